@@ -1,0 +1,1 @@
+"""The `robovlms` command: one module per subcommand, imported when it is called."""

@@ -1,0 +1,67 @@
+"""`robovlms COMMAND`: finds the subcommand's module, runs it, turns the package's errors into one clear line.
+
+A subcommand is a module with `SUMMARY: str`, `add_arguments(parser) -> None` and `run(args) -> int` (the exit code).
+"""
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+
+from robovlms_ros.schema import did_you_mean
+from robovlms_ros.types import RoboVLMsError
+
+COMMANDS = {
+    "demo": ("demo", "drive the simulated arm through the real ROS graph and report"),
+    "check": ("check", "preflight of a checkpoint: does it fit this robot and this machine?"),
+    "convert": ("convert", "write a published RoboVLMs checkpoint in this package's format"),
+    "train": ("train", "train a policy"),
+    "demo-data": ("demo_data", "record demonstrations in the simulated arm"),
+    "rollout": ("rollout", "closed-loop success in the simulated arm, without ROS"),
+    "bench": ("bench", "benchmarks; `robovlms bench --help` lists them"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code (2 for a wrong command line, 1 for a refusal)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return dispatch("robovlms", COMMANDS, arguments)
+
+
+def dispatch(program: str, commands: dict[str, tuple[str, str]], arguments: list[str]) -> int:
+    """Run `arguments[0]` out of `commands` (name -> module in this package, summary) with the rest."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview(program, commands))
+        return 0
+    name = arguments[0]
+    if name not in commands:
+        print(f"{program}: unknown command '{name}'.{did_you_mean(name, commands)}", file=sys.stderr)
+        return 2
+    module_name, summary = commands[name]
+    module = importlib.import_module(f"robovlms_ros.cli.{module_name}")
+    if hasattr(module, "COMMANDS"):
+        return dispatch(f"{program} {name}", module.COMMANDS, arguments[1:])
+    parser = argparse.ArgumentParser(prog=f"{program} {name}", description=module.__doc__ or summary,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    try:
+        return int(module.run(parser.parse_args(arguments[1:])))
+    except RoboVLMsError as error:
+        print(f"{program} {name}: {error}", file=sys.stderr)
+        return 1
+
+
+def _overview(program: str, commands: dict[str, tuple[str, str]]) -> str:
+    """The help text: every command that this installation has, with its summary."""
+    present = {n: s for n, (m, s) in commands.items() if importlib.util.find_spec(f"robovlms_ros.cli.{m}")}
+    width = max(map(len, present), default=0)
+    lines = [f"usage: {program} COMMAND [OPTIONS]", ""]
+    lines += [f"  {name:<{width}}  {summary}" for name, summary in present.items()]
+    return "\n".join([*lines, "", f"`{program} COMMAND --help` explains one command."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
