@@ -1,0 +1,1 @@
+"""Measuring a policy: closed loop in the simulated arm, streaming against a controller model."""
