@@ -1,0 +1,42 @@
+"""Where the package's own data lies: `config/`, `msg/`, `launch/`, in a checkout, a colcon install or a pip install."""
+
+import os
+import sys
+from pathlib import Path
+
+from robovlms_ros.types import RoboVLMsError
+
+PACKAGE = "robovlms_ros"
+
+
+def share_directory() -> Path:
+    """The folder that holds `config/` and `msg/`: the checkout this module runs from, else an installed share.
+
+    Raises RoboVLMsError that lists the places looked at.
+    """
+    prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    places = [Path(__file__).resolve().parents[1]]
+    places += [Path(prefix) / "share" / PACKAGE for prefix in [*prefixes, sys.prefix]]
+    for place in places:
+        if (place / "config" / "robots").is_dir():
+            return place
+    raise RoboVLMsError(
+        f"the data of {PACKAGE} (config/, msg/) was found in none of: {', '.join(map(str, places))}. "
+        "Build the package with colcon and source install/setup.bash, or run from a checkout."
+    )
+
+
+def find(name_or_path: str | Path, folder: str, suffix: str = ".yaml") -> Path:
+    """A file the user named: a path that exists, or the stem of a shipped file in `folder` (`panda` in `config/robots`).
+
+    Raises RoboVLMsError with the shipped names when it is neither.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    shipped = share_directory() / folder
+    candidate = shipped / f"{name_or_path}{suffix}"
+    if candidate.is_file():
+        return candidate
+    names = ", ".join(sorted(p.stem for p in shipped.glob(f"*{suffix}"))) or "none"
+    raise RoboVLMsError(f"'{name_or_path}' is neither an existing path nor one of the shipped {folder}: {names}.")
