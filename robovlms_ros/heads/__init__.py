@@ -1,0 +1,1 @@
+"""Policy heads: from the backbone's action features to chunks of normalised actions."""

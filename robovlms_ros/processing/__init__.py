@@ -1,0 +1,1 @@
+"""What stands between raw data and a model: text, images, actions, rotations. Every step has its mirror."""
