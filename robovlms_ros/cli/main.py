@@ -1,6 +1,6 @@
 """`robovlms COMMAND`: finds the subcommand's module, runs it, turns the package's errors into one clear line.
 
-A subcommand is a module with `SUMMARY: str`, `add_arguments(parser) -> None` and `run(args) -> int` (the exit code).
+A subcommand is a module with `add_arguments(parser) -> None` and `run(args) -> int` (the exit code).
 """
 
 import argparse

@@ -1,0 +1,184 @@
+"""Run the demo: start both nodes, examine them, write the table's rows, the pictures and the bag."""
+
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+
+from robovlms_ros.evaluation.closed_loop import Condition, EpisodeResult
+from robovlms_ros.evaluation.demo_report import EpisodeRecording
+from robovlms_ros.ros.demo.examiner import CAMERAS, POLICY, SIM, Examiner
+from robovlms_ros.ros.demo.processes import Child
+from robovlms_ros.ros.recorder import Recorder
+from robovlms_ros.types import NANOSECONDS
+
+NAMESPACE = "/demo"
+LIFT_HEIGHT = 0.04
+SETTLE_TIME = 0.5
+RECORDED = ("instruction", "joint_states", "panda_arm_controller/joint_trajectory", "gripper_controller/joint_trajectory",
+            "robot_description", f"{SIM}/ground_truth", f"{POLICY}/action_chunk", f"{POLICY}/status",
+            *(f"{camera}/image_raw" for camera in CAMERAS))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One episode to run: the words, the scene, the condition, and whether to keep its pictures."""
+
+    instruction: str
+    seed: int
+    condition: Condition
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What to run and where to write. time_limit: simulated s per episode; real_time_factor: simulated s per wall s."""
+
+    trials: tuple[Trial, ...]
+    output: Path
+    sim_parameters: Path
+    policy_parameters: Path
+    checkpoint: str = ""
+    time_limit: float = 10.0
+    real_time_factor: float = 1.0
+
+
+@dataclass
+class DemoOutcome:
+    """What came of it. reaction_s: p50 and p99 as the policy node measured them; real_time_factor: as achieved."""
+
+    episodes: list[EpisodeResult] = field(default_factory=list)
+    recordings: list[EpisodeRecording] = field(default_factory=list)
+    reaction_s: tuple[float, float] = (float("nan"), float("nan"))
+    real_time_factor: float = float("nan")
+    bag: Path | None = None
+    bag_messages: int = 0
+
+
+def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoOutcome:
+    """Run every trial of `options` against fresh processes; `say` is told of each step in one line.
+
+    Raises ChildDied when a node ends, ExaminerError when one refuses or stays silent.
+    """
+    # A domain of its own, on this machine only: the demo's commands must never reach a real arm on the network.
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 100))
+    outcome = DemoOutcome()
+    with ExitStack() as stack:
+        logs = Path(tempfile.mkdtemp(prefix="robovlms_demo_"))
+        sim = stack.enter_context(_child(SIM, "robovlms_ros.ros.sim_arm_node", _sim_arguments(options), logs))
+        policy = stack.enter_context(_child(POLICY, "robovlms_ros.ros.vla_node", _policy_arguments(options), logs))
+        examiner = stack.enter_context(_spinning((sim, policy)))
+        say("loading the policy")
+        examiner.configure(patience=240.0)
+        examiner.activate()
+        outcome.bag = options.output / "bag"
+        recorder = Recorder(examiner, outcome.bag, tuple(f"{NAMESPACE}/{topic}" for topic in RECORDED))
+        stack.callback(recorder.close)
+        wall, simulated = time.monotonic(), examiner.now_ns()
+        for index, trial in enumerate(options.trials):
+            recorder.discover()
+            episode, recording = _examine(examiner, trial, options.time_limit)
+            outcome.episodes.append(episode)
+            if recording:
+                outcome.recordings.append(recording)
+            say(_line(index + 1, len(options.trials), episode))
+        outcome.real_time_factor = (examiner.now_ns() - simulated) / NANOSECONDS / (time.monotonic() - wall)
+        outcome.reaction_s = (examiner.status.latency_p50, examiner.status.latency_p99)
+        recorder.close()
+        outcome.bag_messages = sum(recorder.counts.values())
+    return outcome
+
+
+def _line(number: int, total: int, episode: EpisodeResult) -> str:
+    result = "lifted" if episode.success else "WRONG OBJECT" if episode.wrong else "not lifted"
+    return f"[{number}/{total}] scene {episode.seed}, {episode.condition}: {episode.instruction}: {result}"
+
+
+def _sim_arguments(options: DemoOptions) -> list[str]:
+    return ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"__node:={SIM}",
+            "--params-file", str(options.sim_parameters), "-p", f"real_time_factor:={options.real_time_factor}"]
+
+
+def _policy_arguments(options: DemoOptions) -> list[str]:
+    checkpoint = ["-p", f"checkpoint:={options.checkpoint}"] if options.checkpoint else []
+    return ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"__node:={POLICY}",
+            "--params-file", str(options.policy_parameters), *checkpoint]
+
+
+@contextmanager
+def _child(name: str, module: str, arguments: Sequence[str], logs: Path) -> Iterator[Child]:
+    child = Child(name, module, arguments, logs / f"{name}.log", {})
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+@contextmanager
+def _spinning(children: tuple[Child, ...]) -> Iterator[Examiner]:
+    rclpy.init()
+    examiner = Examiner(children, NAMESPACE)
+    executor = SingleThreadedExecutor()
+    executor.add_node(examiner)
+    thread = threading.Thread(target=executor.spin, name="examiner", daemon=True)
+    thread.start()
+    try:
+        yield examiner
+    finally:
+        executor.shutdown()
+        thread.join(timeout=5.0)
+        examiner.destroy_node()
+        rclpy.try_shutdown()
+
+
+def _examine(examiner: Examiner, trial: Trial, limit: float) -> tuple[EpisodeResult, EpisodeRecording | None]:
+    """One episode, from a fresh scene to success, the wrong object, or the time limit."""
+    examiner.pause(True)
+    examiner.new_scene(trial.seed, trial.condition == "blanked")
+    examiner.instruct(trial.instruction)
+    examiner.reset()
+    chunks, refusals = examiner.chunks, examiner.status.refusals
+    recording = EpisodeRecording(f"{trial.instruction} ({trial.condition}, scene {trial.seed})",
+                                 tuple(examiner.truth()["joints"])) if trial.keep else None
+    examiner.record(recording)
+    start = examiner.now_ns()
+    examiner.pause(False)
+    judge = _Judge(trial.instruction)
+
+    def over() -> bool:
+        return judge.decided(examiner.truth()) or examiner.now_ns() - start > limit * NANOSECONDS
+
+    examiner.wait_until(over, 60.0 + 10.0 * limit, f"the end of '{trial.instruction}'")
+    end = examiner.now_ns()
+    if recording:
+        examiner.wait_until(lambda: examiner.now_ns() - end > SETTLE_TIME * NANOSECONDS, 60.0, "the last pictures")
+    examiner.record(None)
+    seconds = (end - start) / NANOSECONDS
+    result = EpisodeResult(trial.instruction, trial.condition, trial.seed, judge.success, judge.wrong,
+                           seconds if judge.success else None, examiner.chunks - chunks,
+                           int(examiner.status.refusals - refusals))
+    return result, recording
+
+
+class _Judge:
+    """Success: the object that the instruction names is lifted. Wrong: any other one is, at any time before."""
+
+    def __init__(self, instruction: str) -> None:
+        self._named = instruction.removeprefix("lift the ")
+        self.success = False
+        self.wrong = False
+
+    def decided(self, truth: dict) -> bool:
+        lifted = {name for name, height in truth["lifted"].items() if height > LIFT_HEIGHT}
+        self.success = self.success or self._named in lifted
+        self.wrong = self.wrong or bool(lifted - {self._named})
+        return self.success or self.wrong
