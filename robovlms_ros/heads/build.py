@@ -1,5 +1,7 @@
 """From the `action_head` block of a configuration to a head."""
 
+from typing import Any
+
 from robovlms_ros.config import HeadConfig
 from robovlms_ros.heads.base import HeadError, PolicyHead
 from robovlms_ros.heads.discrete import ActionTokenizer, DiscreteHead
@@ -15,7 +17,7 @@ def build_head(config: HeadConfig, in_features: int, horizon: int, window: int) 
     in_features: width d of the backbone's action features. horizon: steps of a chunk. window: frames of history.
     Raises HeadError for a setting that does not fit.
     """
-    shared = {
+    shared: dict[str, Any] = {
         "in_features": in_features,
         "horizon": horizon,
         "hidden_size": config.hidden_size,
@@ -23,13 +25,13 @@ def build_head(config: HeadConfig, in_features: int, horizon: int, window: int) 
         "latent": config.latent,
         "arm_dims": config.action_dim - 1,
     }
-    recurrent = {"window": window, "dropout": config.dropout}
+    sequence: dict[str, Any] = {"window": window, "dropout": config.dropout}
     if config.num_layers is not None:
-        recurrent["num_layers"] = config.num_layers
+        sequence["num_layers"] = config.num_layers
     if config.type == "lstm":
-        return LSTMHead(**shared, **recurrent)
+        return LSTMHead(**shared, **sequence)
     if config.type == "gpt":
-        return GPTHead(**shared, **recurrent)
+        return GPTHead(**shared, **sequence)
     if config.type == "fc":
         return FCHead(**shared)
     known = did_you_mean(config.type, ("lstm", "gpt", "fc"))

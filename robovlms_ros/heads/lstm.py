@@ -23,7 +23,8 @@ class LSTMHead(PolicyHead):
         super().__init__(in_features, horizon, hidden_size, down_sample, latent, arm_dims)
         if dropout and num_layers == 1:
             raise HeadError(
-                f"action_head.dropout = {dropout}: an LSTM of one layer has no place for it. Set dropout to 0 or num_layers to 2."
+                f"action_head.dropout = {dropout}: an LSTM of one layer has no place for it. "
+                "Set dropout to 0 or num_layers to 2 or more."
             )
         self.rnn = nn.LSTM(
             in_features * latent, hidden_size * latent, num_layers=num_layers, dropout=dropout, batch_first=True
