@@ -15,7 +15,7 @@ else
   KIND=wheels
   DISTRO="${ROS_DISTRO_WHEELS:-jazzy}"
   VENV="$ROOT/.venv-$DISTRO"
-  [ "$DISTRO" = jazzy ] && VENV="$ROOT/.venv"
+  if [ "$DISTRO" = jazzy ]; then VENV="$ROOT/.venv"; fi
   BUILD="$ROOT/build/$DISTRO"
   INSTALL="$ROOT/install/$DISTRO"
 fi
@@ -37,7 +37,7 @@ enter_environment() {
   export VIRTUAL_ENV="$VENV"
   export PATH="$VENV/bin:$PATH"
   unset PYTHONHOME
-  [ "$KIND" = wheels ] && enter_wheels
+  if [ "$KIND" = wheels ]; then enter_wheels; fi
   if [ -f "$INSTALL/setup.bash" ]; then
     set +u
     # shellcheck disable=SC1091
