@@ -64,7 +64,8 @@ class PerceiverResampler(nn.Module):
     def forward(self, media: Tensor) -> Tensor:
         """media (..., V, dim) to (..., num_latents, dim)."""
         latents = self.latents.expand(*media.shape[:-2], -1, -1)
-        for attention, mlp in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, mlp = layer.children()
             latents = attention(media, latents) + latents
             latents = mlp(latents) + latents
         return self.norm(latents)

@@ -69,7 +69,7 @@ class TokenReducer(nn.Module):
             return pooled.transpose(1, 2).unflatten(0, features.shape[:2])
         if features.shape[2] != self.latent:
             raise HeadError(
-                f"head input has {features.shape[2]} tokens per frame, down_sample 'none' needs {self.latent} (latent). "
+                f"head input has {features.shape[2]} tokens per frame, down_sample 'none' needs {self.latent}. "
                 "Set action_head.latent to the number of action tokens, or down_sample to pooling or resampler."
             )
         return features
