@@ -1,0 +1,267 @@
+"""The base of every backbone: images, words and state of a robot in, action features out (arXiv 2412.14058)."""
+
+import logging
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robovlms_ros.backbones import sequence as seq
+from robovlms_ros.backbones.hf_config import build_hf_config
+from robovlms_ros.backbones.sequence import Block, TokenSequence, VisualTokens
+from robovlms_ros.backbones.spec import BackboneError, BackboneSpec
+from robovlms_ros.config import PolicyConfig
+from robovlms_ros.perceiver import PerceiverResampler
+
+log = logging.getLogger(__name__)
+REQUIRED = {
+    "image_processor": "a callable from (H, W, 3) uint8 to (3, S, S) float",
+    "hidden_size": "a whole number above 0",
+    "word_embedding": "an nn.Embedding of width hidden_size",
+    "text_tower": "an nn.Module",
+    "vision_tower": "an nn.Module",
+    "model": "an nn.Module",
+}
+SOURCES = {
+    "all": (seq.TEXT, seq.MARGIN, seq.IMAGE, seq.WRAP, seq.STATE, seq.PAD),
+    "text": (seq.TEXT, seq.STATE, seq.PAD),
+    "vision": (seq.IMAGE, seq.WRAP),
+}
+
+
+class BaseRoboVLM(nn.Module):
+    """A VLM as a robot policy's backbone. A subclass gives `spec` and the attributes in REQUIRED.
+
+    config: the policy's. vocab_size: of the tokenizer, where it decides the model's. folder: where the pretrained VLM's
+    files lie. Weights are random until a checkpoint is loaded.
+    """
+
+    spec: ClassVar[BackboneSpec]
+
+    def __init__(self, config: PolicyConfig, vocab_size: int | None = None, folder: Path | None = None):
+        super().__init__()
+        self.config = config
+        self.hf_config = build_hf_config(self.spec, config.vlm, vocab_size, folder, self.complete_config)
+        self.backbone = self.build_model()
+        if config.action_head.action_space != "discrete":
+            _drop_output_embeddings(self.backbone)
+        self.validate()
+        width = self.hidden_size
+        if config.action_head.action_space == "continuous":
+            self.action_token = nn.Parameter(torch.zeros(width))
+        if config.vlm.resampler:
+            self.vision_resampler = PerceiverResampler(width)
+        if config.proprioception is not None:
+            self.state_embedding = nn.Linear(config.proprioception.size, width)
+
+    # What a subclass answers -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def complete_config(data: dict[str, Any]) -> None:
+        """Fill in entries of the transformers configuration `data` that follow from others."""
+
+    def build_model(self) -> nn.Module:
+        """The transformers model of `self.hf_config`."""
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_config(self.hf_config, attn_implementation=self.config.vlm.attention)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.backbone
+
+    @property
+    def image_processor(self) -> Any:
+        from robovlms_ros.processing.images import ImageProcessor
+
+        return ImageProcessor(self.image_size, self.spec.image_mean, self.spec.image_std)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels on a side of the square image that the vision tower takes."""
+        return int(self.hf_config.vision_config.image_size)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.hf_config.get_text_config().hidden_size)
+
+    @property
+    def input_scale(self) -> float:
+        """What the spliced embeddings are multiplied by before `text_tower`, where that does not do it itself."""
+        return 1.0
+
+    def model_encode_images(self, images: Tensor) -> Tensor:
+        """images (N, 3, S, S) to visual tokens (N, n, d) in the scale of unscaled word embeddings."""
+        features = self.backbone.get_image_features(pixel_values=images)  # type: ignore[operator]
+        features = getattr(features, "pooler_output", features)
+        return torch.stack(list(features)) if isinstance(features, list | tuple) else features
+
+    def encode_camera(self, images: Tensor) -> VisualTokens:
+        """One camera's frames (N, 3, S, S); overridden where a family has per-layer features or a token grid."""
+        return VisualTokens(self.model_encode_images(images))
+
+    def positions(self, sequence: TokenSequence) -> dict[str, Any]:
+        """Extra arguments of `text_tower` that depend on the sequence's layout: multi-axis positions, DeepStack."""
+        return {}
+
+    def run_text_tower(self, sequence: TokenSequence, **kwargs: Any) -> Any:
+        """The language model over the sequence; returns transformers' output with `last_hidden_state` (N, L, d)."""
+        scale = self.input_scale
+        embeds = sequence.embeds
+        if scale != 1.0:
+            embeds = embeds * torch.tensor(scale, dtype=embeds.dtype, device=embeds.device)
+        kwargs = {"use_cache": False, **self.positions(sequence), **kwargs}
+        return self.text_tower(inputs_embeds=embeds, attention_mask=sequence.mask.long(), **kwargs)
+
+    # What is the same for all ----------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raise BackboneError naming every required attribute that is missing or of the wrong kind."""
+        faults = []
+        for name, kind in REQUIRED.items():
+            try:
+                value = getattr(self, name)
+            except (AttributeError, NotImplementedError) as error:
+                faults.append(f"{name} is missing, must be {kind} ({error})")
+                continue
+            if not self._right_kind(name, value):
+                faults.append(f"{name} is {type(value).__name__}, must be {kind}")
+        encode = getattr(type(self), "model_encode_images", None)
+        if not callable(encode):
+            faults.append(f"model_encode_images is {type(encode).__name__}, must be a method")
+        if faults:
+            raise BackboneError(f"{type(self).__name__}: {len(faults)} attributes do not fit: {'; '.join(faults)}.")
+
+    def _right_kind(self, name: str, value: Any) -> bool:
+        if name == "image_processor":
+            return callable(value)
+        if name == "hidden_size":
+            return isinstance(value, int) and value > 0
+        if name == "word_embedding":
+            return isinstance(value, nn.Embedding) and value.embedding_dim == getattr(self, "hidden_size", None)
+        return isinstance(value, nn.Module)
+
+    def embed_text(self, input_ids: Tensor) -> Tensor:
+        """Unscaled word embeddings (..., d); some families' embedding layers scale by themselves."""
+        return functional.embedding(input_ids, self.word_embedding.weight)
+
+    def encode_frames(self, images: dict[str, Tensor]) -> dict[str, VisualTokens]:
+        """Camera -> (N, 3, S, S) to camera -> visual tokens, each frame through the vision tower once."""
+        wanted = self.config.cameras
+        if set(images) != set(wanted):
+            raise BackboneError(f"images of cameras {sorted(images)}: the policy wants exactly {sorted(wanted)}.")
+        features = {name: self.encode_camera(images[name]) for name in wanted}
+        if self.config.vlm.resampler:
+            features = {k: VisualTokens(self.vision_resampler(v.tokens)) for k, v in features.items()}
+        return features
+
+    def forward_features(
+        self,
+        visual: dict[str, VisualTokens],
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        state: Tensor | None = None,
+        window: int = 1,
+    ) -> Tensor:
+        """Action features of B windows.
+
+        visual: per camera, B * window frames, the window's frames adjacent and oldest first. input_ids, attention_mask:
+        (B, L). state: (B, window, P). Returns (B, T, tokens, d): T is the window, or 1 with history_type `video`; tokens
+        is `latent`, or with action_space `down_sample` all columns that token_source names.
+        """
+        head = self.config.action_head
+        sequence = self.build_sequence(visual, input_ids, attention_mask, state, window)
+        hidden = self.run_text_tower(sequence).last_hidden_state  # (N, L, d)
+        if head.action_space == "continuous":
+            chosen = sequence.select(hidden, (seq.ACTION,))
+        else:
+            chosen = sequence.select(_without_pads(hidden, sequence), SOURCES[head.token_source])
+        frames = 1 if self.config.model.history_type == "video" else window
+        return chosen.reshape(input_ids.shape[0], frames, -1, hidden.shape[-1])
+
+    def build_sequence(
+        self,
+        visual: dict[str, VisualTokens],
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        state: Tensor | None = None,
+        window: int = 1,
+    ) -> TokenSequence:
+        """The spliced sequence of `forward_features`: (B * window, L) for post, (B, L) for pre and video."""
+        history, head = self.config.model.history_type, self.config.action_head
+        if history == "video":
+            visual = {name: _frames_adjacent(tokens, window) for name, tokens in visual.items()}
+            state = None if state is None else state[:, -1:]
+        repeats = 1 if history == "video" else window
+        ids, mask = (x.repeat_interleave(repeats, dim=0) for x in (input_ids, attention_mask))
+        row_end = self.config.model.padding == "row_end"
+        spec = self.spec
+        sequence = seq.text_block(self.embed_text(ids), mask, spec.bos_offset, spec.eos_offset, row_end)
+        sequence = self._splice_images(sequence, visual, window if history == "video" else 1)
+        before_end = sequence.embeds.shape[1] - spec.eos_offset
+        if self.config.proprioception is not None:
+            if state is None:
+                raise BackboneError("the policy takes proprioception: give the state (B, window, values).")
+            embedded = self.state_embedding(state.flatten(0, 1).to(self.state_embedding.weight.dtype))
+            sequence = seq.insert(sequence, Block(embedded[:, None], seq.STATE), before_end)
+            before_end += 1
+        if head.action_space == "continuous":
+            tokens = self.action_token.expand(len(sequence.embeds), head.latent, -1)
+            sequence = seq.insert(sequence, Block(tokens, seq.ACTION, not head.fill_zero), before_end)
+        if history == "pre" and window > 1:
+            sequence = seq.fold_time(sequence, window)
+        return seq.pads_last(sequence) if row_end else sequence
+
+    def _splice_images(
+        self, sequence: TokenSequence, visual: dict[str, VisualTokens], frames: int
+    ) -> TokenSequence:
+        """Each camera at bos_offset, so the last one comes first; or, with cross attention, beside the sequence."""
+        ordered = [visual[name] for name in self.config.cameras]
+        if self.spec.fusion == "cross_attention":
+            media = torch.cat([v.tokens for v in ordered], dim=1)[:, None]  # (N, 1, cameras * tokens, d)
+            return TokenSequence(sequence.embeds, sequence.mask, sequence.kinds, media=media)
+        prefix, suffix = (self._wrap_tokens(n, sequence) for n in (self.spec.image_prefix, self.spec.image_suffix))
+        for tokens in ordered:
+            for frame in reversed(tokens.tokens.chunk(frames, dim=1)):
+                for block in (Block(suffix, seq.WRAP), Block(frame, seq.IMAGE), Block(prefix, seq.WRAP)):
+                    if block.embeds.shape[1]:
+                        sequence = seq.insert(sequence, block, self.spec.bos_offset)
+        newest_first = ordered[::-1]
+        layers = tuple(torch.cat(group, dim=1) for group in zip(*(v.layers for v in newest_first), strict=True))
+        grids = tuple(v.grid for v in newest_first for _ in range(frames) if v.grid is not None)
+        return TokenSequence(sequence.embeds, sequence.mask, sequence.kinds, layers, grids)
+
+    def _wrap_tokens(self, names: tuple[str, ...], sequence: TokenSequence) -> Tensor:
+        """(N, k, d) word embeddings of the token ids that the configuration gives under `names`."""
+        ids = torch.tensor([int(getattr(self.hf_config, n)) for n in names], device=sequence.embeds.device)
+        return self.embed_text(ids.long()).expand(len(sequence.embeds), -1, -1)
+
+
+def _drop_output_embeddings(model: nn.Module) -> None:
+    """Only the discrete action space asks for words: elsewhere an untied output matrix would be dead memory."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for module in model.modules():
+        for name, child in module.named_children():
+            if child is head:
+                setattr(module, name, nn.Identity())
+
+
+def _frames_adjacent(visual: VisualTokens, window: int) -> VisualTokens:
+    """(B * W, n, d) frames as (B, W * n, d)."""
+
+    def fold(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, window)).flatten(1, 2)
+
+    return VisualTokens(fold(visual.tokens), tuple(fold(x) for x in visual.layers), visual.grid)
+
+
+def _without_pads(hidden: Tensor, sequence: TokenSequence) -> Tensor:
+    """Padding columns replaced by the row's first text column, which a maximum over the tokens does not notice."""
+    pads = sequence.kinds == seq.PAD
+    if not pads.any():
+        return hidden
+    first = (sequence.kinds == seq.TEXT).int().argmax(1)  # (N,)
+    neutral = hidden[torch.arange(len(hidden), device=hidden.device), first]  # (N, d)
+    return torch.where(pads[..., None], neutral[:, None], hidden)

@@ -1,0 +1,1 @@
+"""A policy: backbone and head, its checkpoint, and the session that gives it a history."""

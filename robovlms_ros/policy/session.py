@@ -1,0 +1,177 @@
+"""One robot's conversation with a policy: history, instruction, and the chunks that come out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robovlms_ros.backbones.sequence import VisualTokens
+from robovlms_ros.heads.base import HeadOutput
+from robovlms_ros.policy.history import Frame, FrameHistory, HistoryReport
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.policy.proprioception import state_vector
+from robovlms_ros.processing.actions import ActionPipeline
+from robovlms_ros.processing.gripper import GripperState
+from robovlms_ros.types import NANOSECONDS, ActionChunk, ChunkTiming, Observation, ObservationError
+
+
+@dataclass
+class Encoded:
+    """A frame of the history: the observation until the VLM has seen it, then only what came out.
+
+    feature: (1, 1, tokens, d) action feature (history `post`). visual: per camera (1, n, d) (other histories).
+    """
+
+    observation: Observation | None
+    state: Tensor | None
+    feature: Tensor | None = None
+    visual: dict[str, VisualTokens] | None = None
+
+
+@dataclass(frozen=True)
+class GripperMemory:
+    """The gripper rule's states along the last chunk; `before` is the state that the chunk started from."""
+
+    stamp_ns: int = 0
+    before: GripperState | None = None
+    states: tuple[GripperState, ...] = ()
+
+    def at(self, stamp_ns: int, step_duration: float) -> GripperState | None:
+        """The state after the steps whose time had come by `stamp_ns`."""
+        done = min(round((stamp_ns - self.stamp_ns) / NANOSECONDS / step_duration), len(self.states))
+        return self.states[done - 1] if done > 0 else self.before
+
+
+class PolicySession:
+    """History and instruction of one robot; used by one thread at a time. Any number share a policy.
+
+    now: a clock in ns, only to time the inference; without one the chunks carry no timing.
+    """
+
+    def __init__(self, policy: VLAPolicy, now: Callable[[], int] | None = None):
+        policy.config.require_runnable()
+        assert policy.config.action is not None
+        self.policy, self.now = policy, now
+        self.pipeline = ActionPipeline(policy.config.action)
+        model = policy.config.model
+        step_ns = round((model.history_step or 0.0) * NANOSECONDS)
+        tolerance_ns = round(model.history_tolerance * NANOSECONDS) if model.history_tolerance else step_ns // 2
+        self._frames: FrameHistory[Encoded] = FrameHistory(model.history_length, step_ns, tolerance_ns, model.history_gap)
+        self._instruction: str | None = None
+        self._tokens: dict[str, Tensor] = {}
+        self._gripper = GripperMemory()
+        self._sequence = 0
+        self._report = HistoryReport(0, model.history_length)
+
+    @property
+    def history_fill(self) -> tuple[int, int]:
+        """(places filled, places) of the last prediction's window."""
+        return self._report.have, self._report.want
+
+    @property
+    def history_report(self) -> HistoryReport:
+        """Fill and gaps of the last prediction's window."""
+        return self._report
+
+    def reset(self) -> None:
+        """Forget frames, instruction and the gripper rule's state. The chunk counter goes on."""
+        self._frames.clear()
+        self._instruction = None
+        self._gripper = GripperMemory()
+        self._report = HistoryReport(0, self.policy.config.model.history_length)
+
+    def observe(self, observation: Observation) -> None:
+        """Keep a frame for the history. Cheap: nothing is computed until a prediction's window names it.
+
+        A new instruction starts a new history. Raises ObservationError for missing cameras, a bad instruction or state,
+        or a stamp that goes back.
+        """
+        self._keep(observation)
+
+    @torch.inference_mode()
+    def predict_action_chunk(self, observation: Observation) -> ActionChunk:
+        """The chunk for `observation`, the newest frame. Raises ObservationError when it, or the history, is unusable."""
+        start = self.now() if self.now else 0
+        self._keep(observation)
+        frames, report = self._frames.sample()
+        output = self._infer([frame.content for frame in frames])
+        values = self._decode(output, observation.stamp_ns)
+        self._report = report
+        timing = ChunkTiming(observation.stamp_ns, start, self.now()) if self.now else None
+        spec = self.policy.config.action.spec  # type: ignore[union-attr]
+        chunk = ActionChunk(
+            observation.stamp_ns, values, spec, observation.instruction, self.policy.identity, self._sequence, timing
+        )
+        self._sequence += 1
+        return chunk
+
+    def _keep(self, observation: Observation) -> Frame[Encoded]:
+        config = self.policy.config
+        missing = [name for name in config.cameras if name not in observation.images]
+        if missing:
+            have = ", ".join(sorted(observation.images)) or "none"
+            raise ObservationError(f"no image of camera {', '.join(missing)}; the observation has {have}.")
+        if observation.instruction != self._instruction:
+            tokens = self.policy.tokenize([observation.instruction])
+            self.reset()
+            self._instruction, self._tokens = observation.instruction, tokens
+        state = None
+        if config.proprioception is not None:
+            vector = torch.from_numpy(state_vector(config.proprioception, observation.state)).to(self.policy.device)
+            state = self.policy.normalise_state(vector[None, None])  # (1, 1, P)
+        return self._frames.add(observation.stamp_ns, Encoded(observation, state))
+
+    def _infer(self, window: list[Encoded]) -> HeadOutput | NDArray[np.int64]:
+        """The head's answer for a window: continuous, or the ids of the discrete head."""
+        self._encode_images([frame for frame in window if frame.observation is not None])
+        policy, config = self.policy, self.policy.config
+        if config.model.history_type in ("post", "one_step") and config.action_head.action_space != "discrete":
+            for frame in window:
+                if frame.feature is None:
+                    frame.feature = self._features([frame], 1)
+                    frame.visual = None
+            return policy.head(torch.cat([frame.feature for frame in window], dim=1))  # type: ignore[misc]
+        if config.action_head.action_space == "discrete":
+            raise ObservationError("the discrete action space cannot be run yet.")
+        return policy.head(self._features(window, len(window)))
+
+    def _features(self, frames: list[Encoded], window: int) -> Tensor:
+        """(1, T, tokens, d) of `frames` as one window."""
+        visual = {
+            name: VisualTokens.join([f.visual[name] for f in frames])  # type: ignore[index]
+            for name in self.policy.config.cameras
+        }
+        state = None
+        if self.policy.config.proprioception is not None:
+            state = torch.cat([f.state for f in frames], dim=1)  # type: ignore[misc]
+        tokens = self._tokens
+        return self.policy.vlm.forward_features(visual, tokens["input_ids"], tokens["attention_mask"], state, window)
+
+    def _encode_images(self, frames: list[Encoded]) -> None:
+        """Vision tower over the frames that it has not seen, all in one batch; their pixels are let go."""
+        frames = list({id(frame): frame for frame in frames}.values())
+        if not frames:
+            return
+        processor, policy = self.policy.vlm.image_processor, self.policy
+        images = {}
+        for name in policy.config.cameras:
+            rows = [processor(f.observation.images[name], name) for f in frames]  # type: ignore[union-attr]
+            images[name] = torch.stack(rows).to(policy.device, policy.dtype)  # (frames, 3, S, S)
+        visual = policy.vlm.encode_frames(images)
+        for i, frame in enumerate(frames):
+            frame.visual = {name: tokens.frames(i, i + 1) for name, tokens in visual.items()}
+            frame.observation = None
+
+    def _decode(self, output: HeadOutput | NDArray[np.int64], stamp_ns: int) -> NDArray[np.float64]:
+        """SI values (n, dims) of the newest frame's chunk (or the oldest's, where the configuration asks for it)."""
+        assert isinstance(output, HeadOutput)
+        index = 0 if self.policy.config.model.pre_executes == "oldest" else -1
+        arm = output.arm[0, index].double().cpu().numpy()  # (n, A)
+        logits = output.gripper_logits[0, index].double().cpu().numpy()  # (n, 1)
+        before = self._gripper.at(stamp_ns, self.pipeline.config.step_duration)
+        decoded = self.pipeline.decode(arm, logits, before)
+        self._gripper = GripperMemory(stamp_ns, before, decoded.gripper_states)
+        return decoded.values
