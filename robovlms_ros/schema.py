@@ -43,7 +43,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give the path of a YAML or JSON file.") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give a YAML or JSON file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML or JSON: {error}") from error
     if not isinstance(data, dict):
@@ -102,12 +102,25 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
     members = [a for a in args if a is not type(None)]
     if len(members) == 1:
         return convert(members[0], value, where)
+    if all(map(dataclasses.is_dataclass, members)):
+        return build(_pick_by_type(members, value, where), value, where)
     for member in members:
         try:
             return convert(member, value, where)
         except ConfigError:
             continue
     raise ConfigError(f"{where} = {value!r}: must be {' or '.join(describe(a) for a in args)}.")
+
+
+def _pick_by_type(members: list[Any], value: Any, where: str) -> Any:
+    """The dataclass among `members` whose `type: Literal[...]` field names what `value["type"]` says."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} = {value!r}: must be a mapping of names to values, `type` among them.")
+    tags = {tag: m for m in members for tag in typing.get_args(typing.get_type_hints(m)["type"])}
+    tag = value.get("type")
+    if tag not in tags:
+        raise ConfigError(f"{where}.type = {tag!r}: not allowed.{did_you_mean(str(tag), tags)}")
+    return tags[tag]
 
 
 def describe(hint: Any) -> str:

@@ -1,0 +1,1 @@
+"""What runs a policy: robot description, kinematics, planning, scheduling, safety, inference worker."""

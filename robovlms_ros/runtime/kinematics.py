@@ -1,0 +1,239 @@
+"""Forward and inverse kinematics of an arm on its own URDF or MJCF, by pinocchio.
+
+Inverse kinematics solves a whole chunk of poses in order, each step warm-started from the one before: damped least
+squares on the pose error, with joint limits as an active set and damping of the nearly singular directions alone
+(Maciejewski and Klein, "Numerical filtering for the operation of robotic manipulators through kinematically singular
+configurations", 1988), so that the well-conditioned directions still converge quadratically.
+"""
+
+import importlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.runtime.description import KinematicsError, import_pinocchio, load_model, reduce_model
+from robovlms_ros.runtime.robot import RobotSpec
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class IKSettings:
+    """How inverse kinematics iterates and when it calls a step reached.
+
+    position_tolerance, rotation_tolerance: m and rad, largest error of a reached step.
+    converged: iteration stops once both errors are below this part of the tolerances.
+    singular_value: below this singular value of the Jacobian (m or rad per rad) a direction is damped.
+    damping: the damping of a direction whose singular value is 0.
+    max_step: rad, largest joint change of one iteration.
+    """
+
+    position_tolerance: float = 1e-3
+    rotation_tolerance: float = 5e-3
+    converged: float = 1e-3
+    singular_value: float = 0.03
+    damping: float = 0.03
+    max_step: float = 0.3
+    max_iterations: int = 60
+    patience: int = 6
+
+
+@dataclass(frozen=True)
+class IKResult:
+    """positions (N, J) rad; position_error (N,) m; rotation_error (N,) rad; reached (N,) bool."""
+
+    positions: Array
+    position_error: Array
+    rotation_error: Array
+    reached: NDArray[np.bool_]
+
+
+class Kinematics:
+    """One arm's kinematics, with the other joints of its description locked at their neutral position.
+
+    description: the text of a URDF, or the path of a URDF or MJCF file.
+    joints: the arm's joints; their order is the order of every joint vector here.
+    eef_frame, base_frame: names of links or sites; base_frame None is the root of the description.
+    lower, upper: (J,) position limits; None takes the description's.
+    posture, posture_gain: (J,) configuration towards which a redundant arm moves in its null space, and the part of
+        the way (0 to 1) it takes per step.
+
+    Not thread-safe: one object per thread. Raises KinematicsError.
+    """
+
+    def __init__(
+        self,
+        description: str | Path,
+        joints: Sequence[str],
+        eef_frame: str,
+        base_frame: str | None = None,
+        lower: Array | None = None,
+        upper: Array | None = None,
+        posture: Array | None = None,
+        posture_gain: float = 0.0,
+        settings: IKSettings | None = None,
+    ) -> None:
+        self._pin = import_pinocchio()
+        self._eigen_solver = importlib.import_module("eigenpy").SelfAdjointEigenSolver
+        model = load_model(self._pin, description)
+        self.joints = tuple(joints)
+        self._model = reduce_model(self._pin, model, self.joints)
+        self._data = self._model.createData()
+        order = [self._model.joints[self._model.getJointId(j)].idx_q for j in self.joints]
+        self._order = np.array(order)
+        self._identity = bool(np.array_equal(self._order, np.arange(len(order))))
+        self._eef = self._frame(eef_frame)
+        base = None if base_frame is None else self._frame(base_frame)
+        self._pin.framesForwardKinematics(self._model, self._data, self._pin.neutral(self._model))
+        pose = np.eye(4) if base is None else self._data.oMf[base].homogeneous
+        if base is not None and self._model.frames[base].parentJoint != 0:
+            raise KinematicsError(f"base_frame '{base_frame}' moves with the joints; name one below the first.")
+        self._base_rotation = pose[:3, :3].copy()
+        self._base_position = pose[:3, 3].copy()
+        self.lower = self._model.lowerPositionLimit[self._order] if lower is None else np.asarray(lower, float)
+        self.upper = self._model.upperPositionLimit[self._order] if upper is None else np.asarray(upper, float)
+        self._posture: Array | None = None if posture is None else np.asarray(posture, float)
+        self._posture_gain = posture_gain
+        self.settings = settings or IKSettings()
+
+    @classmethod
+    def for_robot(cls, robot: RobotSpec, description: str | Path | None = None) -> "Kinematics":
+        """The kinematics of a RobotSpec; `description` is what its topic delivered, where it names one.
+
+        Raises KinematicsError, also when the description comes from a topic and none is given.
+        """
+        source = robot.description_path if description is None else description
+        if source is None:
+            raise KinematicsError(
+                f"the description of {robot.name} comes from the topic '{robot.description.topic}', which has not "
+                "delivered one. Start robot_state_publisher, or set description.file in the robot's YAML."
+            )
+        return cls(
+            source,
+            robot.joints,
+            robot.eef_frame,
+            robot.base_frame,
+            robot.lower(),
+            robot.upper(),
+            np.array(robot.home),
+            robot.posture_gain,
+        )
+
+    def forward(self, positions: Array) -> Array:
+        """(4, 4) base_T_eef at joint positions (J,)."""
+        self._pin.forwardKinematics(self._model, self._data, self._configuration(positions))
+        placement = self._pin.updateFramePlacement(self._model, self._data, self._eef)
+        pose = np.eye(4)
+        pose[:3, :3] = self._base_rotation.T @ placement.rotation
+        pose[:3, 3] = self._base_rotation.T @ (placement.translation - self._base_position)
+        return pose
+
+    def jacobian(self, positions: Array) -> Array:
+        """(6, J) Jacobian at joint positions (J,): linear then angular velocity of the tool frame, in base axes."""
+        q = self._configuration(positions)
+        frame = self._pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
+        jacobian = self._pin.computeFrameJacobian(self._model, self._data, q, self._eef, frame)
+        jacobian = jacobian if self._identity else jacobian[:, self._order]
+        return np.vstack([self._base_rotation.T @ jacobian[:3], self._base_rotation.T @ jacobian[3:]])
+
+    def inverse(self, targets: Array, seed: Array) -> IKResult:
+        """Joint positions that bring the tool frame to each of `targets` (N, 4, 4) base_T_eef, starting from seed (J,).
+
+        A step that is not reached holds the closest configuration found, and the next step starts from it.
+        """
+        targets = np.asarray(targets, dtype=np.float64)
+        q = np.clip(np.asarray(seed, dtype=np.float64), self.lower, self.upper)
+        count = targets.shape[0]
+        positions, errors = np.empty((count, len(self.joints))), np.empty((count, 2))
+        for step in range(count):
+            q, errors[step] = self._solve(targets[step], q)
+            positions[step] = q
+        s = self.settings
+        reached = (errors[:, 0] <= s.position_tolerance) & (errors[:, 1] <= s.rotation_tolerance)
+        return IKResult(positions, errors[:, 0], errors[:, 1], reached)
+
+    def _solve(self, target: Array, q: Array) -> tuple[Array, tuple[float, float]]:
+        """The configuration nearest to one target (4, 4), and its position and rotation error."""
+        s, rotation = self.settings, self._base_rotation
+        goal = self._pin.SE3(rotation @ target[:3, :3], rotation @ target[:3, 3] + self._base_position)
+        best, best_errors, best_score, stalled = q, (np.inf, np.inf), np.inf, 0
+        if self._posture is not None and self._posture_gain > 0.0:
+            q = self._advance(q, *self._linearise(q, goal), posture=self._posture)
+        for _ in range(s.max_iterations):
+            jacobian, error = self._linearise(q, goal)
+            errors = _norm(error[:3]), _norm(error[3:])
+            score = max(errors[0] / s.position_tolerance, errors[1] / s.rotation_tolerance)
+            stalled = 0 if score < 0.99 * best_score else stalled + 1
+            if score < best_score:
+                best, best_errors, best_score = q, errors, score
+            if score <= s.converged or stalled > s.patience:
+                break
+            q = self._advance(q, jacobian, error)
+        return best, best_errors
+
+    def _linearise(self, q: Array, goal: Any) -> tuple[Array, Array]:
+        """The Jacobian (6, J) at q and the error (6,) to the goal, both in the tool's axes."""
+        self._pin.computeJointJacobians(self._model, self._data, self._configuration(q))
+        jacobian = self._pin.getFrameJacobian(self._model, self._data, self._eef, self._pin.ReferenceFrame.LOCAL)
+        rest = self._pin.updateFramePlacement(self._model, self._data, self._eef).actInv(goal)
+        error = np.empty(6)
+        error[:3] = rest.translation
+        error[3:] = self._pin.log3(rest.rotation)
+        return (jacobian if self._identity else jacobian[:, self._order]), error
+
+    def _advance(self, q: Array, jacobian: Array, error: Array, posture: Array | None = None) -> Array:
+        """One iteration: q moved against the error within the limits; joints that meet a limit leave the solution."""
+        free = None
+        for _ in range(len(q)):
+            active = jacobian if free is None else jacobian * free
+            step = self._step(active, error)
+            if posture is not None:
+                step = step + self._null_step(active, q, posture)
+            largest = float(np.abs(step).max())
+            if largest > self.settings.max_step:
+                step = step * (self.settings.max_step / largest)
+            moved = q + step
+            inside = np.minimum(np.maximum(moved, self.lower), self.upper)
+            # A joint that cannot move any further is taken out, and the others carry its part.
+            blocked = (inside != moved) & (inside == q)
+            if not blocked.any():
+                return inside
+            free = np.where(blocked, 0.0, 1.0 if free is None else free)
+        return q
+
+    def _null_step(self, jacobian: Array, q: Array, posture: Array) -> Array:
+        """A part of the way to the posture, less what would move the tool."""
+        wish = self._posture_gain * (posture - q)
+        wish = wish * np.any(jacobian != 0.0, axis=0)
+        return wish - np.linalg.lstsq(jacobian, jacobian @ wish, rcond=1e-3)[0]
+
+    def _step(self, jacobian: Array, error: Array) -> Array:
+        """Damped least squares (J,), damping only the directions of small singular value."""
+        s = self.settings
+        # eigenpy comes with pinocchio; NumPy's eigh takes three times as long on a 6x6 matrix.
+        solver = self._eigen_solver(jacobian @ jacobian.T)
+        squares, vectors = np.maximum(solver.eigenvalues(), 0.0), solver.eigenvectors()  # (6,), (6, 6)
+        near = np.maximum(1.0 - squares / s.singular_value**2, 1e-9)
+        return jacobian.T @ (vectors @ ((vectors.T @ error) / (squares + s.damping**2 * near)))
+
+    def _configuration(self, positions: Array) -> Array:
+        if self._identity:
+            return np.ascontiguousarray(positions, dtype=np.float64)
+        q = np.empty(len(self.joints))
+        q[self._order] = positions
+        return q
+
+    def _frame(self, name: str) -> int:
+        if not self._model.existFrame(name):
+            names = sorted({f.name for f in self._model.frames})
+            raise KinematicsError(f"frame '{name}' is not in the robot's description, which has: {', '.join(names)}.")
+        return int(self._model.getFrameId(name))
+
+
+def _norm(vector: Array) -> float:
+    return math.sqrt(float(vector @ vector))
