@@ -1,0 +1,263 @@
+"""A rosbag2, folder or file, MCAP or SQLite, compressed or split, whole or damaged, as one stream of messages.
+
+Messages come in the order in which they were recorded, sorted over a short window, so that a player's jitter does not
+matter and a clock that jumps back is seen as what it is. Nothing is held but that window; nothing of ROS is needed.
+"""
+
+import heapq
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from robovlms_ros.evaluation.bag_mcap import McapError, McapStorage
+from robovlms_ros.evaluation.bag_sqlite import SqliteError, SqliteStorage
+from robovlms_ros.evaluation.bags import typestore
+from robovlms_ros.types import NANOSECONDS, RoboVLMsError
+
+WINDOW_NS = NANOSECONDS // 2
+JUMP_NS = NANOSECONDS
+SUFFIXES = (".mcap", ".db3")
+DISTRIBUTIONS = {"humble": Stores.ROS2_HUMBLE, "iron": Stores.ROS2_IRON, "jazzy": Stores.ROS2_JAZZY,
+                 "kilted": Stores.ROS2_KILTED, "foxy": Stores.ROS2_FOXY, "galactic": Stores.ROS2_GALACTIC}
+
+Storage = McapStorage | SqliteStorage
+
+
+class BagError(RoboVLMsError):
+    """A bag cannot be read at all; what is merely damaged becomes a note."""
+
+
+@dataclass(frozen=True)
+class RawMessage:
+    """One message as recorded. log_ns: when it was received; data: CDR."""
+
+    topic: str
+    type: str
+    log_ns: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ClockJump:
+    """The recording's clock went back: what follows belongs to another time line."""
+
+    from_ns: int
+    to_ns: int
+
+
+@dataclass
+class Bag:
+    """An open rosbag2; use as a context manager.
+
+    topics: name -> type. counts: name -> messages, None where the file cannot say without being read.
+    notes: what was missing, repaired or lost, one sentence each; grows while the bag is read.
+    """
+
+    path: Path
+    topics: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] | None = None
+    distribution: str = ""
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
+        self._storages: list[Storage] = []
+        self._stack = ExitStack()
+        self._notes: list[str] = []
+        self._undecodable: dict[str, int] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence for each thing that is not as it should be."""
+        lost = [f"{count} messages on {topic} do not decode and are left out." for topic, count in self._undecodable.items()]
+        return list(dict.fromkeys([*self._notes, *(n for s in self._storages for n in s.notes), *lost]))
+
+    def __enter__(self) -> "Bag":
+        try:
+            self._open()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _open(self) -> None:
+        if not self.path.exists():
+            raise BagError(f"{self.path}: no such bag. Give a rosbag2 folder, or its .mcap or .db3 file.")
+        files, self._mode = self._files()
+        for file in files:
+            self._storages.append(self._open_storage(file))
+        for storage in self._storages:
+            self.topics.update(dict(storage.channels.values()))
+        totals: dict[str, int] = dict.fromkeys(self.topics, 0)
+        for storage in self._storages:
+            for topic, count in (storage.counts or {}).items():
+                totals[topic] = totals.get(topic, 0) + count
+        self.counts = None if any(storage.counts is None for storage in self._storages) else totals
+        self._types = self._typestore()
+
+    def _files(self) -> tuple[list[Path], str]:
+        """The storage files in order, decompressed where the whole file was, and the compression mode left."""
+        if self.path.is_file():
+            return [self._plain(self.path)], "none"
+        information: dict[str, Any] = {}
+        metadata = self.path / "metadata.yaml"
+        try:
+            loaded = yaml.safe_load(metadata.read_text(encoding="utf-8"))
+            information = loaded["rosbag2_bagfile_information"]
+            names = [self.path / Path(name).name for name in information["relative_file_paths"]]
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+            self._notes.append(f"metadata.yaml {reason}; the files of {self.path.name} are read without it, by name.")
+            names = sorted(p for p in self.path.iterdir() if p.name.removesuffix(".zstd").endswith(SUFFIXES))
+        for name in [n for n in names if not n.exists()]:
+            self._notes.append(f"{name.name} is listed in metadata.yaml and missing; what is in the other files is used.")
+        present = [name for name in names if name.exists()]
+        if not present:
+            raise BagError(f"{self.path}: holds no .mcap or .db3 file. Give a rosbag2 folder, or its .mcap or .db3 file.")
+        self.distribution = str(information.get("ros_distro") or "").lower()
+        mode = str(information.get("compression_mode") or "none").lower()
+        return [self._plain(name) for name in present], mode if mode == "message" else "none"
+
+    def _plain(self, path: Path) -> Path:
+        """The file itself, or its decompressed copy in a folder that goes with this object."""
+        if path.suffix not in (".zstd", ".zst"):
+            return path
+        import zstandard
+
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="robovlms_bag_")))
+        target = folder / path.stem
+        with path.open("rb") as source, target.open("wb") as sink:
+            try:
+                with zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True) as reader:
+                    shutil.copyfileobj(reader, sink, 1 << 20)
+            except zstandard.ZstdError as error:
+                self._notes.append(f"{path.name} is cut off or damaged ({error}); what was decompressed is used.")
+        return target
+
+    def _open_storage(self, path: Path) -> Storage:
+        if path.suffix not in SUFFIXES:
+            raise BagError(f"{path}: '{path.suffix}' is not a rosbag2 file. Allowed: {', '.join(SUFFIXES)}, also .zstd.")
+        storage: Storage = McapStorage(path) if path.suffix == ".mcap" else SqliteStorage(path)
+        try:
+            storage.open()
+        except (McapError, SqliteError) as error:
+            raise BagError(f"{path}: not readable: {error}. `ros2 bag info` shows whether the recording is whole.") from error
+        return storage
+
+    def _typestore(self) -> Typestore:
+        """The definitions embedded in the bag; for types without one, the distribution's and this package's own."""
+        known = typestore(DISTRIBUTIONS.get(self.distribution, Stores.ROS2_JAZZY))
+        store = get_typestore(Stores.EMPTY)
+        embedded: set[str] = set()
+        for storage in self._storages:
+            for kind, (encoding, text) in storage.definitions.items():
+                try:
+                    types = get_types_from_idl(text) if encoding == "ros2idl" else get_types_from_msg(text, kind)
+                    store.register({name: value for name, value in types.items() if name not in embedded})
+                    embedded |= types.keys()
+                except TypesysError as error:
+                    self._notes.append(f"the definition of {kind} in the bag is unusable ({error}).")
+        store.register({name: value for name, value in known.fielddefs.items() if name not in store.fielddefs})
+        self.embedded = embedded
+        return store
+
+    @property
+    def types(self) -> Typestore:
+        """The message types of this bag."""
+        return self._types
+
+    def decode(self, message: RawMessage) -> Any | None:
+        """The message object; None (and a note) when its bytes do not fit its type."""
+        try:
+            return self._types.deserialize_cdr(message.data, message.type)
+        except Exception:  # noqa: BLE001: whatever broken bytes raise in generated code, the message is lost
+            self._undecodable[message.topic] = self._undecodable.get(message.topic, 0) + 1
+            return None
+
+    def messages(self, topics: set[str] | None = None) -> Iterator[RawMessage | ClockJump]:
+        """The messages of `topics` (None: all), with a ClockJump where recorded time goes back by more than a second."""
+        decompress = self._decompressor()
+        heap: list[tuple[int, int, RawMessage]] = []
+        newest, count = 0, 0
+        for topic, kind, time, data in self._in_order(topics):
+            message = RawMessage(topic, kind, time, decompress(data))
+            if heap and time < newest - JUMP_NS or not heap and newest and time < newest - JUMP_NS:
+                while heap:
+                    yield heapq.heappop(heap)[2]
+                yield ClockJump(newest, time)
+                newest = time
+            newest = max(newest, time)
+            count += 1
+            heapq.heappush(heap, (time, count, message))
+            while heap and heap[0][0] < newest - WINDOW_NS:
+                yield heapq.heappop(heap)[2]
+        while heap:
+            yield heapq.heappop(heap)[2]
+
+    def _decompressor(self) -> Any:
+        if self._mode != "message":
+            return lambda data: data
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompress
+
+    def _in_order(self, topics: set[str] | None) -> Iterator[tuple[str, str, int, bytes]]:
+        for storage in self._storages:
+            if isinstance(storage, SqliteStorage):
+                yield from storage.messages(topics, by_time=_sorting_helps(storage.times()))
+            elif _blocks_disordered(storage) and _sorting_helps(_times(storage)):
+                yield from _merged(storage, topics)
+            else:
+                yield from storage.messages(topics)
+
+
+def _sorting_helps(times: Iterator[tuple[str, int]]) -> bool:
+    """Whether time goes back across topics but never within one: a file written topic by topic, not a clock jump."""
+    latest: dict[str, int] = {}
+    newest, disordered = 0, False
+    for topic, time in times:
+        if time < latest.get(topic, 0) - JUMP_NS:
+            return False
+        disordered = disordered or time < newest - JUMP_NS
+        latest[topic] = max(time, latest.get(topic, 0))
+        newest = max(newest, time)
+    return disordered
+
+
+def _blocks_disordered(storage: McapStorage) -> bool:
+    newest = 0
+    for block in storage.blocks:
+        if not block.chunk or block.begin < newest - JUMP_NS:
+            return True
+        newest = max(newest, block.end)
+    return False
+
+
+def _times(storage: McapStorage) -> Iterator[tuple[str, int]]:
+    for topic, _, time, _ in storage.messages(None):
+        yield topic, time
+
+
+def _merged(storage: McapStorage, topics: set[str] | None) -> Iterator[tuple[str, str, int, bytes]]:
+    """The messages by time, whatever their order in the file; a block is read when its first message is due."""
+
+    def sorted_block(index: int) -> Iterator[tuple[int, int, int, tuple[str, str, int, bytes] | None]]:
+        block = storage.blocks[index]
+        yield block.begin, index, -1, None
+        messages = sorted(storage.block_messages(block, topics), key=lambda message: message[2])
+        for number, message in enumerate(messages):
+            yield message[2], index, number, message
+
+    for *_, message in heapq.merge(*(sorted_block(i) for i in range(len(storage.blocks)))):
+        if message is not None:
+            yield message
