@@ -1,0 +1,155 @@
+"""The core is free of ROS, and its arrows point one way.
+
+- Every module outside robovlms_ros/ros imports where rclpy and every message package are absent.
+- None of them imports one of those even inside a function; only the command line may reach robovlms_ros.ros, lazily.
+- A module imports only from its own layer's package or from lower layers, and two packages of one layer do not import
+  each other both ways.
+- No Python subpackage takes a name that belongs to generated code.
+- `robovlms --help` and the types load no heavy library.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "robovlms_ros"
+ROS_ONLY = ("rclpy", "rcl_interfaces", "builtin_interfaces", "std_srvs", "cv_bridge", "launch", "launch_ros",
+            "ament_index_python", "rosidl_runtime_py", "rosidl_generator_py", "tf2_ros", "rosbag2_py")
+HEAVY = ("torch", "transformers", "mujoco", "robosuite", "pinocchio", "matplotlib", "cv2", "rclpy")
+
+LAYERS = (
+    {"types", "schema", "resources"},
+    {"registry", "config"},
+    {"backbones", "heads", "processing", "conversions"},
+    {"policy"},
+    {"runtime"},
+    {"evaluation", "training", "sim"},
+    {"ros", "cli"},
+)
+# A module beside the packages belongs with the package that it was split from.
+BELONGS = {"perceiver": "heads"}
+
+BLOCKED_IMPORT = """
+import importlib, sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top in {ros_only!r} or top.endswith(("_msgs", "_interfaces")) or name == "robovlms_ros.msg":
+            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
+
+sys.meta_path.insert(0, Block())
+failed = []
+for module in {modules!r}:
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        failed.append(f"{{module}}: {{type(error).__name__}}: {{error}}")
+print("\\n".join(failed))
+sys.exit(bool(failed))
+"""
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """(dotted module name, file) of the whole package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(dotted name, whether it is imported while the module loads) of every import statement in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) not in lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((f"{node.module}.{alias.name}", id(node) not in lazy) for alias in node.names)
+
+
+def is_ros(name: str) -> bool:
+    top = name.split(".")[0]
+    return top in ROS_ONLY or top.endswith(("_msgs", "_interfaces")) or name.startswith("robovlms_ros.msg")
+
+
+def unit(module: str) -> str:
+    """The package, or the lone module, directly below robovlms_ros; empty for robovlms_ros itself."""
+    name = [*module.split("."), ""][1]
+    return "config" if name.startswith("config_") else BELONGS.get(name, name)
+
+
+def layer(name: str) -> int:
+    for rank, names in enumerate(LAYERS):
+        if name in names:
+            return rank
+    pytest.fail(f"robovlms_ros.{name} stands in no layer: add it to LAYERS")
+
+
+def outside_ros() -> list[tuple[str, Path]]:
+    return [(name, path) for name, path in sources() if unit(name) != "ros"]
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_every_module_outside_ros_imports_without_ros() -> None:
+    modules = [name for name, _ in outside_ros() if not name.endswith("__main__")]
+    assert len(modules) > 10
+    result = run_python(BLOCKED_IMPORT.format(ros_only=set(ROS_ONLY), modules=modules))
+    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+
+
+def test_no_module_outside_ros_names_a_ros_package() -> None:
+    """Lazily, cv_bridge may be: it converts arrays where it is installed, and has a stand-in where it is not."""
+    found = [f"{module}: {name}" for module, path in outside_ros() for name, eager in imports(path)
+             if is_ros(name) and (eager or not name.startswith("cv_bridge."))]
+    assert not found, found
+
+
+def test_only_the_command_line_reaches_the_ros_layer_and_only_lazily() -> None:
+    found = [f"{module}: {name}" for module, path in outside_ros() for name, eager in imports(path)
+             if name.startswith("robovlms_ros.ros") and (eager or unit(module) != "cli")]
+    assert not found, found
+
+
+def test_arrows_point_one_way() -> None:
+    found = []
+    for module, path in sources():
+        for name, _ in imports(path):
+            source, target = unit(module), unit(name)
+            if not name.startswith("robovlms_ros.") or not source or target in ("", "msg"):
+                continue
+            if layer(target) > layer(source):
+                found.append(f"{module} -> {name}")
+    assert not found, found
+
+
+def test_packages_of_one_layer_do_not_import_each_other_both_ways() -> None:
+    edges = {(unit(module), unit(name)) for module, path in sources() for name, _ in imports(path)
+             if name.startswith("robovlms_ros.")}
+    both = sorted(pair for pair in edges if pair[0] < pair[1] and pair[::-1] in edges)
+    assert not both, both
+
+
+def test_no_subpackage_takes_a_generated_name() -> None:
+    names = {path.stem for path in PACKAGE.iterdir()}
+    assert not names & {"msg", "srv", "action"}
+
+
+@pytest.mark.parametrize("statement", [
+    "import robovlms_ros.types, robovlms_ros.schema",
+    "from robovlms_ros.cli.main import main; main(['--help'])",
+])
+def test_light_entries_load_no_heavy_library(statement: str) -> None:
+    check = f"import sys\nloaded = set({HEAVY!r}) & set(sys.modules)\nassert not loaded, loaded"
+    result = run_python(f"{statement}\n{check}")
+    assert result.returncode == 0, result.stderr[-2000:]
