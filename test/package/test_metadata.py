@@ -43,8 +43,13 @@ def test_manifest_is_accepted_by_catkin_pkg(root: Path) -> None:
     assert not warnings
 
 
+def dependencies(manifest) -> list[tuple[str, str]]:  # type: ignore[no-untyped-def]
+    """(kind, rosdep key) of every dependency in package.xml."""
+    return [(node.tag, node.text) for node in manifest if isinstance(node.tag, str) and node.tag.endswith("depend")]
+
+
 def test_dependencies_are_named_once_each_kind(manifest) -> None:  # type: ignore[no-untyped-def]
-    named = [(node.tag, node.text) for node in manifest if node.tag.endswith("depend")]
+    named = dependencies(manifest)
     assert all(KEYWORD.match(name) for _, name in named)
     assert len(named) == len(set(named))
     everywhere = {name for tag, name in named if tag == "depend"}
@@ -52,7 +57,7 @@ def test_dependencies_are_named_once_each_kind(manifest) -> None:  # type: ignor
 
 
 def test_manifest_names_every_ros_package_that_is_imported(root: Path, manifest) -> None:  # type: ignore[no-untyped-def]
-    named = {node.text for node in manifest if node.tag.endswith("depend")}
+    named = {name for _, name in dependencies(manifest)}
     imported = set()
     for path in [*(root / "robovlms_ros").rglob("*.py"), *(root / "launch").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
