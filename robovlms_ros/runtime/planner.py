@@ -87,7 +87,7 @@ def compose_joints(chunk: ActionChunk, positions: Array) -> Array:
         raise PlanRefused(f"the chunk's space is {spec.space}; it needs inverse kinematics.")
     if values.shape[1] != len(positions):
         raise PlanRefused(
-            f"a {spec.space} chunk has {values.shape[1]} joint values per step, must have {len(positions)}."
+            f"a {spec.space} chunk has {values.shape[1]} joint values a step, must have {len(positions)}."
         )
     if spec.space == "joint_position":
         return values
@@ -142,10 +142,10 @@ def _solve(chunk: ActionChunk, state: RobotState, kinematics: Kinematics | None,
     if not result.reached.all():
         step = int(np.argmin(result.reached))
         x, y, z = targets[step, :3, 3]
+        short, turned = result.position_error[step] * 1e3, result.rotation_error[step]
         raise PlanRefused(
-            f"step {step + 1} of {chunk.horizon} is out of reach: the tool stays "
-            f"{result.position_error[step] * 1e3:.1f} mm and {result.rotation_error[step]:.3f} rad from its target at ({x:.3f}, {y:.3f}, {z:.3f}) m; "
-            f"{int((~result.reached).sum())} steps are not reached.",
+            f"step {step + 1} of {chunk.horizon} is out of reach: the tool stays {short:.1f} mm and {turned:.3f} rad from "
+            f"its target at ({x:.3f}, {y:.3f}, {z:.3f}) m; {int((~result.reached).sum())} steps are not reached.",
             step,
         )
     return result.positions
