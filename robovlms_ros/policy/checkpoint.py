@@ -6,6 +6,8 @@ Our format is a folder: `config.yaml` (the whole PolicyConfig), `config.json` (t
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,22 @@ import yaml
 
 from robovlms_ros.config import PolicyConfig, config_to_mapping, load_config
 from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.policy.weights import CheckpointError, apply_rules, assign, parameters_on_meta, unique_state
+from robovlms_ros.policy.files import WEIGHTS, find_weights, read_tensors
+from robovlms_ros.policy.layout import KeyLayout
+from robovlms_ros.policy.weights import CheckpointError, assign, parameters_on_meta, unique_state
 
 log = logging.getLogger(__name__)
-WEIGHTS, CONFIG, VLM_CONFIG = "model.safetensors", "config.yaml", "config.json"
+CONFIG, VLM_CONFIG = "config.yaml", "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint's parts lie: the weights' file (or shard index), the configuration, the VLM's own files."""
+
+    weights: Path
+    config: PolicyConfig
+    vlm_folder: Path | None
 
 
 def build_policy(config: PolicyConfig, seed: int = 0, folder: Path | None = None) -> VLAPolicy:
@@ -77,55 +90,91 @@ def save_policy(policy: VLAPolicy, folder: str | Path) -> Path:
 
 def load_policy(
     checkpoint: str | Path,
-    config: PolicyConfig | None = None,
+    config: PolicyConfig | str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    require_tokenizer: bool = True,
 ) -> VLAPolicy:
-    """The policy in a checkpoint folder, ready to run.
+    """The policy in a checkpoint, ready to run.
 
-    config: instead of the folder's own. dtype: of the weights, default `vlm.precision`. Raises CheckpointError (files
-    unreadable, keys that do not fit), ConfigError, TokenizerError.
+    checkpoint: a folder in our format, or a file (or folder) in the published RoboVLMs layout. config: instead of the
+    folder's config.yaml or the JSON with the checkpoint's stem. dtype: of the weights, default `vlm.precision`.
+    require_tokenizer: False loads a policy that is only given token ids. Raises CheckpointError (files unreadable, keys
+    that do not fit), ConfigError, BackboneError, TokenizerError.
     """
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such checkpoint folder. Give a folder with {CONFIG} and {WEIGHTS}.")
-    for name in (CONFIG, VLM_CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder}: {name} is missing; a checkpoint folder holds {CONFIG}, {VLM_CONFIG}, {WEIGHTS}.")
-    if config is None:
-        config = load_config(folder / CONFIG)
-    from robovlms_ros.processing.text import load_tokenizer
-
+    place = locate(Path(checkpoint).expanduser(), config)
     with parameters_on_meta():
-        policy = VLAPolicy(config, load_tokenizer(folder), folder)
-    rules = policy.vlm.spec.key_rules
-    tensors = read_safetensors(folder / WEIGHTS)
-    assign(
-        policy,
-        tensors,
-        lambda key: canonical_key(key, rules),
-        str(folder / WEIGHTS),
-        dtype=dtype or DTYPES[config.vlm.precision],
-    )
-    policy.is_random = False
-    policy.identity = folder.name or policy.identity
+        policy = VLAPolicy(place.config, load_tokenizer_of(place, require_tokenizer), place.vlm_folder)
+    fill(policy, read_tensors(place.weights), str(place.weights), dtype)
+    policy.identity = place.weights.parent.name if place.weights.name == WEIGHTS else place.weights.stem
     return policy.to(device).eval()
 
 
-def canonical_key(key: str, rules: tuple[tuple[str, str], ...]) -> str:
-    """A key of the policy with the VLM's part in its family's common names."""
-    prefix = "vlm.backbone."
-    return prefix + apply_rules(key[len(prefix) :], rules) if key.startswith(prefix) else key
+def fill(
+    policy: VLAPolicy, tensors: Mapping[str, torch.Tensor], where: str, dtype: torch.dtype | None = None
+) -> VLAPolicy:
+    """Put `tensors`, in any known key layout, into `policy`. Raises CheckpointError."""
+    layout = KeyLayout(policy, tensors)
+    precision = dtype or DTYPES[policy.config.vlm.precision]
+    assign(policy, tensors, layout.canonical, where, layout.ignored, precision)
+    policy.is_random = False
+    return policy
 
 
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, memory-mapped. Raises CheckpointError when it is truncated or not safetensors."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+def locate(checkpoint: Path, config: PolicyConfig | str | Path | None = None) -> Place:
+    """Which files make up `checkpoint`, and its configuration. Raises CheckpointError, ConfigError."""
+    if not checkpoint.exists():
         raise CheckpointError(
-            f"{path}: cannot be read as safetensors ({error}). The file is truncated or of another kind; fetch it again."
-        ) from error
+            f"{checkpoint}: no such checkpoint. Give a folder with {CONFIG} and {WEIGHTS}, a .pt or .safetensors file."
+        )
+    weights = find_weights(checkpoint)
+    source = config if config is not None else _config_beside(checkpoint, weights)
+    if isinstance(source, PolicyConfig):
+        return Place(weights, source, _vlm_folder(source, weights.parent))
+    source = Path(source)
+    loaded = load_config(source)
+    return Place(weights, loaded, _vlm_folder(loaded, weights.parent, source.parent))
+
+
+def _config_beside(checkpoint: Path, weights: Path) -> Path:
+    folder = weights.parent
+    candidates = [folder / f"{weights.stem}.json", folder / f"{weights.stem}.yaml"]
+    if checkpoint.is_dir():
+        candidates = [folder / CONFIG, folder / f"{folder.name}.json", *candidates]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        f"{checkpoint}: no configuration beside it (looked for {', '.join(c.name for c in candidates)}). "
+        "Put the training run's JSON there, or name it (config)."
+    )
+
+
+def _vlm_folder(config: PolicyConfig, *beside: Path) -> Path | None:
+    """Where the VLM's config.json lies: in the checkpoint's own folder, or where `vlm.model_name` is found."""
+    from robovlms_ros.backbones.hf_config import find_vlm_folder
+
+    if (beside[0] / VLM_CONFIG).is_file() and (beside[0] / CONFIG).is_file():
+        return beside[0]
+    if config.vlm.model_name is None:
+        return None
+    found = (find_vlm_folder(config.vlm.model_name, folder) for folder in reversed(beside))
+    return next((folder for folder in found if folder is not None), None)
+
+
+def load_tokenizer_of(place: Place, required: bool) -> Any:
+    """The tokenizer of a checkpoint: of its own folder, else of the VLM's. Raises TokenizerError where required."""
+    from robovlms_ros.processing.text import TokenizerError, load_tokenizer
+
+    folders = [place.weights.parent]
+    if place.vlm_folder is not None and place.vlm_folder not in folders:
+        folders.append(place.vlm_folder)
+    messages = []
+    for folder in folders:
+        try:
+            return load_tokenizer(folder)
+        except TokenizerError as error:
+            messages.append(str(error))
+    if required:
+        raise TokenizerError(" ".join(messages))
+    return None

@@ -1,0 +1,46 @@
+"""Names of parameters: RoboVLMs' published layout, transformers' generations, and ours, brought together."""
+
+import re
+from collections.abc import Iterable
+
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.policy.weights import apply_rules
+
+VLM = "vlm.backbone."
+# RoboVLMs' module names as ours; applied once `module.` and Lightning's `model.` are gone.
+PUBLISHED = (
+    (r"^backbone\.", VLM),
+    (r"^action_token$", "vlm.action_token"),
+    (r"^vision_resampler\.", "vlm.vision_resampler."),
+    (r"^act_head\.", "head."),
+)
+ROOTS = ("backbone.", "act_head.", "action_token", "vision_resampler.")
+# Tables that older transformers stored and newer ones compute.
+TABLES = re.compile(r"(position_ids|embed_positions\.weights|rotary_emb\.inv_freq)$")
+
+
+class KeyLayout:
+    """Common names for one policy and one file's keys."""
+
+    def __init__(self, policy: VLAPolicy, keys: Iterable[str]):
+        self.rules = policy.vlm.spec.key_rules
+        self.discrete = policy.config.action_head.action_space == "discrete"
+        self.head_ignored = [re.compile(p) for p in getattr(policy.head, "ignored_keys", ())]
+        keys = [key.removeprefix("module.") for key in keys]
+        self.strip_model = any(key.startswith(tuple(f"model.{root}" for root in ROOTS)) for key in keys)
+
+    def canonical(self, key: str) -> str:
+        """The common name of a file's or the policy's key."""
+        key = key.removeprefix("module.")
+        if self.strip_model:
+            key = key.removeprefix("model.")
+        key = apply_rules(key, PUBLISHED)
+        return VLM + apply_rules(key[len(VLM) :], self.rules) if key.startswith(VLM) else key
+
+    def ignored(self, key: str) -> bool:
+        """True for a canonical key that a file may hold and the policy does not need."""
+        if TABLES.search(key):
+            return True
+        if key.startswith("head."):
+            return any(pattern.fullmatch(key[len("head.") :]) for pattern in self.head_ignored)
+        return not self.discrete and re.search(r"(^|\.)lm_head\.", key) is not None
