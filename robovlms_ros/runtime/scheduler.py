@@ -1,0 +1,307 @@
+"""Chunks become one uninterrupted motion that a stock joint_trajectory_controller follows without a step.
+
+Every message begins with the last points of our own previous plan, already past, so that the controller neither
+blends from the measured state nor jumps (it forgets the old trajectory when a new one arrives). A chunk is placed by
+the stamp of its observation, its past steps are dropped, and the arm moves from the running plan onto it.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from robovlms_ros.runtime.blending import MEMORY_CHUNKS, Agreement, Track, extended, temporal_ensemble
+from robovlms_ros.runtime.robot import Limits
+from robovlms_ros.runtime.spline import Array, Spline, Stamps, central_differences
+from robovlms_ros.schema import require
+from robovlms_ros.types import NANOSECONDS, JointPlan, RobotState, RoboVLMsError, TrajectoryCommand
+
+Strategy = Literal["first", "receding", "ensemble", "fade", "blend"]
+
+MIN_GAP_NS = 5_000_000  # between the splice and the first step after it
+MAX_GAP_NS = 50_000_000  # between points: joining the running plan bends the motion between slow steps
+TAIL_GAP_NS = 25_000_000
+
+
+class ScheduleRefused(RoboVLMsError):
+    """A plan cannot be scheduled: every step is past, or a value is not finite."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How chunks become motion. Times are seconds.
+
+    strategy: `first`: execute one step, replan (RoboVLMs' own evaluation). `receding`: execute `execute_steps`,
+        replan. `ensemble`: ACT's temporal ensembling. `fade`: the newest chunk, joined by an offset that fades out.
+        `blend`: the mean of the recent chunks that agree with the newest one, joined likewise.
+    lead: how far ahead of now the running plan is left; longer than a message takes to arrive.
+    fade_time: how long joining takes (fade, blend).
+    memory: age after which a chunk counts 1/e (blend).
+    ensemble_decay: ACT's m (ensemble).
+    stop_time: shortest time in which a plan that runs out comes to rest.
+    max_deviation: rad; a stop holds the measured pose when the running plan is further away than this.
+    """
+
+    strategy: Strategy = "blend"
+    execute_steps: int = 8
+    lead: float = 0.02
+    fade_time: float = 0.25
+    memory: float = 0.4
+    ensemble_decay: float = 0.01
+    stop_time: float = 0.1
+    max_deviation: float = 0.3
+
+    def __post_init__(self) -> None:
+        require(self.execute_steps >= 1, "schedule.execute_steps", self.execute_steps, "1 or more")
+        for name, low, high in (
+            ("lead", 0.001, 1.0),
+            ("fade_time", 0.02, 5.0),
+            ("memory", 0.01, 100.0),
+            ("ensemble_decay", 0.0, 10.0),
+            ("stop_time", 0.02, 5.0),
+            ("max_deviation", 0.0, 10.0),
+        ):
+            value = getattr(self, name)
+            require(low <= value <= high, f"schedule.{name}", value, f"from {low:g} to {high:g}")
+
+
+def horizon_shortfall(
+    horizon: int, step_duration: float, latency_p99: float, replan_period: float, lead: float
+) -> str | None:
+    """Why a chunk of `horizon` steps is too short to move without a pause, or None: times in seconds.
+
+    A chunk must last until its successor takes over: horizon * step >= latency p99 + replan period + lead.
+    """
+    has, needs = horizon * step_duration, latency_p99 + replan_period + lead
+    if has >= needs:
+        return None
+    return (
+        f"a chunk of {horizon} steps of {step_duration:.3f} s lasts {has:.3f} s, but its successor takes over after "
+        f"{needs:.3f} s (latency p99 {latency_p99:.3f} + replan period {replan_period:.3f} + lead {lead:.3f}): the arm "
+        f"would stop between chunks. Needed: a horizon of {math.ceil(needs / step_duration)} steps, or a faster policy."
+    )
+
+
+class ChunkScheduler:
+    """The running plan of one arm, and the message that replaces it when a chunk arrives.
+
+    joints: their names, in the order of every (..., J) array.
+    limits: keeps stops within acceleration and position limits; without them a stop takes `stop_time`.
+    """
+
+    def __init__(
+        self, joints: tuple[str, ...], config: ScheduleConfig | None = None, limits: Limits | None = None
+    ) -> None:
+        self.joints = tuple(joints)
+        self.config = config or ScheduleConfig()
+        unlimited = np.full(len(self.joints), np.inf)
+        self._acceleration = unlimited if limits is None else np.array(limits.acceleration)
+        self._lower = -unlimited if limits is None else np.array(limits.position_lower)
+        self._upper = unlimited if limits is None else np.array(limits.position_upper)
+        self._lead_ns = round(self.config.lead * NANOSECONDS)
+        self._agreement = Agreement(self.config.memory)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget chunks and running plan: the next chunk starts at the measured state (activation, new episode)."""
+        self._running: Spline | None = None
+        self.forget_chunks()
+
+    def forget_chunks(self) -> None:
+        """Let no earlier chunk count any more; the running plan stays, so that the motion stays continuous."""
+        self._tracks: list[Track] = []
+        self._instruction: str | None = None
+        self._covered_until_ns = 0
+        self._agreement.forget()
+
+    @property
+    def covered_until_ns(self) -> int:
+        """Until when the running plan follows the policy's steps; after it the arm comes to rest. 0: no plan."""
+        return self._covered_until_ns
+
+    def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
+        """Positions and velocities (J,) of the running plan at a time; None before the first command."""
+        if self._running is None:
+            return None
+        positions, velocities = self._running(np.array([t_ns]))
+        return positions[0], velocities[0]
+
+    def update(self, plan: JointPlan, now_ns: int, measured: RobotState) -> TrajectoryCommand:
+        """`propose` and `commit` in one: for a caller that sends whatever comes out."""
+        command = self.propose(plan, now_ns, measured)
+        self.commit(command)
+        return command
+
+    def propose(self, plan: JointPlan, now_ns: int, measured: RobotState) -> TrajectoryCommand:
+        """The message that continues the running plan with a chunk; the running plan itself waits for `commit`.
+
+        Raises ScheduleRefused when every step is past or a value is not finite.
+        """
+        _check_finite(plan, measured)
+        instruction = None if plan.chunk is None else plan.chunk.instruction
+        if self._tracks and instruction != self._instruction:
+            self.forget_chunks()
+        self._instruction = instruction
+        splice_ns = now_ns + self._lead_ns
+        running = self._running_at(now_ns) or _at_rest(measured.positions, now_ns, splice_ns)
+        usable = np.flatnonzero(plan.times_ns > splice_ns + MIN_GAP_NS)
+        if not len(usable):
+            late = (splice_ns - int(plan.times_ns[-1])) / NANOSECONDS
+            raise ScheduleRefused(
+                f"the chunk's last step was due {late:.3f} s before it could start: inference takes longer than the "
+                "horizon covers. Use a longer horizon or a faster policy."
+            )
+        stamp_ns = int(plan.times_ns[0]) if plan.chunk is None else plan.chunk.stamp_ns
+        track = Track(stamp_ns, _curve(plan, stamp_ns))
+        self._remember(track, splice_ns)
+        steps = {"first": 1, "receding": self.config.execute_steps}.get(self.config.strategy, len(usable))
+        knots_ns = _knots(splice_ns, plan.times_ns[usable[:steps]])
+        self._covered_until_ns = int(knots_ns[-1])
+        future = self._join(running, knots_ns)
+        return self._message(running, self._come_to_rest(future), now_ns)
+
+    def commit(self, command: TrajectoryCommand) -> None:
+        """What was really sent (clamped, perhaps) is the running plan from now on."""
+        times_ns = command.stamp_ns + np.round(command.times * NANOSECONDS).astype(np.int64)
+        self._running = Spline(times_ns, command.positions, command.velocities)
+
+    def hold(self, now_ns: int, measured: RobotState) -> TrajectoryCommand:
+        """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
+
+        Where the arm is far from the running plan, or there is none, the measured position is held.
+        """
+        splice_ns = now_ns + self._lead_ns
+        running = self._running_at(now_ns)
+        if running is not None:
+            gap = np.max(np.abs(running(np.array([now_ns]))[0][0] - measured.positions))
+            if not gap <= self.config.max_deviation:
+                running = None
+        if running is None:
+            running = _at_rest(measured.positions, now_ns, splice_ns)
+        self.forget_chunks()
+        command = self._message(running, self._slow_down(running, splice_ns), now_ns)
+        self.commit(command)
+        return command
+
+    def _running_at(self, now_ns: int) -> Spline | None:
+        """The running plan, unless the clock jumped back to before it."""
+        return self._running if self._running is not None and self._running.times_ns[0] <= now_ns else None
+
+    def _remember(self, track: Track, splice_ns: int) -> None:
+        older = [old for old in self._tracks if old.stamp_ns < track.stamp_ns]
+        if self.config.strategy == "blend":
+            older = [extended(old, track) for old in older[-(MEMORY_CHUNKS - 1) :]]
+        self._tracks = [*older, track]
+        self._agreement.learn(self._tracks, splice_ns)
+
+    def _join(self, running: Spline, knots_ns: Stamps) -> Spline:
+        """The target from the splice (the first knot) on, and the way onto it from the running plan."""
+        strategy = self.config.strategy
+        if strategy == "blend":
+            positions, velocities = self._agreement.mean(self._tracks, knots_ns)
+        elif strategy == "ensemble":
+            positions, velocities = temporal_ensemble(self._tracks, knots_ns, self.config.ensemble_decay)
+        else:
+            positions, velocities = self._tracks[-1].spline(knots_ns)
+        start, start_velocity = running(knots_ns[:1])
+        seconds = (knots_ns - knots_ns[0])[:, None] / NANOSECONDS  # (M, 1)
+        a = np.clip(seconds / self.config.fade_time, 0.0, 1.0)
+        if strategy == "fade":
+            offset = start - positions[0]
+            velocities = velocities - offset * 6 * a * (1 - a) / self.config.fade_time
+            positions = positions + offset * (1 - a) ** 2 * (1 + 2 * a)
+        elif strategy == "blend":
+            drift = start_velocity - velocities[0]
+            offset = start - positions[0] + drift * self.config.fade_time / 3 * (1 - (1 - a) ** 3)
+            share, slope = (1 - a) ** 3 * (1 + 3 * a), -12 * a * (1 - a) ** 2 / self.config.fade_time
+            velocities = velocities + share * drift * (1 - a) ** 2 + slope * offset
+            positions = positions + share * offset
+        positions[0], velocities[0] = start[0], start_velocity[0]
+        return Spline(knots_ns, positions, velocities)
+
+    def _come_to_rest(self, plan: Spline) -> Spline:
+        """The plan and, after its last step, a stop: only executed when no further chunk arrives in time."""
+        position, velocity = plan.positions[-1], plan.velocities[-1]
+        speed = np.maximum(np.abs(velocity), 1e-9)
+        room = np.where(velocity > 0, self._upper - position, position - self._lower)
+        # The velocity falls as (1 - x)^2: it starts at 2 v / T and covers v T / 3.
+        duration = np.maximum(self.config.stop_time, 2 * speed / self._acceleration)
+        duration = np.clip(duration, 1e-6, np.maximum(3 * room / speed, 1e-6))  # (J,)
+        count = max(1, math.ceil(float(duration.max()) * NANOSECONDS / TAIL_GAP_NS))
+        seconds = np.linspace(0, float(duration.max()), count + 1)[1:, None]
+        left = 1 - np.clip(seconds / duration, 0.0, 1.0)  # (count, J)
+        velocities = velocity * left**2
+        velocities[-1] = 0.0
+        return Spline(
+            np.concatenate([plan.times_ns, plan.end_ns + np.round(seconds[:, 0] * NANOSECONDS).astype(np.int64)]),
+            np.concatenate([plan.positions, position + velocity * duration / 3 * (1 - left**3)]),
+            np.concatenate([plan.velocities, velocities]),
+        )
+
+    def _slow_down(self, running: Spline, splice_ns: int) -> Spline:
+        """The running plan from the splice on, its pace falling smoothly to zero within T, in T / 2 of plan time."""
+        duration = self.config.stop_time
+        for _ in range(3):
+            ahead = running(splice_ns + np.linspace(0, duration / 2 * NANOSECONDS, 9).astype(np.int64))[1]
+            # The pace 1 - 3 x^2 + 2 x^3 falls at 1.5 / T at most.
+            duration = max(duration, float(np.max(1.5 * np.abs(ahead) / self._acceleration)))
+        x = np.linspace(0, 1, max(2, math.ceil(duration * NANOSECONDS / TAIL_GAP_NS) + 1))
+        pace = 1 - x * x * (3 - 2 * x)
+        travelled = duration * (x - x**3 + x**4 / 2)
+        positions, velocities = running(splice_ns + np.round(travelled * NANOSECONDS).astype(np.int64))
+        times_ns = splice_ns + np.round(duration * x * NANOSECONDS).astype(np.int64)
+        return Spline(times_ns, positions, velocities * pace[:, None])
+
+    def _message(self, running: Spline, future: Spline, now_ns: int) -> TrajectoryCommand:
+        """The running plan's points from the last two past ones up to the splice, then the future."""
+        begin = max(0, int(np.searchsorted(running.times_ns, now_ns, side="right")) - 2)
+        end = int(np.searchsorted(running.times_ns, future.times_ns[0]))
+        past = slice(begin, end)
+        times_ns = np.concatenate([running.times_ns[past], future.times_ns])
+        return TrajectoryCommand(
+            int(times_ns[0]),
+            self.joints,
+            (times_ns - times_ns[0]) / NANOSECONDS,
+            np.concatenate([running.positions[past], future.positions]),
+            np.concatenate([running.velocities[past], future.velocities]),
+        )
+
+
+def _at_rest(positions: Array, begin_ns: int, end_ns: int) -> Spline:
+    both = np.stack([positions, positions]).astype(np.float64)
+    return Spline(np.array([begin_ns, end_ns]), both, np.zeros_like(both))
+
+
+def _curve(plan: JointPlan, stamp_ns: int) -> Spline:
+    """The plan's steps as a curve that begins at the observation's stamp, one step before the first."""
+    times_ns, positions = plan.times_ns, plan.positions
+    velocities = central_differences(times_ns, positions)
+    if stamp_ns < times_ns[0]:
+        seconds = (times_ns[0] - stamp_ns) / NANOSECONDS
+        times_ns = np.concatenate([[stamp_ns], times_ns])
+        positions = np.concatenate([positions[:1] - seconds * velocities[:1], positions])
+        velocities = np.concatenate([velocities[:1], velocities])
+    return Spline(times_ns, positions, velocities)
+
+
+def _knots(splice_ns: int, steps_ns: Stamps) -> Stamps:
+    """The splice and the steps, with points in between where they lie further apart than MAX_GAP_NS."""
+    corners = np.concatenate([[splice_ns], steps_ns])
+    parts = [
+        np.linspace(begin, end, max(1, math.ceil((end - begin) / MAX_GAP_NS)), endpoint=False)
+        for begin, end in pairwise(corners)
+    ]
+    return np.round(np.concatenate([*parts, corners[-1:]])).astype(np.int64)
+
+
+def _check_finite(plan: JointPlan, measured: RobotState) -> None:
+    for name, values in (("plan positions", plan.positions), ("measured positions", measured.positions)):
+        if not np.all(np.isfinite(values)):
+            where = np.argwhere(~np.isfinite(values))[0].tolist()
+            raise ScheduleRefused(
+                f"{name}{where} is not finite: nothing is sent. Look at the policy or the joint states."
+            )
+    if len(plan.times_ns) == 0 or np.any(np.diff(plan.times_ns) <= 0):
+        raise ScheduleRefused(f"a plan of {len(plan.times_ns)} steps: needs one or more, strictly increasing in time.")

@@ -1,0 +1,53 @@
+"""Piecewise cubic curves through positions and velocities: what a joint_trajectory_controller makes of such points."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.types import NANOSECONDS
+
+Array = NDArray[np.float64]
+Stamps = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Spline:
+    """Cubic Hermite segments, exact under the controller's interpolation; at rest outside.
+
+    times_ns: (N,) int64, strictly increasing, absolute. positions, velocities: (N, J), rad and rad/s.
+    """
+
+    times_ns: Stamps
+    positions: Array
+    velocities: Array
+
+    @property
+    def end_ns(self) -> int:
+        return int(self.times_ns[-1])
+
+    def __call__(self, times_ns: Stamps) -> tuple[Array, Array]:
+        """Positions and velocities (M, J) at absolute times (M,); the first or last position, at rest, outside."""
+        if len(self.times_ns) == 1:
+            shape = (len(times_ns), self.positions.shape[1])
+            return np.broadcast_to(self.positions[0], shape).copy(), np.zeros(shape)
+        i = np.clip(np.searchsorted(self.times_ns, times_ns, side="right") - 1, 0, len(self.times_ns) - 2)
+        begin, end = self.times_ns[i], self.times_ns[i + 1]
+        h = ((end - begin) / NANOSECONDS)[:, None]  # (M, 1)
+        inside = np.clip(times_ns, begin, end)
+        s = ((inside - begin) / NANOSECONDS)[:, None] / h
+        p0, p1 = self.positions[i], self.positions[i + 1]
+        v0, v1 = self.velocities[i] * h, self.velocities[i + 1] * h
+        c2, c3 = 3 * (p1 - p0) - 2 * v0 - v1, 2 * (p0 - p1) + v0 + v1
+        positions = p0 + s * (v0 + s * (c2 + s * c3))
+        velocities = (v0 + s * (2 * c2 + s * 3 * c3)) / h
+        velocities[inside != times_ns] = 0.0
+        return positions, velocities
+
+
+def central_differences(times_ns: Stamps, positions: Array) -> Array:
+    """Velocities (N, J), rad/s, of positions (N, J) at times (N,): second order, also at the ends from three points."""
+    if len(times_ns) == 1:
+        return np.zeros_like(positions)
+    seconds = (times_ns - times_ns[0]) / NANOSECONDS
+    return np.asarray(np.gradient(positions, seconds, axis=0, edge_order=2 if len(times_ns) > 2 else 1))
