@@ -100,7 +100,7 @@ class McapStorage:
             if operation == 0 or end > self._size:
                 self._note_cut(position, operation, end)
                 if operation == CHUNK:
-                    self.blocks.append(Block(position, self._size - position, *struct.unpack_from("<QQ", head, 9), True))
+                    self.blocks.append(_chunk_block(head, position, self._size - position))
                 position = end
                 break
             if operation == MESSAGE:
@@ -110,19 +110,19 @@ class McapStorage:
                 self.blocks.append(Block(run_begin, stop - run_begin, 0, 0, False))
                 run_begin = None
             if operation == CHUNK:
-                self.blocks.append(Block(position, 9 + length, *struct.unpack_from("<QQ", head, 9), True))
+                self.blocks.append(_chunk_block(head, position, 9 + length))
             position = end
         else:
             if not complete:
-                self.notes.append(f"{self.path.name} has no end (the recording was interrupted); read to its last record.")
+                self.notes.append(f"{self.path.name} has no end (the recording was interrupted): read to its last record.")
         if run_begin is not None:
             self.blocks.append(Block(run_begin, min(position, self._size) - run_begin, 0, 0, False))
 
     def _note_cut(self, position: int, operation: int, end: int) -> None:
         what = "its last chunk" if operation == CHUNK else "a record"
         self.notes.append(
-            f"{self.path.name} is cut off: {what} at byte {position} should end at {end}, the file ends at {self._size}. "
-            "What can be read of it is used."
+            f"{self.path.name} is cut off: {what} at byte {position} should end at {end}, the file ends at "
+            f"{self._size}. What can be read of it is used."
         )
 
     def _learn_channels(self) -> None:
@@ -198,6 +198,11 @@ class McapStorage:
             topic, kind = self.channels.get(channel, ("", ""))
             if topic and (wanted is None or topic in wanted):
                 yield topic, kind, log_time, bytes(payload[22:])
+
+
+def _chunk_block(head: bytes, offset: int, length: int) -> Block:
+    begin, end = struct.unpack_from("<QQ", head, 9)
+    return Block(offset, length, begin, end, True)
 
 
 def _string(payload: memoryview, offset: int) -> tuple[str, int]:

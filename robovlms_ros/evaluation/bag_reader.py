@@ -76,7 +76,8 @@ class Bag:
     @property
     def notes(self) -> list[str]:
         """One sentence for each thing that is not as it should be."""
-        lost = [f"{count} messages on {topic} do not decode and are left out." for topic, count in self._undecodable.items()]
+        lost = [f"{count} messages on {topic} do not decode and are left out."
+                for topic, count in self._undecodable.items()]
         return list(dict.fromkeys([*self._notes, *(n for s in self._storages for n in s.notes), *lost]))
 
     def __enter__(self) -> "Bag":
@@ -120,10 +121,10 @@ class Bag:
             self._notes.append(f"metadata.yaml {reason}; the files of {self.path.name} are read without it, by name.")
             names = sorted(p for p in self.path.iterdir() if p.name.removesuffix(".zstd").endswith(SUFFIXES))
         for name in [n for n in names if not n.exists()]:
-            self._notes.append(f"{name.name} is listed in metadata.yaml and missing; what is in the other files is used.")
+            self._notes.append(f"{name.name} is listed in metadata.yaml and missing; the other files are used.")
         present = [name for name in names if name.exists()]
         if not present:
-            raise BagError(f"{self.path}: holds no .mcap or .db3 file. Give a rosbag2 folder, or its .mcap or .db3 file.")
+            raise BagError(f"{self.path}: holds no .mcap or .db3 file. Give a rosbag2 folder, or such a file.")
         self.distribution = str(information.get("ros_distro") or "").lower()
         mode = str(information.get("compression_mode") or "none").lower()
         return [self._plain(name) for name in present], mode if mode == "message" else "none"
@@ -146,12 +147,12 @@ class Bag:
 
     def _open_storage(self, path: Path) -> Storage:
         if path.suffix not in SUFFIXES:
-            raise BagError(f"{path}: '{path.suffix}' is not a rosbag2 file. Allowed: {', '.join(SUFFIXES)}, also .zstd.")
+            raise BagError(f"{path}: '{path.suffix}' is not a rosbag2 file. Allowed: {', '.join(SUFFIXES)}, .zstd.")
         storage: Storage = McapStorage(path) if path.suffix == ".mcap" else SqliteStorage(path)
         try:
             storage.open()
         except (McapError, SqliteError) as error:
-            raise BagError(f"{path}: not readable: {error}. `ros2 bag info` shows whether the recording is whole.") from error
+            raise BagError(f"{path}: not readable: {error}. `ros2 bag info` shows whether it is whole.") from error
         return storage
 
     def _typestore(self) -> Typestore:
@@ -180,24 +181,23 @@ class Bag:
         """The message object; None (and a note) when its bytes do not fit its type."""
         try:
             return self._types.deserialize_cdr(message.data, message.type)
-        except Exception:  # noqa: BLE001: whatever broken bytes raise in generated code, the message is lost
+        except Exception:  # whatever broken bytes raise in generated code, the message is lost
             self._undecodable[message.topic] = self._undecodable.get(message.topic, 0) + 1
             return None
 
     def messages(self, topics: set[str] | None = None) -> Iterator[RawMessage | ClockJump]:
-        """The messages of `topics` (None: all), with a ClockJump where recorded time goes back by more than a second."""
+        """The messages of `topics` (None: all), with a ClockJump where recorded time goes back by over a second."""
         decompress = self._decompressor()
         heap: list[tuple[int, int, RawMessage]] = []
-        newest, count = 0, 0
-        for topic, kind, time, data in self._in_order(topics):
+        newest = 0
+        for count, (topic, kind, time, data) in enumerate(self._in_order(topics)):
             message = RawMessage(topic, kind, time, decompress(data))
-            if heap and time < newest - JUMP_NS or not heap and newest and time < newest - JUMP_NS:
+            if time < newest - JUMP_NS:
                 while heap:
                     yield heapq.heappop(heap)[2]
                 yield ClockJump(newest, time)
                 newest = time
             newest = max(newest, time)
-            count += 1
             heapq.heappush(heap, (time, count, message))
             while heap and heap[0][0] < newest - WINDOW_NS:
                 yield heapq.heappop(heap)[2]

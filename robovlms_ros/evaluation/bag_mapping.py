@@ -1,0 +1,216 @@
+"""Which topic of a bag is what: given in YAML, detected where it is not, and said either way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from robovlms_ros.evaluation.bag_reader import Bag, BagError, RawMessage
+from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.schema import ConfigError, did_you_mean
+
+CommandKind = Literal["joint_trajectory", "twist", "pose", "joint_state", "float64_array", "action_chunk"]
+
+IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+JOINT_STATE = "sensor_msgs/msg/JointState"
+STRING = "std_msgs/msg/String"
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+ARRAY = "std_msgs/msg/Float64MultiArray"
+CHUNK = "robovlms_ros/msg/ActionChunk"
+TF = "tf2_msgs/msg/TFMessage"
+KINDS: dict[str, CommandKind] = {
+    TRAJECTORY: "joint_trajectory", "geometry_msgs/msg/TwistStamped": "twist", "geometry_msgs/msg/PoseStamped": "pose",
+    JOINT_STATE: "joint_state", ARRAY: "float64_array", CHUNK: "action_chunk",
+}
+PEEK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TopicsConfig:
+    """The `topics` block of an evaluation YAML; what is absent is detected.
+
+    cameras: the policy's camera name -> topic. commands: the recorded commands that predictions are compared with;
+        `motion` compares with the motion that followed instead. gripper_commands: where the gripper has its own.
+    command_lead: s before a step's time at which its recorded set point was sent; None is one step for set points
+        (a command sent now is what to reach one step later) and 0 for trajectories, twists and chunks, which know their
+        own time. chunks: recorded ActionChunks, for their timing and for comparing. episodes: markers of
+        `robovlms record`. tf: use it for the tool's motion where joint states are absent.
+    """
+
+    cameras: dict[str, str] = field(default_factory=dict)
+    joint_states: str | None = None
+    instruction: str | None = None
+    commands: str | None = None
+    gripper_commands: str | None = None
+    command_lead: float | None = None
+    chunks: str | None = None
+    episodes: str | None = None
+
+
+@dataclass(frozen=True)
+class TopicMapping:
+    """What was settled on. commands None: predictions are compared with the motion that followed."""
+
+    cameras: dict[str, str]
+    joint_states: str | None
+    instruction: str | None
+    commands: str | None
+    command_kind: CommandKind | None
+    gripper_commands: str | None
+    command_lead: float | None
+    chunks: str | None
+    episodes: str | None
+    tf: tuple[str, ...] = ()
+
+    def topics(self) -> set[str]:
+        """Every topic that has to be read."""
+        single = (self.joint_states, self.instruction, self.commands, self.gripper_commands, self.chunks, self.episodes)
+        return {*self.cameras.values(), *(topic for topic in single if topic), *self.tf}
+
+
+def detect(
+    bag: Bag, given: TopicsConfig, cameras: Sequence[str], robot: RobotSpec
+) -> tuple[TopicMapping, list[str]]:
+    """The mapping for a bag, and one line for each choice, detected ones marked as such.
+
+    Raises ConfigError for a topic that the bag does not hold, BagError when a camera cannot be found or told apart.
+    """
+    _check_given(bag, given)
+    lines: list[str] = []
+    found = _cameras(bag, given.cameras, cameras, lines)
+    joints = given.joint_states or _joint_states(bag, robot, lines)
+    instruction = given.instruction or _by_name(bag, STRING, ("instruction", "task", "prompt", "language"))
+    episodes = given.episodes or _by_name(bag, STRING, ("episode",))
+    chunks = given.chunks or _first(bag, CHUNK)
+    commands, kind = _commands(bag, given, robot, joints)
+    gripper = given.gripper_commands or _gripper(bag, robot, commands)
+    tf = tuple(topic for topic, kind_ in bag.topics.items() if kind_ == TF) if joints is None else ()
+    mapping = TopicMapping(found, joints, instruction, commands, kind, gripper, given.command_lead, chunks, episodes, tf)
+    for label, topic, asked in (
+        ("joint states", joints, given.joint_states), ("instruction", instruction, given.instruction),
+        ("recorded commands", commands, given.commands), ("gripper commands", gripper, given.gripper_commands),
+        ("recorded chunks", chunks, given.chunks), ("episode markers", episodes, given.episodes),
+    ):
+        lines.append(f"{label}: {_said(topic, asked)}")
+    if commands is None:
+        source = "joint states" if joints else "TF"
+        lines.append(f"no recorded commands: predictions are compared with the motion that followed ({source})")
+    return mapping, lines
+
+
+def _said(topic: str | None, asked: str | None) -> str:
+    if topic is None:
+        return "none"
+    return topic if asked else f"{topic} (detected)"
+
+
+def _check_given(bag: Bag, given: TopicsConfig) -> None:
+    singles = {name: getattr(given, name) for name in
+               ("joint_states", "instruction", "commands", "gripper_commands", "chunks", "episodes")}
+    wanted = {**{f"cameras.{name}": topic for name, topic in given.cameras.items()}, **singles}
+    for name, topic in wanted.items():
+        if topic is not None and topic not in bag.topics and not (name == "commands" and topic == "motion"):
+            raise ConfigError(f"topics.{name} = '{topic}': not in {bag.path}.{did_you_mean(topic, bag.topics)}")
+
+
+def _cameras(bag: Bag, given: Mapping[str, str], names: Sequence[str], lines: list[str]) -> dict[str, str]:
+    images = [topic for topic, kind in bag.topics.items() if kind in IMAGES]
+    # A raw image beats its compressed copy: it is what the camera saw.
+    images.sort(key=lambda topic: (bag.topics[topic] != IMAGES[0], topic))
+    found: dict[str, str] = {}
+    for name in names:
+        if name in given:
+            found[name] = given[name]
+            lines.append(f"camera '{name}': {given[name]}")
+            continue
+        named = [topic for topic in images if name in topic.split("/")] or [topic for topic in images if name in topic]
+        if not named and len(names) == 1 and len({topic.removesuffix("/compressed") for topic in images}) == 1:
+            named = images
+        if not named:
+            have = ", ".join(images) or "none"
+            raise BagError(
+                f"{bag.path}: no image topic for the policy's camera '{name}'; image topics there: {have}. "
+                f"Say which it is: `topics: {{cameras: {{{name}: TOPIC}}}}` in the YAML, or --camera {name}=TOPIC."
+            )
+        found[name] = named[0]
+        lines.append(f"camera '{name}': {named[0]} (detected)")
+    return found
+
+
+def _joint_states(bag: Bag, robot: RobotSpec, lines: list[str]) -> str | None:
+    candidates = sorted((t for t, kind in bag.topics.items() if kind == JOINT_STATE),
+                        key=lambda t: (not t.endswith("joint_states"), t))
+    if len(candidates) <= 1:
+        return candidates[0] if candidates else None
+    for topic in candidates:
+        names = _joint_names(bag, topic)
+        if names is not None and set(robot.joints) <= set(names):
+            return topic
+    lines.append(f"none of {', '.join(candidates)} names the robot's joints; {candidates[0]} is taken")
+    return candidates[0]
+
+
+def _joint_names(bag: Bag, topic: str) -> list[str] | None:
+    """The joints that the first message on a topic names, None when there is none near the start."""
+    read = 0
+    for message in bag.messages({topic}):
+        if isinstance(message, RawMessage):
+            decoded = bag.decode(message)
+            if decoded is not None:
+                return list(getattr(decoded, "name", None) or getattr(decoded, "joint_names", None) or [])
+            read += len(message.data)
+        if read > PEEK_BYTES:
+            break
+    return None
+
+
+def _by_name(bag: Bag, kind: str, words: Sequence[str]) -> str | None:
+    topics = sorted(topic for topic, type_name in bag.topics.items() if type_name == kind)
+    for word in words:
+        for topic in topics:
+            if word in topic.rsplit("/", 1)[-1]:
+                return topic
+    return None
+
+
+def _first(bag: Bag, kind: str) -> str | None:
+    return min((topic for topic, type_name in bag.topics.items() if type_name == kind), default=None)
+
+
+def _commands(
+    bag: Bag, given: TopicsConfig, robot: RobotSpec, joints: str | None
+) -> tuple[str | None, CommandKind | None]:
+    if given.commands == "motion":
+        return None, None
+    if given.commands is not None:
+        kind = KINDS.get(bag.topics[given.commands])
+        if kind is None:
+            raise ConfigError(
+                f"topics.commands = '{given.commands}' is {bag.topics[given.commands]}: must be `motion` or one of "
+                f"{', '.join(KINDS)}."
+            )
+        return given.commands, kind
+    configured = getattr(robot.controller, "topic", None)
+    for topic in sorted(bag.topics):
+        if configured and topic.endswith(f"/{configured.lstrip('/')}") and bag.topics[topic] in KINDS:
+            return topic, KINDS[bag.topics[topic]]
+    for type_name, kind in KINDS.items():
+        for topic in sorted(t for t, name in bag.topics.items() if name == type_name and t != joints):
+            if type_name in (TRAJECTORY, JOINT_STATE) and not set(robot.joints) <= set(_joint_names(bag, topic) or ()):
+                continue
+            if type_name == ARRAY and topic.endswith(_gripper_suffix(robot)):
+                continue
+            return topic, kind
+    return None, None
+
+
+def _gripper_suffix(robot: RobotSpec) -> str:
+    topic = getattr(robot.gripper, "topic", None)
+    return f"/{topic.lstrip('/')}" if topic else "\0"
+
+
+def _gripper(bag: Bag, robot: RobotSpec, commands: str | None) -> str | None:
+    if robot.gripper is None:
+        return None
+    suffix = _gripper_suffix(robot)
+    topics = sorted(t for t, kind in bag.topics.items() if kind in KINDS and t != commands)
+    return next((topic for topic in topics if topic.endswith(suffix)), None)

@@ -1,0 +1,237 @@
+"""From a bag's messages to what the live node would have seen: observations, measured states, instructions, resets.
+
+The conversions, the pairing of cameras and the interpolation of joint states are the node's own objects, fed in the
+order in which the bag received its messages.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from robovlms_ros.conversions.frames import Frame, FrameSync
+from robovlms_ros.conversions.images import to_rgb
+from robovlms_ros.conversions.joint_states import JointStateBuffer, stamp_of
+from robovlms_ros.evaluation.bag_chunks import chunk_of_message
+from robovlms_ros.evaluation.bag_mapping import TopicMapping
+from robovlms_ros.evaluation.bag_reader import Bag, ClockJump, RawMessage
+from robovlms_ros.evaluation.bag_tf import TransformTree
+from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, ObservationError, RobotState, RoboVLMsError
+
+JUMP_NS = NANOSECONDS
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A complete observation. now_ns: when the bag received the message that completed it."""
+
+    now_ns: int
+    observation: Observation
+    episode: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A newer measured state."""
+
+    now_ns: int
+    state: RobotState
+
+
+@dataclass(frozen=True)
+class Told:
+    """A message of the arm's or the gripper's command topic."""
+
+    now_ns: int
+    message: Any
+    gripper: bool
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A chunk that was recorded."""
+
+    now_ns: int
+    chunk: ActionChunk
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Everything begins anew: the clock jumped back, or the node was paused or reset. episode: the one that begins."""
+
+    now_ns: int
+    reason: str
+    episode: int
+    clock: bool = False
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A recorded message that is only copied."""
+
+    raw: RawMessage
+
+
+Event = Seen | Measured | Told | Answered | Restart | Passed
+
+
+@dataclass
+class Inputs:
+    """The node's ears for a bag. instruction: until the bag has one.
+
+    camera_tolerance, state_tolerance: s, as the node's `camera_tolerance` and `joint_states_tolerance`.
+    lost: reasons why messages or observations could not be used, with counts.
+    """
+
+    bag: Bag
+    mapping: TopicMapping
+    robot: RobotSpec
+    kinematics: Kinematics | None
+    cameras: tuple[str, ...]
+    instruction: str = ""
+    camera_tolerance: float = 0.02
+    state_tolerance: float = 0.05
+    everything: bool = False
+    lost: Counter[str] = field(default_factory=Counter)
+    instructions: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._frames = FrameSync(self.cameras, self.camera_tolerance)
+        self._joints = JointStateBuffer(self.robot.joints, self.robot.gripper)  # type: ignore[arg-type]
+        self._tree = TransformTree(self.robot.base_frame, self.robot.eef_frame)
+        self._names = {topic: name for name, topic in self.mapping.cameras.items()}
+        self._fixed = self.instruction
+        self._episode = 0
+        self._paused = False
+        self._stamp = 0
+        self._status = next((t for t, kind in self.bag.topics.items() if kind.endswith("/PolicyStatus")), None)
+
+    def events(self) -> Iterator[Event]:
+        """Everything of interest in the order of reception."""
+        topics = self.mapping.topics() | ({self._status} if self._status else set())
+        for raw in self.bag.messages(None if self.everything else topics):
+            if isinstance(raw, ClockJump):
+                yield self._restart(raw.to_ns, "the bag's clock jumped back", clock=True)
+                continue
+            if self.everything:
+                yield Passed(raw)
+            if raw.topic in topics:
+                message = self.bag.decode(raw)
+                if message is not None:
+                    yield from self._take(raw, message)
+
+    def _take(self, raw: RawMessage, message: Any) -> Iterator[Event]:
+        mapping, topic = self.mapping, raw.topic
+        if topic in self._names:
+            yield from self._on_image(self._names[topic], message, raw.log_ns)
+        elif topic == mapping.joint_states:
+            yield from self._on_joints(message, raw.log_ns)
+        elif topic in mapping.tf:
+            self._tree.add(message)
+            pose = self._tree.pose()
+            if pose is not None:
+                yield Measured(raw.log_ns, RobotState(*pose_state(self._tree.stamp_ns or raw.log_ns, pose)))
+        elif topic == mapping.instruction and not self._fixed:
+            yield from self._on_instruction(message.data.strip(), raw.log_ns)
+        elif topic == mapping.episodes:
+            yield self._restart(raw.log_ns, f"episode marker: {message.data}")
+        elif topic == self._status:
+            yield from self._on_status(message, raw.log_ns)
+        if topic == mapping.commands and mapping.command_kind != "action_chunk":
+            yield Told(raw.log_ns, message, gripper=False)
+        if topic == mapping.gripper_commands:
+            yield Told(raw.log_ns, message, gripper=True)
+        if topic in (mapping.chunks, mapping.commands) and hasattr(message, "dimension_names"):
+            try:
+                yield Answered(raw.log_ns, chunk_of_message(message))
+            except RoboVLMsError as error:
+                self.lost[f"{topic}: {error}"] += 1
+
+    def _on_image(self, camera: str, message: Any, now_ns: int) -> Iterator[Event]:
+        try:
+            stamp = stamp_of(message)
+            if stamp <= 0:
+                raise ObservationError("the stamp is zero: the camera's driver must stamp its images.")
+            image = to_rgb(message)
+        except ObservationError as error:
+            self.lost[f"camera '{camera}': {error}"] += 1
+            return
+        if camera == self.cameras[0]:
+            if stamp < self._stamp - JUMP_NS:
+                yield self._restart(now_ns, "the camera's stamps jumped back", clock=True)
+            elif stamp <= self._stamp:
+                self.lost[f"camera '{camera}': an image came out of order and is left out, as the node leaves it out."] += 1
+            self._stamp = max(stamp, self._stamp) if stamp >= self._stamp - JUMP_NS else stamp
+        for frames in self._frames.add(camera, Frame(stamp, image)):
+            yield from self._observe(frames.stamp_ns, frames.images, now_ns)
+
+    def _observe(self, stamp_ns: int, images: Any, now_ns: int) -> Iterator[Event]:
+        if not self.instruction:
+            self.lost["images came before the first instruction; the node waits for one, so they are not evaluated."] += 1
+            return
+        if self._paused:
+            self.lost["images came while the node was paused and are not evaluated."] += 1
+            return
+        try:
+            state = self.state_at(stamp_ns)
+        except ObservationError as error:
+            self.lost[str(error).split(":")[0]] += 1
+            return
+        yield Seen(now_ns, Observation(stamp_ns, images, self.instruction, state), self._episode)
+
+    def state_at(self, stamp_ns: int) -> RobotState:
+        """The arm at an image's stamp. Raises ObservationError."""
+        if self.mapping.joint_states is None and self.mapping.tf:
+            pose = self._tree.pose()
+            if pose is None:
+                raise ObservationError(f"TF has no transform from {self.robot.base_frame} to {self.robot.eef_frame} yet.")
+            return RobotState(*pose_state(stamp_ns, pose))
+        return self._complete(self._joints.at(stamp_ns, self.state_tolerance))
+
+    def _complete(self, state: RobotState) -> RobotState:
+        if self.kinematics is None:
+            return state
+        return replace(state, eef_pose=self.kinematics.forward(state.positions))
+
+    def _on_joints(self, message: Any, now_ns: int) -> Iterator[Event]:
+        try:
+            advanced = self._joints.add(message)
+        except ObservationError as error:
+            self.lost[f"joint states: {error}"] += 1
+            return
+        state = self._joints.latest()
+        if advanced and state is not None:
+            yield Measured(now_ns, state)
+
+    def _on_instruction(self, text: str, now_ns: int) -> Iterator[Event]:
+        if not text or text == self.instruction:
+            return
+        if text not in self.instructions:
+            self.instructions.append(text)
+        first = not self.instruction
+        self.instruction = text
+        if not first:
+            yield self._restart(now_ns, f"instruction: {text}", forget=False)
+
+    def _on_status(self, message: Any, now_ns: int) -> Iterator[Event]:
+        paused = message.state in ("paused", "inactive")
+        if self._paused and not paused:
+            yield self._restart(now_ns, "the node went on after a pause")
+        self._paused = paused
+
+    def _restart(self, now_ns: int, reason: str, clock: bool = False, forget: bool = True) -> Restart:
+        if clock and forget:
+            self._frames.clear()
+            self._joints.clear()
+            self._stamp = 0
+        self._episode += 1
+        return Restart(now_ns, reason, self._episode, clock)
+
+
+def pose_state(stamp_ns: int, pose: Any) -> tuple[Any, ...]:
+    """Arguments of a RobotState of which only the tool's pose is known."""
+    import numpy as np
+
+    return stamp_ns, np.empty(0), None, pose
