@@ -43,7 +43,7 @@ class BaseRoboVLM(nn.Module):
     def __init__(self, config: PolicyConfig, vocab_size: int | None = None, folder: Path | None = None):
         super().__init__()
         self.config = config
-        self.hf_config = build_hf_config(self.spec, config.vlm, vocab_size, folder, self.complete_config)
+        self.hf_config = self.build_config(vocab_size, folder)
         self.backbone = self.build_model()
         if config.action_head.action_space != "discrete":
             _drop_output_embeddings(self.backbone)
@@ -61,6 +61,15 @@ class BaseRoboVLM(nn.Module):
     @staticmethod
     def complete_config(data: dict[str, Any]) -> None:
         """Fill in entries of the transformers configuration `data` that follow from others."""
+
+    @staticmethod
+    def adapt_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's tensors with those taken apart or put together that renaming alone does not cover."""
+        return tensors
+
+    def build_config(self, vocab_size: int | None, folder: Path | None) -> Any:
+        """The transformers configuration."""
+        return build_hf_config(self.spec, self.config.vlm, vocab_size, folder, self.complete_config)
 
     def build_model(self) -> nn.Module:
         """The transformers model of `self.hf_config`."""

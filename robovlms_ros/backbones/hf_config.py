@@ -46,8 +46,8 @@ def build_hf_config(
     """
     from transformers import AutoConfig
 
-    data = copy.deepcopy(_raw_config(spec, vlm, folder))
-    data = _merge(data, vlm.settings)
+    data = copy.deepcopy(raw_config(spec, vlm, folder))
+    data = merge_settings(data, vlm.settings)
     if vlm.image_size is not None and "image_size" in data.get("vision_config", {}):
         data["vision_config"]["image_size"] = vlm.image_size
     if vocab_size is not None:
@@ -60,11 +60,12 @@ def build_hf_config(
             f"{f' in {folder}' if folder else ''} says '{model_type}'. Choose the backbone of that model."
         )
     default = AutoConfig.for_model(model_type).to_dict()
-    _check_names(vlm.settings, _merge(default, {k: v for k, v in data.items() if k not in vlm.settings}), "vlm.settings")
+    _check_names(vlm.settings, merge_settings(default, {k: v for k, v in data.items() if k not in vlm.settings}), "vlm.settings")
     return AutoConfig.for_model(model_type, **data)
 
 
-def _raw_config(spec: BackboneSpec, vlm: VLMConfig, folder: Path | None) -> dict[str, Any]:
+def raw_config(spec: BackboneSpec, vlm: VLMConfig, folder: Path | None) -> dict[str, Any]:
+    """The configuration as written: the folder's, the tiny one, or the shipped one."""
     if folder is not None:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     wanted = vlm.settings.get("model_type")
@@ -90,12 +91,13 @@ def _shipped_name(spec: BackboneSpec, vlm: VLMConfig) -> str:
     )
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid on it, nested mappings key by key."""
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)
         both = isinstance(value, Mapping) and isinstance(inner, Mapping)
-        merged[key] = _merge(dict(inner), value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge_settings(dict(inner), value) if both else value  # type: ignore[arg-type]
     return merged
 
 

@@ -31,6 +31,8 @@ class BackboneSpec:
     image_mean, image_std: of the pixel normalisation after division by 255.
     vocab_path: where in the configuration the vocabulary size stands.
     key_rules: see KeyRules; bring every generation of transformers' parameter names together.
+    published_rules: RoboVLMs' own names of this family's modules, where they are not `backbone.`.
+    full: name of a pretrained model to the file of its configuration in `configs/`.
     """
 
     name: str
@@ -46,4 +48,5 @@ class BackboneSpec:
     image_std: tuple[float, float, float] = CLIP_STD
     vocab_path: tuple[str, ...] = ("text_config", "vocab_size")
     key_rules: KeyRules = ()
+    published_rules: KeyRules = ()
     full: Mapping[str, str] = field(default_factory=dict)

@@ -114,6 +114,7 @@ def fill(
     policy: VLAPolicy, tensors: Mapping[str, torch.Tensor], where: str, dtype: torch.dtype | None = None
 ) -> VLAPolicy:
     """Put `tensors`, in any known key layout, into `policy`. Raises CheckpointError."""
+    tensors = policy.vlm.adapt_tensors(dict(tensors))
     layout = KeyLayout(policy, tensors)
     precision = dtype or DTYPES[policy.config.vlm.precision]
     assign(policy, tensors, layout.canonical, where, layout.ignored, precision)

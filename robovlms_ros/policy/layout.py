@@ -14,7 +14,7 @@ PUBLISHED = (
     (r"^vision_resampler\.", "vlm.vision_resampler."),
     (r"^act_head\.", "head."),
 )
-ROOTS = ("backbone.", "act_head.", "action_token", "vision_resampler.")
+ROOTS = ("backbone.", "act_head.", "action_token", "vision_resampler.", "perceiver.")
 # Tables that older transformers stored and newer ones compute.
 TABLES = re.compile(r"(position_ids|embed_positions\.weights|rotary_emb\.inv_freq)$")
 
@@ -24,6 +24,7 @@ class KeyLayout:
 
     def __init__(self, policy: VLAPolicy, keys: Iterable[str]):
         self.rules = policy.vlm.spec.key_rules
+        self.published = (*policy.vlm.spec.published_rules, *PUBLISHED)
         self.discrete = policy.config.action_head.action_space == "discrete"
         self.head_ignored = [re.compile(p) for p in getattr(policy.head, "ignored_keys", ())]
         keys = [key.removeprefix("module.") for key in keys]
@@ -34,7 +35,7 @@ class KeyLayout:
         key = key.removeprefix("module.")
         if self.strip_model:
             key = key.removeprefix("model.")
-        key = apply_rules(key, PUBLISHED)
+        key = apply_rules(key, self.published)
         return VLM + apply_rules(key[len(VLM) :], self.rules) if key.startswith(VLM) else key
 
     def ignored(self, key: str) -> bool:

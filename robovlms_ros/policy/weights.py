@@ -121,7 +121,8 @@ def _place(module: nn.Module, names: list[str], tensor: Tensor, old: Tensor, dty
         owner_name, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner_name)
         if leaf in owner._parameters:
-            parameter = parameter or nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+            if parameter is None:
+                parameter = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
             owner._parameters[leaf] = parameter
         else:
             owner._buffers[leaf] = tensor
