@@ -1,0 +1,157 @@
+"""sensor_msgs/JointState into RobotState: by name, checked, kept for a while, interpolated at an image's stamp."""
+
+import bisect
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.types import NANOSECONDS, ObservationError, RobotState
+
+
+class JointStateMessage(Protocol):
+    """What is read of a sensor_msgs/JointState."""
+
+    header: Any
+    name: Any
+    position: Any
+    velocity: Any
+
+
+class Finger(Protocol):
+    """What is read of a robot's gripper: its joint's name, and the opening 0..1 at a position."""
+
+    @property
+    def joint(self) -> str:
+        """The joint's name in joint_states."""
+
+    def opening(self, position: float) -> float:
+        """0 closed to 1 open."""
+
+
+@dataclass(frozen=True)
+class JointReading:
+    """One message's worth of the arm: (J,) positions, and velocities where the driver publishes them."""
+
+    stamp_ns: int
+    positions: NDArray[np.float64]
+    velocities: NDArray[np.float64] | None
+
+
+def stamp_of(message: Any) -> int:
+    """A header's stamp in ns."""
+    return int(message.header.stamp.sec) * NANOSECONDS + int(message.header.stamp.nanosec)
+
+
+def read_joints(message: JointStateMessage, joints: tuple[str, ...]) -> JointReading | None:
+    """The named joints in our order; None when the message names none of them (it is another device's).
+
+    Raises ObservationError when a joint is missing, lists differ in length, or a number is not finite.
+    """
+    index = {name: i for i, name in enumerate(message.name)}
+    missing = [joint for joint in joints if joint not in index]
+    if len(missing) == len(joints):
+        return None
+    if missing:
+        raise ObservationError(
+            f"joint '{missing[0]}' is missing; the message has: {', '.join(message.name)}. "
+            "Check `joints` in the robot's YAML and the driver."
+        )
+    rows = [index[joint] for joint in joints]
+    positions = _pick(message.position, rows, joints, "position", len(message.name))
+    velocities = _pick(message.velocity, rows, joints, "velocity", len(message.name)) if len(message.velocity) else None
+    return JointReading(stamp_of(message), positions, velocities)
+
+
+def _pick(values: Any, rows: list[int], joints: tuple[str, ...], what: str, names: int) -> NDArray[np.float64]:
+    if len(values) != names:
+        raise ObservationError(f"{names} joint names but {len(values)} {what} values: they must be equally many.")
+    picked = np.array([values[row] for row in rows], dtype=np.float64)
+    for joint, value in zip(joints, picked, strict=True):
+        if not math.isfinite(value):
+            raise ObservationError(f"{what} of '{joint}' is {value}, not a finite number.")
+    return picked
+
+
+class JointStateBuffer:
+    """The last `span` seconds of one arm's joint states, and of its gripper, which may be another publisher's.
+
+    Not thread-safe. A stamp that does not advance is dropped: drivers repeat messages.
+    """
+
+    def __init__(self, joints: tuple[str, ...], gripper: Finger | None = None, span: float = 2.0) -> None:
+        self._joints = joints
+        self._gripper = gripper
+        self._span_ns = int(span * NANOSECONDS)
+        self._readings: deque[JointReading] = deque()
+        self._openings: deque[tuple[int, float]] = deque()
+
+    def clear(self) -> None:
+        """Forget everything, as after a clock jump."""
+        self._readings.clear()
+        self._openings.clear()
+
+    def add(self, message: JointStateMessage) -> bool:
+        """Keep what the message says; True when it moved the arm's newest state on. Raises ObservationError."""
+        stamp = stamp_of(message)
+        if stamp <= 0:
+            raise ObservationError("the stamp is zero: the driver must stamp its joint states.")
+        if self._gripper is not None and self._gripper.joint in message.name:
+            position = _pick(message.position, [list(message.name).index(self._gripper.joint)],
+                             (self._gripper.joint,), "position", len(message.name))[0]
+            if not self._openings or stamp > self._openings[-1][0]:
+                self._openings.append((stamp, self._gripper.opening(float(position))))
+                _drop_before(self._openings, stamp - self._span_ns, lambda item: item[0])
+        reading = read_joints(message, self._joints)
+        if reading is None or (self._readings and stamp <= self._readings[-1].stamp_ns):
+            return False
+        self._readings.append(reading)
+        _drop_before(self._readings, stamp - self._span_ns, lambda item: item.stamp_ns)
+        return True
+
+    def latest(self) -> RobotState | None:
+        """The newest state, None before the first."""
+        if not self._readings:
+            return None
+        newest = self._readings[-1]
+        opening = self._opening_at(newest.stamp_ns)
+        return RobotState(newest.stamp_ns, newest.positions, newest.velocities, gripper=opening)
+
+    def at(self, stamp_ns: int, tolerance: float) -> RobotState:
+        """The state at `stamp_ns`, linear between the two messages around it.
+
+        Outside what is buffered the nearest message serves up to `tolerance` seconds away; beyond it, or between
+        messages further apart than that, ObservationError.
+        """
+        readings = self._readings
+        if not readings:
+            raise ObservationError("no joint states have come.")
+        after = bisect.bisect_left(readings, stamp_ns, key=lambda r: r.stamp_ns)
+        low, high = readings[max(after - 1, 0)], readings[min(after, len(readings) - 1)]
+        gap = min(abs(stamp_ns - low.stamp_ns), abs(high.stamp_ns - stamp_ns)) / NANOSECONDS
+        if gap > tolerance:
+            raise ObservationError(
+                f"no joint state within {tolerance:g} s of the image: the nearest is {gap:.3f} s away. "
+                "Do camera and driver share one clock?"
+            )
+        width = high.stamp_ns - low.stamp_ns
+        share = min(max((stamp_ns - low.stamp_ns) / width, 0.0), 1.0) if width else 0.0
+        velocities = None
+        if low.velocities is not None and high.velocities is not None:
+            velocities = low.velocities + share * (high.velocities - low.velocities)
+        positions = low.positions + share * (high.positions - low.positions)
+        return RobotState(stamp_ns, positions, velocities, gripper=self._opening_at(stamp_ns))
+
+    def _opening_at(self, stamp_ns: int) -> float | None:
+        if not self._openings:
+            return None
+        stamps = [stamp for stamp, _ in self._openings]
+        return float(np.interp(stamp_ns, stamps, [opening for _, opening in self._openings]))
+
+
+def _drop_before(items: deque[Any], stamp_ns: int, stamp: Any) -> None:
+    while items and stamp(items[0]) < stamp_ns:
+        items.popleft()

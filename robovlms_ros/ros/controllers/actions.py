@@ -1,0 +1,122 @@
+"""Controllers behind an action: joint_trajectory_controller's, and the two kinds of gripper controller."""
+
+from typing import Any
+
+from builtin_interfaces.msg import Duration
+from rclpy.action import ActionClient
+from rclpy.task import Future
+from sensor_msgs.msg import JointState
+
+from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, message_package
+from robovlms_ros.ros.messages import trajectory_to_message
+from robovlms_ros.runtime import controllers as specs
+from robovlms_ros.types import NANOSECONDS, TrajectoryCommand
+
+
+class Goals:
+    """One action client that keeps sending goals, each replacing the last, and remembers what became of them."""
+
+    def __init__(self, context: Context, action: type, name: str) -> None:
+        self._node = context.node
+        self._client = ActionClient(context.node, action, name)
+        self._name = name
+        self._sent = 0
+        self.problem: str | None = None
+
+    def send(self, goal: Any) -> None:
+        """Send without waiting. A server that is not there is a problem, not an exception."""
+        if not self._client.server_is_ready():
+            self.problem = f"no action server on {self._name}."
+            return
+        self._sent += 1
+        number = self._sent
+        self._client.send_goal_async(goal).add_done_callback(lambda future: self._on_answer(future, number))
+
+    def _on_answer(self, future: Future, number: int) -> None:
+        handle = future.result()
+        if handle is None or not handle.accepted:
+            self.problem = f"the controller rejected a goal on {self._name}."
+            return
+        self.problem = None
+        handle.get_result_async().add_done_callback(lambda result: self._on_result(result, number))
+
+    def _on_result(self, future: Future, number: int) -> None:
+        # An earlier goal ends as aborted when the next one replaces it: only the newest one's end means anything.
+        answer = future.result()
+        if answer is not None and number == self._sent and getattr(answer.result, "error_code", 0) != 0:
+            text = f"{answer.result.error_code} {answer.result.error_string}".strip()
+            self.problem = f"the controller aborted a trajectory on {self._name}: {text}."
+
+    def listeners(self) -> int:
+        """1 while the server is there."""
+        return int(self._client.server_is_ready())
+
+    def close(self) -> None:
+        """Give the client back."""
+        self._client.destroy()
+
+
+class FollowJointTrajectoryArm(Arm):
+    """joint_trajectory_controller by its action: unlike the topic, it tells when it rejects or aborts."""
+
+    def __init__(self, context: Context, spec: specs.FollowJointTrajectory) -> None:
+        self._action = message_package("control_msgs.action", spec.type).FollowJointTrajectory
+        self._goals = Goals(context, self._action, spec.action)
+        nanoseconds = round(spec.goal_time_tolerance * NANOSECONDS)
+        self._tolerance = Duration(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
+
+    def send(self, command: TrajectoryCommand, now_ns: int) -> None:
+        goal = self._action.Goal(trajectory=trajectory_to_message(command), goal_time_tolerance=self._tolerance)
+        self._goals.send(goal)
+
+    def listeners(self) -> int:
+        return self._goals.listeners()
+
+    def problem(self) -> str | None:
+        return self._goals.problem
+
+    def close(self) -> None:
+        self._goals.close()
+
+
+class GripperCommandGripper(Gripper):
+    """gripper_controllers' action (Jazzy)."""
+
+    def __init__(self, context: Context, spec: specs.GripperCommand) -> None:
+        super().__init__(spec)
+        self._action = message_package("control_msgs.action", spec.type).GripperCommand
+        self._max_effort = spec.max_effort
+        self._goals = Goals(context, self._action, spec.action)
+
+    def command(self, position: float) -> None:
+        goal = self._action.Goal()
+        goal.command.position, goal.command.max_effort = position, self._max_effort
+        self._goals.send(goal)
+
+    def listeners(self) -> int:
+        return self._goals.listeners()
+
+    def close(self) -> None:
+        self._goals.close()
+
+
+class ParallelGripperCommandGripper(Gripper):
+    """parallel_gripper_controller's action (Kilted)."""
+
+    def __init__(self, context: Context, spec: specs.ParallelGripperCommand) -> None:
+        super().__init__(spec)
+        self._action = message_package("control_msgs.action", spec.type).ParallelGripperCommand
+        self._joint, self._max_effort = spec.joint, spec.max_effort
+        self._goals = Goals(context, self._action, spec.action)
+
+    def command(self, position: float) -> None:
+        state = JointState(name=[self._joint], position=[position])
+        if self._max_effort > 0:
+            state.effort = [self._max_effort]
+        self._goals.send(self._action.Goal(command=state))
+
+    def listeners(self) -> int:
+        return self._goals.listeners()
+
+    def close(self) -> None:
+        self._goals.close()

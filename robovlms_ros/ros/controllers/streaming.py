@@ -1,0 +1,162 @@
+"""Controllers that take one target at a time: the trajectory is sampled here, at the adapter's rate."""
+
+from abc import abstractmethod
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from numpy.typing import NDArray
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Float64MultiArray
+
+from robovlms_ros.ros.controllers.base import Arm, Context, ControllerError, Gripper
+from robovlms_ros.ros.messages import to_time
+from robovlms_ros.runtime import controllers as specs
+from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.spline import Spline
+from robovlms_ros.types import NANOSECONDS, TrajectoryCommand
+
+Array = NDArray[np.float64]
+RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+
+# After a trajectory's end its last target is repeated for this long, so that one lost message does not matter.
+TAIL_NS = NANOSECONDS // 5
+
+
+class StreamingArm(Arm):
+    """Samples the running trajectory at each tick; a subclass sends the sample. Silent when the trajectory is over."""
+
+    def __init__(self, context: Context, rate: float) -> None:
+        self._context = context
+        self.rate = rate
+        self._plan: Spline | None = None
+
+    def send(self, command: TrajectoryCommand, now_ns: int) -> None:
+        self._plan = self._spline(command, now_ns)
+        self.tick(now_ns)
+
+    def _spline(self, command: TrajectoryCommand, now_ns: int) -> Spline:
+        """The command as a curve; one that begins in the future is joined to the measured state."""
+        stamp = command.stamp_ns or now_ns
+        times = stamp + np.round(command.times * NANOSECONDS).astype(np.int64)  # (N,)
+        positions, velocities = command.positions, command.velocities
+        measured = self._context.measured()
+        if times[0] > now_ns and measured is not None:
+            start = np.zeros_like(measured.positions) if measured.velocities is None else measured.velocities
+            times = np.concatenate([[now_ns], times])
+            positions = np.vstack([measured.positions, positions])
+            velocities = np.vstack([start, velocities])
+        return Spline(times, positions, velocities)
+
+    def tick(self, now_ns: int) -> None:
+        if self._plan is None:
+            return
+        if now_ns > self._plan.end_ns + TAIL_NS:
+            self._plan = None
+            return
+        positions, velocities = self._plan(np.array([now_ns]))
+        self._emit(positions[0], velocities[0], now_ns)
+
+    @abstractmethod
+    def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
+        """Send the target for now: (J,) rad, (J,) rad/s."""
+
+
+class ForwardPositionArm(StreamingArm):
+    """forward_command_controller: positions, each within what the joint's velocity limit allows since the last."""
+
+    def __init__(self, context: Context, spec: specs.ForwardPosition) -> None:
+        super().__init__(context, spec.rate)
+        self._publisher = context.node.create_publisher(Float64MultiArray, spec.topic, RELIABLE)
+        self._limits = np.array(context.robot.limits.velocity)
+        self._last: tuple[int, Array] | None = None
+
+    def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
+        measured = self._context.measured()
+        if self._last is None or now_ns - self._last[0] > TAIL_NS:
+            if measured is None:
+                return
+            self._last = (now_ns - int(NANOSECONDS / self.rate), measured.positions)
+        then, last = self._last
+        reach = self._limits * (now_ns - then) / NANOSECONDS
+        target = last + np.clip(positions - last, -reach, reach)
+        self._last = (now_ns, target)
+        self._publisher.publish(Float64MultiArray(data=target.tolist()))
+
+    def listeners(self) -> int:
+        return int(self._publisher.get_subscription_count())
+
+    def close(self) -> None:
+        self._context.node.destroy_publisher(self._publisher)
+
+
+class CartesianPoseArm(StreamingArm):
+    """A Cartesian controller's target: the tool's pose on the trajectory, in the robot's base frame, stamped now."""
+
+    def __init__(self, context: Context, spec: specs.CartesianPose | specs.ServoPose) -> None:
+        super().__init__(context, spec.rate)
+        self._kinematics = require_kinematics(context, spec.type)
+        self._publisher = context.node.create_publisher(PoseStamped, spec.topic, RELIABLE)
+
+    def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
+        message = to_pose(self._kinematics.forward(positions))
+        message.header.stamp = to_time(now_ns)
+        message.header.frame_id = self._context.robot.base_frame
+        self._publisher.publish(message)
+
+    def listeners(self) -> int:
+        return int(self._publisher.get_subscription_count())
+
+    def close(self) -> None:
+        self._context.node.destroy_publisher(self._publisher)
+
+
+class Float64MultiArrayGripper(Gripper):
+    """A forward controller of the gripper's joint: its position, at each edge."""
+
+    def __init__(self, context: Context, spec: specs.GripperArray) -> None:
+        super().__init__(spec)
+        self._node = context.node
+        self._publisher = context.node.create_publisher(Float64MultiArray, spec.topic, RELIABLE)
+
+    def command(self, position: float) -> None:
+        self._publisher.publish(Float64MultiArray(data=[position]))
+
+    def listeners(self) -> int:
+        return int(self._publisher.get_subscription_count())
+
+    def close(self) -> None:
+        self._node.destroy_publisher(self._publisher)
+
+
+def require_kinematics(context: Context, controller: str) -> Kinematics:
+    """The context's kinematics. Raises ControllerError when the robot has none."""
+    if context.kinematics is None:
+        raise ControllerError(f"controller type '{controller}' needs the robot's description; give one in its YAML.")
+    return context.kinematics
+
+
+def to_pose(matrix: Array) -> PoseStamped:
+    """A 4x4 pose as a PoseStamped without header."""
+    message = PoseStamped()
+    position, orientation = message.pose.position, message.pose.orientation
+    position.x, position.y, position.z = map(float, matrix[:3, 3])
+    orientation.x, orientation.y, orientation.z, orientation.w = quaternion(matrix[:3, :3])
+    return message
+
+
+def quaternion(rotation: Array) -> tuple[float, float, float, float]:
+    """(x, y, z, w) of a rotation matrix (3, 3): Shepperd's method, well conditioned for every angle."""
+    r = rotation
+    squares = np.array([
+        1 + r[0, 0] - r[1, 1] - r[2, 2], 1 - r[0, 0] + r[1, 1] - r[2, 2],
+        1 - r[0, 0] - r[1, 1] + r[2, 2], 1 + r[0, 0] + r[1, 1] + r[2, 2],
+    ])
+    rows = np.array([
+        [squares[0], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0], r[2, 1] - r[1, 2]],
+        [r[0, 1] + r[1, 0], squares[1], r[1, 2] + r[2, 1], r[0, 2] - r[2, 0]],
+        [r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], squares[2], r[1, 0] - r[0, 1]],
+        [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], squares[3]],
+    ])
+    row = rows[int(np.argmax(squares))]
+    x, y, z, w = map(float, row / np.linalg.norm(row))
+    return x, y, z, w

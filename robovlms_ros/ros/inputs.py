@@ -1,0 +1,199 @@
+"""What the node hears: cameras, joint states, the instruction; checked, put together, and watched for silence."""
+
+import threading
+from collections.abc import Callable
+
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+
+from robovlms_ros.conversions.frames import Frame, FrameSet, FrameSync
+from robovlms_ros.conversions.images import to_rgb
+from robovlms_ros.conversions.joint_states import JointStateBuffer, stamp_of
+from robovlms_ros.ros.bridge import pick_converter
+from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
+from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.types import NANOSECONDS, Observation, ObservationError, RobotState
+
+NEWEST_ONLY = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+JOINT_STATES = qos_profile_sensor_data
+LATCHED = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE,
+                     durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+JOINTS = "joint_states"
+INSTRUCTION = "instruction"
+CLOCKS = "camera and joint_states"
+
+
+class Inputs:
+    """The node's subscriptions and what came over them. Callbacks only convert and store.
+
+    cameras: those the policy uses, the reference camera first.
+    complete_state: fills what kinematics knows (the tool's pose) into a measured state.
+    on_observation: called with each complete observation; on_instruction: with each instruction that differs.
+    """
+
+    def __init__(self, node: Node, parameters: NodeParameters, robot: RobotSpec, cameras: tuple[CameraParameters, ...],
+                 complete_state: Callable[[RobotState], RobotState], on_observation: Callable[[Observation], None],
+                 on_instruction: Callable[[str], None]) -> None:
+        self._node = node
+        self._parameters = parameters
+        self._max_age = parameters.max_age or robot.max_age
+        self._cameras = cameras
+        self._complete_state = complete_state
+        self._on_observation = on_observation
+        self._on_new_instruction = on_instruction
+        self._convert = pick_converter()
+        self._lock = threading.Lock()
+        self._joints = JointStateBuffer(robot.joints, robot.gripper)
+        self._frames = FrameSync(tuple(camera.name for camera in cameras), parameters.camera_tolerance)
+        self._faults: dict[str, str] = {}
+        self._last_set_ns = 0
+        self.instruction = parameters.instruction.strip()
+        check_instruction(self.instruction or "none yet", parameters.max_instruction_length)
+        self._subscriptions = self._subscribe()
+
+    def _subscribe(self) -> list[Subscription]:
+        node, parameters = self._node, self._parameters
+        subscriptions = [
+            node.create_subscription(JointState, parameters.joint_states_topic, self._on_joints, JOINT_STATES),
+            node.create_subscription(String, parameters.instruction_topic, self._on_instruction, LATCHED),
+        ]
+        for camera in self._cameras:
+            compressed = camera.transport == "compressed"
+            subscriptions.append(node.create_subscription(
+                CompressedImage if compressed else Image,
+                f"{camera.topic}/compressed" if compressed else camera.topic,
+                lambda message, name=camera.name: self._on_image(name, message), NEWEST_ONLY))
+        return subscriptions
+
+    def close(self) -> None:
+        """Hear nothing more."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    def clear(self) -> None:
+        """Forget images and joint states, as after a clock jump. The instruction stays."""
+        with self._lock:
+            self._joints.clear()
+            self._frames.clear()
+            self._faults = {key: text for key, text in self._faults.items() if key == INSTRUCTION}
+
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        try:
+            stamp = stamp_of(message)
+            if stamp <= 0:
+                raise ObservationError("the stamp is zero: the camera's driver must stamp its images.")
+            frame = Frame(stamp, to_rgb(message, self._convert))
+        except ObservationError as error:
+            self._fault(f"camera '{camera}'", str(error))
+            return
+        self._fault(f"camera '{camera}'", None)
+        with self._lock:
+            complete = self._frames.add(camera, frame)
+        for frames in complete:
+            self._observe(frames)
+
+    def _observe(self, frames: FrameSet) -> None:
+        if not self.instruction:
+            return
+        try:
+            state = self.state_at(frames.stamp_ns)
+        except ObservationError as error:
+            self._fault(CLOCKS, str(error))
+            return
+        self._fault(CLOCKS, None)
+        self._last_set_ns = frames.stamp_ns
+        self._on_observation(Observation(frames.stamp_ns, frames.images, self.instruction, state))
+
+    def _on_joints(self, message: JointState) -> None:
+        try:
+            with self._lock:
+                advanced = self._joints.add(message)
+        except ObservationError as error:
+            self._fault(JOINTS, str(error))
+            return
+        if advanced:
+            self._fault(JOINTS, None)
+
+    def _on_instruction(self, message: String) -> None:
+        text = message.data.strip()
+        try:
+            check_instruction(text, self._parameters.max_instruction_length)
+        except ObservationError as error:
+            self._fault(INSTRUCTION, str(error))
+            text = ""
+        else:
+            self._fault(INSTRUCTION, None)
+        if text != self.instruction:
+            self.instruction = text
+            self._on_new_instruction(text)
+
+    def _fault(self, source: str, text: str | None) -> None:
+        """Note that `source` last sent something unusable, or something usable (None). Edges are logged."""
+        with self._lock:
+            known = self._faults.get(source)
+            if text is None:
+                self._faults.pop(source, None)
+            else:
+                self._faults[source] = text
+        if text is not None and known is None:
+            self._node.get_logger().warning(f"{source}: {text}")
+        elif text is None and known is not None:
+            self._node.get_logger().info(f"{source}: good again")
+
+    def state_at(self, stamp_ns: int) -> RobotState:
+        """The arm at an image's stamp. Raises ObservationError."""
+        with self._lock:
+            state = self._joints.at(stamp_ns, self._parameters.joint_states_tolerance)
+        return self._complete_state(state)
+
+    def measured(self) -> RobotState | None:
+        """The arm's newest state, None before the first."""
+        with self._lock:
+            state = self._joints.latest()
+        return None if state is None else self._complete_state(state)
+
+    def problem(self, now_ns: int) -> str | None:
+        """Why there is nothing to act on now, None when all is well. The first that applies:
+
+        an unusable message, a missing instruction, an input that never came, or one older than max_age.
+        """
+        with self._lock:
+            for source, text in self._faults.items():
+                return f"{source}: {text}"
+            if not self.instruction:
+                topic = self._node.resolve_topic_name(self._parameters.instruction_topic)
+                return f"no instruction: publish one on {topic}."
+            latest = self._joints.latest()
+            stamps = {JOINTS: None if latest is None else latest.stamp_ns}
+            stamps |= {f"camera '{c.name}'": self._frames.last_stamp(c.name) for c in self._cameras}
+        for source, stamp in stamps.items():
+            if stamp is None:
+                return f"{source} has sent nothing usable on {self._topic(source)} yet."
+            age = (now_ns - stamp) / NANOSECONDS
+            if age > self._max_age:
+                return f"{source} is {age:.2f} s old, max_age is {self._max_age:g} s ({self._topic(source)})."
+        age = (now_ns - self._last_set_ns) / NANOSECONDS
+        if len(self._cameras) > 1 and age > self._max_age:
+            return (f"the cameras' newest images within {self._parameters.camera_tolerance:g} s of each other "
+                    f"(camera_tolerance) are {min(age, 9999):.2f} s old: their stamps do not match.")
+        return None
+
+    def _topic(self, source: str) -> str:
+        topics = {JOINTS: self._parameters.joint_states_topic}
+        for camera in self._cameras:
+            suffix = "/compressed" if camera.transport == "compressed" else ""
+            topics[f"camera '{camera.name}'"] = camera.topic + suffix
+        return self._node.resolve_topic_name(topics[source])
+
+
+def check_instruction(text: str, limit: int) -> None:
+    """Raise ObservationError for an empty instruction or one of more than `limit` characters."""
+    if not text:
+        raise ObservationError("it is empty: publish the task in words.")
+    if len(text) > limit:
+        raise ObservationError(f"it has {len(text)} characters, at most {limit} are allowed (max_instruction_length).")

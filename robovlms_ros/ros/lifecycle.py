@@ -1,0 +1,107 @@
+"""A lifecycle node whose transitions may simply raise.
+
+A subclass writes four plain methods. Every way out of `active` goes through `_halt`, every way back to nothing through
+`_teardown`, and both accept whatever part of the work had been done:
+
+    unconfigured --_setup--> inactive --_start--> active --_halt--> inactive --_teardown--> unconfigured
+
+rclpy turns an exception in a transition into an error without a text. Here it is logged, handed to `_failed`, and the
+transition fails, so that the node stays where it was and can be tried again.
+"""
+
+import threading
+import traceback
+from collections.abc import Callable
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+from robovlms_ros.types import RoboVLMsError
+
+
+class PlainLifecycleNode(LifecycleNode):
+    """See the module's docstring. Transitions run in a callback group of their own and one at a time."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, callback_group=MutuallyExclusiveCallbackGroup())
+        self._transition_lock = threading.RLock()
+
+    def _setup(self) -> None:
+        """Get everything ready; may take long. May raise: `_teardown` follows."""
+
+    def _start(self) -> None:
+        """Begin; must not take long. May raise: `_halt` follows."""
+
+    def _halt(self, reason: str) -> None:
+        """Stop what `_start` began. Accepts that nothing was begun. Must not raise."""
+
+    def _teardown(self) -> None:
+        """Free what `_setup` made. Accepts any part of it. Must not raise."""
+
+    def _entered(self, state: str) -> None:
+        """A transition has begun or ended: `state` is the lifecycle's word for where the node is now."""
+
+    def _failed(self, transition: str, reason: str) -> None:
+        """A transition failed for `reason`."""
+
+    @property
+    def lifecycle_state(self) -> str:
+        """`unconfigured`, `inactive`, `active`, `finalized`, or a transition's name such as `configuring`."""
+        return str(self._state_machine.current_state[1])
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Run `_setup`; on failure everything is freed again."""
+        self._entered("configuring")
+        return self._attempt("configure", self._setup, self._teardown, "inactive", "unconfigured")
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Run `_start`."""
+        return self._attempt("activate", self._start, lambda: self._halt("activate failed"), "active", "inactive")
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Run `_halt`."""
+        return self._attempt("deactivate", lambda: self._halt("deactivated"), lambda: None, "inactive", "active")
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Run `_teardown`."""
+        return self._attempt("clean up", self._teardown, lambda: None, "unconfigured", "inactive")
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Run `_halt` and `_teardown`, from any state."""
+        self._end("shut down")
+        self._entered("finalized")
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured, whatever went wrong."""
+        self._end("an error in a transition")
+        self._entered("unconfigured")
+        return TransitionCallbackReturn.SUCCESS
+
+    def stop(self, reason: str) -> None:
+        """Do what deactivate and cleanup do, for an end that is no transition: a signal, a dying process."""
+        if self.lifecycle_state in ("active", "inactive"):
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        with self._transition_lock:
+            self._halt(reason)
+            self._teardown()
+
+    def _attempt(self, name: str, action: Callable[[], None], undo: Callable[[], None], done: str,
+                 back: str) -> TransitionCallbackReturn:
+        with self._transition_lock:
+            try:
+                action()
+            except Exception as error:  # the one place where any failure of a transition gets its text
+                known = isinstance(error, RoboVLMsError)
+                reason = str(error) if known else f"{type(error).__name__}: {error}"
+                self.get_logger().error(f"{name} failed: {reason}" if known else
+                                        f"{name} failed:\n{traceback.format_exc()}")
+                undo()
+                self._entered(back)
+                self._failed(name, reason)
+                return TransitionCallbackReturn.FAILURE
+            self._entered(done)
+            return TransitionCallbackReturn.SUCCESS
+

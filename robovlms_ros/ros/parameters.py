@@ -1,0 +1,264 @@
+"""Every parameter of `vla_node`, declared once: name, default, range, description, and the typed struct they become.
+
+Nothing here needs ROS: `declare.py` hands the table to rclpy, `config/vla.yaml` is written from it
+(`python -m robovlms_ros.ros.parameters`).
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from robovlms_ros.runtime.controllers import ROS_NAME
+from robovlms_ros.runtime.scheduler import ScheduleConfig, Strategy
+from robovlms_ros.schema import ConfigError, did_you_mean
+
+Value = str | bool | int | float | list[str]
+TRANSPORTS = ("raw", "compressed")
+WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list of texts"}
+CAMERA = "{camera}"
+SCHEDULE = ScheduleConfig()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter. `low`, `high` bound numbers, both inclusive; `choices` bound texts; `topic` marks a ROS name.
+
+    A name with `{camera}` stands for one parameter per configured camera; so does `{camera}` in its default.
+    fixed: can only be given when the node starts; all others also while it is unconfigured.
+    """
+
+    name: str
+    default: Value
+    description: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    topic: bool = False
+    fixed: bool = False
+
+    def allowed(self) -> str:
+        """The allowed values in a user's words, empty where every value of the type is."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.topic:
+            return "a ROS name such as arm/joint_states"
+        return f"from {self.low:g} to {self.high:g}" if math.isfinite(self.low) else ""
+
+    def check(self, value: Any) -> Value:
+        """`value` as this parameter's type. Raises ConfigError that names it, what it is and what is allowed."""
+        kind = type(self.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is list and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            value = list(value)
+        if type(value) is not kind:
+            raise ConfigError(f"parameter {self.name} = {value!r}: must be {WORDS[kind]}.")
+        if self.choices and value not in self.choices:
+            raise ConfigError(f"parameter {self.name} = {value!r}: not allowed.{did_you_mean(value, self.choices)}")
+        out_of_range = kind in (int, float) and not self.low <= value <= self.high
+        if out_of_range or (self.topic and not ROS_NAME.match(value)):
+            raise ConfigError(f"parameter {self.name} = {value!r}: must be {self.allowed()}.")
+        return value
+
+
+PARAMETERS = (
+    Parameter(
+        "backbone", "",
+        "The preset in config/backbones (kosmos, paligemma, llava, ...). With a checkpoint that names its backbone it "
+        "may stay empty; if given, the two must agree."),
+    Parameter(
+        "checkpoint", "",
+        "Folder with the policy's config.yaml and model.safetensors, or `random`: random weights, for wiring and "
+        "benchmarks, never out of dry_run. Empty: configure fails and says so."),
+    Parameter(
+        "config", "",
+        "Policy configuration (YAML, or the JSON of a RoboVLMs training run) for a checkpoint that brings none, or for "
+        "`checkpoint: random`. Empty: the checkpoint's own, else the backbone's preset."),
+    Parameter("robot", "panda", "Robot: a file of config/robots by name, or the path of a YAML."),
+    Parameter("device", "auto", "Where the model runs: auto (cuda where there is one), cpu, cuda, cuda:1, ..."),
+    Parameter(
+        "dtype", "auto", "Precision of the weights; auto is what the policy's configuration names.",
+        choices=("auto", "float32", "bfloat16", "float16")),
+    Parameter("dry_run", True, "True: chunks are published and nothing that moves."),
+    Parameter(
+        "cameras", ["static", "wrist"], "Names of the cameras, as the policy's configuration has them.", fixed=True),
+    Parameter("camera.{camera}.topic", "{camera}/image_raw", "Base topic of the camera.", topic=True),
+    Parameter(
+        "camera.{camera}.transport", "raw",
+        "raw: sensor_msgs/Image on the topic; compressed: sensor_msgs/CompressedImage (JPEG, PNG) on topic/compressed.",
+        choices=TRANSPORTS),
+    Parameter(
+        "camera_tolerance", 0.02,
+        "s: images of several cameras belong together when their stamps differ by at most this. At least half the "
+        "slowest camera's period where cameras are not synchronised.", 0.0, 1.0),
+    Parameter("joint_states_topic", "joint_states", "sensor_msgs/JointState of the arm and its gripper.", topic=True),
+    Parameter(
+        "joint_states_tolerance", 0.05,
+        "s: farthest joint state that may stand for the arm at an image's stamp.", 0.0, 1.0),
+    Parameter(
+        "instruction_topic", "instruction",
+        "std_msgs/String, reliable and latched (transient local): the task in words.", topic=True),
+    Parameter("instruction", "", "The task until one comes on instruction_topic. Empty: wait for one."),
+    Parameter(
+        "max_instruction_length", 500,
+        "Characters; a longer instruction is refused and the arm held.", 1, 100000),
+    Parameter(
+        "max_age", 0.0,
+        "s: images and joint states older than this are refused and the arm held. 0: the robot's.", 0.0, 60.0),
+    Parameter(
+        "max_inference_rate", 0.0, "Hz: at most this many inferences a second. 0: as fast as they come.", 0.0, 1000.0),
+    Parameter(
+        "on_short_horizon", "warn",
+        "What configure does when a chunk is too short for the measured latency, so that the arm would stop between "
+        "chunks.", choices=("warn", "refuse")),
+    Parameter(
+        "schedule.strategy", SCHEDULE.strategy,
+        "How chunks become motion. blend: the mean of the recent chunks that agree, joined smoothly; fade: the newest "
+        "chunk, joined smoothly; ensemble: temporal ensembling; receding: execute_steps steps, then replan; first: one "
+        "step, then replan (RoboVLMs' own evaluation).", choices=get_args(Strategy)),
+    Parameter("schedule.execute_steps", SCHEDULE.execute_steps, "Steps executed of each chunk (receding).", 1, 1000),
+    Parameter(
+        "schedule.lead", SCHEDULE.lead,
+        "s ahead of now that the running plan is left as it is; longer than a message takes to arrive.", 0.001, 1.0),
+    Parameter(
+        "schedule.fade_time", SCHEDULE.fade_time, "s that joining the running plan takes (fade, blend).", 0.02, 5.0),
+    Parameter("schedule.memory", SCHEDULE.memory, "s: age at which a chunk counts 1/e (blend).", 0.01, 100.0),
+    Parameter(
+        "schedule.ensemble_decay", SCHEDULE.ensemble_decay, "Decay of the weights by age (ensemble).", 0.0, 10.0),
+    Parameter("schedule.stop_time", SCHEDULE.stop_time, "s: shortest time of a stop.", 0.02, 5.0),
+    Parameter(
+        "schedule.max_deviation", SCHEDULE.max_deviation,
+        "rad: a stop holds the measured pose when the running plan is further away than this.", 0.0, 10.0),
+)
+
+
+@dataclass(frozen=True)
+class CameraParameters:
+    """One camera: its name, base topic and transport."""
+
+    name: str
+    topic: str
+    transport: Literal["raw", "compressed"]
+
+
+@dataclass(frozen=True)
+class NodeParameters:
+    """The parameters' values; meaning, unit and range of each stand in PARAMETERS."""
+
+    backbone: str
+    checkpoint: str
+    config: str
+    robot: str
+    device: str
+    dtype: str
+    dry_run: bool
+    cameras: tuple[CameraParameters, ...]
+    camera_tolerance: float
+    joint_states_topic: str
+    joint_states_tolerance: float
+    instruction_topic: str
+    instruction: str
+    max_instruction_length: int
+    max_age: float
+    max_inference_rate: float
+    on_short_horizon: str
+    schedule: ScheduleConfig
+
+
+def expand(cameras: Iterable[str]) -> tuple[Parameter, ...]:
+    """PARAMETERS with each `{camera}` written out for every camera."""
+    names = tuple(cameras)
+    expanded = []
+    for parameter in PARAMETERS:
+        if CAMERA not in parameter.name:
+            expanded.append(parameter)
+            continue
+        for name in names:
+            fields = {key: value.replace(CAMERA, name) if isinstance(value, str) else value
+                      for key, value in vars(parameter).items()}
+            expanded.append(Parameter(**fields))
+    return tuple(expanded)
+
+
+def check_cameras(names: Iterable[str]) -> tuple[str, ...]:
+    """The camera names. Raises ConfigError unless there is at least one, each a ROS token, none twice."""
+    cameras = tuple(names)
+    for name in cameras:
+        if not ROS_NAME.match(name) or "/" in name:
+            raise ConfigError(f"parameter cameras: '{name}' must be letters, digits and underscores, no digit first.")
+    if not cameras or len(set(cameras)) != len(cameras):
+        raise ConfigError(f"parameter cameras = {list(cameras)}: must be at least one name, none twice.")
+    return cameras
+
+
+def check_known(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ConfigError, with the nearest name, for a parameter that the node does not have."""
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown parameter '{name}'.{did_you_mean(name, known)}")
+
+
+def from_values(values: Mapping[str, Any]) -> NodeParameters:
+    """The struct of a full set of values, each checked. Raises ConfigError."""
+    cameras = check_cameras(values["cameras"])
+    checked = {p.name: p.check(values[p.name]) for p in expand(cameras)}
+    fields: dict[str, Any] = {name: value for name, value in checked.items() if "." not in name}
+    schedule = {f.name: checked[f"schedule.{f.name}"] for f in dataclasses.fields(ScheduleConfig)}
+    fields["schedule"] = ScheduleConfig(**schedule)  # type: ignore[arg-type]
+    fields["cameras"] = tuple(
+        CameraParameters(name, checked[f"camera.{name}.topic"], checked[f"camera.{name}.transport"])  # type: ignore[arg-type]
+        for name in cameras
+    )
+    return NodeParameters(**fields)
+
+
+def defaults(cameras: Iterable[str] | None = None) -> dict[str, Value]:
+    """Every parameter's default, by name, for the given cameras or the default ones."""
+    names = tuple(cameras) if cameras is not None else tuple(_parameter("cameras").default)  # type: ignore[arg-type]
+    values = {p.name: p.default for p in expand(names)}
+    return {**values, "cameras": list(names)}
+
+
+def _parameter(name: str) -> Parameter:
+    return next(p for p in PARAMETERS if p.name == name)
+
+
+def to_yaml() -> str:
+    """The text of config/vla.yaml: every parameter at its default, under a comment with meaning and range."""
+    lines = [
+        "# Parameters of vla_node at their defaults; `/**` makes the file fit any node name and namespace.",
+        "# Written by `python -m robovlms_ros.ros.parameters > config/vla.yaml`; edit a copy, give it as params_file.",
+        "/**:",
+        "  ros__parameters:",
+    ]
+    for parameter in expand(_parameter("cameras").default):  # type: ignore[arg-type]
+        allowed = parameter.allowed()
+        lines += _wrapped(parameter.description + (f" Allowed: {allowed}." if allowed else ""))
+        lines.append(f"    {parameter.name}: {_literal(parameter.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str, width: int = 110) -> list[str]:
+    lines, line = [], "    #"
+    for word in text.split():
+        if len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = "    #"
+        line += " " + word
+    return [*lines, line]
+
+
+def _literal(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(value) + "]"
+    return (value or '""') if isinstance(value, str) else str(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(to_yaml())

@@ -1,0 +1,106 @@
+"""What the node says of itself: PolicyStatus, /diagnostics, and the latencies in both."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from robovlms_ros.msg import PolicyStatus
+from robovlms_ros.ros.messages import to_time
+
+LEVELS = {
+    PolicyStatus.RUNNING: DiagnosticStatus.OK,
+    PolicyStatus.INACTIVE: DiagnosticStatus.OK,
+    PolicyStatus.CONFIGURING: DiagnosticStatus.OK,
+    PolicyStatus.FINALIZED: DiagnosticStatus.OK,
+    PolicyStatus.PAUSED: DiagnosticStatus.OK,
+    PolicyStatus.WAITING: DiagnosticStatus.WARN,
+    PolicyStatus.UNCONFIGURED: DiagnosticStatus.WARN,
+    PolicyStatus.HOLDING: DiagnosticStatus.ERROR,
+}
+
+
+class Latencies:
+    """The newest durations of one kind, in seconds."""
+
+    def __init__(self, keep: int = 1000) -> None:
+        self._values: deque[float] = deque(maxlen=keep)
+
+    def add(self, seconds: float) -> None:
+        """Take one more."""
+        self._values.append(seconds)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def percentile(self, percent: float) -> float:
+        """NaN while there are none."""
+        return float(np.percentile(list(self._values), percent)) if self._values else math.nan
+
+
+@dataclass
+class Report:
+    """The facts behind a status, kept by whoever knows them. Stamps in ns, 0 for never."""
+
+    state: str = PolicyStatus.UNCONFIGURED
+    detail: str = ""
+    instruction: str = ""
+    policy_id: str = ""
+    dry_run: bool = True
+    history: tuple[int, int] = (0, 0)
+    chunks: int = 0
+    refusals: int = 0
+    last_refusal: str = ""
+    last_refusal_ns: int = 0
+    last_stop: str = ""
+    last_stop_ns: int = 0
+    reaction: Latencies = field(default_factory=Latencies)
+    inference: Latencies = field(default_factory=Latencies)
+
+    def headline(self) -> tuple[object, ...]:
+        """What a listener must hear of at once when it changes."""
+        return (self.state, self.detail, self.instruction, self.policy_id, self.refusals, self.last_stop_ns,
+                self.last_stop)
+
+
+def status_message(report: Report, now_ns: int) -> PolicyStatus:
+    """The report as a PolicyStatus."""
+    message = PolicyStatus(
+        state=report.state, detail=report.detail, instruction=report.instruction, policy_id=report.policy_id,
+        dry_run=report.dry_run, history_have=report.history[0], history_want=report.history[1],
+        chunks=report.chunks, refusals=report.refusals,
+        latency_p50=report.reaction.percentile(50), latency_p99=report.reaction.percentile(99),
+        inference_p50=report.inference.percentile(50), inference_p99=report.inference.percentile(99),
+        latency_count=len(report.reaction),
+        last_refusal=report.last_refusal, last_refusal_time=to_time(report.last_refusal_ns),
+        last_stop=report.last_stop, last_stop_time=to_time(report.last_stop_ns),
+    )
+    message.header.stamp = to_time(now_ns)
+    return message
+
+
+def diagnostics_message(report: Report, node_name: str, watched: dict[str, str], now_ns: int) -> DiagnosticArray:
+    """The report, and one status per watched thing: `watched` maps its name to what is wrong, empty when nothing is."""
+    values = {
+        "instruction": report.instruction, "policy": report.policy_id, "dry_run": str(report.dry_run).lower(),
+        "history": f"{report.history[0]} of {report.history[1]}",
+        "chunks": str(report.chunks), "refusals": str(report.refusals),
+        "reaction p50, p99 (s)": f"{report.reaction.percentile(50):.4f}, {report.reaction.percentile(99):.4f}",
+        "inference p50, p99 (s)": f"{report.inference.percentile(50):.4f}, {report.inference.percentile(99):.4f}",
+        "last refusal": report.last_refusal, "last stop": report.last_stop,
+    }
+    overall = DiagnosticStatus(
+        level=LEVELS[report.state], name=f"{node_name}: policy", hardware_id=node_name,
+        message=f"{report.state}: {report.detail}" if report.detail else report.state,
+        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+    )
+    parts = [
+        DiagnosticStatus(level=DiagnosticStatus.ERROR if text else DiagnosticStatus.OK, name=f"{node_name}: {name}",
+                         hardware_id=node_name, message=text or "ok")
+        for name, text in watched.items()
+    ]
+    message = DiagnosticArray(status=[overall, *parts])
+    message.header.stamp = to_time(now_ns)
+    return message

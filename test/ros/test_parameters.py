@@ -1,0 +1,72 @@
+"""Parameters: config/vla.yaml is what the table says; every value is checked against type, range and choices; unknown
+names are answered with the nearest known one; the defaults move nothing.
+"""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from robovlms_ros.resources import share_directory
+from robovlms_ros.ros.parameters import PARAMETERS, NodeParameters, check_known, defaults, expand, from_values, to_yaml
+from robovlms_ros.schema import ConfigError
+
+
+def test_shipped_yaml_is_written_from_the_table():
+    shipped = (share_directory() / "config" / "vla.yaml").read_text(encoding="utf-8")
+    assert shipped == to_yaml(), "run: python -m robovlms_ros.ros.parameters > config/vla.yaml"
+    assert yaml.safe_load(shipped)["/**"]["ros__parameters"] == defaults()
+
+
+def test_defaults_are_complete_valid_and_still():
+    parameters = from_values(defaults())
+    assert parameters.dry_run and not parameters.checkpoint
+    assert [(c.name, c.topic, c.transport) for c in parameters.cameras] == [
+        ("static", "static/image_raw", "raw"), ("wrist", "wrist/image_raw", "raw")]
+    fields = {f.name for f in dataclasses.fields(NodeParameters)}
+    assert {p.name.split(".")[0] for p in PARAMETERS} - {"camera"} == fields
+
+
+def test_every_parameter_says_what_it_is():
+    assert all(len(p.description) > 10 for p in PARAMETERS)
+    assert all(p.allowed() for p in PARAMETERS if type(p.default) in (int, float))
+
+
+def test_any_number_of_cameras():
+    values = defaults(("left", "right", "hand"))
+    values["camera.hand.transport"] = "compressed"
+    cameras = from_values(values).cameras
+    assert [c.topic for c in cameras] == ["left/image_raw", "right/image_raw", "hand/image_raw"]
+    assert cameras[2].transport == "compressed"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("max_age", -0.5, "max_age = -0.5: must be from 0 to 60"),
+        ("max_age", float("nan"), "must be from 0 to 60"),
+        ("max_age", "long", "must be a number"),
+        ("max_instruction_length", 0, "must be from 1"),
+        ("dtype", "float23", "Did you mean 'float32'"),
+        ("camera.static.transport", "jpeg", "Allowed: compressed, raw"),
+        ("camera.static.topic", "not a topic", "ROS name"),
+        ("dry_run", "no", "true or false"),
+        ("cameras", [], "at least one"),
+        ("cameras", ["a", "a"], "none twice"),
+        ("cameras", ["a/b"], "letters"),
+        ("schedule.strategy", "bland", "Did you mean 'blend'"),
+    ],
+)
+def test_refused(name, value, says):
+    values = {**defaults(), name: value}
+    with pytest.raises(ConfigError, match=says):
+        from_values(values)
+
+
+def test_a_whole_number_serves_as_a_number():
+    assert from_values({**defaults(), "max_age": 1}).max_age == 1.0
+
+
+def test_unknown_name():
+    with pytest.raises(ConfigError, match=r"'dry_rum'.*Did you mean 'dry_run'"):
+        check_known(["dry_run", "dry_rum"], [p.name for p in expand(["static"])])
