@@ -58,6 +58,8 @@ class RoboPaligemma(BaseRoboVLM):
 
     @staticmethod
     def complete_config(data: dict[str, Any]) -> None:
+        # transformers' PaliGemma makes its Gemma bidirectional: sdpa would drop causality for batches without padding.
+        data["text_config"]["use_bidirectional_attention"] = False
         width = data["text_config"].get("hidden_size")
         if width is not None:
             data["hidden_size"] = data["projection_dim"] = width

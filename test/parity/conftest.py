@@ -1,0 +1,29 @@
+"""Finds the recorded cases of the reference implementation: every JSON in the four folders of ROBOVLMS_PARITY_DIR."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+AREAS = ("heads", "vla", "wrapper", "utils")
+FOLDER = Path(os.environ.get("ROBOVLMS_PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case_path" not in metafunc.fixturenames:
+        return
+    if not FOLDER.is_dir():
+        reason = f"no recorded cases: {FOLDER} does not exist (set ROBOVLMS_PARITY_DIR)"
+        metafunc.parametrize("case_path", [pytest.param(None, id="missing", marks=pytest.mark.skip(reason=reason))])
+        return
+    found = sorted(path for area in AREAS for path in (FOLDER / area).glob("*.json") if is_case(path))
+    ids = [f"{path.parent.name}/{path.stem}" for path in found]
+    metafunc.parametrize("case_path", found or [None], ids=ids or ["none"])
+
+
+def is_case(path: Path) -> bool:
+    """A JSON beside a checkpoint file of the same stem is that checkpoint's configuration, not a case."""
+    return not any(path.parent.glob(f"{path.stem}_ckpt*"))
