@@ -2,11 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from parity_case import LOSS, OTHER_ATTENTION, TOLERANCE, close, filled_state
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from robovlms_ros.config import PolicyConfig, config_from_mapping
 from robovlms_ros.heads.base import HeadOutput
@@ -65,7 +67,7 @@ def configuration(case: dict[str, Any], settings: dict[str, Any], attention: str
 def policy_of(case: dict[str, Any], attention: str) -> VLAPolicy:
     policy = VLAPolicy(configuration(case, settings_of(case), attention))
     if "obs_embed" in case:
-        install_stand_in_vision(policy, case)
+        policy.vlm.backbone.vision_encoder = StandInVision(case["obs_embed"].shape[-1])
     load(policy, filled_state(case["param_shapes"]))
     return policy.eval()
 
@@ -160,10 +162,28 @@ def check_discrete(policy: VLAPolicy, case: dict[str, Any]) -> None:
     close(values, case["pred"]["actions"], 0.0, "generated actions")
 
 
-def install_stand_in_vision(policy: VLAPolicy, case: dict[str, Any]) -> None:
-    """The recording's vision tower: one convolution, its tokens row by row."""
-    raise NotImplementedError
+class StandInVision(nn.Module):
+    """The recording's vision tower: one convolution, its tokens row by row, behind an empty class token."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, kernel_size=14, stride=14)
+
+    def forward(self, images: Tensor, **kwargs: Any) -> SimpleNamespace:
+        tokens = self.conv(images).flatten(2).transpose(1, 2)  # (N, n, width)
+        return SimpleNamespace(last_hidden_state=functional.pad(tokens, (0, 0, 1, 0)))
 
 
 def check_cross_attention(policy: VLAPolicy, case: dict[str, Any], tolerance: float) -> None:
-    raise NotImplementedError
+    for name, parameter in policy.named_parameters():
+        for gate, value in zip(("attn_gate", "ff_gate"), case["gates"], strict=True):
+            if name.endswith(gate):
+                parameter.fill_(value)
+    inputs = case["inputs"]
+    images = images_of(policy, inputs)
+    visual = policy.vlm.encode_frames({k: v.flatten(0, 1) for k, v in images.items()})
+    latents = torch.cat([visual[name].tokens for name in policy.config.cameras], dim=1)
+    close(latents.unflatten(0, inputs["vision_x"].shape[:2]), case["obs_embed"], tolerance, "visual latents")
+    batch = {"images": images, "input_ids": inputs["lang_x"], "attention_mask": inputs["attention_mask"]}
+    close(policy.action_features(batch), case["action_hs"], tolerance, "hidden states")
+    check_output(policy(batch), case, tolerance)
