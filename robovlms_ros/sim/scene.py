@@ -12,9 +12,10 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.sim.task import CUBES
+
 Array = NDArray[np.float64]
 
-CUBES = ("red", "green")
 CUBE_SIZE = 0.04
 """Edge of a cube in metres."""
 TABLE_HEIGHT = 0.8

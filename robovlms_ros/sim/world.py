@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.sim import scene
 from robovlms_ros.sim.cameras import CameraRenderer
+from robovlms_ros.sim.task import CUBES
 from robovlms_ros.sim.trajectory_controller import TrajectoryController
 from robovlms_ros.types import NANOSECONDS, RobotState, RoboVLMsError
 
@@ -95,7 +96,7 @@ class SimWorld:
         self._data = mujoco.MjData(self._model)
         self._renderer: CameraRenderer | None = None
         self._base = self._model.body("robot0_base").pos.copy()
-        self._cube_addresses = {name: int(self._model.joint(f"{name}_cube_joint0").qposadr[0]) for name in scene.CUBES}
+        self._cube_addresses = {name: int(self._model.joint(f"{name}_cube_joint0").qposadr[0]) for name in CUBES}
         self._inertia_times = np.zeros(self._model.nv)
         self._wanted = np.zeros(self._model.nv)
         self.reset(seed)
@@ -170,11 +171,11 @@ def place_cubes(rng: np.random.Generator) -> list[Array]:
     random about the vertical."""
     low, high = np.array(CUBE_REGION).T
     while True:
-        places = rng.uniform(low, high, (len(scene.CUBES), 2))
+        places = rng.uniform(low, high, (len(CUBES), 2))
         gaps = [np.linalg.norm(a - b) for i, a in enumerate(places) for b in places[:i]]
         if min(gaps) >= CUBE_DISTANCE:
             break
-    turns = rng.uniform(-np.pi / 4, np.pi / 4, len(scene.CUBES))
+    turns = rng.uniform(-np.pi / 4, np.pi / 4, len(CUBES))
     height = scene.TABLE_HEIGHT + scene.CUBE_SIZE / 2
     return [
         np.array((x, y, height, np.cos(turn / 2), 0.0, 0.0, np.sin(turn / 2)))

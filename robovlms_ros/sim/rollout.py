@@ -1,0 +1,185 @@
+"""One episode in simulated time, in one process and without ROS: cameras, policy with a latency, executor, arm.
+
+What runs between policy and arm is what the live node runs: `ChunkExecutor` in front of the trajectory controllers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.runtime.executor import ChunkExecutor
+from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.sim.expert import ACTION_SPEC, STEP, expert_chunk
+from robovlms_ros.sim.task import named_cube
+from robovlms_ros.sim.world import CAMERAS, FINGER_JOINT, FINGER_OPEN, TICK_NS, GroundTruth, SimWorld, WorldError
+from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, TrajectoryCommand
+
+Array = NDArray[np.float64]
+
+FRAME_NS = round(STEP * NANOSECONDS)
+GRIPPER_SECONDS = 0.2
+"""How long the fingers take for an edge."""
+
+
+class Agent(Protocol):
+    """What drives an episode: a `PolicySession`, or the expert."""
+
+    def reset(self) -> None: ...
+    def observe(self, observation: Observation) -> None: ...
+    def predict_action_chunk(self, observation: Observation) -> ActionChunk: ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One camera frame with what was true at its stamp."""
+
+    observation: Observation
+    truth: GroundTruth
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an episode came to. time_to_success: simulated s, None without. wrong: another cube was lifted."""
+
+    instruction: str
+    success: bool
+    wrong: bool
+    time_to_success: float | None
+    chunks: int
+    refusals: int
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """latency: (low, high) s from an image's stamp to its chunk, drawn per inference. limit, linger: s of simulated
+    time until an episode is given up, and from success to its end."""
+
+    latency: tuple[float, float] = (0.04, 0.12)
+    limit: float = 12.0
+    linger: float = 0.0
+
+
+class ExpertSession:
+    """The scripted expert as an agent: it reads the world that it acts in."""
+
+    def __init__(self, world: SimWorld) -> None:
+        self._world = world
+        self._count = 0
+
+    def reset(self) -> None: ...
+
+    def observe(self, observation: Observation) -> None: ...
+
+    def predict_action_chunk(self, observation: Observation) -> ActionChunk:
+        state = observation.state
+        if state is None or state.eef_pose is None or state.gripper is None:
+            raise WorldError("the expert needs the measured pose and opening: give Observation.state with both.")
+        cube = self._world.ground_truth().cubes[named_cube(observation.instruction)]
+        values = expert_chunk(state.eef_pose, state.gripper, cube)
+        self._count += 1
+        return ActionChunk(observation.stamp_ns, values, ACTION_SPEC, observation.instruction, "expert", self._count)
+
+
+class ClosedLoop:
+    """Runs episodes of one agent in one world.
+
+    disturb: maps a chunk to what is executed in its place (noise for demonstrations); None executes it as it is.
+    on_frame: called with every frame, before the agent sees it.
+    """
+
+    def __init__(
+        self,
+        world: SimWorld,
+        robot: RobotSpec,
+        kinematics: Kinematics,
+        executor: ChunkExecutor,
+        settings: EpisodeSettings = EpisodeSettings(),
+        disturb: Callable[[ActionChunk, Frame], ActionChunk] | None = None,
+        on_frame: Callable[[Frame], None] | None = None,
+    ) -> None:
+        self.world, self.robot, self.kinematics, self.executor = world, robot, kinematics, executor
+        self.settings, self.disturb, self.on_frame = settings, disturb, on_frame
+
+    def run(self, agent: Agent, instructions: Sequence[tuple[float, str]], rng: np.random.Generator) -> Outcome:
+        """One episode from the world's present state.
+
+        instructions: (s from the start, words), in order; the last one is judged, from when it is given.
+        """
+        agent.reset()
+        self.executor.reset()
+        world, start_ns = self.world, self.world.time_ns
+        self._opening = 1.0
+        pending: tuple[int, ActionChunk, RobotState] | None = None
+        instruction, chunks, refusals, success_ns = "", 0, 0, None
+        judged_from_ns = start_ns + round(instructions[-1][0] * NANOSECONDS)
+        end_ns = judged_from_ns + round(self.settings.limit * NANOSECONDS)
+        wrong = False
+        while world.time_ns < end_ns:
+            now = world.time_ns
+            if (now - start_ns) % FRAME_NS == 0:
+                spoken = [words for at, words in instructions if at * NANOSECONDS <= now - start_ns][-1]
+                if spoken != instruction:
+                    agent.reset()
+                    instruction, pending = spoken, None
+                frame = self._capture(instruction)
+                if self.on_frame is not None:
+                    self.on_frame(frame)
+                agent.observe(frame.observation)
+                if pending is None:
+                    pending = self._infer(agent, frame, rng)
+                lifted = frame.truth.lifted() if now >= judged_from_ns else ()
+                named = named_cube(instruction)
+                wrong = wrong or any(name != named for name in lifted)
+                if success_ns is None and named in lifted:
+                    success_ns = now
+                    end_ns = now + round(self.settings.linger * NANOSECONDS)
+            if pending is not None and now >= pending[0]:
+                chunks, refusals = chunks + 1, refusals + self._deliver(pending[1], pending[2])
+                pending = None
+            self._move_gripper()
+            world.step()
+        time = None if success_ns is None else (success_ns - judged_from_ns) / NANOSECONDS
+        return Outcome(instructions[-1][1], success_ns is not None, wrong, time, chunks, refusals)
+
+    def measured(self) -> RobotState:
+        """The arm's state now, with the tool's pose."""
+        state = self.world.joint_state()
+        return RobotState(
+            state.stamp_ns, state.positions, state.velocities, self.kinematics.forward(state.positions), state.gripper
+        )
+
+    def _capture(self, instruction: str) -> Frame:
+        images = {name: self.world.render(name) for name in CAMERAS}
+        observation = Observation(self.world.time_ns, images, instruction, self.measured())
+        return Frame(observation, self.world.ground_truth())
+
+    def _infer(self, agent: Agent, frame: Frame, rng: np.random.Generator) -> tuple[int, ActionChunk, RobotState]:
+        chunk = agent.predict_action_chunk(frame.observation)
+        if self.disturb is not None:
+            chunk = self.disturb(chunk, frame)
+        state = frame.observation.state
+        assert state is not None
+        return self.world.time_ns + round(rng.uniform(*self.settings.latency) * NANOSECONDS), chunk, state
+
+    def _deliver(self, chunk: ActionChunk, state: RobotState) -> int:
+        """Hands the chunk to the executor and its command to the arm; returns 1 for a refusal."""
+        decision = self.executor.on_chunk(chunk, state, self.measured(), self.world.time_ns)
+        if decision.command is not None:
+            self.world.arm_controller.accept(decision.command, self.world.time_ns)
+        return int(decision.verdict.kind == "refuse")
+
+    def _move_gripper(self) -> None:
+        opening = self.executor.gripper_at(self.world.time_ns)
+        if opening is None or opening == self._opening:
+            return
+        self._opening = opening
+        self.world.gripper_controller.accept(_finger_command(opening), self.world.time_ns)
+
+
+def _finger_command(opening: float) -> TrajectoryCommand:
+    point: Any = np.array([[opening * FINGER_OPEN]])
+    return TrajectoryCommand(0, (FINGER_JOINT,), np.array([GRIPPER_SECONDS]), point, np.zeros((1, 1)))

@@ -1,0 +1,21 @@
+"""The demo's task: which words ask for which cube, and which seeds may be used for what. No simulator is imported."""
+
+from robovlms_ros.types import RoboVLMsError
+
+CUBES = ("red", "green")
+INSTRUCTIONS = {f"lift the {name} cube": name for name in CUBES}
+
+EVALUATION_SEEDS = range(0, 10_000)
+TRAINING_SEEDS = range(1_000_000, 2_000_000)
+"""Scenes that a policy is trained in; no demo or evaluation uses one of them."""
+
+
+class TaskError(RoboVLMsError):
+    """An instruction or a seed does not belong to the demo's task."""
+
+
+def named_cube(instruction: str) -> str:
+    """The cube that an instruction names. Raises TaskError for an instruction that the scene does not know."""
+    if instruction not in INSTRUCTIONS:
+        raise TaskError(f"instruction {instruction!r}: this scene knows {', '.join(map(repr, INSTRUCTIONS))}.")
+    return INSTRUCTIONS[instruction]

@@ -1,0 +1,157 @@
+"""Demonstrations from the simulated arm, one shard of episodes at a time, every frame labelled by the expert.
+
+The expert's law has no memory, so a frame carries the label of EVERY instruction, whichever one was being followed, and
+episodes that a policy drove are labelled in the same way (dataset aggregation, Ross et al. 2011).
+
+A shard is a folder: `images.npy` (F, cameras, S, S, 3) uint8 and `frames.npz` with `poses` (F, 4, 4), `joints` (F, 7),
+`openings` (F,),
+`cubes` (F, C, 3) m in the base frame, `labels` (F, C, horizon, 7) per `expert.ACTION_SPEC`, `episodes` (F,) the episode's
+seed. Frames of an episode are adjacent and 50 ms apart. C runs over `task.CUBES`, cameras over `world.CAMERAS`.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.sim.expert import HAND_DOWN, MAX_SPEED, STEP, expert_chunk, rotation_matrix
+from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Frame, Outcome
+from robovlms_ros.sim.task import CUBES, INSTRUCTIONS, named_cube
+from robovlms_ros.sim.world import CAMERAS
+from robovlms_ros.types import NANOSECONDS, ActionChunk
+
+Array = NDArray[np.float64]
+
+_DISTURBED_STEPS = 6  # about what is executed before the next chunk; more would only lead out of reach
+START_BOX = ((0.36, 0.70), (-0.22, 0.22), (-0.05, 0.17))
+"""Where the hand may start when it does not start at home: x, y, z ranges in the base frame (m)."""
+
+
+@dataclass(frozen=True)
+class DemonstrationSettings:
+    """How much an episode departs from the expert's own path.
+
+    noise: largest standard deviation of the executed speed's noise, as a part of the expert's top speed; each episode
+        draws its own. random_start, switch: probabilities that the hand starts elsewhere than at home, and that the
+        instruction changes on the way. slip: probability per chunk that the fingers do the opposite for a while.
+    """
+
+    noise: float = 0.6
+    random_start: float = 0.5
+    switch: float = 0.35
+    slip: float = 0.01
+
+
+class Disturbance:
+    """Noise on what is executed: correlated over time (AR(1)) in speed, weaker near the named cube."""
+
+    def __init__(self, sigma: float, slip: float, rng: np.random.Generator) -> None:
+        self._sigma, self._slip, self._rng = sigma * MAX_SPEED * STEP, slip, rng
+        self._noise = rng.normal(size=3)
+        self._last_ns: int | None = None
+
+    def __call__(self, chunk: ActionChunk, frame: Frame) -> ActionChunk:
+        if self._last_ns is not None:
+            for _ in range(round((chunk.stamp_ns - self._last_ns) / (STEP * NANOSECONDS))):
+                self._noise = self._next(self._noise)
+        self._last_ns = chunk.stamp_ns
+        state = frame.observation.state
+        assert state is not None and state.eef_pose is not None
+        distance = np.linalg.norm(state.eef_pose[:3, 3] - frame.truth.cubes[named_cube(chunk.instruction)])
+        scale = self._sigma * float(np.clip((distance - 0.02) / 0.06, 0.08, 1.0))
+        values, noise = chunk.values.copy(), self._noise
+        for row in values[:_DISTURBED_STEPS]:
+            row[:3] += scale * noise
+            noise = self._next(noise)
+        if self._rng.uniform() < self._slip:
+            values[: self._rng.integers(4, 10), 6] = 1 - np.round(values[0, 6])
+        return replace(chunk, values=values)
+
+    def _next(self, noise: Array) -> Array:
+        return 0.8 * noise + 0.6 * self._rng.normal(size=3)
+
+
+@dataclass
+class _Recorder:
+    frames: list[Frame] = field(default_factory=list)
+
+    def __call__(self, frame: Frame) -> None:
+        self.frames.append(frame)
+
+
+def record_shard(
+    folder: Path,
+    seeds: Sequence[int],
+    loop: ClosedLoop,
+    agent: Agent,
+    settings: DemonstrationSettings = DemonstrationSettings(),
+    progress: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Run one episode per seed with `agent` in `loop` and write the shard; complete or absent, never half.
+
+    A shard that exists is left as it is and answers with no outcomes.
+    """
+    if (folder / "frames.npz").exists():
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    recorder, outcomes, rows = _Recorder(), [], []
+    loop.on_frame = recorder
+    for seed in seeds:
+        recorder.frames.clear()
+        outcomes.append(run_episode(seed, loop, agent, settings))
+        progress(outcomes[-1])
+        rows += [_row(frame, seed) for frame in recorder.frames]
+    loop.on_frame = loop.disturb = None
+    np.save(folder / "images.npy", np.stack([row.pop("images") for row in rows]))
+    (folder / "outcomes.json").write_text(json.dumps([vars(o) for o in outcomes], indent=1))
+    part = folder / "frames.part.npz"
+    np.savez(part, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    part.rename(folder / "frames.npz")
+    return outcomes
+
+
+def run_episode(seed: int, loop: ClosedLoop, agent: Agent, settings: DemonstrationSettings) -> Outcome:
+    """One disturbed episode, drawn from the seed alone."""
+    rng = np.random.default_rng((seed, 1))
+    loop.world.reset(seed)
+    if rng.uniform() < settings.random_start:
+        loop.world.set_arm(_random_start(rng, loop.kinematics, loop.world.joint_state().positions))
+    first, second = rng.permutation(list(INSTRUCTIONS))
+    spoken = [(0.0, str(first))]
+    if rng.uniform() < settings.switch:
+        spoken.append((float(rng.uniform(0.2, 2.2)), str(second)))
+    loop.disturb = Disturbance(rng.uniform(0, settings.noise), settings.slip, rng)
+    loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=6.0, linger=float(rng.uniform(0.2, 0.8)))
+    return loop.run(agent, spoken, rng)
+
+
+def _random_start(rng: np.random.Generator, kinematics: Kinematics, seed: Array) -> Array:
+    """Joint positions (7,) that put the hand somewhere in START_BOX, pointing nearly down."""
+    while True:
+        low, high = np.array(START_BOX).T
+        pose = np.eye(4)
+        pose[:3, 3] = rng.uniform(low, high)
+        pose[:3, :3] = rotation_matrix(rng.uniform(-0.12, 0.12, 3)) @ HAND_DOWN
+        result = kinematics.inverse(pose[None], seed)
+        if result.reached[0]:
+            return result.positions[0]
+
+
+def _row(frame: Frame, seed: int) -> dict[str, NDArray]:
+    state = frame.observation.state
+    assert state is not None and state.eef_pose is not None and state.gripper is not None
+    cubes = [frame.truth.cubes[name] for name in CUBES]
+    labels = [expert_chunk(state.eef_pose, state.gripper, cube) for cube in cubes]
+    return {
+        "images": np.stack([frame.observation.images[name] for name in CAMERAS]),
+        "poses": state.eef_pose,
+        "joints": state.positions,
+        "openings": np.float32(state.gripper),
+        "cubes": np.stack(cubes).astype(np.float32),
+        "labels": np.stack(labels).astype(np.float32),
+        "episodes": np.int64(seed),
+    }
