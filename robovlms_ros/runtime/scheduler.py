@@ -14,7 +14,7 @@ import numpy as np
 
 from robovlms_ros.runtime.blending import MEMORY_CHUNKS, Agreement, Track, extended, temporal_ensemble
 from robovlms_ros.runtime.robot import Limits
-from robovlms_ros.runtime.spline import Array, Spline, Stamps, central_differences
+from robovlms_ros.runtime.spline import Array, Spline, Stamps
 from robovlms_ros.schema import require
 from robovlms_ros.types import NANOSECONDS, JointPlan, RobotState, RoboVLMsError, TrajectoryCommand
 
@@ -139,7 +139,11 @@ class ChunkScheduler:
 
         Raises ScheduleRefused when every step is past or a value is not finite.
         """
-        _check_finite(plan, measured)
+        _check_finite("plan positions", plan.positions)
+        _check_finite("plan velocities", plan.velocities)
+        _check_finite("measured positions", measured.positions)
+        if len(plan.times_ns) == 0 or np.any(np.diff(plan.times_ns) <= 0):
+            raise ScheduleRefused(f"a plan of {len(plan.times_ns)} steps: needs steps that strictly increase in time.")
         instruction = None if plan.chunk is None else plan.chunk.instruction
         if self._tracks and instruction != self._instruction:
             self.forget_chunks()
@@ -170,15 +174,17 @@ class ChunkScheduler:
     def hold(self, now_ns: int, measured: RobotState) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
 
-        Where the arm is far from the running plan, or there is none, the measured position is held.
+        Where the arm is far from the running plan, or there is none, the measured position is held. Raises
+        ScheduleRefused when that is not finite.
         """
         splice_ns = now_ns + self._lead_ns
         running = self._running_at(now_ns)
         if running is not None:
             gap = np.max(np.abs(running(np.array([now_ns]))[0][0] - measured.positions))
-            if not gap <= self.config.max_deviation:
+            if gap > self.config.max_deviation:
                 running = None
         if running is None:
+            _check_finite("measured positions", measured.positions)
             running = _at_rest(measured.positions, now_ns, splice_ns)
         self.forget_chunks()
         command = self._message(running, self._slow_down(running, splice_ns), now_ns)
@@ -276,8 +282,7 @@ def _at_rest(positions: Array, begin_ns: int, end_ns: int) -> Spline:
 
 def _curve(plan: JointPlan, stamp_ns: int) -> Spline:
     """The plan's steps as a curve that begins at the observation's stamp, one step before the first."""
-    times_ns, positions = plan.times_ns, plan.positions
-    velocities = central_differences(times_ns, positions)
+    times_ns, positions, velocities = plan.times_ns, plan.positions, plan.velocities
     if stamp_ns < times_ns[0]:
         seconds = (times_ns[0] - stamp_ns) / NANOSECONDS
         times_ns = np.concatenate([[stamp_ns], times_ns])
@@ -296,12 +301,7 @@ def _knots(splice_ns: int, steps_ns: Stamps) -> Stamps:
     return np.round(np.concatenate([*parts, corners[-1:]])).astype(np.int64)
 
 
-def _check_finite(plan: JointPlan, measured: RobotState) -> None:
-    for name, values in (("plan positions", plan.positions), ("measured positions", measured.positions)):
-        if not np.all(np.isfinite(values)):
-            where = np.argwhere(~np.isfinite(values))[0].tolist()
-            raise ScheduleRefused(
-                f"{name}{where} is not finite: nothing is sent. Look at the policy or the joint states."
-            )
-    if len(plan.times_ns) == 0 or np.any(np.diff(plan.times_ns) <= 0):
-        raise ScheduleRefused(f"a plan of {len(plan.times_ns)} steps: needs one or more, strictly increasing in time.")
+def _check_finite(name: str, values: Array) -> None:
+    if not np.all(np.isfinite(values)):
+        where = np.argwhere(~np.isfinite(values))[0].tolist()
+        raise ScheduleRefused(f"{name}{where} is not finite: nothing is sent. Look at the policy or the joint states.")

@@ -15,6 +15,7 @@ import pytest
 
 from robovlms_ros.runtime.robot import Limits
 from robovlms_ros.runtime.scheduler import ChunkScheduler, ScheduleConfig, ScheduleRefused, horizon_shortfall
+from robovlms_ros.runtime.spline import central_differences
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.sim.trajectory_controller import TrajectoryController
 from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan, RobotState, TrajectoryCommand
@@ -41,7 +42,8 @@ def chunk(stamp, bias=0.0, horizon=30, rate=30, instruction="lift", path=intent)
     t = stamp + np.arange(1, horizon + 1) / rate
     positions = path(t) + bias
     source = ActionChunk(ns(stamp), positions, SPEC, instruction, "test")
-    return JointPlan(np.round(t * NANOSECONDS).astype(np.int64), positions, np.zeros_like(positions), chunk=source)
+    times_ns = np.round(t * NANOSECONDS).astype(np.int64)
+    return JointPlan(times_ns, positions, central_differences(times_ns, positions), chunk=source)
 
 
 def execute(scheduler, plans, until=3.0, latency=0.15, begin=1.0):
@@ -194,9 +196,9 @@ def test_refused_chunks_leave_the_running_plan_alone():
     with pytest.raises(ScheduleRefused, match=r"due 0\.320 s before"):
         scheduler.update(chunk(1.0, horizon=10), ns(1.0 + 1 / 3 + 0.3), state(1.5, 0.0, 0.0))
     with pytest.raises(ScheduleRefused, match=r"plan positions\[3, 1\] is not finite"):
-        bias = np.zeros((30, 2))
-        bias[3, 1] = np.nan
-        scheduler.update(chunk(1.2, bias), ns(1.3), state(1.3, 0.0, 0.3))
+        bad = chunk(1.2)
+        bad.positions[3, 1] = np.nan
+        scheduler.update(bad, ns(1.3), state(1.3, 0.0, 0.3))
     with pytest.raises(ScheduleRefused, match="measured positions"):
         scheduler.update(chunk(1.2), ns(1.3), state(1.3, np.inf, 0.3))
     np.testing.assert_array_equal(scheduler.commanded(ns(1.5)), before)
