@@ -1,9 +1,12 @@
 """Kosmos-2: the only family with published RoboVLMs weights."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robovlms_ros.backbones.base import BaseRoboVLM
+from robovlms_ros.backbones.sequence import TokenSequence
 from robovlms_ros.backbones.spec import BackboneSpec
 from robovlms_ros.processing.text import TEMPLATES
 
@@ -63,6 +66,12 @@ class RoboKosMos(BaseRoboVLM):
     @property
     def vision_tower(self) -> nn.Module:
         return self.backbone.vision_model
+
+    def run_text_tower(self, sequence: TokenSequence, **kwargs: Any) -> Any:
+        # The table of sinusoids is no weight and stays float32 at load: it would lift the whole sequence to float32.
+        table = self.text_tower.embed_positions
+        table.weights = table.weights.to(sequence.embeds.dtype)
+        return super().run_text_tower(sequence, **kwargs)
 
     def model_encode_images(self, images: Tensor) -> Tensor:
         features = self.vision_tower(pixel_values=images).last_hidden_state
