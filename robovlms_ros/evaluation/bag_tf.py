@@ -30,7 +30,7 @@ class TransformTree:
     def pose(self) -> NDArray[np.float64] | None:
         """(4, 4) base_T_tool."""
         to_base, to_tool = self._to_root(self._base), self._to_root(self._tool)
-        if self._base not in (frame for frame, _ in to_tool) and to_base[-1][0] != to_tool[-1][0]:
+        if to_base[-1][0] != to_tool[-1][0]:
             return None
         return np.linalg.inv(to_base[-1][1]) @ to_tool[-1][1]
 

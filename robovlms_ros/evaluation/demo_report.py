@@ -31,7 +31,8 @@ def write_gif(path: Path, recordings: Sequence[EpisodeRecording], frame_period: 
     pictures = [picture for recording in recordings for picture in _pictures(recording, frame_period)]
     if not pictures:
         raise ValueError(f"{path}: no frame was recorded, there is nothing to show.")
-    palette = [picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=128) for picture in pictures]
+    # Median cut would spend the palette on the table and leave the cubes, a few pixels each, the colours of their edges.
+    palette = [picture.quantize(128, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE) for picture in pictures]
     palette[0].save(path, save_all=True, append_images=palette[1:], duration=round(frame_period * 1000), loop=0)
 
 
@@ -86,7 +87,7 @@ def write_timeline(path: Path, recordings: Sequence[EpisodeRecording]) -> None:
             if column == 0:
                 axis.set_ylabel(f"{name}\n[rad]", fontsize=7)
         axes[-1, column].set_xlabel("time since the instruction [s]")
-    axes[0, 0].legend(loc="upper right", fontsize=7, ncol=3)
+    axes[0, 0].legend(loc="best", fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -104,11 +105,11 @@ def _column(series: NDArray[np.float64], joint: int) -> tuple[NDArray[np.float64
 def _commanded(recording: EpisodeRecording, origin: int) -> NDArray[np.float64]:
     """What the controller was asked to follow: each message from its arrival until the next one's, at 50 Hz."""
     samples = []
-    arrivals = [arrival for arrival, _ in recording.commands]
+    end = recording.measured[-1][0] if recording.measured else 0
+    arrivals = [*(arrival for arrival, _ in recording.commands), end]
     for index, (arrival, command) in enumerate(recording.commands):
-        until = arrivals[index + 1] if index + 1 < len(arrivals) else arrival + int(command.times[-1] * NANOSECONDS)
         start = command.stamp_ns or arrival
-        for time in range(arrival, until, NANOSECONDS // 50):
+        for time in range(arrival, arrivals[index + 1], NANOSECONDS // 50):
             elapsed = (time - start) / NANOSECONDS
             joints = [np.interp(elapsed, command.times, command.positions[:, j]) for j in range(len(command.joints))]
             samples.append((time, np.array(joints)))

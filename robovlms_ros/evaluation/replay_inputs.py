@@ -21,6 +21,7 @@ from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, ObservationError, RobotState, RoboVLMsError
 
 JUMP_NS = NANOSECONDS
+OTHER_CLOCK_NS = 5 * NANOSECONDS
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Inputs:
 
     camera_tolerance, state_tolerance: s, as the node's `camera_tolerance` and `joint_states_tolerance`.
     lost: reasons why messages or observations could not be used, with counts.
+    notes: what is unusual about the bag's clocks, one sentence each.
     """
 
     bag: Bag
@@ -96,6 +98,7 @@ class Inputs:
     everything: bool = False
     lost: Counter[str] = field(default_factory=Counter)
     instructions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._frames = FrameSync(self.cameras, self.camera_tolerance)
@@ -106,6 +109,7 @@ class Inputs:
         self._episode = 0
         self._paused = False
         self._stamp = 0
+        self._offset: int | None = None
         self._status = next((t for t, kind in self.bag.topics.items() if kind.endswith("/PolicyStatus")), None)
 
     def events(self) -> Iterator[Event]:
@@ -120,32 +124,46 @@ class Inputs:
             if raw.topic in topics:
                 message = self.bag.decode(raw)
                 if message is not None:
-                    yield from self._take(raw, message)
+                    yield from self._take(raw.topic, message, self._time(raw, message))
 
-    def _take(self, raw: RawMessage, message: Any) -> Iterator[Event]:
-        mapping, topic = self.mapping, raw.topic
+    def _time(self, raw: RawMessage, message: Any) -> int:
+        """When the bag received the message, on the clock of the stamps: a recorder's clock may be another."""
+        if self._offset is None and (raw.topic in self._names or raw.topic == self.mapping.joint_states):
+            stamp = stamp_of(message)
+            if stamp > 0:
+                apart = raw.log_ns - stamp
+                self._offset = apart if abs(apart) > OTHER_CLOCK_NS else 0
+                if self._offset:
+                    self.notes.append(
+                        f"the bag's own times and the messages' stamps are {abs(apart) / NANOSECONDS:.0f} s apart: they "
+                        "are on different clocks; the stamps' clock is used."
+                    )
+        return raw.log_ns - (self._offset or 0)
+
+    def _take(self, topic: str, message: Any, now_ns: int) -> Iterator[Event]:
+        mapping = self.mapping
         if topic in self._names:
-            yield from self._on_image(self._names[topic], message, raw.log_ns)
+            yield from self._on_image(self._names[topic], message, now_ns)
         elif topic == mapping.joint_states:
-            yield from self._on_joints(message, raw.log_ns)
+            yield from self._on_joints(message, now_ns)
         elif topic in mapping.tf:
             self._tree.add(message)
             pose = self._tree.pose()
             if pose is not None:
-                yield Measured(raw.log_ns, RobotState(*pose_state(self._tree.stamp_ns or raw.log_ns, pose)))
+                yield Measured(now_ns, RobotState(*pose_state(self._tree.stamp_ns or now_ns, pose)))
         elif topic == mapping.instruction and not self._fixed:
-            yield from self._on_instruction(message.data.strip(), raw.log_ns)
+            yield from self._on_instruction(message.data.strip(), now_ns)
         elif topic == mapping.episodes:
-            yield self._restart(raw.log_ns, f"episode marker: {message.data}")
+            yield self._restart(now_ns, f"episode marker: {message.data}")
         elif topic == self._status:
-            yield from self._on_status(message, raw.log_ns)
+            yield from self._on_status(message, now_ns)
         if topic == mapping.commands and mapping.command_kind != "action_chunk":
-            yield Told(raw.log_ns, message, gripper=False)
+            yield Told(now_ns, message, gripper=False)
         if topic == mapping.gripper_commands:
-            yield Told(raw.log_ns, message, gripper=True)
+            yield Told(now_ns, message, gripper=True)
         if topic in (mapping.chunks, mapping.commands) and hasattr(message, "dimension_names"):
             try:
-                yield Answered(raw.log_ns, chunk_of_message(message))
+                yield Answered(now_ns, chunk_of_message(message))
             except RoboVLMsError as error:
                 self.lost[f"{topic}: {error}"] += 1
 
@@ -162,17 +180,17 @@ class Inputs:
             if stamp < self._stamp - JUMP_NS:
                 yield self._restart(now_ns, "the camera's stamps jumped back", clock=True)
             elif stamp <= self._stamp:
-                self.lost[f"camera '{camera}': an image came out of order and is left out, as the node leaves it out."] += 1
+                self.lost[f"camera '{camera}': images out of order; they are left out, as the node does."] += 1
             self._stamp = max(stamp, self._stamp) if stamp >= self._stamp - JUMP_NS else stamp
         for frames in self._frames.add(camera, Frame(stamp, image)):
             yield from self._observe(frames.stamp_ns, frames.images, now_ns)
 
     def _observe(self, stamp_ns: int, images: Any, now_ns: int) -> Iterator[Event]:
         if not self.instruction:
-            self.lost["images came before the first instruction; the node waits for one, so they are not evaluated."] += 1
+            self.lost["images before the first instruction, for which the node waits"] += 1
             return
         if self._paused:
-            self.lost["images came while the node was paused and are not evaluated."] += 1
+            self.lost["images while the node was paused"] += 1
             return
         try:
             state = self.state_at(stamp_ns)
@@ -186,7 +204,8 @@ class Inputs:
         if self.mapping.joint_states is None and self.mapping.tf:
             pose = self._tree.pose()
             if pose is None:
-                raise ObservationError(f"TF has no transform from {self.robot.base_frame} to {self.robot.eef_frame} yet.")
+                frames = f"{self.robot.base_frame} to {self.robot.eef_frame}"
+                raise ObservationError(f"TF has no transform from {frames} yet")
             return RobotState(*pose_state(stamp_ns, pose))
         return self._complete(self._joints.at(stamp_ns, self.state_tolerance))
 
@@ -213,7 +232,7 @@ class Inputs:
         first = not self.instruction
         self.instruction = text
         if not first:
-            yield self._restart(now_ns, f"instruction: {text}", forget=False)
+            yield self._restart(now_ns, f"instruction: {text}")
 
     def _on_status(self, message: Any, now_ns: int) -> Iterator[Event]:
         paused = message.state in ("paused", "inactive")
@@ -221,8 +240,8 @@ class Inputs:
             yield self._restart(now_ns, "the node went on after a pause")
         self._paused = paused
 
-    def _restart(self, now_ns: int, reason: str, clock: bool = False, forget: bool = True) -> Restart:
-        if clock and forget:
+    def _restart(self, now_ns: int, reason: str, clock: bool = False) -> Restart:
+        if clock:
             self._frames.clear()
             self._joints.clear()
             self._stamp = 0

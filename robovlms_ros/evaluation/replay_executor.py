@@ -1,0 +1,233 @@
+"""Replayed latency: the same chunks through the real scheduler and gate, as if inference took so long."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.evaluation.metrics import number
+from robovlms_ros.runtime.executor import ChunkExecutor
+from robovlms_ros.runtime.gate import SafetyGate
+from robovlms_ros.runtime.kinematics import IKResult, Kinematics
+from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.runtime.scheduler import ChunkScheduler, ScheduleConfig
+from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState, RoboVLMsError
+
+Array = NDArray[np.float64]
+
+TICK_NS = 2_000_000
+AROUND_NS = 60_000_000
+REASON_LENGTH = 90
+
+
+class MemoKinematics:
+    """Kinematics that remembers its last answers: every replayed latency plans the same chunks."""
+
+    def __init__(self, kinematics: Kinematics, size: int = 64) -> None:
+        self._kinematics, self._size = kinematics, size
+        self._answers: dict[bytes, IKResult] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kinematics, name)
+
+    def inverse(self, targets: Array, seed: Array) -> IKResult:
+        """As Kinematics.inverse."""
+        key = np.ascontiguousarray(targets).tobytes() + np.ascontiguousarray(seed).tobytes()
+        if key not in self._answers:
+            if len(self._answers) >= self._size:
+                del self._answers[next(iter(self._answers))]
+            self._answers[key] = self._kinematics.inverse(targets, seed)
+        return self._answers[key]
+
+
+class Executor(Protocol):
+    """What is replayed of `ChunkExecutor`."""
+
+    def reset(self) -> None: ...
+    def on_chunk(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Any: ...
+
+
+@dataclass
+class Machine:
+    """One executor with the scheduler inside it, as the node builds them."""
+
+    executor: Executor
+    scheduler: ChunkScheduler
+
+
+def machine_factory(robot: RobotSpec, kinematics: Any, schedule: ScheduleConfig) -> Callable[[], Machine]:
+    """A maker of machines. The ramp of authority after activation is left out: a replay has no activation."""
+    settled = replace(robot, gate=replace(robot.gate, authority_ramp=0.0))
+
+    def make() -> Machine:
+        scheduler = ChunkScheduler(settled.joints, schedule, settled.limits)
+        return Machine(ChunkExecutor(settled, kinematics, scheduler, SafetyGate(settled, kinematics)), scheduler)
+
+    return make
+
+
+@dataclass
+class LatencyResult:
+    """What one replayed latency came to. latency: s from an image's stamp to its chunk; frames: images offered.
+
+    verdicts: pass, clamp, refuse -> count. reasons: refusals and clamps by reason, digits left out. handover: sums over
+    the takeovers of what a client that simply switches plans would jump (rad); tick: the worst command step of 2 ms
+    (rad). starved: s in which the running plan had ended. age: sum of the chunks' ages when they took over, s.
+    """
+
+    latency: float
+    frames: int = 0
+    chunks: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    takeovers: int = 0
+    handover_sum: float = 0.0
+    handover_max: float = 0.0
+    tick_max: float = 0.0
+    starved: float = 0.0
+    age: float = 0.0
+    off_sum: float = 0.0
+    off_count: int = 0
+
+    def merged(self, other: "LatencyResult") -> "LatencyResult":
+        """Both together."""
+        largest = ("handover_max", "tick_max")
+        values = {name: max(getattr(self, name), value) if name in largest else getattr(self, name) + value
+                  for name, value in vars(other).items() if name != "latency"}
+        return LatencyResult(self.latency, **values)
+
+    def table(self) -> dict[str, Any]:
+        """Numbers for the report."""
+        decided = sum(self.verdicts.values())
+        return {
+            "latency": self.latency, "frames": self.frames, "chunks": self.chunks,
+            "verdicts": {kind: self.verdicts.get(kind, 0) for kind in ("pass", "clamp", "refuse")},
+            "refused": self.verdicts.get("refuse", 0) / decided if decided else None,
+            "reasons": dict(self.reasons.most_common(8)),
+            "handover_mean": self.handover_sum / self.takeovers if self.takeovers else None,
+            "handover_max": self.handover_max, "tick_max": self.tick_max, "starved": self.starved,
+            "age": self.age / decided if decided else None,
+            "off": number(self.off_sum / self.off_count) if self.off_count else None,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "LatencyResult":
+        return cls(**{**data, "verdicts": Counter(data["verdicts"]), "reasons": Counter(data["reasons"])})
+
+
+class LatencyLane:
+    """Runs one latency. continuing False judges every chunk from the recorded arm, as the node does in dry_run.
+
+    The recorded arm stands in for the arm: it did what it was told then, not what the policy says now. So a plan that
+    continues drifts off it where policy and recording differ; `off` says how far, and the gate acts on it.
+    """
+
+    def __init__(self, latency: float, make: Callable[[], Machine], continuing: bool = True) -> None:
+        self.result = LatencyResult(latency)
+        self._latency_ns = round(latency * NANOSECONDS)
+        self._machine, self._continuing = make(), continuing
+        self._flight: tuple[int, ActionChunk, RobotState] | None = None
+        self._waiting: tuple[ActionChunk, RobotState] | None = None
+        self._plan_before: Any = None
+        self._measured: RobotState | None = None
+        self.on_decision: Callable[[int, ActionChunk, Any], None] | None = None
+
+    def reset(self) -> None:
+        """A new episode: nothing is under way."""
+        self._machine.executor.reset()
+        self._flight = self._waiting = self._plan_before = self._measured = None
+
+    def offer(self, chunk: ActionChunk, start: RobotState) -> None:
+        """A frame came whose chunk would be this one; it is inferred when the one before is done."""
+        self.result.frames += 1
+        self.advance(chunk.stamp_ns)
+        if self._flight is None:
+            self._flight = (chunk.stamp_ns + self._latency_ns, chunk, start)
+        else:
+            self._waiting = (chunk, start)
+
+    def measure(self, state: RobotState) -> None:
+        """The arm as recorded moved on."""
+        self.advance(state.stamp_ns)
+        self._measured = state
+        commanded = self._machine.scheduler.commanded(state.stamp_ns)
+        if self._continuing and commanded is not None:
+            self.result.off_sum += float(np.abs(commanded[0] - state.positions).max())
+            self.result.off_count += 1
+
+    def advance(self, now_ns: int) -> None:
+        """Deliver what is ready by `now_ns`."""
+        while self._flight is not None and self._flight[0] <= now_ns:
+            ready, chunk, start = self._flight
+            self._flight = None
+            self._deliver(ready, chunk, start)
+            if self._waiting is not None:
+                self._flight = (ready + self._latency_ns, *self._waiting)
+                self._waiting = None
+
+    def _deliver(self, ready_ns: int, chunk: ActionChunk, start: RobotState) -> None:
+        result, machine = self.result, self._machine
+        result.chunks += 1
+        result.age += (ready_ns - chunk.stamp_ns) / NANOSECONDS
+        if not self._continuing:
+            machine.executor.reset()
+        before = self._ticks(ready_ns) if self._continuing else None
+        covered = machine.scheduler.covered_until_ns
+        try:
+            decision = machine.executor.on_chunk(chunk, start, self._measured or start, ready_ns)
+        except RoboVLMsError as error:
+            self._count("refuse", str(error))
+            machine.executor.reset()
+            self._plan_before = None
+            return
+        verdict = decision.verdict
+        self._count(verdict.kind, verdict.reason)
+        if self.on_decision is not None:
+            self.on_decision(ready_ns, chunk, decision)
+        if verdict.kind == "refuse" or decision.command is None:
+            machine.executor.reset()
+            self._plan_before = None
+            return
+        self._take_over(ready_ns, decision.plan, before, covered)
+
+    def _take_over(self, ready_ns: int, plan: Any, before: Array | None, covered_ns: int) -> None:
+        """Continuity at the moment when one plan replaces the other."""
+        result, previous, self._plan_before = self.result, self._plan_before, plan
+        if not self._continuing or previous is None or before is None:
+            return
+        result.takeovers += 1
+        jump = float(np.abs(_at(plan, ready_ns) - _at(previous, ready_ns)).max())
+        result.handover_sum += jump
+        result.handover_max = max(result.handover_max, jump)
+        after = self._ticks(ready_ns)
+        if after is not None:
+            path = np.vstack([before[:1], after[1:]])
+            result.tick_max = max(result.tick_max, float(np.abs(np.diff(path, axis=0)).max()))
+        result.starved += max(0.0, (ready_ns - covered_ns) / NANOSECONDS) if covered_ns else 0.0
+
+    def _ticks(self, now_ns: int) -> Array | None:
+        """What the controller is commanded at now and every 2 ms after."""
+        rows = [self._machine.scheduler.commanded(t) for t in range(now_ns, now_ns + AROUND_NS, TICK_NS)]
+        return None if rows[0] is None else np.stack([row[0] for row in rows if row is not None])
+
+    def _count(self, kind: str, reason: str) -> None:
+        self.result.verdicts[kind] += 1
+        if kind != "pass":
+            self.result.reasons[plain_reason(reason)] += 1
+
+
+def _at(plan: Any, time_ns: int) -> Array:
+    return np.array([np.interp(time_ns, plan.times_ns, column) for column in plan.positions.T])
+
+
+def plain_reason(reason: str) -> str:
+    """A reason with its numbers taken out, so that equal reasons count together."""
+    words = ["#" if any(c.isdigit() for c in w) and not w.strip(".,:()").isidentifier() else w for w in reason.split()]
+    text = " ".join(words)
+    return text if len(text) <= REASON_LENGTH else text[:REASON_LENGTH - 3] + "..."
