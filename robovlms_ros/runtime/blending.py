@@ -1,6 +1,5 @@
 """How the targets of several chunks become one: a temporal ensemble, or the mean of those that agree."""
 
-from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +11,7 @@ WINDOW = 0.3  # s after the splice over which two chunks are compared
 NOISE_FLOOR = 0.002  # rad or m: disagreements below a few times this are never ignored as noise
 AGREES, DISAGREES = 2.0, 4.0  # in standard deviations: full weight up to the first, none from the second
 MEMORY_CHUNKS = 8
+MEMORY_PAIRS = 9
 
 
 @dataclass(frozen=True)
@@ -34,68 +34,70 @@ def temporal_ensemble(tracks: list[Track], times_ns: Stamps, decay: float) -> tu
     return np.asarray(positions), np.asarray(velocities)
 
 
+@dataclass(frozen=True)
 class Agreement:
     """The mean of the chunks that still agree with the newest one, the younger counting more.
 
     Chunks of one policy disagree by noise around a common intent: a mean over them is closer to the intent than any
     of them, and moves less. A changed intent differs by more than the noise: then only the chunks that share it
     count. The noise is measured per joint, from how far successive chunks lay apart recently.
+
+    memory: age in s at which a chunk counts 1/e. apart: (J,) distances of the last pairs of successive chunks.
     """
 
-    def __init__(self, memory: float) -> None:
-        self.memory = memory
-        self._apart: deque[Array] = deque(maxlen=9)
+    memory: float
+    apart: tuple[Array, ...] = ()
 
-    def forget(self) -> None:
-        self._apart.clear()
+    def mean(self, tracks: list[Track], times_ns: Stamps) -> tuple[Array, Array, "Agreement"]:
+        """Positions and velocities (M, J) at times (M,), which every track covers, and what was learned of the noise.
 
-    def learn(self, tracks: list[Track], splice_ns: int) -> None:
-        """Take in how far the two newest chunks lie apart from the splice on."""
-        if len(tracks) > 1:
-            self._apart.append(np.abs(_difference(tracks[-1].spline, tracks[-2].spline, splice_ns)))
-
-    def mean(self, tracks: list[Track], times_ns: Stamps) -> tuple[Array, Array]:
-        """Positions and velocities (M, J) at times (M,), which every track covers (see `extended`)."""
-        newest = tracks[-1]
+        tracks: oldest first, the newest last.
+        """
+        *older, newest = tracks
         positions, velocities = newest.spline(times_ns)
-        total = np.ones(positions.shape[1])
-        offset, slope = np.zeros_like(positions), np.zeros_like(positions)
-        for track in tracks[:-1]:
-            weight = self._weight(track, newest, int(times_ns[0]))  # (J,)
-            position, velocity = track.spline(times_ns)
-            offset += weight * (position - positions)
-            slope += weight * (velocity - velocities)
-            total += weight
-        return positions + offset / total, velocities + slope / total
+        if not older:
+            return positions, velocities, self
+        samples = [track.spline(times_ns) for track in older]
+        offsets = np.stack([sample[0] for sample in samples]) - positions  # (K, M, J)
+        slopes = np.stack([sample[1] for sample in samples]) - velocities
+        near = times_ns <= times_ns[0] + round(WINDOW * NANOSECONDS)
+        distances = np.abs(offsets[:, near].mean(axis=1))  # (K, J)
+        learned = replace(self, apart=(*self.apart, distances[-1])[-MEMORY_PAIRS:])
+        ages = np.array([newest.stamp_ns - track.stamp_ns for track in older]) / NANOSECONDS
+        weights = np.exp(-ages / self.memory)[:, None] * _agreeing(distances / learned.noise())  # (K, J)
+        weights /= 1.0 + weights.sum(axis=0)
+        positions = positions + np.einsum("kj,kmj->mj", weights, offsets)
+        velocities = velocities + np.einsum("kj,kmj->mj", weights, slopes)
+        return positions, velocities, learned
 
-    def _weight(self, track: Track, newest: Track, splice_ns: int) -> Array:
-        age = (newest.stamp_ns - track.stamp_ns) / NANOSECONDS
+    def noise(self) -> Array:
+        """Standard deviation (J,) of the distance between two chunks of one intent."""
         # 0.6745: median of |x| of a normal distribution, in standard deviations.
-        noise = np.maximum(np.median(self._apart, axis=0) / 0.6745, NOISE_FLOOR)
-        apart = np.abs(_difference(newest.spline, track.spline, splice_ns)) / noise
-        x = np.clip((apart - AGREES) / (DISAGREES - AGREES), 0.0, 1.0)
-        return np.asarray(np.exp(-age / self.memory) * (1 - x * x * (3 - 2 * x)))
+        return np.maximum(np.median(np.stack(self.apart), axis=0) / 0.6745, NOISE_FLOOR)
 
 
-def extended(track: Track, newest: Track) -> Track:
-    """The track, continued past its own end at a constant distance from the newest one."""
-    old, new = track.spline, newest.spline
-    later = new.times_ns > old.end_ns
-    if not later.any():
-        return track
-    distance = old.positions[-1] - new(old.times_ns[-1:])[0][0]
-    return replace(
-        track,
-        spline=Spline(
-            np.concatenate([old.times_ns, new.times_ns[later]]),
-            np.concatenate([old.positions, new.positions[later] + distance]),
-            np.concatenate([old.velocities, new.velocities[later]]),
-        ),
-    )
+def _agreeing(distances: Array) -> Array:
+    """1 up to AGREES standard deviations, 0 from DISAGREES on, smooth in between."""
+    x = np.clip((distances - AGREES) / (DISAGREES - AGREES), 0.0, 1.0)
+    return 1 - x * x * (3 - 2 * x)
 
 
-def _difference(a: Spline, b: Spline, begin_ns: int) -> Array:
-    """Mean signed difference (J,) over the window after begin_ns that both cover."""
-    end_ns = max(begin_ns, min(a.end_ns, b.end_ns, begin_ns + round(WINDOW * NANOSECONDS)))
-    times_ns = np.linspace(begin_ns, end_ns, 5).astype(np.int64)
-    return np.asarray((a(times_ns)[0] - b(times_ns)[0]).mean(axis=0))
+def extended(older: list[Track], newest: Track, begin_ns: int) -> list[Track]:
+    """The older tracks from about begin_ns on, each continued past its end at a constant distance from the newest."""
+    if not older:
+        return []
+    new = newest.spline
+    ends = new(np.array([track.spline.end_ns for track in older]))[0]  # (K, J)
+    result = []
+    for track, end in zip(older, ends, strict=True):
+        old = track.spline
+        first = max(0, int(np.searchsorted(old.times_ns, begin_ns)) - 1)
+        later = int(np.searchsorted(new.times_ns, old.end_ns, side="right"))
+        continued = new.positions[later:] + (old.positions[-1] - end)
+        spline = Spline(
+            np.concatenate([old.times_ns[first:], new.times_ns[later:]]),
+            np.concatenate([old.positions[first:], continued]),
+            np.concatenate([old.velocities[first:], new.velocities[later:]]),
+        )
+        result.append(Track(track.stamp_ns, spline))
+    return result

@@ -6,7 +6,7 @@ the stamp of its observation, its past steps are dropped, and the arm moves from
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from robovlms_ros.runtime.blending import MEMORY_CHUNKS, Agreement, Track, extended, temporal_ensemble
 from robovlms_ros.runtime.robot import Limits
 from robovlms_ros.runtime.spline import Array, Spline, Stamps
+from robovlms_ros.runtime.stopping import come_to_rest, slow_down
 from robovlms_ros.schema import require
 from robovlms_ros.types import NANOSECONDS, JointPlan, RobotState, RoboVLMsError, TrajectoryCommand
 
@@ -22,7 +23,6 @@ Strategy = Literal["first", "receding", "ensemble", "fade", "blend"]
 
 MIN_GAP_NS = 5_000_000  # between the splice and the first step after it
 MAX_GAP_NS = 50_000_000  # between points: joining the running plan bends the motion between slow steps
-TAIL_GAP_NS = 25_000_000
 
 
 class ScheduleRefused(RoboVLMsError):
@@ -84,6 +84,16 @@ def horizon_shortfall(
     )
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """What is remembered of the chunks: their tracks, their instruction, their noise, and how far they reach."""
+
+    tracks: tuple[Track, ...]
+    instruction: str | None
+    agreement: Agreement
+    covered_until_ns: int
+
+
 class ChunkScheduler:
     """The running plan of one arm, and the message that replaces it when a chunk arrives.
 
@@ -101,7 +111,6 @@ class ChunkScheduler:
         self._lower = -unlimited if limits is None else np.array(limits.position_lower)
         self._upper = unlimited if limits is None else np.array(limits.position_upper)
         self._lead_ns = round(self.config.lead * NANOSECONDS)
-        self._agreement = Agreement(self.config.memory)
         self.reset()
 
     def reset(self) -> None:
@@ -111,15 +120,13 @@ class ChunkScheduler:
 
     def forget_chunks(self) -> None:
         """Let no earlier chunk count any more; the running plan stays, so that the motion stays continuous."""
-        self._tracks: list[Track] = []
-        self._instruction: str | None = None
-        self._covered_until_ns = 0
-        self._agreement.forget()
+        self._memory = _Memory((), None, Agreement(self.config.memory), 0)
+        self._proposed = self._memory
 
     @property
     def covered_until_ns(self) -> int:
         """Until when the running plan follows the policy's steps; after it the arm comes to rest. 0: no plan."""
-        return self._covered_until_ns
+        return self._memory.covered_until_ns
 
     def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
         """Positions and velocities (J,) of the running plan at a time; None before the first command."""
@@ -144,10 +151,6 @@ class ChunkScheduler:
         _check_finite("measured positions", measured.positions)
         if len(plan.times_ns) == 0 or np.any(np.diff(plan.times_ns) <= 0):
             raise ScheduleRefused(f"a plan of {len(plan.times_ns)} steps: needs steps that strictly increase in time.")
-        instruction = None if plan.chunk is None else plan.chunk.instruction
-        if self._tracks and instruction != self._instruction:
-            self.forget_chunks()
-        self._instruction = instruction
         splice_ns = now_ns + self._lead_ns
         running = self._running_at(now_ns) or _at_rest(measured.positions, now_ns, splice_ns)
         usable = np.flatnonzero(plan.times_ns > splice_ns + MIN_GAP_NS)
@@ -157,17 +160,17 @@ class ChunkScheduler:
                 f"the chunk's last step was due {late:.3f} s before it could start: inference takes longer than the "
                 "horizon covers. Use a longer horizon or a faster policy."
             )
-        stamp_ns = int(plan.times_ns[0]) if plan.chunk is None else plan.chunk.stamp_ns
-        track = Track(stamp_ns, _curve(plan, stamp_ns))
-        self._remember(track, splice_ns)
         steps = {"first": 1, "receding": self.config.execute_steps}.get(self.config.strategy, len(usable))
         knots_ns = _knots(splice_ns, plan.times_ns[usable[:steps]])
-        self._covered_until_ns = int(knots_ns[-1])
-        future = self._join(running, knots_ns)
-        return self._message(running, self._come_to_rest(future), now_ns)
+        future = self._join(running, self._tracks(plan, splice_ns), knots_ns)
+        instruction = None if plan.chunk is None else plan.chunk.instruction
+        self._proposed = replace(self._proposed, instruction=instruction, covered_until_ns=int(knots_ns[-1]))
+        whole = come_to_rest(future, self.config.stop_time, self._acceleration, self._lower, self._upper)
+        return self._message(running, whole, now_ns)
 
     def commit(self, command: TrajectoryCommand) -> None:
         """What was really sent (clamped, perhaps) is the running plan from now on."""
+        self._memory = self._proposed
         times_ns = command.stamp_ns + np.round(command.times * NANOSECONDS).astype(np.int64)
         self._running = Spline(times_ns, command.positions, command.velocities)
 
@@ -187,7 +190,9 @@ class ChunkScheduler:
             _check_finite("measured positions", measured.positions)
             running = _at_rest(measured.positions, now_ns, splice_ns)
         self.forget_chunks()
-        command = self._message(running, self._slow_down(running, splice_ns), now_ns)
+        command = self._message(
+            running, slow_down(running, splice_ns, self.config.stop_time, self._acceleration), now_ns
+        )
         self.commit(command)
         return command
 
@@ -195,22 +200,26 @@ class ChunkScheduler:
         """The running plan, unless the clock jumped back to before it."""
         return self._running if self._running is not None and self._running.times_ns[0] <= now_ns else None
 
-    def _remember(self, track: Track, splice_ns: int) -> None:
-        older = [old for old in self._tracks if old.stamp_ns < track.stamp_ns]
-        if self.config.strategy == "blend":
-            older = [extended(old, track) for old in older[-(MEMORY_CHUNKS - 1) :]]
-        self._tracks = [*older, track]
-        self._agreement.learn(self._tracks, splice_ns)
+    def _tracks(self, plan: JointPlan, splice_ns: int) -> list[Track]:
+        """The chunks that may count, oldest first: of one instruction, the plan's own last."""
+        stamp_ns = int(plan.times_ns[0]) if plan.chunk is None else plan.chunk.stamp_ns
+        newest = Track(stamp_ns, _curve(plan, stamp_ns))
+        instruction = None if plan.chunk is None else plan.chunk.instruction
+        if instruction != self._memory.instruction:
+            return [newest]
+        older = [old for old in self._memory.tracks if old.stamp_ns < stamp_ns][-(MEMORY_CHUNKS - 1) :]
+        return [*(extended(older, newest, splice_ns) if self.config.strategy == "blend" else older), newest]
 
-    def _join(self, running: Spline, knots_ns: Stamps) -> Spline:
+    def _join(self, running: Spline, tracks: list[Track], knots_ns: Stamps) -> Spline:
         """The target from the splice (the first knot) on, and the way onto it from the running plan."""
-        strategy = self.config.strategy
+        strategy, agreement = self.config.strategy, self._memory.agreement
         if strategy == "blend":
-            positions, velocities = self._agreement.mean(self._tracks, knots_ns)
+            positions, velocities, agreement = agreement.mean(tracks, knots_ns)
         elif strategy == "ensemble":
-            positions, velocities = temporal_ensemble(self._tracks, knots_ns, self.config.ensemble_decay)
+            positions, velocities = temporal_ensemble(tracks, knots_ns, self.config.ensemble_decay)
         else:
-            positions, velocities = self._tracks[-1].spline(knots_ns)
+            positions, velocities = tracks[-1].spline(knots_ns)
+        self._proposed = replace(self._memory, tracks=tuple(tracks), agreement=agreement)
         start, start_velocity = running(knots_ns[:1])
         seconds = (knots_ns - knots_ns[0])[:, None] / NANOSECONDS  # (M, 1)
         a = np.clip(seconds / self.config.fade_time, 0.0, 1.0)
@@ -226,39 +235,6 @@ class ChunkScheduler:
             positions = positions + share * offset
         positions[0], velocities[0] = start[0], start_velocity[0]
         return Spline(knots_ns, positions, velocities)
-
-    def _come_to_rest(self, plan: Spline) -> Spline:
-        """The plan and, after its last step, a stop: only executed when no further chunk arrives in time."""
-        position, velocity = plan.positions[-1], plan.velocities[-1]
-        speed = np.maximum(np.abs(velocity), 1e-9)
-        room = np.where(velocity > 0, self._upper - position, position - self._lower)
-        # The velocity falls as (1 - x)^2: it starts at 2 v / T and covers v T / 3.
-        duration = np.maximum(self.config.stop_time, 2 * speed / self._acceleration)
-        duration = np.clip(duration, 1e-6, np.maximum(3 * room / speed, 1e-6))  # (J,)
-        count = max(1, math.ceil(float(duration.max()) * NANOSECONDS / TAIL_GAP_NS))
-        seconds = np.linspace(0, float(duration.max()), count + 1)[1:, None]
-        left = 1 - np.clip(seconds / duration, 0.0, 1.0)  # (count, J)
-        velocities = velocity * left**2
-        velocities[-1] = 0.0
-        return Spline(
-            np.concatenate([plan.times_ns, plan.end_ns + np.round(seconds[:, 0] * NANOSECONDS).astype(np.int64)]),
-            np.concatenate([plan.positions, position + velocity * duration / 3 * (1 - left**3)]),
-            np.concatenate([plan.velocities, velocities]),
-        )
-
-    def _slow_down(self, running: Spline, splice_ns: int) -> Spline:
-        """The running plan from the splice on, its pace falling smoothly to zero within T, in T / 2 of plan time."""
-        duration = self.config.stop_time
-        for _ in range(3):
-            ahead = running(splice_ns + np.linspace(0, duration / 2 * NANOSECONDS, 9).astype(np.int64))[1]
-            # The pace 1 - 3 x^2 + 2 x^3 falls at 1.5 / T at most.
-            duration = max(duration, float(np.max(1.5 * np.abs(ahead) / self._acceleration)))
-        x = np.linspace(0, 1, max(2, math.ceil(duration * NANOSECONDS / TAIL_GAP_NS) + 1))
-        pace = 1 - x * x * (3 - 2 * x)
-        travelled = duration * (x - x**3 + x**4 / 2)
-        positions, velocities = running(splice_ns + np.round(travelled * NANOSECONDS).astype(np.int64))
-        times_ns = splice_ns + np.round(duration * x * NANOSECONDS).astype(np.int64)
-        return Spline(times_ns, positions, velocities * pace[:, None])
 
     def _message(self, running: Spline, future: Spline, now_ns: int) -> TrajectoryCommand:
         """The running plan's points from the last two past ones up to the splice, then the future."""
@@ -294,8 +270,10 @@ def _curve(plan: JointPlan, stamp_ns: int) -> Spline:
 def _knots(splice_ns: int, steps_ns: Stamps) -> Stamps:
     """The splice and the steps, with points in between where they lie further apart than MAX_GAP_NS."""
     corners = np.concatenate([[splice_ns], steps_ns])
+    if np.diff(corners).max() <= MAX_GAP_NS:
+        return corners
     parts = [
-        np.linspace(begin, end, max(1, math.ceil((end - begin) / MAX_GAP_NS)), endpoint=False)
+        np.linspace(begin, end, math.ceil((end - begin) / MAX_GAP_NS), endpoint=False)
         for begin, end in pairwise(corners)
     ]
     return np.round(np.concatenate([*parts, corners[-1:]])).astype(np.int64)
