@@ -31,8 +31,9 @@ def write_gif(path: Path, recordings: Sequence[EpisodeRecording], frame_period: 
     pictures = [picture for recording in recordings for picture in _pictures(recording, frame_period)]
     if not pictures:
         raise ValueError(f"{path}: no frame was recorded, there is nothing to show.")
-    # Median cut would spend the palette on the table and leave the cubes, a few pixels each, the colours of their edges.
-    palette = [picture.quantize(128, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE) for picture in pictures]
+    # Median cut would spend the palette on the table and leave little for the cubes, which are a few pixels each.
+    method = Image.Quantize.MAXCOVERAGE
+    palette = [picture.quantize(128, method=method, dither=Image.Dither.NONE) for picture in pictures]
     palette[0].save(path, save_all=True, append_images=palette[1:], duration=round(frame_period * 1000), loop=0)
 
 
@@ -55,7 +56,8 @@ def _side_by_side(images: Sequence[NDArray[np.uint8]], caption: str) -> Image.Im
     canvas = Image.new("RGB", (width, height + CAPTION_HEIGHT), "white")
     left = 0
     for image in images:
-        large = Image.fromarray(image).resize((image.shape[1] * SCALE, image.shape[0] * SCALE), Image.Resampling.BICUBIC)
+        size = (image.shape[1] * SCALE, image.shape[0] * SCALE)
+        large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
         canvas.paste(large, (left, 0))
         left += large.width
     ImageDraw.Draw(canvas).text((8, height + 5), caption, fill="black", font=ImageFont.load_default(size=15))
