@@ -75,7 +75,12 @@ class BaseRoboVLM(nn.Module):
         """The transformers model of `self.hf_config`."""
         from transformers import AutoModelForImageTextToText
 
-        return AutoModelForImageTextToText.from_config(self.hf_config, attn_implementation=self.config.vlm.attention)
+        return AutoModelForImageTextToText.from_config(self.hf_config, attn_implementation=self.attention)
+
+    @property
+    def attention(self) -> Any:
+        """transformers' attn_implementation: a name, or one per sub-configuration."""
+        return self.config.vlm.attention
 
     @property
     def model(self) -> nn.Module:
@@ -244,7 +249,8 @@ class BaseRoboVLM(nn.Module):
 
     def _wrap_tokens(self, names: tuple[str, ...], sequence: TokenSequence) -> Tensor:
         """(N, k, d) word embeddings of the token ids that the configuration gives under `names`."""
-        ids = torch.tensor([int(getattr(self.hf_config, n)) for n in names], device=sequence.embeds.device)
+        given = [getattr(self.hf_config, name, None) for name in names]
+        ids = torch.tensor([int(i) for i in given if i is not None], device=sequence.embeds.device)
         return self.embed_text(ids.long()).expand(len(sequence.embeds), -1, -1)
 
 

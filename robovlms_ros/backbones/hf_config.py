@@ -51,7 +51,8 @@ def build_hf_config(
     if vlm.image_size is not None and "image_size" in data.get("vision_config", {}):
         data["vision_config"]["image_size"] = vlm.image_size
     if vocab_size is not None:
-        _set_path(data, spec.vocab_path, vocab_size)
+        wraps = [data[name] for name in (*spec.image_prefix, *spec.image_suffix) if data.get(name) is not None]
+        _set_path(data, spec.vocab_path, max([vocab_size, *(i + 1 for i in wraps)]))
     complete(data)
     model_type = data.pop("model_type", spec.model_types[0])
     if model_type not in spec.model_types:

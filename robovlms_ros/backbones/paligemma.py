@@ -78,6 +78,13 @@ class RoboPaligemma(BaseRoboVLM):
         return self.backbone.model.vision_tower
 
     @property
+    def attention(self) -> Any:
+        if self.hf_config.text_config.model_type != "gemma2":
+            return self.config.vlm.attention
+        # Gemma 2 caps attention logits, which only the eager implementation does.
+        return {"": "eager", "text_config": "eager", "vision_config": self.config.vlm.attention}
+
+    @property
     def input_scale(self) -> float:
         # Gemma scales in the embedding layer where that layer has a scale, else in the model's forward.
         return self.hidden_size**0.5 if hasattr(self.word_embedding, "embed_scale") else 1.0
