@@ -43,6 +43,12 @@ class BaseRoboVLM(nn.Module):
     def __init__(self, config: PolicyConfig, vocab_size: int | None = None, folder: Path | None = None):
         super().__init__()
         self.config = config
+        history = config.model.history_type
+        if self.spec.fusion == "cross_attention" and history in ("pre", "video"):
+            raise BackboneError(
+                f"model.history_type '{history}' with backbone '{self.spec.name}': its words attend to one medium, so a "
+                "sequence holds one frame. Use history_type 'post' or 'one_step'."
+            )
         self.hf_config = self.build_config(vocab_size, folder)
         self.backbone = self.build_model()
         if config.action_head.action_space != "discrete":

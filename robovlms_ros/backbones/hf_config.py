@@ -48,7 +48,9 @@ def build_hf_config(
 
     data = copy.deepcopy(raw_config(spec, vlm, folder))
     data = merge_settings(data, vlm.settings)
-    if vlm.image_size is not None and "image_size" in data.get("vision_config", {}):
+    # Any-resolution models keep their tower's size: image_size is then the square that is cut into tiles.
+    tiled = "image_grid_pinpoints" in data
+    if vlm.image_size is not None and not tiled and "image_size" in data.get("vision_config", {}):
         data["vision_config"]["image_size"] = vlm.image_size
     if vocab_size is not None:
         wraps = [data[name] for name in (*spec.image_prefix, *spec.image_suffix) if data.get(name) is not None]
