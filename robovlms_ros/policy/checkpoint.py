@@ -15,9 +15,10 @@ import torch
 import yaml
 
 from robovlms_ros.config import PolicyConfig, config_to_mapping, load_config
-from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.files import WEIGHTS, find_weights, read_tensors
 from robovlms_ros.policy.layout import KeyLayout
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.policy.prompts import template_of
 from robovlms_ros.policy.weights import CheckpointError, assign, parameters_on_meta, unique_state
 
 log = logging.getLogger(__name__)
@@ -58,9 +59,7 @@ def random_tokenizer(config: PolicyConfig, vlm_folder: Path | None) -> Any:
 
     spec = resolve("backbone", config.model.backbone).spec
     if config.vlm.vocabulary:
-        template = spec.prompt
-        if config.vlm.prompt is not None:
-            template = text.PromptTemplate(config.vlm.prompt, template.add_special_tokens, template.max_length)
+        template = template_of(config, spec)
         return text.build_word_tokenizer(
             config.vlm.vocabulary, template, add_bos=spec.bos_offset > 0, add_eos=spec.eos_offset > 0
         )

@@ -56,9 +56,16 @@ def generate(
     ids = [_choose(token_logits(vlm, output.last_hidden_state[:, -1]), temperature, generator)]  # (B,) each
     for step in range(count - 1):
         mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
-        token = ids[-1][:, None]
-        one = TokenSequence(vlm.embed_text(token), mask, torch.full_like(token, seq.TEXT), media=sequence.media)
-        output = vlm.run_text_tower(one, use_cache=True, past_key_values=cache, **following(step))
+        token = ids[-1][:, None]  # (B, 1)
+        embeds = vlm.embed_text(token)
+        embeds = embeds * torch.tensor(vlm.input_scale, dtype=embeds.dtype, device=embeds.device)
+        output = vlm.text_tower(
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+            **following(step),
+        )
         ids.append(_choose(token_logits(vlm, output.last_hidden_state[:, -1]), temperature, generator))
     return torch.stack(ids, dim=1)
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from robovlms_ros.backbones.spec import BackboneError, BackboneSpec
 from robovlms_ros.config import PolicyConfig
 from robovlms_ros.heads.base import HeadOutput
 from robovlms_ros.heads.build import build_discrete_head, build_head
+from robovlms_ros.policy.prompts import template_of
 from robovlms_ros.processing.text import PromptTokenizer
 from robovlms_ros.registry import resolve
 
@@ -24,8 +26,8 @@ class VLAPolicy(nn.Module):
     """Backbone and head, randomly initialised (`load_policy` fills them).
 
     tokenizer: a transformers tokenizer that fits the backbone; None for a policy that is only given token ids.
-    folder: where the pretrained VLM's configuration lies. `is_random` is True until a checkpoint was loaded or the policy
-    was trained and says otherwise; `identity` names the policy in what it answers.
+    folder: where the pretrained VLM's configuration lies. `is_random` is True until a checkpoint was loaded or the
+    policy was trained and says otherwise; `identity` names the policy in what it answers.
     """
 
     def __init__(self, config: PolicyConfig, tokenizer: Any = None, folder: Path | None = None):
@@ -36,9 +38,15 @@ class VLAPolicy(nn.Module):
         adapter = resolve("backbone", config.model.backbone)
         vocab_size = len(tokenizer) if tokenizer is not None and config.vlm.size == "tiny" else None
         self.vlm = adapter(config, vocab_size, folder)
-        self.prompt = _prompt(config, tokenizer, adapter.spec.prompt)
+        self.prompt = _prompt(config, tokenizer, adapter.spec)
         horizon, window = config.model.action_chunk_size, config.model.history_length
         if config.action_head.action_space == "discrete":
+            if adapter.spec.fusion != "splice":
+                raise BackboneError(
+                    f"action_head.type 'discrete' with backbone '{adapter.spec.name}': a model that attends to images "
+                    "from outside its sequence does not generate action tokens here. Use action_space 'down_sample', or "
+                    "a backbone that splices images in."
+                )
             special = 5 if self.prompt is None else self.prompt.special_tokens
             vocabulary = self.vlm.word_embedding.num_embeddings if self.prompt is None else self.prompt.vocab_size
             self.head: nn.Module = build_discrete_head(config.action_head, vocabulary, special, horizon)
@@ -98,7 +106,9 @@ class VLAPolicy(nn.Module):
         from robovlms_ros.processing.text import TokenizerError
 
         if self.prompt is None:
-            raise TokenizerError("the policy has no tokenizer: put the VLM's tokenizer files into the checkpoint's folder.")
+            raise TokenizerError(
+                "the policy has no tokenizer: put the VLM's tokenizer files into the checkpoint's folder."
+            )
         return self.prompt
 
     def new_session(self, now: Callable[[], int] | None = None) -> "PolicySession":
@@ -108,11 +118,8 @@ class VLAPolicy(nn.Module):
         return PolicySession(self, now)
 
 
-def _prompt(config: PolicyConfig, tokenizer: Any, template: Any) -> PromptTokenizer | None:
-    import dataclasses
-
+def _prompt(config: PolicyConfig, tokenizer: Any, spec: BackboneSpec) -> PromptTokenizer | None:
     if tokenizer is None:
         return None
-    if config.vlm.prompt is not None:
-        template = dataclasses.replace(template, text=config.vlm.prompt)
-    return PromptTokenizer(tokenizer, template, config.vlm.max_length)
+    generates = config.action_head.action_space == "discrete"
+    return PromptTokenizer(tokenizer, template_of(config, spec), config.vlm.max_length, open_end=generates)

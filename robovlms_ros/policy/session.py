@@ -10,6 +10,8 @@ from torch import Tensor
 
 from robovlms_ros.backbones.sequence import VisualTokens
 from robovlms_ros.heads.base import HeadOutput
+from robovlms_ros.heads.discrete import DiscreteHead
+from robovlms_ros.policy.discrete import generate
 from robovlms_ros.policy.history import Frame, FrameHistory, HistoryReport
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.proprioception import state_vector
@@ -59,10 +61,13 @@ class PolicySession:
         model = policy.config.model
         step_ns = round((model.history_step or 0.0) * NANOSECONDS)
         tolerance_ns = round(model.history_tolerance * NANOSECONDS) if model.history_tolerance else step_ns // 2
-        self._frames: FrameHistory[Encoded] = FrameHistory(model.history_length, step_ns, tolerance_ns, model.history_gap)
+        self._frames: FrameHistory[Encoded] = FrameHistory(
+            model.history_length, step_ns, tolerance_ns, model.history_gap
+        )
         self._instruction: str | None = None
         self._tokens: dict[str, Tensor] = {}
         self._gripper = GripperMemory()
+        self._random = torch.Generator(policy.device).manual_seed(policy.config.training.seed)
         self._sequence = 0
         self._report = HistoryReport(0, model.history_length)
 
@@ -93,7 +98,7 @@ class PolicySession:
 
     @torch.inference_mode()
     def predict_action_chunk(self, observation: Observation) -> ActionChunk:
-        """The chunk for `observation`, the newest frame. Raises ObservationError when it, or the history, is unusable."""
+        """The chunk for `observation`, the newest frame. Raises ObservationError when it or the history is unusable."""
         start = self.now() if self.now else 0
         self._keep(observation)
         frames, report = self._frames.sample()
@@ -126,17 +131,28 @@ class PolicySession:
 
     def _infer(self, window: list[Encoded]) -> HeadOutput | NDArray[np.int64]:
         """The head's answer for a window: continuous, or the ids of the discrete head."""
-        self._encode_images([frame for frame in window if frame.observation is not None])
         policy, config = self.policy, self.policy.config
-        if config.model.history_type in ("post", "one_step") and config.action_head.action_space != "discrete":
+        if config.action_head.action_space == "discrete":
+            window = window[-1:]  # RoboVLMs generates from the newest frame alone
+        self._encode_images([frame for frame in window if frame.observation is not None])
+        if config.action_head.action_space == "discrete":
+            return self._generate(window[0])
+        if config.model.history_type in ("post", "one_step"):
             for frame in window:
                 if frame.feature is None:
                     frame.feature = self._features([frame], 1)
                     frame.visual = None
             return policy.head(torch.cat([frame.feature for frame in window], dim=1))  # type: ignore[misc]
-        if config.action_head.action_space == "discrete":
-            raise ObservationError("the discrete action space cannot be run yet.")
         return policy.head(self._features(window, len(window)))
+
+    def _generate(self, frame: Encoded) -> NDArray[np.int64]:
+        """(n * dims,) ids of the action tokens that follow the frame's prompt."""
+        policy, tokens = self.policy, self._tokens
+        assert frame.visual is not None and isinstance(policy.head, DiscreteHead)
+        sequence = policy.vlm.build_sequence(frame.visual, tokens["input_ids"], tokens["attention_mask"], frame.state)
+        count = policy.head.horizon * policy.head.dims
+        ids = generate(policy.vlm, sequence, count, policy.config.vlm.temperature, self._random)
+        return ids[0].cpu().numpy()
 
     def _features(self, frames: list[Encoded], window: int) -> Tensor:
         """(1, T, tokens, d) of `frames` as one window."""
@@ -167,10 +183,13 @@ class PolicySession:
 
     def _decode(self, output: HeadOutput | NDArray[np.int64], stamp_ns: int) -> NDArray[np.float64]:
         """SI values (n, dims) of the newest frame's chunk (or the oldest's, where the configuration asks for it)."""
-        assert isinstance(output, HeadOutput)
-        index = 0 if self.policy.config.model.pre_executes == "oldest" else -1
-        arm = output.arm[0, index].double().cpu().numpy()  # (n, A)
-        logits = output.gripper_logits[0, index].double().cpu().numpy()  # (n, 1)
+        if isinstance(output, HeadOutput):
+            index = 0 if self.policy.config.model.pre_executes == "oldest" else -1
+            arm = output.arm[0, index].double().cpu().numpy()  # (n, A)
+            logits = output.gripper_logits[0, index].double().cpu().numpy()  # (n, 1)
+        else:
+            values = self.policy.head.decode(output)  # type: ignore[operator]
+            arm, logits = values[:, :-1], values[:, -1:]
         before = self._gripper.at(stamp_ns, self.pipeline.config.step_duration)
         decoded = self.pipeline.decode(arm, logits, before)
         self._gripper = GripperMemory(stamp_ns, before, decoded.gripper_states)

@@ -97,9 +97,19 @@ def check_instruction(instruction: str) -> str:
 
 
 class PromptTokenizer:
-    """A transformers tokenizer and a template, with the rules above. Not thread-safe where the tokenizer is not."""
+    """A transformers tokenizer and a template, with the rules above. Not thread-safe where the tokenizer is not.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: PromptTemplate, max_length: int | None = None):
+    open_end: a trailing eos is dropped, for a model that goes on from the prompt.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        template: PromptTemplate,
+        max_length: int | None = None,
+        open_end: bool = False,
+    ):
+        self.open_end = open_end
         self.tokenizer, self.template = tokenizer, template
         self.max_length = min(template.max_length, max_length or template.max_length)
         self.eos_id = tokenizer.eos_token_id
@@ -135,6 +145,8 @@ class PromptTokenizer:
         """Token ids of one instruction, unpadded. Raises ObservationError: empty, too long, or unknown words."""
         prompt = self.prompt(instruction)
         ids = list(self.tokenizer(prompt, add_special_tokens=self.template.add_special_tokens)["input_ids"])
+        while self.open_end and len(ids) > 1 and ids[-1] == self.eos_id:
+            ids.pop()
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in ids:
             self._refuse_unknown(check_instruction(instruction))
@@ -187,14 +199,14 @@ def build_word_tokenizer(
     frame = template.text.replace("{eos}", " ").replace("{instruction}", " ")
     controls = dict.fromkeys(re.findall(r"<[^<>\s]+>", frame))
     plain = re.sub(r"<[^<>\s]+>", " ", frame)
-    entries = [PAD, EOS, BOS, UNKNOWN, "\n", *controls, *plain.split(), *words]
+    entries = [PAD, EOS, BOS, UNKNOWN, "\n", *controls, *plain.replace("?", " ? ").split(), *words]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(entries))}
     for word in vocabulary:
         if word != "\n" and word.split() != [word]:
             raise TokenizerError(f"vocabulary word {word!r}: must be one word without blanks.")
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split("\n", "isolated")]
+        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(Regex(r"[\n?]"), "isolated")]
     )
     inner.add_special_tokens([AddedToken(token, normalized=False) for token in (PAD, EOS, BOS, *controls)])
     around = f"{BOS + ' ' if add_bos else ''}$A{' ' + EOS if add_eos else ''}"
