@@ -133,6 +133,14 @@ class Kinematics:
         pose[:3, 3] = self._base_rotation.T @ (placement.translation - self._base_position)
         return pose
 
+    def tool_positions(self, positions: Array) -> Array:
+        """(N, 3) m, where the tool frame's origin is at each of the joint positions (N, J)."""
+        places = np.empty((len(positions), 3))
+        for i, q in enumerate(positions):
+            self._pin.forwardKinematics(self._model, self._data, self._configuration(q))
+            places[i] = self._pin.updateFramePlacement(self._model, self._data, self._eef).translation
+        return (places - self._base_position) @ self._base_rotation
+
     def jacobian(self, positions: Array) -> Array:
         """(6, J) Jacobian at joint positions (J,): linear then angular velocity of the tool frame, in base axes."""
         q = self._configuration(positions)

@@ -144,8 +144,8 @@ def _solve(chunk: ActionChunk, state: RobotState, kinematics: Kinematics | None,
         x, y, z = targets[step, :3, 3]
         short, turned = result.position_error[step] * 1e3, result.rotation_error[step]
         raise PlanRefused(
-            f"step {step + 1} of {chunk.horizon} is out of reach: the tool stays {short:.1f} mm and {turned:.3f} rad from "
-            f"its target at ({x:.3f}, {y:.3f}, {z:.3f}) m; {int((~result.reached).sum())} steps are not reached.",
+            f"step {step + 1} of {chunk.horizon} is out of reach: the tool stays {short:.1f} mm and {turned:.3f} rad "
+            f"from its target at ({x:.3f}, {y:.3f}, {z:.3f}) m; {int((~result.reached).sum())} steps are not reached.",
             step,
         )
     return result.positions

@@ -67,26 +67,32 @@ class Limits:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """When the safety gate gives up on a policy, and how it lets motion in.
+    """When the safety gate clamps, when it gives up on a policy, and how it lets motion in.
 
+    clamp: False refuses what True would slow down or clip.
+    max_excess: a speed above this many times its limit is refused, not clamped.
     max_clamps: consecutive chunks that may be clamped; the next one is refused.
     max_refusals: consecutive refusals after which deactivation is requested.
-    authority_ramp: seconds after activation until the arm may use its full limits.
+    authority: part of the speed limits that the arm may use, above 0 to 1.
+    authority_ramp: s after activation until it may use that part.
     """
 
+    clamp: bool = True
+    max_excess: float = 4.0
     max_clamps: int = 50
     max_refusals: int = 10
+    authority: float = 1.0
     authority_ramp: float = 1.0
 
     def __post_init__(self) -> None:
+        require(
+            math.isfinite(self.max_excess) and self.max_excess >= 1, "gate.max_excess", self.max_excess, "1 or more"
+        )
         require(self.max_clamps >= 0, "gate.max_clamps", self.max_clamps, "0 or more")
         require(self.max_refusals >= 1, "gate.max_refusals", self.max_refusals, "1 or more")
-        require(
-            math.isfinite(self.authority_ramp) and self.authority_ramp >= 0,
-            "gate.authority_ramp",
-            self.authority_ramp,
-            "seconds, 0 or more",
-        )
+        require(0 < self.authority <= 1, "gate.authority", self.authority, "above 0, at most 1")
+        ramp = self.authority_ramp
+        require(math.isfinite(ramp) and ramp >= 0, "gate.authority_ramp", ramp, "seconds, 0 or more")
 
 
 @dataclass(frozen=True)
