@@ -1,0 +1,197 @@
+"""The launch files, run by the real `ros2 launch` (skipped where launch_ros is not installed).
+
+- Without a checkpoint the launch says what to give, and ends non-zero; so it does without its parameter file, and when
+  the node dies.
+- With a checkpoint the node reaches active and drives the arm; SIGINT leaves the arm held, and ends the launch with 0.
+- autostart:=false keeps the node up and unconfigured, after a refused configure too, which can be tried again.
+- Arguments given on the command line win over the parameter file; those not given leave it as it is.
+- demo.launch.py brings up the simulated arm and the node, out of dry_run.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+pytestmark = [
+    pytest.mark.ros,
+    pytest.mark.skipif(importlib.util.find_spec("launch_ros") is None or shutil.which("ros2") is None,
+                       reason="launch_ros and ros2cli are not installed (they come with a ROS installation)"),
+]
+
+DEADLINE = 90.0
+
+
+class Launched:
+    """`ros2 launch robovlms_ros FILE ARGUMENTS`, its output in a file, its whole process group ended by `close`."""
+
+    def __init__(self, folder, file, **arguments):
+        self._path = folder / "launch.log"
+        given = [f"{name}:={value}" for name, value in arguments.items()]
+        with self._path.open("w") as log:
+            self.process = subprocess.Popen(
+                ["ros2", "launch", "robovlms_ros", file, *given], stdout=log, stderr=subprocess.STDOUT,
+                env={**os.environ, "ROS_LOG_DIR": str(folder / "log"), "PYTHONUNBUFFERED": "1"}, start_new_session=True)
+
+    @property
+    def output(self):
+        return self._path.read_text(errors="replace")
+
+    def wait_for_text(self, text):
+        end = time.monotonic() + DEADLINE
+        while text not in self.output:
+            assert self.process.poll() is None, f"ended before {text!r}:\n{self.output}"
+            assert time.monotonic() < end, f"no {text!r} in {DEADLINE:.0f} s:\n{self.output}"
+            time.sleep(0.1)
+
+    def interrupt(self):
+        """What Ctrl-C in a terminal does: the launch and its children get SIGINT."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def exit_code(self):
+        return self.process.wait(DEADLINE)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.interrupt()
+            try:
+                self.process.wait(20.0)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+@pytest.fixture
+def launch(ros, tmp_path):
+    launched = []
+
+    def start(file="vla.launch.py", **arguments):
+        launched.append(Launched(tmp_path, file, **arguments))
+        return launched[-1]
+
+    yield start
+    for one in launched:
+        one.close()
+
+
+@pytest.fixture
+def world(ros, request):
+    """A fake arm and a listener, in a namespace of the test's own."""
+    from ros_graph import FakeArm, Listener, Spinner
+
+    namespace = request.node.name.replace("[", "_").replace("]", "")
+    arm, listener = FakeArm(namespace), Listener("vla_node", namespace)
+    arm.namespace = namespace
+    spinner = Spinner(arm, listener)
+    yield arm, listener
+    spinner.close()
+
+
+@pytest.fixture
+def change_state(ros):
+    """A function that asks a node for a transition and returns whether it was made."""
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+    from ros_graph import wait_for
+
+    def ask(node, target, transition=Transition.TRANSITION_CONFIGURE):
+        client = node.create_client(ChangeState, f"{target}/change_state")
+        wait_for(client.service_is_ready, f"{target}/change_state")
+        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        wait_for(future.done, "an answer")
+        return future.result().success
+
+    return ask
+
+
+def test_without_a_checkpoint_it_says_so_and_fails(launch):
+    launched = launch(backbone="paligemma", namespace="no_checkpoint")
+    assert launched.exit_code() != 0
+    assert "checkpoint is empty" in launched.output
+    assert "refused to configure" in launched.output
+
+
+def test_without_its_parameter_file_it_fails(launch, tmp_path):
+    launched = launch(params_file=tmp_path / "missing.yaml")
+    assert launched.exit_code() != 0
+    assert "missing.yaml" in launched.output and "no such file" in launched.output
+
+
+def test_active_drives_the_arm_and_sigint_leaves_it_held(launch, world, tiny_checkpoint):
+    from ros_graph import wait_for
+
+    arm, listener = world
+    launched = launch(checkpoint=tiny_checkpoint, namespace=arm.namespace, dry_run="false", device="cpu")
+    launched.wait_for_text("is active")
+    listener.instruct("lift the red cube")
+    listener.wait_state("running")
+    assert not listener.status.dry_run
+    wait_for(lambda: len(arm.commands) > 5, "commands")
+
+    launched.interrupt()
+    assert launched.exit_code() == 0, launched.output
+    count = len(arm.commands)
+    wait_for(lambda: max(abs(arm.velocities)) < 1e-6, "the arm at rest")
+    assert len(arm.commands) == count, "commands after the end"
+    last = arm.commands[-1][1].points[-1]
+    assert not any(last.velocities)
+    assert last.positions == pytest.approx(arm.positions.tolist(), abs=1e-6)
+
+
+def test_a_node_that_dies_ends_the_launch_with_a_failure(launch, world, tiny_checkpoint):
+    arm, _ = world
+    launched = launch(checkpoint=tiny_checkpoint, namespace=arm.namespace)
+    launched.wait_for_text("is active")
+    command = ["pgrep", "-P", str(launched.process.pid), "-f", "vla_node"]
+    children = subprocess.run(command, capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    assert launched.exit_code() != 0
+    assert "died with code" in launched.output
+
+
+def test_without_autostart_the_node_stays_and_can_be_configured_again(launch, world, change_state):
+    arm, listener = world
+    launched = launch(namespace=arm.namespace, autostart="false")
+    for _ in range(2):
+        assert not change_state(listener, "vla_node")
+    listener.wait_state("unconfigured")
+    assert "checkpoint is empty" in listener.status.last_stop
+    assert launched.process.poll() is None
+    launched.interrupt()
+    assert launched.exit_code() == 0, launched.output
+
+
+def test_given_arguments_win_over_the_parameter_file(launch, world, tiny_checkpoint, tmp_path):
+    arm, listener = world
+    params_file = tmp_path / "mine.yaml"
+    params_file.write_text("/**:\n  ros__parameters:\n    checkpoint: nowhere\n    instruction: lift the green cube\n")
+    launched = launch(params_file=params_file, checkpoint=tiny_checkpoint, namespace=arm.namespace)
+    launched.wait_for_text("is active")
+    listener.wait_state("running")
+    assert listener.status.instruction == "lift the green cube"
+    assert listener.status.dry_run and not arm.commands
+
+
+def test_demo_drives_the_simulated_arm(launch, ros, tiny_checkpoint):
+    from ros_graph import Listener, Spinner, wait_for
+    from trajectory_msgs.msg import JointTrajectory
+
+    pytest.importorskip("robosuite", reason="the simulator is not installed")
+    listener = Listener("vla_node", "demo_launch")
+    commands = []
+    listener.create_subscription(JointTrajectory, "panda_arm_controller/joint_trajectory", commands.append, 10)
+    spinner = Spinner(listener)
+    try:
+        launched = launch("demo.launch.py", checkpoint=tiny_checkpoint, namespace="demo_launch")
+        launched.wait_for_text("is active")
+        wait_for(lambda: listener.status.instruction == "lift the red cube", "the instruction")
+        assert not listener.status.dry_run
+        wait_for(lambda: commands, "a command")
+        launched.interrupt()
+        assert launched.exit_code() == 0, launched.output
+    finally:
+        spinner.close()
