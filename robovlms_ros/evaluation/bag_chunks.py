@@ -11,6 +11,11 @@ CHUNK = "robovlms_ros/msg/ActionChunk"
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 
 
+def _time(store: Typestore, stamp_ns: int) -> Any:
+    seconds, nanoseconds = divmod(stamp_ns, NANOSECONDS)
+    return store.types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanoseconds)
+
+
 def _ns(time: Any) -> int:
     return int(time.sec) * NANOSECONDS + int(time.nanosec)
 
@@ -20,8 +25,8 @@ def chunk_of_message(message: Any) -> ActionChunk:
     names = tuple(message.dimension_names)
     if not names or len(message.values) != message.horizon * len(names):
         raise RoboVLMsError(
-            f"ActionChunk: {len(message.values)} values for horizon {message.horizon} and {len(names)} dimensions: must "
-            f"be {message.horizon * len(names)}."
+            f"ActionChunk: {len(message.values)} values for horizon {message.horizon} and {len(names)} dimensions: "
+            f"must be {message.horizon * len(names)}."
         )
     spec = ActionSpec(message.action_space, message.frame, message.rotation, message.composition,
                       float(message.step_duration), names)
@@ -37,7 +42,7 @@ def message_of_chunk(store: Typestore, chunk: ActionChunk, frame_id: str) -> byt
     timing = chunk.timing or ChunkTiming(0, 0, 0)
 
     def time(stamp_ns: int) -> Any:
-        return types["builtin_interfaces/msg/Time"](sec=stamp_ns // NANOSECONDS, nanosec=stamp_ns % NANOSECONDS)
+        return _time(store, stamp_ns)
 
     message = types[CHUNK](
         header=types["std_msgs/msg/Header"](stamp=time(chunk.stamp_ns), frame_id=frame_id),
@@ -61,7 +66,7 @@ def message_of_command(store: Typestore, command: TrajectoryCommand) -> bytes:
         accelerations = empty if command.accelerations is None else command.accelerations[i]
         points.append(point(positions=command.positions[i], velocities=command.velocities[i],
                             accelerations=accelerations, effort=empty, time_from_start=duration))
-    stamp = types["builtin_interfaces/msg/Time"](sec=command.stamp_ns // NANOSECONDS, nanosec=command.stamp_ns % NANOSECONDS)
-    message = types[TRAJECTORY](header=types["std_msgs/msg/Header"](stamp=stamp, frame_id=""),
+    header = types["std_msgs/msg/Header"](stamp=_time(store, command.stamp_ns), frame_id="")
+    message = types[TRAJECTORY](header=header,
                                 joint_names=list(command.joints), points=points)
     return bytes(store.serialize_cdr(message, TRAJECTORY))

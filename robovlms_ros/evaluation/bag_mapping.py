@@ -31,7 +31,7 @@ class TopicsConfig:
     cameras: the policy's camera name -> topic. commands: the recorded commands that predictions are compared with;
         `motion` compares with the motion that followed instead. gripper_commands: where the gripper has its own.
     command_lead: s before a step's time at which its recorded set point was sent; None is one step for set points
-        (a command sent now is what to reach one step later) and 0 for trajectories, twists and chunks, which know their
+        (a command sent now is what to reach one step later), 0 for trajectories, twists and chunks, which know their
         own time. chunks: recorded ActionChunks, for their timing and for comparing. episodes: markers of
         `robovlms record`. tf: use it for the tool's motion where joint states are absent.
     """
@@ -84,7 +84,8 @@ def detect(
     commands, kind = _commands(bag, given, robot, joints)
     gripper = given.gripper_commands or _gripper(bag, robot, commands)
     tf = tuple(topic for topic, kind_ in bag.topics.items() if kind_ == TF) if joints is None else ()
-    mapping = TopicMapping(found, joints, instruction, commands, kind, gripper, given.command_lead, chunks, episodes, tf)
+    lead = given.command_lead
+    mapping = TopicMapping(found, joints, instruction, commands, kind, gripper, lead, chunks, episodes, tf)
     for label, topic, asked in (
         ("joint states", joints, given.joint_states), ("instruction", instruction, given.instruction),
         ("recorded commands", commands, given.commands), ("gripper commands", gripper, given.gripper_commands),

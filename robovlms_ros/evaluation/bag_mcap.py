@@ -114,7 +114,7 @@ class McapStorage:
             position = end
         else:
             if not complete:
-                self.notes.append(f"{self.path.name} has no end (the recording was interrupted): read to its last record.")
+                self.notes.append(f"{self.path.name} has no end (its recording was interrupted).")
         if run_begin is not None:
             self.blocks.append(Block(run_begin, min(position, self._size) - run_begin, 0, 0, False))
 

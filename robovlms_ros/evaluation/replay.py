@@ -84,6 +84,7 @@ class Runner:
     make_scorer: Callable[[Subject, ActionSpec, int], Scorer]
     scorer: Scorer | None = None
     failures: dict[str, int] = field(default_factory=dict)
+    on_command: Callable[[str, int, Any], None] | None = None
 
     def __post_init__(self) -> None:
         make = self.subject.session
@@ -168,7 +169,7 @@ class Runner:
             spec = self.subject.spec or chunk.spec
             self.scorer = self.make_scorer(self.subject, spec, self.subject.horizon or chunk.horizon)
             if self.gate is not None:
-                self.gate.on_decision = self._note_margins
+                self.gate.on_decision = self._decided
         if chunk.spec != self.scorer._spec or chunk.horizon != self.scorer.result.horizon:
             self.failures["a chunk of another shape or meaning than the first one"] = \
                 self.failures.get("a chunk of another shape or meaning than the first one", 0) + 1
@@ -183,8 +184,11 @@ class Runner:
             for lane in [*self.lanes, *([self.gate] if self.gate else [])]:
                 lane.measure(state)
 
-    def _note_margins(self, _: int, chunk: ActionChunk, decision: Any) -> None:
+    def _decided(self, now_ns: int, chunk: ActionChunk, decision: Any) -> None:
+        """A chunk judged from the recorded arm: its margins to the limits, and what would have been sent."""
         assert self.scorer is not None
+        if self.on_command is not None and decision.command is not None:
+            self.on_command(self.subject.name, now_ns, decision.command)
         margins, plan = self.scorer.result.margins, decision.plan
         if plan is None:
             margins.unreachable += 1

@@ -14,12 +14,14 @@ from robovlms_ros.runtime.gate import SafetyGate
 from robovlms_ros.runtime.kinematics import IKResult, Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.runtime.scheduler import ChunkScheduler, ScheduleConfig
-from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState, RoboVLMsError
+from robovlms_ros.runtime.spline import Spline
+from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState, RoboVLMsError, TrajectoryCommand
 
 Array = NDArray[np.float64]
 
 TICK_NS = 2_000_000
 AROUND_NS = 60_000_000
+COMPARE_NS = 50_000_000
 REASON_LENGTH = 90
 
 
@@ -135,13 +137,20 @@ class LatencyLane:
         self._flight: tuple[int, ActionChunk, RobotState] | None = None
         self._waiting: tuple[ActionChunk, RobotState] | None = None
         self._plan_before: Any = None
+        self._sent: Spline | None = None
+        self._compared_ns = 0
         self._measured: RobotState | None = None
         self.on_decision: Callable[[int, ActionChunk, Any], None] | None = None
 
     def reset(self) -> None:
         """A new episode: nothing is under way."""
+        self._drop_plan()
+        self._flight = self._waiting = self._measured = None
+        self._compared_ns = 0
+
+    def _drop_plan(self) -> None:
         self._machine.executor.reset()
-        self._flight = self._waiting = self._plan_before = self._measured = None
+        self._plan_before = self._sent = None
 
     def offer(self, chunk: ActionChunk, start: RobotState) -> None:
         """A frame came whose chunk would be this one; it is inferred when the one before is done."""
@@ -156,9 +165,10 @@ class LatencyLane:
         """The arm as recorded moved on."""
         self.advance(state.stamp_ns)
         self._measured = state
-        commanded = self._machine.scheduler.commanded(state.stamp_ns)
-        if self._continuing and commanded is not None:
-            self.result.off_sum += float(np.abs(commanded[0] - state.positions).max())
+        if self._continuing and self._sent is not None and state.stamp_ns >= self._compared_ns + COMPARE_NS:
+            self._compared_ns = state.stamp_ns
+            commanded = self._sent(np.array([state.stamp_ns]))[0][0]
+            self.result.off_sum += float(np.abs(commanded - state.positions).max())
             self.result.off_count += 1
 
     def advance(self, now_ns: int) -> None:
@@ -177,44 +187,39 @@ class LatencyLane:
         result.age += (ready_ns - chunk.stamp_ns) / NANOSECONDS
         if not self._continuing:
             machine.executor.reset()
-        before = self._ticks(ready_ns) if self._continuing else None
         covered = machine.scheduler.covered_until_ns
         try:
             decision = machine.executor.on_chunk(chunk, start, self._measured or start, ready_ns)
         except RoboVLMsError as error:
             self._count("refuse", str(error))
-            machine.executor.reset()
-            self._plan_before = None
+            self._drop_plan()
             return
         verdict = decision.verdict
         self._count(verdict.kind, verdict.reason)
         if self.on_decision is not None:
             self.on_decision(ready_ns, chunk, decision)
         if verdict.kind == "refuse" or decision.command is None:
-            machine.executor.reset()
-            self._plan_before = None
+            self._drop_plan()
             return
-        self._take_over(ready_ns, decision.plan, before, covered)
+        if self._continuing:
+            self._take_over(ready_ns, decision.plan, decision.command, covered)
 
-    def _take_over(self, ready_ns: int, plan: Any, before: Array | None, covered_ns: int) -> None:
+    def _take_over(self, ready_ns: int, plan: Any, command: TrajectoryCommand, covered_ns: int) -> None:
         """Continuity at the moment when one plan replaces the other."""
         result, previous, self._plan_before = self.result, self._plan_before, plan
-        if not self._continuing or previous is None or before is None:
+        times = command.stamp_ns + np.round(command.times * NANOSECONDS).astype(np.int64)
+        before, self._sent = self._sent, Spline(times, command.positions, command.velocities)
+        if previous is None or before is None:
             return
         result.takeovers += 1
         jump = float(np.abs(_at(plan, ready_ns) - _at(previous, ready_ns)).max())
         result.handover_sum += jump
         result.handover_max = max(result.handover_max, jump)
-        after = self._ticks(ready_ns)
-        if after is not None:
-            path = np.vstack([before[:1], after[1:]])
-            result.tick_max = max(result.tick_max, float(np.abs(np.diff(path, axis=0)).max()))
+        # What the controller is commanded now, by the old message, and every 2 ms after, by the new one.
+        ticks = np.arange(ready_ns, ready_ns + AROUND_NS, TICK_NS)
+        path = np.vstack([before(ticks[:1])[0], self._sent(ticks[1:])[0]])
+        result.tick_max = max(result.tick_max, float(np.abs(np.diff(path, axis=0)).max()))
         result.starved += max(0.0, (ready_ns - covered_ns) / NANOSECONDS) if covered_ns else 0.0
-
-    def _ticks(self, now_ns: int) -> Array | None:
-        """What the controller is commanded at now and every 2 ms after."""
-        rows = [self._machine.scheduler.commanded(t) for t in range(now_ns, now_ns + AROUND_NS, TICK_NS)]
-        return None if rows[0] is None else np.stack([row[0] for row in rows if row is not None])
 
     def _count(self, kind: str, reason: str) -> None:
         self.result.verdicts[kind] += 1

@@ -96,6 +96,7 @@ class Inputs:
     camera_tolerance: float = 0.02
     state_tolerance: float = 0.05
     everything: bool = False
+    max_instruction: int = 500
     lost: Counter[str] = field(default_factory=Counter)
     instructions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -134,9 +135,10 @@ class Inputs:
                 apart = raw.log_ns - stamp
                 self._offset = apart if abs(apart) > OTHER_CLOCK_NS else 0
                 if self._offset:
+                    seconds = f"{abs(apart) / NANOSECONDS:.0f} s"
                     self.notes.append(
-                        f"the bag's own times and the messages' stamps are {abs(apart) / NANOSECONDS:.0f} s apart: they "
-                        "are on different clocks; the stamps' clock is used."
+                        f"the bag's own times and the messages' stamps are {seconds} apart: they are on different "
+                        "clocks; the stamps' clock is used."
                     )
         return raw.log_ns - (self._offset or 0)
 
@@ -225,7 +227,11 @@ class Inputs:
             yield Measured(now_ns, state)
 
     def _on_instruction(self, text: str, now_ns: int) -> Iterator[Event]:
-        if not text or text == self.instruction:
+        if text == self.instruction:
+            return
+        if not text or len(text) > self.max_instruction:
+            self.lost["instructions that are empty or too long, which the node refuses"] += 1
+            self.instruction = ""
             return
         if text not in self.instructions:
             self.instructions.append(text)

@@ -18,7 +18,7 @@ WORST_APART_S = 1.0
 
 
 class Thinned:
-    """A list of at most `limit` entries: when full, every other one goes, and only every other comes in from then on."""
+    """A list of at most `limit` entries: when full, every other one goes, and every other comes in from then on."""
 
     def __init__(self, limit: int) -> None:
         self.items: list[Any] = []
@@ -76,10 +76,10 @@ class Margins:
     too_fast: int = 0
 
     def merged(self, other: "Margins") -> "Margins":
+        counts = ("unreachable", "outside_workspace", "beyond_position", "too_fast")
         return Margins(min(self.position, other.position), max(self.velocity, other.velocity),
-                       min(self.workspace, other.workspace), *(
-            getattr(self, n) + getattr(other, n)
-            for n in ("unreachable", "outside_workspace", "beyond_position", "too_fast")))
+                       min(self.workspace, other.workspace),
+                       *(getattr(self, name) + getattr(other, name) for name in counts))
 
     def table(self) -> dict[str, Any]:
         return {k: (v if np.isfinite(v) else None) for k, v in vars(self).items()}
@@ -89,7 +89,8 @@ class Margins:
 class SubjectResult:
     """One policy on one or more bags. horizon, names, step, unit: of its chunks (`unit` m or rad of the distances).
 
-    errors: by episode label, [stamp ns, mean distance] of every scored chunk. baselines: trivial policies on the same chunks.
+    errors: by episode label, [stamp ns, mean distance] of every scored chunk. baselines: trivial policies on the same
+        chunks. recorded: against the chunks that were recorded live for the same observations.
     """
 
     name: str

@@ -323,8 +323,9 @@ class Scorer:
                     "stamp_ns": answer.chunk.stamp_ns, "instruction": answer.chunk.instruction,
                     "distance": None if error is None else number(error)}
         if predicted is not None and reference is not None:
-            means = np.nanmean(np.abs(value_error(predicted, reference)), axis=0) if reference.valid.any() else []
-            row.update({f"mae_{name}": number(value) for name, value in zip(self._spec.names, means, strict=False)})
+            errors = np.ma.masked_invalid(np.abs(value_error(predicted, reference)))
+            means = errors.mean(axis=0).filled(np.nan)
+            row.update({f"mae_{name}": number(value) for name, value in zip(self._spec.names, means, strict=True)})
             row["distance_end"] = number(distance(predicted, reference)[int(reference.valid.sum()) - 1])
             row["steps_known"] = int(reference.valid.sum())
         self._write(row)

@@ -1,0 +1,257 @@
+"""One bag, some policies, one result that JSON can hold: what `robovlms eval` runs for every bag."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.evaluation.bag_annotate import Annotator
+from robovlms_ros.evaluation.bag_mapping import TopicMapping, TopicsConfig, detect
+from robovlms_ros.evaluation.bag_reader import Bag, BagError, RawMessage
+from robovlms_ros.evaluation.replay import Replay, Runner, Schedule, Subject, WhatIf
+from robovlms_ros.evaluation.replay_executor import Machine, MemoKinematics, machine_factory
+from robovlms_ros.evaluation.replay_inputs import Inputs
+from robovlms_ros.evaluation.replay_scoring import Row, Scorer
+from robovlms_ros.evaluation.report_thresholds import Thresholds
+from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.runtime.scheduler import ScheduleConfig
+from robovlms_ros.schema import require
+from robovlms_ros.types import ActionSpec
+
+COLUMNS = ("bag", "policy", "episode", "sequence", "stamp_ns", "instruction", "distance", "distance_end", "steps_known")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where a camera is, for drawing motions into its image.
+
+    focal, centre: (fx, fy) and (cx, cy), pixels of the recorded image. base_T_camera: 16 numbers, row-major, of the
+    optical frame (z forward, x right, y down) in the robot's base.
+    """
+
+    focal: tuple[float, ...]
+    centre: tuple[float, ...]
+    base_T_camera: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name, count in (("focal", 2), ("centre", 2), ("base_T_camera", 16)):
+            value = getattr(self, name)
+            require(len(value) == count, f"calibration.{name}", list(value), f"{count} numbers")
+
+    def project(self, points: NDArray[np.float64]) -> list[list[float]]:
+        """(n, 3) m in the base frame to pixels; points behind the camera are left out."""
+        camera = np.linalg.inv(np.array(self.base_T_camera).reshape(4, 4))
+        seen = points @ camera[:3, :3].T + camera[:3, 3]
+        return [[round(self.focal[0] * x / z + self.centre[0], 1), round(self.focal[1] * y / z + self.centre[1], 1)]
+                for x, y, z in seen if z > 0.01]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The evaluation YAML. Times are seconds.
+
+    instruction: for bags without one, or instead of theirs. other_instruction: to see whether the model listens; empty
+    takes one that the bag had before. rate: inferences per second at most, 0 is every image. latencies: replayed
+    through scheduler and gate; the first one judges. sensitivity: also with each camera blanked, and with the other
+    instruction; dropped: and with this fraction of images missing from the history; at every variant_stride-th
+    inference. drop: fraction of images taken away from everything. block: images through the network together.
+    """
+
+    topics: TopicsConfig = field(default_factory=TopicsConfig)
+    instruction: str = ""
+    other_instruction: str = ""
+    rate: float = 0.0
+    drop: float = 0.0
+    latencies: tuple[float, ...] = (0.05, 0.15, 0.3)
+    sensitivity: bool = True
+    dropped: float = 0.0
+    variant_stride: int = 4
+    camera_tolerance: float | None = None
+    joint_states_tolerance: float | None = None
+    block: int = 32
+    annotate: bool = True
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(len(self.latencies) > 0 and all(0 <= x <= 10 for x in self.latencies), "latencies", self.latencies,
+                "at least one number of seconds, each 0 to 10")
+        require(0 <= self.drop < 1, "drop", self.drop, "a fraction, 0 or more and below 1")
+        require(0 <= self.dropped < 1, "dropped", self.dropped, "a fraction, 0 or more and below 1")
+        require(0 <= self.rate <= 1000, "rate", self.rate, "0 to 1000 Hz")
+        require(1 <= self.block <= 4096, "block", self.block, "1 to 4096 images")
+        require(1 <= self.variant_stride <= 1000, "variant_stride", self.variant_stride, "1 to 1000")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all bags share. cameras: of the policies, the reference first. tolerances: s, as the node's parameters."""
+
+    robot: RobotSpec
+    kinematics: Kinematics | None
+    schedule: ScheduleConfig
+    cameras: tuple[str, ...]
+    config: EvaluationConfig
+    camera_tolerance: float = 0.02
+    state_tolerance: float = 0.05
+    max_instruction: int = 500
+
+
+def evaluate_bag(
+    path: Path, subjects: Sequence[Subject], setting: Setting, output: Path | None = None,
+    stamps: frozenset[int] | None = None, progress: Callable[[float], None] | None = None,
+) -> dict[str, Any]:
+    """Everything about one bag, as what JSON can hold.
+
+    output: folder for `<bag>.csv` and `<bag>.mcap` (annotated), None writes nothing. Raises BagError when the bag
+    cannot be used at all; what is merely missing or damaged is said in `notes`.
+    """
+    config, label = setting.config, path.stem
+    with Bag(path) as bag:
+        mapping, lines = detect(bag, config.topics, setting.cameras, setting.robot)
+        _require_state(bag, mapping)
+        kinematics: Any = MemoKinematics(setting.kinematics) if setting.kinematics is not None else None
+        annotator = Annotator(output / f"{label}.mcap", bag, setting.robot.base_frame) \
+            if output is not None and config.annotate else None
+        inputs = Inputs(
+            bag, mapping, setting.robot, kinematics, setting.cameras, config.instruction,
+            setting.camera_tolerance if config.camera_tolerance is None else config.camera_tolerance,
+            setting.state_tolerance if config.joint_states_tolerance is None else config.joint_states_tolerance,
+            everything=annotator is not None, max_instruction=setting.max_instruction)
+        rows = _RowWriter(output / f"{label}.csv" if output is not None else None, str(path))
+        runners = _runners(subjects, setting, kinematics, mapping, rows.write)
+        for runner in runners:
+            if annotator is not None and runner.gate is not None:
+                runner.on_command = annotator.command
+        schedule = Schedule(stamps, config.rate, config.drop)
+        replay = Replay(inputs, runners, schedule, config.block, progress, label, annotator)
+        try:
+            replay.run()
+        finally:
+            rows.close()
+            if annotator is not None:
+                annotator.close()
+        results = {runner.subject.name: runner.close() for runner in runners}
+        notes = [*bag.notes, *inputs.notes, *(annotator.notes if annotator else []), *_notes(replay, inputs, bag)]
+        if inputs.instructions and not config.instruction:
+            lines.append("instructions: " + "; ".join(inputs.instructions))
+        return {
+            "bag": str(path), "label": label, "topics": lines, "notes": notes, "images": replay.images,
+            "lost": dict(inputs.lost), "episodes": replay.episodes, "instructions": list(inputs.instructions),
+            "results": {name: None if result is None else result.as_json() for name, result in results.items()},
+            "reference": _reference_words(mapping),
+        }
+
+
+def _require_state(bag: Bag, mapping: TopicMapping) -> None:
+    if mapping.joint_states is None and not mapping.tf:
+        raise BagError(
+            f"{bag.path}: no joint states (sensor_msgs/JointState) and no TF: the arm's pose at an image is unknown, "
+            "so predictions mean nothing. Topics there: " + (", ".join(sorted(bag.topics)) or "none") + "."
+        )
+
+
+def _runners(
+    subjects: Sequence[Subject], setting: Setting, kinematics: Any, mapping: TopicMapping,
+    write: Callable[[Row], None],
+) -> list[Runner]:
+    config, robot = setting.config, setting.robot
+    calibration = config.calibration.get(setting.cameras[0])
+    moves = robot.controller.type != "chunk_only" and kinematics is not None and mapping.joint_states is not None
+    make: Callable[[], Machine] | None = machine_factory(robot, kinematics, setting.schedule) if moves else None
+    seen_specs: set[tuple[ActionSpec, int]] = set()
+
+    def make_scorer(subject: Subject, spec: ActionSpec, horizon: int) -> Scorer:
+        fresh = (spec, horizon) not in seen_specs
+        seen_specs.add((spec, horizon))
+        return Scorer(subject.name, spec, horizon, robot, kinematics, fresh, write,
+                      calibration.project if calibration else None)
+
+    blank = setting.cameras if config.sensitivity else ()
+    other = config.other_instruction if config.sensitivity else None
+    whatif = WhatIf(config.latencies, blank, other, config.dropped, config.variant_stride)
+    return [Runner(subject, whatif, make, make_scorer) for subject in subjects]
+
+
+def _notes(replay: Replay, inputs: Inputs, bag: Bag) -> list[str]:
+    notes = [f"{count} times: {reason}" for reason, count in inputs.lost.items()]
+    if replay.images == 0:
+        total = sum((bag.counts or {}).values())
+        why = "the bag holds no messages" if bag.counts is not None and total == 0 else \
+            "no image came together with joint states and an instruction"
+        if not inputs.instruction:
+            why += "; there is no instruction: give one with --instruction"
+        notes.insert(0, f"nothing was evaluated: {why}.")
+    return notes
+
+
+def _reference_words(mapping: TopicMapping) -> str:
+    if mapping.commands is None:
+        return "the motion that followed"
+    return f"the commands recorded on {mapping.commands} ({mapping.command_kind})"
+
+
+class _RowWriter:
+    """The table of chunks, line by line."""
+
+    def __init__(self, path: Path | None, bag: str) -> None:
+        self._file = path.open("w", newline="", encoding="utf-8") if path else None
+        self._bag = bag
+        self._writer: Any = None
+
+    def write(self, row: Row) -> None:
+        if self._file is None:
+            return
+        if self._writer is None:
+            extra = [name for name in row if name not in COLUMNS]
+            self._writer = csv.DictWriter(self._file, [*COLUMNS, *extra], restval="", extrasaction="ignore")
+            self._writer.writeheader()
+        self._writer.writerow({"bag": self._bag, **row})
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def recorded_stamps(path: Path, topics: TopicsConfig) -> frozenset[int]:
+    """The observation stamps of the chunks that a live run recorded in the bag: where it inferred.
+
+    Raises BagError when there are none.
+    """
+    from robovlms_ros.evaluation.bag_chunks import CHUNK
+    from robovlms_ros.types import NANOSECONDS
+
+    with Bag(path) as bag:
+        named = {topics.chunks} if topics.chunks else {t for t, kind in bag.topics.items() if kind == CHUNK}
+        stamps = set()
+        for raw in bag.messages(named):
+            message = bag.decode(raw) if isinstance(raw, RawMessage) else None
+            if message is not None:
+                stamps.add(message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec)
+    if not stamps:
+        raise BagError(f"{path}: no ActionChunk was recorded, so it does not say where the live run inferred.")
+    return frozenset(stamps)
+
+
+def part_key(path: Path, checkpoints: Sequence[str], config: EvaluationConfig, extra: Mapping[str, Any]) -> str:
+    """What a finished bag's result is filed under: it changes with the bag, the weights and the settings."""
+    facts = [str(path.resolve()), *(_stat(p) for p in _files(path)), asdict(config), dict(extra)]
+    for checkpoint in checkpoints:
+        facts += [checkpoint, *(_stat(p) for p in _files(Path(checkpoint)))]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.exists() else []
+
+
+def _stat(path: Path) -> str:
+    status = path.stat()
+    return f"{path.name}:{status.st_size}:{status.st_mtime_ns}"

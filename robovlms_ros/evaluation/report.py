@@ -1,0 +1,205 @@
+"""From the bags' results to one report: numbers for machines, three sentences for people, and a verdict."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from robovlms_ros.evaluation.metrics_baselines import BASELINES
+from robovlms_ros.evaluation.metrics_paired import Interval, mean_interval, paired_interval
+from robovlms_ros.evaluation.replay_results import SubjectResult, merge
+from robovlms_ros.evaluation.report_thresholds import Thresholds, misses
+
+LISTENS = 0.25
+"""A policy is said to listen when another instruction changes its motion by this share at least."""
+
+
+def build_report(parts: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> dict[str, Any]:
+    """The report of the results of `evaluate_bag` on all bags, as what JSON can hold.
+
+    `policies` name -> numbers, tables, samples; `comparisons`; `answer`: three sentences; `missed`: broken thresholds;
+    `pass`: whether all hold and something was evaluated.
+    """
+    names = list(dict.fromkeys(name for part in parts for name in part["results"]))
+    merged: dict[str, SubjectResult] = {}
+    for name in names:
+        results = [SubjectResult.from_json(part["results"][name]) for part in parts if part["results"].get(name)]
+        if results:
+            merged[name] = merge(results)
+    baselines, edges = _baselines(merged)
+    policies = {name: _policy(result, baselines, edges) for name, result in merged.items()}
+    missed = {name: misses(policy["numbers"], thresholds) for name, policy in policies.items()}
+    unanswered = [name for name in names if name not in merged]
+    if unanswered:
+        missed.update({name: ["it answered nothing on any bag"] for name in unanswered})
+    if not names or not merged:
+        missed["all"] = ["nothing was evaluated"]
+    pairs = [(merged[a], merged[b]) for a, b in combinations(merged, 2)]
+    comparisons = [_compare(a, b) for a, b in pairs if comparable(a, b)]
+    report: dict[str, Any] = {
+        "bags": [{key: part[key] for key in ("bag", "label", "topics", "notes", "images", "lost", "episodes",
+                                              "instructions", "reference")} for part in parts],
+        "policies": policies, "comparisons": comparisons, "thresholds": dataclasses.asdict(thresholds),
+        "missed": {name: texts for name, texts in missed.items() if texts},
+        "pass": not any(missed.values()),
+    }
+    report["answer"] = _answer(report)
+    return report
+
+
+def comparable(a: SubjectResult, b: SubjectResult) -> bool:
+    """Whether the errors of two policies are in the same unit."""
+    return a.unit == b.unit
+
+
+def _baselines(merged: Mapping[str, SubjectResult]) -> tuple[dict[tuple[Any, ...], Any], dict[tuple[Any, ...], Any]]:
+    """Baselines are scored once per kind of chunk; every policy of that kind refers to them."""
+    sums = {_kind(result): result.baselines for result in merged.values() if result.baselines}
+    edges = {_kind(result): result.baseline_edges for result in merged.values() if result.baseline_edges}
+    return sums, edges
+
+
+def _kind(result: SubjectResult) -> tuple[Any, ...]:
+    return result.space, result.names, result.horizon, result.step
+
+
+def _policy(result: SubjectResult, baselines: Mapping[Any, Any], edges: Mapping[Any, Any]) -> dict[str, Any]:
+    assert result.sums is not None
+    table = result.sums.table(result.names)
+    trivial = {name: sums.table(result.names) for name, sums in baselines.get(_kind(result), {}).items()}
+    for name, value in edges.get(_kind(result), {}).items():
+        trivial[name]["edges"] = value.table()
+    spent = np.array(result.spent_ms) if result.spent_ms else None
+    interval = mean_interval(result.errors, _block(result))
+    policy: dict[str, Any] = {
+        "policy_id": result.policy_id, "space": result.space, "unit": result.unit, "names": list(result.names),
+        "horizon": result.horizon, "step": result.step, "chunks": result.chunks, "scored": result.scored,
+        "unscored": result.unscored, "errors": table, "edges": result.edges.table(), "baselines": trivial,
+        "interval": _interval(interval), "agreement": result.agreement.table(), "margins": result.margins.table(),
+        "sensitivity": _sensitivity(result), "recorded": {**result.recorded.table(), "largest": result.recorded_max},
+        "latencies": [lane.table() for lane in result.latencies],
+        "gate": None if result.gate is None else result.gate.table(),
+        "inference_ms": None if spent is None else {
+            "p50": float(np.percentile(spent, 50)), "p99": float(np.percentile(spent, 99)),
+            "histogram": _histogram(spent)},
+        "refused_inputs": dict(result.refused_inputs), "fans": result.fans, "track": result.track,
+        "worst": result.worst,
+    }
+    policy["numbers"] = _numbers(policy)
+    return policy
+
+
+def _block(result: SubjectResult) -> int:
+    return max(1, result.horizon)
+
+
+def _interval(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else dataclasses.asdict(interval)
+
+
+def _histogram(values: Any) -> dict[str, list[float]]:
+    top = float(np.percentile(values, 99.5)) * 1.1 + 1e-9
+    counts, edges = np.histogram(np.minimum(values, top), bins=30, range=(0.0, top))
+    return {"edges": edges.round(3).tolist(), "counts": counts.tolist()}
+
+
+def _sensitivity(result: SubjectResult) -> dict[str, Any]:
+    tables = {}
+    for label, sums in result.sensitivity.items():
+        tables[label] = sums.table()
+        variant = result.variants.get(label)
+        if variant is not None:
+            errors = variant.table(result.names)
+            tables[label]["distance"] = errors["distance"]
+    return tables
+
+
+def _numbers(policy: Mapping[str, Any]) -> dict[str, float | None]:
+    """What thresholds are about."""
+    errors, hold = policy["errors"], policy["baselines"].get(BASELINES[0])
+    known = [value for value in errors["distance_by_step"] if value is not None]
+    lanes, gate, recorded = policy["latencies"], policy["gate"], policy["recorded"]
+    share = None
+    if hold and hold["distance"] and errors["distance"] is not None:
+        share = errors["distance"] / hold["distance"]
+    return {
+        "distance": errors["distance"], "distance_end": known[-1] if known else None, "against_hold": share,
+        "cosine": errors["cosine"], "gripper_accuracy": errors["gripper_accuracy"],
+        "refused": gate["refused"] if gate else None,
+        "handover": lanes[0]["handover_max"] if lanes and lanes[0]["handover_mean"] is not None else None,
+        "parity": recorded["largest"] if recorded["chunks"] else None,
+    }
+
+
+def _compare(a: SubjectResult, b: SubjectResult) -> dict[str, Any]:
+    total, each = paired_interval(a.errors, b.errors, _block(a))
+    return {"a": a.name, "b": b.name, "unit": a.unit, "difference": _interval(total),
+            "episodes": {episode: _interval(interval) for episode, interval in each.items()}}
+
+
+def length(value: float | None, unit: str) -> str:
+    """A distance in a reader's unit: mm, or mrad."""
+    if value is None:
+        return "unknown"
+    return f"{value * 1000:.1f} mm" if unit == "m" else f"{value * 1000:.1f} mrad"
+
+
+def _answer(report: Mapping[str, Any]) -> list[str]:
+    """What to look at, in three sentences: how near, how safe, and the verdict."""
+    if not report["policies"]:
+        notes = [note for bag in report["bags"] for note in bag["notes"]]
+        return ["Nothing was evaluated: " + (notes[0] if notes else "no policy answered") + "."
+                if not (notes and notes[0].endswith(".")) else notes[0],
+                "Look at the notes on each bag below.", _verdict(report)]
+    best = min(report["policies"], key=lambda name: report["policies"][name]["errors"]["distance"] or float("inf"))
+    return [_nearness(best, report["policies"], report), _safety(best, report["policies"][best]), _verdict(report)]
+
+
+def _nearness(name: str, policies: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    policy = policies[name]
+    errors, hold = policy["errors"], policy["baselines"].get(BASELINES[0])
+    text = f"{name} is on average {length(errors['distance'], policy['unit'])} from {report['bags'][0]['reference']}"
+    if hold and hold["distance"]:
+        share = policy["numbers"]["against_hold"]
+        text += f", {share:.0%} of what holding still would be" if share is not None else ""
+    if len(policies) > 1:
+        others = [c for c in report["comparisons"] if name in (c["a"], c["b"]) and c["difference"]]
+        clear = [c for c in others if c["difference"]["low"] > 0 or c["difference"]["high"] < 0]
+        rest = len(policies) - 1
+        text += f"; it is nearest of {len(policies)}, clearly so (95 %) against {len(clear)} of the other {rest}"
+    return text + "."
+
+
+def _safety(name: str, policy: Mapping[str, Any]) -> str:
+    gate, parts = policy["gate"], []
+    if gate and gate["refused"] is not None:
+        decided = sum(gate["verdicts"].values())
+        reason = next(iter(gate["reasons"]), "")
+        counts = gate["verdicts"]
+        parts.append(f"the safety gate would pass {counts['pass']}, clamp {counts['clamp']} and refuse "
+                     f"{counts['refuse']} of {decided} chunks" + (f" (most often: {reason})" if reason else ""))
+    other = policy["sensitivity"].get("other instruction")
+    if other and other["share"] is not None:
+        listens = "listens to" if other["share"] > LISTENS else "hardly listens to"
+        parts.append(f"{name} {listens} the instruction (another one changes its motion by {other['share']:.0%})")
+    deaf = [label for label, table in policy["sensitivity"].items()
+            if label.startswith("camera") and table["share"] is not None and table["share"] < LISTENS / 5]
+    if deaf:
+        parts.append(f"it hardly looks: {', '.join(deaf)} changes next to nothing")
+    if not parts:
+        return "The gate could not be run: there is no arm description, or there are no joint states."
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + "."
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    bounded = [name for name, value in report["thresholds"].items() if value is not None]
+    if report["missed"]:
+        first = next(f"{name}: {texts[0]}" for name, texts in report["missed"].items())
+        count = sum(len(texts) for texts in report["missed"].values())
+        return f"NOT PASSED: {first}" + (f" (and {count - 1} more)." if count > 1 else ".")
+    if not bounded:
+        return "No thresholds were given, so nothing was judged: look at the error by horizon and the worst moments."
+    return f"PASSED: all {len(bounded)} thresholds hold."
