@@ -1,7 +1,7 @@
 """Closed-loop success in the simulated arm, in simulated time and without ROS.
 
-The same executor and trajectory controllers as behind the live node; inference takes a simulated latency, drawn per chunk.
-Scenes come from the evaluation range of seeds. Exit code 1 when a threshold is missed (see `robovlms demo`).
+The same executor and trajectory controllers as behind the live node; inference takes a simulated latency, drawn per
+chunk. Scenes come from the evaluation range of seeds. Exit code 1 when a threshold is missed (see `robovlms demo`).
 """
 
 import argparse

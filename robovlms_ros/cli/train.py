@@ -10,7 +10,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms train`."""
-    parser.add_argument("--config", default="demo", help="training plan: a YAML file, or the name of one in config/train")
+    parser.add_argument("--config", default="demo", help="training plan: a YAML file, or a name in config/train")
     parser.add_argument("--output", type=Path, default=Path("outputs/train"), help="folder of the run")
 
 

@@ -1,6 +1,6 @@
 """The simulated cameras: one software renderer for all of them, without multisampling, shadows or collision geometry.
 
-Set MUJOCO_GL (`osmesa` on a machine without a display) before this module is imported.
+MUJOCO_GL chooses the renderer; the package's default is `osmesa`, which needs no display.
 """
 
 import mujoco

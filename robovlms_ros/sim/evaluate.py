@@ -14,7 +14,7 @@ def evaluate(
     checkpoint: str | Path | None,
     seeds: range,
     robot: str = "panda",
-    settings: EpisodeSettings = EpisodeSettings(),
+    settings: EpisodeSettings | None = None,
     blank: bool = False,
 ) -> list[EpisodeResult]:
     """One episode per seed and instruction. checkpoint: a policy's folder; None is the scripted expert."""

@@ -33,7 +33,7 @@ LIFT_Z = REST_Z + 0.14
 """Where a held cube is carried: z of the hand in the base frame (m)."""
 
 HAND_DOWN = np.array(((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
-"""Rotation of the grip site: pointing down, fingers closing along the base's y axis... of the hand at HOME."""
+"""Rotation of the grip site: as at HOME, pointing straight down."""
 
 GAIN = 5.0
 TURN_GAIN = 4.0
@@ -46,7 +46,7 @@ GRASP_OFFSET = -0.002
 CLOSE_RADIUS, CLOSING_RADIUS = 0.009, 0.016
 CLOSE_HEIGHT, CLOSING_HEIGHT = 0.008, 0.014
 HELD_OPENING = 0.5 * CUBE_SIZE / FINGER_OPEN + 0.07
-FINGER_STEP = 0.16
+FINGER_STEP = 0.11
 """How far the opening moves in one step."""
 
 
@@ -89,13 +89,13 @@ def _goal(hand: _Hand) -> tuple[Array, bool]:
     low = abs(height) < (CLOSING_HEIGHT if closing else CLOSE_HEIGHT)
     if near and low and hand.opening < HELD_OPENING:
         return np.array((hand.position[0], hand.position[1], LIFT_Z)), True
-    grasp = hand.cube + (0.0, 0.0, GRASP_OFFSET)
+    grasp = hand.cube + np.array((0.0, 0.0, GRASP_OFFSET))
     if near and low:
         return grasp, True
     rise = np.clip(FUNNEL_SLOPE * (radius - FUNNEL_MOUTH), 0.0, HOVER)
     if hand.opening < 0.75:
         rise = max(rise, 0.05)
-    return grasp + (0.0, 0.0, rise), False
+    return grasp + np.array((0.0, 0.0, rise)), False
 
 
 def _advance(hand: _Hand, move: Array, turn: Array, closed: bool) -> None:

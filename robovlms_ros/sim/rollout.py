@@ -5,24 +5,27 @@ What runs between policy and arm is what the live node runs: `ChunkExecutor` in 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.runtime.controllers import OneJointTrajectory
 from robovlms_ros.runtime.executor import ChunkExecutor
+from robovlms_ros.runtime.gate import SafetyGate
 from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.runtime.scheduler import ChunkScheduler
 from robovlms_ros.sim.expert import ACTION_SPEC, STEP, expert_chunk
 from robovlms_ros.sim.task import named_cube
-from robovlms_ros.sim.world import CAMERAS, FINGER_JOINT, FINGER_OPEN, TICK_NS, GroundTruth, SimWorld, WorldError
+from robovlms_ros.sim.world import CAMERAS, TICK_NS, GroundTruth, SimWorld, WorldError
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
 
 FRAME_NS = round(STEP * NANOSECONDS)
-GRIPPER_SECONDS = 0.2
-"""How long the fingers take for an edge."""
+GRIPPER_TICKS = 10
+"""Ticks between looks at the gripper's schedule (the node's timer)."""
 
 
 class Agent(Protocol):
@@ -87,6 +90,7 @@ class ExpertSession:
 class ClosedLoop:
     """Runs episodes of one agent in one world.
 
+    gripper: the robot's, a one-joint trajectory controller.
     disturb: maps a chunk to what is executed in its place (noise for demonstrations); None executes it as it is.
     on_frame: called with every frame, before the agent sees it.
     """
@@ -94,15 +98,15 @@ class ClosedLoop:
     def __init__(
         self,
         world: SimWorld,
-        robot: RobotSpec,
         kinematics: Kinematics,
         executor: ChunkExecutor,
-        settings: EpisodeSettings = EpisodeSettings(),
+        gripper: OneJointTrajectory,
+        settings: EpisodeSettings | None = None,
         disturb: Callable[[ActionChunk, Frame], ActionChunk] | None = None,
         on_frame: Callable[[Frame], None] | None = None,
     ) -> None:
-        self.world, self.robot, self.kinematics, self.executor = world, robot, kinematics, executor
-        self.settings, self.disturb, self.on_frame = settings, disturb, on_frame
+        self.world, self.kinematics, self.executor, self._gripper = world, kinematics, executor, gripper
+        self.settings, self.disturb, self.on_frame = settings or EpisodeSettings(), disturb, on_frame
 
     def run(self, agent: Agent, instructions: Sequence[tuple[float, str]], rng: np.random.Generator) -> Outcome:
         """One episode from the world's present state.
@@ -112,7 +116,7 @@ class ClosedLoop:
         agent.reset()
         self.executor.reset()
         world, start_ns = self.world, self.world.time_ns
-        self._opening = 1.0
+        self._opening: float | None = None
         pending: tuple[int, ActionChunk, RobotState] | None = None
         instruction, chunks, refusals, success_ns = "", 0, 0, None
         judged_from_ns = start_ns + round(instructions[-1][0] * NANOSECONDS)
@@ -140,7 +144,8 @@ class ClosedLoop:
             if pending is not None and now >= pending[0]:
                 chunks, refusals = chunks + 1, refusals + self._deliver(pending[1], pending[2])
                 pending = None
-            self._move_gripper()
+            if (now - start_ns) % (GRIPPER_TICKS * TICK_NS) == 0:
+                self._move_gripper()
             world.step()
         time = None if success_ns is None else (success_ns - judged_from_ns) / NANOSECONDS
         return Outcome(instructions[-1][1], success_ns is not None, wrong, time, chunks, refusals)
@@ -168,18 +173,33 @@ class ClosedLoop:
     def _deliver(self, chunk: ActionChunk, state: RobotState) -> int:
         """Hands the chunk to the executor and its command to the arm; returns 1 for a refusal."""
         decision = self.executor.on_chunk(chunk, state, self.measured(), self.world.time_ns)
-        if decision.command is not None:
-            self.world.arm_controller.accept(decision.command, self.world.time_ns)
-        return int(decision.verdict.kind == "refuse")
+        command = decision.command or self.executor.stop(self.world.time_ns, self.measured())
+        self.world.arm_controller.accept(command, self.world.time_ns)
+        return int(decision.command is None)
 
     def _move_gripper(self) -> None:
         opening = self.executor.gripper_at(self.world.time_ns)
         if opening is None or opening == self._opening:
             return
         self._opening = opening
-        self.world.gripper_controller.accept(_finger_command(opening), self.world.time_ns)
+        point = np.array([[self._gripper.position(opening)]])
+        times, rest = np.array([self._gripper.travel_time]), np.zeros((1, 1))
+        command = TrajectoryCommand(0, (self._gripper.joint,), times, point, rest)
+        self.world.gripper_controller.accept(command, self.world.time_ns)
 
 
-def _finger_command(opening: float) -> TrajectoryCommand:
-    point: Any = np.array([[opening * FINGER_OPEN]])
-    return TrajectoryCommand(0, (FINGER_JOINT,), np.array([GRIPPER_SECONDS]), point, np.zeros((1, 1)))
+def build_loop(world: SimWorld, robot: str = "panda", settings: EpisodeSettings | None = None) -> ClosedLoop:
+    """A closed loop with the executor of the live node. Raises WorldError for a robot that the world is not."""
+    spec = load_robot(robot)
+    if spec.joints != world.joints or spec.description_path is None or not isinstance(spec.gripper, OneJointTrajectory):
+        raise WorldError(
+            f"robot '{robot}': the simulated arm has the joints {', '.join(world.joints)}, a description file and a "
+            "one_joint_trajectory gripper. Use config/robots/panda.yaml or a copy of it."
+        )
+    kinematics = Kinematics(
+        spec.description_path, spec.joints, spec.eef_frame, spec.base_frame, spec.lower(), spec.upper(),
+        np.array(spec.home), spec.posture_gain,
+    )  # fmt: skip
+    scheduler = ChunkScheduler(spec.joints, limits=spec.limits)
+    executor = ChunkExecutor(spec, kinematics, scheduler, SafetyGate(spec, kinematics))
+    return ClosedLoop(world, kinematics, executor, spec.gripper, settings)

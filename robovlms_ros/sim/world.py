@@ -5,10 +5,6 @@ Time starts at `START_NS` (a stamp of 0 would mean "now" to a trajectory control
 The arm follows its controller by computed torque, limited to the motors' torques; the fingers by their position servo.
 """
 
-import os
-
-os.environ.setdefault("MUJOCO_GL", "osmesa")
-
 from dataclasses import dataclass
 
 import mujoco
@@ -158,6 +154,18 @@ class SimWorld:
         places = {name: self._data.qpos[a : a + 3].copy() for name, a in self._cube_addresses.items()}
         heights = {name: float(place[2] - self._rest) for name, place in places.items()}
         return GroundTruth({name: place - self._base for name, place in places.items()}, heights)
+
+    def tool_pose(self) -> Array:
+        """(4, 4) base_T_eef of the grip site as MuJoCo has it: for tests of the robot's own description."""
+        site, pose = self._data.site("gripper0_grip_site"), np.eye(4)
+        pose[:3, :3], pose[:3, 3] = site.xmat.reshape(3, 3), site.xpos - self._base
+        return pose
+
+    def put_cube(self, name: str, position: Array) -> None:
+        """Put a cube's centre at `position` (3,), m in the base frame, at rest."""
+        address = self._cube_addresses[name]
+        self._data.qpos[address : address + 3] = position + self._base
+        mujoco.mj_forward(self._model, self._data)
 
     def close(self) -> None:
         """Free the renderer's memory; the world can go on being used."""

@@ -1,13 +1,12 @@
 """Behaviour cloning of the scripted expert: what one step minimises.
 
-Every window is learned under every instruction, the frames' features being computed once. Beside the action, the action
-feature must tell where the named cube and all cubes are: without these auxiliary losses a small model averages the cubes
-and ignores the words. The simulator's ground truth serves in training only; a saved policy holds no trace of it.
+Every window is learned under every instruction, the images' features being computed once. Beside the action, the
+action feature must tell where the named cube and all cubes are: without these auxiliary losses a small model averages
+the cubes and ignores the words. The simulator's ground truth serves in training only; a saved policy holds none of it.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from robovlms_ros.processing.actions import ActionPipeline
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS
 from robovlms_ros.training.augment import random_shift
 from robovlms_ros.training.dataset import Windows
+from robovlms_ros.training.shared_prefix import features_under_instructions
 from robovlms_ros.types import RobotState
 
 PLACE_SCALE = 0.1
@@ -76,6 +76,20 @@ class Losses:
     target_error: Tensor
 
 
+def initialise(policy: VLAPolicy, seed: int) -> None:
+    """Random weights as a small model needs them: places as loud as pixels, an action token that is not zero.
+
+    SigLIP's own position embeddings have a seventh of the norm of what a white table adds to every patch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if name.endswith("position_embedding.weight"):
+                parameter.mul_(4.0)
+            elif name.endswith("action_token"):
+                parameter.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
+
+
 class Learner(nn.Module):
     """A policy with what is needed to train it."""
 
@@ -89,18 +103,16 @@ class Learner(nn.Module):
     def losses(self, windows: Windows, generator: torch.Generator) -> Losses:
         """The losses of B windows under each of the C instructions."""
         recipe, policy = self.recipe, self.policy
-        batch, width = windows.openings.shape
-        count = len(CUBES)
+        width = windows.openings.shape[1]
         images = augment(torch.from_numpy(windows.images), recipe, generator)  # (B, W, K, 3, S, S)
         names = policy.config.cameras
         visual = policy.vlm.encode_frames({name: images[:, :, k].flatten(0, 1) for k, name in enumerate(names)})
-        visual = {name: _repeated(tokens, count) for name, tokens in visual.items()}
-        words = policy.tokenize([text for text in INSTRUCTIONS for _ in range(batch)])
+        words = policy.tokenize(list(INSTRUCTIONS))
         state = policy.normalise_state(torch.from_numpy(_states(policy, windows)))  # (B, W, P)
         assert state is not None
         state = state + recipe.state_noise * torch.randn(state.shape, generator=generator)
-        features = policy.vlm.forward_features(
-            visual, words["input_ids"], words["attention_mask"], state.repeat(count, 1, 1), width
+        features = features_under_instructions(
+            policy.vlm, visual, words["input_ids"], words["attention_mask"], state, width
         )  # (C B, W, 1, d)
         arm, opened = self._pipeline.encode(windows.labels)
         return self._compare(features, windows, torch.from_numpy(arm).float(), torch.from_numpy(opened).float())
@@ -124,10 +136,6 @@ class Learner(nn.Module):
         error = (guess.detach() - named).norm(dim=-1).mean() * PLACE_SCALE
         total = recipe.arm * arm_loss + recipe.gripper * gripper_loss + recipe.auxiliary * aux_loss
         return Losses(total, arm_loss.detach(), gripper_loss.detach(), error)
-
-
-def _repeated(visual: Any, count: int) -> Any:
-    return type(visual).join([visual] * count)
 
 
 def _states(policy: VLAPolicy, windows: Windows) -> np.ndarray:

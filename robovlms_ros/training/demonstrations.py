@@ -4,9 +4,9 @@ The expert's law has no memory, so a frame carries the label of EVERY instructio
 episodes that a policy drove are labelled in the same way (dataset aggregation, Ross et al. 2011).
 
 A shard is a folder: `images.npy` (F, cameras, S, S, 3) uint8 and `frames.npz` with `poses` (F, 4, 4), `joints` (F, 7),
-`openings` (F,),
-`cubes` (F, C, 3) m in the base frame, `labels` (F, C, horizon, 7) per `expert.ACTION_SPEC`, `episodes` (F,) the episode's
-seed. Frames of an episode are adjacent and 50 ms apart. C runs over `task.CUBES`, cameras over `world.CAMERAS`.
+`openings` (F,), `cubes` (F, C, 3) m in the base frame, `labels` (F, C, horizon, 7) per `expert.ACTION_SPEC` and
+`episodes` (F,), the episode's seed. Frames of an episode are adjacent and 50 ms apart. C runs over `task.CUBES`,
+cameras over `world.CAMERAS`.
 """
 
 import json
@@ -88,7 +88,7 @@ def record_shard(
     seeds: Sequence[int],
     loop: ClosedLoop,
     agent: Agent,
-    settings: DemonstrationSettings = DemonstrationSettings(),
+    settings: DemonstrationSettings,
     progress: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
     """Run one episode per seed with `agent` in `loop` and write the shard; complete or absent, never half.

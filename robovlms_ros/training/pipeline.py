@@ -78,6 +78,7 @@ def train(plan: TrainingPlan, folder: Path) -> Path:
     import torch
 
     from robovlms_ros.policy.checkpoint import build_policy, save_policy
+    from robovlms_ros.training.behaviour_cloning import initialise
     from robovlms_ros.training.trainer import Trainer
 
     torch.set_num_threads(1)
@@ -85,6 +86,7 @@ def train(plan: TrainingPlan, folder: Path) -> Path:
     record(shard_jobs(folder / "demonstrations", seeds[: plan.episodes], plan.shard, plan.robot), plan.workers)
     seeds = seeds[plan.episodes :]
     policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
+    initialise(policy, plan.recipe.seed)
     trainer = Trainer(policy, plan.recipe, folder / "run")
     for number, stage in enumerate(plan.aggregation, start=1):
         trainer.run(_data(plan, folder, number), stage.after_step)

@@ -1,11 +1,10 @@
 """The training loop: resumable to the bit, its weights averaged over time, its curve in a CSV file.
 
-A run's folder: `state.safetensors` with `state.json` (where a run goes on), `curve.csv`. What is drawn at a step depends on
-the seed and the step alone, so that an interrupted run ends where an uninterrupted one does.
+A run's folder: `state.safetensors` (where it goes on) and `curve.csv`. What is drawn at a step depends on the seed and
+the step alone, so that an interrupted run ends where an uninterrupted one does.
 """
 
 import csv
-import json
 import logging
 import os
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from robovlms_ros.policy.policy import VLAPolicy
@@ -42,7 +42,7 @@ class Trainer:
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self._optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate)
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "state.json").exists():
+        if (folder / _STATE).exists():
             self._restore()
 
     def run(self, data: DemonstrationSet, until: int, now: Callable[[], float] = time.monotonic) -> None:
@@ -104,11 +104,8 @@ class Trainer:
         part = self.folder / "state.part"
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, part, metadata={"step": str(self.step)})
         os.replace(part, self.folder / _STATE)
-        (self.folder / "state.json").write_text(json.dumps({"step": self.step}))
 
     def _restore(self) -> None:
-        from safetensors import safe_open
-
         path = self.folder / _STATE
         with safe_open(path, framework="pt") as file:
             self.step = int(file.metadata()["step"])
