@@ -31,7 +31,7 @@ class ModelConfig:
     history_step: s between the frames of the history, as in training. No default: a policy cannot run without it.
     history_tolerance: s by which a frame may miss its place in the history; None is half a history step.
     history_gap: what a missing frame does: `hold` (the nearest older frame stands in, and it is reported) or `refuse`.
-    pre_executes: with `pre`, whose action is executed; `oldest` is what RoboVLMs' own wrapper does, for comparison only.
+    pre_executes: with `pre`, whose action is executed; `oldest` is what RoboVLMs' own wrapper does, for comparison.
     padding: where a padded row's action token stands: at the row's own end, or (RoboVLMs) in the batch's last column.
     """
 
@@ -64,11 +64,11 @@ class ModelConfig:
 class HeadConfig:
     """The policy head. Defaults are RoboVLMs'.
 
-    type: name in the registry: lstm, gpt, fc, discrete. hidden_size, num_layers, dropout: of the head's core; num_layers
-        None is the head's own (LSTM 4, GPT 8). action_dim: numbers in an action, the last one the gripper.
+    type: name in the registry: lstm, gpt, fc, discrete. hidden_size, num_layers, dropout: of the head's core;
+        num_layers None is the head's own (LSTM 4, GPT 8). action_dim: numbers in an action, the last one the gripper.
     down_sample: `none` (tokens side by side), `pooling` (max over tokens) or `resampler`. latent: action tokens, or
-        tokens left after down-sampling. action_space: `continuous` reads the action token, `down_sample` the tokens named
-        by token_source, `discrete` generates tokens. fill_zero: the action token is masked out for later positions.
+        tokens left after down-sampling. action_space: `continuous` reads the action token, `down_sample` the tokens
+        named by token_source, `discrete` generates tokens. fill_zero: later positions do not see the action token.
     n_bin, min_action, max_action: bins of the discrete head.
     """
 
@@ -95,7 +95,8 @@ class HeadConfig:
         layers = self.num_layers
         require(layers is None or 1 <= layers <= 64, f"{where}.num_layers", layers, "1 to 64")
         require(0 <= self.dropout < 1, f"{where}.dropout", self.dropout, "0 or more and below 1")
-        if not (math.isfinite(self.min_action) and math.isfinite(self.max_action) and self.min_action < self.max_action):
+        finite = math.isfinite(self.min_action) and math.isfinite(self.max_action)
+        if not (finite and self.min_action < self.max_action):
             raise ConfigError(
                 f"{where}: min_action = {self.min_action} and max_action = {self.max_action}: "
                 "must be finite and min_action below max_action."
@@ -115,8 +116,8 @@ class VLMConfig:
         holds the weights. size: `full` (that model's configuration, or the family's) or `tiny` (for tests and small
         policies). settings: overrides of the transformers configuration, nested as there (`text_config`,
         `vision_config`); unknown names are refused. vocabulary: words of a word-level tokenizer (tiny models).
-    image_size: pixels, None is the model's own. max_length: tokens of the prompt. prompt: template with `{instruction}`,
-        None is the family's. temperature: of the discrete head; None or 0 is greedy.
+    image_size: pixels, None is the model's own. max_length: tokens of the prompt. prompt: template with
+        `{instruction}`, None is the family's. temperature: of the discrete head; None or 0 is greedy.
     attention: transformers' attention implementation. precision: of the policy's weights at run time.
     resampler: RoboVLMs' own perceiver after the vision tower (`use_vision_resampler`).
     """
@@ -139,9 +140,8 @@ class VLMConfig:
         require(1 <= self.max_length <= 32768, "vlm.max_length", self.max_length, "1 to 32768 tokens")
         warm = self.temperature
         require(warm is None or 0 <= warm <= 10, "vlm.temperature", warm, "0 (greedy) to 10")
-        require(
-            self.prompt is None or "{instruction}" in self.prompt, "vlm.prompt", self.prompt, "a text with {instruction}"
-        )
+        good = self.prompt is None or "{instruction}" in self.prompt
+        require(good, "vlm.prompt", self.prompt, "a text with {instruction}")
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,9 @@ class PolicyConfig:
         head, history = self.action_head.type, self.model.history_type
         if history == "video" and head in ("lstm", "gpt"):
             raise ConfigError(
-                f"action_head.type '{head}' with model.history_type 'video': the window is one sequence with one action "
-                "token there, so the head sees no history. Use action_head.type 'fc', or history_type 'post' or 'pre'."
+                f"action_head.type '{head}' with model.history_type 'video': the window is one sequence with one "
+                "action token there, so the head sees no history. Use action_head.type 'fc', or history_type 'post' "
+                "or 'pre'."
             )
 
     def require_runnable(self) -> None:
@@ -207,7 +208,7 @@ class PolicyConfig:
         if self.model.history_step is None and self.model.history_length > 1:
             missing.append("model.history_step (s between the frames of the history, as in training)")
         if self.action is None:
-            missing.append("action (what the numbers mean: space, frame, rotation, composition, step_duration, units, ...)")
+            missing.append("action (what the numbers mean: space, frame, rotation, composition, step_duration, ...)")
         if missing:
             raise ConfigError(f"The policy's configuration cannot be run; it lacks: {'; '.join(missing)}.")
 
@@ -281,7 +282,8 @@ def _resolve_aliases(model: Mapping[str, Any], where: str) -> dict[str, Any]:
         value = resolved.pop(alias)
         if name in resolved and resolved[name] != value:
             raise ConfigError(
-                f"{where}: {name} = {resolved[name]!r} and {alias} = {value!r} are the same setting and differ. Give one."
+                f"{where}: {name} = {resolved[name]!r} and {alias} = {value!r} are the same setting and differ. "
+                "Give one."
             )
         resolved[name] = value
     if resolved.get("history_type") == "one_step":

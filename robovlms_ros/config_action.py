@@ -158,7 +158,8 @@ class ActionConfig:
 
     def check_dimensions(self, action_dim: int) -> None:
         """Raise ConfigError unless names and every statistic fit an action of `action_dim` numbers."""
-        require(len(self.names) == action_dim, "action.names", list(self.names), f"{action_dim} (action_head.action_dim)")
+        allowed = f"{action_dim} (action_head.action_dim)"
+        require(len(self.names) == action_dim, "action.names", list(self.names), allowed)
         for i, norm in enumerate(self.normalization):
             for name in ("low", "high", "mean", "std", "mask"):
                 values = getattr(norm, name)

@@ -1,7 +1,7 @@
 """The JSON that a RoboVLMs training run writes, as our configuration blocks.
 
-The file is read as it is. What it does not say (what the action's numbers mean to a robot) comes from the profile of the
-data set that it names, shipped in `profiles/`, or from an `action` block added to it.
+The file is read as it is. What it does not say (what the action's numbers mean to a robot) comes from the profile of
+the data set that it names, shipped in `profiles/`, or from an `action` block added to it.
 """
 
 from collections.abc import Mapping
@@ -46,8 +46,8 @@ ARM_MASK = [True] * 6 + [False]
 def read_reference(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Our blocks (`model`, `action_head`, `vlm`, `training`, `cameras`, `action`) from a training run's JSON.
 
-    Raises ConfigError for an absent or unknown value. `action` and `history_step` are absent from the result when neither
-    the file nor a data set's profile gives them: such a policy loads, but cannot be run.
+    Raises ConfigError for an absent or unknown value. `action` and `history_step` are absent from the result when
+    neither the file nor a data set's profile gives them: such a policy loads, but cannot be run.
     """
     head = _need(data, "act_head", where)
     vlm = _need(data, "vlm", where)

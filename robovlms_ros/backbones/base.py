@@ -1,6 +1,6 @@
 """The base of every backbone: images, words and state of a robot in, action features out (arXiv 2412.14058)."""
 
-import logging
+import contextlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robovlms_ros.backbones import sequence as seq
+from robovlms_ros.backbones.empty import parameters_on_meta
 from robovlms_ros.backbones.hf_config import build_hf_config
 from robovlms_ros.backbones.sequence import Block, TokenSequence, VisualTokens
 from robovlms_ros.backbones.spec import BackboneError, BackboneSpec
 from robovlms_ros.config import PolicyConfig
 from robovlms_ros.perceiver import PerceiverResampler
 
-log = logging.getLogger(__name__)
 REQUIRED = {
     "image_processor": "a callable from (H, W, 3) uint8 to (3, S, S) float",
     "hidden_size": "a whole number above 0",
@@ -35,22 +35,25 @@ class BaseRoboVLM(nn.Module):
     """A VLM as a robot policy's backbone. A subclass gives `spec` and the attributes in REQUIRED.
 
     config: the policy's. vocab_size: of the tokenizer, where it decides the model's. folder: where the pretrained VLM's
-    files lie. Weights are random until a checkpoint is loaded.
+    files lie. Weights are random until a checkpoint is loaded; `empty` leaves the VLM's own without memory until then.
     """
 
     spec: ClassVar[BackboneSpec]
 
-    def __init__(self, config: PolicyConfig, vocab_size: int | None = None, folder: Path | None = None):
+    def __init__(
+        self, config: PolicyConfig, vocab_size: int | None = None, folder: Path | None = None, empty: bool = False
+    ):
         super().__init__()
         self.config = config
         history = config.model.history_type
         if self.spec.fusion == "cross_attention" and history in ("pre", "video"):
             raise BackboneError(
-                f"model.history_type '{history}' with backbone '{self.spec.name}': its words attend to one medium, so a "
-                "sequence holds one frame. Use history_type 'post' or 'one_step'."
+                f"model.history_type '{history}' with backbone '{self.spec.name}': its words attend to one medium, so "
+                "a sequence holds one frame. Use history_type 'post' or 'one_step'."
             )
         self.hf_config = self.build_config(vocab_size, folder)
-        self.backbone = self.build_model()
+        with parameters_on_meta() if empty else contextlib.nullcontext():
+            self.backbone = self.build_model()
         if config.action_head.action_space != "discrete":
             _drop_output_embeddings(self.backbone)
         self.validate()
@@ -188,8 +191,8 @@ class BaseRoboVLM(nn.Module):
         """Action features of B windows.
 
         visual: per camera, B * window frames, the window's frames adjacent and oldest first. input_ids, attention_mask:
-        (B, L). state: (B, window, P). Returns (B, T, tokens, d): T is the window, or 1 with history_type `video`; tokens
-        is `latent`, or with action_space `down_sample` all columns that token_source names.
+        (B, L). state: (B, window, P). Returns (B, T, tokens, d): T is the window, or 1 with history_type `video`;
+        tokens is `latent`, or with action_space `down_sample` all columns that token_source names.
         """
         head = self.config.action_head
         sequence = self.build_sequence(visual, input_ids, attention_mask, state, window)

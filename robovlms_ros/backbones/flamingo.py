@@ -66,6 +66,7 @@ class RoboFlamingo(BaseRoboVLM):
             (r"^(lang_encoder\.)gated_cross_attn_layers\.(\d+)\.", r"\1blocks.\2.gated_cross_attn_layer."),
             (r"^(lang_encoder\.)(transformer|model)\.", r"\1"),
             (r"^(lang_encoder\.)layers\.", r"\1blocks."),
+            (r"^(lang_encoder\.blocks\.\d+\.)(?!decoder_layer|gated_cross_attn_layer)", r"\1decoder_layer."),
             (r"\.decoder_layer\.ln_([12])\.", r".decoder_layer.norm_\1."),
             (r"\.decoder_layer\.mlp\.mlp_(up|down)\.", r".decoder_layer.ffn.\1_proj."),
             (r"^lang_encoder\.ln_f\.", "lang_encoder.norm_f."),

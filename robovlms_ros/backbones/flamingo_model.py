@@ -19,8 +19,8 @@ from robovlms_ros.perceiver import GatedCrossAttention, PerceiverResampler
 
 @dataclass
 class FlamingoConfig:
-    """text_config, vision_config: transformers' (MPT or LLaMA, CLIP vision). media_column: where the prompt's image token
-    stands; columns before it see no image."""
+    """text_config, vision_config: transformers' (MPT or LLaMA, CLIP vision). media_column: where the prompt's image
+    token stands; columns before it see no image."""
 
     text_config: Any
     vision_config: Any

@@ -38,7 +38,7 @@ def build_hf_config(
     folder: Path | None = None,
     complete: Callable[[dict[str, Any]], None] = lambda data: None,
 ) -> Any:
-    """The transformers configuration of the VLM. `folder` is where the pretrained model's config.json lies, if anywhere;
+    """The transformers configuration of the VLM. `folder` is where the pretrained model's config.json lies, if any;
     `complete` fills in what follows from the rest of it.
 
     Raises ConfigError for an unknown setting and BackboneError when no configuration is at hand or it is another
@@ -63,7 +63,8 @@ def build_hf_config(
             f"{f' in {folder}' if folder else ''} says '{model_type}'. Choose the backbone of that model."
         )
     default = AutoConfig.for_model(model_type).to_dict()
-    _check_names(vlm.settings, merge_settings(default, {k: v for k, v in data.items() if k not in vlm.settings}), "vlm.settings")
+    written = {k: v for k, v in data.items() if k not in vlm.settings}
+    _check_names(vlm.settings, merge_settings(default, written), "vlm.settings")
     return AutoConfig.for_model(model_type, **data)
 
 
@@ -75,7 +76,8 @@ def raw_config(spec: BackboneSpec, vlm: VLMConfig, folder: Path | None) -> dict[
     if vlm.size == "tiny":
         model_type = wanted or spec.model_types[0]
         if model_type not in spec.tiny:
-            raise ConfigError(f"vlm.settings.model_type = {wanted!r}: not allowed.{did_you_mean(str(wanted), spec.tiny)}")
+            hint = did_you_mean(str(wanted), spec.tiny)
+            raise ConfigError(f"vlm.settings.model_type = {wanted!r}: not allowed.{hint}")
         return {"model_type": model_type, **dict(spec.tiny[model_type])}
     name = _shipped_name(spec, vlm)
     return json.loads((CONFIG_FOLDER / name).read_text(encoding="utf-8"))

@@ -32,8 +32,8 @@ TINY_NEXT = {**TINY, "image_grid_pinpoints": [[56, 56], [28, 56], [56, 28]]}
 
 
 class RoboLLaVA(BaseRoboVLM):
-    """With LLaVA 1.6 a frame is squashed to a square of `image_size` pixels. One tile (the vision tower's size) gives the
-    base features; a square that the model's pinpoints list gives base and tiles, as transformers packs them."""
+    """With LLaVA 1.6 a frame is squashed to a square of `image_size` pixels. One tile (the vision tower's size) gives
+    the base features; a square that the model's pinpoints list gives base and tiles, as transformers packs them."""
 
     spec = BackboneSpec(
         name="llava",

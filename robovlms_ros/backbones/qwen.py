@@ -75,15 +75,19 @@ class RoboQwen(BaseRoboVLM):
         eos_offset=0,
         image_prefix=("vision_start_token_id",),
         image_suffix=("vision_end_token_id",),
-        key_rules=((r"^model\.", ""), (r"^language_model\.model\.", "language_model.")),
+        key_rules=(
+            (r"^model\.", ""),
+            (r"^language_model\.model\.", "language_model."),
+            (r"^(embed_tokens|layers|norm)\.", r"language_model.\1."),
+        ),
     )
 
     def build_config(self, vocab_size: int | None, folder: Path | None) -> Any:
         name = Path(self.config.vlm.model_name or "").name
         if name.lower() in OLD:
             raise BackboneError(
-                f"vlm.model_name = '{self.config.vlm.model_name}': this generation of Qwen is not run here (Qwen-VL exists "
-                "only as remote code of the model hub). Use Qwen2.5-VL or Qwen3-VL and train on it."
+                f"vlm.model_name = '{self.config.vlm.model_name}': this generation of Qwen is not run here (Qwen-VL "
+                "exists only as remote code of the model hub). Use Qwen2.5-VL or Qwen3-VL and train on it."
             )
         return super().build_config(vocab_size, folder)
 
@@ -137,8 +141,8 @@ class RoboQwen(BaseRoboVLM):
 
 
 def to_patches(images: Tensor, patch: int, merge: int, repeats: int) -> Tensor:
-    """(N, 3, S, S) to (N * (S / patch)^2, 3 * repeats * patch * patch): the patches of a merged token stand together, and
-    a still image fills every step of the temporal patch."""
+    """(N, 3, S, S) to (N * (S / patch)^2, 3 * repeats * patch * patch): the patches of a merged token stand together,
+    and a still image fills every step of the temporal patch."""
     rows = images.shape[-1] // (patch * merge)
     x = images[:, None].expand(-1, repeats, -1, -1, -1)  # (N, t, 3, S, S)
     x = x.reshape(len(images), repeats, 3, rows, merge, patch, rows, merge, patch)

@@ -1,7 +1,8 @@
 """The token sequence of the language model: text with images, proprioception and action tokens spliced in.
 
-RoboVLMs' rule (merge_multi_modal_input): every camera's tokens go in at `bos_offset`, one camera after the other, so the
-last camera comes first; then the proprioception token, then the action tokens, each before the last `eos_offset` columns.
+RoboVLMs' rule (merge_multi_modal_input): every camera's tokens go in at `bos_offset`, one camera after the other, so
+the last camera comes first; then the proprioception token, then the action tokens, each before the last `eos_offset`
+columns.
 """
 
 from dataclasses import dataclass, replace
@@ -68,8 +69,8 @@ class Block:
 def text_block(embeds: Tensor, mask: Tensor, bos_offset: int, eos_offset: int, row_end: bool) -> TokenSequence:
     """The text alone: embeds (N, L, d), mask (N, L). Margins (bos, eos) and padding have kinds of their own.
 
-    row_end: every row's own last `eos_offset` tokens come last, its padding before them, so that what is spliced in before
-    the last columns stands where it would in the row alone. Otherwise columns stay as they are (RoboVLMs).
+    row_end: every row's own last `eos_offset` tokens come last, its padding before them, so that what is spliced in
+    before the last columns stands where it would in the row alone. Otherwise columns stay as they are (RoboVLMs).
     """
     mask = mask.bool()
     if row_end:

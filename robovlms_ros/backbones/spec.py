@@ -22,8 +22,8 @@ class BackboneError(RoboVLMsError):
 class BackboneSpec:
     """The data of a family.
 
-    name: of the registry. model_types: transformers' `config.model_type` values that the adapter runs; `tiny` and `full`
-        hold configurations by model type, the first type is the default.
+    name: of the registry. model_types: transformers' `config.model_type` values that the adapter runs; `tiny`
+        holds configurations by model type, the first type is the default.
     prompt: template and special tokens. bos_offset: where images are spliced in, counted from the front of the text.
     eos_offset: how many text tokens follow the action token.
     image_prefix, image_suffix: names of configuration entries (token ids) whose word embeddings wrap each image.

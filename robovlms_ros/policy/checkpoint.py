@@ -14,12 +14,13 @@ from typing import Any
 import torch
 import yaml
 
+from robovlms_ros.backbones.empty import parameters_on_meta
 from robovlms_ros.config import PolicyConfig, config_to_mapping, load_config
 from robovlms_ros.policy.files import WEIGHTS, find_weights, read_tensors
 from robovlms_ros.policy.layout import KeyLayout
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.prompts import template_of
-from robovlms_ros.policy.weights import CheckpointError, assign, parameters_on_meta, unique_state
+from robovlms_ros.policy.weights import CheckpointError, assign, unique_state
 
 log = logging.getLogger(__name__)
 CONFIG, VLM_CONFIG = "config.yaml", "config.json"

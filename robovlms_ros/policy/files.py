@@ -66,7 +66,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read as safetensors ({error}). The file is truncated or of another kind; fetch it again."
+            f"{path}: cannot be read as safetensors ({error}). The file is truncated or of another kind; fetch it "
+            "again."
         ) from error
 
 
@@ -76,14 +77,14 @@ def _read_archive(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path}: refused: it holds more than tensors and plain values ({reason}), and code in a checkpoint is never "
-            "run. Save the state dict alone, or convert it to safetensors where you trust it."
+            f"{path}: refused: it holds more than tensors and plain values ({reason}), and code in a checkpoint is "
+            "never run. Save the state dict alone, or convert it to safetensors where you trust it."
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot be read as a PyTorch archive ({reason}). The file is truncated or of another kind; fetch it "
-            "again."
+            f"{path}: cannot be read as a PyTorch archive ({reason}). The file is truncated or of another kind; fetch "
+            "it again."
         ) from error
 
 
@@ -97,4 +98,6 @@ def _state_dict(archive: Any, path: Path) -> dict[str, torch.Tensor]:
         tensors = {str(k): v for k, v in archive.items() if isinstance(v, torch.Tensor)}
         if tensors and len(tensors) == len(archive):
             return tensors
-    raise CheckpointError(f"{path}: holds no state dict: looked for 'state_dict', 'model_state_dict', or tensors alone.")
+    raise CheckpointError(
+        f"{path}: holds no state dict: looked for 'state_dict', 'model_state_dict', or tensors alone."
+    )

@@ -26,25 +26,27 @@ class VLAPolicy(nn.Module):
     """Backbone and head, randomly initialised (`load_policy` fills them).
 
     tokenizer: a transformers tokenizer that fits the backbone; None for a policy that is only given token ids.
-    folder: where the pretrained VLM's configuration lies. `is_random` is True until a checkpoint was loaded or the
+    folder: where the pretrained VLM's configuration lies. empty_backbone: the VLM's own weights will come from a file. `is_random` is True until a checkpoint was loaded or the
     policy was trained and says otherwise; `identity` names the policy in what it answers.
     """
 
-    def __init__(self, config: PolicyConfig, tokenizer: Any = None, folder: Path | None = None):
+    def __init__(
+        self, config: PolicyConfig, tokenizer: Any = None, folder: Path | None = None, empty_backbone: bool = False
+    ):
         super().__init__()
         self.config = config
         self.is_random = True
         self.identity = f"{config.model.backbone}-{config.action_head.type}"
         adapter = resolve("backbone", config.model.backbone)
         vocab_size = len(tokenizer) if tokenizer is not None and config.vlm.size == "tiny" else None
-        self.vlm = adapter(config, vocab_size, folder)
+        self.vlm = adapter(config, vocab_size, folder, empty_backbone)
         self.prompt = _prompt(config, tokenizer, adapter.spec)
         horizon, window = config.model.action_chunk_size, config.model.history_length
         if config.action_head.action_space == "discrete":
             if adapter.spec.fusion != "splice":
                 raise BackboneError(
                     f"action_head.type 'discrete' with backbone '{adapter.spec.name}': a model that attends to images "
-                    "from outside its sequence does not generate action tokens here. Use action_space 'down_sample', or "
+                    "from outside its sequence does not generate action tokens. Use action_space 'down_sample', or "
                     "a backbone that splices images in."
                 )
             special = 5 if self.prompt is None else self.prompt.special_tokens

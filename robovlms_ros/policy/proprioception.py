@@ -29,7 +29,9 @@ def _value(name: str, config: ProprioConfig, state: RobotState) -> NDArray[np.fl
         return np.array(state.gripper)
     if name == "joint_positions":
         if len(state.positions) != config.joints:
-            raise ObservationError(f"the policy takes {config.joints} joint positions, the state has {len(state.positions)}.")
+            raise ObservationError(
+                f"the policy takes {config.joints} joint positions, the state has {len(state.positions)}."
+            )
         return np.asarray(state.positions)
     if state.eef_pose is None:
         raise ObservationError(f"the policy takes {name}, the robot state has no end-effector pose.")

@@ -1,12 +1,11 @@
 """Tensors into a module: every key accounted for, nothing copied that need not be.
 
-A module is built with its parameters on the meta device (no memory), then the tensors of a memory-mapped file become its
-parameters. Keys may come from any generation of transformers: `canonical` brings file and module to the same names.
+A module is built with its parameters on the meta device (no memory), then the tensors of a memory-mapped file become
+its parameters. Keys may come from any generation of transformers: `canonical` brings file and module to the same names.
 """
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,23 +16,6 @@ from robovlms_ros.types import RoboVLMsError
 
 class CheckpointError(RoboVLMsError):
     """A checkpoint cannot be read or does not fit the policy: the message lists every key concerned."""
-
-
-@contextlib.contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Within the block, new modules' parameters take no memory; their buffers are real."""
-    original = nn.Module.register_parameter
-
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        original(module, name, parameter)
-
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
 def apply_rules(key: str, rules: tuple[tuple[str, str], ...]) -> str:

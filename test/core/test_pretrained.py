@@ -1,0 +1,139 @@
+"""From a pretrained VLM to a policy.
+
+- for every family, a tiny VLM written by transformers' save_pretrained (one file, or shards) gives the backbone's
+  weights exactly; head and action token are new and seeded; the policy still counts as random;
+- OpenFlamingo in parts: language model, CLIP in open_clip's layout, perceiver and gated layers all arrive;
+- missing and unexpected tensors are refused with a listing; nothing at hand is refused by name.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from robovlms_ros.backbones.flamingo import OPEN_CLIP
+from robovlms_ros.backbones.hf_config import build_hf_config
+from robovlms_ros.config import PolicyConfig
+from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.policy.pretrained import policy_from_vlm
+from robovlms_ros.policy.weights import CheckpointError
+from robovlms_ros.processing.text import build_word_tokenizer
+from robovlms_ros.registry import resolve
+
+MakeConfig = Callable[..., PolicyConfig]
+FAMILIES = [
+    ("paligemma", "paligemma"),
+    ("kosmos", "kosmos-2"),
+    ("llava", "llava"),
+    ("llava", "llava_next"),
+    ("qwen", "qwen2_5_vl"),
+    ("qwen", "qwen3_vl"),
+    ("smolvlm", "smolvlm"),
+]
+
+
+def write_vlm(backbone: str, model_type: str, folder: Path, make_config: MakeConfig, shards: bool = False) -> Any:
+    """A tiny random VLM and a tokenizer, as transformers writes them. Returns the model."""
+    from transformers import AutoModelForImageTextToText
+
+    config = make_config(backbone, vlm={"settings": {"model_type": model_type}})
+    adapter = resolve("backbone", backbone)
+    hf_config = build_hf_config(adapter.spec, config.vlm, None, None, adapter.complete_config)
+    model = AutoModelForImageTextToText.from_config(hf_config)
+    model.save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
+    build_word_tokenizer(["lift", "the", "cube"], adapter.spec.prompt).save_pretrained(folder)
+    return model
+
+
+def full_config(make_config: MakeConfig, backbone: str, folder: Path) -> PolicyConfig:
+    return make_config(backbone, vlm={"size": "full", "model_name": str(folder), "vocabulary": []})
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["one-file", "shards"])
+@pytest.mark.parametrize("family", FAMILIES, ids=[f[1] for f in FAMILIES])
+def test_backbone_from_vlm(make_config: MakeConfig, tmp_path: Path, family: tuple[str, str], shards: bool) -> None:
+    model = write_vlm(*family, tmp_path, make_config, shards)
+    assert (tmp_path / "model.safetensors.index.json").exists() == shards
+    config = full_config(make_config, family[0], tmp_path)
+    policy = policy_from_vlm(config, seed=5)
+    assert policy.is_random and (policy.vlm.action_token == 0).all()
+    theirs = model.state_dict()
+    ours = policy.vlm.backbone.state_dict()
+    assert ours.keys() == {k for k in theirs if "lm_head" not in k}
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    again, other = policy_from_vlm(config, seed=5), policy_from_vlm(config, seed=6)
+    head = policy.head.state_dict()
+    assert all(torch.equal(v, again.head.state_dict()[k]) for k, v in head.items())
+    assert not all(torch.equal(v, other.head.state_dict()[k]) for k, v in head.items())
+    size = policy.vlm.image_size
+    output = policy({"images": {"static": torch.randn(1, 3, 3, size, size)}, **policy.tokenize(["lift the cube"])})
+    assert torch.isfinite(output.arm).all() and not policy.vlm.word_embedding.weight.is_meta
+
+
+def test_open_flamingo_in_parts(make_config: MakeConfig, tmp_path: Path) -> None:
+    source = build_policy(make_config("flamingo", vlm={"vocabulary": []}), seed=7)
+    backbone = source.vlm.backbone
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(0.3)
+    state = backbone.state_dict()
+    config = {**source.vlm.hf_config.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(config, default=str))
+    source.prompt.tokenizer.save_pretrained(tmp_path)
+    for part in ("lang_encoder", "vision_encoder"):
+        (tmp_path / part).mkdir()
+    language = {
+        k.removeprefix("lang_encoder.").replace(".decoder_layer.", "."): v.clone()
+        for k, v in state.items()
+        if k.startswith("lang_encoder.") and "gated" not in k
+    }
+    base_words = torch.zeros_like(state["lang_encoder.transformer.wte.weight"])
+    language["transformer.wte.weight"] = base_words  # the checkpoint's own words replace the base model's
+    save_file(language, tmp_path / "lang_encoder" / "model.safetensors")
+    vision = {k.removeprefix("vision_encoder."): v for k, v in state.items() if k.startswith("vision_encoder.")}
+    save_file(as_open_clip(vision), tmp_path / "vision_encoder" / "model.safetensors")
+    trained = [k for k in state if k.startswith("perceiver.") or "gated" in k or k.endswith("wte.weight")]
+    torch.save({f"module.{k}": state[k].clone() for k in trained}, tmp_path / "checkpoint.pt")
+
+    policy = policy_from_vlm(full_config(make_config, "flamingo", tmp_path))
+    ours = policy.vlm.backbone.state_dict()
+    assert ours.keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(ours[key], value), key
+
+
+def as_open_clip(vision: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers' CLIP vision tensors under open_clip's names, q, k and v in one."""
+    renamed: dict[str, torch.Tensor] = {}
+    for key, value in vision.items():
+        key = key.removeprefix("vision_model.")
+        for old, new in reversed(OPEN_CLIP):
+            if new in key and (key.startswith(new) or new[0] == "."):
+                key = key.replace(new, old)
+        renamed[f"visual.{key}"] = value
+    for key in [k for k in renamed if ".q_proj." in k]:
+        parts = [renamed.pop(key.replace(".q_proj.", f".{letter}_proj.")) for letter in "qkv"]
+        renamed[key.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+    return renamed
+
+
+def test_faults_are_listed(make_config: MakeConfig, tmp_path: Path) -> None:
+    write_vlm("paligemma", "paligemma", tmp_path, make_config)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    lost = next(k for k in tensors if "q_proj" in k)
+    del tensors[lost]
+    tensors["model.stranger"] = torch.zeros(1)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 missing: .*q_proj.*1 unexpected: model.stranger"):
+        policy_from_vlm(full_config(make_config, "paligemma", tmp_path))
+
+
+def test_nothing_at_hand(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no config.json"):
+        policy_from_vlm(full_config(make_config, "paligemma", tmp_path / "absent"))
