@@ -8,6 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from parity_case import is_case
+
 AREAS = ("heads", "vla", "wrapper", "utils")
 FOLDER = Path(os.environ.get("ROBOVLMS_PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity"))
 
@@ -22,8 +24,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     found = sorted(path for area in AREAS for path in (FOLDER / area).glob("*.json") if is_case(path))
     ids = [f"{path.parent.name}/{path.stem}" for path in found]
     metafunc.parametrize("case_path", found or [None], ids=ids or ["none"])
-
-
-def is_case(path: Path) -> bool:
-    """A JSON beside a checkpoint file of the same stem is that checkpoint's configuration, not a case."""
-    return not any(path.parent.glob(f"{path.stem}_ckpt*"))

@@ -14,6 +14,11 @@ TOLERANCE, OTHER_ATTENTION, BFLOAT16, LOSS = 1e-5, 5e-5, 2e-2, 1e-6
 UNDECIDED = 1e-4  # below this the reference's own logit says nothing about the gripper
 
 
+def is_case(path: Path) -> bool:
+    """A JSON beside a checkpoint file of the same stem is that checkpoint's configuration, not a case."""
+    return not any(path.parent.glob(f"{path.stem}_ckpt*"))
+
+
 def load_case(path: Path) -> dict[str, Any]:
     file = path.with_suffix(".safetensors")
     tensors = load_file(file) if file.exists() else {}
