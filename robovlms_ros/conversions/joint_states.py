@@ -123,19 +123,19 @@ class JointStateBuffer:
     def at(self, stamp_ns: int, tolerance: float) -> RobotState:
         """The state at `stamp_ns`, linear between the two messages around it.
 
-        Outside what is buffered the nearest message serves up to `tolerance` seconds away; beyond it, or between
-        messages further apart than that, ObservationError.
+        Up to `tolerance` seconds after the newest message the arm goes on at its velocity, before the oldest it stands;
+        further away, or in a gap of the messages, ObservationError.
         """
         readings = self._readings
         if not readings:
-            raise ObservationError("no joint states have come.")
+            raise ObservationError("joint_states: none have come.")
         after = bisect.bisect_left(readings, stamp_ns, key=lambda r: r.stamp_ns)
         low, high = readings[max(after - 1, 0)], readings[min(after, len(readings) - 1)]
         gap = min(abs(stamp_ns - low.stamp_ns), abs(high.stamp_ns - stamp_ns)) / NANOSECONDS
         if gap > tolerance:
             raise ObservationError(
-                f"no joint state within {tolerance:g} s of the image: the nearest is {gap:.3f} s away. "
-                "Do camera and driver share one clock?"
+                f"joint_states: none within {tolerance:g} s of the image, the nearest is {gap:.3f} s away. "
+                "Has the driver stopped, or do camera and driver not share one clock?"
             )
         width = high.stamp_ns - low.stamp_ns
         share = min(max((stamp_ns - low.stamp_ns) / width, 0.0), 1.0) if width else 0.0
@@ -143,6 +143,8 @@ class JointStateBuffer:
         if low.velocities is not None and high.velocities is not None:
             velocities = low.velocities + share * (high.velocities - low.velocities)
         positions = low.positions + share * (high.positions - low.positions)
+        if velocities is not None and stamp_ns > high.stamp_ns:
+            positions = positions + velocities * (stamp_ns - high.stamp_ns) / NANOSECONDS
         return RobotState(stamp_ns, positions, velocities, gripper=self._opening_at(stamp_ns))
 
     def _opening_at(self, stamp_ns: int) -> float | None:

@@ -1,9 +1,9 @@
 """What the node hears: cameras, joint states, the instruction; checked, put together, and watched for silence."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 
-from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -13,6 +13,7 @@ from robovlms_ros.conversions.frames import Frame, FrameSet, FrameSync
 from robovlms_ros.conversions.images import to_rgb
 from robovlms_ros.conversions.joint_states import JointStateBuffer, stamp_of
 from robovlms_ros.ros.bridge import pick_converter
+from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.types import NANOSECONDS, Observation, ObservationError, RobotState
@@ -30,14 +31,18 @@ CLOCKS = "camera and joint_states"
 class Inputs:
     """The node's subscriptions and what came over them. Callbacks only convert and store.
 
-    cameras: those the policy uses, the reference camera first.
+    cameras: those the policy uses, the reference camera first. needs_state: whether the policy sees the arm's state.
     complete_state: fills what kinematics knows (the tool's pose) into a measured state.
     on_observation: called with each complete observation; on_instruction: with each instruction that differs.
     """
 
-    def __init__(self, node: Node, parameters: NodeParameters, robot: RobotSpec, cameras: tuple[CameraParameters, ...],
-                 complete_state: Callable[[RobotState], RobotState], on_observation: Callable[[Observation], None],
-                 on_instruction: Callable[[str], None]) -> None:
+    def __init__(
+        self, node: PlainLifecycleNode, parameters: NodeParameters, robot: RobotSpec,
+        cameras: tuple[CameraParameters, ...], needs_state: bool,
+        complete_state: Callable[[RobotState], RobotState], on_observation: Callable[[Observation], None],
+        on_instruction: Callable[[str], None],
+    ) -> None:
+        self._needs_state = needs_state
         self._node = node
         self._parameters = parameters
         self._max_age = parameters.max_age or robot.max_age
@@ -50,6 +55,7 @@ class Inputs:
         self._joints = JointStateBuffer(robot.joints, robot.gripper)
         self._frames = FrameSync(tuple(camera.name for camera in cameras), parameters.camera_tolerance)
         self._faults: dict[str, str] = {}
+        self._pending: deque[FrameSet] = deque(maxlen=8)
         self._last_set_ns = 0
         self.instruction = parameters.instruction.strip()
         check_instruction(self.instruction or "none yet", parameters.max_instruction_length)
@@ -58,15 +64,18 @@ class Inputs:
     def _subscribe(self) -> list[Subscription]:
         node, parameters = self._node, self._parameters
         subscriptions = [
-            node.create_subscription(JointState, parameters.joint_states_topic, self._on_joints, JOINT_STATES),
-            node.create_subscription(String, parameters.instruction_topic, self._on_instruction, LATCHED),
+            node.create_subscription(JointState, parameters.joint_states_topic, self._on_joints, JOINT_STATES,
+                                     callback_group=node.work_group),
+            node.create_subscription(String, parameters.instruction_topic, self._on_instruction, LATCHED,
+                                     callback_group=node.work_group),
         ]
         for camera in self._cameras:
             compressed = camera.transport == "compressed"
             subscriptions.append(node.create_subscription(
                 CompressedImage if compressed else Image,
                 f"{camera.topic}/compressed" if compressed else camera.topic,
-                lambda message, name=camera.name: self._on_image(name, message), NEWEST_ONLY))
+                lambda message, name=camera.name: self._on_image(name, message), NEWEST_ONLY,
+                callback_group=node.work_group))
         return subscriptions
 
     def close(self) -> None:
@@ -80,6 +89,8 @@ class Inputs:
         with self._lock:
             self._joints.clear()
             self._frames.clear()
+            self._pending.clear()
+            self._last_set_ns = 0
             self._faults = {key: text for key, text in self._faults.items() if key == INSTRUCTION}
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
@@ -94,19 +105,32 @@ class Inputs:
         self._fault(f"camera '{camera}'", None)
         with self._lock:
             complete = self._frames.add(camera, frame)
-        for frames in complete:
-            self._observe(frames)
+            if complete:
+                self._last_set_ns = complete[-1].stamp_ns
+            self._pending.extend(complete)
+        self._release()
+
+    def _release(self) -> None:
+        """Hand on what is complete: with a policy that sees the arm's state, once that state is known at its time."""
+        while True:
+            with self._lock:
+                latest = self._joints.latest() if self._needs_state else None
+                if not self._pending or (self._needs_state and (
+                        latest is None or latest.stamp_ns < self._pending[0].stamp_ns)):
+                    return
+                frames = self._pending.popleft()
+            if self.instruction:
+                self._observe(frames)
 
     def _observe(self, frames: FrameSet) -> None:
-        if not self.instruction:
-            return
-        try:
-            state = self.state_at(frames.stamp_ns)
-        except ObservationError as error:
-            self._fault(CLOCKS, str(error))
-            return
-        self._fault(CLOCKS, None)
-        self._last_set_ns = frames.stamp_ns
+        state = None
+        if self._needs_state:
+            try:
+                state = self.state_at(frames.stamp_ns)
+            except ObservationError as error:
+                self._fault(CLOCKS, str(error))
+                return
+            self._fault(CLOCKS, None)
         self._on_observation(Observation(frames.stamp_ns, frames.images, self.instruction, state))
 
     def _on_joints(self, message: JointState) -> None:
@@ -118,6 +142,7 @@ class Inputs:
             return
         if advanced:
             self._fault(JOINTS, None)
+            self._release()
 
     def _on_instruction(self, message: String) -> None:
         text = message.data.strip()

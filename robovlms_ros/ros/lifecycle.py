@@ -9,21 +9,35 @@ rclpy turns an exception in a transition into an error without a text. Here it i
 transition fails, so that the node stays where it was and can be tried again.
 """
 
+import os
+import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import rclpy
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.signals import SignalHandlerOptions
 
 from robovlms_ros.types import RoboVLMsError
 
+LAST_WORDS = 1.0
+"""Seconds that the last messages get to leave the process."""
+
 
 class PlainLifecycleNode(LifecycleNode):
-    """See the module's docstring. Transitions run in a callback group of their own and one at a time."""
+    """See the module's docstring. One transition at a time.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, callback_group=MutuallyExclusiveCallbackGroup())
+    rclpy puts the lifecycle services into the default callback group. What must go on during a long configure belongs
+    into `work_group`.
+    """
+
+    def __init__(self, name: str, **options: object) -> None:
+        super().__init__(name, **options)
+        self.work_group = MutuallyExclusiveCallbackGroup()
         self._transition_lock = threading.RLock()
 
     def _setup(self) -> None:
@@ -105,3 +119,47 @@ class PlainLifecycleNode(LifecycleNode):
             self._entered(done)
             return TransitionCallbackReturn.SUCCESS
 
+
+
+def run_until_signalled(make_node: Callable[[], PlainLifecycleNode], arguments: Sequence[str] | None = None) -> int:
+    """Spin a node until SIGINT or SIGTERM, then `stop` it and let its last messages out; returns the exit code.
+
+    rclpy's own signal handlers shut the context down at once, and then nothing could be published any more.
+    """
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    node = make_node()
+    executor = MultiThreadedExecutor(num_threads=3)
+    executor.add_node(node)
+
+    failed = False
+
+    def spin() -> None:
+        nonlocal failed
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            pass
+        except Exception:  # whatever a callback raised: the arm is stopped below, and the process says that it failed
+            failed = True
+            node.get_logger().fatal(f"a callback failed:\n{traceback.format_exc()}")
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=spin, name="executor", daemon=True)
+    thread.start()
+    ended.wait()
+    busy = node.lifecycle_state == "configuring"
+    node.stop("the process was asked to end")
+    for publisher in list(node.publishers):
+        publisher.wait_for_all_acked(Duration(seconds=LAST_WORDS))
+    if busy:
+        # What is still loading cannot be interrupted, and nothing has been started that moves.
+        os._exit(int(failed))
+    executor.shutdown(timeout_sec=5.0)
+    thread.join(timeout=5.0)
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return int(failed)

@@ -96,7 +96,7 @@ PARAMETERS = (
         "slowest camera's period where cameras are not synchronised.", 0.0, 1.0),
     Parameter("joint_states_topic", "joint_states", "sensor_msgs/JointState of the arm and its gripper.", topic=True),
     Parameter(
-        "joint_states_tolerance", 0.05,
+        "joint_states_tolerance", 0.1,
         "s: farthest joint state that may stand for the arm at an image's stamp.", 0.0, 1.0),
     Parameter(
         "instruction_topic", "instruction",

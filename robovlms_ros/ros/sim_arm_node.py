@@ -94,7 +94,7 @@ class SimArmNode(Node):
             self._jpegs = {name: self.create_publisher(CompressedImage, f"{name}/image_raw/compressed",
                                                        qos_profile_sensor_data) for name in CAMERAS}
         self._states = self.create_publisher(JointState, "joint_states", 10)
-        self._clock = self.create_publisher(Clock, "/clock", 10) if self._publish_clock else None
+        self._clock_publisher = self.create_publisher(Clock, "/clock", 10) if self._publish_clock else None
         self._truth = self.create_publisher(String, "~/ground_truth", 10)
         self._description = self.create_publisher(String, "robot_description", LATCHED)
         urdf = resources.share_directory() / "config" / "robots" / "panda.urdf"
@@ -151,8 +151,8 @@ class SimArmNode(Node):
     def _publish_due(self) -> None:
         now_ns = self._world.time_ns
         if now_ns % JOINT_STATE_PERIOD_NS < TICK_NS:
-            if self._clock is not None:
-                self._clock.publish(Clock(clock=to_time(now_ns)))
+            if self._clock_publisher is not None:
+                self._clock_publisher.publish(Clock(clock=to_time(now_ns)))
             self._states.publish(self._joint_state(now_ns))
         if now_ns % TRUTH_PERIOD_NS < TICK_NS:
             self._truth.publish(String(data=self._ground_truth()))

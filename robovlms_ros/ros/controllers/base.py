@@ -12,7 +12,7 @@ from rclpy.node import Node
 from robovlms_ros.runtime.controllers import GripperBase
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.types import NANOSECONDS, RobotState, RoboVLMsError, TrajectoryCommand
+from robovlms_ros.types import RobotState, RoboVLMsError, TrajectoryCommand
 
 
 class ControllerError(RoboVLMsError):
@@ -63,29 +63,21 @@ class Arm(ABC):
 
 
 class Gripper(ABC):
-    """Turns a stream of openings, 0 closed to 1 open, into commands: edges only, with hysteresis and a dwell time."""
+    """Commands a gripper's joint when the wanted opening changes; hysteresis and dwell are the executor's."""
 
     def __init__(self, spec: GripperBase) -> None:
         self._spec = spec
-        self._open: bool | None = None
-        self._changed_ns = 0
+        self._opening: float | None = None
 
-    def update(self, opening: float, now_ns: int) -> None:
-        """Send a command when `opening` crosses to the other side and the last command is `dwell` seconds old."""
-        spec = self._spec
-        wanted = self._open
-        if opening >= spec.open_above:
-            wanted = True
-        elif opening <= spec.close_below:
-            wanted = False
-        rested = self._open is None or now_ns - self._changed_ns >= spec.dwell * NANOSECONDS
-        if wanted is not None and wanted != self._open and rested:
-            self._open, self._changed_ns = wanted, now_ns
-            self.command(spec.position(1.0 if wanted else 0.0))
+    def update(self, opening: float) -> None:
+        """Send a command when `opening`, 0 closed to 1 open, is not what was sent last."""
+        if opening != self._opening:
+            self._opening = opening
+            self.command(self._spec.position(opening))
 
     def reset(self) -> None:
-        """Forget which side the gripper is on: the next opening is a command."""
-        self._open = None
+        """Forget what was sent: the next opening is a command."""
+        self._opening = None
 
     @abstractmethod
     def command(self, position: float) -> None:

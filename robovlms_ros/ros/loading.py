@@ -1,0 +1,198 @@
+"""From the node's parameters to a policy that is loaded, fits the robot, and has run once. Needs no ROS."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from robovlms_ros import resources
+from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
+from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.robot import RobotSpec, load_robot
+from robovlms_ros.schema import ConfigError, did_you_mean
+from robovlms_ros.types import Observation, RobotState
+
+if TYPE_CHECKING:
+    import torch
+
+    from robovlms_ros.config import PolicyConfig
+    from robovlms_ros.policy.policy import VLAPolicy
+    from robovlms_ros.policy.session import PolicySession
+
+log = logging.getLogger(__name__)
+
+WARM_UP_RUNS = 5
+WARM_UP_SIZE = (480, 640)
+
+
+@dataclass(frozen=True)
+class Body:
+    """The robot as described, and its kinematics as a factory: each thread needs its own (None without an arm)."""
+
+    robot: RobotSpec
+    make_kinematics: Callable[[], Kinematics] | None
+
+
+@dataclass(frozen=True)
+class Brain:
+    """A policy that has been loaded and warmed up. latency: s, the slowest warm inference."""
+
+    policy: "VLAPolicy"
+    session: "PolicySession"
+    cameras: tuple[CameraParameters, ...]
+    latency: float
+
+
+def check_weights(parameters: NodeParameters) -> None:
+    """No weights, no motion. Raises ConfigError for an empty checkpoint, and for a random one out of dry_run."""
+    if not parameters.checkpoint:
+        raise ConfigError(
+            "parameter checkpoint is empty: there are no weights to run. Give the folder of a checkpoint (config.yaml, "
+            "model.safetensors, tokenizer), e.g. checkpoint:=/path/to/folder. `robovlms convert` makes one from a "
+            "published RoboVLMs checkpoint, `robovlms train` from demonstrations. To try the wiring with random "
+            "weights, in dry_run, give checkpoint:=random and backbone."
+        )
+    if parameters.checkpoint == "random" and not parameters.dry_run:
+        raise ConfigError(
+            "parameter checkpoint = 'random' with dry_run = false: random weights never move an arm. "
+            "Set dry_run to true, or give a trained checkpoint."
+        )
+
+
+def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> Body:
+    """The robot and its kinematics. `description(topic)` waits for a robot description. Raises RoboVLMsError."""
+    robot = load_robot(parameters.robot)
+    if parameters.max_age > 0:
+        robot = replace(robot, max_age=parameters.max_age)
+    if robot.controller.type == "chunk_only" and robot.description_path is None:
+        return Body(robot, None)
+    source = robot.description_path or description(str(robot.description.topic))
+    make = lambda: Kinematics(  # noqa: E731
+        source, robot.joints, robot.eef_frame, robot.base_frame, robot.lower(), robot.upper(),
+        np.array(robot.home), robot.posture_gain,
+    )
+    make()
+    return Body(robot, make)
+
+
+def load_brain(parameters: NodeParameters, now: Callable[[], int], example: RobotState) -> Brain:
+    """The policy, loaded and warmed up on made-up images and the state `example`. Raises RoboVLMsError."""
+    policy = load_policy_of(parameters)
+    cameras = _choose_cameras(policy.config, parameters)
+    policy.config.require_runnable()
+    session = policy.new_session(now)
+    latency = _warm_up(policy.new_session(None), cameras, parameters.instruction or _example_words(policy), example)
+    log.info("policy %s on %s, warm inference %.0f ms", policy.identity, policy.device, 1000 * latency)
+    return Brain(policy, session, cameras, latency)
+
+
+def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
+    """The policy that `checkpoint`, `backbone`, `config`, `device` and `dtype` name. Raises RoboVLMsError."""
+    from robovlms_ros.config import load_config
+    from robovlms_ros.policy.checkpoint import DTYPES, build_policy, load_policy
+    from robovlms_ros.registry import resolve
+
+    if parameters.backbone:
+        resolve("backbone", parameters.backbone)
+    device = _device(parameters.device)
+    dtype = None if parameters.dtype == "auto" else DTYPES[parameters.dtype]
+    config = load_config(resources.find(parameters.config, "config/backbones")) if parameters.config else None
+    if parameters.checkpoint == "random":
+        if config is None:
+            config = _preset(parameters.backbone)
+        policy = build_policy(config).to(device)
+        policy = policy.to(dtype or DTYPES[config.vlm.precision])
+    else:
+        policy = load_policy(find_checkpoint(parameters.checkpoint), config, device, dtype)
+    loaded = policy.config.model.backbone
+    if parameters.backbone and loaded != parameters.backbone:
+        raise ConfigError(
+            f"parameter backbone = '{parameters.backbone}' but the policy's backbone is '{loaded}' "
+            f"(checkpoint '{parameters.checkpoint}'). Leave backbone empty, or give the checkpoint of that backbone."
+        )
+    return policy
+
+
+def find_checkpoint(name_or_path: str) -> Path:
+    """A checkpoint folder: a path, or a shipped one by name (`demo`)."""
+    path = Path(name_or_path).expanduser()
+    shipped = resources.share_directory() / "checkpoints" / name_or_path
+    return shipped if not path.exists() and shipped.is_dir() else path
+
+
+def _preset(backbone: str) -> "PolicyConfig":
+    from robovlms_ros.config import load_config
+
+    if not backbone:
+        raise ConfigError("parameter checkpoint = 'random' needs to know what to build: give backbone or config.")
+    return load_config(resources.find(backbone, "config/backbones"))
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"parameter device = '{name}': cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _choose_cameras(config: "PolicyConfig", parameters: NodeParameters) -> tuple[CameraParameters, ...]:
+    """The node's cameras that the policy sees, in the policy's order."""
+    known = {camera.name: camera for camera in parameters.cameras}
+    for name in config.cameras:
+        if name not in known:
+            raise ConfigError(f"the policy needs camera '{name}', but parameter cameras = {sorted(known)}."
+                              f"{did_you_mean(name, known)}")
+    unused = sorted(set(known) - set(config.cameras))
+    if unused:
+        log.info("cameras that the policy does not use are not heard: %s", ", ".join(unused))
+    return tuple(known[name] for name in config.cameras)
+
+
+def _example_words(policy: "VLAPolicy") -> str:
+    """Words that the policy's tokenizer knows: a small vocabulary need not have everyday ones."""
+    return " ".join(policy.config.vlm.vocabulary[:3]) or "pick up the cube"
+
+
+def _warm_up(session: "PolicySession", cameras: tuple[CameraParameters, ...], words: str, example: RobotState) -> float:
+    """Run the policy on noise as often as it takes to be warm; returns the slowest of the warm runs, in s."""
+    rng = np.random.default_rng(0)
+    images = {camera.name: rng.integers(0, 256, (*WARM_UP_SIZE, 3), dtype=np.uint8) for camera in cameras}
+    step = session.policy.config.model.history_step or 0.1
+    spent = []
+    for run in range(WARM_UP_RUNS):
+        begin = perf_counter()
+        session.predict_action_chunk(Observation(int((run + 1) * step * 1e9), images, words, example))
+        spent.append(perf_counter() - begin)
+    return max(spent[2:])
+
+
+def example_state(body: Body) -> RobotState:
+    """The robot at home: what a policy with proprioception is warmed up with."""
+    home = np.array(body.robot.home)
+    pose = np.eye(4) if body.make_kinematics is None else body.make_kinematics().forward(home)
+    return RobotState(0, home, np.zeros_like(home), pose, 1.0)
+
+
+class PoseFiller:
+    """Fills the tool's pose into measured states, from any thread."""
+
+    def __init__(self, kinematics: Kinematics | None) -> None:
+        self._kinematics = kinematics
+        self._lock = threading.Lock()
+
+    def __call__(self, state: RobotState) -> RobotState:
+        if self._kinematics is None:
+            return state
+        with self._lock:
+            return replace(state, eef_pose=self._kinematics.forward(state.positions))

@@ -1,0 +1,260 @@
+"""From observations to commands: one policy driving one arm, whatever thread brings the news. No ROS types here.
+
+The node feeds it observations and ticks; the inference worker feeds it chunks. One lock orders them, so that after
+`stop` nothing moves any more. What a person must know goes into the report.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from robovlms_ros.msg import PolicyStatus
+from robovlms_ros.ros.controllers.base import Arm, Gripper
+from robovlms_ros.ros.status import Report
+from robovlms_ros.runtime.executor import ChunkExecutor
+from robovlms_ros.runtime.scheduler import ScheduleRefused
+from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, RoboVLMsError
+
+WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
+PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
+
+
+class Senses(Protocol):
+    """What the pilot asks of the node's inputs."""
+
+    @property
+    def instruction(self) -> str:
+        """The task in force, empty while there is none."""
+
+    def state_at(self, stamp_ns: int) -> RobotState:
+        """The arm at an image's stamp; raises ObservationError."""
+
+    def measured(self) -> RobotState | None:
+        """The arm's newest state."""
+
+    def problem(self, now_ns: int) -> str | None:
+        """Why there is nothing to act on now, None when all is well."""
+
+
+class Worker(Protocol):
+    """What the pilot asks of the inference worker."""
+
+    def submit(self, observation: Observation) -> None:
+        """Take a frame; never blocks."""
+
+    def reset(self) -> None:
+        """Forget the history and drop what is in flight."""
+
+
+class Pilot:
+    """See the module's docstring.
+
+    executor: None when chunks are only published. arm, gripper: None in dry_run, when nothing that moves may be sent.
+    lead: s from a command's publication to its first new point.
+    """
+
+    def __init__(self, senses: Senses, executor: ChunkExecutor | None, arm: Arm | None, gripper: Gripper | None,
+                 publish_chunk: Callable[[ActionChunk], None], now: Callable[[], int], report: Report,
+                 lead: float = 0.0) -> None:
+        self._senses = senses
+        self._executor = executor
+        self._arm = arm
+        self._gripper = gripper
+        self._publish_chunk = publish_chunk
+        self._now = now
+        self._report = report
+        self._lead_ns = round(lead * NANOSECONDS)
+        self._lock = threading.RLock()
+        self._worker: Worker | None = None
+        self._active = False
+        self._moving = False
+        self._not_before_ns = 0
+        self.gives_up = False
+        """True once the gate has refused so often that the node should deactivate."""
+
+    def start(self, worker: Worker) -> None:
+        """Begin to act on what comes from now on."""
+        with self._lock:
+            self._worker = worker
+            self._active = True
+            self.gives_up = False
+            self._begin_afresh()
+            self._report.chunks = self._report.refusals = 0
+            self._set(WAITING, "")
+
+    def stop(self, reason: str) -> None:
+        """Hold the arm, then nothing more."""
+        with self._lock:
+            if not self._active:
+                return
+            self._hold(reason)
+            self._active = False
+            if self._worker is not None:
+                self._worker.reset()
+            self._set(INACTIVE, "")
+
+    def pause(self, paused: bool) -> None:
+        """Hold the arm until pause(False), which starts afresh from wherever the arm is then."""
+        with self._lock:
+            if not self._active or paused == (self._report.state == PAUSED):
+                return
+            if paused:
+                self._hold("paused")
+                self._set(PAUSED, "paused by ~/pause")
+            else:
+                self._begin_afresh()
+                self._set(WAITING, "")
+
+    def reset(self, reason: str) -> None:
+        """Hold the arm and forget the history and what is in flight; go on with what comes from now on."""
+        with self._lock:
+            if not self._active:
+                return
+            self._hold(reason)
+            self._not_before_ns = self._now()
+            if self._worker is not None:
+                self._worker.reset()
+            if self._report.state != PAUSED:
+                self._set(WAITING, "")
+
+    def clock_jumped(self) -> None:
+        """Forget everything that has a stamp. Nothing can be timed on a clock that jumps, so nothing is commanded."""
+        with self._lock:
+            if not self._active:
+                return
+            if self._moving:
+                self._moving = False
+                self._report.last_stop, self._report.last_stop_ns = "the clock jumped", self._now()
+            self._begin_afresh()
+            if self._report.state != PAUSED:
+                self._set(WAITING, "")
+
+    def instruction_changed(self, instruction: str) -> None:
+        """Drop what is in flight for the old instruction; the running plan goes on until the new one's chunk comes."""
+        with self._lock:
+            self._report.instruction = instruction
+            if self._active and self._worker is not None:
+                self._worker.reset()
+
+    def _begin_afresh(self) -> None:
+        self._not_before_ns = self._now()
+        if self._worker is not None:
+            self._worker.reset()
+        if self._executor is not None:
+            self._executor.reset()
+        if self._gripper is not None:
+            self._gripper.reset()
+
+    def observe(self, observation: Observation) -> None:
+        """Hand a frame to the policy, unless it is from before the last start or reset."""
+        with self._lock:
+            if not self._active or self._report.state == PAUSED or observation.stamp_ns < self._not_before_ns:
+                return
+            worker = self._worker
+        if worker is not None:
+            worker.submit(observation)
+
+    def tick(self) -> None:
+        """What is due by time alone: hold when the inputs fail, gripper, upsampled commands. Call at 20 Hz or more."""
+        with self._lock:
+            if not self._active or self._report.state == PAUSED:
+                return
+            now = self._now()
+            problem = self._senses.problem(now)
+            if problem is not None:
+                self._refuse_inputs(problem)
+            elif self._moving and self._executor is not None and self._gripper is not None:
+                opening = self._executor.gripper_at(now)
+                if opening is not None:
+                    self._gripper.update(opening)
+            if self._arm is not None:
+                self._arm.tick(now)
+
+    def _refuse_inputs(self, problem: str) -> None:
+        if self._report.state == RUNNING:
+            self._hold(problem)
+            self._set(HOLDING, problem)
+        elif self._report.state in (WAITING, HOLDING):
+            self._set(self._report.state, problem)
+
+    def on_chunk(self, chunk: ActionChunk) -> None:
+        """A chunk is ready: publish it, check it, execute it. Called by the worker's thread."""
+        with self._lock:
+            if not self._active or self._report.state == PAUSED or chunk.stamp_ns < self._not_before_ns:
+                return
+            if chunk.instruction != self._senses.instruction:
+                return
+            self._report.chunks += 1
+            self._publish_chunk(chunk)
+            if chunk.timing is not None:
+                spent = chunk.timing.inference_end_ns - chunk.timing.inference_start_ns
+                self._report.inference.add(spent / NANOSECONDS)
+            try:
+                self._execute(chunk)
+            except RoboVLMsError as error:
+                self._refuse(str(error))
+
+    def on_error(self, error: Exception) -> None:
+        """Inference failed. Called by the worker's thread."""
+        with self._lock:
+            if self._active and self._report.state != PAUSED:
+                known = isinstance(error, RoboVLMsError)
+                self._refuse(str(error) if known else f"inference failed: {type(error).__name__}: {error}")
+
+    def _execute(self, chunk: ActionChunk) -> None:
+        now = self._now()
+        problem = self._senses.problem(now)
+        if problem is not None:
+            self._refuse(problem)
+            return
+        if self._executor is None:
+            self._accept(chunk, now)
+            return
+        measured = self._senses.measured()
+        if measured is None:
+            self._refuse("no joint states have come.")
+            return
+        if self._arm is None:
+            # Nothing moves in dry_run, so a plan that continued the last one would drift away from the arm.
+            self._executor.reset()
+        decision = self._executor.on_chunk(chunk, self._senses.state_at(chunk.stamp_ns), measured, now)
+        if decision.command is None:
+            self._refuse(decision.verdict.reason)
+            self.gives_up = self.gives_up or decision.verdict.deactivate
+            return
+        self._accept(chunk, now + self._lead_ns)
+        if self._arm is not None:
+            self._arm.send(decision.command, now)
+            self._moving = True
+        if self._gripper is not None and decision.gripper is not None:
+            self._gripper.update(decision.gripper)
+
+    def _accept(self, chunk: ActionChunk, takes_effect_ns: int) -> None:
+        self._report.reaction.add((takes_effect_ns - chunk.stamp_ns) / NANOSECONDS)
+        self._set(RUNNING, "")
+
+    def _refuse(self, reason: str) -> None:
+        self._report.refusals += 1
+        self._report.last_refusal, self._report.last_refusal_ns = reason, self._now()
+        self._hold(reason)
+        self._set(HOLDING, reason)
+
+    def _hold(self, reason: str) -> None:
+        """Command a smooth stop, once, when anything is under way."""
+        if not self._moving:
+            return
+        self._moving = False
+        now = self._now()
+        self._report.last_stop, self._report.last_stop_ns = reason, now
+        measured = self._senses.measured()
+        if self._executor is None or self._arm is None or measured is None:
+            return
+        try:
+            self._arm.send(self._executor.stop(now, measured), now)
+        except ScheduleRefused as error:
+            # The last command ends at rest by itself; there is nothing better to send.
+            self._report.last_stop = f"{reason} (no stop could be computed: {error})"
+
+    def _set(self, state: str, detail: str) -> None:
+        self._report.state, self._report.detail = state, detail
+

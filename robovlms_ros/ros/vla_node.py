@@ -1,0 +1,297 @@
+"""`vla_node`: a lifecycle node that hears cameras, joint states and an instruction, and drives an arm by a policy.
+
+configure loads, validates and warms up; activate starts at once; deactivate (and SIGINT, SIGTERM) holds the arm, then
+is silent; cleanup frees the memory. What it publishes: `~/action_chunk`, `~/status`, `/diagnostics`, and, unless
+`dry_run`, what the robot's controller listens to.
+"""
+
+import gc
+import re
+import sys
+import threading
+from collections.abc import Sequence
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+
+from robovlms_ros.msg import ActionChunk as ActionChunkMsg
+from robovlms_ros.msg import PolicyStatus
+from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
+from robovlms_ros.ros.controllers.table import make_arm, make_gripper
+from robovlms_ros.ros.declare import DeclaredParameters
+from robovlms_ros.ros.inputs import LATCHED, Inputs
+from robovlms_ros.ros.lifecycle import PlainLifecycleNode, run_until_signalled
+from robovlms_ros.ros.loading import Body, PoseFiller, check_weights, example_state, load_body, load_brain
+from robovlms_ros.ros.messages import chunk_to_message
+from robovlms_ros.ros.parameters import NodeParameters
+from robovlms_ros.ros.pilot import Pilot
+from robovlms_ros.ros.status import Report, diagnostics_message, status_message
+from robovlms_ros.runtime.executor import ChunkExecutor
+from robovlms_ros.runtime.gate import SafetyGate
+from robovlms_ros.runtime.scheduler import ChunkScheduler, horizon_shortfall
+from robovlms_ros.runtime.worker import InferenceWorker
+from robovlms_ros.schema import ConfigError
+from robovlms_ros.types import NANOSECONDS, ActionChunk, RoboVLMsError
+
+TICK_RATE = 20.0
+STATUS_PERIOD = 0.5
+DESCRIPTION_PATIENCE = 10.0
+
+
+class VLANode(PlainLifecycleNode):
+    """See the module's docstring. `_setup` makes everything that `_teardown` frees."""
+
+    def __init__(self, name: str = "vla_node", **options: object) -> None:
+        super().__init__(name, **options)
+        self._report = Report()
+        # Timers run while a transition in another thread takes apart what they use.
+        self._parts = threading.RLock()
+        self._said: tuple[object, ...] = ()
+        self._logged = ""
+        self._pilot: Pilot | None = None
+        self._inputs: Inputs | None = None
+        self._worker: InferenceWorker | None = None
+        self._arm: Arm | None = None
+        self._gripper: Gripper | None = None
+        self._policy: object | None = None
+        self._tick_timer: rclpy.timer.Timer | None = None
+        self._declared = DeclaredParameters(self, self._locked)
+        self._status = self.create_publisher(PolicyStatus, "~/status", LATCHED)
+        self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_service(Trigger, "~/reset", self._on_reset, callback_group=self.work_group)
+        self.create_service(SetBool, "~/pause", self._on_pause, callback_group=self.work_group)
+        # Reports go on while simulated time stands still; decisions use the node's clock alone.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._beats = 0
+        self.create_timer(STATUS_PERIOD, self._on_beat, callback_group=self.work_group, clock=self._steady)
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
+        self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        self._publish_status()
+
+    def now_ns(self) -> int:
+        """The node's clock, ns."""
+        return int(self.get_clock().now().nanoseconds)
+
+    def _locked(self) -> str | None:
+        state = self.lifecycle_state
+        if state == "unconfigured":
+            return None
+        return f"can be changed only while the node is unconfigured; it is {state}. Deactivate and clean up first."
+
+    def _setup(self) -> None:
+        parameters = self._declared.read()
+        check_weights(parameters)
+        body = load_body(parameters, self._wait_for_description)
+        self._report.dry_run = parameters.dry_run
+        brain = load_brain(parameters, self.now_ns, example_state(body))
+        self._policy = brain.policy
+        self._report.policy_id = brain.policy.identity
+        if brain.policy.is_random and not parameters.dry_run:
+            raise ConfigError("the policy's weights are random: dry_run must be true.")
+        self._check_horizon(parameters, brain.latency, brain.policy.config.model.action_chunk_size,
+                            brain.policy.config.action.spec.step_duration)  # type: ignore[union-attr]
+        kinematics = None if body.make_kinematics is None else body.make_kinematics()
+        self._inputs = Inputs(self, parameters, body.robot, brain.cameras,
+                              brain.policy.config.proprioception is not None, PoseFiller(kinematics),
+                              self._on_observation, self._on_instruction)
+        self._report.instruction = self._inputs.instruction
+        if not parameters.dry_run:
+            adapter_kinematics = None if body.make_kinematics is None else body.make_kinematics()
+            context = Context(self, body.robot, self._inputs.measured, adapter_kinematics)
+            self._arm, self._gripper = make_arm(context), make_gripper(context)
+        frame = body.robot.base_frame
+        self._pilot = Pilot(self._inputs, _executor(body, parameters), self._arm, self._gripper,
+                            lambda chunk: self._publish_chunk(chunk, frame), self.now_ns, self._report,
+                            parameters.schedule.lead)
+        self._session = brain.session
+        period = 1.0 / parameters.max_inference_rate if parameters.max_inference_rate > 0 else 0.0
+        self._worker = InferenceWorker(brain.session, self.now_ns, self._on_chunk, self._on_error,
+                                       round(period * NANOSECONDS))
+        rate = max(TICK_RATE, 0.0 if self._arm is None else self._arm.rate)
+        self._tick_timer = self.create_timer(1.0 / rate, self._on_tick, callback_group=self.work_group,
+                                             clock=self._steady)
+
+    def _check_horizon(self, parameters: NodeParameters, latency: float, horizon: int, step: float) -> None:
+        shortfall = horizon_shortfall(horizon, step, latency, latency, parameters.schedule.lead)
+        if shortfall is None:
+            return
+        if parameters.on_short_horizon == "refuse":
+            raise ConfigError(f"{shortfall} (on_short_horizon = refuse)")
+        self.get_logger().warning(shortfall)
+
+    def _wait_for_description(self, topic: str) -> str:
+        """The robot description of a latched topic. Raises ConfigError when none comes."""
+        heard: list[str] = []
+        came = threading.Event()
+
+        def take(message: String) -> None:
+            heard.append(message.data)
+            came.set()
+
+        subscription = self.create_subscription(String, topic, take, LATCHED, callback_group=ReentrantCallbackGroup())
+        try:
+            if not came.wait(DESCRIPTION_PATIENCE):
+                raise ConfigError(f"no robot description came on {self.resolve_topic_name(topic)} within "
+                                  f"{DESCRIPTION_PATIENCE:.0f} s. Is robot_state_publisher running?")
+        finally:
+            self.destroy_subscription(subscription)
+        return heard[0]
+
+    def _start(self) -> None:
+        assert self._pilot is not None and self._worker is not None
+        if self._arm is not None:
+            self._arm.prepare()
+        self._pilot.start(self._worker)
+
+    def _halt(self, reason: str) -> None:
+        if self._pilot is not None:
+            self._pilot.stop(reason)
+
+    def _teardown(self) -> None:
+        if self._worker is not None:
+            self._worker.stop(timeout=10.0)
+        with self._parts:
+            if self._tick_timer is not None:
+                self.destroy_timer(self._tick_timer)
+            for part in (self._inputs, self._arm, self._gripper):
+                if part is not None:
+                    part.close()
+            self._pilot = self._inputs = self._worker = self._arm = self._gripper = self._tick_timer = None
+            self._policy = self._session = None
+        self._report.policy_id, self._report.history = "", (0, 0)
+        _free_memory()
+
+    def _entered(self, state: str) -> None:
+        if state != "active":
+            self._report.state, self._report.detail = state, ""
+        self._publish_status()
+
+    def _failed(self, transition: str, reason: str) -> None:
+        self._report.last_stop, self._report.last_stop_ns = f"{transition} failed: {reason}", self.now_ns()
+        self._publish_status()
+
+    def _on_observation(self, observation) -> None:  # type: ignore[no-untyped-def]
+        if self._pilot is not None:
+            self._pilot.observe(observation)
+
+    def _on_instruction(self, instruction: str) -> None:
+        self.get_logger().info(f"instruction: {instruction or '(none)'}")
+        self._report.instruction = instruction
+        if self._pilot is not None:
+            self._pilot.instruction_changed(instruction)
+
+    def _on_chunk(self, chunk: ActionChunk) -> None:
+        pilot, session = self._pilot, self._session
+        if pilot is not None and session is not None:
+            self._report.history = session.history_fill
+            pilot.on_chunk(chunk)
+            self._publish_on_change()
+
+    def _on_error(self, error: Exception) -> None:
+        pilot = self._pilot
+        if not isinstance(error, RoboVLMsError):
+            self.get_logger().error(f"inference failed: {type(error).__name__}: {error}")
+        if pilot is not None:
+            pilot.on_error(error)
+            self._publish_on_change()
+
+    def _on_tick(self) -> None:
+        with self._parts:
+            if self._pilot is None:
+                return
+            self._pilot.tick()
+            gives_up = self._pilot.gives_up
+        self._publish_on_change()
+        if gives_up and self.lifecycle_state == "active":
+            self.get_logger().error(f"deactivating: {self._report.last_refusal}")
+            self.trigger_deactivate()
+
+    def _on_beat(self) -> None:
+        self._publish_status()
+        self._beats += 1
+        if self._beats % round(1.0 / STATUS_PERIOD) == 0:
+            with self._parts:
+                watched = self._watched()
+            self._diagnostics.publish(diagnostics_message(
+                self._report, self.get_fully_qualified_name(), watched, self.now_ns()))
+
+    def _watched(self) -> dict[str, str]:
+        inputs, arm = self._inputs, self._arm
+        watched = {}
+        if inputs is not None:
+            watched["inputs"] = inputs.problem(self.now_ns()) or ""
+        if arm is not None:
+            watched["controller"] = arm.problem() or ("" if arm.listeners() else "no controller listens")
+        return watched
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._pilot is not None:
+            self._pilot.reset("reset")
+        response.success = True
+        response.message = "history, plan and what was in flight are forgotten"
+        self._publish_on_change()
+        return response
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        response.success = self._pilot is not None and self.lifecycle_state == "active"
+        if response.success:
+            assert self._pilot is not None
+            self._pilot.pause(request.data)
+        response.message = "" if response.success else f"the node is {self.lifecycle_state}, not active"
+        self._publish_on_change()
+        return response
+
+    def _on_clock_jump(self, jump: TimeJump) -> None:
+        self.get_logger().warning("the clock jumped back or changed: starting afresh")
+        if self._inputs is not None:
+            self._inputs.clear()
+        if self._pilot is not None:
+            self._pilot.clock_jumped()
+
+    def _publish_chunk(self, chunk: ActionChunk, frame_id: str) -> None:
+        self._chunks.publish(chunk_to_message(chunk, frame_id))
+
+    def _publish_on_change(self) -> None:
+        if self._report.headline() != self._said:
+            self._publish_status()
+
+    def _publish_status(self) -> None:
+        self._said = self._report.headline()
+        line = f"{self._report.state}: {self._report.detail}"
+        # Edges are logged, not levels: the same complaint with another number is no news.
+        edge = re.sub(r"[0-9.]+", "", line)
+        if edge != self._logged and self._report.detail:
+            self.get_logger().info(line)
+        self._logged = edge
+        self._status.publish(status_message(self._report, self.now_ns()))
+
+
+def _executor(body: Body, parameters: NodeParameters) -> ChunkExecutor | None:
+    robot = body.robot
+    if robot.controller.type == "chunk_only" or body.make_kinematics is None:
+        return None
+    scheduler = ChunkScheduler(robot.joints, parameters.schedule, robot.limits)
+    kinematics = body.make_kinematics()
+    return ChunkExecutor(robot, kinematics, scheduler, SafetyGate(robot, kinematics))
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM, which leave the arm held."""
+    return run_until_signalled(VLANode, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Fixtures of the ROS tests. The graph itself (nodes, fake arm) is ros_graph.py, imported only where ROS is."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ros():
+    """rclpy, initialised for the whole run; tests that use it skip where ROS or the built messages are missing."""
+    rclpy = pytest.importorskip("rclpy", reason="rclpy is not importable: run through scripts/run")
+    pytest.importorskip("robovlms_ros.msg", reason="the messages are not built: run scripts/setup")
+    sys.path.insert(0, str(Path(__file__).parent))
+    rclpy.init()
+    yield rclpy
+    rclpy.try_shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(ros, tmp_path_factory) -> Path:
+    """A folder with a tiny policy that is not marked as random and moves the arm a little."""
+    import torch
+    from ros_graph import TINY
+
+    from robovlms_ros.config import config_from_mapping
+    from robovlms_ros.policy.checkpoint import build_policy, save_policy
+
+    torch.set_num_threads(1)
+    config = config_from_mapping(TINY)
+    return save_policy(build_policy(config, seed=3), tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def make_graph(ros, tiny_checkpoint):
+    """A function that makes a ros_graph.Graph from parameters; all are closed at the end."""
+    from ros_graph import Graph
+
+    graphs = []
+
+    def make(checkpoint=tiny_checkpoint, **values):
+        graphs.append(Graph(checkpoint, **values))
+        return graphs[-1]
+
+    yield make
+    for graph in graphs:
+        graph.close()
+
+
+@pytest.fixture(scope="module")
+def live(ros, tiny_checkpoint):
+    """One active graph for the tests of a module: each begins and ends with the node running."""
+    from ros_graph import Graph
+
+    graph = Graph(tiny_checkpoint)
+    graph.activate()
+    yield graph
+    graph.close()

@@ -1,0 +1,190 @@
+"""The policy node over the real middleware: what it hears and never hears, the latched instruction, dry_run, stops that
+leave the arm held, pause and reset, a new instruction, simulated time that jumps back, two robots on one network.
+"""
+
+import time
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+
+OBJECT_POSES = ("truth", "pose", "tf", "object", "cube")
+
+
+def speed_of(points):
+    return max(abs(v) for point in points for v in point.velocities)
+
+
+def test_hears_only_cameras_joints_and_the_instruction(live):
+    space = f"/{live.namespace}"
+    heard = {topic for topic, _ in live.node.get_subscriber_names_and_types_by_node("vla", space)}
+    names = ("static/image_raw", "wrist/image_raw", "joint_states", "instruction")
+    assert heard == {f"{space}/{name}" for name in names}
+    assert not any(word in topic for topic in heard for word in OBJECT_POSES)
+
+
+def test_what_it_says(live):
+    live.run()
+    status = live.listener.status
+    assert (status.instruction, status.policy_id, status.dry_run) == ("lift the red cube", "tiny", False)
+    live.wait_for(lambda: live.listener.status.history_have == 2, "a full history")
+    live.wait_for(lambda: live.listener.status.latency_count > 0, "latencies")
+    status = live.listener.status
+    assert 0 < status.inference_p50 <= status.inference_p99
+    assert 0 < status.latency_p50 <= status.latency_p99
+    name = f"/{live.namespace}/vla"
+    live.wait_for(lambda: any(d.status[0].hardware_id == name and "running" in d.status[0].message
+                              for d in live.listener.diagnostics), "diagnostics")
+    mine = [d for d in live.listener.diagnostics if d.status[0].hardware_id == name]
+    assert {s.name for s in mine[-1].status} == {f"{name}: policy", f"{name}: inputs", f"{name}: controller"}
+
+
+def test_chunks_carry_their_meaning(live):
+    from robovlms_ros.ros.messages import chunk_from_message, chunk_to_message
+
+    live.run()
+    live.wait_for(lambda: len(live.listener.chunks) > 2, "chunks")
+    message = live.listener.chunks[-1]
+    chunk = chunk_from_message(message)
+    assert chunk_to_message(chunk, message.header.frame_id) == message
+    assert chunk.values.shape == (20, 7) and chunk.spec.composition == "from_observation"
+    assert message.header.frame_id == "panda_link0"
+    assert chunk.timing.image_ns == chunk.stamp_ns <= chunk.timing.inference_start_ns < chunk.timing.inference_end_ns
+
+
+def test_the_motion_is_smooth_and_no_command_is_rejected(live):
+    live.run()
+    begin = len(live.arm.commands)
+    live.wait_for(lambda: len(live.arm.commands) > begin + 10, "commands")
+    for _, message in live.arm.commands[begin:]:
+        times = [p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in message.points]
+        assert np.all(np.diff(times) > 0)
+        assert not any(message.points[-1].velocities)
+        assert message.joint_names == list(live.arm.robot.joints)
+    assert not live.arm.rejected
+
+
+def test_pause_holds_and_goes_on_from_wherever_the_arm_is(live):
+    live.run()
+    assert live.listener.call("pause", data=True).success
+    live.listener.wait_state("paused")
+    assert speed_of(live.arm.commands[-1][1].points[-1:]) == 0
+    assert live.is_quiet()
+    moved = live.arm.positions + 0.1
+    live.arm.teleport(moved)
+    assert live.listener.call("pause", data=False).success
+    live.listener.wait_state("running")
+    first = live.arm.commands[-1][1].points[0].positions
+    assert np.abs(np.array(first) - moved).max() < 0.05
+    live.arm.teleport(np.array(live.arm.robot.home))
+    live.listener.call("pause", data=True)
+    live.listener.call("pause", data=False)
+
+
+def test_reset_forgets_the_history(live):
+    live.run()
+    live.wait_for(lambda: live.listener.status.history_have == 2, "a full history")
+    moment = live.node.now_ns()
+    assert live.listener.call("reset").success
+    live.listener.wait_state("running")
+    from robovlms_ros.ros.messages import from_time
+
+    live.wait_for(lambda: from_time(live.listener.chunks[-1].header.stamp) > moment, "a chunk after the reset")
+    assert "reset" in live.listener.status.last_stop
+
+
+def test_a_new_instruction_takes_effect_at_the_next_inference(live):
+    live.run("lift the red cube")
+    for words in ("lift the green cube", "lift the red cube"):
+        chunks = len(live.listener.chunks)
+        live.listener.instruct(words)
+        live.wait_for(lambda n=chunks, w=words: any(c.instruction == w for c in live.listener.chunks[n:]), words)
+        at = next(i for i, c in enumerate(live.listener.chunks[chunks:]) if c.instruction == words)
+        later = live.listener.chunks[chunks + at:]
+        assert {c.instruction for c in later} == {words}
+    assert live.listener.status.state == "running"
+
+
+def test_deactivate_leaves_the_arm_held(live):
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    live.run()
+    assert live.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    live.listener.wait_state("inactive")
+    live.wait_for(lambda: live.listener.status.last_stop == "deactivated", "the reason")
+    time.sleep(0.2)
+    last = live.arm.commands[-1][1]
+    assert not any(last.points[-1].velocities)
+    assert live.is_quiet()
+    assert not live.listener.call("pause", data=True).success
+    assert live.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    live.run()
+
+
+def test_dry_run_moves_nothing(make_graph):
+    graph = make_graph(dry_run=True)
+    graph.activate()
+    graph.listener.instruct("lift the red cube")
+    graph.wait_for(lambda: len(graph.listener.chunks) > 5, "chunks")
+    graph.listener.wait_state("running")
+    assert not graph.arm.commands and not graph.arm.gripper_commands
+    offered = graph.node.get_publisher_names_and_types_by_node("vla", f"/{graph.namespace}")
+    assert not any("JointTrajectory" in kind for _, kinds in offered for kind in kinds)
+
+
+def test_two_robots_on_one_network(make_graph):
+    left, right = make_graph(), make_graph()
+    for graph in (left, right):
+        graph.activate()
+    left.listener.instruct("lift the red cube")
+    right.listener.instruct("lift the green cube")
+    for graph, words in ((left, "lift the red cube"), (right, "lift the green cube")):
+        graph.listener.wait_state("running")
+        graph.wait_for(lambda g=graph: g.arm.commands, "commands")
+        assert {c.instruction for c in graph.listener.chunks} == {words}
+    left.node.trigger_deactivate()
+    assert left.is_quiet() and not right.is_quiet(1.0)
+
+
+def test_simulated_time_rules_and_may_jump_back(make_graph):
+    graph = make_graph(use_sim_time=True)
+    graph.arm.clock_ns = 1_000 * 10**9
+    graph.activate()
+    graph.run()
+    stamp = graph.arm.commands[-1][1].header.stamp
+    assert 999 < stamp.sec < 1_500
+    graph.arm.rewind(500 * 10**9)
+    graph.wait_for(lambda: any(400 < c.header.stamp.sec < 900 for c in graph.listener.chunks), "chunks of the new time")
+    graph.listener.wait_state("running")
+    assert "clock jumped" in graph.listener.status.last_stop
+
+
+def test_a_clock_that_stands_still_is_not_stale(make_graph):
+    graph = make_graph(use_sim_time=True)
+    graph.arm.clock_ns = 1_000 * 10**9
+    graph.activate()
+    graph.run()
+    graph.arm.frozen = True
+    time.sleep(1.5)
+    assert graph.listener.status.state == "running"
+    graph.arm.frozen = False
+    chunks = len(graph.listener.chunks)
+    graph.wait_for(lambda: len(graph.listener.chunks) > chunks, "chunks after the standstill")
+
+
+def test_a_camera_that_never_speaks(make_graph):
+    graph = make_graph(cameras=["static", "wrist"], **{"camera__wrist__topic": "elsewhere/image_raw"})
+    graph.activate()
+    graph.listener.instruct("lift the red cube")
+    graph.listener.wait_state("waiting", "camera 'wrist' has sent nothing usable on /robot")
+    assert not graph.arm.commands and not graph.listener.chunks
+
+
+def test_an_instruction_from_before_the_node_is_heard(make_graph, ros):
+    graph = make_graph()
+    graph.listener.instruct("lift the green cube")
+    time.sleep(0.5)
+    graph.activate()
+    graph.listener.wait_state("running")
+    assert graph.listener.status.instruction == "lift the green cube"

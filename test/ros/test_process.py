@@ -1,0 +1,108 @@
+"""The nodes as processes: SIGINT and SIGTERM leave the arm held and end the process with code 0, whether it is active,
+still configuring or was never configured.
+"""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+
+
+class Process:
+    """One node in a process of its own, in a namespace of its own."""
+
+    count = 0
+
+    def __init__(self, module, **values):
+        Process.count += 1
+        self.namespace = f"process{Process.count}"
+        given = [part for name, value in values.items() for part in ("-p", f"{name}:={value}")]
+        command = [sys.executable, "-m", f"robovlms_ros.ros.{module}", "--ros-args", "-r", f"__ns:=/{self.namespace}"]
+        self.process = subprocess.Popen(command + given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def end(self, number):
+        self.process.send_signal(number)
+        output, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, output
+
+
+@pytest.fixture
+def start(ros):
+    """A function that starts a node's process; what is left at the end is killed."""
+    running = []
+
+    def run(module, **values):
+        running.append(Process(module, **values))
+        return running[-1]
+
+    yield run
+    for process in running:
+        if process.process.poll() is None:
+            process.process.kill()
+            process.process.communicate()
+
+
+@pytest.fixture
+def bystanders(ros):
+    """A function that makes a fake arm and a listener in a namespace."""
+    from ros_graph import FakeArm, Listener, Spinner
+
+    spinners = []
+
+    def make(namespace, node):
+        arm, listener = FakeArm(namespace), Listener(node, namespace)
+        spinners.append(Spinner(arm, listener))
+        return arm, listener
+
+    yield make
+    for spinner in spinners:
+        spinner.close()
+
+
+def change_state(listener, node, transition):
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+    from ros_graph import wait_for
+
+    client = listener.create_client(ChangeState, f"{node}/change_state")
+    wait_for(client.service_is_ready, "the lifecycle service")
+    return client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_the_arm_held(start, bystanders, tiny_checkpoint, number):
+    from ros_graph import wait_for
+
+    process = start("vla_node", checkpoint=tiny_checkpoint, dry_run="false")
+    arm, listener = bystanders(process.namespace, "vla_node")
+    for transition in (1, 3):  # configure, activate
+        future = change_state(listener, "vla_node", transition)
+        wait_for(future.done, "the transition")
+        assert future.result().success
+    listener.instruct("lift the red cube")
+    listener.wait_state("running")
+    wait_for(lambda: len(arm.commands) > 3, "commands")
+    code, output = process.end(number)
+    assert code == 0, output
+    wait_for(lambda: "asked to end" in listener.status.last_stop, "the reason")
+    last = arm.commands[-1][1]
+    assert not any(last.points[-1].velocities)
+    steps = np.diff([p.positions for p in last.points[-4:]], axis=0)
+    assert np.abs(steps).max() < 0.01
+    assert not arm.rejected
+
+
+def test_a_signal_before_and_during_configure(start, bystanders, tiny_checkpoint):
+    from ros_graph import wait_for
+
+    process = start("vla_node", checkpoint=tiny_checkpoint)
+    arm, listener = bystanders(process.namespace, "vla_node")
+    change_state(listener, "vla_node", 1)
+    wait_for(lambda: listener.status.state == "configuring", "configuring")
+    code, output = process.end(signal.SIGINT)
+    assert code == 0, output
+    assert not arm.commands
