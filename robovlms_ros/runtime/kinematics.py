@@ -17,30 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.runtime.description import KinematicsError, import_pinocchio, load_model, reduce_model
-from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.runtime.robot import IKSettings, RobotSpec
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class IKSettings:
-    """How inverse kinematics iterates and when it calls a step reached.
-
-    position_tolerance, rotation_tolerance: m and rad, largest error of a reached step.
-    converged: iteration stops once both errors are below this part of the tolerances.
-    singular_value: below this singular value of the Jacobian (m or rad per rad) a direction is damped.
-    damping: the damping of a direction whose singular value is 0.
-    max_step: rad, largest joint change of one iteration.
-    """
-
-    position_tolerance: float = 1e-3
-    rotation_tolerance: float = 5e-3
-    converged: float = 1e-3
-    singular_value: float = 0.03
-    damping: float = 0.03
-    max_step: float = 0.3
-    max_iterations: int = 60
-    patience: int = 6
 
 
 @dataclass(frozen=True)
@@ -100,6 +79,7 @@ class Kinematics:
         self._posture: Array | None = None if posture is None else np.asarray(posture, float)
         self._posture_gain = posture_gain
         self.settings = settings or IKSettings()
+        self._weights = np.array([1.0, 1.0, 1.0, *[self.settings.rotation_weight] * 3])
 
     @classmethod
     def for_robot(cls, robot: RobotSpec, description: str | Path | None = None) -> "Kinematics":
@@ -122,6 +102,7 @@ class Kinematics:
             robot.upper(),
             np.array(robot.home),
             robot.posture_gain,
+            robot.ik,
         )
 
     def forward(self, positions: Array) -> Array:
@@ -169,19 +150,23 @@ class Kinematics:
         """The configuration nearest to one target (4, 4), and its position and rotation error."""
         s, rotation = self.settings, self._base_rotation
         goal = self._pin.SE3(rotation @ target[:3, :3], rotation @ target[:3, 3] + self._base_position)
-        best, best_errors, best_score, stalled = q, (np.inf, np.inf), np.inf, 0
+        weights = self._weights[:, None]
         if self._posture is not None and self._posture_gain > 0.0:
-            q = self._advance(q, *self._linearise(q, goal), posture=self._posture)
+            jacobian, error = self._linearise(q, goal)
+            q = self._advance(q, jacobian * weights, error * self._weights, self._posture)
+        best, best_errors, best_cost, stalled = q, (np.inf, np.inf), np.inf, 0
         for _ in range(s.max_iterations):
             jacobian, error = self._linearise(q, goal)
             errors = _norm(error[:3]), _norm(error[3:])
-            score = max(errors[0] / s.position_tolerance, errors[1] / s.rotation_tolerance)
-            stalled = 0 if score < 0.99 * best_score else stalled + 1
-            if score < best_score:
-                best, best_errors, best_score = q, errors, score
-            if score <= s.converged or stalled > s.patience:
+            error = error * self._weights
+            cost = _norm(error)
+            stalled = 0 if cost < 0.99 * best_cost else stalled + 1
+            if cost < best_cost:
+                best, best_errors, best_cost = q, errors, cost
+            close = max(errors[0] / s.position_tolerance, errors[1] / s.rotation_tolerance) <= s.converged
+            if close or stalled > s.patience:
                 break
-            q = self._advance(q, jacobian, error)
+            q = self._advance(q, jacobian * weights, error)
         return best, best_errors
 
     def _linearise(self, q: Array, goal: Any) -> tuple[Array, Array]:

@@ -96,6 +96,33 @@ class GateConfig:
 
 
 @dataclass(frozen=True)
+class IKSettings:
+    """How inverse kinematics iterates, and when it calls a step reached.
+
+    position_tolerance, rotation_tolerance: m and rad, largest error of a reached step.
+    rotation_weight: m per rad, what a rotation error counts against a position error where both cannot vanish.
+    converged: iteration stops once both errors are below this part of the tolerances.
+    singular_value: below this singular value of the weighted Jacobian (m per rad) a direction is damped.
+    damping: the damping of a direction whose singular value is 0.
+    max_step: rad, largest joint change of one iteration. patience: iterations without progress before it gives up.
+    """
+
+    position_tolerance: float = 1e-3
+    rotation_tolerance: float = 5e-3
+    rotation_weight: float = 1.0
+    converged: float = 1e-3
+    singular_value: float = 0.03
+    damping: float = 0.03
+    max_step: float = 0.3
+    max_iterations: int = 60
+    patience: int = 6
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            _check_positive(f"ik.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
 class RobotSpec:
     """One robot. Joint-wise values follow `joints`, the order used everywhere inside.
 
@@ -117,6 +144,7 @@ class RobotSpec:
     controller: ArmController
     gripper: Gripper | None = None
     gate: GateConfig = field(default_factory=GateConfig)
+    ik: IKSettings = field(default_factory=IKSettings)
     posture_gain: float = 0.0
     folder: Path = field(default=Path("."), compare=False)
 

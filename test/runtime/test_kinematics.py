@@ -1,6 +1,8 @@
 """Kinematics:
 - our Panda URDF's tool frame equals robosuite's grip site in MuJoCo's own forward kinematics;
 - URDF text, URDF file and MJCF file give the same arm, whatever the order of the joints and the other joints present;
+- our UR5e and WidowX equal the manufacturers' own formulas; every shipped home lies in its workspace and URDF limits;
+- an arm of five joints follows positions, and rotations as far as it can;
 - the Jacobian is the derivative of the forward kinematics;
 - inverse kinematics reaches what can be reached, respects joint limits, stays continuous near singularities, and
   reports what it does not reach;
@@ -20,6 +22,7 @@ from robovlms_ros.runtime.kinematics import Kinematics, KinematicsError  # noqa:
 from robovlms_ros.runtime.robot import Description, load_robot  # noqa: E402
 
 ROBOT = load_robot("panda")
+JOINT_LIMITS = ("position_lower", "position_upper", "velocity", "acceleration")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,68 @@ def test_text_order_of_joints_and_base_frame(panda):
     q = configurations(1, margin=0.3)[0]
     result = on_a_stand.inverse(panda.forward(q + 0.02)[None], q)
     np.testing.assert_allclose(panda.forward(result.positions[0]), panda.forward(q + 0.02), atol=1e-5)
+
+
+def test_ur5e_equals_its_denavit_hartenberg_table():
+    robot = load_robot("ur5e")
+    arm = Kinematics.for_robot(replace(robot, base_frame="base"))
+    table = [(0, 0.1625, 1), (-0.425, 0, 0), (-0.3922, 0, 0), (0, 0.1333, 1), (0, 0.0997, -1), (0, 0.0996, 0)]
+    for q in np.random.default_rng(0).uniform(-3, 3, (20, 6)):
+        pose = np.eye(4)
+        for (a, d, quarter), angle in zip(table, q, strict=True):
+            c, s, ca, sa = np.cos(angle), np.sin(angle), 1 - abs(quarter), quarter
+            pose = pose @ [[c, -s * ca, s * sa, a * c], [s, c * ca, -c * sa, a * s], [0, sa, ca, d], [0, 0, 0, 1]]
+        np.testing.assert_allclose(arm.forward(q), pose, atol=1e-9)
+    # REP-199's base_link is turned by half a turn about z.
+    np.testing.assert_allclose(Kinematics.for_robot(robot).forward(q)[:2, 3], -pose[:2, 3], atol=1e-9)
+
+
+def test_widowx_equals_its_screw_axes():
+    arm = Kinematics.for_robot(load_robot("widowx"))
+    home = np.eye(4)
+    home[:3, 3] = [0.458325, 0.0, 0.36065]
+    screws = [  # angular then linear part, in the base frame
+        [0, 0, 1, 0, 0, 0],
+        [0, 1, 0, -0.11065, 0, 0],
+        [0, 1, 0, -0.36065, 0, 0.04975],
+        [1, 0, 0, 0, 0.36065, 0],
+        [0, 1, 0, -0.36065, 0, 0.29975],
+        [1, 0, 0, 0, 0.36065, 0],
+    ]
+    for q in np.random.default_rng(0).uniform(-1.5, 1.5, (20, 6)):
+        pose = np.eye(4)
+        for screw, angle in zip(screws, q, strict=True):
+            pose = pose @ pin.exp6(np.array([*screw[3:], *screw[:3]]) * angle).homogeneous
+        np.testing.assert_allclose(arm.forward(q), pose @ home, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["panda", "ur5e", "widowx"])
+def test_shipped_robots_agree_with_their_descriptions(name):
+    robot = load_robot(name)
+    own = Kinematics(robot.description_path, robot.joints, robot.eef_frame)
+    assert np.all(own.lower <= robot.lower()) and np.all(own.upper >= robot.upper())
+    place = Kinematics.for_robot(robot).forward(np.array(robot.home))[:3, 3]
+    box = robot.limits.workspace
+    assert np.all(place > box.lower) and np.all(place < box.upper), place
+
+
+def test_five_joints_follow_positions():
+    six = load_robot("widowx")
+    keep = [0, 1, 2, 4, 5]
+
+    def some(values):
+        return tuple(values[i] for i in keep)
+
+    limits = replace(six.limits, **{k: some(getattr(six.limits, k)) for k in JOINT_LIMITS})
+    ik = load_robot("so101").ik
+    five = replace(six, joints=some(six.joints), home=some(six.home), limits=limits, ik=ik)
+    arm = Kinematics.for_robot(five)
+    home = np.array(five.home)
+    targets = np.repeat(arm.forward(home)[None], 10, axis=0)
+    targets[:, 1, 3] += 0.008 * np.arange(1, 11)  # sideways: the waist must turn, and the hand with it
+    result = arm.inverse(targets, home)
+    assert result.reached.all()
+    assert result.position_error.max() < 2e-3 and 0.05 < result.rotation_error.max() < 0.6
 
 
 def test_jacobian_is_the_derivative(panda):
