@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robovlms_ros.config import HeadConfig
@@ -21,6 +21,7 @@ from robovlms_ros.heads.build import build_discrete_head, build_head
 from robovlms_ros.heads.discrete import ActionTokenizer
 from robovlms_ros.perceiver import GatedCrossAttention, PerceiverResampler
 
+FEW = settings(deadline=None, max_examples=30)
 WIDTH, HORIZON, WINDOW = 24, 3, 5
 
 
@@ -117,6 +118,7 @@ def test_closed_gates_change_nothing():
     torch.testing.assert_close(before_any_medium, x)
 
 
+@FEW
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.integers(2, 300))
 def test_action_tokens_round_trip_within_half_a_bin(values, bins):
     tokens = ActionTokenizer(600, 5, bins)

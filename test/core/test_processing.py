@@ -22,6 +22,7 @@ from robovlms_ros.processing.gripper import GripperState, gripper_step
 from robovlms_ros.processing.images import SIGLIP_MEAN, SIGLIP_STD, ImageProcessor
 from robovlms_ros.types import ObservationError
 
+FEW = settings(deadline=None, max_examples=30)
 ANGLES = arrays(np.float64, (4, 3), elements=st.floats(-3.0, 3.0))
 
 
@@ -78,6 +79,7 @@ def test_what_is_no_image(image):
 # Rotations ------------------------------------------------------------------------------------------------------------
 
 
+@FEW
 @given(ANGLES)
 def test_every_form_goes_to_a_matrix_and_back(values):
     for kind in ("rotation_vector", "euler_xyz_extrinsic", "euler_xyz_intrinsic"):
@@ -90,6 +92,7 @@ def test_every_form_goes_to_a_matrix_and_back(values):
     np.testing.assert_allclose(rot.matrix_from_quaternion(rot.quaternion_from_matrix(matrix)), matrix, atol=1e-9)
 
 
+@FEW
 @given(arrays(np.float64, 3, elements=st.floats(-1.5, 1.5)))
 def test_rotation_vector_round_trip(vector):
     np.testing.assert_allclose(rot.vector_from_matrix(rot.matrix_from_vector(vector)), vector, atol=1e-9)
@@ -128,7 +131,7 @@ NORMS = st.lists(
 )
 
 
-@settings(deadline=None)
+@FEW
 @given(
     arrays(np.float64, (3, 6), elements=st.floats(-1, 1)),
     arrays(np.bool_, 3),
