@@ -20,6 +20,9 @@ COMMANDS = {
     "train": ("train", "train a policy"),
     "demo-data": ("demo_data", "record demonstrations in the simulated arm"),
     "rollout": ("rollout", "closed-loop success in the simulated arm, without ROS"),
+    "eval": ("eval", "evaluate checkpoints on rosbags: errors, gate, what-ifs, one report"),
+    "play": ("play", "play a rosbag into the ROS graph, with /clock"),
+    "record": ("record", "record everything that evaluation and training need"),
     "bench": ("bench", "benchmarks; `robovlms bench --help` lists them"),
 }
 

@@ -1,0 +1,180 @@
+"""From the command line of `robovlms eval` to jobs: one bag each, everything a worker process needs to run it."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig, Setting, evaluate_bag, part_key, recorded_stamps
+from robovlms_ros.evaluation.bag_reader import Bag, RawMessage
+from robovlms_ros.evaluation.replay import RECORDED, Subject
+from robovlms_ros.ros import parameters as node_parameters
+from robovlms_ros.ros.parameters import NodeParameters
+from robovlms_ros.schema import ConfigError, read_mapping
+
+STAMPS = ("all", "recorded")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One bag to evaluate. checkpoints: (name, folder) pairs; the folder `recorded` stands for the bag's own chunks.
+
+    stamps: `all`, `recorded`, or a JSON file with a list of ns. threads: torch threads of the worker, 0 leaves them.
+    """
+
+    bag: Path
+    checkpoints: tuple[tuple[str, str], ...]
+    parameters: NodeParameters
+    config: EvaluationConfig
+    output: Path
+    stamps: str = "all"
+    threads: int = 0
+
+    @property
+    def part(self) -> Path:
+        """Where the result goes: another file when the bag, the weights or the settings are others."""
+        facts = {"parameters": dataclasses.asdict(self.parameters), "stamps": self.stamps}
+        folders = [str(checkpoint_folder(folder)) for _, folder in self.checkpoints]
+        key = part_key(self.bag, folders, self.config, {**facts, "names": self.checkpoints})
+        return self.output / "parts" / f"{self.bag.stem}-{key}.json"
+
+
+def run_job(job: Job, progress: Callable[[float], None] | None = None) -> Path:
+    """Evaluate one bag and file the result; returns the file. What is filed already is not computed again."""
+    target = job.part
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if job.threads:
+        import torch
+
+        torch.set_num_threads(job.threads)
+    setting, subjects = prepare(job)
+    folder = target.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    stamps = None
+    if job.stamps == "recorded":
+        stamps = recorded_stamps(job.bag, job.config.topics)
+    elif job.stamps != "all":
+        stamps = frozenset(int(stamp) for stamp in json.loads(Path(job.stamps).read_text(encoding="utf-8")))
+    result = evaluate_bag(job.bag, subjects, setting, folder, stamps, progress)
+    unfinished = target.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(result), encoding="utf-8")
+    os.replace(unfinished, target)
+    return target
+
+
+def prepare(job: Job) -> tuple[Setting, list[Subject]]:
+    """The robot, its kinematics and the policies of a job."""
+    from robovlms_ros.ros.loading import load_body
+
+    parameters = job.parameters
+    body = load_body(parameters, lambda topic: bag_description(job.bag, topic))
+    kinematics = None if body.make_kinematics is None else body.make_kinematics()
+    subjects, cameras = [], []
+    for name, folder in job.checkpoints:
+        if folder == RECORDED:
+            subjects.append(Subject(name, None))
+            continue
+        policy = _policy(dataclasses.replace(parameters, checkpoint=folder))
+        cameras.append(policy.config.cameras)
+        subjects.append(_subject(name, policy, job.config.block))
+    setting = Setting(body.robot, kinematics, parameters.schedule, _cameras(cameras, parameters), job.config,
+                      parameters.camera_tolerance, parameters.joint_states_tolerance, parameters.max_instruction_length)
+    return setting, subjects
+
+
+@cache
+def _policy(parameters: NodeParameters) -> Any:
+    from robovlms_ros.ros.loading import check_weights, load_policy_of
+
+    check_weights(parameters)
+    policy = load_policy_of(parameters)
+    policy.config.require_runnable()
+    return policy
+
+
+def _subject(name: str, policy: Any, block: int) -> Subject:
+    from time import perf_counter_ns
+
+    from robovlms_ros.evaluation.replay_block import BlockSession
+
+    assert policy.config.action is not None
+    return Subject(name, lambda: BlockSession(policy, perf_counter_ns, block), policy.config.action.spec,
+                   policy.config.model.action_chunk_size)
+
+
+def _cameras(wanted: list[tuple[str, ...]], parameters: NodeParameters) -> tuple[str, ...]:
+    """Every camera that some policy sees; all must agree on the reference, whose stamps are the observations'."""
+    if not wanted:
+        return tuple(camera.name for camera in parameters.cameras)
+    if len({cameras[0] for cameras in wanted}) > 1:
+        raise ConfigError(
+            f"the policies have different reference cameras ({', '.join(sorted({c[0] for c in wanted}))}), so they would "
+            "answer at different times. Evaluate them one by one."
+        )
+    return tuple(dict.fromkeys(name for cameras in wanted for name in cameras))
+
+
+def bag_description(bag: Path, topic: str) -> str:
+    """The robot description that a bag recorded. Raises ConfigError when there is none."""
+    with Bag(bag) as opened:
+        named = {name for name in opened.topics if name.rsplit("/", 1)[-1] == topic.rsplit("/", 1)[-1]}
+        for raw in opened.messages(named) if named else ():
+            message = opened.decode(raw) if isinstance(raw, RawMessage) else None
+            if message is not None:
+                return str(message.data)
+    raise ConfigError(f"{bag}: no robot description on '{topic}'. Give the robot's URDF as `description.file` in its YAML.")
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a checkpoint named on the command line."""
+    from robovlms_ros.ros.loading import find_checkpoint
+
+    return find_checkpoint(name)
+
+
+def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodeParameters:
+    """The node's parameters from its params file (`/**: ros__parameters:`) or a flat mapping. Raises ConfigError."""
+    given: dict[str, Any] = {}
+    if path is not None:
+        for section, content in read_mapping(path).items():
+            if isinstance(content, Mapping) and "ros__parameters" in content:
+                given.update(_flat(content["ros__parameters"]))
+            else:
+                given.update(_flat({section: content}))
+    given.update({name: value for name, value in overrides.items() if value is not None})
+    given.setdefault("dry_run", True)
+    given["dry_run"] = True  # nothing moves here, so random weights may be evaluated
+    cameras = node_parameters.check_cameras(given.get("cameras") or node_parameters.defaults()["cameras"])
+    known = node_parameters.defaults(cameras)
+    node_parameters.check_known(given, [*known, "use_sim_time"])
+    given.pop("use_sim_time", None)
+    return node_parameters.from_values({**known, **given, "cameras": list(cameras)})
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def named_checkpoints(texts: list[str], default: str) -> tuple[tuple[str, str], ...]:
+    """(name, folder) of `--checkpoint FOLDER` or `NAME=FOLDER`, names made unique."""
+    named: dict[str, str] = {}
+    for text in texts or [default]:
+        name, equals, folder = text.partition("=")
+        if not equals:
+            name, folder = Path(text).name, text
+        while name in named:
+            name += "'"
+        named[name] = folder
+    return tuple(named.items())
