@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robovlms_ros.config_action import ActionConfig, ProprioConfig, resolve_statistics
+from robovlms_ros.config_reference import expand
 from robovlms_ros.schema import ConfigError, build, read_mapping, require
 
 HistoryType = Literal["post", "pre", "video", "one_step"]
@@ -221,11 +222,7 @@ def load_config(path: str | Path) -> PolicyConfig:
 
 def config_from_mapping(data: Mapping[str, Any], where: str = "config", folder: Path | None = None) -> PolicyConfig:
     """A PolicyConfig from a mapping; `folder` is where files that it names are looked up. Raises ConfigError."""
-    if "robovlm_name" in data or "act_head" in data:
-        from robovlms_ros.config_reference import read_reference
-
-        data = read_reference(data, where)
-    blocks = dict(data)
+    blocks = expand(data, where, folder)
     if isinstance(blocks.get("model"), Mapping):
         blocks = _lift_action_head(blocks, where)
         blocks["model"] = _resolve_aliases(blocks["model"], f"{where}: model")

@@ -124,6 +124,8 @@ class ActionConfig:
 
     The pipeline, in decoding order: inverse mu-law (`mu_law`, the gripper kept), each of `normalization` in turn (the
     first is the one next to the head), `units`, the gripper's rule. Training runs it backwards.
+
+    robot: name of the robot whose data the statistics are of; None where they hold for any. Another robot is refused.
     """
 
     space: Space
@@ -136,6 +138,7 @@ class ActionConfig:
     names: tuple[str, ...] = EEF_NAMES
     normalization: tuple[NormalizationConfig, ...] = ()
     mu_law: float | None = None
+    robot: str | None = None
 
     def __post_init__(self) -> None:
         step = self.step_duration

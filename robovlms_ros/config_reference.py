@@ -43,6 +43,29 @@ PROFILE_FOLDER = Path(__file__).parent / "profiles"
 ARM_MASK = [True] * 6 + [False]
 
 
+def expand(data: Mapping[str, Any], where: str, folder: Path | None) -> dict[str, Any]:
+    """Our blocks from a file of any of the three kinds.
+
+    A file may name another by `base` (looked up beside it) and lay its own blocks on that one's, key by key; `profile`
+    names what a RoboVLMs JSON leaves open. Raises ConfigError.
+    """
+    if "base" in data:
+        path = Path(str(data["base"]))
+        path = path if folder is None else folder / path
+        base = read_mapping(path)
+        if data.get("profile") is not None:
+            base = {**base, "profile": data["profile"]}
+        blocks = expand(base, path.name, path.parent)
+        for name, block in data.items():
+            if name not in ("base", "profile"):
+                both = isinstance(block, Mapping) and isinstance(blocks.get(name), Mapping)
+                blocks[name] = {**blocks[name], **block} if both else block
+        return blocks
+    if "robovlm_name" in data or "act_head" in data:
+        return read_reference(data, where)
+    return dict(data)
+
+
 def read_reference(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Our blocks (`model`, `action_head`, `vlm`, `training`, `cameras`, `action`) from a training run's JSON.
 

@@ -26,8 +26,9 @@ class VLAPolicy(nn.Module):
     """Backbone and head, randomly initialised (`load_policy` fills them).
 
     tokenizer: a transformers tokenizer that fits the backbone; None for a policy that is only given token ids.
-    folder: where the pretrained VLM's configuration lies. empty_backbone: the VLM's own weights will come from a file. `is_random` is True until a checkpoint was loaded or the
-    policy was trained and says otherwise; `identity` names the policy in what it answers.
+    folder: where the pretrained VLM's configuration lies. empty_backbone: the VLM's weights will come from a file.
+    `is_random` is True until a checkpoint was loaded or the policy was trained and says otherwise; `identity` names the
+    policy in what it answers.
     """
 
     def __init__(

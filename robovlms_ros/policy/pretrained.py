@@ -48,12 +48,12 @@ def vlm_folder(config: PolicyConfig, beside: Path | None = None) -> Path:
     """Where the files of `vlm.model_name` lie. Raises CheckpointError when nothing is at hand."""
     name = config.vlm.model_name
     if name is None:
-        raise CheckpointError("vlm.model_name is empty: name the pretrained VLM (a folder, or a hub id in the cache).")
+        raise CheckpointError("vlm.model_name is empty: name the pretrained VLM (a folder, or a cached hub id).")
     folder = find_vlm_folder(name, beside)
     if folder is None:
         raise CheckpointError(
-            f"vlm.model_name = '{name}': no config.json there, neither as a folder nor in the local hub cache. Download "
-            "the model (config, tokenizer and safetensors files) and give its folder."
+            f"vlm.model_name = '{name}': no config.json there, neither as a folder nor in the local hub cache. "
+            "Download the model (config, tokenizer and safetensors files) and give its folder."
         )
     return folder
 

@@ -53,6 +53,22 @@ def assign(
     Raises CheckpointError listing all missing, unexpected, wrong-shape and non-finite keys.
     """
     wanted = module.state_dict()
+    found, faults = match(module, tensors, canonical, where, ignored)
+    refuse(faults, where)
+    groups = {name: group for group in tied_groups(module) for name in group}
+    for key, tensor in found.items():
+        _place(module, groups.get(key, [key]), tensor, wanted[key], dtype)
+
+
+def match(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    canonical: Callable[[str], str],
+    where: str,
+    ignored: Callable[[str], bool] = lambda key: False,
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """The module's key for every tensor that fits, and the keys that do not, by kind of fault. Reads every value."""
+    wanted = module.state_dict()
     groups = {name: group for group in tied_groups(module) for name in group}
     by_name = _canonical_table(tensors, canonical, where)
     targets = {canonical(key): key for key in wanted}
@@ -71,13 +87,8 @@ def assign(
         else:
             found[key] = tensor
     present = {targets[name] for name in by_name if name in targets}
-    for key in wanted:
-        group = groups.get(key, [key])
-        if not present & set(group):
-            faults["missing"].append(key)
-    _refuse(faults, where)
-    for key, tensor in found.items():
-        _place(module, groups.get(key, [key]), tensor, wanted[key], dtype)
+    faults["missing"] = [key for key in wanted if not present & set(groups.get(key, [key]))]
+    return found, faults
 
 
 def _canonical_table(tensors: Mapping[str, Tensor], canonical: Callable[[str], str], where: str) -> dict[str, str]:
@@ -110,7 +121,8 @@ def _place(module: nn.Module, names: list[str], tensor: Tensor, old: Tensor, dty
             owner._buffers[leaf] = tensor
 
 
-def _refuse(faults: Mapping[str, list[str]], where: str) -> None:
+def refuse(faults: Mapping[str, list[str]], where: str) -> None:
+    """Raise CheckpointError listing `faults`, if there are any."""
     if not any(faults.values()):
         return
     parts = [f"{len(keys)} {kind}: {_listing(keys)}" for kind, keys in faults.items() if keys]

@@ -1,0 +1,36 @@
+"""Preflight of a checkpoint: does it fit its configuration, this robot, these cameras and this machine?
+
+Exit code 0: it may run (warnings are printed); 1: it is refused, or --strict and there are warnings.
+"""
+
+import argparse
+
+MARKS = {"ok": "  ok ", "warning": "WARN ", "error": "ERROR"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="folder in our format, or a published .pt or .safetensors file")
+    parser.add_argument("--config", help="the training run's JSON or a YAML, if it does not lie beside the checkpoint")
+    parser.add_argument("--robot", help="a robot of config/robots by name, or its YAML")
+    parser.add_argument("--cameras", help="names of the cameras at hand, separated by commas")
+    parser.add_argument("--camera-rate", type=float, help="Hz")
+    parser.add_argument("--latency", type=float, help="expected seconds from image to chunk")
+    parser.add_argument("--device", default="cpu", help="where it is to run: cpu, cuda, cuda:1")
+    parser.add_argument("--strict", action="store_true", help="warnings fail too")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from robovlms_ros.policy.preflight import Situation, inspect
+    from robovlms_ros.runtime.robot import load_robot
+
+    robot = load_robot(args.robot) if args.robot else None
+    cameras = tuple(args.cameras.split(",")) if args.cameras else None
+    situation = Situation(robot, cameras, args.camera_rate, args.latency, args.device)
+    report = inspect(args.checkpoint, args.config, situation)
+    if args.json:
+        print(report.to_json())
+    else:
+        for finding in report.findings:
+            print(f"{MARKS[finding.level]} {finding.topic}: {finding.text}")
+    return report.exit_code(args.strict)
