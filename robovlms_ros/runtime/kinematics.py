@@ -160,7 +160,7 @@ class Kinematics:
             errors = _norm(error[:3]), _norm(error[3:])
             error = error * self._weights
             cost = _norm(error)
-            stalled = 0 if cost < 0.99 * best_cost else stalled + 1
+            stalled = 0 if cost < 0.95 * best_cost else stalled + 1
             if cost < best_cost:
                 best, best_errors, best_cost = q, errors, cost
             close = max(errors[0] / s.position_tolerance, errors[1] / s.rotation_tolerance) <= s.converged
