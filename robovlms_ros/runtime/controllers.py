@@ -30,13 +30,11 @@ class JointTrajectory:
     """joint_trajectory_controller by its topic (trajectory_msgs/JointTrajectory).
 
     state_topic: its control_msgs/JointTrajectoryControllerState, watched where control_msgs is installed.
-    accelerations: also send accelerations (quintic instead of cubic interpolation).
     """
 
     type: Literal["joint_trajectory"]
     topic: str
     state_topic: str | None = None
-    accelerations: bool = False
 
     def __post_init__(self) -> None:
         check_ros_name("controller.topic", self.topic)
@@ -51,7 +49,6 @@ class FollowJointTrajectory:
     type: Literal["follow_joint_trajectory"]
     action: str
     goal_time_tolerance: float = 0.5  # s
-    accelerations: bool = False
 
     def __post_init__(self) -> None:
         check_ros_name("controller.action", self.action)
