@@ -23,7 +23,7 @@ pytestmark = [
                        reason="launch_ros and ros2cli are not installed (they come with a ROS installation)"),
 ]
 
-DEADLINE = 90.0
+DEADLINE = 180.0
 
 
 class Launched:
