@@ -15,7 +15,9 @@ from robovlms_ros.conversions.joint_states import JointStateBuffer, stamp_of
 from robovlms_ros.ros.bridge import pick_converter
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
+from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.runtime.watchdog import image_digest
 from robovlms_ros.types import NANOSECONDS, Observation, ObservationError, RobotState
 
 NEWEST_ONLY = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -38,11 +40,12 @@ class Inputs:
 
     def __init__(
         self, node: PlainLifecycleNode, parameters: NodeParameters, robot: RobotSpec,
-        cameras: tuple[CameraParameters, ...], needs_state: bool,
+        cameras: tuple[CameraParameters, ...], needs_state: bool, watch: Watch,
         complete_state: Callable[[RobotState], RobotState], on_observation: Callable[[Observation], None],
         on_instruction: Callable[[str], None],
     ) -> None:
         self._needs_state = needs_state
+        self._watch = watch
         self._node = node
         self._parameters = parameters
         self._max_age = parameters.max_age or robot.max_age
@@ -59,6 +62,8 @@ class Inputs:
         self._last_set_ns = 0
         self.instruction = parameters.instruction.strip()
         check_instruction(self.instruction or "none yet", parameters.max_instruction_length)
+        with watch as dog:
+            dog.instruction(self.instruction)
         self._subscriptions = self._subscribe()
 
     def _subscribe(self) -> list[Subscription]:
@@ -103,6 +108,9 @@ class Inputs:
             self._fault(f"camera '{camera}'", str(error))
             return
         self._fault(f"camera '{camera}'", None)
+        digest, now = image_digest(memoryview(message.data)), self._node.now_ns()
+        with self._watch as dog:
+            dog.image(camera, stamp, digest, now)
         with self._lock:
             complete = self._frames.add(camera, frame)
             if complete:
@@ -142,6 +150,11 @@ class Inputs:
             return
         if advanced:
             self._fault(JOINTS, None)
+            with self._lock:
+                state = self._joints.latest()
+            if state is not None:
+                with self._watch as dog:
+                    dog.joint_state(state.stamp_ns, state.positions, self._node.now_ns())
             self._release()
 
     def _on_instruction(self, message: String) -> None:
@@ -153,6 +166,8 @@ class Inputs:
             text = ""
         else:
             self._fault(INSTRUCTION, None)
+        with self._watch as dog:
+            dog.instruction(text)
         if text != self.instruction:
             self.instruction = text
             self._on_new_instruction(text)
@@ -183,37 +198,30 @@ class Inputs:
         return None if state is None else self._complete_state(state)
 
     def problem(self, now_ns: int) -> str | None:
-        """Why there is nothing to act on now, None when all is well. The first that applies:
+        """What is wrong with what came in, None when all is well: an unusable message, or cameras that do not match.
 
-        an unusable message, a missing instruction, an input that never came, or one older than max_age.
+        Silence is the watchdog's business.
         """
         with self._lock:
             for source, text in self._faults.items():
                 return f"{source}: {text}"
-            if not self.instruction:
-                topic = self._node.resolve_topic_name(self._parameters.instruction_topic)
-                return f"no instruction: publish one on {topic}."
-            latest = self._joints.latest()
-            stamps = {JOINTS: None if latest is None else latest.stamp_ns}
-            stamps |= {f"camera '{c.name}'": self._frames.last_stamp(c.name) for c in self._cameras}
-        for source, stamp in stamps.items():
-            if stamp is None:
-                return f"{source} has sent nothing usable on {self._topic(source)} yet."
-            age = (now_ns - stamp) / NANOSECONDS
-            if age > self._max_age:
-                return f"{source} is {age:.2f} s old, max_age is {self._max_age:g} s ({self._topic(source)})."
+            stamps = [self._frames.last_stamp(camera.name) for camera in self._cameras]
+        oldest = min(stamp or 0 for stamp in stamps)
         age = (now_ns - self._last_set_ns) / NANOSECONDS
-        if len(self._cameras) > 1 and age > self._max_age:
-            return (f"the cameras' newest images within {self._parameters.camera_tolerance:g} s of each other "
-                    f"(camera_tolerance) are {min(age, 9999):.2f} s old: their stamps do not match.")
-        return None
+        if now_ns - oldest > self._max_age * NANOSECONDS or age <= self._max_age:
+            return None
+        return (f"the cameras' newest images within {self._parameters.camera_tolerance:g} s of each other "
+                f"(camera_tolerance) are {min(age, 9999):.2f} s old: their stamps do not match.")
 
-    def _topic(self, source: str) -> str:
-        topics = {JOINTS: self._parameters.joint_states_topic}
-        for camera in self._cameras:
-            suffix = "/compressed" if camera.transport == "compressed" else ""
-            topics[f"camera '{camera.name}'"] = camera.topic + suffix
-        return self._node.resolve_topic_name(topics[source])
+    def where(self, fault: str) -> str:
+        """The topic behind a watchdog's fault, empty where there is none."""
+        kind, _, name = fault.partition(" ")
+        if kind == "joint_states_stale":
+            return str(self._node.resolve_topic_name(self._parameters.joint_states_topic))
+        if kind == "no_instruction":
+            return str(self._node.resolve_topic_name(self._parameters.instruction_topic))
+        topics = {c.name: c.topic + ("/compressed" if c.transport == "compressed" else "") for c in self._cameras}
+        return str(self._node.resolve_topic_name(topics[name])) if name in topics else ""
 
 
 def check_instruction(text: str, limit: int) -> None:

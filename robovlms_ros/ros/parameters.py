@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from robovlms_ros.runtime.controllers import ROS_NAME
 from robovlms_ros.runtime.scheduler import ScheduleConfig, Strategy
+from robovlms_ros.runtime.watchdog import WatchdogConfig
 from robovlms_ros.schema import ConfigError, did_you_mean
 
 Value = str | bool | int | float | list[str]
@@ -20,6 +21,7 @@ TRANSPORTS = ("raw", "compressed")
 WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list of texts"}
 CAMERA = "{camera}"
 SCHEDULE = ScheduleConfig()
+WATCHDOG = WatchdogConfig()
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,25 @@ PARAMETERS = (
     Parameter(
         "schedule.max_deviation", SCHEDULE.max_deviation,
         "rad: a stop holds the measured pose when the running plan is further away than this.", 0.0, 10.0),
+    Parameter(
+        "watchdog.clock_tolerance", WATCHDOG.clock_tolerance,
+        "s: farthest that an image's stamp may be ahead of the node's clock.", 0.001, 60.0),
+    Parameter(
+        "watchdog.frozen_time", WATCHDOG.frozen_time,
+        "s: a camera that sends the same bytes for so long, while a joint moves by frozen_motion, is frozen.",
+        0.01, 3600.0),
+    Parameter("watchdog.frozen_motion", WATCHDOG.frozen_motion, "rad: see watchdog.frozen_time.", 0.001, 10.0),
+    Parameter(
+        "watchdog.inference_timeout", WATCHDOG.inference_timeout,
+        "s: an inference that takes longer is reported as late; the running plan ends at rest.", 0.01, 3600.0),
+    Parameter(
+        "watchdog.following_error", WATCHDOG.following_error,
+        "rad: a joint further than this from its command for following_time is not following; the arm is held.",
+        0.001, 10.0),
+    Parameter("watchdog.following_time", WATCHDOG.following_time, "s: see watchdog.following_error.", 0.01, 60.0),
+    Parameter(
+        "watchdog.clock_jump", WATCHDOG.clock_jump,
+        "s: a step forward of the node's clock that is a jump; back always is.", 0.1, 3600.0),
 )
 
 
@@ -146,7 +167,10 @@ class CameraParameters:
 
 @dataclass(frozen=True)
 class NodeParameters:
-    """The parameters' values; meaning, unit and range of each stand in PARAMETERS."""
+    """The parameters' values; meaning, unit and range of each stand in PARAMETERS.
+
+    watchdog: its max_age is the robot's, which `max_age` may override.
+    """
 
     backbone: str
     checkpoint: str
@@ -166,6 +190,7 @@ class NodeParameters:
     max_inference_rate: float
     on_short_horizon: str
     schedule: ScheduleConfig
+    watchdog: WatchdogConfig
 
 
 def expand(cameras: Iterable[str]) -> tuple[Parameter, ...]:
@@ -209,6 +234,9 @@ def from_values(values: Mapping[str, Any]) -> NodeParameters:
     fields: dict[str, Any] = {name: value for name, value in checked.items() if "." not in name}
     schedule = {f.name: checked[f"schedule.{f.name}"] for f in dataclasses.fields(ScheduleConfig)}
     fields["schedule"] = ScheduleConfig(**schedule)  # type: ignore[arg-type]
+    watched = [f.name for f in dataclasses.fields(WatchdogConfig) if f.name != "max_age"]
+    watchdog = {name: checked[f"watchdog.{name}"] for name in watched}
+    fields["watchdog"] = WatchdogConfig(**watchdog)  # type: ignore[arg-type]
     fields["cameras"] = tuple(
         CameraParameters(name, checked[f"camera.{name}.topic"], checked[f"camera.{name}.transport"])  # type: ignore[arg-type]
         for name in cameras

@@ -1,4 +1,4 @@
-"""From observations to commands: one policy driving one arm, whatever thread brings the news. No ROS types here.
+"""From observations to commands: one policy driving one arm, whatever thread brings the news.
 
 The node feeds it observations and ticks; the inference worker feeds it chunks. One lock orders them, so that after
 `stop` nothing moves any more. What a person must know goes into the report.
@@ -6,13 +6,18 @@ The node feeds it observations and ticks; the inference worker feeds it chunks. 
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.controllers.base import Arm, Gripper
 from robovlms_ros.ros.status import Report
+from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor
 from robovlms_ros.runtime.scheduler import ScheduleRefused
+from robovlms_ros.runtime.watchdog import Action
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, RoboVLMsError
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
@@ -33,11 +38,18 @@ class Senses(Protocol):
         """The arm's newest state."""
 
     def problem(self, now_ns: int) -> str | None:
-        """Why there is nothing to act on now, None when all is well."""
+        """What is wrong with what came in, None when all is well."""
+
+    def where(self, fault: str) -> str:
+        """The topic behind a watchdog's fault, empty where there is none."""
 
 
 class Worker(Protocol):
     """What the pilot asks of the inference worker."""
+
+    @property
+    def inferring_since_ns(self) -> int | None:
+        """When the inference in progress began."""
 
     def submit(self, observation: Observation) -> None:
         """Take a frame; never blocks."""
@@ -46,24 +58,32 @@ class Worker(Protocol):
         """Forget the history and drop what is in flight."""
 
 
-class Pilot:
-    """See the module's docstring.
+@dataclass(frozen=True)
+class Limbs:
+    """What moves, and how. executor: None when chunks are only published. arm, gripper: None in dry_run.
 
-    executor: None when chunks are only published. arm, gripper: None in dry_run, when nothing that moves may be sent.
     lead: s from a command's publication to its first new point.
     """
 
-    def __init__(self, senses: Senses, executor: ChunkExecutor | None, arm: Arm | None, gripper: Gripper | None,
-                 publish_chunk: Callable[[ActionChunk], None], now: Callable[[], int], report: Report,
-                 lead: float = 0.0) -> None:
+    executor: ChunkExecutor | None = None
+    arm: Arm | None = None
+    gripper: Gripper | None = None
+    lead: float = 0.0
+
+
+class Pilot:
+    """See the module's docstring. log: called with a line when a fault appears or is gone."""
+
+    def __init__(self, senses: Senses, watch: Watch, limbs: Limbs, publish_chunk: Callable[[ActionChunk], None],
+                 now: Callable[[], int], report: Report, log: Callable[[str], None]) -> None:
         self._senses = senses
-        self._executor = executor
-        self._arm = arm
-        self._gripper = gripper
+        self._watch = watch
+        self._executor, self._arm, self._gripper = limbs.executor, limbs.arm, limbs.gripper
+        self._lead_ns = round(limbs.lead * NANOSECONDS)
         self._publish_chunk = publish_chunk
         self._now = now
         self._report = report
-        self._lead_ns = round(lead * NANOSECONDS)
+        self._log = log
         self._lock = threading.RLock()
         self._worker: Worker | None = None
         self._active = False
@@ -78,9 +98,8 @@ class Pilot:
             self._worker = worker
             self._active = True
             self.gives_up = False
-            self._begin_afresh()
             self._report.chunks = self._report.refusals = 0
-            self._set(WAITING, "")
+            self._begin_afresh()
 
     def stop(self, reason: str) -> None:
         """Hold the arm, then nothing more."""
@@ -102,8 +121,8 @@ class Pilot:
                 self._hold("paused")
                 self._set(PAUSED, "paused by ~/pause")
             else:
-                self._begin_afresh()
                 self._set(WAITING, "")
+                self._begin_afresh()
 
     def reset(self, reason: str) -> None:
         """Hold the arm and forget the history and what is in flight; go on with what comes from now on."""
@@ -120,14 +139,8 @@ class Pilot:
     def clock_jumped(self) -> None:
         """Forget everything that has a stamp. Nothing can be timed on a clock that jumps, so nothing is commanded."""
         with self._lock:
-            if not self._active:
-                return
-            if self._moving:
-                self._moving = False
-                self._report.last_stop, self._report.last_stop_ns = "the clock jumped", self._now()
-            self._begin_afresh()
-            if self._report.state != PAUSED:
-                self._set(WAITING, "")
+            if self._active:
+                self._abandon("the clock jumped")
 
     def instruction_changed(self, instruction: str) -> None:
         """Drop what is in flight for the old instruction; the running plan goes on until the new one's chunk comes."""
@@ -138,12 +151,27 @@ class Pilot:
 
     def _begin_afresh(self) -> None:
         self._not_before_ns = self._now()
+        with self._watch as dog:
+            dog.reset(self._not_before_ns)
         if self._worker is not None:
             self._worker.reset()
         if self._executor is not None:
             self._executor.reset()
         if self._gripper is not None:
             self._gripper.reset()
+        if self._report.state != PAUSED:
+            self._set(WAITING, "")
+
+    def _abandon(self, reason: str) -> None:
+        """Let the controller finish what it has: nothing can be sent that it would hear or time rightly."""
+        if self._moving:
+            self._moving = False
+            self._report.last_stop, self._report.last_stop_ns = reason, self._now()
+        self._not_before_ns = self._now()
+        if self._worker is not None:
+            self._worker.reset()
+        if self._executor is not None:
+            self._executor.reset()
 
     def observe(self, observation: Observation) -> None:
         """Hand a frame to the policy, unless it is from before the last start or reset."""
@@ -155,14 +183,21 @@ class Pilot:
             worker.submit(observation)
 
     def tick(self) -> None:
-        """What is due by time alone: hold when the inputs fail, gripper, upsampled commands. Call at 20 Hz or more."""
+        """What is due by time alone: watchdogs, gripper, upsampled commands. Call at 20 Hz or more."""
         with self._lock:
             if not self._active or self._report.state == PAUSED:
                 return
             now = self._now()
-            problem = self._senses.problem(now)
-            if problem is not None:
-                self._refuse_inputs(problem)
+            self._tell_watchdog(now)
+            action, text = self._faults(now)
+            if action == "stop":
+                if self._moving:
+                    self._abandon(text)
+                self._set(HOLDING if self._report.state == RUNNING else self._report.state, text)
+            elif action == "hold":
+                self._on_fault(text)
+            elif action == "wait":
+                self._set(self._report.state, text)
             elif self._moving and self._executor is not None and self._gripper is not None:
                 opening = self._executor.gripper_at(now)
                 if opening is not None:
@@ -170,12 +205,61 @@ class Pilot:
             if self._arm is not None:
                 self._arm.tick(now)
 
-    def _refuse_inputs(self, problem: str) -> None:
+    def _on_fault(self, text: str) -> None:
         if self._report.state == RUNNING:
-            self._hold(problem)
-            self._set(HOLDING, problem)
-        elif self._report.state in (WAITING, HOLDING):
-            self._set(self._report.state, problem)
+            self._hold(text)
+            self._set(HOLDING, text)
+        else:
+            self._set(self._report.state, text)
+
+    def _tell_watchdog(self, now: int) -> None:
+        """What the pilot alone knows: how inference, controller and arm are doing."""
+        since = None if self._worker is None else self._worker.inferring_since_ns
+        following = self._following(now) if self._moving else None
+        with self._watch as dog:
+            if since is not None:
+                dog.inference_started(since)
+            if self._arm is not None:
+                dog.controller(self._arm.name, self._arm.listeners())
+            if following is not None:
+                dog.following(*following, now)
+
+    def _following(self, now: int) -> tuple[str, float] | None:
+        """The joint furthest from its command, and how far (rad)."""
+        if self._arm is None or self._executor is None:
+            return None
+        told = self._arm.following()
+        if told is not None:
+            return told
+        measured = self._senses.measured()
+        commanded = None if measured is None else self._executor.commanded(measured.stamp_ns)
+        if measured is None or commanded is None:
+            return None
+        errors = np.abs(commanded[0] - measured.positions)
+        worst = int(np.argmax(errors))
+        return self._executor.robot.joints[worst], float(errors[worst])
+
+    def _faults(self, now: int) -> tuple[Action, str]:
+        """What the arm must do now, and why: unusable messages first, then the watchdog's, then the controller's."""
+        with self._watch as dog:
+            report = dog.check(now)
+        for fault in report.raised:
+            self._log(f"fault: {fault.text}")
+        for fault in report.recovered:
+            self._log(f"recovered: {fault.name}")
+        worst = [fault for fault in report.faults if fault.action == report.action]
+        if report.action == "stop":
+            return "stop", worst[0].text
+        problem = self._senses.problem(now)
+        if problem is not None:
+            return "hold", problem
+        told = None if self._arm is None else self._arm.problem()
+        if told is not None and report.action != "hold":
+            return "hold", told
+        if not worst:
+            return "none", ""
+        topic = self._senses.where(worst[0].name)
+        return report.action, f"{worst[0].text} ({topic})" if topic else worst[0].text
 
     def on_chunk(self, chunk: ActionChunk) -> None:
         """A chunk is ready: publish it, check it, execute it. Called by the worker's thread."""
@@ -184,6 +268,8 @@ class Pilot:
                 return
             if chunk.instruction != self._senses.instruction:
                 return
+            with self._watch as dog:
+                dog.inference_finished()
             self._report.chunks += 1
             self._publish_chunk(chunk)
             if chunk.timing is not None:
@@ -196,15 +282,17 @@ class Pilot:
 
     def on_error(self, error: Exception) -> None:
         """Inference failed. Called by the worker's thread."""
+        text = str(error) if isinstance(error, RoboVLMsError) else f"{type(error).__name__}: {error}"
         with self._lock:
             if self._active and self._report.state != PAUSED:
-                known = isinstance(error, RoboVLMsError)
-                self._refuse(str(error) if known else f"inference failed: {type(error).__name__}: {error}")
+                with self._watch as dog:
+                    dog.inference_failed(text)
+                self._refuse(f"inference failed: {text}")
 
     def _execute(self, chunk: ActionChunk) -> None:
         now = self._now()
-        problem = self._senses.problem(now)
-        if problem is not None:
+        action, problem = self._faults(now)
+        if action in ("hold", "stop"):
             self._refuse(problem)
             return
         if self._executor is None:
@@ -257,4 +345,3 @@ class Pilot:
 
     def _set(self, state: str, detail: str) -> None:
         self._report.state, self._report.detail = state, detail
-

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -26,14 +27,16 @@ from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.declare import DeclaredParameters
 from robovlms_ros.ros.inputs import LATCHED, Inputs
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode, run_until_signalled
-from robovlms_ros.ros.loading import Body, PoseFiller, check_weights, example_state, load_body, load_brain
+from robovlms_ros.ros.loading import Body, Brain, PoseFiller, check_weights, example_state, load_body, load_brain
 from robovlms_ros.ros.messages import chunk_to_message
 from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.ros.pilot import Pilot
+from robovlms_ros.ros.pilot import Limbs, Pilot
 from robovlms_ros.ros.status import Report, diagnostics_message, status_message
+from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor
 from robovlms_ros.runtime.gate import SafetyGate
 from robovlms_ros.runtime.scheduler import ChunkScheduler, horizon_shortfall
+from robovlms_ros.runtime.watchdog import Watchdog
 from robovlms_ros.runtime.worker import InferenceWorker
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.types import NANOSECONDS, ActionChunk, RoboVLMsError
@@ -41,6 +44,8 @@ from robovlms_ros.types import NANOSECONDS, ActionChunk, RoboVLMsError
 TICK_RATE = 20.0
 STATUS_PERIOD = 0.5
 DESCRIPTION_PATIENCE = 10.0
+FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "no_instruction", "inference_late",
+          "inference_died", "controller_absent", "controller_not_following", "clock_jumped")
 
 
 class VLANode(PlainLifecycleNode):
@@ -96,19 +101,25 @@ class VLANode(PlainLifecycleNode):
             raise ConfigError("the policy's weights are random: dry_run must be true.")
         self._check_horizon(parameters, brain.latency, brain.policy.config.model.action_chunk_size,
                             brain.policy.config.action.spec.step_duration)  # type: ignore[union-attr]
-        kinematics = None if body.make_kinematics is None else body.make_kinematics()
+        self._wire(parameters, body, brain)
+
+    def _wire(self, parameters: NodeParameters, body: Body, brain: Brain) -> None:
+        """Everything between the topics and the policy."""
+        names = tuple(camera.name for camera in brain.cameras)
+        config = replace(parameters.watchdog, max_age=body.robot.max_age)
+        self._watch = Watch(Watchdog(config, names, self.now_ns()))
         self._inputs = Inputs(self, parameters, body.robot, brain.cameras,
-                              brain.policy.config.proprioception is not None, PoseFiller(kinematics),
+                              brain.policy.config.proprioception is not None, self._watch,
+                              PoseFiller(body.make_kinematics and body.make_kinematics()),
                               self._on_observation, self._on_instruction)
         self._report.instruction = self._inputs.instruction
         if not parameters.dry_run:
-            adapter_kinematics = None if body.make_kinematics is None else body.make_kinematics()
-            context = Context(self, body.robot, self._inputs.measured, adapter_kinematics)
+            context = Context(self, body.robot, self._inputs.measured, body.make_kinematics and body.make_kinematics())
             self._arm, self._gripper = make_arm(context), make_gripper(context)
+        limbs = Limbs(_executor(body, parameters), self._arm, self._gripper, parameters.schedule.lead)
         frame = body.robot.base_frame
-        self._pilot = Pilot(self._inputs, _executor(body, parameters), self._arm, self._gripper,
-                            lambda chunk: self._publish_chunk(chunk, frame), self.now_ns, self._report,
-                            parameters.schedule.lead)
+        self._pilot = Pilot(self._inputs, self._watch, limbs, lambda chunk: self._publish_chunk(chunk, frame),
+                            self.now_ns, self._report, self.get_logger().info)
         self._session = brain.session
         period = 1.0 / parameters.max_inference_rate if parameters.max_inference_rate > 0 else 0.0
         self._worker = InferenceWorker(brain.session, self.now_ns, self._on_chunk, self._on_error,
@@ -222,12 +233,15 @@ class VLANode(PlainLifecycleNode):
                 self._report, self.get_fully_qualified_name(), watched, self.now_ns()))
 
     def _watched(self) -> dict[str, str]:
+        """What stands in /diagnostics beside the policy: name -> what is wrong, empty when nothing is."""
         inputs, arm = self._inputs, self._arm
         watched = {}
-        if inputs is not None:
+        if inputs is not None and self.lifecycle_state == "active":
             watched["inputs"] = inputs.problem(self.now_ns()) or ""
+            with self._watch as dog:
+                watched |= {kind: "" for kind in FAULTS} | {f.name.split()[0]: f.text for f in dog.present}
         if arm is not None:
-            watched["controller"] = arm.problem() or ("" if arm.listeners() else "no controller listens")
+            watched["controller"] = arm.problem() or ("" if arm.listeners() else f"nobody listens to {arm.name}")
         return watched
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:

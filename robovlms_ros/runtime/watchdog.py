@@ -136,6 +136,11 @@ class Watchdog:
         self._joints = _Joints(now_ns)
         self._controller.off_since_ns = None
 
+    @property
+    def present(self) -> tuple[Fault, ...]:
+        """The faults of the last check."""
+        return tuple(self._present.values())
+
     def image(self, camera: str, stamp_ns: int, digest: int, now_ns: int) -> None:
         """An image arrived. digest: `image_digest` of its bytes."""
         seen = self._cameras[camera]

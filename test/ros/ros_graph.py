@@ -38,11 +38,11 @@ SIZE = 32
 
 
 def wait_for(condition, what, deadline=DEADLINE):
-    """Wait until the condition holds; fail with `what` after the deadline."""
+    """Wait until the condition holds; fail with `what` (a text, or a function that makes one) after the deadline."""
     end = time.monotonic() + deadline
     while not condition():
         if time.monotonic() > end:
-            pytest.fail(f"waited {deadline:.0f} s for {what}")
+            pytest.fail(f"waited {deadline:.0f} s for {what() if callable(what) else what}")
         time.sleep(0.02)
 
 
@@ -177,7 +177,7 @@ class Listener(Node):
 
     def wait_state(self, state, detail=""):
         wait_for(lambda: self.status.state == state and detail in self.status.detail,
-                 f"status {state} with {detail!r}, it is {self.status.state}: {self.status.detail!r}")
+                 lambda: f"status {state} with {detail!r}, it is {self.status.state}: {self.status.detail!r}")
 
 
 TINY = {

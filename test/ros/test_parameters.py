@@ -54,6 +54,7 @@ def test_any_number_of_cameras():
         ("cameras", [], "at least one"),
         ("cameras", ["a", "a"], "none twice"),
         ("cameras", ["a/b"], "letters"),
+        ("watchdog.frozen_time", 0.0, "must be from 0.01"),
         ("schedule.strategy", "bland", "Did you mean 'blend'"),
     ],
 )

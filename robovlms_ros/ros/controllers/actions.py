@@ -19,14 +19,14 @@ class Goals:
     def __init__(self, context: Context, action: type, name: str) -> None:
         self._node = context.node
         self._client = ActionClient(context.node, action, name)
-        self._name = name
+        self.name = name
         self._sent = 0
         self.problem: str | None = None
 
     def send(self, goal: Any) -> None:
         """Send without waiting. A server that is not there is a problem, not an exception."""
         if not self._client.server_is_ready():
-            self.problem = f"no action server on {self._name}."
+            self.problem = f"no action server on {self.name}."
             return
         self._sent += 1
         number = self._sent
@@ -35,7 +35,7 @@ class Goals:
     def _on_answer(self, future: Future, number: int) -> None:
         handle = future.result()
         if handle is None or not handle.accepted:
-            self.problem = f"the controller rejected a goal on {self._name}."
+            self.problem = f"the controller rejected a goal on {self.name}."
             return
         self.problem = None
         handle.get_result_async().add_done_callback(lambda result: self._on_result(result, number))
@@ -45,7 +45,7 @@ class Goals:
         answer = future.result()
         if answer is not None and number == self._sent and getattr(answer.result, "error_code", 0) != 0:
             text = f"{answer.result.error_code} {answer.result.error_string}".strip()
-            self.problem = f"the controller aborted a trajectory on {self._name}: {text}."
+            self.problem = f"the controller aborted a trajectory on {self.name}: {text}."
 
     def listeners(self) -> int:
         """1 while the server is there."""
@@ -68,6 +68,10 @@ class FollowJointTrajectoryArm(Arm):
     def send(self, command: TrajectoryCommand, now_ns: int) -> None:
         goal = self._action.Goal(trajectory=trajectory_to_message(command), goal_time_tolerance=self._tolerance)
         self._goals.send(goal)
+
+    @property
+    def name(self) -> str:
+        return self._goals.name
 
     def listeners(self) -> int:
         return self._goals.listeners()

@@ -46,9 +46,18 @@ class Arm(ABC):
     def tick(self, now_ns: int) -> None:  # noqa: B027
         """Send what is due by time; nothing for a controller that takes whole trajectories."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The topic or action that it sends to."""
+
     @abstractmethod
     def listeners(self) -> int:
         """How many controllers hear what is sent."""
+
+    def following(self) -> tuple[str, float] | None:
+        """The joint furthest from its command and how far (rad), where the controller tells; else None."""
+        return None
 
     def problem(self) -> str | None:
         """Why the controller does not do what it is told, None while nothing is known."""

@@ -126,6 +126,10 @@ class ServoTwistArm(StreamingArm):
         linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = map(float, twist)
         self._publisher.publish(message)
 
+    @property
+    def name(self) -> str:
+        return str(self._publisher.topic_name)
+
     def listeners(self) -> int:
         return int(self._publisher.get_subscription_count())
 

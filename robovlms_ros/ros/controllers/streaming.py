@@ -82,6 +82,10 @@ class ForwardPositionArm(StreamingArm):
         self._last = (now_ns, target)
         self._publisher.publish(Float64MultiArray(data=target.tolist()))
 
+    @property
+    def name(self) -> str:
+        return str(self._publisher.topic_name)
+
     def listeners(self) -> int:
         return int(self._publisher.get_subscription_count())
 
@@ -102,6 +106,10 @@ class CartesianPoseArm(StreamingArm):
         message.header.stamp = to_time(now_ns)
         message.header.frame_id = self._context.robot.base_frame
         self._publisher.publish(message)
+
+    @property
+    def name(self) -> str:
+        return str(self._publisher.topic_name)
 
     def listeners(self) -> int:
         return int(self._publisher.get_subscription_count())

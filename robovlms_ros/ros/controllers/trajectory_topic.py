@@ -1,10 +1,12 @@
 """joint_trajectory_controller by its topic: an arm's, or a gripper's of one joint."""
 
+from typing import Any
+
 import numpy as np
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
+from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, message_package
 from robovlms_ros.ros.messages import trajectory_to_message
 from robovlms_ros.runtime import controllers as specs
 from robovlms_ros.types import TrajectoryCommand
@@ -13,20 +15,45 @@ RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class JointTrajectoryArm(Arm):
-    """Publishes each command whole; the controller interpolates."""
+    """Publishes each command whole; the controller interpolates.
+
+    A topic tells nothing back. Where control_msgs is installed and the robot's YAML names the controller's state topic,
+    how well it follows is heard there.
+    """
 
     def __init__(self, context: Context, spec: specs.JointTrajectory) -> None:
         self._node = context.node
         self._publisher = context.node.create_publisher(JointTrajectory, spec.topic, RELIABLE)
+        self._followed: tuple[str, float] | None = None
+        self._state = None
+        if spec.state_topic is not None:
+            messages = message_package("control_msgs.msg", "joint_trajectory with state_topic")
+            self._state = context.node.create_subscription(
+                messages.JointTrajectoryControllerState, spec.state_topic, self._on_state, 10)
+
+    def _on_state(self, message: Any) -> None:
+        errors = [abs(error) for error in message.error.positions]
+        if errors:
+            worst = int(np.argmax(errors))
+            self._followed = (str(message.joint_names[worst]), float(errors[worst]))
 
     def send(self, command: TrajectoryCommand, now_ns: int) -> None:
         self._publisher.publish(trajectory_to_message(command))
 
+    @property
+    def name(self) -> str:
+        return str(self._publisher.topic_name)
+
     def listeners(self) -> int:
         return int(self._publisher.get_subscription_count())
 
+    def following(self) -> tuple[str, float] | None:
+        return self._followed
+
     def close(self) -> None:
         self._node.destroy_publisher(self._publisher)
+        if self._state is not None:
+            self._node.destroy_subscription(self._state)
 
 
 class OneJointTrajectoryGripper(Gripper):
