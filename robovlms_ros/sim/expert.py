@@ -45,9 +45,9 @@ FUNNEL_MOUTH = 0.008
 GRASP_OFFSET = -0.002
 CLOSE_RADIUS, CLOSING_RADIUS = 0.009, 0.016
 CLOSE_HEIGHT, CLOSING_HEIGHT = 0.008, 0.014
-HELD_OPENING = 0.5 * CUBE_SIZE / FINGER_OPEN + 0.07
-FINGER_STEP = 0.11
-"""How far the opening moves in one step."""
+HELD_OPENING = 0.5 * CUBE_SIZE / FINGER_OPEN + 0.05
+FINGER_STEP = 0.07
+"""How far the opening moves in one step: slower than it does, so that no chunk lifts before the fingers hold."""
 
 
 @dataclass

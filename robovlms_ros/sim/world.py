@@ -111,11 +111,14 @@ class SimWorld:
         self.arm_controller.reset()
         self.gripper_controller.reset()
 
-    def set_arm(self, positions: Array) -> None:
-        """Put the resting arm at joint positions (7,), at once: for demonstrations that start elsewhere."""
+    def set_arm(self, positions: Array, opening: float = 1.0) -> None:
+        """Put the resting arm at joint positions (7,) and its fingers at an opening (0 to 1), at once: for
+        demonstrations that start elsewhere."""
         self._data.qpos[_ARM] = positions
-        self._data.qvel[_ARM] = 0.0
+        self._data.qpos[7:9] = opening * FINGER_OPEN, -opening * FINGER_OPEN
+        self._data.qvel[:9] = 0.0
         self.arm_controller.reset()
+        self.gripper_controller.reset()
         mujoco.mj_forward(self._model, self._data)
 
     def step(self) -> None:

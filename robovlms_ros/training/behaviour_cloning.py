@@ -16,6 +16,7 @@ from torch.nn import functional
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.proprioception import state_vector
 from robovlms_ros.processing.actions import ActionPipeline
+from robovlms_ros.schema import require
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS
 from robovlms_ros.training.augment import random_shift
 from robovlms_ros.training.dataset import Windows
@@ -28,20 +29,19 @@ PLACE_SCALE = 0.1
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimisation. steps: of the whole run, which fixes the learning rate's course.
+    """Optimisation. windows: of a step's batch, each learned under every instruction.
 
-    constant_part: part of the run before the cosine; final_rate: what is left of the learning rate at its end.
+    warmup: steps at the start of a stage. constant_part: part of a stage before the cosine; final_rate: what is left of
+    the learning rate at its end. average: decay per step of the averaged weights, which are what is saved.
     huber: half-width of the Huber loss' quadratic part, on the head's scale. arm, gripper, auxiliary: loss weights.
     shift: pixels; gain, channel_gain, offset: half-widths of the factors and (of 255) of the shift of brightness.
     state_noise: standard deviation on the proprioception's normalised scale.
     """
 
-    steps: int = 2000
-    windows: int = 16
-    learning_rate: float = 1e-3
+    windows: int = 12
     weight_decay: float = 0.05
     warmup: int = 100
-    constant_part: float = 0.55
+    constant_part: float = 0.4
     final_rate: float = 0.05
     gradient_clip: float = 1.0
     average: float = 0.995
@@ -49,11 +49,11 @@ class Recipe:
     arm: float = 2.0
     gripper: float = 0.05
     auxiliary: float = 0.5
-    shift: int = 3
-    gain: float = 0.2
-    channel_gain: float = 0.07
-    offset: float = 15.0
-    state_noise: float = 0.03
+    shift: int = 2
+    gain: float = 0.15
+    channel_gain: float = 0.05
+    offset: float = 10.0
+    state_noise: float = 0.02
     seed: int = 0
 
 
@@ -166,13 +166,30 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
     return (x / 127.5 - 1).transpose(1, 2)
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Warm-up, a constant part, then half a cosine."""
+@dataclass(frozen=True)
+class Stage:
+    """Part of a run with a learning rate's whole course: `steps` steps, `learning_rate` at its highest.
+
+    episodes: recorded before the stage begins, driven by the policy as it is then; they join the data.
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    episodes: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "stages.steps", self.steps, "1 or more")
+        require(0 < self.learning_rate <= 1, "stages.learning_rate", self.learning_rate, "above 0 and at most 1")
+        require(self.episodes >= 0, "stages.episodes", self.episodes, "0 or more")
+
+
+def learning_rate(step: int, stage: Stage, recipe: Recipe) -> float:
+    """At a stage's step: warm-up, a constant part, then half a cosine."""
     if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    start = recipe.constant_part * recipe.steps
+        return stage.learning_rate * (step + 1) / recipe.warmup
+    start = recipe.constant_part * stage.steps
     if step < start:
-        return recipe.learning_rate
-    part = min(1.0, (step - start) / max(recipe.steps - start, 1))
+        return stage.learning_rate
+    part = min(1.0, (step - start) / max(stage.steps - start, 1))
     cosine = 0.5 * (1 + math.cos(math.pi * part))
-    return recipe.learning_rate * (recipe.final_rate + (1 - recipe.final_rate) * cosine)
+    return stage.learning_rate * (recipe.final_rate + (1 - recipe.final_rate) * cosine)

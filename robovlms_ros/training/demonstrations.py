@@ -37,13 +37,15 @@ class DemonstrationSettings:
 
     noise: largest standard deviation of the executed speed's noise, as a part of the expert's top speed; each episode
         draws its own. random_start, switch: probabilities that the hand starts elsewhere than at home, and that the
-        instruction changes on the way. slip: probability per chunk that the fingers do the opposite for a while.
+        instruction changes on the way. closed_start: probability that a hand that starts elsewhere is not open. slip:
+        probability per chunk that the fingers do the opposite for a while.
     """
 
     noise: float = 0.6
     random_start: float = 0.5
+    closed_start: float = 0.3
     switch: float = 0.35
-    slip: float = 0.01
+    slip: float = 0.02
 
 
 class Disturbance:
@@ -119,7 +121,8 @@ def run_episode(seed: int, loop: ClosedLoop, agent: Agent, settings: Demonstrati
     rng = np.random.default_rng((seed, 1))
     loop.world.reset(seed)
     if rng.uniform() < settings.random_start:
-        loop.world.set_arm(_random_start(rng, loop.kinematics, loop.world.joint_state().positions))
+        opening = rng.uniform() if rng.uniform() < settings.closed_start else 1.0
+        loop.world.set_arm(_random_start(rng, loop.kinematics, loop.world.joint_state().positions), opening)
     first, second = rng.permutation(list(INSTRUCTIONS))
     spoken = [(0.0, str(first))]
     if rng.uniform() < settings.switch:

@@ -33,8 +33,10 @@ def action_loss(output: HeadOutput, arm: Tensor, gripper: Tensor, mask: Tensor |
     logits = output.gripper_logits.squeeze(-1)  # (B, W, n)
     chosen = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask.bool()
     count = chosen.sum().clamp(min=1)
-    labels = gripper.to(logits.dtype)
-    huber = functional.huber_loss(output.arm, arm.to(output.arm.dtype), reduction="none").mean(dim=-1)  # (B, W, n)
+    # Targets are emptied before the loss, not after: NaN there would reach the gradient through a product with 0.
+    labels = gripper.to(logits.dtype).masked_fill(~chosen, 0.0)
+    targets = arm.to(output.arm.dtype).masked_fill(~chosen[..., None], 0.0)
+    huber = functional.huber_loss(output.arm, targets, reduction="none").mean(dim=-1)  # (B, W, n)
     entropy = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     right = ((torch.sigmoid(logits) > 0.5) == (labels > 0.5)).to(logits.dtype)
     return ActionLoss(*(x.masked_fill(~chosen, 0.0).sum() / count for x in (huber, entropy, right)))

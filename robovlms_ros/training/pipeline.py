@@ -15,17 +15,9 @@ from typing import Any
 from robovlms_ros.config import PolicyConfig, config_from_mapping
 from robovlms_ros.schema import build, read_mapping, require
 from robovlms_ros.sim.task import TRAINING_SEEDS
-from robovlms_ros.training.behaviour_cloning import Recipe
+from robovlms_ros.training.behaviour_cloning import Recipe, Stage
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Aggregation:
-    """One round: after step `after_step` the policy drives `episodes` episodes, which join the data."""
-
-    after_step: int
-    episodes: int
 
 
 @dataclass(frozen=True)
@@ -33,22 +25,23 @@ class TrainingPlan:
     """One training run, as its YAML has it.
 
     policy: a policy's configuration (PolicyConfig). robot: name or path of the robot's YAML. episodes: demonstrations
-    of the expert. shard: episodes per shard. workers: processes that record.
+    of the expert. shard: episodes per shard. workers: processes that record. stages: see `Stage`.
     """
 
     policy: dict[str, Any]
+    stages: tuple[Stage, ...]
     recipe: Recipe = field(default_factory=Recipe)
     robot: str = "panda"
     episodes: int = 300
     shard: int = 10
-    aggregation: tuple[Aggregation, ...] = ()
     workers: int = 2
 
     def __post_init__(self) -> None:
-        rounds = [r.after_step for r in self.aggregation]
-        require(rounds == sorted(rounds), "aggregation", rounds, "in the order of after_step")
+        require(len(self.stages) > 0, "stages", list(self.stages), "at least one")
+        first = self.stages[0].episodes
+        require(first == 0, "stages[0].episodes", first, "0: an untrained policy drives nowhere")
         require(1 <= self.shard <= self.episodes, "shard", self.shard, f"1 to episodes = {self.episodes}")
-        total = self.episodes + sum(r.episodes for r in self.aggregation)
+        total = self.episodes + sum(stage.episodes for stage in self.stages)
         require(total <= len(TRAINING_SEEDS), "episodes in all", total, f"at most {len(TRAINING_SEEDS)}")
 
     @property
@@ -88,26 +81,30 @@ def train(plan: TrainingPlan, folder: Path) -> Path:
     policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
     initialise(policy, plan.recipe.seed)
     trainer = Trainer(policy, plan.recipe, folder / "run")
-    for number, stage in enumerate(plan.aggregation, start=1):
-        trainer.run(_data(plan, folder, number), stage.after_step)
-        driver = folder / "run" / f"step_{stage.after_step}"
-        if not driver.exists():
-            save_policy(trainer.averaged(), driver)
+    begin = 0
+    for number, stage in enumerate(plan.stages):
+        if stage.episodes:
+            driver = folder / "run" / f"step_{begin}"
+            jobs = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, driver)
+            record(jobs, plan.workers)
+            seeds = seeds[stage.episodes :]
+        end = begin + stage.steps
+        if trainer.step < end:
+            trainer.run(_data(plan, folder, number), stage, begin)
+        if trainer.step == end and not (folder / "run" / f"step_{end}" / "model.safetensors").exists():
+            save_policy(trainer.averaged(), folder / "run" / f"step_{end}")
             trainer.restore_raw()
-        jobs = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, driver)
-        record(jobs, plan.workers)
-        seeds = seeds[stage.episodes :]
-    trainer.run(_data(plan, folder, len(plan.aggregation) + 1), plan.recipe.steps)
+        begin = end
     return save_policy(trainer.averaged(), folder / "checkpoint")
 
 
 def _data(plan: TrainingPlan, folder: Path, stage: int) -> Any:
-    """The data of the stage: the demonstrations and the aggregation rounds before it."""
+    """The data of the stage: the demonstrations, and what policies drove before it."""
     from robovlms_ros.sim.expert import STEP
     from robovlms_ros.training.dataset import DemonstrationSet, find_shards
 
     shards = find_shards(folder / "demonstrations")
-    for number in range(1, stage):
+    for number in range(1, stage + 1):
         shards += find_shards(folder / f"aggregation_{number}")
     model = plan.policy_config.model
     stride = round((model.history_step or STEP) / STEP)

@@ -17,10 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.training.behaviour_cloning import Learner, Losses, Recipe, learning_rate
+from robovlms_ros.training.behaviour_cloning import Learner, Losses, Recipe, Stage, learning_rate
 from robovlms_ros.training.dataset import DemonstrationSet
 
 log = logging.getLogger(__name__)
+Now = Callable[[], float]
 
 REPORT_EVERY = 20
 SAVE_EVERY = 200
@@ -40,31 +41,33 @@ class Trainer:
         decayed = [p for p in self._parameters.values() if p.ndim > 1]
         others = [p for p in self._parameters.values() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self._optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+        self._optimiser = torch.optim.AdamW(groups)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / _STATE).exists():
             self._restore()
 
-    def run(self, data: DemonstrationSet, until: int, now: Callable[[], float] = time.monotonic) -> None:
-        """Train to step `until`, saving as it goes. now: seconds, for the log alone."""
+    def run(self, data: DemonstrationSet, stage: Stage, begin: int = 0, now: Now = time.monotonic) -> None:
+        """Train through `stage`, which begins at step `begin`, saving as it goes. now: seconds, for the log alone."""
+        until = begin + stage.steps
         began, sums = now(), np.zeros(4)
         while self.step < until:
-            losses = self.train_step(data)
+            rate = learning_rate(self.step - begin, stage, self.recipe)
+            losses = self.train_step(data, rate)
             sums += [float(x) for x in (losses.total.detach(), losses.arm, losses.gripper, losses.target_error)]
             if self.step % REPORT_EVERY == 0:
-                self._report(sums / REPORT_EVERY, now() - began)
+                self._report(sums / REPORT_EVERY, rate, until, now() - began)
                 sums[:] = 0
             if self.step % SAVE_EVERY == 0 or self.step == until:
                 self.save()
 
-    def train_step(self, data: DemonstrationSet) -> Losses:
-        """One step of AdamW and of the average."""
+    def train_step(self, data: DemonstrationSet, rate: float) -> Losses:
+        """One step of AdamW at a learning rate, and of the average."""
         recipe = self.recipe
         rng = np.random.default_rng((recipe.seed, self.step))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         windows = data.windows(rng.choice(data.starts, recipe.windows))
         for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, recipe)
+            group["lr"] = rate
         self.learner.train()
         losses = self.learner.losses(windows, generator)
         self._optimiser.zero_grad(set_to_none=True)
@@ -119,15 +122,14 @@ class Trainer:
                 }
         log.info("going on at step %d of %s", self.step, self.folder)
 
-    def _report(self, means: np.ndarray, seconds: float) -> None:
+    def _report(self, means: np.ndarray, rate: float, until: int, seconds: float) -> None:
         total, arm, gripper, error = means
         log.info("step %d of %d: loss %.3f, arm %.4f, gripper %.4f, target %.1f cm, %.0f s",
-                 self.step, self.recipe.steps, total, arm, gripper, 100 * error, seconds)  # fmt: skip
+                 self.step, until, total, arm, gripper, 100 * error, seconds)  # fmt: skip
         path = self.folder / "curve.csv"
         fresh = not path.exists()
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if fresh:
                 writer.writerow(["step", "loss", "arm", "gripper", "target_error_m", "learning_rate"])
-            rate = learning_rate(self.step, self.recipe)
             writer.writerow([self.step, *(f"{x:.5f}" for x in means), f"{rate:.2e}"])

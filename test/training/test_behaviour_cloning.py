@@ -12,9 +12,9 @@ from robovlms_ros.policy.checkpoint import build_policy, load_policy, save_polic
 from robovlms_ros.resources import share_directory
 from robovlms_ros.schema import ConfigError, build
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS, TRAINING_SEEDS
-from robovlms_ros.training.behaviour_cloning import Learner, Recipe, augment, initialise, learning_rate
+from robovlms_ros.training.behaviour_cloning import Learner, Recipe, Stage, augment, initialise, learning_rate
 from robovlms_ros.training.dataset import DatasetError, DemonstrationSet, find_shards
-from robovlms_ros.training.pipeline import Aggregation, TrainingPlan, load_plan, shard_jobs
+from robovlms_ros.training.pipeline import TrainingPlan, load_plan, shard_jobs
 from robovlms_ros.training.shared_prefix import features_under_instructions
 from robovlms_ros.training.trainer import Trainer
 
@@ -111,21 +111,23 @@ def test_augmentation_changes_a_windows_frames_alike():
 
 def test_steps_lower_the_loss(policy, shards, tmp_path):
     initialise(policy, 0)
-    recipe = Recipe(steps=60, windows=8, warmup=5, learning_rate=3e-3, shift=0)
+    recipe = Recipe(windows=8, shift=0)
     data = DemonstrationSet(shards, window=2, stride=2)
     trainer = Trainer(policy, recipe, tmp_path)
-    losses = [float(trainer.train_step(data).total.detach()) for _ in range(60)]
+    losses = [float(trainer.train_step(data, 2e-3).total.detach()) for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
 
 
 def test_interrupted_run_ends_where_an_uninterrupted_one_does(policy_mapping, shards, tmp_path):
     data = DemonstrationSet(shards, window=2, stride=2)
-    recipe = Recipe(steps=6, windows=2, warmup=2)
+    recipe, stage = Recipe(windows=2, warmup=2), Stage(6)
 
     def run(folder, stops):
         for stop in stops:
             trainer = Trainer(build_policy(config_from_mapping(policy_mapping)), recipe, folder)
-            trainer.run(data, stop)
+            while trainer.step < stop:
+                trainer.train_step(data, learning_rate(trainer.step, stage, recipe))
+            trainer.save()
         return trainer.averaged()
 
     whole, parts = run(tmp_path / "whole", [6]), run(tmp_path / "parts", [2, 5, 6])
@@ -135,8 +137,9 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(policy_mapping, sh
 
 def test_what_is_saved_answers_like_what_was_trained(policy, shards, tmp_path):
     data = DemonstrationSet(shards, window=2, stride=2)
-    trainer = Trainer(policy, Recipe(steps=4, windows=2), tmp_path / "run")
-    trainer.run(data, 4)
+    trainer = Trainer(policy, Recipe(windows=2), tmp_path / "run")
+    trainer.run(data, Stage(4))
+    assert Trainer(policy, Recipe(windows=2), tmp_path / "run").step == 4
     trained = trainer.averaged()
     loaded = load_policy(save_policy(trained, tmp_path / "checkpoint"))
     assert not loaded.is_random
@@ -151,8 +154,8 @@ def test_what_is_saved_answers_like_what_was_trained(policy, shards, tmp_path):
 
 
 def test_raw_weights_come_back_after_the_averaged_ones(policy, shards, tmp_path):
-    trainer = Trainer(policy, Recipe(steps=4, windows=2), tmp_path)
-    trainer.run(DemonstrationSet(shards, window=2, stride=2), 3)
+    trainer = Trainer(policy, Recipe(windows=2), tmp_path)
+    trainer.run(DemonstrationSet(shards, window=2, stride=2), Stage(3))
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     trainer.averaged()
     trainer.restore_raw()
@@ -160,8 +163,8 @@ def test_raw_weights_come_back_after_the_averaged_ones(policy, shards, tmp_path)
 
 
 def test_learning_rate_rises_stays_and_falls():
-    recipe = Recipe(steps=1000, warmup=100, constant_part=0.5, learning_rate=1.0, final_rate=0.05)
-    rates = [learning_rate(step, recipe) for step in (0, 49, 100, 499, 750, 1000)]
+    recipe, stage = Recipe(warmup=100, constant_part=0.5, final_rate=0.05), Stage(1000, 1.0)
+    rates = [learning_rate(step, stage, recipe) for step in (0, 49, 100, 499, 750, 1000)]
     assert rates[:4] == pytest.approx([0.01, 0.5, 1.0, 1.0])
     assert rates[4] == pytest.approx(0.525) and rates[5] == pytest.approx(0.05)
 
@@ -182,9 +185,9 @@ def test_shipped_plan_is_runnable_and_uses_training_seeds_only():
 
 
 def test_plans_are_checked(policy_mapping):
-    with pytest.raises(ConfigError, match="order"):
-        TrainingPlan(policy_mapping, aggregation=(Aggregation(20, 1), Aggregation(10, 1)))
+    with pytest.raises(ConfigError, match="untrained policy"):
+        TrainingPlan(policy_mapping, (Stage(10, episodes=5),))
     with pytest.raises(ConfigError, match="shard"):
-        TrainingPlan(policy_mapping, episodes=5, shard=6)
-    with pytest.raises(ConfigError, match="recipe: unknown key 'step'"):
-        build(TrainingPlan, {"policy": policy_mapping, "recipe": {"step": 3}}, "plan.yaml")
+        TrainingPlan(policy_mapping, (Stage(10),), episodes=5, shard=6)
+    with pytest.raises(ConfigError, match=r"stages\[0\]: unknown key 'step'"):
+        build(TrainingPlan, {"policy": policy_mapping, "stages": [{"step": 3}]}, "plan.yaml")
