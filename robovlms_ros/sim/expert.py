@@ -72,7 +72,7 @@ def _step(hand: _Hand) -> Array:
     """One action from the hand's state, which it advances."""
     target, closed = _goal(hand)
     move = (target - hand.position) * (1 - np.exp(-GAIN * STEP))
-    speed = np.linalg.norm(move) / STEP
+    speed = float(np.linalg.norm(move)) / STEP
     move *= min(1.0, MAX_SPEED / max(speed, 1e-9))
     turn = rotation_vector(HAND_DOWN @ hand.rotation.T) * (1 - np.exp(-TURN_GAIN * STEP))
     turn *= min(1.0, MAX_TURN * STEP / max(float(np.linalg.norm(turn)), 1e-9))

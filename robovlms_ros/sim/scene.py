@@ -68,7 +68,8 @@ def _robosuite_xml() -> str:
 
 def _thin_visual_meshes(root: ElementTree.Element, model: mujoco.MjModel) -> None:
     """Replace every mesh that only visual geoms use by a thinned copy written into the XML."""
-    visual, solid = set(), set()
+    visual: set[int] = set()
+    solid: set[int] = set()
     for geom in range(model.ngeom):
         if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
             (visual if model.geom_group[geom] == 1 else solid).add(int(model.geom_dataid[geom]))

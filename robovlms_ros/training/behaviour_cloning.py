@@ -143,8 +143,9 @@ def _states(policy: VLAPolicy, windows: Windows) -> np.ndarray:
     config = policy.config.proprioception
     assert config is not None
     shape = windows.openings.shape
+    joints, poses = windows.joints.astype(np.float64), windows.poses.astype(np.float64)
     rows = [
-        state_vector(config, RobotState(0, windows.joints[i], None, windows.poses[i], float(windows.openings[i])))
+        state_vector(config, RobotState(0, joints[i], None, poses[i], float(windows.openings[i])))
         for i in np.ndindex(shape)
     ]
     return np.stack(rows).reshape(*shape, -1)

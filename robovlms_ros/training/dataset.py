@@ -64,7 +64,7 @@ class DemonstrationSet:
     def windows(self, starts: NDArray[np.int64]) -> Windows:
         """The windows that begin at these frames, a choice of `self.starts`."""
         index = starts[:, None] + self.stride * np.arange(self.window)  # (B, W)
-        images = np.stack([self._image(i) for i in index.ravel()])
+        images = np.stack([self._image(int(i)) for i in index.ravel()])
         columns = {
             name: self._columns[name][index].astype(np.float32)
             for name in ("poses", "joints", "openings", "cubes", "labels")

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,8 @@ def record_shard(
     np.save(folder / "images.npy", np.stack([row.pop("images") for row in rows]))
     (folder / "outcomes.json").write_text(json.dumps([vars(o) for o in outcomes], indent=1))
     part = folder / "frames.part.npz"
-    np.savez(part, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    columns: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    np.savez(part, **columns)
     part.rename(folder / "frames.npz")
     return outcomes
 
@@ -144,7 +146,7 @@ def _random_start(rng: np.random.Generator, kinematics: Kinematics, seed: Array)
             return result.positions[0]
 
 
-def _row(frame: Frame, seed: int) -> dict[str, NDArray]:
+def _row(frame: Frame, seed: int) -> dict[str, Any]:
     state = frame.observation.state
     assert state is not None and state.eef_pose is not None and state.gripper is not None
     cubes = [frame.truth.cubes[name] for name in CUBES]

@@ -1,15 +1,9 @@
-"""The scripted expert: its chunk is what its own law does step by step; it approaches from above with open fingers, closes
-at the cube, lifts what it holds, opens again after a miss; and it lifts the named cube in the closed loop.
+"""The scripted expert: its chunk is what its own law does step by step; it approaches from above with open fingers,
+closes at the cube, lifts what it holds, opens again after a miss; and it lifts the named cube in the closed loop.
 """
 
 import numpy as np
 import pytest
-
-import robovlms_ros.sim  # noqa: F401  (before mujoco, which it tells how to render)
-
-pytest.importorskip("mujoco")
-pytest.importorskip("robosuite")
-pytestmark = pytest.mark.sim
 
 from robovlms_ros.runtime.planner import compose_targets
 from robovlms_ros.sim.expert import ACTION_SPEC, HAND_DOWN, HORIZON, MAX_SPEED, REST_Z, STEP, expert_chunk
@@ -17,6 +11,8 @@ from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import INSTRUCTIONS, named_cube
 from robovlms_ros.sim.world import SimWorld
 from robovlms_ros.types import ActionChunk
+
+pytestmark = pytest.mark.sim
 
 CUBE = np.array((0.5, 0.05, REST_Z))
 

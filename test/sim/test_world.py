@@ -1,15 +1,9 @@
-"""The simulated arm: the same seed and messages give the same bits; scenes are reachable, apart and on the table; the arm
-follows its trajectory controller; both cameras see, and see nothing when blanked; a reset costs no rebuild.
+"""The simulated arm: the same seed and messages give the same bits; scenes are reachable, apart and on the table;
+the arm follows its trajectory controller; both cameras see, and see nothing when blanked; a reset costs no rebuild.
 """
 
 import numpy as np
 import pytest
-
-import robovlms_ros.sim  # noqa: F401  (before mujoco, which it tells how to render)
-
-pytest.importorskip("mujoco")
-pytest.importorskip("robosuite")
-pytestmark = pytest.mark.sim
 
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import load_robot
@@ -24,6 +18,8 @@ from robovlms_ros.sim.world import (
     WorldError,
 )
 from robovlms_ros.types import TrajectoryCommand
+
+pytestmark = pytest.mark.sim
 
 
 @pytest.fixture(scope="module")
