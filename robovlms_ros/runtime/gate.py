@@ -91,12 +91,12 @@ class SafetyGate:
         if curve is None:
             return self.refuse("the trajectory is wholly past: the controller would drop it. Inference is too slow.")
         future = cut(curve, now_ns + ARRIVAL_NS)
-        reason = jump(curve, measured, now_ns, self.robot) or self._tool.outside(future, measured)
+        path = self._tool.path(future)
+        reason = jump(curve, measured, now_ns, self.robot) or self._tool.outside(path, measured)
         if reason is not None:
             return self.refuse(reason)
-        faults = self._faults(future, before) + discontinuity(
-            curve, before, np.array([now_ns, now_ns + ARRIVAL_NS]), self._kink
-        )
+        faults = self._faults(future, before) + self._tool.too_fast(path)
+        faults += discontinuity(curve, before, np.array([now_ns, now_ns + ARRIVAL_NS]), self._kink)
         slowed = self._above_authority(future)
         if not faults and not slowed:
             self.clamps = self.refusals = 0
@@ -104,7 +104,7 @@ class SafetyGate:
         reason = self._gives_up(faults)
         if reason is not None:
             return self.refuse(reason)
-        return self._clamp(command, future, before, now_ns, faults + slowed)
+        return self._clamp(command, future, before, now_ns, faults + slowed, self._tool.speed_ratio(path))
 
     def _gives_up(self, faults: list[Violation]) -> str | None:
         """Why faults are refused instead of clamped; counts the clamps."""
@@ -121,18 +121,26 @@ class SafetyGate:
         return None
 
     def _clamp(
-        self, command: TrajectoryCommand, future: Spline, before: Spline, now_ns: int, faults: list[Violation]
+        self,
+        command: TrajectoryCommand,
+        future: Spline,
+        before: Spline,
+        now_ns: int,
+        faults: list[Violation],
+        tool: float,
     ) -> Verdict:
+        """tool: the tool's speed over its limit."""
         position, velocity = before(future.times_ns[:1])
-        pace = 1.0 / max(1.0, self._tool.speed_ratio(future))
+        pace = 1.0 / max(1.0, tool)
         for _ in range(PACES):
             limited = limit(future, position[0], velocity[0], self._bounds, self.authority_at, pace)
-            left = self._faults(limited, before)
+            path = self._tool.path(limited)
+            left = self._faults(limited, before) + self._tool.too_fast(path)
             # Joints are bounded one by one; together they may still move the tool too fast.
             if not any(fault.kind == "eef_speed" for fault in left):
                 break
             pace *= 0.75
-        outside = self._tool.outside(limited)
+        outside = self._tool.outside(path)
         if left or outside:
             return self.refuse(f"{_texts(faults)}; clamping does not help: {outside or _texts(left)}")
         self.refusals = 0
@@ -175,7 +183,7 @@ class SafetyGate:
             np.maximum(limits.velocity, np.abs(velocity)),
             limits.acceleration,
         )
-        return violations(future, bounds, self.robot.joints) + self._tool.too_fast(future)
+        return violations(future, bounds, self.robot.joints)
 
     def _above_authority(self, future: Spline) -> list[Violation]:
         """Whether the present authority is too small for the curve, while the full limits are not."""

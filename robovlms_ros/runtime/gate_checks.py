@@ -1,5 +1,7 @@
 """The questions that the safety gate asks of a trajectory; each answers with a reason, or nothing."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,6 +73,14 @@ def discontinuity(curve: Spline, before: Spline, times_ns: NDArray[np.int64], ki
     return [Violation("continuity", text, np.inf)]
 
 
+@dataclass(frozen=True)
+class ToolPath:
+    """Where the tool is along a curve: places (N, 3), m, and the seconds between them."""
+
+    places: Array
+    seconds: float
+
+
 class ToolChecks:
     """Where a curve takes the tool: its speed and its workspace. Without kinematics both go unchecked."""
 
@@ -79,26 +89,34 @@ class ToolChecks:
         self._box = robot.limits.workspace
         self._kinematics = kinematics
 
-    def speed_ratio(self, curve: Spline) -> float:
-        """The tool's greatest speed along a curve as a multiple of its limit; 0 without kinematics."""
+    def path(self, curve: Spline) -> ToolPath | None:
+        """The tool's path along a curve; None without kinematics."""
         if self._kinematics is None:
-            return 0.0
-        places, seconds = self._path(self._kinematics, curve)
-        return float(np.linalg.norm(np.diff(places, axis=0), axis=1).max() / seconds / self._limit)
+            return None
+        length_ns = int(curve.end_ns - curve.times_ns[0])
+        count = max(1, -(-length_ns // SAMPLE_NS))
+        times_ns = np.linspace(curve.times_ns[0], curve.end_ns, count + 1).astype(np.int64)
+        return ToolPath(self._kinematics.tool_positions(curve(times_ns)[0]), length_ns / NANOSECONDS / count)
 
-    def too_fast(self, curve: Spline) -> list[Violation]:
+    def speed_ratio(self, path: ToolPath | None) -> float:
+        """The tool's greatest speed as a multiple of its limit; 0 without kinematics."""
+        if path is None:
+            return 0.0
+        return float(np.linalg.norm(np.diff(path.places, axis=0), axis=1).max() / path.seconds / self._limit)
+
+    def too_fast(self, path: ToolPath | None) -> list[Violation]:
         """The tool's speed above its limit."""
-        ratio = self.speed_ratio(curve)
+        ratio = self.speed_ratio(path)
         if ratio <= 1 + EEF_SPEED_TOLERANCE:
             return []
         text = f"the tool would move at {ratio * self._limit:.2f} m/s, its limit is {self._limit} m/s"
         return [Violation("eef_speed", text, ratio)]
 
-    def outside(self, curve: Spline, measured: RobotState | None = None) -> str | None:
-        """Where the tool would leave its box; from outside (measured, or the curve's start) it may only come nearer."""
-        if self._box is None or self._kinematics is None:
+    def outside(self, path: ToolPath | None, measured: RobotState | None = None) -> str | None:
+        """Where the tool would leave its box; from outside (measured, or the path's start) it may only come nearer."""
+        if self._box is None or self._kinematics is None or path is None:
             return None
-        places, _ = self._path(self._kinematics, curve)
+        places = path.places
         if measured is not None:
             places = np.concatenate([self._kinematics.tool_positions(measured.positions[None]), places])
         out = np.maximum(np.array(self._box.lower) - places, places - np.array(self._box.upper)).max(axis=1)
@@ -108,11 +126,3 @@ class ToolChecks:
         x, y, z = places[worst]
         box = f"{self._box.lower} to {self._box.upper}"
         return f"the tool would leave the workspace: ({x:.3f}, {y:.3f}, {z:.3f}) m, box {box}"
-
-    @staticmethod
-    def _path(kinematics: Kinematics, curve: Spline) -> tuple[Array, float]:
-        """Places (N, 3) of the tool along a curve, and the seconds between them."""
-        length_ns = int(curve.end_ns - curve.times_ns[0])
-        count = max(1, -(-length_ns // SAMPLE_NS))
-        times_ns = np.linspace(curve.times_ns[0], curve.end_ns, count + 1).astype(np.int64)
-        return kinematics.tool_positions(curve(times_ns)[0]), length_ns / NANOSECONDS / count

@@ -6,6 +6,7 @@ that the path is kept, and waits for joints that lag. Points lie STEP apart and 
 cubic interpolation of them reproduces the motion exactly.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -44,55 +45,69 @@ def limit(
     # Turning round within one step, a joint goes this much further than its points.
     inset = bounds.acceleration * STEP**2 / 8
     inner_lower, inner_upper = bounds.lower + inset, bounds.upper - inset
-    lower, upper = np.minimum(inner_lower, position), np.maximum(inner_upper, position)
+    joints = list(
+        zip(
+            bounds.velocity.tolist(),
+            bounds.acceleration.tolist(),
+            np.minimum(inner_lower, position).tolist(),
+            np.maximum(inner_upper, position).tolist(),
+        )
+    )
     begin_ns = int(curve.times_ns[0])
     count = int(np.ceil((curve.end_ns - begin_ns) / STEP_NS)) * GRID + 1
-    targets, slopes = curve(begin_ns + np.arange(count) * (STEP_NS // GRID))
-    targets = np.clip(targets, inner_lower, inner_upper)
-    budget = count // GRID + OVERTIME_NS // STEP_NS
-    positions, velocities = [position], [velocity]
-    p, v, phase = position, velocity, 0.0  # phase counts grid samples
-    for step in range(budget):
-        index = int(phase)
-        error, slope = targets[index] - p, slopes[index]
-        if index >= count - 1 and np.abs(error).max() < SETTLED and np.abs(v).max() < SETTLED:
+    samples, sample_slopes = curve(begin_ns + np.arange(count) * (STEP_NS // GRID))
+    targets, slopes = np.clip(samples, inner_lower, inner_upper).tolist(), sample_slopes.tolist()
+    # Plain floats from here: on seven numbers NumPy takes ten times as long.
+    p, v, phase = position.tolist(), velocity.tolist(), 0.0  # phase counts grid samples
+    positions, velocities = [p], [v]
+    for step in range(count // GRID + OVERTIME_NS // STEP_NS):
+        target, slope = targets[int(phase)], slopes[int(phase)]
+        lag = max(abs(t - x) for t, x in zip(target, p))
+        if phase >= count - 1 and lag < SETTLED and max(map(abs, v)) < SETTLED:
             break
-        ceiling = bounds.velocity * max(0.0, min(1.0, authority(begin_ns + step * STEP_NS)))
-        speed = min(pace, _pace(slope, error, ceiling))
-        back = np.sign(error) * np.minimum(STIFFNESS * np.abs(error), np.sqrt(bounds.acceleration * np.abs(error)))
-        p, v = _advance(p, v, speed * slope + back, ceiling, bounds.acceleration, lower, upper)
+        share = max(0.0, min(1.0, authority(begin_ns + step * STEP_NS)))
+        fastest = max(abs(s) / max(share * joint[0], 1e-9) for s, joint in zip(slope, joints))
+        speed = min(pace, max(0.0, min(1.0, 2.0 - lag / LAG)), 1.0 / max(1.0, fastest))
+        moved = [_advance(*each, speed, share) for each in zip(p, v, target, slope, joints)]
+        p, v = [m[0] for m in moved], [m[1] for m in moved]
         phase = min(phase + speed * GRID, float(count - 1))
         positions.append(p)
         velocities.append(v)
-    while np.any(v != 0.0) or len(positions) < 2:
-        slower = v - np.clip(v, -bounds.acceleration * STEP, bounds.acceleration * STEP)
-        p, v = p + (v + slower) * (STEP / 2), slower
+    while any(v) or len(positions) < 2:
+        slower = [x - max(-joint[1] * STEP, min(joint[1] * STEP, x)) for x, joint in zip(v, joints)]
+        p, v = [x + (a + b) * (STEP / 2) for x, a, b in zip(p, v, slower)], slower
         positions.append(p)
         velocities.append(v)
     times_ns = begin_ns + STEP_NS * np.arange(len(positions), dtype=np.int64)
     return Spline(times_ns, np.array(positions), np.array(velocities))
 
 
-def _pace(slope: Array, error: Array, ceiling: Array) -> float:
-    """How fast the curve's time may advance, 0 to 1: no joint above its ceiling, none left behind."""
-    fastest = float(np.max(np.abs(slope) / np.maximum(ceiling, 1e-9)))
-    waiting = float(np.clip(2.0 - np.abs(error).max() / LAG, 0.0, 1.0))
-    return min(1.0, waiting) if fastest <= 1.0 else min(1.0 / fastest, waiting)
-
-
 def _advance(
-    p: Array, v: Array, wish: Array, ceiling: Array, acceleration: Array, lower: Array, upper: Array
-) -> tuple[Array, Array]:
-    """Position and velocity (J,) one step later, as near to the wished velocity as the bounds allow."""
-    wish = np.clip(wish, -ceiling, ceiling)
-    wish = np.minimum(wish, _braking(upper - p, v, acceleration))
-    wish = np.maximum(wish, -_braking(p - lower, -v, acceleration))
-    after = np.clip(wish, v - acceleration * STEP, v + acceleration * STEP)
+    p: float,
+    v: float,
+    target: float,
+    slope: float,
+    joint: tuple[float, float, float, float],
+    speed: float,
+    share: float,
+) -> tuple[float, float]:
+    """One joint's position and velocity one step later, as near to the curve's as its bounds allow.
+
+    slope: the curve's velocity, run at `speed`. joint: its speed, acceleration, lowest and highest position.
+    """
+    ceiling, acceleration, lower, upper = joint
+    ceiling *= share
+    error = target - p
+    back = math.copysign(min(STIFFNESS * abs(error), math.sqrt(acceleration * abs(error))), error)
+    wish = max(-ceiling, min(ceiling, speed * slope + back))
+    wish = min(wish, _braking(upper - p, v, acceleration))
+    wish = max(wish, -_braking(p - lower, -v, acceleration))
+    after = max(v - acceleration * STEP, min(v + acceleration * STEP, wish))
     return p + (v + after) * (STEP / 2), after
 
 
-def _braking(room: Array, v: Array, acceleration: Array) -> Array:
-    """The greatest velocity after the next step from which the joint still stops within `room`."""
+def _braking(room: float, v: float, acceleration: float) -> float:
+    """The greatest velocity after the next step from which a joint still stops within `room`."""
     a = MARGIN * acceleration
     under = (a * STEP / 2) ** 2 + 2 * a * (room - v * (STEP / 2))
-    return np.sqrt(np.maximum(under, 0.0)) - a * STEP / 2
+    return math.sqrt(max(under, 0.0)) - a * STEP / 2
