@@ -12,10 +12,7 @@ import shutil
 from pathlib import Path
 
 from robovlms_ros.schema import require
-
-INSTRUCTIONS = ("lift the red cube", "lift the green cube")
-SEEDS = 10_000
-"""Scenes 0 to 9,999 are for demonstrations like this one; training uses others."""
+from robovlms_ros.sim.task import EVALUATION_SEEDS, INSTRUCTIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
 
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
     last = args.first_seed + 2 * args.seeds
-    require(0 <= args.first_seed and last <= SEEDS, "--first-seed", args.first_seed,
-            f"such that the scenes {args.first_seed} to {last - 1} lie within 0 to {SEEDS - 1}")
+    require(args.first_seed in EVALUATION_SEEDS and last - 1 in EVALUATION_SEEDS, "--first-seed", args.first_seed,
+            f"such that the scenes up to {last - 1} lie within 0 to {EVALUATION_SEEDS[-1]}; training uses others")
     require(0.5 <= args.real_time_factor <= 1.0, "--real-time-factor", args.real_time_factor, "between 0.5 and 1")
     args.output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(args.output / "bag", ignore_errors=True)
@@ -76,7 +73,7 @@ def _trials(seeds: int, first: int):  # type: ignore[no-untyped-def]
     from robovlms_ros.ros.demo.runner import Trial
 
     scenes = {words: range(first + i * seeds, first + (i + 1) * seeds) for i, words in enumerate(INSTRUCTIONS)}
-    other = dict(zip(INSTRUCTIONS, reversed(INSTRUCTIONS), strict=True))
+    other = dict(zip(INSTRUCTIONS, reversed(list(INSTRUCTIONS)), strict=True))
     for words in INSTRUCTIONS:
         for seed in scenes[words]:
             yield Trial(words, seed, "named", keep=seed == scenes[words][0])

@@ -55,6 +55,9 @@ def dispatch(program: str, commands: dict[str, tuple[str, str]], arguments: list
     except RoboVLMsError as error:
         print(f"{program} {name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{program} {name}: interrupted", file=sys.stderr)
+        return 130
 
 
 def _overview(program: str, commands: dict[str, tuple[str, str]]) -> str:

@@ -50,7 +50,8 @@ class Recorder:
                 self._writer.write(connection, self._node.get_clock().now().nanoseconds, serialized)
                 self.counts[topic] += 1
 
-        self._subscriptions[topic] = self._node.create_subscription(message_class(type_name), topic, write, qos, raw=True)
+        kind = message_class(type_name)
+        self._subscriptions[topic] = self._node.create_subscription(kind, topic, write, qos, raw=True)
 
     def close(self) -> None:
         """Finish the file. Topics that never had a publisher are simply absent."""

@@ -11,6 +11,7 @@ Without `/clock` its stamps are those of the node's own clock, as a real arm's a
 import io
 import json
 import queue
+import signal
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
@@ -173,7 +175,7 @@ class SimArmNode(Node):
         truth = self._world.ground_truth()
         return json.dumps({
             "seed": self._seed, "time": self._world.time_ns / NANOSECONDS, "joints": list(self._world.joints),
-            "lifted": {f"{name} cube": height for name, height in truth.heights.items()},
+            "heights": {f"{name} cube": height for name, height in truth.heights.items()},
             "cubes": {f"{name} cube": place.tolist() for name, place in truth.cubes.items()},
         })
 
@@ -201,13 +203,15 @@ class SimArmNode(Node):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the node until a signal ends it."""
-    rclpy.init(args=arguments)
+    # rclpy's own handlers would shut the context down while the world's thread still publishes.
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     node = SimArmNode()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
         executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except (KeyboardInterrupt, SystemExit, ExternalShutdownException):
         pass
     finally:
         node.destroy_node()

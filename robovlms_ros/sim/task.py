@@ -5,6 +5,9 @@ from robovlms_ros.types import RoboVLMsError
 CUBES = ("red", "green")
 INSTRUCTIONS = {f"lift the {name} cube": name for name in CUBES}
 
+LIFTED = 0.04
+"""A cube counts as lifted when its centre is this far above its place on the table (m)."""
+
 EVALUATION_SEEDS = range(0, 10_000)
 TRAINING_SEEDS = range(1_000_000, 2_000_000)
 """Scenes that a policy is trained in; no demo or evaluation uses one of them."""

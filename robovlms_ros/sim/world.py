@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.sim import scene
 from robovlms_ros.sim.cameras import CameraRenderer
-from robovlms_ros.sim.task import CUBES
+from robovlms_ros.sim.task import CUBES, LIFTED
 from robovlms_ros.sim.trajectory_controller import TrajectoryController
 from robovlms_ros.types import NANOSECONDS, RobotState, RoboVLMsError
 
@@ -29,8 +29,6 @@ HOME_NOISE = 0.02
 """Largest deviation of a joint from HOME at a reset (rad)."""
 
 CAMERAS = {"static": "static", "wrist": scene.WRIST_CAMERA}
-LIFTED = 0.04
-"""A cube counts as lifted when its centre is this far above its place on the table (m)."""
 
 CUBE_REGION = ((-0.10, 0.10), (-0.16, 0.16))
 """Where cubes are placed: x and y ranges about the table's middle (m)."""

@@ -22,10 +22,10 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from robovlms_ros.conversions.images import image_to_rgb
 from robovlms_ros.evaluation.demo_report import EpisodeRecording
 from robovlms_ros.msg import ActionChunk, PolicyStatus
 from robovlms_ros.ros.demo.processes import Child
-from robovlms_ros.conversions.images import image_to_rgb
 from robovlms_ros.types import NANOSECONDS, RoboVLMsError, TrajectoryCommand
 
 SIM, POLICY = "sim_arm", "vla"
@@ -113,7 +113,8 @@ class Examiner(Node):
     def instruct(self, instruction: str) -> None:
         """Publish an instruction, latched, and wait until the policy node has it."""
         self._instruction.publish(String(data=instruction))
-        self.wait_until(lambda: self.status.instruction == instruction, 30.0, f"the policy node to hear '{instruction}'")
+        heard = f"the policy node to hear '{instruction}'"
+        self.wait_until(lambda: self.status.instruction == instruction, 30.0, heard)
 
     def configure(self, patience: float) -> None:
         """Bring the policy node to inactive; raises ExaminerError with its reason when it refuses."""

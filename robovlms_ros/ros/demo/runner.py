@@ -2,30 +2,36 @@
 
 import os
 import random
+import signal
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
 
 from robovlms_ros.evaluation.closed_loop import Condition, EpisodeResult
 from robovlms_ros.evaluation.demo_report import EpisodeRecording
 from robovlms_ros.ros.demo.examiner import CAMERAS, POLICY, SIM, Examiner
 from robovlms_ros.ros.demo.processes import Child
 from robovlms_ros.ros.recorder import Recorder
+from robovlms_ros.sim.task import LIFTED, named_cube
 from robovlms_ros.types import NANOSECONDS
 
 NAMESPACE = "/demo"
-LIFT_HEIGHT = 0.04
 SETTLE_TIME = 0.5
-RECORDED = ("instruction", "joint_states", "panda_arm_controller/joint_trajectory", "gripper_controller/joint_trajectory",
-            "robot_description", f"{SIM}/ground_truth", f"{POLICY}/action_chunk", f"{POLICY}/status",
-            *(f"{camera}/image_raw" for camera in CAMERAS))
+RECORDED = (
+    "instruction", "joint_states", "robot_description",
+    "panda_arm_controller/joint_trajectory", "gripper_controller/joint_trajectory",
+    f"{SIM}/ground_truth", f"{POLICY}/action_chunk", f"{POLICY}/status",
+    *(f"{camera}/image_raw" for camera in CAMERAS),
+)
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,18 @@ def _child(name: str, module: str, arguments: Sequence[str], logs: Path) -> Iter
 
 @contextmanager
 def _spinning(children: tuple[Child, ...]) -> Iterator[Examiner]:
-    rclpy.init()
+    # Python's own handlers: an interrupted run must unwind through the `with` blocks, which end the children.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     examiner = Examiner(children, NAMESPACE)
     executor = SingleThreadedExecutor()
     executor.add_node(examiner)
-    thread = threading.Thread(target=executor.spin, name="examiner", daemon=True)
+
+    def spin() -> None:
+        with suppress(ExternalShutdownException):
+            executor.spin()
+
+    thread = threading.Thread(target=spin, name="examiner", daemon=True)
     thread.start()
     try:
         yield examiner
@@ -173,12 +186,12 @@ class _Judge:
     """Success: the object that the instruction names is lifted. Wrong: any other one is, at any time before."""
 
     def __init__(self, instruction: str) -> None:
-        self._named = instruction.removeprefix("lift the ")
+        self._named = f"{named_cube(instruction)} cube"
         self.success = False
         self.wrong = False
 
     def decided(self, truth: dict) -> bool:
-        lifted = {name for name, height in truth["lifted"].items() if height > LIFT_HEIGHT}
+        lifted = {name for name, height in truth["heights"].items() if height > LIFTED}
         self.success = self.success or self._named in lifted
         self.wrong = self.wrong or bool(lifted - {self._named})
         return self.success or self.wrong
