@@ -33,7 +33,7 @@ def check(case: dict[str, Any], path: Path) -> None:
         check_simpler(case, path)
     elif "steps" in case:
         check_calvin(case, path)
-    elif case and all("gripper_out" in record for record in case.values()):
+    elif case and all(isinstance(record, dict) and "gripper_out" in record for record in case.values()):
         check_transforms(case)
     else:
         raise AssertionError(f"unknown kind of wrapper case, with {sorted(case)}")

@@ -18,6 +18,7 @@ from parity_case import close, is_case
         lambda: parity_utils.check({"novel": 1}),
         lambda: parity_vla.check({"config": {}, "novel": 1}, Path("x.json")),
         lambda: parity_wrapper.check({"novel": {"x": 1}}, Path("x.json")),
+        lambda: parity_wrapper.check({"novel": 1}, Path("x.json")),
     ],
 )
 def test_unknown_kinds_fail(check):
