@@ -17,6 +17,7 @@ from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.proprioception import state_vector
 from robovlms_ros.processing.actions import ActionPipeline
 from robovlms_ros.processing.gripper import GripperState
+from robovlms_ros.processing.images import check_image
 from robovlms_ros.types import NANOSECONDS, ActionChunk, ChunkTiming, Observation, ObservationError
 
 
@@ -119,6 +120,8 @@ class PolicySession:
         if missing:
             have = ", ".join(sorted(observation.images)) or "none"
             raise ObservationError(f"no image of camera {', '.join(missing)}; the observation has {have}.")
+        for name in config.cameras:
+            check_image(observation.images[name], f"camera {name}")
         if observation.instruction != self._instruction:
             tokens = self.policy.tokenize([observation.instruction])
             self.reset()

@@ -135,5 +135,5 @@ def test_faults_are_listed(make_config: MakeConfig, tmp_path: Path) -> None:
 
 
 def test_nothing_at_hand(make_config: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no config.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         policy_from_vlm(full_config(make_config, "paligemma", tmp_path / "absent"))
