@@ -114,8 +114,8 @@ def _cameras(wanted: list[tuple[str, ...]], parameters: NodeParameters) -> tuple
         return tuple(camera.name for camera in parameters.cameras)
     if len({cameras[0] for cameras in wanted}) > 1:
         raise ConfigError(
-            f"the policies have different reference cameras ({', '.join(sorted({c[0] for c in wanted}))}), so they would "
-            "answer at different times. Evaluate them one by one."
+            f"the policies have different reference cameras ({', '.join(sorted({c[0] for c in wanted}))}), so they "
+            "would answer at different times. Evaluate them one by one."
         )
     return tuple(dict.fromkeys(name for cameras in wanted for name in cameras))
 
@@ -128,7 +128,7 @@ def bag_description(bag: Path, topic: str) -> str:
             message = opened.decode(raw) if isinstance(raw, RawMessage) else None
             if message is not None:
                 return str(message.data)
-    raise ConfigError(f"{bag}: no robot description on '{topic}'. Give the robot's URDF as `description.file` in its YAML.")
+    raise ConfigError(f"{bag}: no robot description on '{topic}'. Give the URDF as `description.file` in its YAML.")
 
 
 def checkpoint_folder(name: str) -> Path:

@@ -218,7 +218,11 @@ class Bag:
             elif _blocks_disordered(storage) and _sorting_helps(_times(storage)):
                 yield from _merged(storage, topics)
             else:
-                yield from storage.messages(topics)
+                for block in storage.blocks:
+                    messages = list(storage.block_messages(block, topics))
+                    if _sorting_helps((topic, time) for topic, _, time, _ in messages):
+                        messages.sort(key=lambda message: message[2])
+                    yield from messages
 
 
 def _sorting_helps(times: Iterator[tuple[str, int]]) -> bool:

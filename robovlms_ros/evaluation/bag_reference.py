@@ -283,7 +283,14 @@ class CommandTrack:
 
     def _held_at(self, time_ns: int) -> Array | None:
         found = self._held.before(time_ns)
-        return None if found is None or time_ns - found[0] > STALE_NS else found[1]
+        return None if found is None or time_ns - found[0] > self._lasts_ns(found[0]) else found[1]
+
+    def _lasts_ns(self, sent_ns: int) -> int:
+        """How long a set point speaks for: until the next one, at the stream's end as long as they usually did."""
+        times = self._held.times
+        if sent_ns < times[-1]:
+            return STALE_NS
+        return min(STALE_NS, 3 * (times[-1] - times[-2]) // 2) if len(times) > 1 else 0
 
     def _integrated(self, times: Times, start: RobotState) -> Targets:
         """Velocities in force, summed from the measured pose; a twist is over after half a second."""
@@ -301,7 +308,7 @@ class CommandTrack:
             now = int(time)
             newest = self._held.before(now)
             poses.append(pose.copy())
-            valid.append(newest is not None and now - newest[0] <= STALE_NS)
+            valid.append(newest is not None and now - newest[0] <= self._lasts_ns(newest[0]))
         return Targets(None, np.stack(poses), np.array(valid))
 
 

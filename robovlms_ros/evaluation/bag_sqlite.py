@@ -1,6 +1,8 @@
 """rosbag2's SQLite files (`.db3`), from any distribution, whole or cut off."""
 
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,9 +22,11 @@ class SqliteStorage:
     definitions: dict[str, tuple[str, str]] = field(default_factory=dict)  # type -> (encoding, text)
     counts: dict[str, int] | None = None
     notes: list[str] = field(default_factory=list)
+    _copy: tempfile.TemporaryDirectory[str] | None = None
 
     def open(self) -> None:
         """Find the topics. Raises SqliteError."""
+        self._readable = self._shortened() or self.path
         wal = self.path.with_name(self.path.name + "-wal")
         if wal.exists() and wal.stat().st_size:
             self.notes.append(
@@ -49,10 +53,31 @@ class SqliteStorage:
                 self.counts = None
 
     def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(f"file:{self.path}?immutable=1", uri=True)
-        # Without it SQLite refuses a file that is shorter than its header says, although most of it can be read.
-        database.execute("PRAGMA writable_schema=ON")
-        return database
+        return sqlite3.connect(f"file:{self._readable}?immutable=1", uri=True)
+
+    def _shortened(self) -> Path | None:
+        """A copy of a cut-off file whose header says how many pages there are, None for a whole one.
+
+        SQLite refuses a file that is shorter than its header says, and if told not to, takes what is missing for zeros.
+        """
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            head = file.read(32)
+        if len(head) < 32 or not head.startswith(b"SQLite format 3"):
+            return None
+        page = int.from_bytes(head[16:18], "big")
+        page = 65536 if page == 1 else page
+        if not page or size >= page * int.from_bytes(head[28:32], "big"):
+            return None
+        self.notes.append(f"{self.path.name} is cut off after {size // page} pages; what is there is used.")
+        self._copy = tempfile.TemporaryDirectory(prefix="robovlms_bag_")
+        target = Path(self._copy.name) / self.path.name
+        shutil.copyfile(self.path, target)
+        with target.open("r+b") as file:
+            file.seek(28)
+            file.write((size // page).to_bytes(4, "big"))
+            file.truncate(size // page * page)
+        return target
 
     def times(self) -> Iterator[tuple[str, int]]:
         """(topic, time ns) in the order of recording, for finding out whether the clock jumped."""

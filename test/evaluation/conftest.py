@@ -86,7 +86,7 @@ class BagWriter:
         stream = io.BytesIO()
         Image.fromarray(test_image(topic.removesuffix("/compressed"), stamp_ns, size)).save(stream, "PNG")
         message = self.make("sensor_msgs/msg/CompressedImage", header=self.header(stamp_ns, "camera"),
-                            format="rgb8; png compressed rgb8", data=np.frombuffer(stream.getvalue(), np.uint8))
+                            format="png", data=np.frombuffer(stream.getvalue(), np.uint8))
         self.write(topic, "sensor_msgs/msg/CompressedImage", stamp_ns, message)
 
     def joints(self, stamp_ns: int, log_ns: int | None = None, topic: str = "/joint_states",
@@ -124,7 +124,7 @@ test_image.__test__ = False  # type: ignore[attr-defined]
 
 def write_bag(path: Path, seconds: float = 6.0, commands: bool = True, plugin: StoragePlugin = StoragePlugin.MCAP,
               compression: CompressionMode | None = None, instruction: str | None = "lift the red cube") -> Path:
-    """Both cameras at 20 Hz, joint states at 50 Hz, one JointTrajectory a second ahead of the motion each 0.2 s."""
+    """Both cameras at 20 Hz, joint states at 100 Hz, one JointTrajectory a second ahead of the motion each 0.2 s."""
     with BagWriter(path, plugin, compression) as bag:
         if instruction is not None:
             bag.instruction(instruction, BEGIN_NS)
@@ -133,8 +133,7 @@ def write_bag(path: Path, seconds: float = 6.0, commands: bool = True, plugin: S
             if commands and tick % 20 == 0:
                 times = [now + k * NANOSECONDS // 20 for k in range(1, 25)]
                 bag.trajectory(now, times, np.stack([motion(t) for t in times]))
-            if tick % 2 == 0:
-                bag.joints(now)
+            bag.joints(now)
             if tick % 5 == 0:
                 bag.image("/static/image_raw", now)
                 bag.image("/wrist/image_raw", now)

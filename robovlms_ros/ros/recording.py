@@ -1,0 +1,139 @@
+"""Record everything that evaluation and training need, with the node's configuration and episode markers.
+
+Where rosbag2 is installed, `ros2 bag record` with the same topics does the same, apart from the markers.
+"""
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.signals import SignalHandlerOptions
+from std_msgs.msg import String
+
+from robovlms_ros.ros.parameters import NodeParameters
+from robovlms_ros.ros.recorder import Recorder
+from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.types import RoboVLMsError
+
+EPISODE = "episode"
+CONFIGURATION = "configuration"
+DISCOVERY_PERIOD = 0.5
+
+
+@dataclass(frozen=True)
+class RecordingOptions:
+    """path: a folder that does not exist yet. topics: absolute names, the reference camera's first.
+
+    duration: s, 0 is until interrupted. silence: s without the first topic, once it spoke, that end the recording; 0
+    never does. parameters: the node's, recorded on `configuration`. use_sim_time: stamps from /clock.
+    """
+
+    path: Path
+    topics: tuple[str, ...]
+    duration: float = 0.0
+    silence: float = 0.0
+    parameters: NodeParameters | None = None
+    use_sim_time: bool = False
+    namespace: str = ""
+
+
+def topics_of(parameters: NodeParameters, namespace: str = "", node: str = "vla_node") -> tuple[str, ...]:
+    """What a node with these parameters sees and does: cameras, joint states, instruction, commands, chunks, status."""
+    robot = load_robot(parameters.robot)
+    suffix = {"raw": "", "compressed": "/compressed"}
+    cameras = [camera.topic + suffix[camera.transport] for camera in parameters.cameras]
+    commands = [getattr(part, "topic", None) for part in (robot.controller, robot.gripper)]
+    relative = [*cameras, parameters.joint_states_topic, parameters.instruction_topic, *(c for c in commands if c),
+                f"{node}/action_chunk", f"{node}/status", "robot_description", EPISODE, CONFIGURATION]
+    prefix = f"/{namespace.strip('/')}" if namespace.strip("/") else ""
+    names = [name if name.startswith("/") else f"{prefix}/{name}" for name in relative]
+    return tuple(dict.fromkeys([*names, "/tf", "/tf_static"]))
+
+
+def bag_record_command(options: RecordingOptions) -> str:
+    """The same recording by rosbag2."""
+    return f"ros2 bag record --storage mcap --output {options.path} --topics {' '.join(options.topics)}"
+
+
+class RecordingNode(Node):
+    """A node with a Recorder that notices when the first topic falls silent, and publishes markers."""
+
+    def __init__(self, options: RecordingOptions) -> None:
+        super().__init__("robovlms_record", namespace=options.namespace or None, use_global_arguments=False,
+                         parameter_overrides=[rclpy.Parameter("use_sim_time", value=options.use_sim_time)])
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._markers = self.create_publisher(String, EPISODE, 10)
+        self._configuration = self.create_publisher(String, CONFIGURATION, latched)
+        if options.parameters is not None:
+            text = json.dumps(dataclasses.asdict(options.parameters), default=str)
+            self._configuration.publish(String(data=text))
+        self.recorder = Recorder(self, options.path, options.topics)
+        self.episodes = 0
+        self.create_timer(DISCOVERY_PERIOD, self.recorder.discover)
+
+    def mark(self, text: str) -> None:
+        """Begin an episode."""
+        self.episodes += 1
+        self._markers.publish(String(data=text or f"episode {self.episodes}"))
+
+
+def record(
+    options: RecordingOptions, say: Callable[[str], None], markers: Callable[[], str] | None = None
+) -> dict[str, int]:
+    """Record until the duration is over, the cameras fall silent, or Ctrl-C; returns messages by topic.
+
+    markers: blocks until an episode begins and returns its name, called again and again in a thread of its own.
+    Raises RoboVLMsError when the folder exists or nothing at all came.
+    """
+    if options.path.exists():
+        raise RoboVLMsError(f"{options.path} exists already: a recording never writes over another one.")
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    node = RecordingNode(options)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    if markers is not None:
+        threading.Thread(target=_read_markers, args=(node, markers), daemon=True).start()
+    try:
+        _spin(node, executor, options)
+    except KeyboardInterrupt:
+        say("")
+    finally:
+        node.recorder.close()
+        counts = dict(node.recorder.counts)
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    for topic in options.topics:
+        say(f"  {counts.get(topic, 0):7d}  {topic}" + ("" if counts.get(topic) else "   (nobody published it)"))
+    if not any(counts.values()):
+        raise RoboVLMsError("nothing was recorded: no publisher was heard. Check --namespace and ROS_DOMAIN_ID.")
+    return counts
+
+
+def _spin(node: RecordingNode, executor: SingleThreadedExecutor, options: RecordingOptions) -> None:
+    begin = heard = time.monotonic()
+    first, last = options.topics[0], 0
+    while options.duration <= 0 or time.monotonic() - begin < options.duration:
+        executor.spin_once(timeout_sec=0.1)
+        count = node.recorder.counts.get(first, 0)
+        if count != last:
+            last, heard = count, time.monotonic()
+        if options.silence > 0 and last and time.monotonic() - heard > options.silence:
+            return
+
+
+def _read_markers(node: RecordingNode, markers: Callable[[], str]) -> None:
+    while True:
+        try:
+            node.mark(markers())
+        except (EOFError, OSError):
+            return
+
