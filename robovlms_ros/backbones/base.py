@@ -104,7 +104,8 @@ class BaseRoboVLM(nn.Module):
     @property
     def image_size(self) -> int:
         """Pixels on a side of the square image that the vision tower takes."""
-        return int(self.hf_config.vision_config.image_size)
+        size = self.hf_config.vision_config.image_size
+        return int(size if isinstance(size, int) else size[0])
 
     @property
     def hidden_size(self) -> int:
