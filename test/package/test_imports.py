@@ -66,8 +66,9 @@ def sources() -> Iterator[tuple[str, Path]]:
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """(dotted name, whether it is imported while the module loads) of every import statement in a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    lazy = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            for inner in ast.walk(node)}
+    lazy = {id(inner) for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING") for inner in ast.walk(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, id(node) not in lazy) for alias in node.names)
@@ -141,8 +142,10 @@ def test_arrows_point_one_way() -> None:
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     names = {module for module, _ in sources()}
-    graph = {module: {name if name in names else name.rpartition(".")[0] for name, eager in imports(path) if eager} & names
-             for module, path in sources()}
+    graph = {}
+    for module, path in sources():
+        eager = {name for name, eager in imports(path) if eager}
+        graph[module] = {name if name in names else name.rpartition(".")[0] for name in eager} & names
     while leaves := {module for module, targets in graph.items() if not targets & graph.keys() - {module}}:
         graph = {module: targets for module, targets in graph.items() if module not in leaves}
     assert not graph, sorted(graph)
