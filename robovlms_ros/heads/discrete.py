@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from robovlms_ros.heads.base import HeadError
 
@@ -57,6 +57,13 @@ class DiscreteHead(nn.Module):
     def __init__(self, tokens: ActionTokenizer, horizon: int, dims: int = 7):
         super().__init__()
         self.tokens, self.horizon, self.dims = tokens, horizon, dims
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Raises HeadError: this head reads generated tokens, not features."""
+        raise HeadError(
+            "the discrete head has no forward pass over features: train with policy.discrete.training_logits, run with "
+            "a session (policy.discrete.generate)."
+        )
 
     def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """(..., horizon * dims) generated ids to (..., horizon, dims) values in [min_action, max_action].

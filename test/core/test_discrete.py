@@ -2,7 +2,7 @@
 
 - Generation with a key-value cache gives the ids that decoding without one gives, seven different ones a step.
 - Greedy is repeatable; a temperature samples, repeatably for a seed.
-- A session answers a chunk of whole steps; a padded prompt and a cross-attention backbone are refused.
+- A session answers a chunk of whole steps; a padded prompt, a cross-attention backbone and a forward pass are refused.
 - Training: labels stand where the text stands, images are not learned, every frame of a window counts.
 """
 
@@ -13,6 +13,7 @@ import torch
 from robovlms_ros.backbones import sequence as seq
 from robovlms_ros.backbones.sequence import Block
 from robovlms_ros.backbones.spec import BackboneError
+from robovlms_ros.heads.base import HeadError
 from robovlms_ros.policy.checkpoint import build_policy
 from robovlms_ros.policy.discrete import generate, token_logits, training_logits
 from robovlms_ros.types import Observation
@@ -101,6 +102,11 @@ def test_padding_is_refused(make_policy):
     sequence.mask[0, -1] = False
     with pytest.raises(ValueError, match="padding"):
         generate(policy.vlm, sequence, 7)
+
+
+def test_a_forward_pass_says_what_to_call_instead(make_policy):
+    with pytest.raises(HeadError, match="training_logits"):
+        make_policy().head(torch.zeros(1, 1, 1, 64))
 
 
 def test_cross_attention_backbone_is_refused(make_policy):
