@@ -27,16 +27,17 @@ def share_directory() -> Path:
 
 
 def find(name_or_path: str | Path, folder: str, suffix: str = ".yaml") -> Path:
-    """A file the user named: a path that exists, or the stem of a shipped file in `folder` (`panda` in `config/robots`).
+    """A file the user named: the stem of a shipped file in `folder` (`panda` in `config/robots`), or a path.
 
+    A shipped name wins over a file of that name in the working directory; `./panda` means the latter.
     Raises RoboVLMsError with the shipped names when it is neither.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path
     shipped = share_directory() / folder
     candidate = shipped / f"{name_or_path}{suffix}"
     if candidate.is_file():
         return candidate
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
     names = ", ".join(sorted(p.stem for p in shipped.glob(f"*{suffix}"))) or "none"
     raise RoboVLMsError(f"'{name_or_path}' is neither an existing path nor one of the shipped {folder}: {names}.")
