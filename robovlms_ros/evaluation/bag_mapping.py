@@ -195,6 +195,8 @@ def _commands(
         if configured and topic.endswith(f"/{configured.lstrip('/')}") and bag.topics[topic] in KINDS:
             return topic, KINDS[bag.topics[topic]]
     for type_name, kind in KINDS.items():
+        if type_name == CHUNK:
+            continue  # recorded chunks are a policy's own words: compared with only when asked for
         for topic in sorted(t for t, name in bag.topics.items() if name == type_name and t != joints):
             if type_name in (TRAJECTORY, JOINT_STATE) and not set(robot.joints) <= set(_joint_names(bag, topic) or ()):
                 continue

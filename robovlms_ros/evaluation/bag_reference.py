@@ -290,7 +290,7 @@ class CommandTrack:
         times = self._held.times
         if sent_ns < times[-1]:
             return STALE_NS
-        return min(STALE_NS, 3 * (times[-1] - times[-2]) // 2) if len(times) > 1 else 0
+        return min(STALE_NS, 9 * (times[-1] - times[-2]) // 10) if len(times) > 1 else 0
 
     def _integrated(self, times: Times, start: RobotState) -> Targets:
         """Velocities in force, summed from the measured pose; a twist is over after half a second."""

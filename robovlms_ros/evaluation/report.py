@@ -153,7 +153,8 @@ def _answer(report: Mapping[str, Any]) -> list[str]:
         return ["Nothing was evaluated: " + (notes[0] if notes else "no policy answered") + "."
                 if not (notes and notes[0].endswith(".")) else notes[0],
                 "Look at the notes on each bag below.", _verdict(report)]
-    best = min(report["policies"], key=lambda name: report["policies"][name]["errors"]["distance"] or float("inf"))
+    distances = {name: policy["errors"]["distance"] for name, policy in report["policies"].items()}
+    best = min(distances, key=lambda name: float("inf") if distances[name] is None else distances[name])
     return [_nearness(best, report["policies"], report), _safety(best, report["policies"][best]), _verdict(report)]
 
 

@@ -36,7 +36,8 @@ def _picture(moment: Mapping[str, Any], colour: str) -> str:
     overlay = ""
     if moment.get("pixels") and moment.get("size"):
         width, height = moment["size"]
-        paths = [_path(moment["pixels"]["recorded"], "#ffffff", width), _path(moment["pixels"]["predicted"], colour, width)]
+        pixels = moment["pixels"]
+        paths = [_path(pixels["recorded"], "#ffffff", width), _path(pixels["predicted"], colour, width)]
         overlay = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{"".join(paths)}</svg>'
     return f'<div class="picture">{image}{overlay}</div>'
 

@@ -184,10 +184,10 @@ class _Pace:
 
     def now(self, due_ns: int) -> tuple[int, float]:
         """(bag time now, at most due_ns; s of the steady clock until due_ns)."""
-        wall = time.monotonic()
         if self._bag_ns is None:
             self.restart(due_ns)
         assert self._bag_ns is not None
+        wall = time.monotonic()
         if not self._running:
             self._wall, self._running = wall, True
         now = self._bag_ns + round((wall - self._wall) * self._rate * NANOSECONDS)

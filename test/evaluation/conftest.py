@@ -11,14 +11,14 @@ import pytest
 rosbags = pytest.importorskip("rosbags", reason="rosbags is not installed: bags cannot be written")
 pytest.importorskip("pinocchio", reason="pinocchio is not installed: the arm has no kinematics")
 
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer  # noqa: E402
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig, Setting  # noqa: E402
-from robovlms_ros.evaluation.bags import typestore  # noqa: E402
-from robovlms_ros.runtime.kinematics import Kinematics  # noqa: E402
-from robovlms_ros.runtime.robot import load_robot  # noqa: E402
-from robovlms_ros.runtime.scheduler import ScheduleConfig  # noqa: E402
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec  # noqa: E402
+from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig, Setting
+from robovlms_ros.evaluation.bags import typestore
+from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.runtime.scheduler import ScheduleConfig
+from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec
 
 BEGIN_NS = 1_000 * NANOSECONDS
 STEP = 0.05

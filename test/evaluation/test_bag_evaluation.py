@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from robovlms_ros.evaluation.bag_evaluation import evaluate_bag, recorded_stamps
+from robovlms_ros.evaluation.bag_mapping import TopicsConfig
 from robovlms_ros.evaluation.bag_reader import BagError
 from robovlms_ros.evaluation.replay import Subject
 from robovlms_ros.evaluation.replay_results import SubjectResult, merge
@@ -159,8 +160,10 @@ def test_recorded_chunks_that_are_the_models_and_shifted(tools, setting, tmp_pat
     path, spec = write_chunks(tools, tmp_path / "bag", values)
     same = tools.FakeSession(lambda stamp, k: values(stamp)[k], spec)
     late = tools.FakeSession(lambda stamp, k: values(stamp)[min(k + 1, tools.HORIZON - 1)], spec)
-    results, result = evaluate(path, setting(("static",)), {"same": same, "late": late, "recorded": None})
-    assert "recorded commands: /vla_node/action_chunk (detected)" in result["topics"]
+    chunks = TopicsConfig(commands="/vla_node/action_chunk")
+    sessions = {"same": same, "late": late, "recorded": None}
+    results, result = evaluate(path, setting(("static",), topics=chunks), sessions)
+    assert "recorded chunks: /vla_node/action_chunk (detected)" in result["topics"]
     tables = {name: results[name].sums.table(spec.names) for name in results}
     assert tables["same"]["mae"] == [0.0] * 7 and tables["same"]["distance"] == 0.0
     assert results["same"].recorded.chunks == 20 and results["same"].recorded_max == 0.0
