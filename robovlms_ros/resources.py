@@ -17,7 +17,7 @@ def share_directory() -> Path:
     prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
     places = [Path(__file__).resolve().parents[1]]
     # <prefix>/lib/python3.x/site-packages/robovlms_ros/resources.py: where `pip install --user` or --prefix put it.
-    own_prefix = Path(__file__).resolve().parents[4:5]
+    own_prefix = map(str, Path(__file__).resolve().parents[4:5])
     places += [Path(prefix) / "share" / PACKAGE for prefix in [*prefixes, sys.prefix, *own_prefix]]
     for place in places:
         if (place / "config" / "robots").is_dir():
