@@ -40,9 +40,12 @@ class Limits(Protocol):
 class Robot(Protocol):
     """What the preflight reads of a robot (`runtime.robot.RobotSpec`)."""
 
-    name: str
-    joints: tuple[str, ...]
-    limits: Any
+    @property
+    def name(self) -> str: ...
+    @property
+    def joints(self) -> tuple[str, ...]: ...
+    @property
+    def limits(self) -> Any: ...
 
 
 @dataclass(frozen=True)
