@@ -150,7 +150,7 @@ def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodePara
     given.update({name: value for name, value in overrides.items() if value is not None})
     given.setdefault("dry_run", True)
     given["dry_run"] = True  # nothing moves here, so random weights may be evaluated
-    cameras = node_parameters.check_cameras(given.get("cameras") or node_parameters.defaults()["cameras"])
+    cameras = node_parameters.check_cameras(given.get("cameras") or node_parameters.defaults()["cameras"])  # type: ignore[arg-type]
     known = node_parameters.defaults(cameras)
     node_parameters.check_known(given, [*known, "use_sim_time"])
     given.pop("use_sim_time", None)

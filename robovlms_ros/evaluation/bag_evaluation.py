@@ -128,7 +128,7 @@ def evaluate_bag(
         rows = _RowWriter(output / f"{label}.csv" if output is not None else None, str(path))
         runners = _runners(subjects, setting, kinematics, mapping, rows.write)
         for runner in runners:
-            if annotator is not None and runner.gate is not None:
+            if annotator is not None and runner.lanes:
                 runner.on_command = annotator.command
         schedule = Schedule(stamps, config.rate, config.drop)
         replay = Replay(inputs, runners, schedule, config.block, progress, label, annotator)

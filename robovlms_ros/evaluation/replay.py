@@ -103,12 +103,13 @@ class Runner:
             self.lanes = [LatencyLane(latency, self.make_machine) for latency in self.whatif.latencies]
             self.gate = LatencyLane(self.whatif.latencies[0], self.make_machine, continuing=False)
 
-    def reset(self, forget_session: bool) -> None:
+    def reset(self, forget_session: bool, drop_plan: bool) -> None:
         """A new episode; sessions and plans begin anew when the node's would."""
         if forget_session:
             for session in [self._session, *self._variants.values()]:
                 if session is not None:
                     session.reset()
+        if drop_plan:
             for lane in [*self.lanes, *([self.gate] if self.gate else [])]:
                 lane.reset()
 
@@ -168,8 +169,8 @@ class Runner:
         if self.scorer is None:
             spec = self.subject.spec or chunk.spec
             self.scorer = self.make_scorer(self.subject, spec, self.subject.horizon or chunk.horizon)
-            if self.gate is not None:
-                self.gate.on_decision = self._decided
+            if self.lanes:
+                self.lanes[0].on_decision = self._decided
         if chunk.spec != self.scorer._spec or chunk.horizon != self.scorer.result.horizon:
             self.failures["a chunk of another shape or meaning than the first one"] = \
                 self.failures.get("a chunk of another shape or meaning than the first one", 0) + 1
@@ -185,7 +186,7 @@ class Runner:
                 lane.measure(state)
 
     def _decided(self, now_ns: int, chunk: ActionChunk, decision: Any) -> None:
-        """A chunk judged from the recorded arm: its margins to the limits, and what would have been sent."""
+        """A chunk at the first latency: its margins to the limits, and what would have been sent."""
         assert self.scorer is not None
         if self.on_command is not None and decision.command is not None:
             self.on_command(self.subject.name, now_ns, decision.command)
@@ -275,8 +276,8 @@ class Replay:
             if runner.scorer is not None:
                 runner.scorer.finish(self._tracks)
             # A new instruction reaches the session with its next observation; the plan under way goes on.
-            runner.reset(forget_session=not event.reason.startswith("instruction"))
-        if event.clock:
+            runner.reset(event.forget, event.forget or event.jump)
+        if event.jump:
             self._tracks.motion.clear()
             self._tracks.chunks.clear()
             if self._tracks.commands is not None:

@@ -1,5 +1,6 @@
 """Replayed latency: the same chunks through the real scheduler and gate, as if inference took so long."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ Array = NDArray[np.float64]
 TICK_NS = 2_000_000
 AROUND_NS = 60_000_000
 COMPARE_NS = 50_000_000
-REASON_LENGTH = 90
+REASON_LENGTH = 120
 
 
 class MemoKinematics:
@@ -233,6 +234,5 @@ def _at(plan: Any, time_ns: int) -> Array:
 
 def plain_reason(reason: str) -> str:
     """A reason with its numbers taken out, so that equal reasons count together."""
-    words = ["#" if any(c.isdigit() for c in w) and not w.strip(".,:()").isidentifier() else w for w in reason.split()]
-    text = " ".join(words)
+    text = re.sub(r"(?<![\w^.])-?\d+(\.\d+)?(e[+-]?\d+)?", "#", reason)
     return text if len(text) <= REASON_LENGTH else text[:REASON_LENGTH - 3] + "..."

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from robovlms_ros.conversions.frames import Frame, FrameSync
 from robovlms_ros.conversions.images import to_rgb
 from robovlms_ros.conversions.joint_states import JointStateBuffer, stamp_of
@@ -16,12 +18,14 @@ from robovlms_ros.evaluation.bag_chunks import chunk_of_message
 from robovlms_ros.evaluation.bag_mapping import TopicMapping
 from robovlms_ros.evaluation.bag_reader import Bag, ClockJump, RawMessage
 from robovlms_ros.evaluation.bag_tf import TransformTree
+from robovlms_ros.evaluation.replay_executor import plain_reason
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, ObservationError, RobotState, RoboVLMsError
 
 JUMP_NS = NANOSECONDS
 OTHER_CLOCK_NS = 5 * NANOSECONDS
+TELEPORT = 0.15  # rad
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,15 @@ class Answered:
 
 @dataclass(frozen=True)
 class Restart:
-    """Everything begins anew: the clock jumped back, or the node was paused or reset. episode: the one that begins."""
+    """Something begins anew. episode: the one that begins. forget: the node forgets history and plan as well (a pause,
+    a clock jump). jump: what was recorded before says nothing about what follows (a clock jump, an arm put elsewhere).
+    """
 
     now_ns: int
     reason: str
     episode: int
-    clock: bool = False
+    forget: bool = True
+    jump: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class Inputs:
         self._episode = 0
         self._paused = False
         self._stamp = 0
+        self._newest: RobotState | None = None
         self._offset: int | None = None
         self._status = next((t for t, kind in self.bag.topics.items() if kind.endswith("/PolicyStatus")), None)
 
@@ -118,7 +126,7 @@ class Inputs:
         topics = self.mapping.topics() | ({self._status} if self._status else set())
         for raw in self.bag.messages(None if self.everything else topics):
             if isinstance(raw, ClockJump):
-                yield self._restart(raw.to_ns, "the bag's clock jumped back", clock=True)
+                yield self._restart(raw.to_ns, "the bag's clock jumped back", jump=True)
                 continue
             if self.everything:
                 yield Passed(raw)
@@ -180,7 +188,7 @@ class Inputs:
             return
         if camera == self.cameras[0]:
             if stamp < self._stamp - JUMP_NS:
-                yield self._restart(now_ns, "the camera's stamps jumped back", clock=True)
+                yield self._restart(now_ns, "the camera's stamps jumped back", jump=True)
             elif stamp <= self._stamp:
                 self.lost[f"camera '{camera}': images out of order; they are left out, as the node does."] += 1
             self._stamp = max(stamp, self._stamp) if stamp >= self._stamp - JUMP_NS else stamp
@@ -197,7 +205,7 @@ class Inputs:
         try:
             state = self.state_at(stamp_ns)
         except ObservationError as error:
-            self.lost[str(error).split(":")[0]] += 1
+            self.lost[plain_reason(str(error))] += 1
             return
         yield Seen(now_ns, Observation(stamp_ns, images, self.instruction, state), self._episode)
 
@@ -223,8 +231,22 @@ class Inputs:
             self.lost[f"joint states: {error}"] += 1
             return
         state = self._joints.latest()
-        if advanced and state is not None:
-            yield Measured(now_ns, state)
+        if not advanced or state is None:
+            return
+        if self._put_elsewhere(state):
+            self.lost["the arm was somewhere else all at once; what was recorded before is not compared with"] += 1
+            yield self._restart(now_ns, "the arm was put elsewhere", forget=False, jump=True)
+        self._newest = state
+        yield Measured(now_ns, state)
+
+    def _put_elsewhere(self, state: RobotState) -> bool:
+        """Whether the arm moved as no arm can: a simulator's reset, or another recording."""
+        before = self._newest
+        if before is None or state.stamp_ns - before.stamp_ns > NANOSECONDS:
+            return False
+        moved = np.abs(state.positions - before.positions)
+        possible = 3 * np.array(self.robot.limits.velocity) * (state.stamp_ns - before.stamp_ns) / NANOSECONDS
+        return bool((moved > np.maximum(possible, TELEPORT)).any())
 
     def _on_instruction(self, text: str, now_ns: int) -> Iterator[Event]:
         if text == self.instruction:
@@ -238,7 +260,7 @@ class Inputs:
         first = not self.instruction
         self.instruction = text
         if not first:
-            yield self._restart(now_ns, f"instruction: {text}")
+            yield self._restart(now_ns, f"instruction: {text}", forget=False)
 
     def _on_status(self, message: Any, now_ns: int) -> Iterator[Event]:
         paused = message.state in ("paused", "inactive")
@@ -246,17 +268,15 @@ class Inputs:
             yield self._restart(now_ns, "the node went on after a pause")
         self._paused = paused
 
-    def _restart(self, now_ns: int, reason: str, clock: bool = False) -> Restart:
-        if clock:
+    def _restart(self, now_ns: int, reason: str, forget: bool = True, jump: bool = False) -> Restart:
+        if forget and jump:
             self._frames.clear()
             self._joints.clear()
-            self._stamp = 0
+            self._stamp, self._newest = 0, None
         self._episode += 1
-        return Restart(now_ns, reason, self._episode, clock)
+        return Restart(now_ns, reason, self._episode, forget, jump)
 
 
 def pose_state(stamp_ns: int, pose: Any) -> tuple[Any, ...]:
     """Arguments of a RobotState of which only the tool's pose is known."""
-    import numpy as np
-
     return stamp_ns, np.empty(0), None, pose

@@ -125,6 +125,7 @@ class Scorer:
         self._worst: list[tuple[float, int, dict[str, Any]]] = []
         self._previous: tuple[Answer, Steps] | None = None
         self._origin: int | None = None
+        self._turn: Array | None = None
 
     def add(self, answer: Answer) -> None:
         """Take an answer; it is scored once the recording has passed its last step."""
@@ -285,9 +286,12 @@ class Scorer:
         self._origin = stamp if self._origin is None else self._origin
         seconds = (stamp - self._origin) / NANOSECONDS
         known = reference.valid
-        first = np.where(known[:, None], _shown(reference), np.nan)[0]
+        if self._turn is None and answer.start.eef_pose is not None:
+            self._turn = answer.start.eef_pose[:3, :3]
+        first = np.where(known[:, None], _shown(reference, self._turn), np.nan)[0]
         self._track.add([round(seconds + self._spec.step_duration, 4), *numbers(first.round(5))])
-        self._fans.add({"t": round(seconds, 4), "values": [numbers(row) for row in _shown(predicted).round(5)]})
+        fan = [numbers(row) for row in _shown(predicted, self._turn).round(5)]
+        self._fans.add({"t": round(seconds, 4), "values": fan})
         self._keep_worst(answer, predicted, reference, error, seconds)
         self._row(answer, predicted, reference, error)
 
@@ -343,10 +347,12 @@ def _resampled(places: Array, times: NDArray[np.int64], wanted: NDArray[np.int64
     return np.column_stack([np.interp(wanted, times, column) for column in places.T])
 
 
-def _shown(steps: Steps) -> Array:
-    """What the plots show, (n, 7) position, rotation vector and opening, or (n, J + 1) joints and opening."""
+def _shown(steps: Steps, turn: Array | None) -> Array:
+    """What the plots show, (n, 7): position, rotation vector from `turn` (3, 3), opening; or joints and opening."""
     if steps.poses is not None:
-        arm = np.hstack([steps.poses[:, :3, 3], vector_from_matrix(np.nan_to_num(steps.poses[:, :3, :3]) + 1e-12)])
+        # Absolute rotation vectors of a hand that points down jump between pi and -pi.
+        turns = (np.eye(3) if turn is None else turn.T) @ np.nan_to_num(steps.poses[:, :3, :3])
+        arm = np.hstack([steps.poses[:, :3, 3], vector_from_matrix(turns + 1e-12)])
     else:
         assert steps.joints is not None
         arm = steps.joints

@@ -120,14 +120,14 @@ def _numbers(policy: Mapping[str, Any]) -> dict[str, float | None]:
     """What thresholds are about."""
     errors, hold = policy["errors"], policy["baselines"].get(BASELINES[0])
     known = [value for value in errors["distance_by_step"] if value is not None]
-    lanes, gate, recorded = policy["latencies"], policy["gate"], policy["recorded"]
+    lanes, recorded = policy["latencies"], policy["recorded"]
     share = None
     if hold and hold["distance"] and errors["distance"] is not None:
         share = errors["distance"] / hold["distance"]
     return {
         "distance": errors["distance"], "distance_end": known[-1] if known else None, "against_hold": share,
         "cosine": errors["cosine"], "gripper_accuracy": errors["gripper_accuracy"],
-        "refused": gate["refused"] if gate else None,
+        "refused": lanes[0]["refused"] if lanes else None,
         "handover": lanes[0]["handover_max"] if lanes and lanes[0]["handover_mean"] is not None else None,
         "parity": recorded["largest"] if recorded["chunks"] else None,
     }
@@ -174,12 +174,13 @@ def _nearness(name: str, policies: Mapping[str, Any], report: Mapping[str, Any])
 
 
 def _safety(name: str, policy: Mapping[str, Any]) -> str:
-    gate, parts = policy["gate"], []
+    gate, parts = next(iter(policy["latencies"]), None), []
     if gate and gate["refused"] is not None:
         decided = sum(gate["verdicts"].values())
         reason = next(iter(gate["reasons"]), "")
         counts = gate["verdicts"]
-        parts.append(f"the safety gate would pass {counts['pass']}, clamp {counts['clamp']} and refuse "
+        when = f"with {1000 * gate['latency']:.0f} ms to infer"
+        parts.append(f"{when}, the safety gate would pass {counts['pass']}, clamp {counts['clamp']} and refuse "
                      f"{counts['refuse']} of {decided} chunks" + (f" (most often: {reason})" if reason else ""))
     other = policy["sensitivity"].get("other instruction")
     if other and other["share"] is not None:

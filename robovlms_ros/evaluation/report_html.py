@@ -21,7 +21,7 @@ h1 { font-size: 24px; margin: 0 0 12px; } h2 { font-size: 19px; margin: 36px 0 6
 .answer p { margin: 5px 0; font-size: 16px; } .quiet { color: var(--quiet); } .bad-text { color: var(--bad); }
 table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
-th:first-child, td:first-child { text-align: left; } th { font-weight: 600; } tr.trivial td { color: var(--quiet); }
+td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; } th { font-weight: 600; } tr.trivial td { color: var(--quiet); }
 .scroll { overflow-x: auto; } .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 14px; }
 svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: var(--quiet); }
 svg .grid, svg line.grid { stroke: var(--line); } .legend { font-size: 12px; color: var(--quiet); }
@@ -164,7 +164,7 @@ def _fans(policy: Mapping[str, Any], colour: str) -> str:
     if not policy["track"]:
         return '<p class="quiet">nothing was recorded to compare with</p>'
     eef = policy["unit"] == "m"
-    names = ["x [m]", "y [m]", "z [m]", "rotation x [rad]", "rotation y [rad]", "rotation z [rad]", "gripper opening"] \
+    names = ["x [m]", "y [m]", "z [m]", "turned about x [rad]", "about y [rad]", "about z [rad]", "gripper opening"] \
         if eef else [*policy["names"][:-1], "gripper opening"]
     charts = []
     for d, label in enumerate(names):
@@ -194,7 +194,8 @@ def _gate(policy: Mapping[str, Any]) -> str:
     gate, margins = policy["gate"], policy["margins"]
     if gate is None:
         return ""
-    reasons = "".join(f"<li>{count}: {escape(reason)}</li>" for reason, count in gate["reasons"].items())
+    lane = policy["latencies"][0]
+    reasons = "".join(f"<li>{count}: {escape(reason)}</li>" for reason, count in lane["reasons"].items())
     rows = [["nearest position limit", "-" if margins["position"] is None else f"{margins['position']:.3f} rad",
              f"{margins['beyond_position']} chunks beyond"],
             ["largest share of a velocity limit", _percent(margins["velocity"]), f"{margins['too_fast']} chunks above"],
@@ -203,9 +204,10 @@ def _gate(policy: Mapping[str, Any]) -> str:
              f"{margins['outside_workspace']} chunks outside"],
             ["out of reach", "", f"{margins['unreachable']} chunks"]]
     counts = gate["verdicts"]
-    text = (f"Each chunk judged from where the recorded arm was: {counts['pass']} passed, {counts['clamp']} clamped, "
-            f"{counts['refuse']} refused.")
-    return f"<p>{text}</p>{f'<ul>{reasons}</ul>' if reasons else ''}" + table(["margin", "", ""], rows)
+    text = (f"In dry_run, where every chunk starts from standstill at the recorded arm, the node would have said: "
+            f"{counts['pass']} passed, {counts['clamp']} clamped, {counts['refuse']} refused.")
+    why = f"<p>Why, at {1000 * lane['latency']:.0f} ms:</p><ul>{reasons}</ul>" if reasons else ""
+    return why + table(["margin", "", ""], rows) + f'<p class="quiet">{text}</p>'
 
 
 def _agreement(policy: Mapping[str, Any]) -> str:

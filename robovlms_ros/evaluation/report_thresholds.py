@@ -14,9 +14,9 @@ class Thresholds:
 
     distance: mean over steps of predicted against recorded target, m (joint spaces: rad). distance_end: the same at the
     chunk's last step. against_hold: distance as a share of what holding still would have. cosine: of the motion's
-    direction. gripper_accuracy: fraction of steps. refused: fraction of chunks that the gate refuses at the first
-    latency. handover: rad, largest jump of a client that simply switches plans. parity: largest difference from the
-    chunks recorded live, in their own numbers.
+    direction. gripper_accuracy: fraction of steps. refused: of the chunks, the fraction that the gate refuses at the
+    first replayed latency. handover: rad, largest jump of a client that simply switches plans. parity: largest
+    difference from the chunks recorded live, in their own numbers.
     """
 
     max_distance: float | None = None

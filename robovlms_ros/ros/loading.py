@@ -121,7 +121,7 @@ def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
 def find_checkpoint(name_or_path: str) -> Path:
     """A checkpoint folder: a path, or a shipped one by name (`demo`)."""
     path = Path(name_or_path).expanduser()
-    shipped = resources.share_directory() / "checkpoints" / name_or_path
+    shipped = resources.share_directory() / "config" / "checkpoints" / name_or_path
     return shipped if not path.exists() and shipped.is_dir() else path
 
 
