@@ -51,6 +51,12 @@ class RoboKosMos(BaseRoboVLM):
         full={"kosmos-2-patch14-224": "kosmos-2-patch14-224.json"},
     )
 
+    def build_model(self) -> nn.Module:
+        model = super().build_model()
+        # Up to transformers 5.17 it calls itself causal, which sdpa believes: queries would see the first patches only.
+        model.image_to_text_projection.x_attn.is_causal = False
+        return model
+
     @property
     def hidden_size(self) -> int:
         return int(self.hf_config.text_config.embed_dim)

@@ -126,8 +126,9 @@ class RoboQwen(BaseRoboVLM):
         patches = to_patches(images, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
         grids = torch.tensor([[1, side, side]] * len(images), device=images.device)
         output = self.backbone.get_image_features(pixel_values=patches, image_grid_thw=grids)
-        tokens = torch.stack(list(output.pooler_output))  # (N, n, d)
-        layers = tuple(torch.stack(list(level)) for level in getattr(output, "deepstack_features", None) or ())
+        tokens = _per_image(output.pooler_output, len(images))  # (N, n, d)
+        levels = getattr(output, "deepstack_features", None) or ()
+        layers = tuple(_per_image(level, len(images)) for level in levels)
         merged = side // vision.spatial_merge_size
         return VisualTokens(tokens, layers, (1, merged, merged))
 
@@ -138,6 +139,12 @@ class RoboQwen(BaseRoboVLM):
             extra["visual_pos_masks"] = sequence.kinds == seq.IMAGE
             extra["deepstack_visual_embeds"] = [layer.flatten(0, 1) for layer in sequence.layers]
         return extra
+
+
+def _per_image(features: Any, count: int) -> Tensor:
+    """(N, n, d), whether transformers splits the features of N images or leaves them in one (N * n, d)."""
+    joined = features if isinstance(features, Tensor) else torch.cat(list(features))
+    return joined.unflatten(0, (count, -1))
 
 
 def to_patches(images: Tensor, patch: int, merge: int, repeats: int) -> Tensor:
