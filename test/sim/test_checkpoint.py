@@ -1,0 +1,43 @@
+"""The shipped checkpoint: small enough, fit for the demo, and obedient: it lifts the cube that is named, the same scene's
+other cube when that is named, and does not succeed with black images.
+"""
+
+import numpy as np
+import pytest
+
+from robovlms_ros.policy.checkpoint import load_policy
+from robovlms_ros.resources import share_directory
+from robovlms_ros.sim.evaluate import evaluate
+from robovlms_ros.sim.rollout import EpisodeSettings
+from robovlms_ros.types import Observation, ObservationError, RobotState
+
+pytestmark = pytest.mark.sim
+
+CHECKPOINT = share_directory() / "config" / "checkpoints" / "demo"
+SCENES = range(100, 102)
+
+
+def test_is_small_and_predicts_far_enough():
+    size = sum(path.stat().st_size for path in CHECKPOINT.iterdir())
+    assert size <= 25e6
+    config = load_policy(CHECKPOINT).config
+    assert config.model.action_chunk_size >= 16 and config.action.step_duration == 0.05
+    assert config.cameras == ("static", "wrist")
+    assert set(config.proprioception.names) <= {"eef_position", "gripper", "joint_positions"}, "nothing about objects"
+
+
+def test_unknown_words_are_refused():
+    session = load_policy(CHECKPOINT).new_session()
+    images = {name: np.zeros((96, 96, 3), np.uint8) for name in ("static", "wrist")}
+    state = RobotState(0, np.zeros(7), None, np.eye(4), 1.0)
+    with pytest.raises(ObservationError, match="blue"):
+        session.predict_action_chunk(Observation(0, images, "lift the blue cube", state))
+
+
+def test_lifts_what_is_named_and_needs_its_eyes():
+    settings = EpisodeSettings(limit=8.0)
+    named = evaluate(CHECKPOINT, SCENES, settings=settings)
+    assert sum(e.success for e in named) >= len(named) - 1, named
+    assert not any(e.wrong for e in named), named
+    blanked = evaluate(CHECKPOINT, SCENES, settings=settings, blank=True)
+    assert sum(e.success for e in blanked) <= 1, blanked
