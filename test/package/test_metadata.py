@@ -120,7 +120,7 @@ def test_pip_carries_the_data(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "setup.py", "-q", "egg_info", "-e", str(tmp_path), "install_data", "-d", str(tmp_path)]
     subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     share = tmp_path / "share" / "robovlms_ros"
-    for folder in ("config", "msg", "launch", "checkpoints"):
+    for folder in ("config", "msg", "launch"):
         assert files(share / folder) == files(root / folder)
 
 
