@@ -111,6 +111,8 @@ class Inputs:
         digest, now = image_digest(memoryview(message.data)), self._node.now_ns()
         with self._watch as dog:
             dog.image(camera, stamp, digest, now)
+        if self._ahead(stamp, now) > 0:
+            return  # the watchdog names it; kept, it would make all that follows look late
         with self._lock:
             complete = self._frames.add(camera, frame)
             if complete:
@@ -143,6 +145,10 @@ class Inputs:
 
     def _on_joints(self, message: JointState) -> None:
         try:
+            ahead = self._ahead(stamp_of(message), self._node.now_ns())
+            if ahead > 0:
+                raise ObservationError(f"stamped {ahead:.3f} s ahead of the node's clock. Synchronise the machines, "
+                                       "and set use_sim_time alike on all nodes.")
             with self._lock:
                 advanced = self._joints.add(message)
         except ObservationError as error:
@@ -171,6 +177,11 @@ class Inputs:
         if text != self.instruction:
             self.instruction = text
             self._on_new_instruction(text)
+
+    def _ahead(self, stamp_ns: int, now_ns: int) -> float:
+        """By how many seconds a stamp is ahead of the clock; 0 within the tolerance."""
+        ahead = (stamp_ns - now_ns) / NANOSECONDS
+        return ahead if ahead > self._parameters.watchdog.clock_tolerance else 0.0
 
     def _fault(self, source: str, text: str | None) -> None:
         """Note that `source` last sent something unusable, or something usable (None). Edges are logged."""

@@ -6,7 +6,7 @@ The node feeds it observations and ticks; the inference worker feeds it chunks. 
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,10 +18,13 @@ from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor
 from robovlms_ros.runtime.scheduler import ScheduleRefused
 from robovlms_ros.runtime.watchdog import Action
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, RoboVLMsError
+from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, RoboVLMsError, TrajectoryCommand
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
 PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
+
+HOLD = 2.0
+"""Seconds that a stop stays at its end: a controller drops a trajectory that is wholly past when it arrives."""
 
 
 class Senses(Protocol):
@@ -215,17 +218,16 @@ class Pilot:
     def _tell_watchdog(self, now: int) -> None:
         """What the pilot alone knows: how inference, controller and arm are doing."""
         since = None if self._worker is None else self._worker.inferring_since_ns
-        following = self._following(now) if self._moving else None
+        joint, error = self._following() or ("", 0.0)
         with self._watch as dog:
             if since is not None:
                 dog.inference_started(since)
             if self._arm is not None:
                 dog.controller(self._arm.name, self._arm.listeners())
-            if following is not None:
-                dog.following(*following, now)
+            dog.following(joint, error, now)
 
-    def _following(self, now: int) -> tuple[str, float] | None:
-        """The joint furthest from its command, and how far (rad)."""
+    def _following(self) -> tuple[str, float] | None:
+        """The joint furthest from its command, and how far (rad); None while nothing is commanded."""
         if self._arm is None or self._executor is None:
             return None
         told = self._arm.following()
@@ -338,10 +340,19 @@ class Pilot:
         if self._executor is None or self._arm is None or measured is None:
             return
         try:
-            self._arm.send(self._executor.stop(now, measured), now)
+            self._arm.send(lasting(self._executor.stop(now, measured)), now)
         except ScheduleRefused as error:
             # The last command ends at rest by itself; there is nothing better to send.
             self._report.last_stop = f"{reason} (no stop could be computed: {error})"
 
     def _set(self, state: str, detail: str) -> None:
         self._report.state, self._report.detail = state, detail
+
+
+def lasting(stop: TrajectoryCommand) -> TrajectoryCommand:
+    """The stop, and HOLD seconds more where it ends: what a late one changes is when the arm stops, not whether."""
+    return replace(
+        stop, times=np.append(stop.times, stop.times[-1] + HOLD),
+        positions=np.vstack([stop.positions, stop.positions[-1:]]),
+        velocities=np.vstack([stop.velocities, np.zeros_like(stop.velocities[-1:])]), accelerations=None,
+    )

@@ -83,6 +83,7 @@ class _Camera:
     digest: int | None = None
     same_since_ns: int = 0
     same_from: Array | None = None
+    frozen: bool = False
 
 
 @dataclass
@@ -147,6 +148,7 @@ class Watchdog:
         seen.heard_ns, seen.ever, seen.stamp_ns = now_ns, True, stamp_ns
         if digest != seen.digest or seen.same_from is None:
             seen.digest, seen.same_since_ns, seen.same_from = digest, now_ns, self._joints.positions
+            seen.frozen = False
 
     def joint_state(self, stamp_ns: int, positions: Array, now_ns: int) -> None:
         """Joint positions (J,) arrived, rad."""
@@ -243,7 +245,9 @@ class Watchdog:
             return []
         same = (now_ns - seen.same_since_ns) / NANOSECONDS
         moved = float(np.max(np.abs(positions - seen.same_from), initial=0.0))
-        if same < self.config.frozen_time or moved < self.config.frozen_motion:
+        # Until new bytes come: the arm, held, may stand where it stood when they stopped changing.
+        seen.frozen = seen.frozen or (same >= self.config.frozen_time and moved >= self.config.frozen_motion)
+        if not seen.frozen:
             return []
         text = (
             f"camera {name} is frozen: the same bytes for {same:.2f} s while a joint moved {moved:.3f} rad. Restart it."

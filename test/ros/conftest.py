@@ -31,15 +31,36 @@ def tiny_checkpoint(ros, tmp_path_factory) -> Path:
     return save_policy(build_policy(config, seed=3), tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def make_robot(tmp_path_factory):
+    """A function that writes the Panda's YAML, changed by a function, and returns its path."""
+    import yaml
+
+    from robovlms_ros.resources import share_directory
+
+    robots = share_directory() / "config" / "robots"
+
+    def make(change=lambda robot: None) -> str:
+        robot = yaml.safe_load((robots / "panda.yaml").read_text(encoding="utf-8"))
+        robot["description"]["file"] = str(robots / "panda.urdf")
+        robot["gate"] = {"max_refusals": 100000}
+        change(robot)
+        path = tmp_path_factory.mktemp("robot") / "panda.yaml"
+        path.write_text(yaml.safe_dump(robot), encoding="utf-8")
+        return str(path)
+
+    return make
+
+
 @pytest.fixture
-def make_graph(ros, tiny_checkpoint):
+def make_graph(ros, tiny_checkpoint, make_robot):
     """A function that makes a ros_graph.Graph from parameters; all are closed at the end."""
     from ros_graph import Graph
 
     graphs = []
 
     def make(checkpoint=tiny_checkpoint, **values):
-        graphs.append(Graph(checkpoint, **values))
+        graphs.append(Graph(checkpoint, **{"robot": make_robot(), **values}))
         return graphs[-1]
 
     yield make
@@ -48,11 +69,11 @@ def make_graph(ros, tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def live(ros, tiny_checkpoint):
+def live(ros, tiny_checkpoint, make_robot):
     """One active graph for the tests of a module: each begins and ends with the node running."""
     from ros_graph import Graph
 
-    graph = Graph(tiny_checkpoint)
+    graph = Graph(tiny_checkpoint, robot=make_robot())
     graph.activate()
     yield graph
     graph.close()

@@ -96,7 +96,7 @@ def test_can_be_configured_again_after_setting_it_right(make_graph, tiny_checkpo
     results = graph.node.set_parameters([Parameter("checkpoint", value=str(tiny_checkpoint)),
                                          Parameter("max_age", value=0.5)])
     assert all(result.successful for result in results)
-    assert graph.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert graph.node.trigger_configure() == TransitionCallbackReturn.SUCCESS, graph.listener.status.last_stop
     (locked,) = graph.node.set_parameters([Parameter("dry_run", value=True)])
     assert not locked.successful and "unconfigured" in locked.reason
     assert graph.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
@@ -116,18 +116,15 @@ def test_random_weights_run_in_dry_run(make_graph, tmp_path):
     assert not graph.arm.commands
 
 
-def test_the_robot_description_may_come_from_a_topic(make_graph, tmp_path):
+def test_the_robot_description_may_come_from_a_topic(make_graph, make_robot):
     from ros_graph import LATCHED
     from std_msgs.msg import String
 
     from robovlms_ros.resources import share_directory
 
-    robots = share_directory() / "config" / "robots"
-    robot = yaml.safe_load((robots / "panda.yaml").read_text())
-    robot["description"] = {"topic": "robot_description"}
-    (tmp_path / "panda.yaml").write_text(yaml.safe_dump(robot))
-    graph = make_graph(robot=str(tmp_path / "panda.yaml"))
+    urdf = share_directory() / "config" / "robots" / "panda.urdf"
+    graph = make_graph(robot=make_robot(lambda robot: robot.update(description={"topic": "robot_description"})))
     publisher = graph.listener.create_publisher(String, "robot_description", LATCHED)
-    publisher.publish(String(data=(robots / "panda.urdf").read_text()))
+    publisher.publish(String(data=urdf.read_text()))
     graph.activate()
     graph.run()

@@ -49,7 +49,7 @@ def test_chunks_carry_their_meaning(live):
     message = live.listener.chunks[-1]
     chunk = chunk_from_message(message)
     assert chunk_to_message(chunk, message.header.frame_id) == message
-    assert chunk.values.shape == (20, 7) and chunk.spec.composition == "from_observation"
+    assert chunk.values.shape == (40, 7) and chunk.spec.composition == "from_observation"
     assert message.header.frame_id == "panda_link0"
     assert chunk.timing.image_ns == chunk.stamp_ns <= chunk.timing.inference_start_ns < chunk.timing.inference_end_ns
 
@@ -77,7 +77,7 @@ def test_pause_holds_and_goes_on_from_wherever_the_arm_is(live):
     assert live.listener.call("pause", data=False).success
     live.listener.wait_state("running")
     first = live.arm.commands[-1][1].points[0].positions
-    assert np.abs(np.array(first) - moved).max() < 0.05
+    assert np.abs(np.array(first) - moved).max() < 0.09
     live.arm.teleport(np.array(live.arm.robot.home))
     live.listener.call("pause", data=True)
     live.listener.call("pause", data=False)
@@ -162,13 +162,13 @@ def test_simulated_time_rules_and_may_jump_back(make_graph):
 
 
 def test_a_clock_that_stands_still_is_not_stale(make_graph):
-    graph = make_graph(use_sim_time=True)
+    graph = make_graph(use_sim_time=True, max_age=0.9)
     graph.arm.clock_ns = 1_000 * 10**9
     graph.activate()
     graph.run()
     graph.arm.frozen = True
-    time.sleep(1.5)
-    assert graph.listener.status.state == "running"
+    time.sleep(1.0)
+    assert not [s for s in graph.listener.statuses if "stale" in s.detail or "stopped" in s.detail]
     graph.arm.frozen = False
     chunks = len(graph.listener.chunks)
     graph.wait_for(lambda: len(graph.listener.chunks) > chunks, "chunks after the standstill")
