@@ -7,6 +7,7 @@ import numpy as np
 from robovlms_ros.runtime.spline import Array, Spline, Stamps
 from robovlms_ros.types import NANOSECONDS
 
+SETTLING = 0.15  # s after a chunk's end in which its distance from the newest becomes constant
 WINDOW = 0.3  # s after the splice over which two chunks are compared
 NOISE_FLOOR = 0.002  # rad or m: disagreements below a few times this are never ignored as noise
 AGREES, DISAGREES = 2.0, 4.0  # in standard deviations: full weight up to the first, none from the second
@@ -87,17 +88,21 @@ def extended(older: list[Track], newest: Track, begin_ns: int) -> list[Track]:
     if not older:
         return []
     new = newest.spline
-    ends = new(np.array([track.spline.end_ns for track in older]))[0]  # (K, J)
+    ends, end_slopes = new(np.array([track.spline.end_ns for track in older]))  # (K, J) each
     result = []
-    for track, end in zip(older, ends, strict=True):
+    for track, end, end_slope in zip(older, ends, end_slopes, strict=True):
         old = track.spline
         first = max(0, int(np.searchsorted(old.times_ns, begin_ns)) - 1)
         later = int(np.searchsorted(new.times_ns, old.end_ns, side="right"))
-        continued = new.positions[later:] + (old.positions[-1] - end)
+        distance, drift = old.positions[-1] - end, old.velocities[-1] - end_slope
+        seconds = (new.times_ns[later:, None] - old.end_ns) / NANOSECONDS
+        left = 1 - np.clip(seconds / SETTLING, 0.0, 1.0)  # the distance stops growing without a corner
         spline = Spline(
             np.concatenate([old.times_ns[first:], new.times_ns[later:]]),
-            np.concatenate([old.positions[first:], continued]),
-            np.concatenate([old.velocities[first:], new.velocities[later:]]),
+            np.concatenate(
+                [old.positions[first:], new.positions[later:] + distance + drift * SETTLING / 3 * (1 - left**3)]
+            ),
+            np.concatenate([old.velocities[first:], new.velocities[later:] + drift * left**2]),
         )
         result.append(Track(track.stamp_ns, spline))
     return result

@@ -14,6 +14,7 @@ import numpy as np
 
 from robovlms_ros.runtime.blending import MEMORY_CHUNKS, Agreement, Track, extended, temporal_ensemble
 from robovlms_ros.runtime.robot import Limits
+from robovlms_ros.runtime.smoothing import joining_time, within_acceleration
 from robovlms_ros.runtime.spline import Array, Spline, Stamps
 from robovlms_ros.runtime.stopping import come_to_rest, slow_down
 from robovlms_ros.schema import require
@@ -37,7 +38,7 @@ class ScheduleConfig:
         replan. `ensemble`: ACT's temporal ensembling. `fade`: the newest chunk, joined by an offset that fades out.
         `blend`: the mean of the recent chunks that agree with the newest one, joined likewise.
     lead: how far ahead of now the running plan is left; longer than a message takes to arrive.
-    fade_time: how long joining takes (fade, blend).
+    fade_time: how long joining takes (fade, blend); blend takes up to four times as long within acceleration limits.
     memory: age after which a chunk counts 1/e (blend).
     ensemble_decay: ACT's m (ensemble).
     stop_time: shortest time in which a plan that runs out comes to rest.
@@ -98,7 +99,7 @@ class ChunkScheduler:
     """The running plan of one arm, and the message that replaces it when a chunk arrives.
 
     joints: their names, in the order of every (..., J) array.
-    limits: keeps stops within acceleration and position limits; without them a stop takes `stop_time`.
+    limits: keep joins and stops within acceleration and position limits, and round the corners of chunks (blend).
     """
 
     def __init__(
@@ -203,12 +204,26 @@ class ChunkScheduler:
     def _tracks(self, plan: JointPlan, splice_ns: int) -> list[Track]:
         """The chunks that may count, oldest first: of one instruction, the plan's own last."""
         stamp_ns = int(plan.times_ns[0]) if plan.chunk is None else plan.chunk.stamp_ns
-        newest = Track(stamp_ns, _curve(plan, stamp_ns))
+        newest = Track(stamp_ns, self._curve(plan, stamp_ns))
         instruction = None if plan.chunk is None else plan.chunk.instruction
         if instruction != self._memory.instruction:
             return [newest]
         older = [old for old in self._memory.tracks if old.stamp_ns < stamp_ns][-(MEMORY_CHUNKS - 1) :]
         return [*(extended(older, newest, splice_ns) if self.config.strategy == "blend" else older), newest]
+
+    def _curve(self, plan: JointPlan, stamp_ns: int) -> Spline:
+        """The plan's steps as a curve that begins at the observation's stamp, one step before the first."""
+        curve = Spline(plan.times_ns, plan.positions, plan.velocities)
+        if self.config.strategy == "blend":
+            curve = within_acceleration(curve, self._acceleration)
+        if stamp_ns >= plan.times_ns[0]:
+            return curve
+        seconds = (plan.times_ns[0] - stamp_ns) / NANOSECONDS
+        return Spline(
+            np.concatenate([[stamp_ns], curve.times_ns]),
+            np.concatenate([curve.positions[:1] - seconds * curve.velocities[:1], curve.positions]),
+            np.concatenate([curve.velocities[:1], curve.velocities]),
+        )
 
     def _join(self, running: Spline, tracks: list[Track], knots_ns: Stamps) -> Spline:
         """The target from the splice (the first knot) on, and the way onto it from the running plan."""
@@ -222,15 +237,17 @@ class ChunkScheduler:
         self._proposed = replace(self._memory, tracks=tuple(tracks), agreement=agreement)
         start, start_velocity = running(knots_ns[:1])
         seconds = (knots_ns - knots_ns[0])[:, None] / NANOSECONDS  # (M, 1)
-        a = np.clip(seconds / self.config.fade_time, 0.0, 1.0)
         if strategy == "fade":
+            a = np.clip(seconds / self.config.fade_time, 0.0, 1.0)
             offset = start - positions[0]
             velocities = velocities - offset * 6 * a * (1 - a) / self.config.fade_time
             positions = positions + offset * (1 - a) ** 2 * (1 + 2 * a)
         elif strategy == "blend":
-            drift = start_velocity - velocities[0]
-            offset = start - positions[0] + drift * self.config.fade_time / 3 * (1 - (1 - a) ** 3)
-            share, slope = (1 - a) ** 3 * (1 + 3 * a), -12 * a * (1 - a) ** 2 / self.config.fade_time
+            gap, drift = start - positions[0], start_velocity - velocities[0]
+            duration = joining_time(gap[0], drift[0], self._acceleration, self.config.fade_time)
+            a = np.clip(seconds / duration, 0.0, 1.0)
+            offset = gap + drift * duration / 3 * (1 - (1 - a) ** 3)
+            share, slope = (1 - a) ** 3 * (1 + 3 * a), -12 * a * (1 - a) ** 2 / duration
             velocities = velocities + share * drift * (1 - a) ** 2 + slope * offset
             positions = positions + share * offset
         positions[0], velocities[0] = start[0], start_velocity[0]
@@ -254,17 +271,6 @@ class ChunkScheduler:
 def _at_rest(positions: Array, begin_ns: int, end_ns: int) -> Spline:
     both = np.stack([positions, positions]).astype(np.float64)
     return Spline(np.array([begin_ns, end_ns]), both, np.zeros_like(both))
-
-
-def _curve(plan: JointPlan, stamp_ns: int) -> Spline:
-    """The plan's steps as a curve that begins at the observation's stamp, one step before the first."""
-    times_ns, positions, velocities = plan.times_ns, plan.positions, plan.velocities
-    if stamp_ns < times_ns[0]:
-        seconds = (times_ns[0] - stamp_ns) / NANOSECONDS
-        times_ns = np.concatenate([[stamp_ns], times_ns])
-        positions = np.concatenate([positions[:1] - seconds * velocities[:1], positions])
-        velocities = np.concatenate([velocities[:1], velocities])
-    return Spline(times_ns, positions, velocities)
 
 
 def _knots(splice_ns: int, steps_ns: Stamps) -> Stamps:

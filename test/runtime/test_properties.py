@@ -56,7 +56,7 @@ def check_message(command, now_ns):
     assert 0 < command.stamp_ns <= now_ns
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sequence=st.lists(events, min_size=1, max_size=6),
     strategy=st.sampled_from(["first", "receding", "ensemble", "fade", "blend", "blend"]),

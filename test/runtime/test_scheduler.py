@@ -147,7 +147,7 @@ def test_a_stop_follows_the_plan_within_the_acceleration_limits():
 
     controller = TrajectoryController(JOINTS)
     commands = []
-    for tick in range(500):
+    for tick in range(650):
         now = ns(1.0) + tick * TICK_NS
         measured = RobotState(now, commands[-1] if commands else line(np.array(1.0)))
         if tick % 75 == 0 and tick < 225:
