@@ -18,8 +18,8 @@ import pytest
 
 pin = pytest.importorskip("pinocchio", reason="pinocchio is not installed: kinematics cannot be tested")
 
-from robovlms_ros.runtime.kinematics import Kinematics, KinematicsError  # noqa: E402
-from robovlms_ros.runtime.robot import Description, load_robot  # noqa: E402
+from robovlms_ros.runtime.kinematics import Kinematics, KinematicsError
+from robovlms_ros.runtime.robot import Description, load_robot
 
 ROBOT = load_robot("panda")
 JOINT_LIMITS = ("position_lower", "position_upper", "velocity", "acceleration")

@@ -1,5 +1,5 @@
-"""The shipped checkpoint: small enough, fit for the demo, and obedient: it lifts the cube that is named, the same scene's
-other cube when that is named, and does not succeed with black images.
+"""The shipped checkpoint: small enough, fit for the demo, and obedient: it lifts the cube that is named, the same
+scene's other cube when that is named, and does not succeed with black images.
 """
 
 import numpy as np
