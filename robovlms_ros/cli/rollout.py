@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=10, help="scenes per instruction (default 10)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first scene (default 0)")
     parser.add_argument("--latency", type=float, nargs=2, default=(0.04, 0.12), metavar=("LOW", "HIGH"),
-                        help="seconds from an image to its chunk (default 0.04 0.12)")  # fmt: skip
+                        help="seconds from an image to its chunk (default 0.04 0.12)")
     parser.add_argument("--time-limit", type=float, default=10.0, help="simulated seconds per episode (default 10)")
     parser.add_argument("--blank", action="store_true", help="black images: how much is done without looking")
     parser.add_argument("--robot", default="panda", help="robot: a YAML file, or a name in config/robots")
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
     require(seeds[0] in EVALUATION_SEEDS and seeds[-1] in EVALUATION_SEEDS, "--first-seed", args.first_seed,
-            f"such that the scenes lie within {EVALUATION_SEEDS.start} to {EVALUATION_SEEDS.stop - 1}")  # fmt: skip
+            f"such that the scenes lie within {EVALUATION_SEEDS.start} to {EVALUATION_SEEDS.stop - 1}")
     settings = EpisodeSettings(latency=tuple(args.latency), limit=args.time_limit)
     rows = summarise(evaluate(args.checkpoint, seeds, args.robot, settings, args.blank))
     result = report(rows, {"latency_s": list(args.latency), "checkpoint": args.checkpoint})

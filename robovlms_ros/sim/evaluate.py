@@ -33,6 +33,6 @@ def evaluate(
             results.append(EpisodeResult(
                 instruction, "blanked" if blank else "named", seed, outcome.success, outcome.wrong,
                 outcome.time_to_success, outcome.chunks, outcome.refusals,
-            ))  # fmt: skip
+            ))
     world.close()
     return results

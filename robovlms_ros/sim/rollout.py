@@ -199,7 +199,7 @@ def build_loop(world: SimWorld, robot: str = "panda", settings: EpisodeSettings 
     kinematics = Kinematics(
         spec.description_path, spec.joints, spec.eef_frame, spec.base_frame, spec.lower(), spec.upper(),
         np.array(spec.home), spec.posture_gain,
-    )  # fmt: skip
+    )
     scheduler = ChunkScheduler(spec.joints, limits=spec.limits)
     executor = ChunkExecutor(spec, kinematics, scheduler, SafetyGate(spec, kinematics))
     return ClosedLoop(world, kinematics, executor, spec.gripper, settings)

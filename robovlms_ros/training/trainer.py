@@ -125,7 +125,7 @@ class Trainer:
     def _report(self, means: np.ndarray, rate: float, until: int, seconds: float) -> None:
         total, arm, gripper, error = means
         log.info("step %d of %d: loss %.3f, arm %.4f, gripper %.4f, target %.1f cm, %.0f s",
-                 self.step, until, total, arm, gripper, 100 * error, seconds)  # fmt: skip
+                 self.step, until, total, arm, gripper, 100 * error, seconds)
         path = self.folder / "curve.csv"
         fresh = not path.exists()
         with path.open("a", newline="") as file:

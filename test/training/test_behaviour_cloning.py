@@ -34,7 +34,7 @@ def policy_mapping():
             "step_duration": 0.05, "units": {"translation": 1.0, "rotation": 1.0}, "gripper": {"open_value": 1},
             "normalization": [{"method": "min_max", "low": [-0.02], "high": [0.02]}],
         },
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def shards(tmp_path_factory):
             folder / "frames.npz", poses=np.tile(np.eye(4), (frames, 1, 1)), joints=np.zeros((frames, 7)),
             openings=np.ones(frames, np.float32), cubes=cubes, labels=labels,
             episodes=np.repeat([2 * shard, 2 * shard + 1], 9),
-        )  # fmt: skip
+        )
     return find_shards(root)
 
 

@@ -1,0 +1,92 @@
+"""From nothing to a checkpoint, in small: demonstrations, training, an episode that the policy drove, training again;
+what is finished is not done again; and the commands around it, with their refusals.
+"""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import yaml
+
+from robovlms_ros.cli.main import main
+from robovlms_ros.policy.checkpoint import load_policy
+from robovlms_ros.resources import share_directory
+from robovlms_ros.sim.expert import expert_chunk
+from robovlms_ros.sim.rollout import ExpertSession, build_loop
+from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
+from robovlms_ros.sim.world import SimWorld
+from robovlms_ros.training.dataset import find_shards
+from robovlms_ros.training.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.training.pipeline import load_plan, train
+
+pytestmark = pytest.mark.sim
+
+
+@pytest.fixture(scope="module")
+def small_plan(tmp_path_factory):
+    """The shipped plan with a model, data and stages that take seconds."""
+    text = (share_directory() / "config" / "train" / "demo.yaml").read_text(encoding="utf-8")
+    plan = yaml.safe_load(text)
+    plan["policy"]["model"]["history_length"] = 2
+    plan["policy"]["action_head"]["hidden_size"] = 16
+    for tower in ("text_config", "vision_config"):
+        plan["policy"]["vlm"]["settings"][tower].update(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
+    plan["policy"]["vlm"]["settings"]["text_config"]["head_dim"] = 8
+    stages = [{"steps": 2}, {"steps": 2, "episodes": 1}]
+    plan |= {"episodes": 1, "shard": 1, "workers": 1, "recipe": {"windows": 2}, "stages": stages}
+    path = tmp_path_factory.mktemp("plan") / "small.yaml"
+    path.write_text(yaml.safe_dump(plan), encoding="utf-8")
+    return load_plan(path)
+
+
+def test_run_from_nothing_to_a_checkpoint(small_plan, tmp_path, caplog):
+    checkpoint = train(small_plan, tmp_path)
+    assert not load_policy(checkpoint).is_random
+    seeds = [int(shard.name) for shard in find_shards(tmp_path)]
+    assert sorted(seeds) == [TRAINING_SEEDS[0], TRAINING_SEEDS[1]]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/frames.npz")}
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        train(small_plan, tmp_path)
+    assert "recording" not in caplog.text
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/frames.npz")}
+
+
+def test_shard_holds_every_instructions_label(tmp_path):
+    world = SimWorld(0)
+    loop = build_loop(world)
+    outcomes = record_shard(tmp_path, TRAINING_SEEDS[5:6], loop, ExpertSession(world), DemonstrationSettings())
+    images = np.load(tmp_path / "images.npy")
+    with np.load(tmp_path / "frames.npz") as data:
+        frames = {name: data[name] for name in data.files}
+    assert len(outcomes) == 1 and len(images) == len(frames["poses"]) > 20
+    assert images.shape[1:] == (2, 96, 96, 3) and images.any(axis=(1, 2, 3, 4)).all()
+    for i in (0, len(images) // 2):
+        for c in range(len(CUBES)):
+            label = expert_chunk(frames["poses"][i], float(frames["openings"][i]), frames["cubes"][i, c])
+            assert np.allclose(frames["labels"][i, c], label, atol=1e-5)
+    assert record_shard(tmp_path, TRAINING_SEEDS[5:6], loop, ExpertSession(world), DemonstrationSettings()) == []
+
+
+def test_rollout_command_reports(tmp_path, capsys):
+    report = tmp_path / "report.json"
+    assert main(["rollout", "--seeds", "1", "--first-seed", "42", "--json", str(report)]) == 0
+    data = json.loads(report.read_text())
+    assert data["pass"] and [row["success"] for row in data["rows"]] == [1, 1]
+    assert "lift the green cube" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rollout", "--seeds", "0"], "--seeds"),
+        (["rollout", "--first-seed", "1000000"], "0 to 9999"),
+        (["rollout", "--seeds", "1", "--checkpoint", "no/such/folder"], "no such checkpoint"),
+        (["train", "--config", "no_such_plan"], "demo"),
+        (["demo-data", "--output", "unused", "--episodes", "0"], "--episodes"),
+    ],
+)
+def test_commands_refuse_with_a_reason(arguments, words, capsys):
+    assert main(arguments) == 1
+    assert words in capsys.readouterr().err
