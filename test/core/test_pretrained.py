@@ -2,7 +2,8 @@
 
 - for every family, a tiny VLM written by transformers' save_pretrained (one file, or shards) gives the backbone's
   weights exactly; head and action token are new and seeded; the policy still counts as random;
-- OpenFlamingo in parts: language model, CLIP in open_clip's layout, perceiver and gated layers all arrive;
+- OpenFlamingo in parts: language model, CLIP in open_clip's layout, perceiver and gated layers all arrive; the keys and
+  shapes of the published 3B checkpoint are those of its architecture here;
 - missing and unexpected tensors are refused with a listing; nothing at hand is refused by name.
 """
 
@@ -15,10 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from robovlms_ros.backbones.empty import parameters_on_meta
 from robovlms_ros.backbones.flamingo import OPEN_CLIP
 from robovlms_ros.backbones.hf_config import build_hf_config
 from robovlms_ros.config import PolicyConfig
 from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.pretrained import policy_from_vlm
 from robovlms_ros.policy.weights import CheckpointError
 from robovlms_ros.processing.text import build_word_tokenizer
@@ -105,6 +108,44 @@ def test_open_flamingo_in_parts(make_config: MakeConfig, tmp_path: Path) -> None
     assert ours.keys() == state.keys()
     for key, value in state.items():
         assert torch.equal(ours[key], value), key
+
+
+def published_open_flamingo() -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of OpenFlamingo-3B-vitl-mpt1b: its trained parts and words, as its training code saves them."""
+    table: dict[str, tuple[int, ...]] = {"perceiver.latents": (64, 1024)}
+    for name in ("perceiver.norm.weight", "perceiver.norm.bias"):
+        table[name] = (1024,)
+    for i in range(6):
+        attention, mlp = f"perceiver.layers.{i}.0.", f"perceiver.layers.{i}.1."
+        for name in ("norm_media.weight", "norm_media.bias", "norm_latents.weight", "norm_latents.bias"):
+            table[attention + name] = (1024,)
+        table |= {f"{attention}to_q.weight": (512, 1024), f"{attention}to_kv.weight": (1024, 1024)}
+        table |= {f"{attention}to_out.weight": (1024, 512)}
+        table |= {f"{mlp}0.weight": (1024,), f"{mlp}0.bias": (1024,)}
+        table |= {f"{mlp}1.weight": (4096, 1024), f"{mlp}3.weight": (1024, 4096)}
+    table["lang_encoder.transformer.wte.weight"] = (50280, 2048)
+    for i in range(24):
+        gated = f"lang_encoder.transformer.blocks.{i}.gated_cross_attn_layer."
+        table |= {f"{gated}attn_gate": (1,), f"{gated}ff_gate": (1,)}
+        table |= {f"{gated}attn.norm.weight": (2048,), f"{gated}attn.norm.bias": (2048,)}
+        table |= {f"{gated}attn.to_q.weight": (512, 2048), f"{gated}attn.to_kv.weight": (1024, 1024)}
+        table |= {f"{gated}attn.to_out.weight": (2048, 512)}
+        table |= {f"{gated}ff.0.weight": (2048,), f"{gated}ff.0.bias": (2048,)}
+        table |= {f"{gated}ff.1.weight": (8192, 2048), f"{gated}ff.3.weight": (2048, 8192)}
+    return table
+
+
+def test_published_open_flamingo_keys(make_config: MakeConfig) -> None:
+    name = "openflamingo/OpenFlamingo-3B-vitl-mpt1b-langinstruct"
+    head = {"type": "lstm", "action_space": "down_sample", "down_sample": "pooling"}
+    config = make_config("flamingo", vlm={"size": "full", "model_name": name, "vocabulary": []}, action_head=head)
+    with parameters_on_meta():
+        policy = VLAPolicy(config)
+    wanted = {k: tuple(v.shape) for k, v in policy.vlm.backbone.state_dict().items()}
+    table = published_open_flamingo()
+    assert all(wanted.get(key) == shape for key, shape in table.items())
+    elsewhere = {key for key in wanted if key not in table}
+    assert all(k.startswith("vision_encoder.") or ".decoder_layer." in k or "norm_f" in k for k in elsewhere)
 
 
 def as_open_clip(vision: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
