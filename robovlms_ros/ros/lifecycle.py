@@ -96,6 +96,7 @@ class PlainLifecycleNode(LifecycleNode):
         """Do what deactivate and cleanup do, for an end that is no transition: a signal, a dying process."""
         if self.lifecycle_state in ("active", "inactive"):
             self._end(reason)
+            self._entered("finalized")
 
     def _end(self, reason: str) -> None:
         with self._transition_lock:

@@ -1,4 +1,4 @@
-"""The policy node as a process: SIGINT leaves a driven arm held, SIGTERM ends a node that is still configuring; both end
+"""The policy node as a process: SIGINT leaves a driven arm held, SIGTERM ends one that still configures; both end
 with code 0.
 """
 
