@@ -22,7 +22,7 @@ def within_acceleration(curve: Spline, acceleration: Array) -> Spline:
     positions, allowed = curve.positions.copy(), SHARE * acceleration * step**2
     for _ in range(PASSES):
         bends = np.diff(positions, n=2, axis=0)  # (N - 2, J)
-        sharp = (np.abs(bends) > allowed).any(axis=1)
+        sharp = np.logical_or.reduce(np.abs(bends) > allowed, axis=1)
         if not sharp.any():
             break
         near = sharp.copy()
