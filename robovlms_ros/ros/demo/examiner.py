@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.client import Client
 from rclpy.node import Node
@@ -121,8 +121,16 @@ class Examiner(Node):
         self._transition(Transition.TRANSITION_CONFIGURE, "configure", patience)
 
     def activate(self, patience: float = 30.0) -> None:
-        """Bring the policy node to active."""
-        self._transition(Transition.TRANSITION_ACTIVATE, "activate", patience)
+        """Bring the policy node to active, unless it is."""
+        request = GetState.Request()
+        state = self._call(GetState, f"{POLICY}/get_state", request, patience).current_state.id
+        if state != State.PRIMARY_STATE_ACTIVE:
+            self._transition(Transition.TRANSITION_ACTIVATE, "activate", patience)
+
+    @property
+    def given_up(self) -> bool:
+        """The policy node has deactivated itself: too many of its chunks were refused."""
+        return bool(self.status.state == PolicyStatus.INACTIVE)
 
     def _transition(self, transition: int, name: str, patience: float) -> None:
         request = ChangeState.Request(transition=Transition(id=transition))
@@ -133,6 +141,7 @@ class Examiner(Node):
     def pause(self, paused: bool) -> None:
         """Hold the arm (True) or let the policy drive (False)."""
         self._demand(SetBool, f"{POLICY}/pause", SetBool.Request(data=paused))
+        self.wait_until(lambda: (self.status.state == PolicyStatus.PAUSED) == paused, 30.0, "the policy node's status")
 
     def reset(self) -> None:
         """Make the policy forget what it saw."""

@@ -85,7 +85,6 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoOutcome:
         examiner = stack.enter_context(_spinning((sim, policy)))
         say("loading the policy")
         examiner.configure(patience=240.0)
-        examiner.activate()
         outcome.bag = options.output / "bag"
         recorder = Recorder(examiner, outcome.bag, tuple(f"{NAMESPACE}/{topic}" for topic in RECORDED))
         stack.callback(recorder.close)
@@ -154,7 +153,9 @@ def _spinning(children: tuple[Child, ...]) -> Iterator[Examiner]:
 
 
 def _examine(examiner: Examiner, trial: Trial, limit: float) -> tuple[EpisodeResult, EpisodeRecording | None]:
-    """One episode, from a fresh scene to success, the wrong object, or the time limit."""
+    """One episode: a fresh scene, then success, the wrong object, a policy that gives up, or the time limit."""
+    # Also after an episode whose policy went astray, was refused again and again, and deactivated itself.
+    examiner.activate()
     examiner.pause(True)
     examiner.new_scene(trial.seed, trial.condition == "blanked")
     examiner.instruct(trial.instruction)
@@ -168,7 +169,8 @@ def _examine(examiner: Examiner, trial: Trial, limit: float) -> tuple[EpisodeRes
     judge = _Judge(trial.instruction)
 
     def over() -> bool:
-        return judge.decided(examiner.truth()) or examiner.now_ns() - start > limit * NANOSECONDS
+        late = examiner.now_ns() - start > limit * NANOSECONDS
+        return judge.decided(examiner.truth()) or late or examiner.given_up
 
     examiner.wait_until(over, 60.0 + 10.0 * limit, f"the end of '{trial.instruction}'")
     end = examiner.now_ns()
