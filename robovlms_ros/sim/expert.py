@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.processing.rotations import vector_from_matrix
 from robovlms_ros.sim.scene import CUBE_SIZE, TABLE_HEIGHT
 from robovlms_ros.sim.world import FINGER_OPEN
 from robovlms_ros.types import ActionSpec
@@ -35,14 +36,16 @@ LIFT_Z = REST_Z + 0.14
 HAND_DOWN = np.array(((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
 """Rotation of the grip site: as at HOME, pointing straight down."""
 
-GAIN = 5.0
-TURN_GAIN = 4.0
-MAX_SPEED = 0.25
-MAX_TURN = 0.6
-HOVER = 0.09
-FUNNEL_SLOPE = 2.2
-FUNNEL_MOUTH = 0.008
+# Speeds: 1/s per metre and per radian of error, and the most of each in m/s and rad/s.
+GAIN, TURN_GAIN = 5.0, 4.0
+MAX_SPEED, MAX_TURN = 0.25, 0.6
+
+# The funnel above a cube, in metres: its height far away, its rise per metre outside its mouth, the mouth's radius.
+HOVER, FUNNEL_SLOPE, FUNNEL_MOUTH = 0.09, 2.2, 0.008
 GRASP_OFFSET = -0.002
+"""Height of the grip above the cube's centre (m)."""
+
+# How near the hand must be, in metres, before the fingers begin to close, and while they do.
 CLOSE_RADIUS, CLOSING_RADIUS = 0.009, 0.016
 CLOSE_HEIGHT, CLOSING_HEIGHT = 0.008, 0.014
 HELD_OPENING = 0.5 * CUBE_SIZE / FINGER_OPEN + 0.05
@@ -52,8 +55,10 @@ FINGER_STEP = 0.07
 
 @dataclass
 class _Hand:
+    """tilt: the rotation vector that brings the hand to HAND_DOWN; its axis stays while the hand turns along it."""
+
     position: Array
-    rotation: Array
+    tilt: Array
     opening: float
     cube: Array
 
@@ -64,7 +69,8 @@ def expert_chunk(pose: Array, opening: float, cube: Array, horizon: int = HORIZO
     pose: (4, 4) base_T_eef measured. opening: the gripper's, measured. cube: (3,) centre in the base frame (m).
     Returns (horizon, 7) float64: translation (m) and rotation vector (rad) in the base frame, chained; opening 0 or 1.
     """
-    hand = _Hand(pose[:3, 3].copy(), pose[:3, :3].copy(), float(opening), np.array(cube, np.float64))
+    tilt = vector_from_matrix(HAND_DOWN @ pose[:3, :3].T)
+    hand = _Hand(pose[:3, 3].copy(), tilt, float(opening), np.array(cube, np.float64))
     return np.stack([_step(hand) for _ in range(horizon)])
 
 
@@ -74,7 +80,7 @@ def _step(hand: _Hand) -> Array:
     move = (target - hand.position) * (1 - np.exp(-GAIN * STEP))
     speed = float(np.linalg.norm(move)) / STEP
     move *= min(1.0, MAX_SPEED / max(speed, 1e-9))
-    turn = rotation_vector(HAND_DOWN @ hand.rotation.T) * (1 - np.exp(-TURN_GAIN * STEP))
+    turn = hand.tilt * (1 - np.exp(-TURN_GAIN * STEP))
     turn *= min(1.0, MAX_TURN * STEP / max(float(np.linalg.norm(turn)), 1e-9))
     _advance(hand, move, turn, closed)
     return np.concatenate((move, turn, (0.0 if closed else 1.0,)))
@@ -110,23 +116,4 @@ def _advance(hand: _Hand, move: Array, turn: Array, closed: bool) -> None:
     else:
         hand.opening = min(1.0, hand.opening + FINGER_STEP)
     hand.position = hand.position + move
-    hand.rotation = rotation_matrix(turn) @ hand.rotation
-
-
-def rotation_vector(rotation: Array) -> Array:
-    """Axis times angle (3,) in rad of a rotation matrix well below a half turn (MuJoCo's quaternion conventions)."""
-    axis = 0.5 * np.array((rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0],
-                           rotation[1, 0] - rotation[0, 1]))
-    sine = float(np.linalg.norm(axis))
-    angle = float(np.arctan2(sine, 0.5 * (np.trace(rotation) - 1)))
-    return axis if sine < 1e-9 else axis * (angle / sine)
-
-
-def rotation_matrix(vector: Array) -> Array:
-    """The rotation (3, 3) of a rotation vector (3,) in rad (Rodrigues)."""
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-12:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array(((0.0, -z, y), (z, 0.0, -x), (-y, x, 0.0)))
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
+    hand.tilt = hand.tilt - turn

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.processing.rotations import matrix_from_vector
 from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.sim.expert import HAND_DOWN, MAX_SPEED, STEP, expert_chunk, rotation_matrix
+from robovlms_ros.sim.expert import HAND_DOWN, MAX_SPEED, STEP, expert_chunk
 from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Frame, Outcome
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS, named_cube
 from robovlms_ros.sim.world import CAMERAS
@@ -140,7 +141,7 @@ def _random_start(rng: np.random.Generator, kinematics: Kinematics, seed: Array)
         low, high = np.array(START_BOX).T
         pose = np.eye(4)
         pose[:3, 3] = rng.uniform(low, high)
-        pose[:3, :3] = rotation_matrix(rng.uniform(-0.12, 0.12, 3)) @ HAND_DOWN
+        pose[:3, :3] = matrix_from_vector(rng.uniform(-0.12, 0.12, 3)) @ HAND_DOWN
         result = kinematics.inverse(pose[None], seed)
         if result.reached[0]:
             return result.positions[0]
