@@ -31,9 +31,8 @@ def write_gif(path: Path, recordings: Sequence[EpisodeRecording], frame_period: 
     pictures = [picture for recording in recordings for picture in _pictures(recording, frame_period)]
     if not pictures:
         raise ValueError(f"{path}: no frame was recorded, there is nothing to show.")
-    # Median cut would spend the palette on the table and leave little for the cubes, which are a few pixels each.
-    method = Image.Quantize.MAXCOVERAGE
-    palette = [picture.quantize(128, method=method, dither=Image.Dither.NONE) for picture in pictures]
+    # Median cut alone spends the palette on the table and leaves little for the cubes, which are a few pixels each.
+    palette = [picture.quantize(256, kmeans=3, dither=Image.Dither.NONE) for picture in pictures]
     palette[0].save(path, save_all=True, append_images=palette[1:], duration=round(frame_period * 1000), loop=0)
 
 
