@@ -19,6 +19,7 @@ from robovlms_ros.types import NANOSECONDS, TrajectoryCommand
 
 JOINT_PERIOD_NS = NANOSECONDS // 100
 NAMESPACE = "/demo"
+SETTLE_TICKS = 50
 
 
 class SimulatedBag:
@@ -119,6 +120,8 @@ def record_episodes(
     try:
         for seed, words in episodes:
             world.reset(seed)
+            for _ in range(SETTLE_TICKS):  # a joint state of the new scene before its first image
+                bag.step()
             bag.instruct(words)
             outcomes.append(loop.run(agent, [(0.0, words)], np.random.default_rng(seed)))
     finally:

@@ -19,8 +19,8 @@ h1 { font-size: 24px; margin: 0 0 12px; } h2 { font-size: 19px; margin: 36px 0 6
 .answer { border-left: 6px solid var(--quiet); background: var(--soft); padding: 12px 18px; }
 .answer.good { border-color: var(--good); } .answer.bad { border-color: var(--bad); }
 .answer p { margin: 5px 0; font-size: 16px; } .quiet { color: var(--quiet); } .bad-text { color: var(--bad); }
-table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+table { border-collapse: collapse; margin: 8px 0; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; } th { font-weight: 600; } tr.trivial td { color: var(--quiet); }
 .scroll { overflow-x: auto; } .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 14px; }
 svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: var(--quiet); }

@@ -20,8 +20,8 @@ def _card(moment: Mapping[str, Any], policy: Mapping[str, Any], colour: str) -> 
     title = f"{error} at {moment['t']:.1f} s, {moment['episode']}: “{moment['instruction']}”"
     motions = [("recorded", moment["recorded"], RECORDED), ("predicted", moment["predicted"], colour)]
     if unit == "m":
-        views = (f'<div class="views">{path_view(motions, (0, 1), "seen from above")}'
-                 f'{path_view(motions, (0, 2), "seen from the side")}</div>')
+        views = (f'<div class="views">{path_view(motions, (0, 1), "from above")}'
+                 f'{path_view(motions, (0, 2), "from the side")}</div>')
     else:
         lines = [Line([(k + 1, row[j]) for k, row in enumerate(rows)], shade, name if j == 0 else "")
                  for name, rows, shade in motions for j in range(len(policy["names"]) - 1)]

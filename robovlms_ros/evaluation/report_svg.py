@@ -117,7 +117,7 @@ def path_view(motions: Sequence[tuple[str, Sequence[Sequence[float]], str]], axe
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{coordinates}">'
                      f"<title>{escape(name)}</title></polyline>"
                      f'<circle cx="{places[-1][0]:.1f}" cy="{places[-1][1]:.1f}" r="2.6" fill="{colour}"/>')
-    parts.append(f'<text x="{middle}" y="{size - 4}" text-anchor="middle">{escape(label)}, ±{span:.0f} mm</text></svg>')
+    parts.append(f'<text x="{middle}" y="{size - 4}" text-anchor="middle">{escape(label)} ±{span:.0f} mm</text></svg>')
     return "".join(parts)
 
 

@@ -93,7 +93,7 @@ def test_live_equals_offline(tools, context, robot, kinematics, tmp_path):
         play_node = rclpy.create_node("player", use_global_arguments=False)
         remap = tuple((t, f"/parity{t}") for t in
                       ("/static/image_raw", "/wrist/image_raw", "/joint_states", "/instruction"))
-        player = Player(play_node, bag, PlayOptions(rate=0.25, delay=3.0, remap=remap))
+        player = Player(play_node, bag, PlayOptions(rate=0.12, delay=3.0, remap=remap))
         player.run()
         wait_for(lambda: recording.recorder.counts.get("/parity/vla_node/action_chunk", 0) >= 12, "the last chunk")
         recording.recorder.close()
