@@ -144,8 +144,10 @@ def run_until_signalled(make_node: Callable[[], PlainLifecycleNode], arguments: 
         except ExternalShutdownException:
             pass
         except Exception:  # whatever a callback raised: the arm is stopped below, and the process says that it failed
-            failed = True
-            node.get_logger().fatal(f"a callback failed:\n{traceback.format_exc()}")
+            # rclpy's executors may also raise because they are being shut down.
+            if not ended.is_set():
+                failed = True
+                node.get_logger().fatal(f"a callback failed:\n{traceback.format_exc()}")
         finally:
             ended.set()
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +14,9 @@ from robovlms_ros import resources
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec, load_robot
+from robovlms_ros.runtime.scheduler import horizon_shortfall
 from robovlms_ros.schema import ConfigError, did_you_mean
-from robovlms_ros.types import Observation, RobotState
+from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,12 @@ class Brain:
     session: "PolicySession"
     cameras: tuple[CameraParameters, ...]
     latency: float
+
+    @property
+    def history_step(self) -> float | None:
+        """s between the frames of the history, None for a policy without one."""
+        model = self.policy.config.model
+        return model.history_step if model.history_length > 1 else None
 
 
 def check_weights(parameters: NodeParameters) -> None:
@@ -80,8 +87,15 @@ def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> 
     return Body(robot, make)
 
 
-def load_brain(parameters: NodeParameters, now: Callable[[], int], example: RobotState) -> Brain:
-    """The policy, loaded and warmed up on made-up images and the state `example`. Raises RoboVLMsError."""
+def load_brain(
+    parameters: NodeParameters, now: Callable[[], int], example: RobotState, robot: RobotSpec | None = None
+) -> Brain:
+    """The policy, loaded and warmed up on made-up images and the state `example`, after the preflight for `robot`.
+
+    Raises RoboVLMsError.
+    """
+    if parameters.checkpoint != "random":
+        _preflight(parameters, robot)
     policy = load_policy_of(parameters)
     cameras = _choose_cameras(policy.config, parameters)
     policy.config.require_runnable()
@@ -89,6 +103,18 @@ def load_brain(parameters: NodeParameters, now: Callable[[], int], example: Robo
     latency = _warm_up(policy.new_session(None), cameras, parameters.instruction or _example_words(policy), example)
     log.info("policy %s on %s, warm inference %.0f ms", policy.identity, policy.device, 1000 * latency)
     return Brain(policy, session, cameras, latency)
+
+
+def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:
+    """What `robovlms check` reports, for this robot: warnings go to the log, errors refuse."""
+    from robovlms_ros.policy.preflight import Situation, inspect
+
+    config = resources.find(parameters.config, "config/backbones") if parameters.config else None
+    situation = Situation(robot, device=str(_device(parameters.device)))
+    report = inspect(find_checkpoint(parameters.checkpoint), config, situation, read_weights=False)
+    for finding in report.of("warning"):
+        log.warning("preflight, %s: %s", finding.topic, finding.text)
+    report.require()
 
 
 def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
@@ -177,6 +203,22 @@ def _warm_up(session: "PolicySession", cameras: tuple[CameraParameters, ...], wo
     return max(spent[2:])
 
 
+def check_speed(parameters: NodeParameters, brain: Brain) -> list[str]:
+    """What is too slow for smooth motion or for the history's rate; ConfigError where the parameters refuse that."""
+    config, latency = brain.policy.config, brain.latency + parameters.added_latency
+    assert config.action is not None
+    shortfall = horizon_shortfall(config.model.action_chunk_size, config.action.step_duration, latency, latency,
+                                  parameters.schedule.lead)
+    slow, step = None, brain.history_step
+    if step is not None and brain.latency > step:
+        slow = (f"one frame takes the policy {brain.latency:.3f} s, but it was trained on one every {step:.3f} s: its "
+                "history falls behind. Needed: a faster device, or a smaller model.")
+    for text, name in ((shortfall, "on_short_horizon"), (slow, "on_slow_inference")):
+        if text is not None and getattr(parameters, name) == "refuse":
+            raise ConfigError(f"{text} ({name} = refuse)")
+    return [text for text in (shortfall, slow) if text is not None]
+
+
 def example_state(body: Body) -> RobotState:
     """The robot at home: what a policy with proprioception is warmed up with."""
     home = np.array(body.robot.home)
@@ -196,3 +238,19 @@ class PoseFiller:
             return state
         with self._lock:
             return replace(state, eef_pose=self._kinematics.forward(state.positions))
+
+
+class DelayedSession:
+    """A session whose chunks come `seconds` later, on a clock that need not be the wall's: for latency experiments."""
+
+    def __init__(self, session: "PolicySession", seconds: float, now: Callable[[], int]) -> None:
+        self._session, self._delay_ns, self._now = session, round(seconds * NANOSECONDS), now
+        self.reset, self.observe = session.reset, session.observe
+
+    def predict_action_chunk(self, observation: Observation) -> ActionChunk:
+        """The session's chunk, when the delay after it was computed is over (or the clock has jumped back)."""
+        chunk = self._session.predict_action_chunk(observation)
+        begin = self._now()
+        while begin <= self._now() < begin + self._delay_ns:
+            sleep(0.002)
+        return chunk

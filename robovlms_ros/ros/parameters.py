@@ -117,6 +117,13 @@ PARAMETERS = (
         "What configure does when a chunk is too short for the measured latency, so that the arm would stop between "
         "chunks.", choices=("warn", "refuse")),
     Parameter(
+        "on_slow_inference", "warn",
+        "What configure does when one frame takes the policy longer than the time between the frames that it was "
+        "trained on, so that its history cannot be kept up.", choices=("warn", "refuse")),
+    Parameter(
+        "added_latency", 0.0,
+        "s: for experiments; every chunk is held back for so long, on the node's clock.", 0.0, 10.0),
+    Parameter(
         "schedule.strategy", SCHEDULE.strategy,
         "How chunks become motion. blend: the mean of the recent chunks that agree, joined smoothly; fade: the newest "
         "chunk, joined smoothly; ensemble: temporal ensembling; receding: execute_steps steps, then replan; first: one "
@@ -189,6 +196,8 @@ class NodeParameters:
     max_age: float
     max_inference_rate: float
     on_short_horizon: str
+    on_slow_inference: str
+    added_latency: float
     schedule: ScheduleConfig
     watchdog: WatchdogConfig
 

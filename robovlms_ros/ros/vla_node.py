@@ -27,7 +27,17 @@ from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.declare import DeclaredParameters
 from robovlms_ros.ros.inputs import LATCHED, Inputs
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode, run_until_signalled
-from robovlms_ros.ros.loading import Body, Brain, PoseFiller, check_weights, example_state, load_body, load_brain
+from robovlms_ros.ros.loading import (
+    Body,
+    Brain,
+    DelayedSession,
+    PoseFiller,
+    check_speed,
+    check_weights,
+    example_state,
+    load_body,
+    load_brain,
+)
 from robovlms_ros.ros.messages import chunk_to_message
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.pilot import Limbs, Pilot
@@ -35,7 +45,7 @@ from robovlms_ros.ros.status import Report, diagnostics_message, status_message
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor
 from robovlms_ros.runtime.gate import SafetyGate
-from robovlms_ros.runtime.scheduler import ChunkScheduler, horizon_shortfall
+from robovlms_ros.runtime.scheduler import ChunkScheduler
 from robovlms_ros.runtime.watchdog import Watchdog
 from robovlms_ros.runtime.worker import InferenceWorker
 from robovlms_ros.schema import ConfigError
@@ -54,6 +64,7 @@ class VLANode(PlainLifecycleNode):
     def __init__(self, name: str = "vla_node", **options: object) -> None:
         super().__init__(name, **options)
         self._report = Report()
+        self._history_step: float | None = None
         # Timers run while a transition in another thread takes apart what they use.
         self._parts = threading.RLock()
         self._said: tuple[object, ...] = ()
@@ -94,13 +105,14 @@ class VLANode(PlainLifecycleNode):
         check_weights(parameters)
         body = load_body(parameters, self._wait_for_description)
         self._report.dry_run = parameters.dry_run
-        brain = load_brain(parameters, self.now_ns, example_state(body))
+        brain = load_brain(parameters, self.now_ns, example_state(body), body.robot)
         self._policy = brain.policy
         self._report.policy_id = brain.policy.identity
         if brain.policy.is_random and not parameters.dry_run:
             raise ConfigError("the policy's weights are random: dry_run must be true.")
-        self._check_horizon(parameters, brain.latency, brain.policy.config.model.action_chunk_size,
-                            brain.policy.config.action.spec.step_duration)  # type: ignore[union-attr]
+        for warning in check_speed(parameters, brain):
+            self.get_logger().warning(warning)
+        self._history_step = brain.history_step
         self._wire(parameters, body, brain)
 
     def _wire(self, parameters: NodeParameters, body: Body, brain: Brain) -> None:
@@ -122,19 +134,14 @@ class VLANode(PlainLifecycleNode):
                             self.now_ns, self._report, self.get_logger().info)
         self._session = brain.session
         period = 1.0 / parameters.max_inference_rate if parameters.max_inference_rate > 0 else 0.0
-        self._worker = InferenceWorker(brain.session, self.now_ns, self._on_chunk, self._on_error,
+        session = brain.session
+        if parameters.added_latency > 0:
+            session = DelayedSession(brain.session, parameters.added_latency, self.now_ns)
+        self._worker = InferenceWorker(session, self.now_ns, self._on_chunk, self._on_error,
                                        round(period * NANOSECONDS))
         rate = max(TICK_RATE, 0.0 if self._arm is None else self._arm.rate)
         self._tick_timer = self.create_timer(1.0 / rate, self._on_tick, callback_group=self.work_group,
                                              clock=self._steady)
-
-    def _check_horizon(self, parameters: NodeParameters, latency: float, horizon: int, step: float) -> None:
-        shortfall = horizon_shortfall(horizon, step, latency, latency, parameters.schedule.lead)
-        if shortfall is None:
-            return
-        if parameters.on_short_horizon == "refuse":
-            raise ConfigError(f"{shortfall} (on_short_horizon = refuse)")
-        self.get_logger().warning(shortfall)
 
     def _wait_for_description(self, topic: str) -> str:
         """The robot description of a latched topic. Raises ConfigError when none comes."""
@@ -240,9 +247,17 @@ class VLANode(PlainLifecycleNode):
             watched["inputs"] = inputs.problem(self.now_ns()) or ""
             with self._watch as dog:
                 watched |= {kind: "" for kind in FAULTS} | {f.name.split()[0]: f.text for f in dog.present}
+            watched["history_rate"] = self._falls_behind()
         if arm is not None:
             watched["controller"] = arm.problem() or ("" if arm.listeners() else f"nobody listens to {arm.name}")
         return watched
+
+    def _falls_behind(self) -> str:
+        """Why the history cannot be kept up at the rate of training, empty when it can."""
+        spent, step = self._report.inference.percentile(50), self._history_step
+        if step is None or not spent > step:
+            return ""
+        return f"an inference takes {spent:.3f} s (p50), the policy was trained on a frame every {step:.3f} s"
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._pilot is not None:

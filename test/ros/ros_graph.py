@@ -6,7 +6,6 @@ can be told to fall silent or to lie. Waiting is for conditions, with generous d
 
 import threading
 import time
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -58,6 +57,7 @@ class Spinner:
 
     def __init__(self, *nodes, threads=1):
         self.nodes = nodes
+        self._closing = False
         self.executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
         for node in nodes:
             self.executor.add_node(node)
@@ -65,10 +65,16 @@ class Spinner:
         self._thread.start()
 
     def _spin(self):
-        with suppress(ExternalShutdownException):
+        try:
             self.executor.spin()
+        except ExternalShutdownException:
+            pass
+        except Exception:
+            if not self._closing:  # while they are being shut down, rclpy's executors may trip over themselves
+                raise
 
     def close(self):
+        self._closing = True
         self.executor.shutdown(timeout_sec=10.0)
         self._thread.join(10.0)
         for node in self.nodes:

@@ -190,3 +190,21 @@ def test_an_instruction_from_before_the_node_is_heard(make_graph, ros):
     graph.activate()
     graph.listener.wait_state("running")
     assert graph.listener.status.instruction == "lift the green cube"
+
+
+def test_a_policy_that_is_too_slow_says_so(make_graph):
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    graph = make_graph(added_latency=3.0, on_short_horizon="refuse")
+    assert graph.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    says = "a chunk of 40 steps of 0.100 s lasts 4.000 s"
+    graph.wait_for(lambda: says in graph.listener.status.last_stop, "the numbers")
+
+
+def test_added_latency_is_measured_and_covered(make_graph):
+    graph = make_graph(added_latency=0.3)
+    graph.activate()
+    graph.run()
+    graph.wait_for(lambda: graph.listener.status.latency_count > 3, "latencies")
+    assert graph.listener.status.latency_p50 > 0.3
+    assert graph.listener.status.state == "running" and not graph.arm.rejected
