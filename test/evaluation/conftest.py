@@ -7,10 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-rosbags = pytest.importorskip("rosbags", reason="rosbags is not installed: bags cannot be written")
-pytest.importorskip("pinocchio", reason="pinocchio is not installed: the arm has no kinematics")
-
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig, Setting

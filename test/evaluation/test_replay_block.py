@@ -7,9 +7,7 @@
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("transformers", reason="transformers is not installed")
+import torch
 
 from robovlms_ros.config import config_from_mapping
 from robovlms_ros.evaluation.replay_block import BlockSession

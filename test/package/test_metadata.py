@@ -21,7 +21,8 @@ KEYWORD = re.compile(r"^[a-z][a-z0-9_-]*$")
 
 @pytest.fixture(scope="module")
 def manifest(root: Path):  # type: ignore[no-untyped-def]
-    etree = pytest.importorskip("lxml.etree", reason="lxml is not installed")
+    from lxml import etree
+
     parser = etree.XMLParser(resolve_entities=False, no_network=True)
     return etree.parse(str(root / "package.xml"), parser).getroot()
 
@@ -37,7 +38,8 @@ def test_manifest_is_format_three(manifest) -> None:  # type: ignore[no-untyped-
 
 
 def test_manifest_is_accepted_by_catkin_pkg(root: Path) -> None:
-    package = pytest.importorskip("catkin_pkg.package", reason="catkin_pkg is not installed")
+    from catkin_pkg import package
+
     warnings: list[str] = []
     package.parse_package(str(root), warnings=warnings)
     assert not warnings

@@ -6,6 +6,7 @@ import io
 import sys
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
@@ -39,7 +40,6 @@ def jpeg(pixels, kind="JPEG"):
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("encoding", CHANNELS)
 def test_equals_opencv(encoding, padding):
-    cv2 = pytest.importorskip("cv2")
     codes = {"bgr8": cv2.COLOR_BGR2RGB, "rgba8": cv2.COLOR_RGBA2RGB, "bgra8": cv2.COLOR_BGRA2RGB,
              "mono8": cv2.COLOR_GRAY2RGB, "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUY2}
     message, pixels = make_image(encoding, 64, 48, padding)
@@ -98,7 +98,6 @@ def test_lying_encoding_is_refused(claimed, is_really):
 
 
 def test_compressed_png_is_exact_and_jpeg_is_what_opencv_decodes():
-    cv2 = pytest.importorskip("cv2")
     smooth = np.add.outer(np.arange(48), np.arange(64))[..., None] * np.array([1, 2, 0]) % 256
     pixels = smooth.astype(np.uint8)
     np.testing.assert_array_equal(to_rgb(compressed(jpeg(pixels, "PNG"), "rgb8; png compressed bgr8")), pixels)
