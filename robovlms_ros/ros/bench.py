@@ -99,7 +99,8 @@ class Stopwatch:
     def __init__(self) -> None:
         self.entered = 0.0
         self.decoding = 0.0
-        self.came: dict[int, tuple[float, float]] = {}
+        self.came: dict[int, tuple[float, float, float]] = {}
+        self.free_since = 0.0
         self.added_in: list[float] = []
         self.library: list[float] = []
         self.ready: dict[int, float] = {}
@@ -134,8 +135,10 @@ class PreparingSession:
         for name, image in observation.images.items():
             self.processor(image, name)
         done = time.perf_counter()
-        came, decoding = watch.came.pop(observation.stamp_ns)
-        watch.added_in.append(begin - came - decoding)
+        came, decoding, submitted = watch.came.pop(observation.stamp_ns)
+        # A frame that waits for the inference before it waits for the policy, not for the node.
+        waited = max(0.0, watch.free_since - submitted)
+        watch.added_in.append(begin - came - decoding - waited)
         watch.library.append(done - begin + decoding)
         self._sequence += 1
         chunk = ActionChunk(observation.stamp_ns, np.zeros((HORIZON, 7)), SPEC, observation.instruction, "none",
@@ -178,7 +181,7 @@ class BenchNode(PlainLifecycleNode):
         limbs = Limbs(executor, self._arm, None, parameters.schedule.lead)
         self._pilot = Pilot(self.inputs, shared, limbs, self._publish, self.now_ns, Report(), lambda line: None)
         self.session = PreparingSession(watch)
-        self.worker = InferenceWorker(self.session, self.now_ns, self._pilot.on_chunk, self._on_error)
+        self.worker = InferenceWorker(self.session, self.now_ns, self._on_chunk, self._on_error)
         self._pilot.start(self.worker)
 
     def now_ns(self) -> int:
@@ -194,8 +197,12 @@ class BenchNode(PlainLifecycleNode):
 
     def _on_observation(self, observation: Observation) -> None:
         watch = self.stopwatch
-        watch.came[observation.stamp_ns] = (watch.entered, watch.decoding)
+        watch.came[observation.stamp_ns] = (watch.entered, watch.decoding, time.perf_counter())
         self._pilot.observe(observation)
+
+    def _on_chunk(self, chunk: ActionChunk) -> None:
+        self._pilot.on_chunk(chunk)
+        self.stopwatch.free_since = time.perf_counter()
 
     def _publish(self, chunk: ActionChunk) -> None:
         self._chunks.publish(chunk_to_message(chunk, self._frame))
