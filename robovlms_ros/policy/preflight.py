@@ -97,8 +97,16 @@ class Report:
         return json.dumps({"checkpoint": self.checkpoint, "pass": not self.of("error"), "findings": rows})
 
 
-def inspect(checkpoint: str | Path, config: str | Path | PolicyConfig | None, situation: Situation) -> Report:
-    """The preflight of `checkpoint`. Nothing is raised for a checkpoint that does not fit: the report says so."""
+def inspect(
+    checkpoint: str | Path,
+    config: str | Path | PolicyConfig | None,
+    situation: Situation,
+    read_weights: bool = True,
+) -> Report:
+    """The preflight of `checkpoint`. Nothing is raised for a checkpoint that does not fit: the report says so.
+
+    read_weights: False leaves keys and values to `load_policy`, which checks the same and is about to run.
+    """
     findings: list[Finding] = []
     try:
         place = locate(Path(checkpoint).expanduser(), config)
@@ -106,7 +114,8 @@ def inspect(checkpoint: str | Path, config: str | Path | PolicyConfig | None, si
         with parameters_on_meta():
             policy = VLAPolicy(place.config, _tokenizer_or_none(place), place.vlm_folder)
         findings += check_architecture(policy, situation.device)
-        findings += check_weights(policy, place)
+        if read_weights:
+            findings += check_weights(policy, place)
         findings += check_inputs(place.config, policy, situation)
         findings += check_action(place.config, situation)
     except RoboVLMsError as error:
