@@ -85,6 +85,7 @@ def save_policy(policy: VLAPolicy, folder: str | Path) -> Path:
     if policy.prompt is not None:
         policy.prompt.tokenizer.save_pretrained(folder)
     save_file(unique_state(policy), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
     return folder
 
 
