@@ -1,9 +1,9 @@
 """Weight files: safetensors (one or sharded) and PyTorch archives, memory-mapped, without running any code in them."""
 
 import json
-import pickle
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _read_archive(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"{path}: refused: it holds more than tensors and plain values ({reason}), and code in a checkpoint is "

@@ -61,7 +61,9 @@ def test_no_print_and_no_pickle_in_the_package(root: Path) -> None:
     for path in sorted((root / "robovlms_ros").rglob("*.py")):
         relative = path.relative_to(root)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import | ast.ImportFrom) and "pickle" in ast.unparse(node):
+            imports = ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom) else ""
+            # The name of what torch raises when it refuses an archive runs nothing.
+            if "pickle" in imports and imports != "from pickle import UnpicklingError":
                 found.append(f"{relative}:{node.lineno}: {ast.unparse(node)}")
             if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
                     and relative.parts[1] != "cli" and not in_main(path, node)):
