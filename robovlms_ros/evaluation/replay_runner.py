@@ -131,6 +131,7 @@ class Runner:
         try:
             return session.predict_block(observations, wanted) if observations else []
         except ObservationError:
+            session.reset()  # part of the block is in its history already
             chunks: list[ActionChunk | None] = []
             for observation, want in zip(observations, wanted, strict=True):
                 try:
