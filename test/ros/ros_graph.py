@@ -4,19 +4,21 @@ The arm follows trajectories by the model of joint_trajectory_controller, publis
 can be told to fall silent or to lie. Waiting is for conditions, with generous deadlines; no test asserts a time.
 """
 
+import io
 import threading
 import time
 
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
+from PIL import Image as PillowImage
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -84,7 +86,8 @@ class Spinner:
 class FakeArm(Node):
     """A Panda that does exactly as its controller says, with two cameras of noise. `quirks` bend what it publishes.
 
-    quirks: topic name (static, wrist, joint_states) -> function from the message to the message to send, or None.
+    quirks: what (static, wrist, jpeg: the wrist's camera compressed, joint_states) -> function from the message to the
+        message to send, or None.
     clock_ns: simulated time, published on /clock and used for stamps; None is the system's clock.
     """
 
@@ -103,6 +106,7 @@ class FakeArm(Node):
         self._states = self.create_publisher(JointState, joint_states, 10)
         self._images = {name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
                         for name in ("static", "wrist")}
+        self._jpeg = self.create_publisher(CompressedImage, "wrist/image_raw/compressed", qos_profile_sensor_data)
         self._rng = np.random.default_rng(0)
         self.create_subscription(JointTrajectory, self.robot.controller.topic, self._on_command, 10)
         self.create_subscription(JointTrajectory, self.robot.gripper.topic, self.gripper_commands.append, 10)
@@ -150,6 +154,11 @@ class FakeArm(Node):
                 image = Image(width=SIZE, height=SIZE, encoding="rgb8", step=3 * SIZE)
                 image.data.frombytes(self._rng.integers(0, 256, 3 * SIZE * SIZE, dtype=np.uint8).tobytes())
                 self._send(publisher, name, image, now)
+            buffer = io.BytesIO()
+            PillowImage.fromarray(self._rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(buffer, "JPEG")
+            jpeg = CompressedImage(format="rgb8; jpeg compressed bgr8")
+            jpeg.data.frombytes(buffer.getvalue())
+            self._send(self._jpeg, "jpeg", jpeg, now)
 
     def _send(self, publisher, name, message, now):
         message.header.stamp = to_time(now)

@@ -100,3 +100,14 @@ def test_instruction_of_unknown_words(live):
     live.listener.wait_state("holding", "fold")
     assert live.is_quiet()
     live.run()
+
+
+def test_a_jpeg_that_does_not_decode(make_graph):
+    graph = make_graph(camera__wrist__transport="compressed")
+    graph.activate()
+    graph.run()
+    graph.arm.quirks["jpeg"] = lambda message: edit(data=message.data[: len(message.data) // 2])(message)
+    graph.listener.wait_state("holding", "does not decode")
+    assert graph.is_quiet()
+    graph.arm.quirks.clear()
+    graph.listener.wait_state("running")

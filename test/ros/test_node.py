@@ -2,6 +2,8 @@
 leave the arm held, pause and reset, a new instruction, simulated time that jumps back, two robots on one network.
 """
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -22,6 +24,12 @@ def test_hears_only_cameras_joints_and_the_instruction(live):
     names = ("static/image_raw", "wrist/image_raw", "joint_states", "instruction")
     assert heard == {f"{space}/{name}" for name in names}
     assert not any(word in topic for topic in heard for word in OBJECT_POSES)
+
+
+def test_imports_no_simulator(ros):
+    code = "import sys, robovlms_ros.ros.vla_node; print([m for m in sys.modules if m.startswith('robovlms_ros.sim')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_what_it_says(live):
