@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the pictures and the bag")
     parser.add_argument("--checkpoint", default="", help="another checkpoint than the shipped one")
     parser.add_argument("--real-time-factor", type=float, default=1.0, help="simulated seconds per second (default 1)")
+    parser.add_argument("--added-latency", type=float, default=0.0, help="seconds by which chunks are withheld")
+    parser.add_argument("--no-controls", action="store_true", help="leave out the swapped and the blanked episodes")
     parser.add_argument("--time-limit", type=float, default=10.0, help="simulated seconds per episode (default 10)")
 
 
@@ -43,12 +45,14 @@ def run(args: argparse.Namespace) -> int:
 
     config = share_directory() / "config"
     outcome = run_demo(DemoOptions(
-        trials=tuple(_trials(args.seeds, args.first_seed)), output=args.output,
+        trials=tuple(_trials(args.seeds, args.first_seed, not args.no_controls)), output=args.output,
         sim_parameters=config / "sim_arm.yaml", policy_parameters=config / "demo.yaml", checkpoint=args.checkpoint,
-        time_limit=args.time_limit, real_time_factor=args.real_time_factor), _say)
+        time_limit=args.time_limit, real_time_factor=args.real_time_factor, added_latency=args.added_latency), _say)
     rows = summarise(outcome.episodes)
     reaction = {name: 1000.0 * value for name, value in zip(("p50", "p99"), outcome.reaction_s, strict=True)}
-    result = report(rows, {"reaction_ms": reaction, "real_time_factor": outcome.real_time_factor})
+    worst = 1000.0 * outcome.worst_step
+    result = report(rows, {"reaction_ms": reaction, "real_time_factor": outcome.real_time_factor,
+                           "added_latency_ms": 1000.0 * args.added_latency, "worst_joint_step_mrad_per_10ms": worst})
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     write_gif(args.output / "demo.gif", outcome.recordings)
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{table(rows)}\n")
     print(f"reaction time, image to first commanded point: p50 {reaction['p50']:.0f} ms, p99 {reaction['p99']:.0f} ms "
           f"(simulated time at {outcome.real_time_factor:.2f} of real time)")
+    print(f"worst measured joint step: {worst:.1f} mrad in 10 ms")
     print(f"written: {args.output}/demo.gif, timeline.png, bag/ ({outcome.bag_messages} messages)"
           + (f", {args.json}" if args.json else ""))
     for row in rows:
@@ -68,7 +73,7 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _trials(seeds: int, first: int):  # type: ignore[no-untyped-def]
+def _trials(seeds: int, first: int, controls: bool):  # type: ignore[no-untyped-def]
     """Each instruction in its own scenes; then the same scenes with the other instruction; then without cameras."""
     from robovlms_ros.ros.demo.runner import Trial
 
@@ -77,6 +82,8 @@ def _trials(seeds: int, first: int):  # type: ignore[no-untyped-def]
     for words in INSTRUCTIONS:
         for seed in scenes[words]:
             yield Trial(words, seed, "named", keep=seed == scenes[words][0])
+    if not controls:
+        return
     for words in INSTRUCTIONS:
         for seed in scenes[other[words]]:
             yield Trial(words, seed, "swapped")

@@ -29,6 +29,7 @@ from robovlms_ros.ros.demo.processes import Child
 from robovlms_ros.types import NANOSECONDS, RoboVLMsError, TrajectoryCommand
 
 SIM, POLICY = "sim_arm", "vla"
+STEP_NS = 10_000_000
 CAMERAS = ("static", "wrist")
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -53,6 +54,10 @@ class Examiner(Node):
         self._truth: dict[str, Any] = {}
         self.status = PolicyStatus()
         self.chunks = 0
+        self.worst_step = 0.0
+        """Largest change of a measured joint, rad per 10 ms, while `watch_steps` is on."""
+        self._last: tuple[int, np.ndarray] | None = None
+        self._watching = False
         self._instruction = self.create_publisher(String, "instruction", LATCHED)
         self.create_subscription(String, f"{SIM}/ground_truth", self._on_truth, 10)
         self.create_subscription(PolicyStatus, f"{POLICY}/status", self._on_status, LATCHED)
@@ -78,6 +83,15 @@ class Examiner(Node):
 
     def _on_joints(self, message: JointState) -> None:
         with self._lock:
+            if self._watching:
+                named = zip(message.name, message.position, strict=True)
+                arm = np.array([position for name, position in named if "finger" not in name])
+                stamp = _nanoseconds(message.header.stamp)
+                if self._last is not None and stamp > self._last[0]:
+                    # A joint state that was lost on the way must not look like a step.
+                    step = np.abs(arm - self._last[1]).max() * STEP_NS / (stamp - self._last[0])
+                    self.worst_step = max(self.worst_step, float(step))
+                self._last = stamp, arm
             if self._recording:
                 order = [message.name.index(joint) for joint in self._recording.joints]
                 positions = np.array([message.position[i] for i in order])
@@ -104,6 +118,11 @@ class Examiner(Node):
         """The simulator's latest ground truth."""
         with self._lock:
             return self._truth
+
+    def watch_steps(self, watching: bool) -> None:
+        """Whether `worst_step` counts from now on: not while a new scene moves the arm by decree."""
+        with self._lock:
+            self._watching, self._last = watching, None
 
     def record(self, recording: EpisodeRecording | None) -> None:
         """Fill `recording` from now on; None stops."""

@@ -46,7 +46,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to run and where to write. time_limit: simulated s per episode; real_time_factor: simulated s per wall s."""
+    """What to run and where to write. time_limit: simulated s per episode; real_time_factor: simulated s per wall s;
+    added_latency: s by which every chunk is withheld."""
 
     trials: tuple[Trial, ...]
     output: Path
@@ -55,16 +56,19 @@ class DemoOptions:
     checkpoint: str = ""
     time_limit: float = 10.0
     real_time_factor: float = 1.0
+    added_latency: float = 0.0
 
 
 @dataclass
 class DemoOutcome:
-    """What came of it. reaction_s: p50 and p99 as the policy node measured them; real_time_factor: as achieved."""
+    """What came of it. reaction_s: p50 and p99 as the policy node measured them; real_time_factor: as achieved;
+    worst_step: rad, largest change of a measured joint in 10 ms."""
 
     episodes: list[EpisodeResult] = field(default_factory=list)
     recordings: list[EpisodeRecording] = field(default_factory=list)
     reaction_s: tuple[float, float] = (float("nan"), float("nan"))
     real_time_factor: float = float("nan")
+    worst_step: float = float("nan")
     bag: Path | None = None
     bag_messages: int = 0
 
@@ -98,6 +102,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoOutcome:
             say(_line(index + 1, len(options.trials), episode))
         outcome.real_time_factor = (examiner.now_ns() - simulated) / NANOSECONDS / (time.monotonic() - wall)
         outcome.reaction_s = (examiner.status.latency_p50, examiner.status.latency_p99)
+        outcome.worst_step = examiner.worst_step
         recorder.close()
         outcome.bag_messages = sum(recorder.counts.values())
     return outcome
@@ -116,7 +121,8 @@ def _sim_arguments(options: DemoOptions) -> list[str]:
 def _policy_arguments(options: DemoOptions) -> list[str]:
     checkpoint = ["-p", f"checkpoint:={options.checkpoint}"] if options.checkpoint else []
     return ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"__node:={POLICY}",
-            "--params-file", str(options.policy_parameters), *checkpoint]
+            "--params-file", str(options.policy_parameters), "-p", f"added_latency:={options.added_latency}",
+            *checkpoint]
 
 
 @contextmanager
@@ -164,6 +170,7 @@ def _examine(examiner: Examiner, trial: Trial, limit: float) -> tuple[EpisodeRes
     recording = EpisodeRecording(f"{trial.instruction} ({trial.condition}, scene {trial.seed})",
                                  tuple(examiner.truth()["joints"])) if trial.keep else None
     examiner.record(recording)
+    examiner.watch_steps(True)
     start = examiner.now_ns()
     examiner.pause(False)
     judge = _Judge(trial.instruction)
@@ -174,6 +181,7 @@ def _examine(examiner: Examiner, trial: Trial, limit: float) -> tuple[EpisodeRes
 
     examiner.wait_until(over, 60.0 + 10.0 * limit, f"the end of '{trial.instruction}'")
     end = examiner.now_ns()
+    examiner.watch_steps(False)
     if recording:
         examiner.wait_until(lambda: examiner.now_ns() - end > SETTLE_TIME * NANOSECONDS, 60.0, "the last pictures")
     examiner.record(None)
