@@ -47,9 +47,16 @@ def build_policy(config: PolicyConfig, seed: int = 0, folder: Path | None = None
     vlm_folder = None
     if config.vlm.size == "full" and config.vlm.model_name is not None:
         vlm_folder = find_vlm_folder(config.vlm.model_name, folder)
+    # A full-size model is made in the precision it runs in: in float32 it would take twice the memory for nothing.
+    precision = DTYPES[config.vlm.precision] if config.vlm.size == "full" else torch.float32
+    usual = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VLAPolicy(config, random_tokenizer(config, vlm_folder), vlm_folder).eval()
+        torch.set_default_dtype(precision)
+        try:
+            return VLAPolicy(config, random_tokenizer(config, vlm_folder), vlm_folder).eval()
+        finally:
+            torch.set_default_dtype(usual)
 
 
 def random_tokenizer(config: PolicyConfig, vlm_folder: Path | None) -> Any:

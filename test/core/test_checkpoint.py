@@ -1,6 +1,7 @@
 """Checkpoints: what loads, and what is refused with a message a user can act on.
 
-- our folder reads back bit for bit, in any precision; tied tensors are stored once; the caller's random state is kept;
+- our folder reads back bit for bit, runs in half precision; full-size random weights are made in theirs; tied tensors are
+  stored once; the caller's random state is kept;
 - the published layout loads with `state_dict` or `model_state_dict`, `module.` and `model.` prefixes, fp16 and bf16,
   key names of transformers 4.37 and 4.44, safetensors and shards; a continuous policy's lm_head may be there or not;
 - refused: truncated file, pickle with code, wrong head, wrong hidden size, extra camera in the configuration's state,
@@ -56,6 +57,28 @@ def test_reads_back(make_config: MakeConfig, tmp_path: Path, name: str) -> None:
     assert not any(parameter.is_meta for parameter in [*again.parameters(), *again.buffers()])
     other = build_policy(make_config(name), seed=5)
     assert not torch.equal(policy(batch_of(policy)).arm, other(batch_of(other)).arm)
+
+
+@pytest.mark.parametrize("name", ["paligemma", "kosmos", "flamingo", "llava", "qwen", "smolvlm"])
+@torch.no_grad()
+def test_runs_in_half_precision(make_config: MakeConfig, tmp_path: Path, name: str) -> None:
+    config = make_config(name, proprioception={"names": ["gripper"]})
+    policy = build_policy(config, seed=4)
+    half = load_policy(save_policy(policy, tmp_path), dtype=torch.bfloat16)
+    batch = {**batch_of(policy), "proprioception": torch.rand(1, 3, 1)}
+    output = half(batch)
+    assert output.arm.dtype == torch.bfloat16
+    assert (output.arm.float() - policy(batch).arm).abs().max() < 2e-2
+
+
+def test_random_weights_in_their_own_precision(make_config: MakeConfig) -> None:
+    config = make_config("smolvlm", vlm={"precision": "bfloat16"})
+    assert build_policy(config).dtype == torch.float32
+    shape = {"num_hidden_layers": 1, "vocab_size": 600}
+    settings = {"text_config": shape, "vision_config": {"num_hidden_layers": 1}}
+    full = {"size": "full", "precision": "bfloat16", "vocabulary": [], "settings": settings}
+    assert build_policy(make_config("smolvlm", vlm=full)).dtype == torch.bfloat16
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_tied_tensors_once(make_config: MakeConfig, tmp_path: Path) -> None:
