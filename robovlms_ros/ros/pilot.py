@@ -7,58 +7,23 @@ The node feeds it observations and ticks; the inference worker feeds it chunks. 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.controllers.base import Arm, Gripper
+from robovlms_ros.ros.guard import Guard, Senses, Worker
 from robovlms_ros.ros.status import Report
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor
 from robovlms_ros.runtime.scheduler import ScheduleRefused
-from robovlms_ros.runtime.watchdog import Action
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, RoboVLMsError, TrajectoryCommand
+from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RoboVLMsError, TrajectoryCommand
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
 PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
 
 HOLD = 2.0
 """Seconds that a stop stays at its end: a controller drops a trajectory that is wholly past when it arrives."""
-
-
-class Senses(Protocol):
-    """What the pilot asks of the node's inputs."""
-
-    @property
-    def instruction(self) -> str:
-        """The task in force, empty while there is none."""
-
-    def state_at(self, stamp_ns: int) -> RobotState:
-        """The arm at an image's stamp; raises ObservationError."""
-
-    def measured(self) -> RobotState | None:
-        """The arm's newest state."""
-
-    def problem(self, now_ns: int) -> str | None:
-        """What is wrong with what came in, None when all is well."""
-
-    def where(self, fault: str) -> str:
-        """The topic behind a watchdog's fault, empty where there is none."""
-
-
-class Worker(Protocol):
-    """What the pilot asks of the inference worker."""
-
-    @property
-    def inferring_since_ns(self) -> int | None:
-        """When the inference in progress began."""
-
-    def submit(self, observation: Observation) -> None:
-        """Take a frame; never blocks."""
-
-    def reset(self) -> None:
-        """Forget the history and drop what is in flight."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +46,12 @@ class Pilot:
                  now: Callable[[], int], report: Report, log: Callable[[str], None]) -> None:
         self._senses = senses
         self._watch = watch
+        self._guard = Guard(senses, watch, limbs.executor, limbs.arm, log)
         self._executor, self._arm, self._gripper = limbs.executor, limbs.arm, limbs.gripper
         self._lead_ns = round(limbs.lead * NANOSECONDS)
         self._publish_chunk = publish_chunk
         self._now = now
         self._report = report
-        self._log = log
         self._lock = threading.RLock()
         self._worker: Worker | None = None
         self._active = False
@@ -191,8 +156,8 @@ class Pilot:
             if not self._active or self._report.state == PAUSED:
                 return
             now = self._now()
-            self._tell_watchdog(now)
-            action, text = self._faults(now)
+            self._guard.tell(self._worker, now)
+            action, text = self._guard.faults(now)
             if action == "stop":
                 if self._moving:
                     self._abandon(text)
@@ -214,54 +179,6 @@ class Pilot:
             self._set(HOLDING, text)
         else:
             self._set(self._report.state, text)
-
-    def _tell_watchdog(self, now: int) -> None:
-        """What the pilot alone knows: how inference, controller and arm are doing."""
-        since = None if self._worker is None else self._worker.inferring_since_ns
-        joint, error = self._following() or ("", 0.0)
-        with self._watch as dog:
-            if since is not None:
-                dog.inference_started(since)
-            if self._arm is not None:
-                dog.controller(self._arm.name, self._arm.listeners())
-            dog.following(joint, error, now)
-
-    def _following(self) -> tuple[str, float] | None:
-        """The joint furthest from its command, and how far (rad); None while nothing is commanded."""
-        if self._arm is None or self._executor is None:
-            return None
-        told = self._arm.following()
-        if told is not None:
-            return told
-        measured = self._senses.measured()
-        commanded = None if measured is None else self._executor.commanded(measured.stamp_ns)
-        if measured is None or commanded is None:
-            return None
-        errors = np.abs(commanded[0] - measured.positions)
-        worst = int(np.argmax(errors))
-        return self._executor.robot.joints[worst], float(errors[worst])
-
-    def _faults(self, now: int) -> tuple[Action, str]:
-        """What the arm must do now, and why: unusable messages first, then the watchdog's, then the controller's."""
-        with self._watch as dog:
-            report = dog.check(now)
-        for fault in report.raised:
-            self._log(f"fault: {fault.text}")
-        for fault in report.recovered:
-            self._log(f"recovered: {fault.name}")
-        worst = [fault for fault in report.faults if fault.action == report.action]
-        if report.action == "stop":
-            return "stop", worst[0].text
-        problem = self._senses.problem(now)
-        if problem is not None:
-            return "hold", problem
-        told = None if self._arm is None else self._arm.problem()
-        if told is not None and report.action != "hold":
-            return "hold", told
-        if not worst:
-            return "none", ""
-        topic = self._senses.where(worst[0].name)
-        return report.action, f"{worst[0].text} ({topic})" if topic else worst[0].text
 
     def on_chunk(self, chunk: ActionChunk) -> None:
         """A chunk is ready: publish it, check it, execute it. Called by the worker's thread."""
@@ -293,7 +210,7 @@ class Pilot:
 
     def _execute(self, chunk: ActionChunk) -> None:
         now = self._now()
-        action, problem = self._faults(now)
+        action, problem = self._guard.faults(now)
         if action in ("hold", "stop"):
             self._refuse(problem)
             return

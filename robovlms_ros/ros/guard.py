@@ -1,0 +1,105 @@
+"""What stands in a policy's way now: unusable messages, the watchdog's faults, the controller's own complaints."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from robovlms_ros.ros.controllers.base import Arm
+from robovlms_ros.ros.watch import Watch
+from robovlms_ros.runtime.executor import ChunkExecutor
+from robovlms_ros.runtime.watchdog import Action
+from robovlms_ros.types import Observation, RobotState
+
+
+class Senses(Protocol):
+    """What the pilot asks of the node's inputs."""
+
+    @property
+    def instruction(self) -> str:
+        """The task in force, empty while there is none."""
+
+    def state_at(self, stamp_ns: int) -> RobotState:
+        """The arm at an image's stamp; raises ObservationError."""
+
+    def measured(self) -> RobotState | None:
+        """The arm's newest state."""
+
+    def problem(self, now_ns: int) -> str | None:
+        """What is wrong with what came in, None when all is well."""
+
+    def where(self, fault: str) -> str:
+        """The topic behind a watchdog's fault, empty where there is none."""
+
+
+class Worker(Protocol):
+    """What the pilot asks of the inference worker."""
+
+    @property
+    def inferring_since_ns(self) -> int | None:
+        """When the inference in progress began."""
+
+    def submit(self, observation: Observation) -> None:
+        """Take a frame; never blocks."""
+
+    def reset(self) -> None:
+        """Forget the history and drop what is in flight."""
+
+
+class Guard:
+    """Feeds the watchdog what the inputs cannot know, and asks it. Not thread-safe; the watch is.
+
+    executor, arm: None where nothing is commanded. log: called with a line when a fault appears or is gone.
+    """
+
+    def __init__(self, senses: Senses, watch: Watch, executor: ChunkExecutor | None, arm: Arm | None,
+                 log: Callable[[str], None]) -> None:
+        self._senses, self._watch, self._executor, self._arm, self._log = senses, watch, executor, arm, log
+
+    def tell(self, worker: Worker | None, now_ns: int) -> None:
+        """How inference, controller and arm are doing. Call at every tick."""
+        since = None if worker is None else worker.inferring_since_ns
+        joint, error = self._following() or ("", 0.0)
+        with self._watch as dog:
+            if since is not None:
+                dog.inference_started(since)
+            if self._arm is not None:
+                dog.controller(self._arm.name, self._arm.listeners())
+            dog.following(joint, error, now_ns)
+
+    def _following(self) -> tuple[str, float] | None:
+        """The joint furthest from its command, and how far (rad); None while nothing is commanded."""
+        if self._arm is None or self._executor is None:
+            return None
+        told = self._arm.following()
+        if told is not None:
+            return told
+        measured = self._senses.measured()
+        commanded = None if measured is None else self._executor.commanded(measured.stamp_ns)
+        if measured is None or commanded is None:
+            return None
+        errors = np.abs(commanded[0] - measured.positions)
+        worst = int(np.argmax(errors))
+        return self._executor.robot.joints[worst], float(errors[worst])
+
+    def faults(self, now_ns: int) -> tuple[Action, str]:
+        """What the arm must do now, and why: unusable messages first, then the watchdog's, then the controller's."""
+        with self._watch as dog:
+            report = dog.check(now_ns)
+        for fault in report.raised:
+            self._log(f"fault: {fault.text}")
+        for fault in report.recovered:
+            self._log(f"recovered: {fault.name}")
+        worst = [fault for fault in report.faults if fault.action == report.action]
+        if report.action == "stop":
+            return "stop", worst[0].text
+        problem = self._senses.problem(now_ns)
+        if problem is not None:
+            return "hold", problem
+        told = None if self._arm is None else self._arm.problem()
+        if told is not None and report.action != "hold":
+            return "hold", told
+        if not worst:
+            return "none", ""
+        topic = self._senses.where(worst[0].name)
+        return report.action, f"{worst[0].text} ({topic})" if topic else worst[0].text
