@@ -1,11 +1,11 @@
 """Checkpoints: what loads, and what is refused with a message a user can act on.
 
-- our folder reads back bit for bit, runs in half precision; full-size random weights are made in theirs; tied tensors are
-  stored once; the caller's random state is kept;
+- our folder reads back bit for bit, runs in half precision; full-size random weights are made in theirs; tied tensors
+  are stored once; the caller's random state is kept;
 - the published layout loads with `state_dict` or `model_state_dict`, `module.` and `model.` prefixes, fp16 and bf16,
   key names of transformers 4.37 and 4.44, safetensors and shards; a continuous policy's lm_head may be there or not;
-- refused: truncated file, pickle with code, wrong head, wrong hidden size, extra camera in the configuration's state,
-  NaN in half precision, JSON missing a key, JSON for another backbone, nothing there, two values for one parameter;
+- refused: truncated file, pickle with code, wrong head, wrong hidden size, NaN in half precision,
+  JSON missing a key, JSON for another backbone, nothing there, two values for one parameter;
 - loading holds one copy of the weights: peak memory of a process below 1.2 x the file.
 """
 
