@@ -28,6 +28,12 @@ def share_directory() -> Path:
     )
 
 
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """A checkpoint by the name of a shipped one (`demo`), else the path as given, which need not exist."""
+    shipped = share_directory() / "config" / "checkpoints" / name_or_path
+    return shipped if shipped.is_dir() else Path(name_or_path).expanduser()
+
+
 def find(name_or_path: str | Path, folder: str, suffix: str = ".yaml") -> Path:
     """A file the user named: the stem of a shipped file in `folder` (`panda` in `config/robots`), or a path.
 

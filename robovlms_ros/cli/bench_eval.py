@@ -45,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
     """Measure; returns 0 when blocks are fast enough."""
     import torch
 
-    from robovlms_ros.cli.eval_setup import checkpoint_folder
     from robovlms_ros.evaluation.replay_block import BlockSession
     from robovlms_ros.policy.checkpoint import load_policy
+    from robovlms_ros.resources import find_checkpoint
 
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
     torch.set_num_threads(args.threads)
-    policy = load_policy(checkpoint_folder(args.checkpoint), None, torch.device(args.device))
+    policy = load_policy(find_checkpoint(args.checkpoint), None, torch.device(args.device))
     with tempfile.TemporaryDirectory(prefix="robovlms_bench_") as folder:
         bag = args.bag or _simulated(Path(folder) / "bag", policy, args.robot)
         ways: dict[str, tuple[Callable[[], Any], int]] = {

@@ -5,11 +5,14 @@ Exit code 0: it may run (warnings are printed); 1: it is refused, or --strict an
 
 import argparse
 
+from robovlms_ros.resources import find_checkpoint
+
 MARKS = {"ok": "  ok ", "warning": "WARN ", "error": "ERROR"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="folder in our format, or a published .pt or .safetensors file")
+    parser.add_argument("checkpoint", help="folder in our format, a published .pt or .safetensors file, or demo, the "
+                        "shipped one")
     parser.add_argument("--config", help="the training run's JSON or a YAML, if it does not lie beside the checkpoint")
     parser.add_argument("--robot", help="a robot of config/robots by name, or its YAML")
     parser.add_argument("--cameras", help="names of the cameras at hand, separated by commas")
@@ -27,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     robot = load_robot(args.robot) if args.robot else None
     cameras = tuple(args.cameras.split(",")) if args.cameras else None
     situation = Situation(robot, cameras, args.camera_rate, args.latency, args.device)
-    report = inspect(args.checkpoint, args.config, situation)
+    report = inspect(find_checkpoint(args.checkpoint), args.config, situation)
     if args.json:
         print(report.to_json())
     else:

@@ -12,6 +12,7 @@ from typing import Any
 from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig, Setting, evaluate_bag, part_key, recorded_stamps
 from robovlms_ros.evaluation.bag_reader import Bag, RawMessage
 from robovlms_ros.evaluation.replay import RECORDED, Subject
+from robovlms_ros.resources import find_checkpoint
 from robovlms_ros.ros import parameters as node_parameters
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.schema import ConfigError, read_mapping
@@ -38,7 +39,7 @@ class Job:
     def part(self) -> Path:
         """Where the result goes: another file when the bag, the weights or the settings are others."""
         facts = {"parameters": dataclasses.asdict(self.parameters), "stamps": self.stamps}
-        folders = [str(checkpoint_folder(folder)) for _, folder in self.checkpoints]
+        folders = [str(find_checkpoint(folder)) for _, folder in self.checkpoints]
         key = part_key(self.bag, folders, self.config, {**facts, "names": self.checkpoints})
         return self.output / "parts" / f"{self.bag.stem}-{key}.json"
 
@@ -129,13 +130,6 @@ def bag_description(bag: Path, topic: str) -> str:
             if message is not None:
                 return str(message.data)
     raise ConfigError(f"{bag}: no robot description on '{topic}'. Give the URDF as `description.file` in its YAML.")
-
-
-def checkpoint_folder(name: str) -> Path:
-    """The folder of a checkpoint named on the command line."""
-    from robovlms_ros.ros.loading import find_checkpoint
-
-    return find_checkpoint(name)
 
 
 def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodeParameters:

@@ -4,7 +4,6 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING
 
@@ -111,7 +110,7 @@ def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:
 
     config = resources.find(parameters.config, "config/backbones") if parameters.config else None
     situation = Situation(robot, device=str(_device(parameters.device)))
-    report = inspect(find_checkpoint(parameters.checkpoint), config, situation, read_weights=False)
+    report = inspect(resources.find_checkpoint(parameters.checkpoint), config, situation, read_weights=False)
     for finding in report.of("warning"):
         log.warning("preflight, %s: %s", finding.topic, finding.text)
     report.require()
@@ -134,7 +133,7 @@ def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
         policy = build_policy(config).to(device)
         policy = policy.to(dtype or DTYPES[config.vlm.precision])
     else:
-        policy = load_policy(find_checkpoint(parameters.checkpoint), config, device, dtype)
+        policy = load_policy(resources.find_checkpoint(parameters.checkpoint), config, device, dtype)
     loaded = policy.config.model.backbone
     if parameters.backbone and loaded != parameters.backbone:
         raise ConfigError(
@@ -142,13 +141,6 @@ def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
             f"(checkpoint '{parameters.checkpoint}'). Leave backbone empty, or give the checkpoint of that backbone."
         )
     return policy
-
-
-def find_checkpoint(name_or_path: str) -> Path:
-    """A checkpoint folder: a path, or a shipped one by name (`demo`)."""
-    path = Path(name_or_path).expanduser()
-    shipped = resources.share_directory() / "config" / "checkpoints" / name_or_path
-    return shipped if not path.exists() and shipped.is_dir() else path
 
 
 def _preset(backbone: str) -> "PolicyConfig":

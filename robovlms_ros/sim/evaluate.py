@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from robovlms_ros.evaluation.closed_loop import EpisodeResult
+from robovlms_ros.resources import find_checkpoint
 from robovlms_ros.sim.rollout import Agent, EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.task import INSTRUCTIONS
 from robovlms_ros.sim.world import SimWorld
@@ -24,7 +25,7 @@ def evaluate(
     if checkpoint is not None:
         from robovlms_ros.policy.checkpoint import load_policy
 
-        agent = load_policy(checkpoint).new_session()
+        agent = load_policy(find_checkpoint(checkpoint)).new_session()
     results = []
     for seed in seeds:
         for instruction in INSTRUCTIONS:
