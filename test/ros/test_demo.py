@@ -27,6 +27,7 @@ def test_arm_follows_instructions(tmp_path: Path) -> None:
     done = demo("--seeds", "1", "--first-seed", "100", "--time-limit", "6",
                 "--json", str(numbers), "--output", str(output))
     assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert numbers.exists(), done.stdout + done.stderr
     result = json.loads(numbers.read_text())
     followed = [row for row in result["rows"] if row["condition"] != "blanked"]
     assert len(followed) == 4 and len(result["rows"]) == 6
