@@ -38,7 +38,7 @@ SIM = [
     "robosuite==1.5.2",
     "scipy",
 ]
-EVAL = ["matplotlib", "opencv-python-headless", "rosbags>=0.11", "rosbags-image>=0.10"]
+EVAL = ["matplotlib", "opencv-python-headless", "rosbags>=0.11"]
 TRAIN = ["matplotlib"]
 DEV = ["hypothesis", "lxml", "mypy", "pytest", "ruff", "types-PyYAML"]
 
