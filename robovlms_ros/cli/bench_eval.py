@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure; returns 0 when blocks are fast enough."""
     import torch
 
-    from robovlms_ros.evaluation.replay_block import BlockSession
+    from robovlms_ros.evaluation.replay.block import BlockSession
     from robovlms_ros.policy.checkpoint import load_policy
     from robovlms_ros.resources import find_checkpoint
 
@@ -83,9 +83,9 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
     from time import perf_counter
 
     from robovlms_ros.cli.eval_setup import bag_description, read_parameters
-    from robovlms_ros.evaluation.bag_mapping import TopicsConfig, detect
-    from robovlms_ros.evaluation.bag_reader import Bag
-    from robovlms_ros.evaluation.replay_inputs import Inputs, Seen
+    from robovlms_ros.evaluation.bags.mapping import TopicsConfig, detect
+    from robovlms_ros.evaluation.bags.reader import Bag
+    from robovlms_ros.evaluation.replay.inputs import Inputs, Seen
     from robovlms_ros.ros.loading import load_body
 
     body = load_body(read_parameters(None, {"robot": robot}), lambda topic: bag_description(bag, topic))
@@ -108,7 +108,7 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
 
 def _simulated(path: Path, policy: Any, robot: str) -> Path:
     """Two episodes of the demo, driven by the policy."""
-    from robovlms_ros.evaluation.bag_simulated import record_episodes
+    from robovlms_ros.evaluation.bags.simulated import record_episodes
     from robovlms_ros.runtime.robot import load_robot
     from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
     from robovlms_ros.sim.task import INSTRUCTIONS

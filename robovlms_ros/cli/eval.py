@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluation_config(args: argparse.Namespace) -> Any:
     """The evaluation YAML with what the command line says on top. Raises ConfigError."""
-    from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig
-    from robovlms_ros.evaluation.report_thresholds import with_overrides
+    from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig
+    from robovlms_ros.evaluation.report.thresholds import with_overrides
 
     data = read_mapping(args.evaluation) if args.evaluation else {}
     topics = dict(data.get("topics") or {})
@@ -148,8 +148,8 @@ def _run_on_ray(jobs: Sequence[Any], bar: "Progress") -> list[Path]:
 
 def finish(parts: list[dict[str, Any]], jobs: Sequence[Any], output: Path) -> int:
     """Write report.json, report.html, chunks.csv and the annotated bags; print the answer."""
-    from robovlms_ros.evaluation.report import build_report
-    from robovlms_ros.evaluation.report_html import render
+    from robovlms_ros.evaluation.report.build import build_report
+    from robovlms_ros.evaluation.report.html import render
 
     report = build_report(parts, jobs[0].config.thresholds)
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

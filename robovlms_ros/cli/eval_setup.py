@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig, Setting, evaluate_bag, part_key, recorded_stamps
-from robovlms_ros.evaluation.bag_reader import Bag, RawMessage
-from robovlms_ros.evaluation.replay import RECORDED, Subject
+from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
+from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, Setting, evaluate_bag, part_key, recorded_stamps
+from robovlms_ros.evaluation.replay.loop import RECORDED, Subject
 from robovlms_ros.resources import find_checkpoint
 from robovlms_ros.ros import parameters as node_parameters
 from robovlms_ros.ros.parameters import NodeParameters
@@ -102,7 +102,7 @@ def _policy(parameters: NodeParameters) -> Any:
 def _subject(name: str, policy: Any, block: int) -> Subject:
     from time import perf_counter_ns
 
-    from robovlms_ros.evaluation.replay_block import BlockSession
+    from robovlms_ros.evaluation.replay.block import BlockSession
 
     assert policy.config.action is not None
     return Subject(name, lambda: BlockSession(policy, perf_counter_ns, block), policy.config.action.spec,

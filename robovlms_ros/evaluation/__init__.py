@@ -1,1 +1,1 @@
-"""Measuring a policy: closed loop in the simulated arm, streaming against a controller model."""
+"""Measuring a policy: on rosbags (`bags`, `replay`, `metrics`, `report`), in the simulated arm, and its streaming."""

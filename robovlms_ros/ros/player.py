@@ -18,7 +18,7 @@ from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
-from robovlms_ros.evaluation.bag_reader import Bag, BagError, ClockJump, RawMessage
+from robovlms_ros.evaluation.bags.reader import Bag, BagError, ClockJump, RawMessage
 from robovlms_ros.ros.recorder import message_class
 from robovlms_ros.types import NANOSECONDS
 

@@ -12,7 +12,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from robovlms_ros.evaluation.bags import typestore
+from robovlms_ros.evaluation.bags.types import typestore
 
 FOREVER = QosTime(9223372036, 854775807)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig, Setting
-from robovlms_ros.evaluation.bags import typestore
+from robovlms_ros.evaluation.bags.types import typestore
+from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, Setting
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import load_robot
 from robovlms_ros.runtime.scheduler import ScheduleConfig

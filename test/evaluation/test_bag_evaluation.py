@@ -13,11 +13,11 @@ import json
 import numpy as np
 import pytest
 
-from robovlms_ros.evaluation.bag_evaluation import evaluate_bag, recorded_stamps
-from robovlms_ros.evaluation.bag_mapping import TopicsConfig
-from robovlms_ros.evaluation.bag_reader import BagError
-from robovlms_ros.evaluation.replay import Subject
-from robovlms_ros.evaluation.replay_results import SubjectResult, merge
+from robovlms_ros.evaluation.bags.mapping import TopicsConfig
+from robovlms_ros.evaluation.bags.reader import BagError
+from robovlms_ros.evaluation.replay.evaluate import evaluate_bag, recorded_stamps
+from robovlms_ros.evaluation.replay.loop import Subject
+from robovlms_ros.evaluation.replay.results import SubjectResult, merge
 from robovlms_ros.processing.rotations import quaternion_from_matrix, vector_from_matrix
 from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec
 
@@ -136,7 +136,7 @@ def test_twists_are_integrated(tools, setting, kinematics, tmp_path):
 
 def write_chunks(tools, path, values):
     """A bag whose commands are ActionChunks: values(stamp) -> (n, 7)."""
-    from robovlms_ros.evaluation.bag_chunks import CHUNK, message_of_chunk
+    from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
 
     spec = ActionSpec("eef_delta", "base", "rotation_vector", "chained", tools.STEP)
     with tools.BagWriter(path) as bag:
@@ -323,7 +323,7 @@ def test_compressed_images(tools, setting, tmp_path):
 
 
 def test_an_annotated_bag_holds_both(tools, setting, tmp_path):
-    from robovlms_ros.evaluation.bag_reader import Bag
+    from robovlms_ros.evaluation.bags.reader import Bag
 
     path = tools.write_bag(tmp_path / "bag", 1.0)
     evaluate(path, setting(annotate=True), {"mine": tools.FakeSession(tools.follow())}, output=tmp_path)

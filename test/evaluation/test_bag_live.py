@@ -17,12 +17,12 @@ import rclpy
 pytestmark = pytest.mark.ros
 sys.path.insert(0, str(Path(__file__).parents[1] / "ros"))
 
-from robovlms_ros.evaluation.bag_chunks import chunk_of_message
-from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig, Setting, evaluate_bag, recorded_stamps
-from robovlms_ros.evaluation.bag_reader import Bag
-from robovlms_ros.evaluation.replay import Subject
-from robovlms_ros.evaluation.replay_block import BlockSession
-from robovlms_ros.evaluation.replay_results import SubjectResult
+from robovlms_ros.evaluation.bags.chunks import chunk_of_message
+from robovlms_ros.evaluation.bags.reader import Bag
+from robovlms_ros.evaluation.replay.block import BlockSession
+from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, Setting, evaluate_bag, recorded_stamps
+from robovlms_ros.evaluation.replay.loop import Subject
+from robovlms_ros.evaluation.replay.results import SubjectResult
 from robovlms_ros.types import NANOSECONDS
 
 TINY = {

@@ -12,7 +12,7 @@ import io
 import pytest
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
-from robovlms_ros.evaluation.bag_reader import Bag, BagError, ClockJump, RawMessage
+from robovlms_ros.evaluation.bags.reader import Bag, BagError, ClockJump, RawMessage
 
 MCAP, SQLITE = StoragePlugin.MCAP, StoragePlugin.SQLITE3
 KINDS = [(MCAP, None), (MCAP, CompressionMode.STORAGE), (MCAP, CompressionMode.FILE), (MCAP, CompressionMode.MESSAGE),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from robovlms_ros.config import config_from_mapping
-from robovlms_ros.evaluation.replay_block import BlockSession
+from robovlms_ros.evaluation.replay.block import BlockSession
 from robovlms_ros.policy.checkpoint import build_policy
 from robovlms_ros.types import Observation, RobotState
 

@@ -16,12 +16,12 @@ import pytest
 
 from robovlms_ros.cli import eval as command
 from robovlms_ros.cli import eval_setup
-from robovlms_ros.evaluation.bag_evaluation import EvaluationConfig, evaluate_bag
-from robovlms_ros.evaluation.metrics_paired import mean_interval, paired_interval
-from robovlms_ros.evaluation.replay import Subject
-from robovlms_ros.evaluation.report import build_report
-from robovlms_ros.evaluation.report_html import render
-from robovlms_ros.evaluation.report_thresholds import Thresholds, misses, with_overrides
+from robovlms_ros.evaluation.metrics.paired import mean_interval, paired_interval
+from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, evaluate_bag
+from robovlms_ros.evaluation.replay.loop import Subject
+from robovlms_ros.evaluation.report.build import build_report
+from robovlms_ros.evaluation.report.html import render
+from robovlms_ros.evaluation.report.thresholds import Thresholds, misses, with_overrides
 from robovlms_ros.schema import ConfigError
 
 
@@ -103,7 +103,7 @@ def test_a_run_resumes_and_new_settings_start_anew(bag, tmp_path, monkeypatch):
         from robovlms_ros.ros.loading import load_body
 
         body = load_body(job.parameters, lambda _: "")
-        from robovlms_ros.evaluation.bag_evaluation import Setting
+        from robovlms_ros.evaluation.replay.evaluate import Setting
 
         setting = Setting(body.robot, body.make_kinematics(), job.parameters.schedule, ("static", "wrist"), job.config)
         return setting, [Subject("a", lambda: tools.FakeSession(tools.follow()))]

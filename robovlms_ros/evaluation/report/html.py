@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from robovlms_ros.evaluation.report import length
-from robovlms_ros.evaluation.report_moments import worst_moments
-from robovlms_ros.evaluation.report_svg import PALETTE, RECORDED, Line, bars, chart
+from robovlms_ros.evaluation.report.build import length
+from robovlms_ros.evaluation.report.moments import worst_moments
+from robovlms_ros.evaluation.report.svg import PALETTE, RECORDED, Line, bars, chart
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --quiet: #5b6573; --paper: #ffffff; --line: #d8dee6; --soft: #f4f6f9;

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.evaluation.bag_annotate import Annotator
-from robovlms_ros.evaluation.bag_mapping import TopicMapping, TopicsConfig, detect
-from robovlms_ros.evaluation.bag_reader import Bag, BagError, RawMessage
-from robovlms_ros.evaluation.replay import Replay, Runner, Schedule, Subject, WhatIf
-from robovlms_ros.evaluation.replay_executor import Machine, MemoKinematics, machine_factory
-from robovlms_ros.evaluation.replay_inputs import Inputs
-from robovlms_ros.evaluation.replay_scoring import Row, Scorer
-from robovlms_ros.evaluation.report_thresholds import Thresholds
+from robovlms_ros.evaluation.bags.annotate import Annotator
+from robovlms_ros.evaluation.bags.mapping import TopicMapping, TopicsConfig, detect
+from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
+from robovlms_ros.evaluation.replay.executor import Machine, MemoKinematics, machine_factory
+from robovlms_ros.evaluation.replay.inputs import Inputs
+from robovlms_ros.evaluation.replay.loop import Replay, Runner, Schedule, Subject, WhatIf
+from robovlms_ros.evaluation.replay.scoring import Row, Scorer
+from robovlms_ros.evaluation.report.thresholds import Thresholds
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.runtime.scheduler import ScheduleConfig
@@ -225,7 +225,7 @@ def recorded_stamps(path: Path, topics: TopicsConfig) -> frozenset[int]:
 
     Raises BagError when there are none.
     """
-    from robovlms_ros.evaluation.bag_chunks import CHUNK
+    from robovlms_ros.evaluation.bags.chunks import CHUNK
     from robovlms_ros.types import NANOSECONDS
 
     with Bag(path) as bag:

@@ -17,9 +17,9 @@ import yaml
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from robovlms_ros.evaluation.bag_mcap import McapError, McapStorage
-from robovlms_ros.evaluation.bag_sqlite import SqliteError, SqliteStorage
-from robovlms_ros.evaluation.bags import typestore
+from robovlms_ros.evaluation.bags.storage_mcap import McapError, McapStorage
+from robovlms_ros.evaluation.bags.storage_sqlite import SqliteError, SqliteStorage
+from robovlms_ros.evaluation.bags.types import typestore
 from robovlms_ros.types import NANOSECONDS, RoboVLMsError
 
 WINDOW_NS = NANOSECONDS // 2

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.evaluation.replay_steps import Steps, arm_columns, chunk_with, steps_of_chunk
+from robovlms_ros.evaluation.replay.steps import Steps, arm_columns, chunk_with, steps_of_chunk
 from robovlms_ros.runtime.planner import GRIPPER
 from robovlms_ros.types import ActionChunk, RobotState
 

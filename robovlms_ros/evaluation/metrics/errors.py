@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.evaluation.replay_steps import Steps, displacement, distance, rotation_angle
+from robovlms_ros.evaluation.replay.steps import Steps, displacement, distance, rotation_angle
 from robovlms_ros.types import RobotState
 
 Array = NDArray[np.float64]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.evaluation.bag_reference import CommandTrack, MotionTrack
-from robovlms_ros.evaluation.replay_inputs import Answered, Event, Inputs, Measured, Passed, Restart, Seen, Told
-from robovlms_ros.evaluation.replay_runner import Runner, Subject, WhatIf
-from robovlms_ros.evaluation.replay_scoring import Row
-from robovlms_ros.evaluation.replay_tracks import Answer, Tracks
+from robovlms_ros.evaluation.replay.inputs import Answered, Event, Inputs, Measured, Passed, Restart, Seen, Told
+from robovlms_ros.evaluation.replay.reference import CommandTrack, MotionTrack
+from robovlms_ros.evaluation.replay.runner import Runner, Subject, WhatIf
+from robovlms_ros.evaluation.replay.scoring import Row
+from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState
 

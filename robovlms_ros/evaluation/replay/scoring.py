@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.evaluation.metrics import EdgeSums, ErrorSums, number, numbers, value_error
-from robovlms_ros.evaluation.metrics_baselines import BASELINES, Baselines
-from robovlms_ros.evaluation.replay_results import FANS, WORST, WORST_APART_S, PairSums, SubjectResult, Thinned
-from robovlms_ros.evaluation.replay_steps import (
+from robovlms_ros.evaluation.metrics.baselines import BASELINES, Baselines
+from robovlms_ros.evaluation.metrics.errors import EdgeSums, ErrorSums, number, numbers, value_error
+from robovlms_ros.evaluation.replay.results import FANS, WORST, WORST_APART_S, PairSums, SubjectResult, Thinned
+from robovlms_ros.evaluation.replay.steps import (
     Steps,
     displacement,
     distance,
@@ -21,7 +21,7 @@ from robovlms_ros.evaluation.replay_steps import (
     steps_of_chunk,
     steps_of_targets,
 )
-from robovlms_ros.evaluation.replay_tracks import Answer, Tracks
+from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
 from robovlms_ros.processing.rotations import vector_from_matrix
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.planner import EEF_SPACES, PlanRefused

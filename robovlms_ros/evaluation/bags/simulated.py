@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from robovlms_ros.evaluation.bag_chunks import TRAJECTORY, message_of_command
-from robovlms_ros.evaluation.bags import typestore
+from robovlms_ros.evaluation.bags.chunks import TRAJECTORY, message_of_command
+from robovlms_ros.evaluation.bags.types import typestore
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.sim.rollout import ClosedLoop, Frame, Outcome
 from robovlms_ros.sim.world import FINGER_JOINT, SimWorld

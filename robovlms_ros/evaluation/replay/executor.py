@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.evaluation.metrics import number
+from robovlms_ros.evaluation.metrics.errors import number
 from robovlms_ros.runtime.executor import ChunkExecutor
 from robovlms_ros.runtime.gate import SafetyGate
 from robovlms_ros.runtime.kinematics import IKResult, Kinematics

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from robovlms_ros.evaluation.report_svg import RECORDED, Line, chart, path_view
+from robovlms_ros.evaluation.report.svg import RECORDED, Line, chart, path_view
 
 
 def worst_moments(policy: Mapping[str, Any], colour: str) -> str:

@@ -6,11 +6,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from robovlms_ros.evaluation.replay_executor import LatencyLane, Machine
-from robovlms_ros.evaluation.replay_inputs import Seen
-from robovlms_ros.evaluation.replay_results import SubjectResult
-from robovlms_ros.evaluation.replay_scoring import Scorer
-from robovlms_ros.evaluation.replay_tracks import Answer
+from robovlms_ros.evaluation.replay.executor import LatencyLane, Machine
+from robovlms_ros.evaluation.replay.inputs import Seen
+from robovlms_ros.evaluation.replay.results import SubjectResult
+from robovlms_ros.evaluation.replay.scoring import Scorer
+from robovlms_ros.evaluation.replay.tracks import Answer
 from robovlms_ros.types import ActionChunk, ActionSpec, Observation, ObservationError, RobotState
 
 

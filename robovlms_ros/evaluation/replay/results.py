@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.evaluation.metrics import EdgeSums, ErrorSums
-from robovlms_ros.evaluation.replay_executor import LatencyResult
+from robovlms_ros.evaluation.metrics.errors import EdgeSums, ErrorSums
+from robovlms_ros.evaluation.replay.executor import LatencyResult
 
 FANS = 160
 WORST = 6

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from robovlms_ros.evaluation.bag_reader import Bag, BagError, RawMessage
+from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.schema import ConfigError, did_you_mean
 

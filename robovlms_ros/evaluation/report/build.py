@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.evaluation.metrics_baselines import BASELINES
-from robovlms_ros.evaluation.metrics_paired import Interval, mean_interval, paired_interval
-from robovlms_ros.evaluation.replay_results import SubjectResult, merge
-from robovlms_ros.evaluation.report_thresholds import Thresholds, misses
+from robovlms_ros.evaluation.metrics.baselines import BASELINES
+from robovlms_ros.evaluation.metrics.paired import Interval, mean_interval, paired_interval
+from robovlms_ros.evaluation.replay.results import SubjectResult, merge
+from robovlms_ros.evaluation.report.thresholds import Thresholds, misses
 
 LISTENS = 0.25
 """A policy is said to listen when another instruction changes its motion by this share at least."""

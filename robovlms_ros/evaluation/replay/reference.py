@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.conversions.joint_states import stamp_of
-from robovlms_ros.evaluation.bag_mapping import CommandKind
+from robovlms_ros.evaluation.bags.mapping import CommandKind
 from robovlms_ros.processing.rotations import matrix_from_quaternion, matrix_from_vector
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec

@@ -14,11 +14,11 @@ import numpy as np
 from robovlms_ros.conversions.frames import Frame, FrameSync
 from robovlms_ros.conversions.images import to_rgb
 from robovlms_ros.conversions.joint_states import JointStateBuffer, stamp_of
-from robovlms_ros.evaluation.bag_chunks import chunk_of_message
-from robovlms_ros.evaluation.bag_mapping import TopicMapping
-from robovlms_ros.evaluation.bag_reader import Bag, ClockJump, RawMessage
-from robovlms_ros.evaluation.bag_tf import TransformTree
-from robovlms_ros.evaluation.replay_executor import plain_reason
+from robovlms_ros.evaluation.bags.chunks import chunk_of_message
+from robovlms_ros.evaluation.bags.mapping import TopicMapping
+from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
+from robovlms_ros.evaluation.bags.tf import TransformTree
+from robovlms_ros.evaluation.replay.executor import plain_reason
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, ObservationError, RobotState, RoboVLMsError

@@ -1,0 +1,1 @@
+"""Errors as sums that add up, trivial policies, paired intervals."""

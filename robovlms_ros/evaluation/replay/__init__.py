@@ -1,0 +1,1 @@
+"""A bag through the policies, once: inputs, inference in blocks, what-ifs, scores."""
