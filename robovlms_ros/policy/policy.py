@@ -17,6 +17,7 @@ from robovlms_ros.processing.text import PromptTokenizer
 from robovlms_ros.registry import resolve
 
 if TYPE_CHECKING:
+    from robovlms_ros.policy.fast.plan import FastPathOptions
     from robovlms_ros.policy.session import PolicySession
 
 log = logging.getLogger(__name__)
@@ -114,11 +115,16 @@ class VLAPolicy(nn.Module):
             )
         return self.prompt
 
-    def new_session(self, now: Callable[[], int] | None = None) -> "PolicySession":
-        """A session for one robot; one policy serves many. `now` (ns) times the inference, nothing else."""
+    def new_session(
+        self, now: Callable[[], int] | None = None, fast: "FastPathOptions | None" = None
+    ) -> "PolicySession":
+        """A session for one robot; one policy serves many. `now` (ns) times the inference, nothing else.
+
+        fast: the parts of the fast path that it takes (docs/fast_path.md); None is the plain path.
+        """
         from robovlms_ros.policy.session import PolicySession
 
-        return PolicySession(self, now)
+        return PolicySession(self, now, fast)
 
 
 def _prompt(config: PolicyConfig, tokenizer: Any, spec: BackboneSpec) -> PromptTokenizer | None:

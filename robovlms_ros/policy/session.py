@@ -12,26 +12,16 @@ from robovlms_ros.backbones.sequence import VisualTokens
 from robovlms_ros.heads.base import HeadOutput
 from robovlms_ros.heads.discrete import DiscreteHead
 from robovlms_ros.policy.discrete import generate
+from robovlms_ros.policy.fast.plan import FastPathOptions
+from robovlms_ros.policy.fast.runner import path_for
 from robovlms_ros.policy.history import Frame, FrameHistory, HistoryReport
+from robovlms_ros.policy.paths import Encoded, Timer, no_timer
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.proprioception import state_vector
 from robovlms_ros.processing.actions import ActionPipeline
 from robovlms_ros.processing.gripper import GripperState
 from robovlms_ros.processing.images import check_image
 from robovlms_ros.types import NANOSECONDS, ActionChunk, ChunkTiming, Observation, ObservationError
-
-
-@dataclass
-class Encoded:
-    """A frame of the history: the observation until the VLM has seen it, then only what came out.
-
-    feature: (1, 1, tokens, d) action feature (history `post`). visual: per camera (1, n, d) (other histories).
-    """
-
-    observation: Observation | None
-    state: Tensor | None
-    feature: Tensor | None = None
-    visual: dict[str, VisualTokens] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +41,18 @@ class GripperMemory:
 class PolicySession:
     """History and instruction of one robot; used by one thread at a time. Any number share a policy.
 
-    now: a clock in ns, only to time the inference; without one the chunks carry no timing.
+    now: a clock in ns, only to time the inference; without one the chunks carry no timing. fast: see
+    `policy.fast.plan`; None is the plain path.
     """
 
-    def __init__(self, policy: VLAPolicy, now: Callable[[], int] | None = None):
+    def __init__(
+        self, policy: VLAPolicy, now: Callable[[], int] | None = None, fast: FastPathOptions | None = None
+    ):
         policy.config.require_runnable()
         assert policy.config.action is not None
         self.policy, self.now = policy, now
+        self._path = path_for(policy, fast)
+        self._normalised: NDArray[np.float64] | None = None
         self.pipeline = ActionPipeline(policy.config.action)
         model = policy.config.model
         step_ns = round((model.history_step or 0.0) * NANOSECONDS)
@@ -82,9 +77,28 @@ class PolicySession:
         """Fill and gaps of the last prediction's window."""
         return self._report
 
+    @property
+    def path(self) -> str:
+        """`fast` or `plain`."""
+        return self._path.name
+
+    @property
+    def path_reason(self) -> str:
+        """Why: the parts of the fast path that run and those that do not, or why none does."""
+        return self._path.reason
+
+    @property
+    def normalised(self) -> NDArray[np.float64]:
+        """(n, A + 1) of the last chunk before it got units: the arm in -1..1, the gripper's probability (the value, for
+        the discrete head). Raises ObservationError before the first."""
+        if self._normalised is None:
+            raise ObservationError("no chunk yet.")
+        return self._normalised
+
     def reset(self) -> None:
         """Forget frames, instruction and the gripper rule's state. The chunk counter goes on."""
         self._frames.clear()
+        self._path.reset()
         self._instruction = None
         self._gripper = GripperMemory()
         self._report = HistoryReport(0, self.policy.config.model.history_length)
@@ -98,13 +112,18 @@ class PolicySession:
         self._keep(observation)
 
     @torch.inference_mode()
-    def predict_action_chunk(self, observation: Observation) -> ActionChunk:
-        """The chunk for `observation`, the newest frame. Raises ObservationError when it or the history is unusable."""
+    def predict_action_chunk(self, observation: Observation, timer: Timer | None = None) -> ActionChunk:
+        """The chunk for `observation`, the newest frame. Raises ObservationError when it or the history is unusable.
+
+        timer: gives a context manager per stage (preprocess, vision, projector, text, head, post), entered around it.
+        """
+        timer = timer or no_timer
         start = self.now() if self.now else 0
         self._keep(observation)
         frames, report = self._frames.sample()
-        output = self._infer([frame.content for frame in frames])
-        values = self._decode(output, observation.stamp_ns)
+        output = self._infer([frame.content for frame in frames], timer)
+        with timer("post"):
+            values = self._decode(output, observation.stamp_ns)
         self._report = report
         timing = ChunkTiming(observation.stamp_ns, start, self.now()) if self.now else None
         spec = self.policy.config.action.spec  # type: ignore[union-attr]
@@ -132,21 +151,22 @@ class PolicySession:
             state = self.policy.normalise_state(vector[None, None])  # (1, 1, P)
         return self._frames.add(observation.stamp_ns, Encoded(observation, state))
 
-    def _infer(self, window: list[Encoded]) -> HeadOutput | NDArray[np.int64]:
+    def _infer(self, window: list[Encoded], timer: Timer = no_timer) -> HeadOutput | NDArray[np.int64]:
         """The head's answer for a window: continuous, or the ids of the discrete head."""
-        policy, config = self.policy, self.policy.config
+        config = self.policy.config
         if config.action_head.action_space == "discrete":
             window = window[-1:]  # RoboVLMs generates from the newest frame alone
-        self._encode_images([frame for frame in window if frame.observation is not None])
+        self._encode_images([frame for frame in window if frame.observation is not None], timer)
         if config.action_head.action_space == "discrete":
-            return self._generate(window[0])
+            with timer("text"):
+                return self._generate(window[0])
         if config.model.history_type in ("post", "one_step"):
             for frame in window:
                 if frame.feature is None:
-                    frame.feature = self._features([frame], 1)
+                    frame.feature = self._features([frame], 1, timer)
                     frame.visual = None
-            return policy.head(torch.cat([frame.feature for frame in window], dim=1))  # type: ignore[misc]
-        return policy.head(self._features(window, len(window)))
+            return self._path.answer(window, timer)
+        return self._path.head(self._features(window, len(window), timer), timer)
 
     def _generate(self, frame: Encoded) -> NDArray[np.int64]:
         """(n * dims,) ids of the action tokens that follow the frame's prompt."""
@@ -157,7 +177,7 @@ class PolicySession:
         ids = generate(policy.vlm, sequence, count, policy.config.vlm.temperature, self._random)
         return ids[0].cpu().numpy()
 
-    def _features(self, frames: list[Encoded], window: int) -> Tensor:
+    def _features(self, frames: list[Encoded], window: int, timer: Timer = no_timer) -> Tensor:
         """(1, T, tokens, d) of `frames` as one window."""
         visual = {
             name: VisualTokens.join([f.visual[name] for f in frames])  # type: ignore[index]
@@ -166,20 +186,16 @@ class PolicySession:
         state = None
         if self.policy.config.proprioception is not None:
             state = torch.cat([f.state for f in frames], dim=1)  # type: ignore[misc]
-        tokens = self._tokens
-        return self.policy.vlm.forward_features(visual, tokens["input_ids"], tokens["attention_mask"], state, window)
+        return self._path.features(visual, self._tokens, state, window, timer)
 
-    def _encode_images(self, frames: list[Encoded]) -> None:
+    def _encode_images(self, frames: list[Encoded], timer: Timer = no_timer) -> None:
         """Vision tower over the frames that it has not seen, all in one batch; their pixels are let go."""
         frames = list({id(frame): frame for frame in frames}.values())
         if not frames:
             return
-        processor, policy = self.policy.vlm.image_processor, self.policy
-        images = {}
-        for name in policy.config.cameras:
-            rows = [processor(f.observation.images[name], name) for f in frames]  # type: ignore[union-attr]
-            images[name] = torch.stack(rows).to(policy.device, policy.dtype)  # (frames, 3, S, S)
-        visual = policy.vlm.encode_frames(images)
+        with timer("preprocess"):
+            images = self._path.preprocess([frame.observation.images for frame in frames])  # type: ignore[union-attr]
+        visual = self._path.encode(images, timer)
         for i, frame in enumerate(frames):
             frame.visual = {name: tokens.frames(i, i + 1) for name, tokens in visual.items()}
             frame.observation = None
@@ -193,7 +209,14 @@ class PolicySession:
         else:
             values = self.policy.head.decode(output)  # type: ignore[operator]
             arm, logits = values[:, :-1], values[:, -1:]
+        self._normalised = normalised_answer(arm, logits, isinstance(output, HeadOutput))
         before = self._gripper.at(stamp_ns, self.pipeline.config.step_duration)
         decoded = self.pipeline.decode(arm, logits, before)
         self._gripper = GripperMemory(stamp_ns, before, decoded.gripper_states)
         return decoded.values
+
+
+def normalised_answer(arm: NDArray[np.float64], gripper: NDArray[np.float64], logits: bool) -> NDArray[np.float64]:
+    """(n, A + 1) from arm (n, A) and gripper (n, 1), which becomes a probability where it holds logits."""
+    column = 1.0 / (1.0 + np.exp(-np.clip(gripper, -60.0, 60.0))) if logits else gripper
+    return np.column_stack([arm, column])

@@ -1,0 +1,97 @@
+"""The gate: the fast path answers warm-up frames beside the plain one, and runs only where it agrees."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.policy.fast.plan import FastPathOptions, Quantization
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.types import Observation, RoboVLMsError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """cosine: at least, between the two paths' normalised answers. difference: at most, between any two of them, on
+    the head's scale (arm in -1..1, the gripper's probability)."""
+
+    cosine: float
+    difference: float
+
+
+EXACT = {"float32": Tolerance(0.99999, 1e-4), "bfloat16": Tolerance(0.999, 0.03), "float16": Tolerance(0.999, 0.01)}
+QUANTIZED: dict[Quantization, Tolerance] = {
+    "int8": Tolerance(0.999, 0.05),
+    "fp8": Tolerance(0.995, 0.1),
+    "int4": Tolerance(0.98, 0.25),
+}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """cosine, max_difference: see Tolerance, over all answers. accepted: whether the fast path may run. reason: why."""
+
+    cosine: float
+    max_difference: float
+    accepted: bool
+    reason: str
+
+
+def tolerance_of(policy: VLAPolicy, options: FastPathOptions) -> Tolerance:
+    """What the gate allows for a policy's precision and the options' quantisation."""
+    if options.quantize != "none":
+        return QUANTIZED[options.quantize]
+    return EXACT[str(policy.dtype).removeprefix("torch.")]
+
+
+def verify_fast_path(
+    policy: VLAPolicy,
+    observations: Sequence[Observation],
+    options: FastPathOptions,
+    tolerance: Tolerance | None = None,
+) -> Verification:
+    """Both paths over `observations`, one session each, in order. Never raises for what the fast path does wrong: that
+    is a refusal. Raises ObservationError where the plain path does, ValueError without observations."""
+    if not observations:
+        raise ValueError("verify_fast_path: give at least one observation.")
+    allowed = tolerance or tolerance_of(policy, options)
+    plain = _answers(policy, observations, None)
+    try:
+        fast = _answers(policy, observations, options)
+    except (RuntimeError, RoboVLMsError, NotImplementedError, TypeError, AttributeError, ValueError, KeyError) as error:
+        reason = f"the fast path failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        log.warning("%s; the plain path runs.", reason)
+        return Verification(float("nan"), float("inf"), False, reason)
+    return _judge(plain, fast, allowed)
+
+
+def _judge(plain: NDArray[np.float64], fast: NDArray[np.float64], allowed: Tolerance) -> Verification:
+    difference = float(np.abs(plain - fast).max())
+    norms = float(np.linalg.norm(plain) * np.linalg.norm(fast))
+    cosine = float((plain * fast).sum() / norms) if norms > 0 else 1.0
+    numbers = f"cosine {cosine:.6f}, largest difference {difference:.2g}"
+    # Written so that a value that is not a number refuses.
+    accepted = cosine >= allowed.cosine and difference <= allowed.difference
+    bounds = f"cosine {allowed.cosine:g}, difference {allowed.difference:g}"
+    reason = f"{numbers} (allowed: {bounds})"
+    if accepted:
+        log.info("fast path agrees with the plain one: %s", reason)
+    else:
+        log.warning("fast path refused: %s; the plain path runs.", reason)
+    return Verification(cosine, difference, bool(accepted), reason)
+
+
+def _answers(
+    policy: VLAPolicy, observations: Sequence[Observation], options: FastPathOptions | None
+) -> NDArray[np.float64]:
+    """(frames, n, A + 1) normalised answers: the arm, and the gripper's probability."""
+    session = policy.new_session(fast=options)
+    rows = []
+    for observation in observations:
+        session.predict_action_chunk(observation)
+        rows.append(session.normalised)
+    return np.stack(rows)
