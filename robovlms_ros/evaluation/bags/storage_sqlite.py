@@ -88,16 +88,19 @@ class SqliteStorage:
             except sqlite3.DatabaseError:
                 return
 
-    def messages(self, wanted: set[str] | None, by_time: bool = False) -> Iterator[tuple[str, str, int, bytes]]:
-        """(topic, type, time ns, bytes), in the order of recording or of time."""
+    def messages(
+        self, wanted: set[str] | None, by_time: bool = False, span: tuple[int, int] | None = None
+    ) -> Iterator[tuple[str, str, int, bytes]]:
+        """(topic, type, time ns, bytes), in the order of recording or of time; `span` is the first and last time."""
         keys = [key for key, (topic, _) in self.channels.items() if wanted is None or topic in wanted]
         marks = ",".join("?" * len(keys))
         order = "timestamp" if by_time else "id"
-        query = f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({marks}) ORDER BY {order}"
+        times = " AND timestamp BETWEEN ? AND ?" if span else ""
+        query = f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({marks}){times} ORDER BY {order}"
         read = 0
         with closing(self._connect()) as database:
             try:
-                for key, time, data in database.execute(query, keys):
+                for key, time, data in database.execute(query, [*keys, *(span or ())]):
                     read += 1
                     yield *self.channels[key], time, data
             except sqlite3.DatabaseError as error:

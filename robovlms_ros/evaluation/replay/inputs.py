@@ -5,7 +5,7 @@ order in which the bag received its messages.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,6 +90,7 @@ class Inputs:
     """The node's ears for a bag. instruction: until the bag has one.
 
     camera_tolerance, state_tolerance: s, as the node's `camera_tolerance` and `joint_states_tolerance`.
+    decode: an image message to what stands for its pixels; raises ObservationError for an unusable one.
     lost: reasons why messages or observations could not be used, with counts.
     notes: what is unusual about the bag's clocks, one sentence each.
     """
@@ -104,6 +105,7 @@ class Inputs:
     state_tolerance: float = 0.05
     everything: bool = False
     max_instruction: int = 500
+    decode: Callable[[Any], Any] = to_rgb
     lost: Counter[str] = field(default_factory=Counter)
     instructions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -182,7 +184,7 @@ class Inputs:
             stamp = stamp_of(message)
             if stamp <= 0:
                 raise ObservationError("the stamp is zero: the camera's driver must stamp its images.")
-            image = to_rgb(message)
+            image = self.decode(message)
         except ObservationError as error:
             self.lost[f"camera '{camera}': {error}"] += 1
             return
