@@ -16,8 +16,7 @@ from robovlms_ros.runtime.gate import SafetyGate
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import load_robot
 from robovlms_ros.runtime.scheduler import ChunkScheduler
-from robovlms_ros.sim.expert import ACTION_SPEC, STEP, expert_chunk
-from robovlms_ros.sim.task import named_cube
+from robovlms_ros.sim.expert import ACTION_SPEC, STEP
 from robovlms_ros.sim.world import CAMERAS, TICK_NS, GroundTruth, SimWorld, WorldError
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, TrajectoryCommand
 
@@ -81,8 +80,7 @@ class ExpertSession:
         state = observation.state
         if state is None or state.eef_pose is None or state.gripper is None:
             raise WorldError("the expert needs the measured pose and opening: give Observation.state with both.")
-        cube = self._world.ground_truth().cubes[named_cube(observation.instruction)]
-        values = expert_chunk(state.eef_pose, state.gripper, cube)
+        values = self._world.expert_chunk(observation.instruction, state.eef_pose, state.gripper)
         self._count += 1
         return ActionChunk(observation.stamp_ns, values, ACTION_SPEC, observation.instruction, "expert", self._count)
 
@@ -121,7 +119,7 @@ class ClosedLoop:
         instruction, chunks, refusals, success_ns = "", 0, 0, None
         judged_from_ns = start_ns + round(instructions[-1][0] * NANOSECONDS)
         end_ns = judged_from_ns + round(self.settings.limit * NANOSECONDS)
-        wrong = False
+        wrong, judge = False, world.judge(instructions[0][1])
         while world.time_ns < end_ns:
             now = world.time_ns
             if (now - start_ns) % FRAME_NS == 0:
@@ -129,16 +127,16 @@ class ClosedLoop:
                 if spoken != instruction:
                     agent.reset()
                     instruction, pending = spoken, None
+                    judge = world.judge(instruction)
                 frame = self._capture(instruction)
                 if self.on_frame is not None:
                     self.on_frame(frame)
                 agent.observe(frame.observation)
                 if pending is None:
                     pending = self._infer(agent, frame, rng)
-                lifted = frame.truth.lifted() if now >= judged_from_ns else ()
-                named = named_cube(instruction)
-                wrong = wrong or any(name != named for name in lifted)
-                if success_ns is None and named in lifted:
+                done, missed = judge.look(frame.truth) if now >= judged_from_ns else (False, False)
+                wrong = wrong or missed
+                if success_ns is None and done:
                     success_ns = now
                     end_ns = now + round(self.settings.linger * NANOSECONDS)
             if pending is not None and now >= pending[0]:

@@ -5,6 +5,7 @@ thinned by vertex clustering: software rendering spends its time on vertices, an
 """
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +20,8 @@ Array = NDArray[np.float64]
 CUBE_SIZE = 0.04
 """Edge of a cube in metres."""
 TABLE_HEIGHT = 0.8
+FINGER_OPEN = 0.04
+"""Position of each finger when open, in metres; 0 is closed."""
 TIMESTEP = 0.002
 """Seconds a tick: 500 Hz."""
 
@@ -31,7 +34,16 @@ _MESH_GRID = 0.012
 @lru_cache(maxsize=1)
 def load_model() -> mujoco.MjModel:
     """The compiled model, built once a process (about 3 s); joints and cameras as `SimWorld` documents them."""
-    xml = _robosuite_xml()
+    from robosuite.models.objects import BoxObject
+
+    return compile_model([
+        BoxObject(name=f"{name}_cube", size=[CUBE_SIZE / 2] * 3, rgba=_COLOURS[name], density=1000) for name in CUBES
+    ])
+
+
+def compile_model(objects: Sequence[Any]) -> mujoco.MjModel:
+    """Robot, table, cameras and these robosuite objects, made for fast software rendering."""
+    xml = _robosuite_xml(objects)
     fine = mujoco.MjModel.from_xml_string(xml)
     root = ElementTree.fromstring(xml)
     _thin_visual_meshes(root, fine)
@@ -45,11 +57,10 @@ def load_model() -> mujoco.MjModel:
     return model
 
 
-def _robosuite_xml() -> str:
+def _robosuite_xml(objects: Sequence[Any]) -> str:
     from robosuite.models.arenas import TableArena
     from robosuite.models.bases import robot_base_factory
     from robosuite.models.grippers import gripper_factory
-    from robosuite.models.objects import BoxObject
     from robosuite.models.robots import Panda
     from robosuite.models.tasks import ManipulationTask
 
@@ -60,10 +71,7 @@ def _robosuite_xml() -> str:
     robot.set_base_xpos(robot.base_xpos_offset["table"](table[0]))
     arena = TableArena(table_full_size=table, table_friction=(1.0, 5e-3, 1e-4), table_offset=(0, 0, TABLE_HEIGHT))
     arena.set_origin([0, 0, 0])
-    cubes: list[Any] = [
-        BoxObject(name=f"{name}_cube", size=[CUBE_SIZE / 2] * 3, rgba=_COLOURS[name], density=1000) for name in CUBES
-    ]
-    return str(ManipulationTask(mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=cubes).get_xml())
+    return str(ManipulationTask(mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=list(objects)).get_xml())
 
 
 def _thin_visual_meshes(root: ElementTree.Element, model: mujoco.MjModel) -> None:

@@ -1,5 +1,7 @@
 """The demo's task: which words ask for which cube, and which seeds may be used for what. No simulator is imported."""
 
+from typing import Any, Protocol
+
 from robovlms_ros.types import RoboVLMsError
 
 CUBES = ("red", "green")
@@ -13,6 +15,14 @@ TRAINING_SEEDS = range(1_000_000, 2_000_000)
 """Scenes that a policy is trained in; no demo or evaluation uses one of them."""
 
 
+class Judge(Protocol):
+    """Decides on one episode, frame by frame."""
+
+    def look(self, truth: Any) -> tuple[bool, bool]:
+        """Success, and the wrong object, as this frame's ground truth shows them (simulated frames are 50 ms apart)."""
+        ...
+
+
 class TaskError(RoboVLMsError):
     """An instruction or a seed does not belong to the demo's task."""
 
@@ -22,3 +32,14 @@ def named_cube(instruction: str) -> str:
     if instruction not in INSTRUCTIONS:
         raise TaskError(f"instruction {instruction!r}: this scene knows {', '.join(map(repr, INSTRUCTIONS))}.")
     return INSTRUCTIONS[instruction]
+
+
+class LiftJudge:
+    """Success: the cube that the instruction names is lifted. Wrong: any other one is. Raises TaskError."""
+
+    def __init__(self, instruction: str) -> None:
+        self._named = named_cube(instruction)
+
+    def look(self, truth: Any) -> tuple[bool, bool]:
+        lifted = truth.lifted()
+        return self._named in lifted, any(name != self._named for name in lifted)

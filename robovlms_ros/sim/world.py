@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from robovlms_ros.sim import scene
 from robovlms_ros.sim.cameras import CameraRenderer
-from robovlms_ros.sim.task import CUBES, LIFTED
+from robovlms_ros.sim.expert import expert_chunk
+from robovlms_ros.sim.task import CUBES, LIFTED, Judge, LiftJudge, named_cube
 from robovlms_ros.sim.trajectory_controller import TrajectoryController
 from robovlms_ros.types import NANOSECONDS, RobotState, RoboVLMsError
 
@@ -21,8 +22,7 @@ Array = NDArray[np.float64]
 
 ARM_JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
 FINGER_JOINT = "panda_finger_joint1"
-FINGER_OPEN = 0.04
-"""Position of each finger when open, in metres; 0 is closed."""
+FINGER_OPEN = scene.FINGER_OPEN
 HOME = (0.0, 0.1316, 0.0, -2.5358, 0.0, 2.6673, 0.7859)
 """Arm at the start of an episode (rad): the hand points straight down, 24 cm above the table."""
 HOME_NOISE = 0.02
@@ -86,11 +86,11 @@ class SimWorld:
         self.arm_controller = TrajectoryController(ARM_JOINTS, interpolate_from_desired_state)
         self.gripper_controller = TrajectoryController((FINGER_JOINT,))
         self.time_ns = START_NS
-        self._model = scene.load_model()
+        self._model = self._load_model()
         self._data = mujoco.MjData(self._model)
         self._renderer: CameraRenderer | None = None
         self._base = self._model.body("robot0_base").pos.copy()
-        self._cube_addresses = {name: int(self._model.joint(f"{name}_cube_joint0").qposadr[0]) for name in CUBES}
+        self._find_objects()
         self._inertia_times = np.zeros(self._model.nv)
         self._wanted = np.zeros(self._model.nv)
         self.reset(seed)
@@ -102,12 +102,21 @@ class SimWorld:
         qpos = self._data.qpos
         qpos[_ARM] = np.array(HOME) + rng.uniform(-HOME_NOISE, HOME_NOISE, 7)
         qpos[7:9] = FINGER_OPEN, -FINGER_OPEN
-        for address, pose in zip(self._cube_addresses.values(), place_cubes(rng), strict=True):
-            qpos[address : address + 7] = pose
+        self._place_objects(rng)
         mujoco.mj_forward(self._model, self._data)
-        self._rest = scene.TABLE_HEIGHT + scene.CUBE_SIZE / 2
         self.arm_controller.reset()
         self.gripper_controller.reset()
+
+    def _load_model(self) -> mujoco.MjModel:
+        return scene.load_model()
+
+    def _find_objects(self) -> None:
+        self._cube_addresses = {name: int(self._model.joint(f"{name}_cube_joint0").qposadr[0]) for name in CUBES}
+        self._rest = scene.TABLE_HEIGHT + scene.CUBE_SIZE / 2
+
+    def _place_objects(self, rng: np.random.Generator) -> None:
+        for address, pose in zip(self._cube_addresses.values(), place_cubes(rng), strict=True):
+            self._data.qpos[address : address + 7] = pose
 
     def set_arm(self, positions: Array, opening: float = 1.0) -> None:
         """Put the resting arm at joint positions (7,) and its fingers at an opening (0 to 1), at once: for
@@ -149,6 +158,17 @@ class SimWorld:
         if self._renderer is None:
             self._renderer = CameraRenderer(self._model, self.image_size)
         return self._renderer.render(self._data, CAMERAS[camera])
+
+    def judge(self, instruction: str) -> Judge:
+        """Who decides on an episode under this instruction. Raises TaskError for words that the scene does not know."""
+        return LiftJudge(instruction)
+
+    def expert_chunk(self, instruction: str, pose: Array, opening: float) -> Array:
+        """The scripted expert's steps (HORIZON, 7) from a hand's pose (4, 4) and opening, with the world as it is now.
+
+        Raises TaskError for words that the scene does not know.
+        """
+        return expert_chunk(pose, opening, self.ground_truth().cubes[named_cube(instruction)])
 
     def ground_truth(self) -> GroundTruth:
         """Where the cubes are: for a judge or the scripted expert, never for a policy."""
