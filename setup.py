@@ -38,7 +38,7 @@ SIM = [
     "robosuite==1.5.2",
     "scipy",
 ]
-EVAL = ["matplotlib", "opencv-python-headless", "rosbags>=0.11"]
+EVAL = ["matplotlib", "mcap>=1.2", "opencv-python-headless", "rosbags>=0.11"]
 TRAIN = ["matplotlib"]
 DEV = ["hypothesis", "lxml", "mypy", "pytest", "ruff", "types-PyYAML"]
 

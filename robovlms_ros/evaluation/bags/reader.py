@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mcap.exceptions import McapError
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from robovlms_ros.evaluation.bags.storage_mcap import McapError, McapStorage
+from robovlms_ros.evaluation.bags.storage_mcap import McapStorage
 from robovlms_ros.evaluation.bags.storage_sqlite import SqliteError, SqliteStorage
 from robovlms_ros.evaluation.bags.types import typestore
 from robovlms_ros.types import NANOSECONDS, RoboVLMsError
@@ -204,6 +205,16 @@ class Bag:
         while heap:
             yield heapq.heappop(heap)[2]
 
+    def between(self, topics: set[str], begin_ns: int, end_ns: int) -> Iterator[RawMessage]:
+        """The messages of `topics` received from `begin_ns` to `end_ns`, both included, in the order of the file.
+
+        Only the parts of the file that may hold some are read.
+        """
+        decompress = self._decompressor()
+        for storage in self._storages:
+            for topic, kind, time, data in _span(storage, topics, begin_ns, end_ns):
+                yield RawMessage(topic, kind, time, decompress(data))
+
     def _decompressor(self) -> Any:
         if self._mode != "message":
             return lambda data: data
@@ -225,6 +236,19 @@ class Bag:
                     yield from messages
 
 
+def _span(
+    storage: Storage, topics: set[str], begin_ns: int, end_ns: int
+) -> Iterator[tuple[str, str, int, bytes]]:
+    if isinstance(storage, SqliteStorage):
+        yield from storage.messages(topics, span=(begin_ns, end_ns))
+        return
+    for block in storage.blocks:
+        if block.begin <= end_ns and begin_ns <= block.end:
+            for message in storage.block_messages(block, topics):
+                if begin_ns <= message[2] <= end_ns:
+                    yield message
+
+
 def _sorting_helps(times: Iterator[tuple[str, int]]) -> bool:
     """Whether time goes back across topics but never within one: a file written topic by topic, not a clock jump."""
     latest: dict[str, int] = {}
@@ -241,7 +265,7 @@ def _sorting_helps(times: Iterator[tuple[str, int]]) -> bool:
 def _blocks_disordered(storage: McapStorage) -> bool:
     newest = 0
     for block in storage.blocks:
-        if not block.chunk or block.begin < newest - JUMP_NS:
+        if block.begin < newest - JUMP_NS:
             return True
         newest = max(newest, block.end)
     return False

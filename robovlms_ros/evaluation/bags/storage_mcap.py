@@ -1,42 +1,66 @@
 """MCAP files as they are found: chunked or not, lz4 or zstd, with or without an index, cut off in the middle.
 
-Format: https://mcap.dev/spec. The index is used where there is one (schemas, channels); messages are found by walking
-the records, which works as well for a file that lost its end. Nothing here holds more than one chunk.
+The `mcap` library reads the records. What it has no answer to is here: messages in the order of recording with only one
+chunk in memory (its ordered reader sorts a clock that jumped back away), and what is left of a damaged or cut-off chunk
+(it raises, or takes half a record for a whole one).
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
-MAGIC = b"\x89MCAP0\r\n"
-FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, DATA_END = 0x02, 0x03, 0x04, 0x05, 0x06, 0x0F
-FOOTER_SIZE = 37
+import lz4.frame
+import zstandard
+from mcap.data_stream import ReadDataStream
+from mcap.exceptions import EndOfFile, McapError
+from mcap.opcode import Opcode
+from mcap.reader import make_reader
+from mcap.records import Channel, Chunk, DataEnd, Footer, McapRecord, Message, Schema
+from mcap.stream_reader import MAGIC_SIZE, StreamReader, breakup_chunk
+from mcap.summary import Summary
+
 BLOCK = 4 << 20
-
-
-class McapError(Exception):
-    """The bytes are not MCAP, or not from here on."""
+HEADER = 9
+PIECE = 1 << 14
+COMPRESSIONS = ("", "lz4", "zstd")
+DAMAGED = (McapError, struct.error, UnicodeDecodeError, ValueError, RuntimeError, EOFError, zstandard.ZstdError)
+"""What reading broken bytes raises, here and in the libraries."""
 
 
 @dataclass(frozen=True)
 class Block:
     """Where messages lie: one chunk, or a run of messages outside chunks. Times are log times, ns.
 
-    begin, end are 0 for a run, whose times are known once it is read.
+    cut: a chunk that the file's end cuts off.
     """
 
     offset: int
     length: int
     begin: int
     end: int
-    chunk: bool
+    cut: bool = False
+
+
+class Exact:
+    """A stream that never gives less than was asked for: `mcap` takes what is left of a cut record for the whole."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, length: int) -> bytes:
+        """`length` bytes. Raises EndOfFile."""
+        data = self._stream.read(length)
+        if len(data) < length:
+            raise EndOfFile()
+        return data
 
 
 @dataclass
 class McapStorage:
-    """One MCAP file. `open` finds its channels and blocks; `notes` says in words what was lost, `damaged` whether."""
+    """One MCAP file. `open` finds its channels and blocks; `notes` says in words what was lost."""
 
     path: Path
     channels: dict[int, tuple[str, str]] = field(default_factory=dict)  # id -> (topic, type)
@@ -45,137 +69,24 @@ class McapStorage:
     blocks: list[Block] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _schemas: dict[int, str] = field(default_factory=dict)
-    _size: int = 0
 
     def open(self) -> None:
         """Find channels and blocks. Raises McapError when the file is not MCAP at all."""
         with self.path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
+            if not file.read(MAGIC_SIZE).startswith(b"\x89MCAP0"):
                 raise McapError("it does not begin as an MCAP file")
-            self._size = self.path.stat().st_size
-            complete = self._read_summary(file)
-            self._walk(file, complete)
-        if not complete:
-            self._learn_channels()
-
-    def _read_summary(self, file: BinaryIO) -> bool:
-        """Schemas and channels out of the summary section; False when the file has none (or no end)."""
-        if self._size < FOOTER_SIZE + len(MAGIC):
-            return False
-        file.seek(-FOOTER_SIZE, 2)
-        footer = file.read(FOOTER_SIZE)
-        if footer[-len(MAGIC):] != MAGIC or footer[0] != FOOTER:
-            return False
-        (summary,) = struct.unpack_from("<Q", footer, 9)
-        if not summary:
-            return False
-        file.seek(summary)
-        for operation, payload in _records(file.read(self._size - FOOTER_SIZE - summary)):
-            self._learn(operation, payload)
-            if operation == 0x0B:  # statistics
-                self.counts = self._read_counts(payload)
-        return bool(self.channels) or self.counts == {}
-
-    def _read_counts(self, payload: memoryview) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        (length,) = struct.unpack_from("<I", payload, 42)
-        for offset in range(46, 46 + length, 10):
-            channel, count = struct.unpack_from("<HQ", payload, offset)
-            if channel in self.channels:
-                topic = self.channels[channel][0]
-                counts[topic] = counts.get(topic, 0) + count
-        return counts
-
-    def _walk(self, file: BinaryIO, complete: bool) -> None:
-        """The blocks, by hopping from record to record."""
-        file.seek(len(MAGIC))
-        run_begin, position = None, file.tell()
-        while position + 9 <= self._size:
-            file.seek(position)
-            head = file.read(9 + 32)
-            operation, (length,) = head[0], struct.unpack_from("<Q", head, 1)
-            end = position + 9 + length
-            if operation in (DATA_END, FOOTER):
-                break
-            if operation == 0 or end > self._size:
-                self._note_cut(position, operation, end)
-                if operation == CHUNK:
-                    self.blocks.append(_chunk_block(head, position, self._size - position))
-                position = end
-                break
-            if operation == MESSAGE:
-                run_begin = position if run_begin is None else run_begin
-            if run_begin is not None and (operation == CHUNK or end - run_begin > BLOCK):
-                stop = position if operation == CHUNK else end
-                self.blocks.append(Block(run_begin, stop - run_begin, 0, 0, False))
-                run_begin = None
-            if operation == CHUNK:
-                self.blocks.append(_chunk_block(head, position, 9 + length))
-            position = end
-        else:
-            if not complete:
-                self.notes.append(f"{self.path.name} has no end (its recording was interrupted).")
-        if run_begin is not None:
-            self.blocks.append(Block(run_begin, min(position, self._size) - run_begin, 0, 0, False))
-
-    def _note_cut(self, position: int, operation: int, end: int) -> None:
-        what = "its last chunk" if operation == CHUNK else "a record"
-        self.notes.append(
-            f"{self.path.name} is cut off: {what} at byte {position} should end at {end}, the file ends at "
-            f"{self._size}. What can be read of it is used."
-        )
-
-    def _learn_channels(self) -> None:
-        """Channels and counts of a file without summary: every record is looked at once."""
-        self.counts = {}
-        before = len(self.notes)
-        with self.path.open("rb") as file:
-            file.seek(len(MAGIC))
-            first = self.blocks[0].offset if self.blocks else self._size
-            for operation, payload in _records(file.read(first - len(MAGIC))):
-                self._learn(operation, payload)
-            for block in self.blocks:
-                for operation, payload in self._block_records(file, block):
-                    self._learn(operation, payload)
-                    if operation == MESSAGE:
-                        (channel,) = struct.unpack_from("<H", payload)
-                        topic = self.channels.get(channel, ("?", "?"))[0]
-                        self.counts[topic] = self.counts.get(topic, 0) + 1
-        del self.notes[before:]  # reading says it again
-
-    def _learn(self, operation: int, payload: memoryview) -> None:
-        if operation == SCHEMA:
-            (key,) = struct.unpack_from("<H", payload)
-            name, offset = _string(payload, 2)
-            encoding, offset = _string(payload, offset)
-            text, _ = _string(payload, offset)
-            self._schemas[key] = name
-            self.definitions[name] = (encoding, text)
-        elif operation == CHANNEL:
-            key, schema = struct.unpack_from("<HH", payload)
-            topic, _ = _string(payload, 4)
-            self.channels[key] = (topic, self._schemas.get(schema, ""))
-
-    def _block_records(self, file: BinaryIO, block: Block) -> Iterator[tuple[int, memoryview]]:
-        file.seek(block.offset)
-        data = file.read(block.length)
-        if not block.chunk:
-            yield from _records(data)
-            return
-        try:
-            _, _, size, _ = struct.unpack_from("<QQQI", data, 9)
-            compression, offset = _string(memoryview(data), 9 + 28)
-            (length,) = struct.unpack_from("<Q", data, offset)
-            content = data[offset + 8:offset + 8 + length]
-        except (struct.error, IndexError):
-            return  # the cut fell into the chunk's head
-        records, whole = _decompress(compression, content, size)
-        if not whole:
-            self.notes.append(
-                f"{self.path.name}: the chunk at byte {block.offset} is damaged or cut off; "
-                f"{len(records)} of {size} bytes of it are used."
-            )
-        yield from _records(records)
+            summary = _summary(file)
+            if summary is None or not _indexes_everything(summary):
+                file.seek(MAGIC_SIZE)
+                self._scan(file)
+                return
+        self._learn([*summary.schemas.values(), *summary.channels.values()])
+        self.counts = dict.fromkeys((topic for topic, _ in self.channels.values()), 0)
+        assert summary.statistics is not None
+        for channel, count in summary.statistics.channel_message_counts.items():
+            self.counts[self.channels[channel][0]] += count
+        self.blocks = [Block(c.chunk_start_offset, c.chunk_length, c.message_start_time, c.message_end_time)
+                       for c in sorted(summary.chunk_indexes, key=lambda index: index.chunk_start_offset)]
 
     def messages(self, wanted: set[str] | None) -> Iterator[tuple[str, str, int, bytes]]:
         """(topic, type, log time ns, bytes) in the order of the file."""
@@ -191,67 +102,157 @@ class McapStorage:
     def _block_messages(
         self, file: BinaryIO, block: Block, wanted: set[str] | None
     ) -> Iterator[tuple[str, str, int, bytes]]:
-        for operation, payload in self._block_records(file, block):
-            if operation != MESSAGE:
-                continue
-            channel, _, log_time, _ = struct.unpack_from("<HIQQ", payload)
-            topic, kind = self.channels.get(channel, ("", ""))
-            if topic and (wanted is None or topic in wanted):
-                yield topic, kind, log_time, bytes(payload[22:])
+        for record in self._block_records(file, block):
+            if isinstance(record, Message):
+                topic, kind = self.channels.get(record.channel_id, ("", ""))
+                if topic and (wanted is None or topic in wanted):
+                    yield topic, kind, record.log_time, record.data
 
-
-def _chunk_block(head: bytes, offset: int, length: int) -> Block:
-    begin, end = struct.unpack_from("<QQ", head, 9)
-    return Block(offset, length, begin, end, True)
-
-
-def _string(payload: memoryview, offset: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<I", payload, offset)
-    return bytes(payload[offset + 4:offset + 4 + length]).decode("utf-8", "replace"), offset + 4 + length
-
-
-def _records(data: bytes) -> Iterator[tuple[int, memoryview]]:
-    """(operation, payload) of every whole record."""
-    view, position = memoryview(data), 0
-    while position + 9 <= len(view):
-        (length,) = struct.unpack_from("<Q", view, position + 1)
-        end = position + 9 + length
-        if end > len(view):
+    def _block_records(self, file: BinaryIO, block: Block) -> Iterator[McapRecord]:
+        """A chunk's records, or those of a run until it ends."""
+        if block.cut:
+            file.seek(block.offset + HEADER)
+            yield from self._chunk_records(Chunk.read(ReadDataStream(file)), block.offset)  # as far as it goes
             return
-        yield view[position], view[position + 9:end]
-        position = end
+        file.seek(block.offset)
+        for record in _stream(file):
+            if isinstance(record, Chunk):
+                yield from self._chunk_records(record, block.offset)
+            else:
+                yield record
+            if file.tell() >= block.offset + block.length:
+                return
+
+    def _chunk_records(self, chunk: Chunk, offset: int) -> list[McapRecord]:
+        """A chunk's records; what can be had of them, and a note, when it is damaged."""
+        if chunk.compression not in COMPRESSIONS:
+            raise McapError(f"chunks compressed with '{chunk.compression}' are unknown: must be lz4, zstd or none")
+        if chunk.compression or len(chunk.data) == chunk.uncompressed_size:
+            try:
+                return breakup_chunk(chunk)
+            except DAMAGED:
+                pass  # what is left is used, and said
+        records, used = salvaged(chunk)
+        self.notes.append(
+            f"{self.path.name}: the chunk at byte {offset} is damaged or cut off; {used} of {chunk.uncompressed_size} "
+            "bytes of it are used."
+        )
+        return records
+
+    def _scan(self, file: BinaryIO) -> None:
+        """Channels, blocks and counts of a file without an index: every record is looked at once."""
+        self.counts = {}
+        start = begin = file.tell()  # of the record, of the run of messages outside chunks
+        times: list[int] = []
+        try:
+            for record in _stream(file):
+                end = file.tell()
+                if isinstance(record, DataEnd | Footer):
+                    break
+                if isinstance(record, Chunk):
+                    self._add_run(begin, start, times)
+                    self._learn(self._chunk_records(record, start))
+                    self.blocks.append(Block(start, end - start, record.message_start_time, record.message_end_time))
+                elif isinstance(record, Message):
+                    times.append(record.log_time)
+                    self._learn([record])
+                    if end - begin > BLOCK:
+                        self._add_run(begin, end, times)
+                else:
+                    self._learn([record])
+                start, begin = end, begin if times else end
+            self._add_run(begin, start, times)
+        except DAMAGED:
+            self._add_run(begin, start, times)
+            self._cut_off(file, start)
+
+    def _add_run(self, begin: int, end: int, times: list[int]) -> None:
+        """A run of messages as a block; `times`, its log times, is empty after."""
+        if times:
+            self.blocks.append(Block(begin, end - begin, min(times), max(times)))
+            times.clear()
+
+    def _cut_off(self, file: BinaryIO, start: int) -> None:
+        """Say where the file breaks off, and use what is left of a chunk there."""
+        file.seek(start)
+        head, size = file.read(HEADER), self.path.stat().st_size
+        if len(head) < HEADER:
+            self.notes.append(f"{self.path.name} has no end (its recording was interrupted).")
+            return
+        chunk, end = head[0] == Opcode.CHUNK, start + HEADER + struct.unpack_from("<Q", head, 1)[0]
+        self.notes.append(
+            f"{self.path.name} is cut off: {'its last chunk' if chunk else 'a record'} at byte {start} should end at "
+            f"{end}, the file ends at {size}. What can be read of it is used."
+        )
+        if not chunk:
+            return
+        try:
+            record = Chunk.read(ReadDataStream(file))
+        except DAMAGED:
+            return  # the cut fell into the chunk's head
+        self._learn(self._chunk_records(record, start))
+        self.blocks.append(Block(start, size - start, record.message_start_time, record.message_end_time, cut=True))
+
+    def _learn(self, records: Iterable[McapRecord]) -> None:
+        for record in records:
+            if isinstance(record, Schema):
+                self._schemas[record.id] = record.name
+                self.definitions[record.name] = (record.encoding, record.data.decode("utf-8", "replace"))
+            elif isinstance(record, Channel):
+                self.channels[record.id] = (record.topic, self._schemas.get(record.schema_id, ""))
+            elif isinstance(record, Message) and self.counts is not None and record.channel_id in self.channels:
+                topic = self.channels[record.channel_id][0]
+                self.counts[topic] = self.counts.get(topic, 0) + 1
 
 
-def _decompress(compression: str, data: bytes, size: int) -> tuple[bytes, bool]:
-    """What the data holds, and whether that is all of `size` bytes."""
-    if compression == "":
-        return data, len(data) == size
-    pieces = bytearray()
+def _stream(file: IO[bytes]) -> Iterator[McapRecord]:
+    """The records from here on, chunks whole. Raises one of DAMAGED at the first that is not all there."""
+    yield from StreamReader(Exact(file), skip_magic=True, emit_chunks=True).records  # type: ignore[arg-type]
+
+
+def _summary(file: BinaryIO) -> Summary | None:
+    """The index at the file's end; None when there is none, or no end."""
+    file.seek(0)
     try:
-        for piece in _stream(compression, data):
-            pieces += piece
-    except _errors():
-        return bytes(pieces), False
-    return bytes(pieces), len(pieces) == size
+        return make_reader(file).get_summary()
+    except (*DAMAGED, OSError):
+        return None
 
 
-def _errors() -> tuple[type[Exception], ...]:
-    import zstandard
+def _indexes_everything(summary: Summary) -> bool:
+    """Whether the index names every message: all chunks and channels, and nothing between the chunks."""
+    statistics, chunks = summary.statistics, sorted(summary.chunk_indexes, key=lambda index: index.chunk_start_offset)
+    if statistics is None or len(chunks) != statistics.chunk_count or (not chunks and statistics.message_count):
+        return False
+    ends = [chunk.chunk_start_offset + chunk.chunk_length + chunk.message_index_length for chunk in chunks]
+    gaps = any(end != chunk.chunk_start_offset for end, chunk in zip(ends, chunks[1:], strict=False))
+    known = all(channel.schema_id in summary.schemas for channel in summary.channels.values())
+    return not gaps and known and statistics.channel_message_counts.keys() <= summary.channels.keys()
 
-    return (zstandard.ZstdError, RuntimeError, EOFError)
+
+def salvaged(chunk: Chunk) -> tuple[list[McapRecord], int]:
+    """The whole records at the beginning of a broken chunk, and how many bytes of its content could be had."""
+    content = bytearray()
+    try:
+        for piece in _pieces(chunk):
+            content += piece
+    except DAMAGED:
+        pass  # what came before the damage is what there is
+    records: list[McapRecord] = []
+    try:
+        for record in _stream(BytesIO(content)):
+            records.append(record)
+    except DAMAGED:
+        pass  # the records end where the bytes do
+    return records, len(content)
 
 
-def _stream(compression: str, data: bytes) -> Iterator[bytes]:
+def _pieces(chunk: Chunk) -> Iterator[bytes]:
     """Decompressed pieces, small ones, so that a cut loses little."""
-    if compression == "zstd":
-        import zstandard
-
+    decompress: Callable[[bytes], bytes] = bytes
+    if chunk.compression == "zstd":
         decompress = zstandard.ZstdDecompressor().decompressobj().decompress
-    elif compression == "lz4":
-        import lz4.frame
-
+    elif chunk.compression == "lz4":
         decompress = lz4.frame.LZ4FrameDecompressor().decompress
-    else:
-        raise McapError(f"chunks compressed with '{compression}' are unknown: must be lz4, zstd or none")
-    for offset in range(0, len(data), 1 << 14):
-        yield decompress(data[offset:offset + (1 << 14)])
+    for offset in range(0, len(chunk.data), PIECE):
+        yield decompress(chunk.data[offset:offset + PIECE])
