@@ -5,7 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from robovlms_ros.runtime.scheduler import ChunkScheduler, ScheduleConfig, ScheduleRefused, Strategy
+from robovlms_ros.runtime.schedule import ScheduleConfig, ScheduleRefused, Strategy
+from robovlms_ros.runtime.scheduler import ChunkScheduler
 from robovlms_ros.runtime.spline import Stamps
 from robovlms_ros.sim.trajectory_controller import TrajectoryMessage, TrajectoryPoint
 from robovlms_ros.types import JointPlan, RobotState, TrajectoryCommand

@@ -31,9 +31,7 @@ from robovlms_ros.ros.parameters import defaults, from_values
 from robovlms_ros.ros.pilot import Limbs, Pilot
 from robovlms_ros.ros.status import Report
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.runtime.executor import ChunkExecutor
-from robovlms_ros.runtime.gate import SafetyGate
-from robovlms_ros.runtime.scheduler import ChunkScheduler
+from robovlms_ros.runtime.executor import build_executor
 from robovlms_ros.runtime.watchdog import Watchdog, WatchdogConfig
 from robovlms_ros.runtime.worker import InferenceWorker
 from robovlms_ros.types import ActionChunk, ActionSpec, Observation, RoboVLMsError
@@ -162,10 +160,7 @@ class BenchNode(PlainLifecycleNode):
         shared = Watch(Watchdog(WatchdogConfig(max_age=5.0), CAMERAS, self.now_ns()))
         self.inputs = Inputs(self, parameters, body.robot, parameters.cameras, False, shared,
                              PoseFiller(body.make_kinematics()), self._on_observation, lambda text: None)
-        kinematics = body.make_kinematics()
-        executor = ChunkExecutor(body.robot, kinematics,
-                                 ChunkScheduler(body.robot.joints, parameters.schedule, body.robot.limits),
-                                 SafetyGate(body.robot, kinematics))
+        executor = build_executor(body.robot, body.make_kinematics(), parameters.schedule)
         self._arm = JointTrajectoryArm(Context(self, body.robot, self.inputs.measured), body.robot.controller)
         send = self._arm.send
 

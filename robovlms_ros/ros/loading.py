@@ -13,7 +13,7 @@ from robovlms_ros import resources
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec, load_robot
-from robovlms_ros.runtime.scheduler import horizon_shortfall
+from robovlms_ros.runtime.schedule import horizon_shortfall, latency_excess, schedule_for
 from robovlms_ros.schema import ConfigError, did_you_mean
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState
 
@@ -73,8 +73,9 @@ def check_weights(parameters: NodeParameters) -> None:
 def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> Body:
     """The robot and its kinematics. `description(topic)` waits for a robot description. Raises RoboVLMsError."""
     robot = load_robot(parameters.robot)
-    if parameters.max_age > 0:
-        robot = replace(robot, max_age=parameters.max_age)
+    age = parameters.max_age or robot.max_age
+    robot = replace(robot, max_age=age, max_latency=parameters.max_latency or max(age, robot.max_latency))
+    schedule_for(robot, parameters.schedule)
     if robot.controller.type == "chunk_only" and robot.description_path is None:
         return Body(robot, None)
     source = robot.description_path or description(str(robot.description.topic))
@@ -195,20 +196,21 @@ def _warm_up(session: "PolicySession", cameras: tuple[CameraParameters, ...], wo
     return max(spent[2:])
 
 
-def check_speed(parameters: NodeParameters, brain: Brain) -> list[str]:
-    """What is too slow for smooth motion or for the history's rate; ConfigError where the parameters refuse that."""
+def check_speed(parameters: NodeParameters, brain: Brain, robot: RobotSpec) -> list[str]:
+    """What is too slow for smooth motion, for the robot or for the history; ConfigError where parameters refuse it."""
     config, latency = brain.policy.config, brain.latency + parameters.added_latency
     assert config.action is not None
     shortfall = horizon_shortfall(config.model.action_chunk_size, config.action.step_duration, latency, latency,
                                   parameters.schedule.lead)
+    late = latency_excess(robot, latency + parameters.schedule.lead)
     slow, step = None, brain.history_step
     if step is not None and brain.latency > step:
         slow = (f"one frame takes the policy {brain.latency:.3f} s, but it was trained on one every {step:.3f} s: its "
                 "history falls behind. Needed: a faster device, or a smaller model.")
-    for text, name in ((shortfall, "on_short_horizon"), (slow, "on_slow_inference")):
+    for text, name in ((shortfall, "on_short_horizon"), (late, "on_short_horizon"), (slow, "on_slow_inference")):
         if text is not None and getattr(parameters, name) == "refuse":
             raise ConfigError(f"{text} ({name} = refuse)")
-    return [text for text in (shortfall, slow) if text is not None]
+    return [text for text in (shortfall, late, slow) if text is not None]
 
 
 def example_state(body: Body) -> RobotState:

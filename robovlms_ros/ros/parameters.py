@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from robovlms_ros.runtime.controllers import ROS_NAME
-from robovlms_ros.runtime.scheduler import ScheduleConfig, Strategy
+from robovlms_ros.runtime.schedule import ScheduleConfig, Strategy
 from robovlms_ros.runtime.watchdog import WatchdogConfig
 from robovlms_ros.schema import ConfigError, did_you_mean
 
@@ -111,6 +111,10 @@ PARAMETERS = (
         "max_age", 0.0,
         "s: images and joint states older than this are refused and the arm held. 0: the robot's.", 0.0, 60.0),
     Parameter(
+        "max_latency", 0.0,
+        "s from an image to the command that answers it; later answers are refused and the arm held. 0: the robot's.",
+        0.0, 60.0),
+    Parameter(
         "max_inference_rate", 0.0, "Hz: at most this many inferences a second. 0: as fast as they come.", 0.0, 1000.0),
     Parameter(
         "on_short_horizon", "warn",
@@ -140,7 +144,8 @@ PARAMETERS = (
     Parameter("schedule.stop_time", SCHEDULE.stop_time, "s: shortest time of a stop.", 0.02, 5.0),
     Parameter(
         "schedule.max_deviation", SCHEDULE.max_deviation,
-        "rad: a stop holds the measured pose when the running plan is further away than this.", 0.0, 10.0),
+        "rad: a stop holds the measured pose when the running plan is further away than this; at most the robot's "
+        "max_start_jump, which 0 stands for.", 0.0, 10.0),
     Parameter(
         "watchdog.clock_tolerance", WATCHDOG.clock_tolerance,
         "s: farthest that an image's stamp may be ahead of the node's clock.", 0.001, 60.0),
@@ -194,6 +199,7 @@ class NodeParameters:
     instruction: str
     max_instruction_length: int
     max_age: float
+    max_latency: float
     max_inference_rate: float
     on_short_horizon: str
     on_slow_inference: str

@@ -6,9 +6,7 @@ The node feeds it observations and ticks; the inference worker feeds it chunks. 
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.controllers.base import Arm, Gripper
@@ -16,14 +14,11 @@ from robovlms_ros.ros.guard import Guard, Senses, Worker
 from robovlms_ros.ros.status import Report
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor
-from robovlms_ros.runtime.scheduler import ScheduleRefused
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RoboVLMsError, TrajectoryCommand
+from robovlms_ros.runtime.schedule import ScheduleRefused
+from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RoboVLMsError
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
 PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
-
-HOLD = 2.0
-"""Seconds that a stop stays at its end: a controller drops a trajectory that is wholly past when it arrives."""
 
 
 @dataclass(frozen=True)
@@ -221,10 +216,8 @@ class Pilot:
         if measured is None:
             self._refuse("no joint states have come.")
             return
-        if self._arm is None:
-            # Nothing moves in dry_run, so a plan that continued the last one would drift away from the arm.
-            self._executor.reset()
-        decision = self._executor.on_chunk(chunk, self._senses.state_at(chunk.stamp_ns), measured, now)
+        decide = self._executor.shadow if self._arm is None else self._executor.on_chunk
+        decision = decide(chunk, self._senses.state_at(chunk.stamp_ns), measured, now)
         if decision.command is None:
             self._refuse(decision.verdict.reason)
             self.gives_up = self.gives_up or decision.verdict.deactivate
@@ -257,19 +250,10 @@ class Pilot:
         if self._executor is None or self._arm is None or measured is None:
             return
         try:
-            self._arm.send(lasting(self._executor.stop(now, measured)), now)
+            self._arm.send(self._executor.stop(now, measured), now)
         except ScheduleRefused as error:
             # The last command ends at rest by itself; there is nothing better to send.
             self._report.last_stop = f"{reason} (no stop could be computed: {error})"
 
     def _set(self, state: str, detail: str) -> None:
         self._report.state, self._report.detail = state, detail
-
-
-def lasting(stop: TrajectoryCommand) -> TrajectoryCommand:
-    """The stop, and HOLD seconds more where it ends: what a late one changes is when the arm stops, not whether."""
-    return replace(
-        stop, times=np.append(stop.times, stop.times[-1] + HOLD),
-        positions=np.vstack([stop.positions, stop.positions[-1:]]),
-        velocities=np.vstack([stop.velocities, np.zeros_like(stop.velocities[-1:])]), accelerations=None,
-    )

@@ -43,9 +43,7 @@ from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.pilot import Limbs, Pilot
 from robovlms_ros.ros.status import Report, diagnostics_message, status_message
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.runtime.executor import ChunkExecutor
-from robovlms_ros.runtime.gate import SafetyGate
-from robovlms_ros.runtime.scheduler import ChunkScheduler
+from robovlms_ros.runtime.executor import ChunkExecutor, build_executor
 from robovlms_ros.runtime.watchdog import Watchdog
 from robovlms_ros.runtime.worker import InferenceWorker
 from robovlms_ros.schema import ConfigError
@@ -110,7 +108,7 @@ class VLANode(PlainLifecycleNode):
         self._report.policy_id = brain.policy.identity
         if brain.policy.is_random and not parameters.dry_run:
             raise ConfigError("the policy's weights are random: dry_run must be true.")
-        for warning in check_speed(parameters, brain):
+        for warning in check_speed(parameters, brain, body.robot):
             self.get_logger().warning(warning)
         self._history_step = brain.history_step
         self._wire(parameters, body, brain)
@@ -305,9 +303,7 @@ def _executor(body: Body, parameters: NodeParameters) -> ChunkExecutor | None:
     robot = body.robot
     if robot.controller.type == "chunk_only" or body.make_kinematics is None:
         return None
-    scheduler = ChunkScheduler(robot.joints, parameters.schedule, robot.limits)
-    kinematics = body.make_kinematics()
-    return ChunkExecutor(robot, kinematics, scheduler, SafetyGate(robot, kinematics))
+    return build_executor(robot, body.make_kinematics(), parameters.schedule)
 
 
 def _free_memory() -> None:

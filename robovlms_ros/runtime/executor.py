@@ -1,6 +1,6 @@
 """From a chunk to what the arm is told: plan, schedule, gate. Live node, rollouts and bag evaluation all run this."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,7 +9,8 @@ from robovlms_ros.runtime.gripper import GripperSwitch
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.planner import PlanRefused, plan_chunk
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.scheduler import ChunkScheduler, ScheduleRefused
+from robovlms_ros.runtime.schedule import ScheduleConfig, ScheduleRefused, schedule_for
+from robovlms_ros.runtime.scheduler import ChunkScheduler
 from robovlms_ros.runtime.spline import Array
 from robovlms_ros.types import ActionChunk, JointPlan, RobotState, TrajectoryCommand
 
@@ -68,6 +69,27 @@ class ChunkExecutor:
         self._plan = plan
         return Decision(verdict.command, self.gripper_at(now_ns), verdict, plan)
 
+    def shadow(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Decision:
+        """`on_chunk` for an arm that is not commanded (dry run): judged as if it had followed the plan so far.
+
+        After a refusal, and where the plan is further from the arm than max_start_jump (somebody else moves the arm, or
+        nobody does), the plan begins again at the measured state. The chunk's targets are composed from the arm's real
+        pose, which is what the policy saw.
+        """
+        running = self.commanded(now_ns)
+        if running is not None and np.abs(running[0] - measured.positions).max() <= self.robot.max_start_jump:
+            measured = replace(measured, positions=running[0], velocities=running[1], eef_pose=None)
+        else:
+            self._begin_at_the_arm()
+        decision = self.on_chunk(chunk, state_at_stamp, measured, now_ns)
+        if decision.command is None:
+            self._begin_at_the_arm()
+        return decision
+
+    def _begin_at_the_arm(self) -> None:
+        self.scheduler.reset()
+        self.gate.restart()
+
     def gripper_at(self, t_ns: int) -> float | None:
         """The opening to be commanded at a time (not falling from call to call): 0 closed, 1 open, None undecided.
 
@@ -94,3 +116,11 @@ class ChunkExecutor:
         self.gate.sent(command)
         self._plan = None
         return command
+
+
+def build_executor(
+    robot: RobotSpec, kinematics: Kinematics | None, schedule: ScheduleConfig | None = None
+) -> ChunkExecutor:
+    """The executor of a robot, as node, rollouts and bag evaluation run it. Raises ConfigError (`schedule_for`)."""
+    scheduler = ChunkScheduler(robot.joints, schedule_for(robot, schedule or ScheduleConfig()), robot.limits)
+    return ChunkExecutor(robot, kinematics, scheduler, SafetyGate(robot, kinematics))

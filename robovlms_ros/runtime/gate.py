@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from robovlms_ros.runtime.gate_checks import ToolChecks, discontinuity, jump, malformed, stale
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.limiter import limit
-from robovlms_ros.runtime.limits import TOLERANCE, JointBounds, Violation, cut, extremes, joined, violations
+from robovlms_ros.runtime.limits import TOLERANCE, JointBounds, Violation, cut, extremes, violations
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.spline import Spline
+from robovlms_ros.runtime.spline import Spline, followed_by
 from robovlms_ros.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
@@ -62,6 +62,10 @@ class SafetyGate:
         self.refusals = 0
         self._sent: Spline | None = None
         self._began_ns: int | None = None
+
+    def restart(self) -> None:
+        """Nothing is under way any more: what comes next starts at the measured state. Counts and ramp stay."""
+        self._sent = None
 
     def sent(self, command: TrajectoryCommand) -> None:
         """A command that left without a check (a stop): what comes next continues it."""
@@ -144,7 +148,7 @@ class SafetyGate:
         if left or outside:
             return self.refuse(f"{_texts(faults)}; clamping does not help: {outside or _texts(left)}")
         self.refusals = 0
-        return self._let("clamp", _texts(faults), command, joined(cut(before, now_ns), limited))
+        return self._let("clamp", _texts(faults), command, followed_by(cut(before, now_ns), limited))
 
     def _let(self, kind: Literal["pass", "clamp"], reason: str, command: TrajectoryCommand, curve: Spline) -> Verdict:
         self._sent = curve
@@ -217,9 +221,6 @@ def _from_now(curve: Spline, before: Spline, now_ns: int) -> Spline | None:
         return None
     if curve.times_ns[0] <= now_ns:
         return curve
-    position, velocity = before(np.array([now_ns]))
-    return Spline(
-        np.concatenate([[now_ns], curve.times_ns]),
-        np.concatenate([position, curve.positions]),
-        np.concatenate([velocity, curve.velocities]),
-    )
+    # A millisecond before a curve that begins just now: nearer points would not be told apart.
+    begin_ns = np.array([min(now_ns, int(curve.times_ns[0]) - 1_000_000)])
+    return followed_by(Spline(begin_ns, *before(begin_ns)), curve)

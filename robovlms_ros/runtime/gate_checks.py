@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.limits import Violation
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.spline import Spline
+from robovlms_ros.runtime.spline import SEPARATION_NS, Spline
 from robovlms_ros.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
@@ -29,7 +29,7 @@ def malformed(command: TrajectoryCommand, robot: RobotSpec) -> str | None:
     for name in ("times", "positions", "velocities"):
         if not np.isfinite(getattr(command, name)).all():
             return f"the trajectory's {name} are not all finite"
-    if command.times[0] < 0 or np.any(np.diff(command.times) < 1e-6):
+    if command.times[0] < 0 or np.any(np.diff(np.round(command.times * NANOSECONDS)) < SEPARATION_NS // 2):
         return "the trajectory's times do not strictly increase from 0"
     if np.any(command.velocities[-1] != 0.0):
         return "the trajectory does not end at rest"
@@ -40,11 +40,13 @@ def stale(measured: RobotState, image_stamp_ns: int | None, now_ns: int, robot: 
     """Why the measurements behind a command cannot carry it: not finite, too old, or ahead of the clock."""
     if measured.positions.shape != (len(robot.joints),) or not np.isfinite(measured.positions).all():
         return f"the measured positions are not {len(robot.joints)} finite numbers: {measured.positions.tolist()}"
-    for name, stamp in (("joint states", measured.stamp_ns), ("image", image_stamp_ns)):
+    behind = (("joint states", measured.stamp_ns, "max_age"), ("image", image_stamp_ns, "max_latency"))
+    for name, stamp, oldest in behind:
         age = 0.0 if stamp is None else (now_ns - stamp) / NANOSECONDS
-        if abs(age) > robot.max_age:
+        limit = oldest if age > 0 else "max_age"
+        if abs(age) > getattr(robot, limit):
             how = f"{age:.3f} s old" if age > 0 else f"{-age:.3f} s ahead of the clock"
-            return f"the {name} behind the trajectory: {how}, allowed is max_age = {robot.max_age} s"
+            return f"the {name} behind the trajectory: {how}, allowed is {limit} = {getattr(robot, limit)} s"
     return None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.runtime.spline import Spline
+from robovlms_ros.runtime.spline import SEPARATION_NS, Spline
 from robovlms_ros.types import NANOSECONDS
 
 Array = NDArray[np.float64]
@@ -47,7 +47,7 @@ class Violation:
 
 def cut(curve: Spline, begin_ns: int) -> Spline:
     """The curve from `begin_ns` on: the same motion, with a first point there. At least two points."""
-    later = curve.times_ns > begin_ns
+    later = curve.times_ns > begin_ns + SEPARATION_NS
     position, velocity = curve(np.array([begin_ns]))
     if not later.any():
         both = np.concatenate([position, position])
@@ -56,16 +56,6 @@ def cut(curve: Spline, begin_ns: int) -> Spline:
         np.concatenate([[begin_ns], curve.times_ns[later]]),
         np.concatenate([position, curve.positions[later]]),
         np.concatenate([velocity, curve.velocities[later]]),
-    )
-
-
-def joined(first: Spline, then: Spline) -> Spline:
-    """The points of `first` before `then` begins, followed by `then`."""
-    early = first.times_ns < then.times_ns[0]
-    return Spline(
-        np.concatenate([first.times_ns[early], then.times_ns]),
-        np.concatenate([first.positions[early], then.positions]),
-        np.concatenate([first.velocities[early], then.velocities]),
     )
 
 

@@ -127,7 +127,9 @@ class RobotSpec:
     """One robot. Joint-wise values follow `joints`, the order used everywhere inside.
 
     max_start_jump: rad, largest distance from the measured pose to the first point still to be executed.
-    max_age: s, older images and joint states are refused.
+    max_age: s, older images and joint states are not acted upon when they come in, nor such joint states by the gate.
+    max_latency: s from an image to the command that answers it: how long the scene may change unseen before the arm
+        acts on it (whatever the limit, no motion goes on past the chunk's horizon). At least max_age.
     posture_gain: 0 to 1, the part of the way to `home` that a redundant arm takes per step without moving its tool.
     folder: where the YAML lies; set by `load_robot`.
     """
@@ -146,6 +148,7 @@ class RobotSpec:
     gate: GateConfig = field(default_factory=GateConfig)
     ik: IKSettings = field(default_factory=IKSettings)
     posture_gain: float = 0.0
+    max_latency: float = 1.0
     folder: Path = field(default=Path("."), compare=False)
 
     def __post_init__(self) -> None:
@@ -156,6 +159,8 @@ class RobotSpec:
             require(bool(getattr(self, name)), name, getattr(self, name), "a name")
         _check_positive("max_start_jump", self.max_start_jump)
         _check_positive("max_age", self.max_age)
+        latency = self.max_latency
+        require(self.max_age <= latency < math.inf, "max_latency", latency, f"{self.max_age} (max_age) or more, finite")
         require(0 <= self.posture_gain <= 1, "posture_gain", self.posture_gain, "from 0 to 1")
         self._check_limits()
         if self.gripper is not None:

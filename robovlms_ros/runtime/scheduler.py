@@ -8,81 +8,22 @@ the stamp of its observation, its past steps are dropped, and the arm moves from
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
 from robovlms_ros.runtime.blending import MEMORY_CHUNKS, Agreement, Track, extended, temporal_ensemble
 from robovlms_ros.runtime.robot import Limits
+from robovlms_ros.runtime.schedule import START_JUMP, ScheduleConfig, ScheduleRefused
 from robovlms_ros.runtime.smoothing import joining_time, within_acceleration
-from robovlms_ros.runtime.spline import Array, Spline, Stamps
+from robovlms_ros.runtime.spline import Array, Spline, Stamps, followed_by
 from robovlms_ros.runtime.stopping import come_to_rest, slow_down
-from robovlms_ros.schema import require
-from robovlms_ros.types import NANOSECONDS, JointPlan, RobotState, RoboVLMsError, TrajectoryCommand
-
-Strategy = Literal["first", "receding", "ensemble", "fade", "blend"]
+from robovlms_ros.types import NANOSECONDS, JointPlan, RobotState, TrajectoryCommand
 
 MIN_GAP_NS = 5_000_000  # between the splice and the first step after it
 MAX_GAP_NS = 50_000_000  # between points: joining the running plan bends the motion between slow steps
-
-
-class ScheduleRefused(RoboVLMsError):
-    """A plan cannot be scheduled: every step is past, or a value is not finite."""
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How chunks become motion. Times are seconds.
-
-    strategy: `first`: execute one step, replan (RoboVLMs' own evaluation). `receding`: execute `execute_steps`,
-        replan. `ensemble`: ACT's temporal ensembling. `fade`: the newest chunk, joined by an offset that fades out.
-        `blend`: the mean of the recent chunks that agree with the newest one, joined likewise.
-    lead: how far ahead of now the running plan is left; longer than a message takes to arrive.
-    fade_time: how long joining takes (fade, blend); blend takes up to four times as long within acceleration limits.
-    memory: age after which a chunk counts 1/e (blend).
-    ensemble_decay: ACT's m (ensemble).
-    stop_time: shortest time in which a plan that runs out comes to rest.
-    max_deviation: rad; a stop holds the measured pose when the running plan is further away than this.
-    """
-
-    strategy: Strategy = "blend"
-    execute_steps: int = 8
-    lead: float = 0.02
-    fade_time: float = 0.25
-    memory: float = 0.4
-    ensemble_decay: float = 0.01
-    stop_time: float = 0.1
-    max_deviation: float = 0.3
-
-    def __post_init__(self) -> None:
-        require(self.execute_steps >= 1, "schedule.execute_steps", self.execute_steps, "1 or more")
-        for name, low, high in (
-            ("lead", 0.001, 1.0),
-            ("fade_time", 0.02, 5.0),
-            ("memory", 0.01, 100.0),
-            ("ensemble_decay", 0.0, 10.0),
-            ("stop_time", 0.02, 5.0),
-            ("max_deviation", 0.0, 10.0),
-        ):
-            value = getattr(self, name)
-            require(low <= value <= high, f"schedule.{name}", value, f"from {low:g} to {high:g}")
-
-
-def horizon_shortfall(
-    horizon: int, step_duration: float, latency_p99: float, replan_period: float, lead: float
-) -> str | None:
-    """Why a chunk of `horizon` steps is too short to move without a pause, or None: times in seconds.
-
-    A chunk must last until its successor takes over: horizon * step >= latency p99 + replan period + lead.
-    """
-    has, needs = horizon * step_duration, latency_p99 + replan_period + lead
-    if has >= needs:
-        return None
-    return (
-        f"a chunk of {horizon} steps of {step_duration:.3f} s lasts {has:.3f} s, but its successor takes over after "
-        f"{needs:.3f} s (latency p99 {latency_p99:.3f} + replan period {replan_period:.3f} + lead {lead:.3f}): the arm "
-        f"would stop between chunks. Needed: a horizon of {math.ceil(needs / step_duration)} steps, or a faster policy."
-    )
+HOLD_NS = 2 * NANOSECONDS
+"""A stop stays at its end for so long: a controller drops a trajectory that is wholly past when it arrives, so what a
+late stop changes must be when the arm stops, not whether."""
 
 
 @dataclass(frozen=True)
@@ -178,22 +119,22 @@ class ChunkScheduler:
     def hold(self, now_ns: int, measured: RobotState) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
 
-        Where the arm is far from the running plan, or there is none, the measured position is held. Raises
-        ScheduleRefused when that is not finite.
+        Where the arm is far from the running plan, or there is none, the measured position is held. The message lasts
+        HOLD_NS longer than the stop. Raises ScheduleRefused when what is measured is not finite.
         """
         splice_ns = now_ns + self._lead_ns
         running = self._running_at(now_ns)
         if running is not None:
             gap = np.max(np.abs(running(np.array([now_ns]))[0][0] - measured.positions))
-            if gap > self.config.max_deviation:
+            if gap > (self.config.max_deviation or START_JUMP):
                 running = None
         if running is None:
             _check_finite("measured positions", measured.positions)
             running = _at_rest(measured.positions, now_ns, splice_ns)
         self.forget_chunks()
-        command = self._message(
-            running, slow_down(running, splice_ns, self.config.stop_time, self._acceleration), now_ns
-        )
+        stop = slow_down(running, splice_ns, self.config.stop_time, self._acceleration)
+        still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])
+        command = self._message(running, followed_by(stop, still), now_ns)
         self.commit(command)
         return command
 
@@ -256,16 +197,10 @@ class ChunkScheduler:
     def _message(self, running: Spline, future: Spline, now_ns: int) -> TrajectoryCommand:
         """The running plan's points from the last two past ones up to the splice, then the future."""
         begin = max(0, int(np.searchsorted(running.times_ns, now_ns, side="right")) - 2)
-        end = int(np.searchsorted(running.times_ns, future.times_ns[0]))
-        past = slice(begin, end)
-        times_ns = np.concatenate([running.times_ns[past], future.times_ns])
-        return TrajectoryCommand(
-            int(times_ns[0]),
-            self.joints,
-            (times_ns - times_ns[0]) / NANOSECONDS,
-            np.concatenate([running.positions[past], future.positions]),
-            np.concatenate([running.velocities[past], future.velocities]),
-        )
+        past = Spline(running.times_ns[begin:], running.positions[begin:], running.velocities[begin:])
+        whole = followed_by(past, future)
+        times = (whole.times_ns - whole.times_ns[0]) / NANOSECONDS
+        return TrajectoryCommand(int(whole.times_ns[0]), self.joints, times, whole.positions, whole.velocities)
 
 
 def _at_rest(positions: Array, begin_ns: int, end_ns: int) -> Spline:

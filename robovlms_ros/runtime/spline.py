@@ -10,6 +10,9 @@ from robovlms_ros.types import NANOSECONDS
 Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
 
+SEPARATION_NS = 2_000
+"""Points nearer than this say nothing that double precision could interpolate; the gate refuses half of it."""
+
 
 @dataclass(frozen=True)
 class Spline:
@@ -51,3 +54,16 @@ def central_differences(times_ns: Stamps, positions: Array) -> Array:
         return np.zeros_like(positions)
     seconds = (times_ns - times_ns[0]) / NANOSECONDS
     return np.asarray(np.gradient(positions, seconds, axis=0, edge_order=2 if len(times_ns) > 2 else 1))
+
+
+def followed_by(first: Spline, then: Spline) -> Spline:
+    """The points of `first` before `then` begins, and then `then`.
+
+    A point of `first` less than SEPARATION_NS before it is left out: what that changes is below 1e-6 rad.
+    """
+    early = first.times_ns < then.times_ns[0] - SEPARATION_NS
+    return Spline(
+        np.concatenate([first.times_ns[early], then.times_ns]),
+        np.concatenate([first.positions[early], then.positions]),
+        np.concatenate([first.velocities[early], then.velocities]),
+    )

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.runtime.controllers import OneJointTrajectory
-from robovlms_ros.runtime.executor import ChunkExecutor
-from robovlms_ros.runtime.gate import SafetyGate
+from robovlms_ros.runtime.executor import ChunkExecutor, build_executor
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.runtime.scheduler import ChunkScheduler
 from robovlms_ros.sim.expert import ACTION_SPEC, STEP
 from robovlms_ros.sim.world import CAMERAS, TICK_NS, GroundTruth, SimWorld, WorldError
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, TrajectoryCommand
@@ -198,6 +196,4 @@ def build_loop(world: SimWorld, robot: str = "panda", settings: EpisodeSettings 
         spec.description_path, spec.joints, spec.eef_frame, spec.base_frame, spec.lower(), spec.upper(),
         np.array(spec.home), spec.posture_gain,
     )
-    scheduler = ChunkScheduler(spec.joints, limits=spec.limits)
-    executor = ChunkExecutor(spec, kinematics, scheduler, SafetyGate(spec, kinematics))
-    return ClosedLoop(world, kinematics, executor, spec.gripper, settings)
+    return ClosedLoop(world, kinematics, build_executor(spec, kinematics), spec.gripper, settings)

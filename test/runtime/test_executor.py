@@ -4,7 +4,9 @@
 - whatever cannot be planned, scheduled or passed is refused with the reason, counted, and commands nothing;
 - the gripper follows the step under way, with hysteresis and a shortest time between changes;
 - a stop is smooth, ends what was planned, and the next chunk continues from it;
-- reset starts at the measured state.
+- reset starts at the measured state;
+- a dry run judges a chunk as if the arm had followed so far, and begins again at the arm where it is elsewhere;
+- settings that contradict the robot's are refused with both values.
 """
 
 import dataclasses
@@ -12,11 +14,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from robovlms_ros.runtime.executor import ChunkExecutor
-from robovlms_ros.runtime.gate import SafetyGate
+from robovlms_ros.runtime.executor import build_executor
 from robovlms_ros.runtime.gripper import GripperSwitch
 from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.runtime.scheduler import ChunkScheduler, ScheduleRefused
+from robovlms_ros.runtime.schedule import ScheduleConfig, ScheduleRefused, latency_excess, schedule_for
+from robovlms_ros.schema import ConfigError
 from robovlms_ros.sim.trajectory_controller import TrajectoryController
 from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
 
@@ -36,7 +38,7 @@ def robot():
 
 @pytest.fixture
 def executor(robot):
-    return ChunkExecutor(robot, None, ChunkScheduler(robot.joints, limits=robot.limits), SafetyGate(robot))
+    return build_executor(robot, None)
 
 
 def chunk(robot, stamp, positions, gripper=1.0):
@@ -179,3 +181,54 @@ def test_reset_starts_at_the_measured_state(executor, robot):
     moved = at(robot, 1.2, 0.05)
     decision = executor.on_chunk(chunk(robot, 1.2, reach(robot, 1.2)), moved, moved, ns(1.2))
     np.testing.assert_array_equal(decision.command.positions[0], moved.positions)
+
+
+def test_a_dry_run_is_judged_as_if_the_arm_had_followed(executor, robot):
+    """What the live arm would have been sent, point by point, for chunks that agree with where the arm really is."""
+    live = build_executor(robot, None)
+    for stamp in (1.0, 1.2, 1.4, 1.6, 2.2, 2.6, 2.8):
+        now = ns(stamp + 0.1)
+        place = np.array(robot.home) + 0.05 * np.sin(stamp)
+        seen = RobotState(ns(stamp), place)
+        source = chunk(robot, stamp, place + 0.1 * STEP * np.arange(1, 17)[:, None])
+        followed = live.commanded(now)
+        measured = RobotState(now, place if followed is None else followed[0])
+        wanted = live.on_chunk(source, seen, measured, now)
+        got = executor.shadow(source, seen, RobotState(now, place), now)
+        assert (got.verdict.kind, got.verdict.reason) == (wanted.verdict.kind, wanted.verdict.reason)
+        np.testing.assert_array_equal(got.command.positions, wanted.command.positions)
+        np.testing.assert_array_equal(got.command.times, wanted.command.times)
+    assert got.verdict.kind == "pass"
+
+
+def test_a_dry_run_begins_again_at_an_arm_that_went_elsewhere_or_after_a_refusal():
+    robot = load_robot("panda")
+    executor = build_executor(robot, None)
+
+    def told(stamp, offset, gripper=1.0):
+        at_arm = at(robot, stamp, offset)
+        source = chunk(robot, stamp, at_arm.positions + 0.05 * STEP * np.arange(1, 17)[:, None] * gripper)
+        return executor.shadow(source, at_arm, at_arm, ns(stamp))
+
+    told(1.0, 0.0)
+    moved = told(1.2, robot.max_start_jump + 0.1)
+    np.testing.assert_array_equal(moved.command.positions[0], at(robot, 1.2, robot.max_start_jump + 0.1).positions)
+    assert told(1.4, robot.max_start_jump + 0.1, np.nan).verdict.kind == "refuse"
+    again = told(1.6, robot.max_start_jump + 0.12)
+    np.testing.assert_array_equal(again.command.positions[0], at(robot, 1.6, robot.max_start_jump + 0.12).positions)
+    assert executor.gate.refusals == 0 and executor.gate.authority_at(ns(1.6)) == pytest.approx(0.6)
+
+
+def test_a_deviation_that_stops_would_follow_and_chunks_would_not_is_refused(robot):
+    with pytest.raises(ConfigError, match=r"max_deviation = 0\.3 rad is more than panda's max_start_jump = 0\.2 rad"):
+        build_executor(robot, None, ScheduleConfig(max_deviation=0.3))
+    assert schedule_for(robot, ScheduleConfig()).max_deviation == robot.max_start_jump
+    assert schedule_for(robot, ScheduleConfig(max_deviation=0.1)).max_deviation == 0.1
+
+
+def test_the_latency_that_the_robot_allows_is_checked_before_it_moves(robot):
+    assert latency_excess(robot, robot.max_latency) is None
+    text = latency_excess(robot, 1.25)
+    assert "1.250 s pass from an image" in text and "max_latency = 1.0 s" in text
+    with pytest.raises(ConfigError, match=r"max_latency = 0\.4: must be 0\.5 \(max_age\) or more"):
+        dataclasses.replace(robot, max_latency=0.4)

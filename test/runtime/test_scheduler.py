@@ -5,6 +5,7 @@
 - the first chunk starts at the measured state; after `reset` so does the next;
 - a policy that repeats itself is followed exactly; noise is averaged; a changed intent or instruction is followed;
 - a stop leads along the plan within the acceleration limits, or holds the measured pose where the plan is far away;
+- a stop that arrives late still stops the arm;
 - refused: a chunk that is wholly past, values that are not finite; the running plan stays as it was;
 - what was committed, clamped perhaps, is what the next message continues;
 - the horizon check names its numbers.
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from robovlms_ros.runtime.robot import Limits
-from robovlms_ros.runtime.scheduler import ChunkScheduler, ScheduleConfig, ScheduleRefused, horizon_shortfall
+from robovlms_ros.runtime.schedule import ScheduleConfig, ScheduleRefused, horizon_shortfall
+from robovlms_ros.runtime.scheduler import ChunkScheduler
 from robovlms_ros.runtime.spline import central_differences
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.sim.trajectory_controller import TrajectoryController
@@ -235,3 +237,19 @@ def test_horizon_check_names_its_numbers():
 def test_configuration_out_of_range_is_refused():
     with pytest.raises(ConfigError, match=r"schedule\.lead = 0\.0: must be from 0\.001"):
         ScheduleConfig(lead=0.0)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.15, 1.5])
+def test_a_stop_that_arrives_late_still_stops_the_arm(late):
+    """A controller drops what is wholly past: a stop of 0.12 s in a queue for longer would never be heard."""
+    scheduler, controller = ChunkScheduler(JOINTS, limits=LIMITS), TrajectoryController(JOINTS)
+    measured = RobotState(ns(1.1), intent(np.array(1.1)))
+    controller.accept(scheduler.update(chunk(1.0), ns(1.1), measured), ns(1.1))
+    stop = scheduler.hold(ns(1.3), measured)
+    for tick in range(900):
+        now = ns(1.1) + tick * TICK_NS
+        if now == ns(1.3 + late):
+            controller.accept(stop, now)
+        command = controller.update(now, TICK_NS, measured.positions, np.zeros(2))[0]
+    np.testing.assert_array_equal(command, stop.positions[-1])
+    np.testing.assert_array_equal(stop.positions[-2:], np.tile(stop.positions[-1], (2, 1)))
