@@ -1,0 +1,1 @@
+"""Where episodes come from: rosbags, LeRobot v3 datasets, CALVIN folders."""
