@@ -39,7 +39,7 @@ SIM = [
     "scipy",
 ]
 EVAL = ["matplotlib", "mcap>=1.2", "opencv-python-headless", "rosbags>=0.11"]
-TRAIN = ["matplotlib"]
+TRAIN = ["accelerate>=1.10", "matplotlib", "peft>=0.17", "tensorboard", "tqdm"]
 DEV = ["hypothesis", "lxml", "mypy", "pytest", "ruff", "types-PyYAML"]
 
 setup(

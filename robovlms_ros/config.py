@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from robovlms_ros.config_action import ActionConfig, ProprioConfig, resolve_statistics
 from robovlms_ros.config_reference import expand
+from robovlms_ros.config_training import TrainingConfig
 from robovlms_ros.schema import ConfigError, build, read_mapping, require
 
 HistoryType = Literal["post", "pre", "video", "one_step"]
@@ -143,34 +144,6 @@ class VLMConfig:
         require(warm is None or 0 <= warm <= 10, "vlm.temperature", warm, "0 (greedy) to 10")
         good = self.prompt is None or "{instruction}" in self.prompt
         require(good, "vlm.prompt", self.prompt, "a text with {instruction}")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Optimisation of a training run. warmup_ratio: epochs of linear warm-up. gradient_clip: norm, 0 is off.
-
-    arm_gripper_loss_ratio: weight of the gripper's loss beside the arm's.
-    """
-
-    batch_size: int = 128
-    learning_rate: float = 1e-4
-    epochs: int = 5
-    warmup_ratio: float = 0.25
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    arm_gripper_loss_ratio: float = 0.01
-    seed: int = 123
-
-    def __post_init__(self) -> None:
-        where = "training"
-        require(1 <= self.batch_size <= 1_000_000, f"{where}.batch_size", self.batch_size, "1 to 1000000")
-        require(0 < self.learning_rate <= 1, f"{where}.learning_rate", self.learning_rate, "above 0 and at most 1")
-        require(1 <= self.epochs <= 100_000, f"{where}.epochs", self.epochs, "1 to 100000")
-        for name, high in (("warmup_ratio", 1000), ("weight_decay", 10), ("gradient_clip", 1e6)):
-            value = getattr(self, name)
-            require(0 <= value <= high, f"{where}.{name}", value, f"0 to {high:g}")
-        ratio = self.arm_gripper_loss_ratio
-        require(0 <= ratio <= 1e3, f"{where}.arm_gripper_loss_ratio", ratio, "0 to 1000")
 
 
 @dataclass(frozen=True)

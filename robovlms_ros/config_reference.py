@@ -23,6 +23,10 @@ BACKBONES = {
 HEADS = {"LSTMDecoder": "lstm", "GPTDecoder": "gpt", "FCDecoder": "fc", "DiscreteDecoder": "discrete"}
 # The evaluation code knows these two words; every other value of trainer.precision runs in float32.
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
+# Lightning's words for how training computed.
+TRAINING_PRECISIONS = {
+    "bf16": "bfloat16", "bf16-mixed": "bfloat16", "16": "float16", "16-mixed": "float16", "32": "float32",
+}
 HEAD_KEYS = {
     "hidden_size": "hidden_size",
     "num_layers": "num_layers",
@@ -108,17 +112,39 @@ def read_reference(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _training(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:
     """RoboVLMs clips gradients by the top-level key alone; without it clipping is off."""
+    setup = data.get("train_setup") or {}
+    steps = trainer.get("max_steps")
     sources = {
         "batch_size": data.get("batch_size"),
         "learning_rate": data.get("learning_rate"),
         "epochs": trainer.get("max_epochs"),
+        "max_steps": steps if steps is not None and steps > 0 else None,
+        "accumulation": trainer.get("accumulate_grad_batches"),
         "warmup_ratio": data.get("warmup_epochs"),
         "weight_decay": data.get("weight_decay"),
         "arm_gripper_loss_ratio": data.get("arm_gripper_loss_ratio"),
         "seed": data.get("seed"),
         "gradient_clip": data.get("gradient_clip_val", 0.0),
+        "schedule": {"half-cosine": "cosine", "cosine": "cosine"}.get(str(data.get("scheduler"))),
+        "precision": TRAINING_PRECISIONS.get(str(trainer.get("precision"))),
+        "gradient_checkpointing": setup.get("gradient_checkpointing"),
+        "freeze": _frozen(setup),
+        "lora": _lora(setup),
     }
     return {k: v for k, v in sources.items() if v is not None}
+
+
+def _frozen(setup: Mapping[str, Any]) -> list[str]:
+    switches = {"vision": setup.get("train_vision", True), "word_embedding": setup.get("train_text_embedding", True)}
+    frozen = [part for part, trained in switches.items() if not trained]
+    return ["backbone"] if setup.get("freeze_backbone") else frozen
+
+
+def _lora(setup: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not setup.get("lora_enable"):
+        return None
+    names = {"rank": "lora_r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+    return {ours: setup[theirs] for ours, theirs in names.items() if setup.get(theirs) is not None}
 
 
 def _action(data: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -79,8 +79,8 @@ def random_tokenizer(config: PolicyConfig, vlm_folder: Path | None) -> Any:
     return build_byte_tokenizer(spec.prompt, add_bos=spec.bos_offset > 0, add_eos=spec.eos_offset > 0)
 
 
-def save_policy(policy: VLAPolicy, folder: str | Path) -> Path:
-    """Write `policy` in our format; returns the folder."""
+def save_policy(policy: VLAPolicy, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> Path:
+    """Write `policy` in our format; returns the folder. state: instead of the policy's own tensors (tied ones once)."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -91,7 +91,7 @@ def save_policy(policy: VLAPolicy, folder: str | Path) -> Path:
     (folder / VLM_CONFIG).write_text(vlm, encoding="utf-8")
     if policy.prompt is not None:
         policy.prompt.tokenizer.save_pretrained(folder)
-    save_file(unique_state(policy), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(unique_state(policy) if state is None else dict(state), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
     return folder
 

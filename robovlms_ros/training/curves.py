@@ -1,0 +1,91 @@
+"""A run's numbers while it runs: two CSV files, TensorBoard where installed, a progress bar with the time left."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+STEPS, EPOCHS = "curve.csv", "validation.csv"
+TENSORBOARD_EVERY = 10
+
+
+class Curves:
+    """Rows up to `step` are kept, later ones (of a run that was killed) dropped. Does nothing unless `active`."""
+
+    def __init__(self, folder: Path, step: int, total: int, active: bool):
+        self.folder, self.active = folder, active
+        self._writer: Any = None
+        if not active:
+            return
+        from tqdm import tqdm
+
+        for name in (STEPS, EPOCHS):
+            rows = read_rows(folder / name)
+            write_rows(folder / name, [row for row in rows if int(row["step"]) <= step])
+        self._writer = _tensorboard(folder / "tensorboard", step)
+        self._bar = tqdm(total=total, initial=step, desc="training", unit="step", mininterval=1.0)
+
+    def step(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        """One step of the optimiser."""
+        if not self.active:
+            return
+        append_row(self.folder / STEPS, {"step": step, "epoch": epoch, **values})
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, arm {values['arm']:.4f}", refresh=False)
+        self._bar.update()
+        if step % TENSORBOARD_EVERY == 0:
+            self._scalars("train", step, values)
+
+    def validation(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        """The end of an epoch."""
+        if not self.active:
+            return
+        append_row(self.folder / EPOCHS, {"step": step, "epoch": epoch, **values})
+        log.info("epoch %d: validation %s", epoch + 1, ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        self._scalars("validation", step, values)
+
+    def close(self) -> None:
+        """End the progress bar and TensorBoard's file."""
+        if self.active:
+            self._bar.close()
+            if self._writer is not None:
+                self._writer.close()
+
+    def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("no TensorBoard here (`pip install tensorboard`): the curves are in %s", folder.parent)
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """A CSV file's rows, none where there is no file; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Replace the file; without rows there is none."""
+    path.unlink(missing_ok=True)
+    for row in rows:
+        append_row(path, row)
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row, after a header where the file is new."""
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(row)
+        writer.writerow([f"{v:.8g}" if isinstance(v, float) else v for v in row.values()])
