@@ -7,6 +7,7 @@ thinned by vertex clustering: software rendering spends its time on vertices, an
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -41,11 +42,14 @@ def load_model() -> mujoco.MjModel:
     ])
 
 
-def compile_model(objects: Sequence[Any]) -> mujoco.MjModel:
-    """Robot, table, cameras and these robosuite objects, made for fast software rendering."""
-    xml = _robosuite_xml(objects)
-    fine = mujoco.MjModel.from_xml_string(xml)
-    root = ElementTree.fromstring(xml)
+def compile_model(objects: Sequence[Any], textures: Sequence[str] = ()) -> mujoco.MjModel:
+    """Robot, table, cameras and these robosuite objects, made for fast software rendering.
+
+    textures: names of robosuite's textures; each becomes a material `table_NAME` that the table may wear.
+    """
+    root = ElementTree.fromstring(_robosuite_xml(objects))
+    _add_table_materials(root, textures)
+    fine = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
     _thin_visual_meshes(root, fine)
     _add_static_camera(root)
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
@@ -114,6 +118,19 @@ def _thinned(vertices: Array, faces: NDArray[np.int64]) -> tuple[Array, NDArray[
     mapped = cluster[faces]
     whole = (mapped[:, 0] != mapped[:, 1]) & (mapped[:, 1] != mapped[:, 2]) & (mapped[:, 0] != mapped[:, 2])
     return means, np.unique(mapped[whole], axis=0)
+
+
+def _add_table_materials(root: ElementTree.Element, textures: Sequence[str]) -> None:
+    import robosuite
+
+    assets, folder = root.find("./asset"), Path(robosuite.__file__).parent / "models" / "assets" / "textures"
+    assert assets is not None
+    for name in textures:
+        if assets.find(f"./material[@name='table_{name}']") is not None:
+            continue
+        file = str(folder / f"{name}.png")
+        ElementTree.SubElement(assets, "texture", {"name": f"texture_{name}", "type": "cube", "file": file})
+        ElementTree.SubElement(assets, "material", {"name": f"table_{name}", "texture": f"texture_{name}"})
 
 
 def _add_static_camera(root: ElementTree.Element) -> None:

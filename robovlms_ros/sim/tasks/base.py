@@ -1,0 +1,148 @@
+"""The tabletop tasks, each a small class: what its scenes hold, what fits a scene, who judges, who shows it.
+
+The words are in `language`, the law of the expert in `expert`; a scene may be asked for every goal that fits it, also
+those of other tasks.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from robovlms_ros.sim.task import TaskError
+from robovlms_ros.sim.tasks import grasps
+from robovlms_ros.sim.tasks.language import Goal, goals, meaning
+from robovlms_ros.sim.tasks.things import LIFTED, TableTruth
+
+STEADY_FRAMES = 4
+"""Frames in a row (50 ms each) that a thing must be where it belongs, let go."""
+STEEPEST_PUSH = math.radians(65)
+"""Largest turn of the hand for a push."""
+CORRIDOR = 0.03
+"""What a push needs free on both sides of the line that it takes (m)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the scenes of a task hold. shapes: per shape the least and the most; plates: chance that they are there."""
+
+    name: str
+    shapes: dict[str, tuple[int, int]]
+    plates: float
+    obstacles: int = 1
+
+    def fits(self, goal: Goal, truth: TableTruth) -> bool:
+        """Whether the goal can be asked for in this scene: all there, reachable, and room for the fingers."""
+        if goal.thing not in truth.things or (goal.place and goal.place not in {**truth.things, **truth.plates}):
+            return False
+        return self._has_room(goal, truth)
+
+    def _has_room(self, goal: Goal, truth: TableTruth) -> bool:
+        return grasps.best_yaw(truth.things[goal.thing], truth.others(goal.thing))[1] >= grasps.CLEARANCE
+
+    def judge(self, goal: Goal) -> "TableJudge":
+        """Who decides on one episode."""
+        return TableJudge(goal)
+
+
+class Put(Task):
+    def _has_room(self, goal: Goal, truth: TableTruth) -> bool:
+        thing, place = truth.things[goal.thing], truth.plates[goal.place][:2]
+        others = truth.others(goal.thing)
+        free = all(np.hypot(*(o.position[:2] - place)) > o.radius + thing.radius + 0.01 for o in others)
+        away = np.hypot(*(thing.position[:2] - place)) > 0.06
+        return bool(free and away and grasps.best_yaw(thing, others, place)[1] >= grasps.CLEARANCE)
+
+
+class Push(Task):
+    def _has_room(self, goal: Goal, truth: TableTruth) -> bool:
+        thing, place = truth.things[goal.thing], truth.plates[goal.place][:2]
+        start = thing.position[:2]
+        way = place - start
+        length = float(np.hypot(*way))
+        yaw = grasps.push_yaw(start, place)
+        if length < 0.09 or abs(yaw) > STEEPEST_PUSH:
+            return False
+        others = truth.others(goal.thing)
+        if grasps.clearance(start, yaw, others) < grasps.CLEARANCE:
+            return False
+        for other in others:
+            offset = other.position[:2] - start
+            along = float(np.clip(offset @ way / length, 0.0, length + 0.08))
+            if np.hypot(*(offset - along * way / length)) < other.radius + CORRIDOR:
+                return False
+        return True
+
+
+TABLE_TASKS: dict[str, Task] = {
+    "lift": Task("lift", {"cube": (3, 3), "can": (0, 1), "ball": (0, 1)}, plates=0.25),
+    "stack": Task("stack", {"cube": (2, 3), "can": (0, 1)}, plates=0.25),
+    "put": Put("put", {"cube": (2, 3), "can": (0, 1), "ball": (0, 1)}, plates=1.0),
+    "push": Push("push", {"cube": (1, 2), "can": (1, 1)}, plates=1.0),
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of this name. Raises TaskError."""
+    if name not in TABLE_TASKS:
+        raise TaskError(f"task {name!r}: there are {', '.join(TABLE_TASKS)}, and 'all'.")
+    return TABLE_TASKS[name]
+
+
+def fitting(truth: TableTruth, task: str | None = None) -> list[Goal]:
+    """Every goal that fits the scene, or every one of one task."""
+    return [goal for goal in goals() if (task is None or goal.task == task) and TABLE_TASKS[goal.task].fits(goal, truth)]
+
+
+class TableJudge:
+    """Success: the goal is reached and let go, for STEADY_FRAMES. Wrong: another thing is lifted, or lies where the
+    named one belongs, or the named one lies on the other plate or on another thing."""
+
+    def __init__(self, goal: Goal) -> None:
+        self.goal = goal
+        self._steady = self._still = 0
+        self._raised = False
+        self._last: Any = None
+
+    def look(self, truth: Any) -> tuple[bool, bool]:
+        goal, thing = self.goal, self.goal.thing
+        self._raised = self._raised or truth.things[thing].height > LIFTED / 2
+        position = truth.things[thing].position
+        moved = self._last is None or np.linalg.norm(position - self._last) > 0.002
+        self._still, self._last = 0 if moved else self._still + 1, position
+        done = self._reached(truth)
+        self._steady = self._steady + 1 if done else 0
+        wanted = 1 if goal.task == "lift" else STEADY_FRAMES
+        return self._steady >= wanted, self._is_wrong(truth)
+
+    def _reached(self, truth: TableTruth) -> bool:
+        goal = self.goal
+        if goal.task == "lift":
+            return goal.thing in truth.lifted()
+        if goal.task == "stack":
+            return truth.released(goal.thing) and truth.stacked(goal.thing, goal.place)
+        if goal.task == "put":
+            return truth.released(goal.thing) and truth.on_plate(goal.thing, goal.place)
+        return not self._raised and truth.on_plate(goal.thing, goal.place)
+
+    def _is_wrong(self, truth: TableTruth) -> bool:
+        goal = self.goal
+        if any(name != goal.thing for name in truth.lifted()):
+            return True
+        if goal.task == "stack":
+            others = [name for name in truth.things if name not in (goal.thing, goal.place)]
+            return truth.released(goal.thing) and any(truth.stacked(goal.thing, name) for name in others)
+        if goal.task in ("put", "push"):
+            beside = [plate for plate in truth.plates if plate != goal.place]
+            settled = truth.released(goal.thing) and self._still >= 2 * STEADY_FRAMES  # a push may cross a plate
+            if settled and any(truth.on_plate(goal.thing, plate) for plate in beside):
+                return True
+            return any(truth.on_plate(name, goal.place) for name in truth.things if name != goal.thing)
+        return False
+
+
+def judge(instruction: str) -> TableJudge:
+    """The judge of an instruction. Raises TaskError."""
+    goal = meaning(instruction)
+    return TABLE_TASKS[goal.task].judge(goal)

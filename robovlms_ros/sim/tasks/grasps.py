@@ -1,0 +1,73 @@
+"""How the hand is turned about the vertical: so that its fingers fit beside what lies close by.
+
+A yaw of 0 is the hand as at home; the fingers then close along the base frame's y axis.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.sim.tasks.things import Thing
+
+Array = NDArray[np.float64]
+
+FINGER_MIDDLE, FINGER_LENGTH, FINGER_WIDTH = 0.053, 0.014, 0.012
+"""An open finger beside the grip, m: the distance of its middle, and its half sizes along and across the closing
+direction."""
+CLEARANCE = 0.004
+"""What must be left between a finger and a neighbour (m)."""
+
+
+def fold(angle: float) -> float:
+    """The same hand within half a turn: -pi/2 to pi/2."""
+    return (angle + math.pi / 2) % math.pi - math.pi / 2
+
+
+def hand_yaw(rotation: Array) -> float:
+    """The yaw of a measured hand, from its rotation (3, 3); -pi to pi, for a hand that points about down."""
+    return math.atan2(-float(rotation[0, 0]), float(rotation[1, 0]))
+
+
+def clearance(place: Array, yaw: float, neighbours: Iterable[Thing]) -> float:
+    """The least distance (m) between an open hand's fingers about `place` (2,) and the neighbours; below 0 they hit."""
+    along = np.array((-math.sin(yaw), math.cos(yaw)))
+    across = np.array((along[1], -along[0]))
+    least = 1.0
+    for thing in neighbours:
+        offset = thing.position[:2] - place
+        x, y = float(offset @ along), float(offset @ across)
+        outside = math.hypot(max(abs(abs(x) - FINGER_MIDDLE) - FINGER_LENGTH, 0.0), max(abs(y) - FINGER_WIDTH, 0.0))
+        least = min(least, outside - thing.radius)
+    return least
+
+
+def candidates(thing: Thing) -> list[float]:
+    """Yaws at which the fingers lie flat against it, the smallest turn first."""
+    if thing.shape == "cube":
+        turns = [fold(thing.yaw + k * math.pi / 2) for k in range(2)]
+    else:
+        turns = [k * math.pi / 6 for k in (0, 1, -1, 2, -2)]
+    return sorted(turns, key=abs)
+
+
+def best_yaw(thing: Thing, neighbours: Sequence[Thing], place: Array | None = None) -> tuple[float, float]:
+    """The smallest turn that leaves CLEARANCE where the thing lies and at `place` (2,), and what it leaves (m); without
+    one, the turn that leaves most."""
+    best = (0.0, -1.0)
+    for yaw in candidates(thing):
+        left = clearance(thing.position[:2], yaw, neighbours)
+        if place is not None:
+            left = min(left, clearance(place, yaw, neighbours))
+        if left >= CLEARANCE:
+            return yaw, left
+        if left > best[1]:
+            best = yaw, left
+    return best
+
+
+def push_yaw(thing: Array, place: Array) -> float:
+    """The yaw whose fingers close along the way from thing (2,) to place (2,)."""
+    way = place - thing
+    return fold(math.atan2(-float(way[0]), float(way[1])))

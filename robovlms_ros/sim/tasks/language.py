@@ -1,0 +1,108 @@
+"""Instructions of the tabletop tasks: what is asked for, the ways of saying it, and back. No simulator is imported.
+
+Every task has paraphrases that training uses and paraphrases that it never does; the latter are made of words that
+trained sentences use, so that a policy with a small vocabulary can be asked them at all.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+from robovlms_ros.sim.task import TaskError
+from robovlms_ros.sim.tasks.things import PLATES, THINGS, shape_of
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked for. task: `lift`, `stack`, `put` or `push`. place: a thing or a plate; empty for `lift`."""
+
+    task: str
+    thing: str
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """Ways of saying one task, `{thing}` and `{place}` in them."""
+
+    trained: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return self.trained + self.unseen
+
+
+PHRASES = {
+    "lift": Phrases(
+        ("lift the {thing}", "pick up the {thing}", "take the {thing} and lift it", "raise the {thing} up"),
+        ("pick the {thing} up", "raise the {thing}"),
+    ),
+    "stack": Phrases(
+        ("stack the {thing} on the {place}", "put the {thing} on top of the {place}", "place the {thing} on the {place}",
+         "pick up the {thing} and stack it on the {place}"),
+        ("stack the {thing} on top of the {place}", "pick up the {thing} and place it on top of the {place}"),
+    ),
+    "put": Phrases(
+        ("put the {thing} on the {place}", "place the {thing} on the {place}",
+         "pick up the {thing} and put it on the {place}", "lift the {thing} onto the {place}"),
+        ("pick up the {thing} and place it on the {place}", "take the {thing} and put it on the {place}"),
+    ),
+    "push": Phrases(
+        ("push the {thing} to the {place}", "slide the {thing} onto the {place}", "push the {thing} over to the {place}",
+         "slide the {thing} over to the {place}"),
+        ("push the {thing} onto the {place}", "slide the {thing} to the {place}"),
+    ),
+}
+TASKS = tuple(PHRASES)
+
+
+def goals() -> tuple[Goal, ...]:
+    """Everything that can be asked for, whatever the scene."""
+    cubes = [name for name in THINGS if shape_of(name) == "cube"]
+    steady = [name for name in THINGS if shape_of(name) != "ball"]
+    return (
+        *(Goal("lift", thing) for thing in THINGS),
+        *(Goal("stack", thing, place) for thing, place in product(steady, cubes) if thing != place),
+        *(Goal("put", thing, place) for thing, place in product(THINGS, PLATES)),
+        *(Goal("push", thing, place) for thing, place in product(steady, PLATES)),
+    )
+
+
+def say(goal: Goal, phrase: str) -> str:
+    """The instruction, by one of the task's phrases."""
+    return phrase.format(thing=goal.thing, place=goal.place)
+
+
+def instructions(goal: Goal, unseen: bool = False) -> tuple[str, ...]:
+    """Every way of asking for it that training uses, or every one that it does not."""
+    phrases = PHRASES[goal.task]
+    return tuple(say(goal, phrase) for phrase in (phrases.unseen if unseen else phrases.trained))
+
+
+@lru_cache(maxsize=1)
+def _meanings() -> dict[str, Goal]:
+    return {say(goal, phrase): goal for goal in goals() for phrase in PHRASES[goal.task].all}
+
+
+def meaning(instruction: str) -> Goal:
+    """What an instruction asks for. Raises TaskError for a sentence that no task has."""
+    found = _meanings().get(instruction)
+    if found is None:
+        known = ", ".join(repr(phrases.trained[0]) for phrases in PHRASES.values())
+        raise TaskError(
+            f"instruction {instruction!r}: no tabletop task is asked for in these words. Say it like {known}, of "
+            f"{', '.join(THINGS)} and {', '.join(PLATES)}."
+        )
+    return found
+
+
+def is_unseen(instruction: str) -> bool:
+    """Whether training never uses this sentence."""
+    return instruction in instructions(meaning(instruction), unseen=True)
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word of the trained sentences, in a fixed order."""
+    sentences = [sentence for goal in goals() for sentence in instructions(goal)]
+    return tuple(dict.fromkeys(word for sentence in sentences for word in sentence.split()))

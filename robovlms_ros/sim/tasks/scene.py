@@ -1,0 +1,177 @@
+"""The tabletop as one MuJoCo model, and where its things lie: placed by robosuite's own samplers.
+
+The model holds every slot that a scene may need; what a scene leaves out hangs far above the table, held by damping.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.sim import scene
+from robovlms_ros.sim.tasks.looks import TEXTURES
+from robovlms_ros.sim.tasks.things import COLOURS, HEIGHT, PLATE_RADIUS, PLATES, RADIUS, WIDTH
+
+Array = NDArray[np.float64]
+
+REGION = ((-0.12, 0.12), (-0.19, 0.19))
+"""Where things and plates lie: x and y ranges about the table's middle (m)."""
+CLOSE = 0.075
+"""A close neighbour lies within this distance in x and in y (m)."""
+SLOTS = {"cube": tuple(f"{colour}_cube" for colour in COLOURS), "can": ("can_0", "can_1"), "ball": ("ball_0",)}
+OBSTACLES = ("post_0", "post_1")
+OBSTACLE_SIZE = (0.018, 0.018, 0.018)
+OBSTACLE_COLOURS = ((0.85, 0.75, 0.1, 1.0), (0.25, 0.25, 0.28, 1.0), (0.5, 0.3, 0.15, 1.0), (0.1, 0.7, 0.7, 1.0))
+RGBA = {"red": (0.85, 0.08, 0.08, 1.0), "green": (0.08, 0.65, 0.12, 1.0), "blue": (0.1, 0.2, 0.85, 1.0),
+        "yellow plate": (0.9, 0.8, 0.15, 1.0), "purple plate": (0.5, 0.15, 0.6, 1.0)}
+PARKED_DAMPING = 1e3
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one slot goes: position (3,) in the world frame (m), yaw (rad)."""
+
+    position: Array
+    yaw: float
+
+
+@lru_cache(maxsize=1)
+def _built() -> tuple[mujoco.MjModel, dict[str, Any]]:
+    from robosuite.models.objects import BallObject, BoxObject, CylinderObject
+
+    white = (1.0, 1.0, 1.0, 1.0)
+    objects: dict[str, Any] = {}
+    for colour, slot in zip(COLOURS, SLOTS["cube"], strict=True):
+        objects[slot] = BoxObject(name=slot, size=[WIDTH["cube"] / 2] * 3, rgba=RGBA[colour], density=1000)
+    for slot in SLOTS["can"]:
+        size = [WIDTH["can"] / 2, HEIGHT["can"] / 2]
+        objects[slot] = CylinderObject(name=slot, size=size, rgba=white, density=1000)
+    for slot in SLOTS["ball"]:
+        objects[slot] = BallObject(name=slot, size=[WIDTH["ball"] / 2], rgba=white, density=1000)
+    for slot in OBSTACLES:
+        objects[slot] = BoxObject(name=slot, size=OBSTACLE_SIZE, rgba=white, density=1000)
+    for name in PLATES:
+        slot = name.replace(" ", "_")
+        objects[slot] = CylinderObject(name=slot, size=[PLATE_RADIUS, 0.001], rgba=RGBA[name], joints=None,
+                                       obj_type="visual")
+    model = scene.compile_model(list(objects.values()), TEXTURES)
+    for slot in SLOTS["ball"]:  # a ball on a table comes to rest
+        for geom in _geoms(model, slot):
+            model.geom_condim[geom], model.geom_friction[geom, 2] = 6, 0.002
+    return model, objects
+
+
+def _geoms(model: mujoco.MjModel, slot: str) -> list[int]:
+    body = model.body(f"{slot}_main").id
+    return [geom for geom in range(model.ngeom) if model.geom_bodyid[geom] == body]
+
+
+def load_model() -> mujoco.MjModel:
+    """A model of one's own, whose looks may be changed."""
+    from copy import copy
+
+    return copy(_built()[0])
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a scene holds: thing's name -> slot; obstacles' slots; whether the plates are there."""
+
+    things: dict[str, str]
+    obstacles: tuple[str, ...]
+    plates: bool
+
+
+def choose(shapes: dict[str, tuple[int, int]], plates: float, obstacles: int, rng: np.random.Generator) -> Contents:
+    """Draw a scene's contents: per shape the least and the most that there may be of it, the chance of plates, and the
+    largest number of obstacles."""
+    things = {}
+    for shape, (least, most) in shapes.items():
+        colours = rng.permutation(COLOURS)[: int(rng.integers(least, most + 1))]
+        for i, colour in enumerate(colours):
+            slot = f"{colour}_cube" if shape == "cube" else SLOTS[shape][i]
+            things[f"{colour} {shape}"] = slot
+    return Contents(things, OBSTACLES[: int(rng.integers(0, obstacles + 1))], bool(rng.uniform() < plates))
+
+
+def place(contents: Contents, rng: np.random.Generator) -> dict[str, Placement]:
+    """Slot -> where it goes, by robosuite's samplers; now and then one thing close beside another.
+
+    Raises robosuite's RandomizationError when they do not fit.
+    """
+    from robosuite.utils.placement_samplers import UniformRandomSampler
+
+    objects = _built()[1]
+    (x_low, x_high), (y_low, y_high) = REGION
+    placed: dict[str, Any] = {}
+
+    def sample(slot: str, reference: Any = (0.0, 0.0, scene.TABLE_HEIGHT), near: bool = False) -> None:
+        nonlocal placed
+        reach = (-CLOSE, CLOSE)
+        sampler = UniformRandomSampler(
+            name="sampler", mujoco_objects=objects[slot], x_range=reach if near else (x_low, x_high),
+            y_range=reach if near else (y_low, y_high), rotation=(-np.pi / 4, np.pi / 4),
+            ensure_object_boundary_in_range=not near, rng=rng,
+        )
+        placed = sampler.sample(fixtures=placed, reference=reference)
+
+    if contents.plates:
+        for name in PLATES:
+            sample(name.replace(" ", "_"))
+    slots = [*rng.permutation(list(contents.things.values())), *contents.obstacles]
+    for i, slot in enumerate(slots):
+        if i and rng.uniform() < 0.4:
+            x, y, _ = placed[slots[int(rng.integers(i))]][0]
+            sample(slot, (float(np.clip(x, x_low + 0.03, x_high - 0.03)), float(np.clip(y, y_low + 0.03, y_high - 0.03)),
+                          scene.TABLE_HEIGHT), near=True)
+        else:
+            sample(slot)
+    return {slot: Placement(np.array(position), 2 * float(np.arctan2(quaternion[3], quaternion[0])))
+            for slot, (position, quaternion, _) in placed.items()}
+
+
+class Table:
+    """Puts placements into a model's state, and reads them back."""
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        self._model = model
+        self.free = (*(slot for slots in SLOTS.values() for slot in slots), *OBSTACLES)
+        self._addresses = {slot: int(model.joint(f"{slot}_joint0").qposadr[0]) for slot in self.free}
+        self._dofs = {slot: int(model.joint(f"{slot}_joint0").dofadr[0]) for slot in self.free}
+        self._damping = model.dof_damping.copy()
+        self._plates = {name: model.body(f"{name.replace(' ', '_')}_main").id for name in PLATES}
+
+    def put(self, data: mujoco.MjData, placements: dict[str, Placement]) -> None:
+        """Everything where it belongs; slots without a placement are parked."""
+        model = self._model
+        for i, slot in enumerate(self.free):
+            at, dof = self._addresses[slot], self._dofs[slot]
+            placement = placements.get(slot, Placement(np.array((0.0, 0.0, 10.0 + i)), 0.0))
+            data.qpos[at : at + 3] = placement.position
+            data.qpos[at + 3 : at + 7] = np.cos(placement.yaw / 2), 0.0, 0.0, np.sin(placement.yaw / 2)
+            model.dof_damping[dof : dof + 6] = (
+                self._damping[dof : dof + 6] if slot in placements else PARKED_DAMPING
+            )
+        for name, body in self._plates.items():
+            parked = Placement(np.array((0.0, 0.0, -1.0)), 0.0)
+            model.body_pos[body] = placements.get(name.replace(" ", "_"), parked).position
+
+    def colour(self, contents: Contents, rng: np.random.Generator) -> None:
+        """Give cans, balls and obstacles the colours of this scene."""
+        for name, slot in contents.things.items():
+            self._model.geom_rgba[_geoms(self._model, slot)] = RGBA[name.split()[0]]
+        for slot in contents.obstacles:
+            self._model.geom_rgba[_geoms(self._model, slot)] = OBSTACLE_COLOURS[rng.integers(len(OBSTACLE_COLOURS))]
+
+    def pose(self, data: mujoco.MjData, slot: str) -> tuple[Array, float]:
+        """World position (3,) and yaw (rad) of a free slot now."""
+        at = self._addresses[slot]
+        w, x, y, z = data.qpos[at + 3 : at + 7]
+        return data.qpos[at : at + 3].copy(), float(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
+
+    def plate(self, name: str) -> Array:
+        """World position (3,) of a plate."""
+        return self._model.body_pos[self._plates[name]].copy()
