@@ -92,7 +92,8 @@ def find_task(name: str) -> Task:
 
 def fitting(truth: TableTruth, task: str | None = None) -> list[Goal]:
     """Every goal that fits the scene, or every one of one task."""
-    return [goal for goal in goals() if (task is None or goal.task == task) and TABLE_TASKS[goal.task].fits(goal, truth)]
+    wanted = (goal for goal in goals() if task in (None, goal.task))
+    return [goal for goal in wanted if TABLE_TASKS[goal.task].fits(goal, truth)]
 
 
 class TableJudge:

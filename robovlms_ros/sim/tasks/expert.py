@@ -225,7 +225,7 @@ class Law:
 def expert_chunk(goal: Goal, truth: TableTruth, pose: Array, opening: float, horizon: int = HORIZON) -> Array:
     """The steps that do `goal`, per `sim.expert.ACTION_SPEC`.
 
-    pose: (4, 4) base_T_eef measured; opening: the gripper's, measured. Returns (horizon, 7) float64: translation (m) and
-    rotation vector (rad) in the base frame, chained; opening 0 or 1.
+    pose: (4, 4) base_T_eef measured; opening: the gripper's, measured. Returns (horizon, 7) float64: translation (m)
+    and rotation vector (rad) in the base frame, chained; opening 0 or 1.
     """
     return Law(goal, truth, pose, opening).chunk(horizon)

@@ -39,8 +39,8 @@ PHRASES = {
         ("pick the {thing} up", "raise the {thing}"),
     ),
     "stack": Phrases(
-        ("stack the {thing} on the {place}", "put the {thing} on top of the {place}", "place the {thing} on the {place}",
-         "pick up the {thing} and stack it on the {place}"),
+        ("stack the {thing} on the {place}", "put the {thing} on top of the {place}",
+         "place the {thing} on the {place}", "pick up the {thing} and stack it on the {place}"),
         ("stack the {thing} on top of the {place}", "pick up the {thing} and place it on top of the {place}"),
     ),
     "put": Phrases(
@@ -49,8 +49,8 @@ PHRASES = {
         ("pick up the {thing} and place it on the {place}", "take the {thing} and put it on the {place}"),
     ),
     "push": Phrases(
-        ("push the {thing} to the {place}", "slide the {thing} onto the {place}", "push the {thing} over to the {place}",
-         "slide the {thing} over to the {place}"),
+        ("push the {thing} to the {place}", "slide the {thing} onto the {place}",
+         "push the {thing} over to the {place}", "slide the {thing} over to the {place}"),
         ("push the {thing} onto the {place}", "slide the {thing} to the {place}"),
     ),
 }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.sim import scene
 from robovlms_ros.sim.tasks.looks import TEXTURES
-from robovlms_ros.sim.tasks.things import COLOURS, HEIGHT, PLATE_RADIUS, PLATES, RADIUS, WIDTH
+from robovlms_ros.sim.tasks.things import COLOURS, HEIGHT, PLATE_RADIUS, PLATES, WIDTH
 
 Array = NDArray[np.float64]
 
@@ -125,8 +125,8 @@ def place(contents: Contents, rng: np.random.Generator) -> dict[str, Placement]:
     for i, slot in enumerate(slots):
         if i and rng.uniform() < 0.4:
             x, y, _ = placed[slots[int(rng.integers(i))]][0]
-            sample(slot, (float(np.clip(x, x_low + 0.03, x_high - 0.03)), float(np.clip(y, y_low + 0.03, y_high - 0.03)),
-                          scene.TABLE_HEIGHT), near=True)
+            x, y = np.clip(x, x_low + 0.03, x_high - 0.03), np.clip(y, y_low + 0.03, y_high - 0.03)
+            sample(slot, (float(x), float(y), scene.TABLE_HEIGHT), near=True)
         else:
             sample(slot)
     return {slot: Placement(np.array(position), 2 * float(np.arctan2(quaternion[3], quaternion[0])))

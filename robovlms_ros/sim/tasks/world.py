@@ -33,10 +33,10 @@ class TaskWorld(SimWorld):
         image_size: int = 96,
         interpolate_from_desired_state: bool = False,
         task: str = "all",
-        looks: Looks = Looks(),
+        looks: Looks | None = None,
         obstacles: int | None = None,
     ) -> None:
-        self.task, self.looks, self.obstacles = task, looks, obstacles
+        self.task, self.looks, self.obstacles = task, looks or Looks(), obstacles
         if task != "all":
             base.find_task(task)
         super().__init__(seed, blank_cameras, image_size, interpolate_from_desired_state)
