@@ -103,6 +103,15 @@ class PolicySession:
         self._gripper = GripperMemory()
         self._report = HistoryReport(0, self.policy.config.model.history_length)
 
+    def thin_history(self, every: int) -> None:
+        """Let one frame in `every` steps of the history be seen (`FrameHistory`); 1 is all. Resets the session.
+
+        A policy without a history has nothing to thin out.
+        """
+        self.reset()
+        if self.policy.config.model.history_length > 1:
+            self._frames.thin_out(every)
+
     def observe(self, observation: Observation) -> None:
         """Keep a frame for the history. Cheap: nothing is computed until a prediction's window names it.
 
