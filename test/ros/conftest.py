@@ -77,3 +77,13 @@ def live(ros, tiny_checkpoint, make_robot):
     graph.activate()
     yield graph
     graph.close()
+
+
+@pytest.fixture
+def stage(ros):
+    """A controller_stage.Stage, closed at the end."""
+    from controller_stage import Stage
+
+    stage = Stage()
+    yield stage
+    stage.close()

@@ -1,42 +1,27 @@
 """A ROS graph for tests: one context, an arm that is there without physics, and whoever listens to it.
 
 The arm follows trajectories by the model of joint_trajectory_controller, publishes joint states and two cameras, and
-can be told to fall silent or to lie. Waiting is for conditions, with generous deadlines; no test asserts a time.
+can be told to fall silent or to lie. Waiting is for the condition that is asserted, with generous deadlines; no test
+asserts a time. What came before what is told by the publishers' stamps, not by when a busy machine delivered it.
 """
 
-import io
 import threading
 import time
 
-import numpy as np
 import pytest
-from diagnostic_msgs.msg import DiagnosticArray
-from PIL import Image as PillowImage
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from fake_arm import FakeArm, is_stop
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import qos_profile_sensor_data
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.msg import ActionChunk, PolicyStatus
 from robovlms_ros.ros.inputs import LATCHED
-from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.sim.trajectory_controller import (
-    TrajectoryController,
-    TrajectoryMessage,
-    TrajectoryPoint,
-    TrajectoryRejected,
-)
 
 DEADLINE = 60.0
-SIZE = 32
-PERIOD_NS = 40_000_000  # of the joint states; the cameras' is four times that
 
 # A machine that runs other things too may stop a process for a second: what is late there is no fault of the node.
 PATIENT = {
@@ -83,105 +68,28 @@ class Spinner:
             node.destroy_node()
 
 
-class FakeArm(Node):
-    """A Panda that does exactly as its controller says, with two cameras of noise. `quirks` bend what it publishes.
-
-    quirks: what (static, wrist, jpeg: the wrist's camera compressed, joint_states) -> function from the message to the
-        message to send, or None.
-    clock_ns: simulated time, published on /clock and used for stamps; None is the system's clock.
-    """
-
-    def __init__(self, namespace="", joint_states="joint_states"):
-        super().__init__("fake_arm", namespace=namespace)
-        self.robot = load_robot("panda")
-        self.quirks = {}
-        self.commands, self.gripper_commands, self.rejected = [], [], []
-        self.clock_ns = None
-        self.frozen = False
-        self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
-        self._controller = TrajectoryController(self.robot.joints)
-        self.positions = np.array(self.robot.home)
-        self.velocities = np.zeros_like(self.positions)
-        self._updated_ns = 0
-        self._states = self.create_publisher(JointState, joint_states, 10)
-        self._images = {name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
-                        for name in ("static", "wrist")}
-        self._jpeg = self.create_publisher(CompressedImage, "wrist/image_raw/compressed", qos_profile_sensor_data)
-        self._rng = np.random.default_rng(0)
-        self.create_subscription(JointTrajectory, self.robot.controller.topic, self._on_command, 10)
-        self.create_subscription(JointTrajectory, self.robot.gripper.topic, self.gripper_commands.append, 10)
-        self.create_timer(PERIOD_NS / 1e9, self._step)
-        self._ticks = 0
-
-    def now_ns(self):
-        return self.get_clock().now().nanoseconds if self.clock_ns is None else self.clock_ns
-
-    def _on_command(self, message):
-        self.commands.append((time.monotonic(), message))
-        points = tuple(TrajectoryPoint(from_time(p.time_from_start), p.positions, p.velocities) for p in message.points)
-        try:
-            self._controller.accept(
-                TrajectoryMessage(from_time(message.header.stamp), tuple(message.joint_names), points), self.now_ns())
-        except TrajectoryRejected as error:
-            self.rejected.append(str(error))
-
-    def teleport(self, positions):
-        """Put the arm elsewhere, as a person or a simulator does."""
-        self.positions = np.array(positions)
-        self._controller.reset()
-
-    def rewind(self, clock_ns):
-        """Simulated time jumps back."""
-        self.clock_ns = clock_ns
-        self._controller.reset()
-
-    def _step(self):
-        if self.frozen:
-            return
-        if self.clock_ns is not None:
-            self.clock_ns += PERIOD_NS
-            self._clock_publisher.publish(Clock(clock=to_time(self.clock_ns)))
-        now = self.now_ns()
-        period = now - self._updated_ns if 0 < now - self._updated_ns < 10**9 else PERIOD_NS
-        self.positions, self.velocities = self._controller.update(now, period, self.positions, self.velocities)
-        self._updated_ns = now
-        state = JointState(name=[*self.robot.joints, self.robot.gripper.joint],
-                           position=[*self.positions.tolist(), 0.04], velocity=[*self.velocities.tolist(), 0.0])
-        self._send(self._states, "joint_states", state, now)
-        self._ticks += 1
-        if self._ticks % 4 == 0:
-            for name, publisher in self._images.items():
-                image = Image(width=SIZE, height=SIZE, encoding="rgb8", step=3 * SIZE)
-                image.data.frombytes(self._rng.integers(0, 256, 3 * SIZE * SIZE, dtype=np.uint8).tobytes())
-                self._send(publisher, name, image, now)
-            buffer = io.BytesIO()
-            PillowImage.fromarray(self._rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(buffer, "JPEG")
-            jpeg = CompressedImage(format="rgb8; jpeg compressed bgr8")
-            jpeg.data.frombytes(buffer.getvalue())
-            self._send(self._jpeg, "jpeg", jpeg, now)
-
-    def _send(self, publisher, name, message, now):
-        message.header.stamp = to_time(now)
-        message = self.quirks.get(name, lambda m: m)(message)
-        if message is not None:
-            publisher.publish(message)
-
-    def commands_since(self, moment):
-        return [message for at, message in self.commands if at > moment]
-
-
 class Listener(Node):
     """A person at the console: gives instructions, calls services, reads status, chunks and diagnostics."""
 
     def __init__(self, target, namespace=""):
         super().__init__("listener", namespace=namespace)
+        self.target = f"/{namespace}/{target}" if namespace else f"/{target}"
         self.statuses, self.chunks, self.diagnostics = [], [], []
+        self.chunk_times = []  # when each was published, ns of the system's clock
         self._instruction = self.create_publisher(String, "instruction", LATCHED)
         self.create_subscription(PolicyStatus, f"{target}/status", self.statuses.append, LATCHED)
-        self.create_subscription(ActionChunk, f"{target}/action_chunk", self.chunks.append, 50)
+        self.create_subscription(ActionChunk, f"{target}/action_chunk", self._on_chunk, 50)
         self.create_subscription(DiagnosticArray, "/diagnostics", self.diagnostics.append, 50)
         self._calls = {name: self.create_client(kind, f"{target}/{name}")
                           for name, kind in (("reset", Trigger), ("pause", SetBool))}
+
+    def _on_chunk(self, message, info):
+        self.chunk_times.append(info["source_timestamp"])
+        self.chunks.append(message)
+
+    def chunks_since(self, moment):
+        """Those published after a moment, `time.time_ns()`."""
+        return [chunk for at, chunk in zip(self.chunk_times, self.chunks, strict=False) if at > moment]
 
     @property
     def status(self):
@@ -198,8 +106,31 @@ class Listener(Node):
         return future.result()
 
     def wait_state(self, state, detail=""):
-        wait_for(lambda: self.status.state == state and detail in self.status.detail,
-                 lambda: f"status {state} with {detail!r}, it is {self.status.state}: {self.status.detail!r}")
+        def reached():
+            status = self.status
+            return status.state == state and detail in status.detail
+
+        wait_for(reached, lambda: f"status {state} with {detail!r}, it is {self.said()}")
+
+    def said(self):
+        status = self.status
+        return f"{status.state}: {status.detail!r}; last stop {status.last_stop!r}, refusal {status.last_refusal!r}"
+
+    def diagnosed(self, name):
+        """The newest /diagnostics entry of that name: (message, is it an error); None before the first."""
+        for array in reversed(self.diagnostics):
+            for status in array.status:
+                if status.hardware_id == self.target and status.name == f"{self.target}: {name}":
+                    return status.message, status.level == DiagnosticStatus.ERROR
+        return None
+
+    def wait_diagnosis(self, name, says):
+        """Until /diagnostics has an error of that name that says so; with says None, until it is well."""
+        def told():
+            found = self.diagnosed(name)
+            return found is not None and (found == ("ok", False) if says is None else found[1] and says in found[0])
+
+        wait_for(told, lambda: f"the diagnostic {name} to say {says!r}, it is {self.diagnosed(name)}")
 
 
 TINY = {
@@ -235,25 +166,51 @@ class Graph:
         arguments = ["--ros-args", "-r", f"__ns:=/{namespace}"]
         self.node = VLANode(node, parameter_overrides=parameters(**given), cli_args=arguments)
         self.arm = FakeArm(namespace, joint_states)
+        self.sent = []  # (the node's time when it decided, ns; the command)
         self.listener = Listener(node, namespace)
         self._spinners = [Spinner(self.arm, self.listener), Spinner(self.node, threads=3)]
 
     def activate(self):
         assert self.node.trigger_configure() == TransitionCallbackReturn.SUCCESS, self.listener.status.last_stop
+        if self.node._arm is not None:
+            send = self.node._arm.send
+
+            def keep(command, now_ns):
+                self.sent.append((now_ns, command))
+                send(command, now_ns)
+
+            self.node._arm.send = keep
         assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
 
     def run(self, instruction="lift the red cube"):
-        """Until the arm is being commanded."""
+        """Until the arm is being commanded for this instruction."""
+        moment, count = time.time_ns(), len(self.listener.chunks)
         self.listener.instruct(instruction)
-        self.listener.wait_state("running")
-        wait_for(lambda: self.arm.commands, "a command")
+        wait_for(lambda: self.arm.commands_since(moment), lambda: f"a command, it is {self.listener.said()}")
+        wait_for(lambda: any(c.instruction == instruction for c in self.listener.chunks[count:]),
+                 f"a chunk for {instruction!r}")
+        wait_for(lambda: self.listener.status.state == "running" and self.listener.status.instruction == instruction,
+                 lambda: f"running, it is {self.listener.said()}")
 
     def is_quiet(self, seconds=0.5):
-        """Whether nothing that moves is published for a while."""
-        time.sleep(0.1)
-        moment = time.monotonic()
+        """Whether nothing that moves is published for a while, from now on."""
+        moment = time.time_ns()
         time.sleep(seconds)
         return not self.arm.commands_since(moment)
+
+    def held(self, state, detail=""):
+        """Wait for a state; the last command must be a stop that the controller took, with nothing after it."""
+        self.listener.wait_state(state, detail)
+        wait_for(lambda: is_stop(self.arm.last), "the stop")
+        stop = self.arm.last
+        assert self.is_quiet(), "the stop is the last thing that is sent"
+        assert self.arm.last is stop and not self.arm.rejected
+        return stop
+
+    def wait_in_flight(self):
+        """Until an inference is under way; returns the node's time then, ns."""
+        wait_for(lambda: self.node._worker.inferring_since_ns is not None, "an inference in flight")
+        return self.node.now_ns()
 
     def close(self):
         if self.node.lifecycle_state == "active":

@@ -56,13 +56,8 @@ def test_holds_says_why_and_recovers(live, case):
     live.run()
     live.arm.quirks[topic] = quirk
     try:
-        live.listener.wait_state("holding", says)
-        assert says in live.listener.status.last_stop
-        last = live.arm.commands[-1][1]
-        assert live.is_quiet()
-        assert live.arm.commands[-1][1] is last, "the stop is the last thing that was sent"
-        assert np.allclose(last.points[-1].velocities, 0.0)
-        assert np.ptp([p.positions for p in last.points[-2:]], axis=0).max() < 0.01
+        live.held("holding", says)
+        live.wait_for(lambda: says in live.listener.status.last_stop, live.listener.said)
     finally:
         live.arm.quirks.clear()
     live.listener.wait_state("running")
@@ -79,26 +74,26 @@ def pad_rows(message):
 def test_step_larger_than_the_row_is_accepted(live):
     live.run()
     live.arm.quirks["static"] = pad_rows
-    chunks = len(live.listener.chunks)
-    live.wait_for(lambda: len(live.listener.chunks) > chunks + 3, "chunks from padded images")
-    live.listener.wait_state("running")
-    live.arm.quirks.clear()
+    try:
+        chunks = len(live.listener.chunks)
+        live.wait_for(lambda: len(live.listener.chunks) > chunks + 3, "chunks from padded images")
+        live.listener.wait_state("running")
+    finally:
+        live.arm.quirks.clear()
 
 
 @pytest.mark.parametrize(("text", "says"), [("", "is empty"), ("  ", "is empty"), ("lift " * 2000, "9999 characters")])
 def test_bad_instruction(live, text, says):
     live.run()
     live.listener.instruct(text)
-    live.listener.wait_state("holding", says)
-    assert live.is_quiet()
+    live.held("holding", says)
     live.run()
 
 
 def test_instruction_of_unknown_words(live):
     live.run()
     live.listener.instruct("fold the laundry")
-    live.listener.wait_state("holding", "fold")
-    assert live.is_quiet()
+    live.held("holding", "fold")
     live.run()
 
 
@@ -107,7 +102,6 @@ def test_a_jpeg_that_does_not_decode(make_graph):
     graph.activate()
     graph.run()
     graph.arm.quirks["jpeg"] = lambda message: edit(data=message.data[: len(message.data) // 2])(message)
-    graph.listener.wait_state("holding", "does not decode")
-    assert graph.is_quiet()
+    graph.held("holding", "does not decode")
     graph.arm.quirks.clear()
     graph.listener.wait_state("running")

@@ -17,10 +17,16 @@ def refused(graph):
     from rclpy.lifecycle import TransitionCallbackReturn
 
     assert graph.node.trigger_configure() == TransitionCallbackReturn.FAILURE
-    graph.wait_for(lambda: graph.listener.status.last_stop, "the reason in the status")
-    assert graph.listener.status.state == "unconfigured"
+    found = []
+
+    def told():
+        status = graph.listener.status
+        found[:] = [status.last_stop] if status.state == "unconfigured" and status.last_stop else []
+        return found
+
+    graph.wait_for(told, "the reason in the status")
     assert graph.node.lifecycle_state == "unconfigured"
-    return graph.listener.status.last_stop
+    return found[0]
 
 
 CASES = {

@@ -14,10 +14,6 @@ pytestmark = pytest.mark.ros
 OBJECT_POSES = ("truth", "pose", "tf", "object", "cube")
 
 
-def speed_of(points):
-    return max(abs(v) for point in points for v in point.velocities)
-
-
 def test_hears_only_cameras_joints_and_the_instruction(live):
     space = f"/{live.namespace}"
     heard = {topic for topic, _ in live.node.get_subscriber_names_and_types_by_node("vla", space)}
@@ -34,11 +30,15 @@ def test_imports_no_simulator(ros):
 
 def test_what_it_says(live):
     live.run()
-    status = live.listener.status
+    full = []
+
+    def measured():
+        full[:] = [s for s in live.listener.statuses if s.history_have == 2 and s.latency_count > 0]
+        return full
+
+    live.wait_for(measured, "a full history and latencies")
+    status = full[-1]
     assert (status.instruction, status.policy_id, status.dry_run) == ("lift the red cube", "tiny", False)
-    live.wait_for(lambda: live.listener.status.history_have == 2, "a full history")
-    live.wait_for(lambda: live.listener.status.latency_count > 0, "latencies")
-    status = live.listener.status
     assert 0 < status.inference_p50 <= status.inference_p99
     assert 0 < status.latency_p50 <= status.latency_p99
     name = f"/{live.namespace}/vla"
@@ -74,21 +74,28 @@ def test_the_motion_is_smooth_and_no_command_is_rejected(live):
     assert not live.arm.rejected
 
 
+def teleport(graph, positions):
+    """Until the node has seen it."""
+    graph.arm.teleport(np.array(positions))
+    graph.wait_for(lambda: np.allclose(graph.node._inputs.measured().positions, positions), "the node to see it")
+
+
 def test_pause_holds_and_goes_on_from_wherever_the_arm_is(live):
     live.run()
     assert live.listener.call("pause", data=True).success
-    live.listener.wait_state("paused")
-    assert speed_of(live.arm.commands[-1][1].points[-1:]) == 0
-    assert live.is_quiet()
+    live.held("paused")
     moved = live.arm.positions + 0.1
-    live.arm.teleport(moved)
-    assert live.listener.call("pause", data=False).success
-    live.listener.wait_state("running")
-    first = live.arm.commands[-1][1].points[0].positions
-    assert np.abs(np.array(first) - moved).max() < 0.09
-    live.arm.teleport(np.array(live.arm.robot.home))
-    live.listener.call("pause", data=True)
-    live.listener.call("pause", data=False)
+    try:
+        teleport(live, moved)
+        moment = time.time_ns()
+        assert live.listener.call("pause", data=False).success
+        live.wait_for(lambda: live.arm.commands_since(moment), "a command")
+        first = live.arm.commands_since(moment)[0].points[0].positions
+        assert np.abs(np.array(first) - moved).max() < 0.09
+    finally:
+        live.listener.call("pause", data=True)
+        teleport(live, live.arm.robot.home)
+        live.listener.call("pause", data=False)
 
 
 def test_reset_forgets_the_history(live):
@@ -96,11 +103,11 @@ def test_reset_forgets_the_history(live):
     live.wait_for(lambda: live.listener.status.history_have == 2, "a full history")
     moment = live.node.now_ns()
     assert live.listener.call("reset").success
-    live.listener.wait_state("running")
     from robovlms_ros.ros.messages import from_time
 
     live.wait_for(lambda: from_time(live.listener.chunks[-1].header.stamp) > moment, "a chunk after the reset")
-    assert "reset" in live.listener.status.last_stop
+    live.wait_for(lambda: "reset" in live.listener.status.last_stop, live.listener.said)
+    live.listener.wait_state("running")
 
 
 def test_a_new_instruction_takes_effect_at_the_next_inference(live):
@@ -112,7 +119,7 @@ def test_a_new_instruction_takes_effect_at_the_next_inference(live):
         at = next(i for i, c in enumerate(live.listener.chunks[chunks:]) if c.instruction == words)
         later = live.listener.chunks[chunks + at:]
         assert {c.instruction for c in later} == {words}
-    assert live.listener.status.state == "running"
+    live.listener.wait_state("running")
 
 
 def test_deactivate_leaves_the_arm_held(live):
@@ -120,12 +127,8 @@ def test_deactivate_leaves_the_arm_held(live):
 
     live.run()
     assert live.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
-    live.listener.wait_state("inactive")
+    live.held("inactive")
     live.wait_for(lambda: live.listener.status.last_stop == "deactivated", "the reason")
-    time.sleep(0.2)
-    last = live.arm.commands[-1][1]
-    assert not any(last.points[-1].velocities)
-    assert live.is_quiet()
     assert not live.listener.call("pause", data=True).success
     assert live.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     live.run()
@@ -149,11 +152,14 @@ def test_two_robots_on_one_network(make_graph):
     left.listener.instruct("lift the red cube")
     right.listener.instruct("lift the green cube")
     for graph, words in ((left, "lift the red cube"), (right, "lift the green cube")):
+        graph.wait_for(lambda g=graph: g.arm.commands and g.listener.chunks, "commands")
         graph.listener.wait_state("running")
-        graph.wait_for(lambda g=graph: g.arm.commands, "commands")
         assert {c.instruction for c in graph.listener.chunks} == {words}
     left.node.trigger_deactivate()
-    assert left.is_quiet() and not right.is_quiet(1.0)
+    left.held("inactive")
+    moment = time.time_ns()
+    right.wait_for(lambda: right.arm.commands_since(moment), "the other arm's commands")
+    right.listener.wait_state("running")
 
 
 def test_simulated_time_rules_and_may_jump_back(make_graph):
@@ -170,13 +176,14 @@ def test_simulated_time_rules_and_may_jump_back(make_graph):
 
 
 def test_a_clock_that_stands_still_is_not_stale(make_graph):
-    graph = make_graph(use_sim_time=True, max_age=0.9)
+    graph = make_graph(use_sim_time=True, max_age=2.0)
     graph.arm.clock_ns = 1_000 * 10**9
     graph.activate()
     graph.run()
     graph.arm.frozen = True
-    time.sleep(1.0)
-    assert not [s for s in graph.listener.statuses if "stale" in s.detail or "stopped" in s.detail]
+    count = len(graph.listener.statuses)
+    time.sleep(3.0)
+    assert not [s for s in graph.listener.statuses[count:] if "stale" in s.detail or "stopped" in s.detail]
     graph.arm.frozen = False
     chunks = len(graph.listener.chunks)
     graph.wait_for(lambda: len(graph.listener.chunks) > chunks, "chunks after the standstill")
@@ -187,7 +194,7 @@ def test_a_camera_that_never_speaks(make_graph):
     graph.activate()
     graph.listener.instruct("lift the red cube")
     graph.listener.wait_state("waiting", "camera wrist has not spoken")
-    assert "/elsewhere/image_raw" in graph.listener.status.detail
+    graph.listener.wait_state("waiting", "/elsewhere/image_raw")
     assert not graph.arm.commands and not graph.listener.chunks
 
 
@@ -197,7 +204,7 @@ def test_an_instruction_from_before_the_node_is_heard(make_graph, ros):
     time.sleep(0.5)
     graph.activate()
     graph.listener.wait_state("running")
-    assert graph.listener.status.instruction == "lift the green cube"
+    graph.wait_for(lambda: graph.listener.status.instruction == "lift the green cube", graph.listener.said)
 
 
 def test_a_policy_that_is_too_slow_says_so(make_graph):
@@ -215,4 +222,5 @@ def test_added_latency_is_measured_and_covered(make_graph):
     graph.run()
     graph.wait_for(lambda: graph.listener.status.latency_count > 3, "latencies")
     assert graph.listener.status.latency_p50 > 0.3
-    assert graph.listener.status.state == "running" and not graph.arm.rejected
+    graph.listener.wait_state("running")
+    assert not graph.arm.rejected

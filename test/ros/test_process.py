@@ -49,7 +49,8 @@ def start(ros):
 @pytest.fixture
 def bystanders(ros):
     """A function that makes a fake arm and a listener in a namespace."""
-    from ros_graph import FakeArm, Listener, Spinner
+    from fake_arm import FakeArm
+    from ros_graph import Listener, Spinner
 
     spinners = []
 
@@ -80,6 +81,7 @@ def patient():
 
 
 def test_a_signal_leaves_the_arm_held(start, bystanders, tiny_checkpoint):
+    from fake_arm import is_stop
     from ros_graph import wait_for
 
     process = start("vla_node", checkpoint=tiny_checkpoint, dry_run="false", **patient())
@@ -94,10 +96,9 @@ def test_a_signal_leaves_the_arm_held(start, bystanders, tiny_checkpoint):
     code, output = process.end(signal.SIGINT)
     assert code == 0, output
     wait_for(lambda: "asked to end" in listener.status.last_stop, "the reason")
-    last = arm.commands[-1][1]
-    assert not any(last.points[-1].velocities)
-    steps = np.diff([p.positions for p in last.points[-4:]], axis=0)
-    assert np.abs(steps).max() < 0.01
+    wait_for(lambda: is_stop(arm.last), "the stop")
+    wait_for(lambda: not arm.is_moving(), "the arm at rest")
+    np.testing.assert_allclose(arm.positions, arm.last.points[-1].positions, atol=1e-6)
     assert not arm.rejected
 
 

@@ -18,7 +18,7 @@ def sim(ros):
     from rclpy.node import Node
     from rclpy.parameter import Parameter
     from rclpy.qos import qos_profile_sensor_data
-    from ros_graph import LATCHED, Spinner
+    from ros_graph import LATCHED, Spinner, wait_for
     from sensor_msgs.msg import CompressedImage, Image, JointState
     from std_msgs.msg import String
     from std_srvs.srv import Trigger
@@ -43,6 +43,7 @@ def sim(ros):
             self.reset = self.create_client(Trigger, "sim_arm/reset")
 
         def truth(self):
+            wait_for(lambda: self.heard["sim_arm/ground_truth"], "the ground truth")
             return json.loads(self.heard["sim_arm/ground_truth"][-1].data)
 
     node = SimArmNode(parameter_overrides=[Parameter("publish_clock", value=True), Parameter("compressed", value=True)],
@@ -77,9 +78,15 @@ def test_compressed_shows_the_same(sim):
 
     from robovlms_ros.conversions.images import to_rgb
 
-    wait_for(lambda: sim.heard["static/image_raw/compressed"], "a compressed image")
-    raw = {stamps([m])[0]: m for m in sim.heard["static/image_raw"]}
-    pairs = [(raw[t], m) for m in sim.heard["static/image_raw/compressed"] if (t := stamps([m])[0]) in raw]
+    pairs = []
+
+    def paired():
+        raw = {stamps([m])[0]: m for m in list(sim.heard["static/image_raw"])}
+        found = list(sim.heard["static/image_raw/compressed"])
+        pairs[:] = [(raw[t], m) for m in found if (t := stamps([m])[0]) in raw]
+        return pairs
+
+    wait_for(paired, "a raw and a compressed image of one stamp")
     one, other = (to_rgb(m).astype(int) for m in pairs[0])
     assert np.abs(one - other).mean() < 4
 
@@ -108,7 +115,8 @@ def test_blanked_cameras(sim):
     from ros_graph import wait_for
 
     reset(sim, 9, blank_cameras=True)
-    wait_for(lambda: not any(sim.heard["static/image_raw"][-1].data), "a black image")
+    wait_for(lambda: sim.heard["static/image_raw"] and not any(sim.heard["static/image_raw"][-1].data),
+             "a black image")
     reset(sim, 9, blank_cameras=False)
     wait_for(lambda: any(sim.heard["static/image_raw"][-1].data), "a picture")
 

@@ -1,0 +1,135 @@
+"""An arm without physics and two cameras of noise, for a graph that has neither."""
+
+import io
+
+import numpy as np
+from PIL import Image as PillowImage
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.sim.trajectory_controller import (
+    TrajectoryController,
+    TrajectoryMessage,
+    TrajectoryPoint,
+    TrajectoryRejected,
+)
+
+SIZE = 32
+PERIOD_NS = 40_000_000  # of the joint states; the cameras' is four times that
+
+
+class FakeArm(Node):
+    """A Panda that does exactly as its controller says, with two cameras of noise. `quirks` bend what it publishes.
+
+    quirks: what (static, wrist, jpeg: the wrist's camera compressed, joint_states) -> function from the message to the
+        message to send, or None.
+    frozen: nothing happens and nothing is published, simulated time included.
+    clock_ns: simulated time, published on /clock and used for stamps; None is the system's clock.
+    commands: (when it was published, ns of the system's clock; the message).
+    """
+
+    def __init__(self, namespace="", joint_states="joint_states"):
+        super().__init__("fake_arm", namespace=namespace)
+        self.robot = load_robot("panda")
+        self.quirks = {}
+        self.commands, self.gripper_commands, self.rejected = [], [], []
+        self.clock_ns = None
+        self.frozen = False
+        self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
+        self._controller = TrajectoryController(self.robot.joints)
+        self.positions = np.array(self.robot.home)
+        self.velocities = np.zeros_like(self.positions)
+        self._updated_ns = 0
+        self._states = self.create_publisher(JointState, joint_states, 10)
+        self._images = {name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
+                        for name in ("static", "wrist")}
+        self._jpeg = self.create_publisher(CompressedImage, "wrist/image_raw/compressed", qos_profile_sensor_data)
+        self._rng = np.random.default_rng(0)
+        self._hearing = None
+        self.hear(True)
+        self.create_subscription(JointTrajectory, self.robot.gripper.topic, self.gripper_commands.append, 10)
+        self.create_timer(PERIOD_NS / 1e9, self._step)
+        self._ticks = 0
+
+    def now_ns(self):
+        return self.get_clock().now().nanoseconds if self.clock_ns is None else self.clock_ns
+
+    def hear(self, listen):
+        """Start or stop the controller."""
+        if self._hearing is not None:
+            self.destroy_subscription(self._hearing)
+        topic = self.robot.controller.topic
+        self._hearing = self.create_subscription(JointTrajectory, topic, self._on_command, 10) if listen else None
+
+    def _on_command(self, message, info):
+        self.commands.append((info["source_timestamp"], message))
+        points = tuple(TrajectoryPoint(from_time(p.time_from_start), p.positions, p.velocities) for p in message.points)
+        try:
+            self._controller.accept(
+                TrajectoryMessage(from_time(message.header.stamp), tuple(message.joint_names), points), self.now_ns())
+        except TrajectoryRejected as error:
+            self.rejected.append(str(error))
+
+    def teleport(self, positions):
+        """Put the arm elsewhere, as a person or a simulator does."""
+        self.positions = np.array(positions)
+        self._controller.reset()
+
+    def rewind(self, clock_ns):
+        """Simulated time jumps back."""
+        self.clock_ns = clock_ns
+        self._controller.reset()
+
+    def _step(self):
+        if self.frozen:
+            return
+        if self.clock_ns is not None:
+            self.clock_ns += PERIOD_NS
+            self._clock_publisher.publish(Clock(clock=to_time(self.clock_ns)))
+        now = self.now_ns()
+        period = now - self._updated_ns if 0 < now - self._updated_ns < 10**9 else PERIOD_NS
+        self.positions, self.velocities = self._controller.update(now, period, self.positions, self.velocities)
+        self._updated_ns = now
+        state = JointState(name=[*self.robot.joints, self.robot.gripper.joint],
+                           position=[*self.positions.tolist(), 0.04], velocity=[*self.velocities.tolist(), 0.0])
+        self._send(self._states, "joint_states", state, now)
+        self._ticks += 1
+        if self._ticks % 4 == 0:
+            for name, publisher in self._images.items():
+                image = Image(width=SIZE, height=SIZE, encoding="rgb8", step=3 * SIZE)
+                image.data.frombytes(self._rng.integers(0, 256, 3 * SIZE * SIZE, dtype=np.uint8).tobytes())
+                self._send(publisher, name, image, now)
+            buffer = io.BytesIO()
+            PillowImage.fromarray(self._rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(buffer, "JPEG")
+            jpeg = CompressedImage(format="rgb8; jpeg compressed bgr8")
+            jpeg.data.frombytes(buffer.getvalue())
+            self._send(self._jpeg, "jpeg", jpeg, now)
+
+    def _send(self, publisher, name, message, now):
+        message.header.stamp = to_time(now)
+        message = self.quirks.get(name, lambda m: m)(message)
+        if message is not None:
+            publisher.publish(message)
+
+    @property
+    def last(self):
+        return self.commands[-1][1]
+
+    def commands_since(self, moment):
+        """Those published after a moment, `time.time_ns()`."""
+        return [message for at, message in self.commands if at > moment]
+
+    def is_moving(self):
+        return max(abs(self.velocities)) > 1e-6
+
+
+def is_stop(message):
+    """Whether a command brings the arm to rest and keeps it there, as only a stop does."""
+    last, end = message.points[-2:]
+    stays = from_time(end.time_from_start) - from_time(last.time_from_start) > 10**9
+    return stays and last.positions == end.positions and not any(end.velocities)
