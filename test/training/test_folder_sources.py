@@ -1,0 +1,245 @@
+"""LeRobot v3 folders and CALVIN folders, against folders that the tests write with pyarrow, PyAV and NumPy alone.
+
+- LeRobot: episodes out of several chunked files, the frames of the episode's own part of a video in any order, images
+  in the table too, actions and states scaled and their columns chosen, instructions by task.
+- CALVIN: annotated episodes with both ends, relative actions in metres and radians, proprioception, default cameras;
+  overlapping annotations are one recording.
+- The annotations' pickle runs nothing: whatever else it names is refused by that name.
+- Refused with a remedy: version 2, another rate, a camera that is not there, too few columns, rows missing, a cut-off
+  video, annotations of another shape.
+"""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robovlms_ros.config import config_from_mapping
+from robovlms_ros.schema import ConfigError
+from robovlms_ros.training.episodes import DataError, open_sources
+
+EEF = {"space": "eef_delta", "frame": "base", "rotation": "euler_xyz_extrinsic", "composition": "chained",
+       "units": {"translation": 0.02, "rotation": 0.05}, "gripper": {"open_value": 1}}
+FPS = 10
+
+
+def config(step: float, cameras: tuple[str, ...] = ("static", "wrist"), **blocks: Any) -> Any:
+    blocks.setdefault("action", EEF)
+    blocks["action"] = {**blocks["action"], "step_duration": step}
+    model = {"backbone": "paligemma", "history_length": 1, "action_chunk_size": 2}
+    return config_from_mapping({"model": model, "cameras": list(cameras), **blocks})
+
+
+def shade(episode: int, frame: int) -> int:
+    """A grey that survives a lossy codec."""
+    return (40 * episode + 8 * frame) % 230 + 10
+
+
+LENGTHS = (5, 4, 6)
+
+
+def write_lerobot(root: Path, version: str = "v3.0") -> Path:
+    """Three episodes in two data files and two videos of one camera; the other camera's images lie in the table."""
+    av, pa, pq = pytest.importorskip("av"), pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    files = {0: (0, 0), 1: (0, 0), 2: (0, 1)}
+    features = {
+        "observation.images.static": {"dtype": "video", "shape": [32, 32, 3], "names": ["height", "width", "channels"]},
+        "observation.images.wrist": {"dtype": "image", "shape": [8, 8, 3], "names": ["height", "width", "channels"]},
+        "action": {"dtype": "float32", "shape": [8], "names": [f"m{i}" for i in range(8)]},
+        "observation.state": {"dtype": "float32", "shape": [4], "names": ["x", "y", "z", "g"]},
+    }
+    info = {"codebase_version": version, "robot_type": "made_up", "total_episodes": 3, "total_frames": 15, "fps": FPS,
+            "chunks_size": 1000, "features": features,
+            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"}
+    (root / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    tasks = pa.table({"task_index": pa.array([0, 1]), "__index_level_0__": ["open it", "close it"]})
+    pq.write_table(tasks, root / "meta" / "tasks.parquet")
+    episodes, rows, videos = [], {}, {}
+    for e, length in enumerate(LENGTHS):
+        chunk, file = files[e]
+        start = len(videos.setdefault(file, []))
+        videos[file] += [shade(e, t) for t in range(length)]
+        episodes.append({
+            "episode_index": e, "length": length, "tasks": ["open it"], "data/chunk_index": chunk,
+            "data/file_index": file, "videos/observation.images.static/chunk_index": chunk,
+            "videos/observation.images.static/file_index": file,
+            "videos/observation.images.static/from_timestamp": start / FPS, "stats/action/min": [0.0] * 8})
+        for t in range(length):
+            rows.setdefault(file, []).append({
+                "action": action(e, t).tolist(), "observation.state": [0.1 * t, 0.2, 0.3, 50.0], "timestamp": t / FPS,
+                "frame_index": t, "episode_index": e, "index": 100 * e + t, "task_index": e % 2,
+                "observation.images.wrist": {"bytes": encoded(e, t), "path": f"frame-{t}.png"}})
+    pq.write_table(pa.Table.from_pylist(episodes), root / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
+    for file, table in rows.items():
+        path = root / info["data_path"].format(chunk_index=0, file_index=file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(table), path)
+    for file, greys in videos.items():
+        path = root / info["video_path"].format(video_key="observation.images.static", chunk_index=0, file_index=file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=FPS)
+            stream.width = stream.height = 32
+            stream.pix_fmt, stream.gop_size = "yuv420p", 4
+            for grey in greys:
+                frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), grey, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    return root
+
+
+def action(episode: int, frame: int) -> np.ndarray:
+    """Gripper first (0 closed to 100 open), six numbers of the arm, one that nobody uses."""
+    return np.array([100.0 * (frame % 2), *(episode + 0.1 * frame + 0.01 * np.arange(6)), 9.0], np.float32)
+
+
+def encoded(episode: int, frame: int) -> bytes:
+    import io
+
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), shade(episode, frame), np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+LEROBOT = {"lerobot": {"arm": [1, 2, 3, 4, 5, 6], "gripper": 0, "gripper_open": 100.0, "scale": [0.5],
+                       "proprioception": {"eef_position": [0, 1, 2], "gripper": [3]}}}
+STATES = {"proprioception": {"names": ["gripper", "eef_position"]}}
+
+
+def test_lerobot_folder(tmp_path):
+    source = open_sources([write_lerobot(tmp_path / "set")], config(0.1, **STATES), LEROBOT)
+    assert [source.length(i) for i in range(len(source))] == list(LENGTHS) and source.rate_hz == FPS
+    for e in range(3):
+        arrays = source.arrays(e)
+        recorded = np.stack([action(e, t) for t in range(LENGTHS[e])]).astype(np.float64)
+        assert np.allclose(arrays.actions, np.column_stack([0.5 * recorded[:, 1:7], recorded[:, 0] / 100]))
+        assert np.array_equal(arrays.stamps_ns, np.arange(LENGTHS[e]) * 100_000_000)
+        assert arrays.instruction == ("open it", "close it", "open it")[e]
+        assert np.allclose(arrays.proprioception[2], [0.5, 0.2, 0.2, 0.3])
+        for steps in ([3, 0, 1], range(LENGTHS[e])):
+            images = source.images(e, list(steps))
+            expected = np.array([shade(e, t) for t in steps])
+            assert np.abs(images["static"].mean(axis=(1, 2, 3)) - expected).max() < 3
+            assert np.array_equal(images["wrist"][:, 0, 0, 0], expected)
+    copy = pickle.loads(pickle.dumps(source))
+    assert np.array_equal(copy.images(2, [5])["static"], source.images(2, [5])["static"])
+
+
+def test_lerobot_refusals(tmp_path):
+    root = write_lerobot(tmp_path / "set")
+    with pytest.raises(ConfigError, match=r"step_duration = 0.05 s.*10 Hz: must be 0.1"):
+        open_sources([root], config(0.05), LEROBOT)
+    with pytest.raises(DataError, match=r"camera 'front'; image features there: observation.images.static"):
+        open_sources([root], config(0.1, ("static", "front")), LEROBOT)
+    with pytest.raises(DataError, match=r"8 columns .* 7 of them taken"):
+        open_sources([root], config(0.1))
+    with pytest.raises(ConfigError, match=r"proprioception.gripper is missing"):
+        open_sources([root], config(0.1, **STATES), {"lerobot": {"arm": [1, 2, 3, 4, 5, 6], "gripper": 0}})
+    with pytest.raises(DataError, match=r"version v2.1: must be v3"):
+        open_sources([write_lerobot(tmp_path / "old", "v2.1")], config(0.1), LEROBOT)
+    source = open_sources([root], config(0.1), LEROBOT)
+    video = root / "videos/observation.images.static/chunk-000/file-001.mp4"
+    video.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"file-001.mp4: cannot be opened as a video"):
+        source.images(2, [0])
+    other = root / "videos/observation.images.static/chunk-000/file-000.mp4"
+    other.replace(video)  # nine frames: 0.9 s
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = root / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(table).to_pylist()
+    rows[2]["videos/observation.images.static/from_timestamp"] = 5.0
+    rows[1]["length"] = 7
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    source = open_sources([root], config(0.1), LEROBOT)
+    with pytest.raises(DataError, match=r"no frame at 5.000 s"):
+        source.images(2, [0])
+    with pytest.raises(DataError, match=r"4 rows of .*, meta/episodes says 7"):
+        source.arrays(1)
+
+
+def write_calvin(root: Path, annotations: Any = None) -> Path:
+    """Twelve steps; three annotated episodes, two of which overlap."""
+    (root / "lang_annotations").mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    for index in range(100, 112):
+        np.savez(root / f"episode_{index:07d}.npz", rgb_static=np.full((20, 20, 3), index, np.uint8),
+                 rgb_gripper=np.full((8, 8, 3), 255 - index, np.uint8),
+                 rel_actions=np.append(rng.uniform(-1, 1, 6), 1.0 if index % 2 else -1.0),
+                 actions=rng.uniform(-1, 1, 7), robot_obs=np.arange(15) / 100, scene_obs=np.zeros(24))
+    np.save(root / "ep_start_end_ids.npy", np.array([[100, 111]]))
+    if annotations is None:
+        annotations = {"language": {"ann": ["turn on", "push it", "lift it"], "task": ["a", "b", "c"],
+                                    "emb": rng.normal(size=(3, 1, 4)).astype(np.float32)},
+                       "info": {"episodes": [], "indx": [(100, 104), (103, 106), (107, np.int64(111))]}}
+    np.save(root / "lang_annotations" / "auto_lang_ann.npy", annotations, allow_pickle=True)
+    return root
+
+
+def test_calvin_folder(tmp_path):
+    root = write_calvin(tmp_path / "training")
+    names = ["eef_position", "eef_rotation_vector", "gripper", "joint_positions"]
+    source = open_sources([root], config(1 / 30, proprioception={"names": names, "joints": 7}))
+    assert [source.length(i) for i in range(3)] == [5, 4, 5] and source.rate_hz == 30
+    assert source.origin(0) == source.origin(1) != source.origin(2)
+    arrays = source.arrays(1)
+    assert arrays.instruction == "push it"
+    for t, index in enumerate(range(103, 107)):
+        recorded = np.load(root / f"episode_{index:07d}.npz")["rel_actions"]
+        expected = [*(recorded[:3] / 50), *(recorded[3:6] / 20), float(recorded[6] > 0)]
+        assert np.allclose(arrays.actions[t], expected)
+    state = arrays.proprioception[0]
+    assert np.allclose(state[:3], [0, 0.01, 0.02]) and np.allclose(state[6:], [0.06 / 0.08, *np.arange(7, 14) / 100])
+    angles = np.array([0.03, 0.04, 0.05])
+    assert np.allclose(state[3:6], angles, atol=2e-3)  # small angles: the order hardly matters
+    images = source.images(2, [4, 0])
+    assert np.array_equal(images["static"][:, 0, 0, 0], [111, 107])
+    assert np.array_equal(images["wrist"][:, 0, 0, 0], [255 - 111, 255 - 107])
+
+
+def test_calvin_without_annotations_and_absolute(tmp_path):
+    root = write_calvin(tmp_path / "training")
+    (root / "lang_annotations" / "auto_lang_ann.npy").unlink()
+    with pytest.raises(DataError, match=r"nothing says what was done"):
+        open_sources([root], config(1 / 30))
+    absolute = {**EEF, "space": "eef_pose", "units": {"translation": 1.0, "rotation": 1.0}}
+    source = open_sources([root], config(1 / 30, action=absolute), {"calvin": {"instruction": "play"}})
+    assert len(source) == 1 and source.arrays(0).instruction == "play"
+    recorded = np.load(root / "episode_0000105.npz")["actions"]
+    assert np.allclose(source.arrays(0).actions[5, :6], recorded[:6])
+    (root / "episode_0000104.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"episode_0000104.npz: a step of the episode is missing or damaged"):
+        source.arrays(0)
+
+
+class Evil:
+    """What an attacker would put into the file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_annotations_run_nothing(tmp_path):
+    marker = tmp_path / "ran"
+    root = write_calvin(tmp_path / "evil", {"info": {"indx": Evil(marker)}, "language": {"ann": []}})
+    with pytest.raises(DataError, match=r"auto_lang_ann.npy: refused: it asks for (posix|nt).system"):
+        open_sources([root], config(1 / 30))
+    assert not marker.exists()
+    root = write_calvin(tmp_path / "wrong", {"info": {"indices": []}, "language": {"ann": []}})
+    with pytest.raises(DataError, match=r"not CALVIN's annotations"):
+        open_sources([root], config(1 / 30))
+    np.save(root / "lang_annotations" / "auto_lang_ann.npy", np.arange(3))
+    with pytest.raises(DataError, match=r"array of numbers"):
+        open_sources([root], config(1 / 30))
