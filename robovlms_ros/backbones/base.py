@@ -130,14 +130,22 @@ class BaseRoboVLM(nn.Module):
         """Extra arguments of `text_tower` that depend on the sequence's layout: multi-axis positions, DeepStack."""
         return {}
 
-    def run_text_tower(self, sequence: TokenSequence, **kwargs: Any) -> Any:
-        """The language model over the sequence; returns transformers' output with `last_hidden_state` (N, L, d)."""
+    def run_text_tower(self, sequence: TokenSequence, tower: nn.Module | None = None, **kwargs: Any) -> Any:
+        """The language model over the sequence; returns transformers' output with `last_hidden_state` (N, L, d).
+
+        tower: stands in for `text_tower`. Further arguments go to it and override what the sequence says.
+        """
         scale = self.input_scale
         embeds = sequence.embeds
         if scale != 1.0:
-            embeds = embeds * torch.tensor(scale, dtype=embeds.dtype, device=embeds.device)
-        kwargs = {"use_cache": False, **self.positions(sequence), **kwargs}
-        return self.text_tower(inputs_embeds=embeds, attention_mask=sequence.mask.long(), **kwargs)
+            # Rounded as a tensor of the sequence's precision would be, without a tensor that has to reach the device.
+            embeds = embeds * torch.tensor(scale, dtype=embeds.dtype).item()
+        if "position_ids" not in kwargs:
+            kwargs = {**self.positions(sequence), **kwargs}
+        if "attention_mask" not in kwargs:
+            kwargs["attention_mask"] = sequence.mask.long()
+        kwargs.setdefault("use_cache", False)
+        return (tower or self.text_tower)(inputs_embeds=embeds, **kwargs)
 
     # What is the same for all ----------------------------------------------------------------------------------------
 
@@ -176,10 +184,12 @@ class BaseRoboVLM(nn.Module):
         wanted = self.config.cameras
         if set(images) != set(wanted):
             raise BackboneError(f"images of cameras {sorted(images)}: the policy wants exactly {sorted(wanted)}.")
-        features = {name: self.encode_camera(images[name]) for name in wanted}
-        if self.config.vlm.resampler:
-            features = {k: VisualTokens(self.vision_resampler(v.tokens)) for k, v in features.items()}
-        return features
+        return {name: self.encode_images(images[name]) for name in wanted}
+
+    def encode_images(self, images: Tensor) -> VisualTokens:
+        """Visual tokens of frames (N, 3, S, S), of one camera or several, resampled where the configuration says so."""
+        visual = self.encode_camera(images)
+        return VisualTokens(self.vision_resampler(visual.tokens)) if self.config.vlm.resampler else visual
 
     def forward_features(
         self,

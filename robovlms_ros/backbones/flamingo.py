@@ -110,12 +110,12 @@ class RoboFlamingo(BaseRoboVLM):
         tokens = self.vision_tower(images).last_hidden_state[:, 1:]
         return self.backbone.perceiver(tokens)
 
-    def run_text_tower(self, sequence: TokenSequence, **kwargs: Any) -> Any:
+    def run_text_tower(self, sequence: TokenSequence, tower: nn.Module | None = None, **kwargs: Any) -> Any:
         assert sequence.media is not None
         locations = torch.zeros_like(sequence.mask)
         locations[:, self.hf_config.media_column] = True
         with attending(Media(sequence.media, locations)):
-            return super().run_text_tower(sequence, **kwargs)
+            return super().run_text_tower(sequence, tower, **kwargs)
 
     @staticmethod
     def adapt_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

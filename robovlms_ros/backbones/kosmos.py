@@ -73,11 +73,11 @@ class RoboKosMos(BaseRoboVLM):
     def vision_tower(self) -> nn.Module:
         return self.backbone.vision_model
 
-    def run_text_tower(self, sequence: TokenSequence, **kwargs: Any) -> Any:
+    def run_text_tower(self, sequence: TokenSequence, tower: nn.Module | None = None, **kwargs: Any) -> Any:
         # The table of sinusoids is no weight and stays float32 at load: it would lift the whole sequence to float32.
         table = self.text_tower.embed_positions
         table.weights = table.weights.to(sequence.embeds.dtype)
-        return super().run_text_tower(sequence, **kwargs)
+        return super().run_text_tower(sequence, tower, **kwargs)
 
     def model_encode_images(self, images: Tensor) -> Tensor:
         features = self.vision_tower(pixel_values=images).last_hidden_state

@@ -100,7 +100,10 @@ class PolicyHead(nn.Module):
             raise HeadError(
                 f"head input has shape {tuple(features.shape)}, must be (batch, window, tokens, {self.in_features})."
             )
-        hidden = self.aggregate(self.reduce(features))  # (B, W, hidden_size * latent)
+        return self.read_out(self.aggregate(self.reduce(features)))
+
+    def read_out(self, hidden: Tensor) -> HeadOutput:
+        """What `aggregate` gives for any number of frames, (B, T, hidden_size * latent), to their chunks."""
         arm = torch.tanh(self.actions(hidden)).unflatten(-1, (self.horizon, self.arm_dims))  # (B, W, n, A)
         return HeadOutput(arm, self.gripper(hidden).unsqueeze(-1))  # logits (B, W, n, 1)
 

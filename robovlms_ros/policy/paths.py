@@ -24,7 +24,7 @@ def no_timer(stage: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-@dataclass
+@dataclass(eq=False)
 class Encoded:
     """A frame of the history: the observation until the VLM has seen it, then only what came out.
 
