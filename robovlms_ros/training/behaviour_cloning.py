@@ -7,6 +7,7 @@ the cubes and ignores the words. The simulator's ground truth serves in training
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ class Learner(nn.Module):
         names = policy.config.cameras
         visual = policy.vlm.encode_frames({name: images[:, :, k].flatten(0, 1) for k, name in enumerate(names)})
         words = policy.tokenize(list(INSTRUCTIONS))
-        state = policy.normalise_state(torch.from_numpy(_states(policy, windows)))  # (B, W, P)
+        state = policy.normalise_state(torch.from_numpy(raw_states(policy, windows)))  # (B, W, P)
         assert state is not None
         state = state + recipe.state_noise * torch.randn(state.shape, generator=generator)
         features = features_under_instructions(
@@ -138,7 +139,7 @@ class Learner(nn.Module):
         return Losses(total, arm_loss.detach(), gripper_loss.detach(), error)
 
 
-def _states(policy: VLAPolicy, windows: Windows) -> np.ndarray:
+def raw_states(policy: VLAPolicy, windows: Any) -> np.ndarray:
     """(B, W, P) raw proprioception, by the function that serves the running policy."""
     config = policy.config.proprioception
     assert config is not None

@@ -1,8 +1,9 @@
 """Recorded shards as training windows (see `demonstrations` for what a shard holds)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +36,14 @@ class Windows:
 class DemonstrationSet:
     """All frames of some shards; images stay on disk (memory-mapped), the rest is in memory.
 
-    window, stride: a window's length in frames and the distance between its frames. Raises DatasetError.
+    window, stride: a window's length in frames and the distance between its frames. kind: what windows come as, a
+    dataclass of `images` and of columns of the shards. Raises DatasetError.
     """
 
-    def __init__(self, shards: Sequence[Path], window: int, stride: int) -> None:
+    def __init__(self, shards: Sequence[Path], window: int, stride: int, kind: type = Windows) -> None:
         if not shards:
             raise DatasetError("no shards of demonstrations: record some first (`robovlms demo-data`).")
-        self.window, self.stride = window, stride
+        self.window, self.stride, self._kind = window, stride, kind
         self._images = [np.load(shard / "images.npy", mmap_mode="r") for shard in shards]
         columns: dict[str, list[NDArray]] = {}
         for shard in shards:
@@ -61,15 +63,15 @@ class DemonstrationSet:
         """Frames."""
         return int(self._first[-1])
 
-    def windows(self, starts: NDArray[np.int64]) -> Windows:
-        """The windows that begin at these frames, a choice of `self.starts`."""
+    def windows(self, starts: NDArray[np.int64]) -> Any:
+        """The windows that begin at these frames, a choice of `self.starts`; as the set's `kind`."""
         index = starts[:, None] + self.stride * np.arange(self.window)  # (B, W)
         images = np.stack([self._image(int(i)) for i in index.ravel()])
         columns = {
             name: self._columns[name][index].astype(np.float32)
-            for name in ("poses", "joints", "openings", "cubes", "labels")
+            for name in (field.name for field in fields(self._kind) if field.name != "images")
         }
-        return Windows(images.reshape(*index.shape, *images.shape[1:]), **columns)
+        return self._kind(images.reshape(*index.shape, *images.shape[1:]), **columns)
 
     def _image(self, frame: int) -> NDArray[np.uint8]:
         shard = int(np.searchsorted(self._first, frame, side="right")) - 1

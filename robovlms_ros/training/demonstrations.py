@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,11 +50,29 @@ class DemonstrationSettings:
     slip: float = 0.02
 
 
-class Disturbance:
-    """Noise on what is executed: correlated over time (AR(1)) in speed, weaker near the named cube."""
+def _distance_to_cube(chunk: ActionChunk, frame: Frame) -> float:
+    state = frame.observation.state
+    assert state is not None and state.eef_pose is not None
+    return float(np.linalg.norm(state.eef_pose[:3, 3] - frame.truth.cubes[named_cube(chunk.instruction)]))
 
-    def __init__(self, sigma: float, slip: float, rng: np.random.Generator) -> None:
+
+class Disturbance:
+    """Noise on what is executed: correlated over time (AR(1)) in speed, weaker near the goal.
+
+    distance: m from the goal at a frame; by default from the hand to the named cube. turn: standard deviation of the
+    noise about the vertical, rad per step.
+    """
+
+    def __init__(
+        self,
+        sigma: float,
+        slip: float,
+        rng: np.random.Generator,
+        distance: Callable[[ActionChunk, Frame], float] = _distance_to_cube,
+        turn: float = 0.0,
+    ) -> None:
         self._sigma, self._slip, self._rng = sigma * MAX_SPEED * STEP, slip, rng
+        self._distance, self._turn = distance, turn
         self._noise = rng.normal(size=3)
         self._last_ns: int | None = None
 
@@ -63,13 +81,13 @@ class Disturbance:
             for _ in range(round((chunk.stamp_ns - self._last_ns) / (STEP * NANOSECONDS))):
                 self._noise = self._next(self._noise)
         self._last_ns = chunk.stamp_ns
-        state = frame.observation.state
-        assert state is not None and state.eef_pose is not None
-        distance = np.linalg.norm(state.eef_pose[:3, 3] - frame.truth.cubes[named_cube(chunk.instruction)])
-        scale = self._sigma * float(np.clip((distance - 0.02) / 0.06, 0.08, 1.0))
+        near = float(np.clip((self._distance(chunk, frame) - 0.02) / 0.06, 0.08, 1.0))
+        scale = self._sigma * near
         values, noise = chunk.values.copy(), self._noise
         for row in values[:_DISTURBED_STEPS]:
             row[:3] += scale * noise
+            if self._turn:
+                row[5] += self._turn * near * noise[2]
             noise = self._next(noise)
         if self._rng.uniform() < self._slip:
             values[: self._rng.integers(4, 10), 6] = 1 - np.round(values[0, 6])
@@ -87,6 +105,28 @@ class _Recorder:
         self.frames.append(frame)
 
 
+class Recording(Protocol):
+    """What is recorded: how an episode runs, and what is kept of a frame."""
+
+    def run(self, seed: int, loop: ClosedLoop, agent: Agent, settings: DemonstrationSettings) -> Outcome:
+        """One episode, drawn from the seed alone."""
+        ...
+
+    def row(self, frame: Frame, seed: int) -> dict[str, Any]:
+        """A frame's row of every column, `images` and `episodes` among them."""
+        ...
+
+
+class CubeRecording:
+    """The easy demo: two cubes, every frame labelled for both."""
+
+    def run(self, seed: int, loop: ClosedLoop, agent: Agent, settings: DemonstrationSettings) -> Outcome:
+        return run_episode(seed, loop, agent, settings)
+
+    def row(self, frame: Frame, seed: int) -> dict[str, Any]:
+        return _row(frame, seed)
+
+
 def record_shard(
     folder: Path,
     seeds: Sequence[int],
@@ -94,11 +134,13 @@ def record_shard(
     agent: Agent,
     settings: DemonstrationSettings,
     progress: Callable[[Outcome], None] = lambda outcome: None,
+    recording: Recording | None = None,
 ) -> list[Outcome]:
     """Run one episode per seed with `agent` in `loop` and write the shard; complete or absent, never half.
 
-    A shard that exists is left as it is and answers with no outcomes.
+    A shard that exists is left as it is and answers with no outcomes. recording: the easy demo's by default.
     """
+    recording = recording or CubeRecording()
     if (folder / "frames.npz").exists():
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,9 +148,9 @@ def record_shard(
     loop.on_frame = recorder
     for seed in seeds:
         recorder.frames.clear()
-        outcomes.append(run_episode(seed, loop, agent, settings))
+        outcomes.append(recording.run(seed, loop, agent, settings))
         progress(outcomes[-1])
-        rows += [_row(frame, seed) for frame in recorder.frames]
+        rows += [recording.row(frame, seed) for frame in recorder.frames]
     loop.on_frame = loop.disturb = None
     np.save(folder / "images.npy", np.stack([row.pop("images") for row in rows]))
     (folder / "outcomes.json").write_text(json.dumps([vars(o) for o in outcomes], indent=1))
@@ -125,7 +167,7 @@ def run_episode(seed: int, loop: ClosedLoop, agent: Agent, settings: Demonstrati
     loop.world.reset(seed)
     if rng.uniform() < settings.random_start:
         opening = rng.uniform() if rng.uniform() < settings.closed_start else 1.0
-        loop.world.set_arm(_random_start(rng, loop.kinematics, loop.world.joint_state().positions), opening)
+        loop.world.set_arm(random_start(rng, loop.kinematics, loop.world.joint_state().positions), opening)
     first, second = rng.permutation(list(INSTRUCTIONS))
     spoken = [(0.0, str(first))]
     if rng.uniform() < settings.switch:
@@ -135,13 +177,14 @@ def run_episode(seed: int, loop: ClosedLoop, agent: Agent, settings: Demonstrati
     return loop.run(agent, spoken, rng)
 
 
-def _random_start(rng: np.random.Generator, kinematics: Kinematics, seed: Array) -> Array:
-    """Joint positions (7,) that put the hand somewhere in START_BOX, pointing nearly down."""
+def random_start(rng: np.random.Generator, kinematics: Kinematics, seed: Array, turn: float = 0.12) -> Array:
+    """Joint positions (7,) that put the hand somewhere in START_BOX, pointing nearly down, turned by at most `turn`
+    rad about the vertical."""
     while True:
         low, high = np.array(START_BOX).T
         pose = np.eye(4)
         pose[:3, 3] = rng.uniform(low, high)
-        pose[:3, :3] = matrix_from_vector(rng.uniform(-0.12, 0.12, 3)) @ HAND_DOWN
+        pose[:3, :3] = matrix_from_vector(rng.uniform(-1.0, 1.0, 3) * (0.12, 0.12, turn)) @ HAND_DOWN
         result = kinematics.inverse(pose[None], seed)
         if result.reached[0]:
             return result.positions[0]

@@ -1,4 +1,4 @@
-"""The whole way to the demo's checkpoint: demonstrations, behaviour cloning, rounds of dataset aggregation.
+"""The whole way to a simulated arm's checkpoint: demonstrations, behaviour cloning, rounds of dataset aggregation.
 
 Everything lies in one folder and is resumable: `demonstrations/` and `aggregation_N/` hold shards, `run/` the trainer's
 state and curve, `checkpoint/` the result. What is finished is not done again.
@@ -8,13 +8,15 @@ import logging
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from robovlms_ros.config import PolicyConfig, config_from_mapping
 from robovlms_ros.schema import build, read_mapping, require
 from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.language import LABELLED, TASKS
 from robovlms_ros.training.behaviour_cloning import Recipe, Stage
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,11 @@ class TrainingPlan:
     """One training run, as its YAML has it.
 
     policy: a policy's configuration (PolicyConfig). robot: name or path of the robot's YAML. episodes: demonstrations
-    of the expert. shard: episodes per shard. workers: processes that record. stages: see `Stage`.
+    of the expert. shard: episodes per shard. workers: processes that record. stages: see `Stage`. save_every: steps
+    between saved states.
+
+    task: None for the easy demo's two cubes, or a tabletop task or `all` of them. Then goals: of those recorded, how
+    many a window is learned under in a step; ground_truth: false trains on what a real robot records alone.
     """
 
     policy: dict[str, Any]
@@ -35,12 +41,19 @@ class TrainingPlan:
     episodes: int = 300
     shard: int = 10
     workers: int = 2
+    save_every: int = 200
+    task: str | None = None
+    goals: int = 3
+    ground_truth: bool = True
 
     def __post_init__(self) -> None:
         require(len(self.stages) > 0, "stages", list(self.stages), "at least one")
         first = self.stages[0].episodes
         require(first == 0, "stages[0].episodes", first, "0: an untrained policy drives nowhere")
         require(1 <= self.shard <= self.episodes, "shard", self.shard, f"1 to episodes = {self.episodes}")
+        require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
+        require(self.task in (None, "all", *TASKS), "task", self.task, f"all, {', '.join(TASKS)}, or left out")
+        require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")
         total = self.episodes + sum(stage.episodes for stage in self.stages)
         require(total <= len(TRAINING_SEEDS), "episodes in all", total, f"at most {len(TRAINING_SEEDS)}")
 
@@ -51,12 +64,13 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to record. checkpoint: the policy that drives; None is the expert."""
+    """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan."""
 
     folder: Path
     seeds: range
     robot: str
     checkpoint: Path | None = None
+    task: str | None = None
 
 
 def load_plan(path: str | Path) -> TrainingPlan:
@@ -76,16 +90,18 @@ def train(plan: TrainingPlan, folder: Path) -> Path:
 
     torch.set_num_threads(1)
     seeds = TRAINING_SEEDS
-    record(shard_jobs(folder / "demonstrations", seeds[: plan.episodes], plan.shard, plan.robot), plan.workers)
+    jobs = shard_jobs(folder / "demonstrations", seeds[: plan.episodes], plan.shard, plan.robot, task=plan.task)
+    record(jobs, plan.workers)
     seeds = seeds[plan.episodes :]
     policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
     initialise(policy, plan.recipe.seed)
-    trainer = Trainer(policy, plan.recipe, folder / "run")
+    trainer = Trainer(policy, plan.recipe, folder / "run", _learner(plan), plan.save_every)
     begin = 0
     for number, stage in enumerate(plan.stages):
         if stage.episodes:
             driver = folder / "run" / f"step_{begin}"
-            jobs = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, driver)
+            jobs = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, driver,
+                              plan.task)
             record(jobs, plan.workers)
             seeds = seeds[stage.episodes :]
         end = begin + stage.steps
@@ -98,25 +114,39 @@ def train(plan: TrainingPlan, folder: Path) -> Path:
     return save_policy(trainer.averaged(), folder / "checkpoint")
 
 
+def _learner(plan: TrainingPlan) -> Any:
+    """What turns the plan's windows into losses: called with a policy and a recipe."""
+    from robovlms_ros.training.behaviour_cloning import Learner
+    from robovlms_ros.training.task_cloning import TaskLearner
+
+    if plan.task is None:
+        return Learner
+    return partial(TaskLearner, chosen=plan.goals, ground_truth=plan.ground_truth)
+
+
 def _data(plan: TrainingPlan, folder: Path, stage: int) -> Any:
     """The data of the stage: the demonstrations, and what policies drove before it."""
     from robovlms_ros.sim.expert import STEP
-    from robovlms_ros.training.dataset import DemonstrationSet, find_shards
+    from robovlms_ros.training.dataset import DemonstrationSet, Windows, find_shards
+    from robovlms_ros.training.task_cloning import TaskWindows
 
     shards = find_shards(folder / "demonstrations")
     for number in range(1, stage + 1):
         shards += find_shards(folder / f"aggregation_{number}")
     model = plan.policy_config.model
     stride = round((model.history_step or STEP) / STEP)
-    data = DemonstrationSet(shards, model.history_length, stride)
+    kind: type = Windows if plan.task is None else TaskWindows
+    data = DemonstrationSet(shards, model.history_length, stride, kind)
     log.info("%d frames in %d shards", len(data), len(shards))
     return data
 
 
-def shard_jobs(folder: Path, seeds: range, shard: int, robot: str, checkpoint: Path | None = None) -> list[Job]:
+def shard_jobs(
+    folder: Path, seeds: range, shard: int, robot: str, checkpoint: Path | None = None, task: str | None = None
+) -> list[Job]:
     """The scenes of `seeds` as shards of `shard` episodes, each named after its first seed."""
     parts = [seeds[i : i + shard] for i in range(0, len(seeds), shard)]
-    return [Job(folder / str(part[0]), part, robot, checkpoint) for part in parts]
+    return [Job(folder / str(part[0]), part, robot, checkpoint, task) for part in parts]
 
 
 def record(jobs: list[Job], workers: int) -> None:
@@ -138,19 +168,25 @@ def record_job(job: Job) -> str:
 
     from robovlms_ros.policy.checkpoint import load_policy
     from robovlms_ros.sim.rollout import ExpertSession, build_loop
+    from robovlms_ros.sim.tasks.world import TaskWorld
     from robovlms_ros.sim.world import SimWorld
-    from robovlms_ros.training.demonstrations import DemonstrationSettings, record_shard
+    from robovlms_ros.training.demonstrations import DemonstrationSettings, Recording, record_shard
+    from robovlms_ros.training.task_demonstrations import SETTINGS, TaskRecording
 
     torch.set_num_threads(1)
-    world = SimWorld(job.seeds[0])
+    recording: Recording | None = None
+    if job.task is None:
+        world, settings = SimWorld(job.seeds[0]), DemonstrationSettings()
+    else:
+        world, settings = TaskWorld(job.seeds[0], task=job.task), SETTINGS
+        recording = TaskRecording(world)
     loop = build_loop(world, job.robot)
     agent: Any = ExpertSession(world)
-    settings = DemonstrationSettings()
     if job.checkpoint is not None:
         agent = load_policy(job.checkpoint).new_session()
-        settings = DemonstrationSettings(noise=0.3, slip=0.005)
-    outcomes = record_shard(job.folder, job.seeds, loop, agent, settings)
+        settings = replace(settings, noise=0.3, slip=0.005)
+    outcomes = record_shard(job.folder, job.seeds, loop, agent, settings, recording=recording)
     world.close()
-    lifted = sum(outcome.success for outcome in outcomes)
+    done = sum(outcome.success for outcome in outcomes)
     wrong = sum(outcome.wrong for outcome in outcomes)
-    return f"{job.folder}: {lifted} of {len(outcomes)} lifted, {wrong} wrong"
+    return f"{job.folder}: {done} of {len(outcomes)} done, {wrong} wrong"

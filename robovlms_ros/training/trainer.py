@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +30,22 @@ _STATE = "state.safetensors"
 
 
 class Trainer:
-    """Trains `policy` in place by `recipe`; `folder` holds what a later run needs to go on."""
+    """Trains `policy` in place by `recipe`; `folder` holds what a later run needs to go on.
 
-    def __init__(self, policy: VLAPolicy, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
+    learner: makes what turns windows into losses; by default the easy demo's. save_every: steps between saved states.
+    """
+
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        recipe: Recipe,
+        folder: Path,
+        learner: Callable[[VLAPolicy, Recipe], Any] = Learner,
+        save_every: int = SAVE_EVERY,
+    ) -> None:
+        self.recipe, self.folder, self.save_every = recipe, folder, save_every
         torch.manual_seed(recipe.seed)
-        self.learner = Learner(policy, recipe)
+        self.learner = learner(policy, recipe)
         self.step = 0
         self._parameters = dict(self.learner.named_parameters())
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
@@ -57,7 +68,7 @@ class Trainer:
             if self.step % REPORT_EVERY == 0:
                 self._report(sums / REPORT_EVERY, rate, until, now() - began)
                 sums[:] = 0
-            if self.step % SAVE_EVERY == 0 or self.step == until:
+            if self.step % self.save_every == 0 or self.step == until:
                 self.save()
 
     def train_step(self, data: DemonstrationSet, rate: float) -> Losses:

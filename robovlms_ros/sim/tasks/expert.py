@@ -104,9 +104,9 @@ class Law:
         hand = self._hand
         target, closed, top = self._goal()
         move = (target - hand.position) * (1 - math.exp(-GAIN * STEP))
-        move *= min(1.0, top * STEP / max(float(np.linalg.norm(move)), 1e-9))
+        move *= min(1.0, top * STEP / max(_norm(move), 1e-9))
         turn = hand.tilt * (1 - math.exp(-TURN_GAIN * STEP))
-        turn *= min(1.0, MAX_TURN * STEP / max(float(np.linalg.norm(turn)), 1e-9))
+        turn *= min(1.0, MAX_TURN * STEP / max(_norm(turn), 1e-9))
         self._advance(move, turn, closed)
         return np.concatenate((move, turn, (0.0 if closed else 1.0,)))
 
@@ -126,7 +126,7 @@ class Law:
         if self._arrived(hand.thing):
             return self._retreat()
         grasp = hand.thing + self._grasp
-        wrong_turn = float(np.linalg.norm(hand.tilt))
+        wrong_turn = _norm(hand.tilt)
         if self.goal.task != "push" and near and low and (closing or wrong_turn < 0.15):
             return grasp, True, MAX_SPEED
         away = radius + TURN_AS_WAY * wrong_turn
@@ -178,7 +178,7 @@ class Law:
         hand = self._hand
         if self._arrived(hand.thing) or hand.opening < 0.85 or abs(height) > 0.012 or radius > 0.04:
             return False
-        if float(np.linalg.norm(hand.tilt)) > 0.25:
+        if _norm(hand.tilt) > 0.25:
             return False
         offset = hand.position[:2] - hand.thing[:2]
         return abs(offset[0] * math.cos(self.yaw) + offset[1] * math.sin(self.yaw)) < 0.013
@@ -220,6 +220,10 @@ class Law:
         if abs(offset[2]) < 0.02 and beside < 0.013 and PUSH_LEAD < abs(ahead) < 0.045:
             hand.thing = hand.thing.copy()
             hand.thing[:2] += (ahead - math.copysign(PUSH_LEAD, ahead)) * along
+
+
+def _norm(vector: Array) -> float:
+    return math.sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2])
 
 
 def expert_chunk(goal: Goal, truth: TableTruth, pose: Array, opening: float, horizon: int = HORIZON) -> Array:

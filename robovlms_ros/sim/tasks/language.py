@@ -55,6 +55,8 @@ PHRASES = {
     ),
 }
 TASKS = tuple(PHRASES)
+LABELLED = 6
+"""Goals of its scene that a recorded frame is labelled under."""
 
 
 def goals() -> tuple[Goal, ...]:
