@@ -22,7 +22,7 @@ from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.training import state as states
 from robovlms_ros.training.batches import TrainingError, model_batch
 from robovlms_ros.training.curves import Curves
-from robovlms_ros.training.loaders import EpochSampler, build_loader, guarded, require_windows
+from robovlms_ros.training.loaders import EpochSampler, build_loader, require_windows, watching_workers
 from robovlms_ros.training.objective import Objective, open_loop_errors
 from robovlms_ros.training.schedule import constant, half_cosine
 from robovlms_ros.training.trainable import count, merge_adapters, optimiser, prepare
@@ -85,9 +85,10 @@ class Engine:
         log.info("%d windows, %d steps; %.1f of %.1f million parameters train, on %d x %s", self.sampler.length,
                  self.total, trained / 1e6, everything / 1e6, self.accelerator.num_processes, self.accelerator.device)
         try:
-            while self.progress.step < self.total:
-                self._epoch()
-                self._end_epoch()
+            with watching_workers(self.training):
+                while self.progress.step < self.total:
+                    self._epoch()
+                    self._end_epoch()
         finally:
             self.curves.close()
         if self.accelerator.is_main_process:
@@ -128,7 +129,7 @@ class Engine:
         self.sampler.begin(progress.epoch, done)
         self.objective.train()
         parts: list[dict[str, float]] = []
-        for batch in guarded(self.loader, self.training):
+        for batch in self.loader:
             seed = progress.epoch * self.batches + progress.batch
             generator = seed_step(self.training.seed, seed, self.accelerator.process_index, self.accelerator.device)
             with self.accelerator.accumulate(self.objective):
@@ -202,7 +203,7 @@ class Engine:
         """Losses, weighted by their steps, and the open-loop errors of the newest frames, over the held-out windows."""
         self.objective.eval()
         sums: dict[str, list[float]] = {}
-        for batch in guarded(self.validation, self.training):
+        for batch in self.validation:
             inputs = model_batch(self.policy, batch)
             result = self.objective(inputs)
             weight = int(result["count"])

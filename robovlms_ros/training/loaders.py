@@ -1,6 +1,7 @@
 """Windows in batches: the order of an epoch, the worker processes, and what to say when one of them dies."""
 
 from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -49,10 +50,11 @@ def require_windows(train: Dataset, validation: Dataset | None) -> None:
             )
 
 
-def guarded(loader: Any, training: TrainingConfig) -> Iterator[dict[str, Any]]:
-    """The loader's batches; a worker that was killed is a TrainingError."""
+@contextmanager
+def watching_workers(training: TrainingConfig) -> Iterator[None]:
+    """Within the block, a worker that was killed is a TrainingError (torch tells it from a signal, at any line)."""
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from robovlms_ros.config import PolicyConfig
-from robovlms_ros.heads.base import HeadOutput
 from robovlms_ros.heads.discrete import DiscreteHead
 from robovlms_ros.policy.discrete import training_logits
 from robovlms_ros.policy.policy import VLAPolicy
@@ -39,8 +38,10 @@ class Objective(nn.Module):
         return self._tokens(batch) if isinstance(self.policy.head, DiscreteHead) else self._continuous(batch)
 
     def _continuous(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        output = self.policy(batch)
-        output = HeadOutput(output.arm.float(), output.gripper_logits.float())
+        features = self.policy.action_features(batch)
+        # The head is small: in float32 it costs little, and half precision blurs the actions.
+        with torch.autocast(features.device.type, enabled=False):
+            output = self.policy.head(features.float())
         frames = output.arm.shape[1]  # 1 with history `video`: the answer is to the newest frame
         mask = batch["mask"][:, -frames:]
         losses = action_loss(output, batch["arm"][:, -frames:], batch["gripper"][:, -frames:], mask)
