@@ -39,7 +39,8 @@ SIM = [
     "scipy",
 ]
 EVAL = ["matplotlib", "mcap>=1.2", "opencv-python-headless", "rosbags>=0.11"]
-TRAIN = ["accelerate>=1.10", "av>=14", "matplotlib", "peft>=0.17", "pyarrow>=17", "rosbags>=0.11", "tensorboard", "tqdm"]
+TRAIN = ["accelerate>=1.10", "av>=14", "matplotlib", "mcap>=1.2", "peft>=0.17", "pyarrow>=17", "rosbags>=0.11",
+         "tensorboard", "tqdm"]
 DEV = ["hypothesis", "lxml", "mypy", "pytest", "ruff", "types-PyYAML"]
 
 setup(

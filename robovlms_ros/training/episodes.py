@@ -20,7 +20,7 @@ from robovlms_ros.types import RoboVLMsError
 Array = NDArray[np.float64]
 Images = dict[str, NDArray[np.uint8]]
 
-KEYS = ("bag", "lerobot", "calvin", "exclude")
+KEYS = ("bag", "lerobot", "calvin", "exclude", "accept")
 
 
 class DataError(RoboVLMsError):
@@ -69,13 +69,14 @@ class EpisodeSource(Protocol):
     """Episodes by number, from 0. Can be pickled and forked: files are opened where they are read.
 
     cameras: the policy's names. rate_hz: steps per second. flaws: what was wrong with the recordings.
-    notes: how the data was understood, one sentence each.
+    notes: how the data was understood, one sentence each. accept: kinds of flaws that do not forbid training.
     """
 
     cameras: tuple[str, ...]
     rate_hz: float
     flaws: Sequence[Flaw]
     notes: Sequence[str]
+    accept: Sequence[str]
 
     def __len__(self) -> int:
         """Episodes."""
@@ -94,13 +95,17 @@ class EpisodeSource(Protocol):
 
 
 class Joined:
-    """Several sources one after another; `exclude` leaves out what `origin` calls by these names.
+    """Several sources one after another; `exclude` leaves out what `origin` calls by these names; `accept`: see
+    `EpisodeSource`.
 
     Raises DataError for an unknown name, for nothing left, and for rates that differ.
     """
 
-    def __init__(self, sources: Sequence[EpisodeSource], exclude: Sequence[str] = ()) -> None:
+    def __init__(
+        self, sources: Sequence[EpisodeSource], exclude: Sequence[str] = (), accept: Sequence[str] = ()
+    ) -> None:
         self._sources = list(sources)
+        self.accept: Sequence[str] = tuple(accept)
         self.cameras, self.rate_hz = sources[0].cameras, sources[0].rate_hz
         self.flaws: Sequence[Flaw] = [flaw for source in sources for flaw in source.flaws if flaw.where not in exclude]
         self.notes: Sequence[str] = [note for source in sources for note in source.notes]
@@ -148,7 +153,8 @@ def open_sources(
     """The episodes of rosbags, LeRobot v3 folders and CALVIN folders, which may be mixed.
 
     mapping: the `data` block of a training YAML: what is where in the recordings, a block for each format (`bag`,
-    `lerobot`, `calvin`), and `exclude`, names of episodes to leave out. say: is told how the data was understood.
+    `lerobot`, `calvin`), `exclude`, names of episodes to leave out, and `accept`, kinds of flaws to let through. say:
+    is told how the data was understood.
     Raises DataError, ConfigError and BagError, each with the place and a remedy.
     """
     require_action(config)
@@ -167,7 +173,7 @@ def open_sources(
                 say(f"  {note}")
     if not sources:
         raise DataError("no data was given. Name rosbags, LeRobot v3 folders or CALVIN folders.")
-    return Joined(sources, tuple(mapping.get("exclude") or ()))
+    return Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
 
 
 def _open(kind: str, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> EpisodeSource:

@@ -3,7 +3,7 @@
 - Frames lie on the training rate's grid, each with the image of its stamp; a faster camera's nearest images are taken.
 - Actions are the recorded commands at the step's time, for set points and for trajectories, absolute and as deltas.
 - Steps after the episode's end are not known; markers and new instructions begin episodes.
-- SQLite gives what MCAP gives; a pickled copy reads the same images.
+- SQLite gives what MCAP gives; a pickled copy and forked workers read the same images.
 - Refused with the place and a remedy: no command topic, cameras that are apart, a camera slower than the steps, no
   instruction, commands that are not finite and clock jumps (as flaws).
 """
@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rosbags.rosbag2 import StoragePlugin, Writer
+from torch.utils.data import DataLoader
 
 from robovlms_ros.config import config_from_mapping
 from robovlms_ros.evaluation.bags.types import typestore
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.training.episodes import DataError, open_sources
+from robovlms_ros.training.windows import WindowDataset
 from robovlms_ros.types import NANOSECONDS
 
 JOINTS = [f"panda_joint{i}" for i in range(1, 8)]
@@ -266,6 +269,15 @@ def test_flaws_that_forbid_training(tmp_path):
                     bag.image("/static/image_raw", now)
     source = open_sources([tmp_path / "jump"], config(), MAPPING)
     assert len(source) == 2 and [flaw.kind for flaw in source.flaws if flaw.refuse] == ["clock"]
+
+
+def test_forked_workers_read_the_same(tmp_path):
+    settings = config()
+    data = WindowDataset(open_sources([write(tmp_path / "bag", 1.5)], settings, MAPPING), [0], settings)
+    data[0]  # the parent has the bag open
+    own, theirs = (list(DataLoader(data, 8, num_workers=workers)) for workers in (0, 2))
+    for a, b in zip(own, theirs, strict=True):
+        assert torch.equal(a["images"]["static"], b["images"]["static"]) and torch.equal(a["actions"], b["actions"])
 
 
 def test_what_is_not_data_or_not_known(tmp_path):

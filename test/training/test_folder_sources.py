@@ -4,6 +4,7 @@
   in the table too, actions and states scaled and their columns chosen, instructions by task.
 - CALVIN: annotated episodes with both ends, relative actions in metres and radians, proprioception, default cameras;
   overlapping annotations are one recording.
+- Spawned workers read what the process itself reads.
 - The annotations' pickle runs nothing: whatever else it names is refused by that name.
 - Refused with a remedy: version 2, another rate, a camera that is not there, too few columns, rows missing, a cut-off
   video, annotations of another shape.
@@ -17,10 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from robovlms_ros.config import config_from_mapping
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.training.episodes import DataError, open_sources
+from robovlms_ros.training.windows import WindowDataset
 
 EEF = {"space": "eef_delta", "frame": "base", "rotation": "euler_xyz_extrinsic", "composition": "chained",
        "units": {"translation": 0.02, "rotation": 0.05}, "gripper": {"open_value": 1}}
@@ -219,6 +223,16 @@ def test_calvin_without_annotations_and_absolute(tmp_path):
     (root / "episode_0000104.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"episode_0000104.npz: a step of the episode is missing or damaged"):
         source.arrays(0)
+
+
+def test_spawned_workers_read_the_same(tmp_path):
+    settings = config(1 / 30)
+    data = WindowDataset(open_sources([write_calvin(tmp_path / "training")], settings), [0, 1, 2], settings)
+    own, theirs = (list(DataLoader(data, 4, num_workers=workers, multiprocessing_context="spawn" if workers else None))
+                   for workers in (0, 1))
+    assert len(own) == len(theirs) == 4
+    for a, b in zip(own, theirs, strict=True):
+        assert torch.equal(a["images"]["wrist"], b["images"]["wrist"]) and torch.equal(a["actions"], b["actions"])
 
 
 class Evil:

@@ -76,6 +76,7 @@ class BagSource:
         self.path, self.cameras, self.rate_hz = path, cameras, rate_hz
         self.flaws: Sequence[Flaw] = tuple(flaws)
         self.notes: Sequence[str] = tuple(notes)
+        self.accept: Sequence[str] = ()
         self._topics, self._episodes, self._open = topics, list(episodes), OpenBags()
 
     @classmethod

@@ -20,8 +20,9 @@ from robovlms_ros.conversions.images import image_to_rgb
 from robovlms_ros.conversions.joint_states import stamp_of
 from robovlms_ros.evaluation.bags.mapping import TopicMapping, TopicsConfig, detect
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
+from robovlms_ros.evaluation.replay.commands import CommandTrack
 from robovlms_ros.evaluation.replay.inputs import Answered, Event, Inputs, Measured, Restart, Seen, Told
-from robovlms_ros.evaluation.replay.reference import CommandTrack, MotionTrack
+from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.steps import step_times
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
 from robovlms_ros.runtime.robot import RobotSpec

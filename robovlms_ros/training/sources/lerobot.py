@@ -22,6 +22,7 @@ from robovlms_ros.training.sources.video import VideoFrames
 from robovlms_ros.types import NANOSECONDS
 
 INDEX = "__index_level_0__"
+BEYOND = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class LeRobotSource:
         assert config.action is not None
         self.path, self.cameras = path, config.cameras
         self.flaws: Sequence[Flaw] = ()
+        self.accept: Sequence[str] = ()
         self._states = config.proprioception
         self._info = _read_info(path)
         self.rate_hz = float(self._info["fps"])
@@ -156,7 +158,14 @@ class LeRobotSource:
 
     def _opening(self, numbers: Array) -> Array:
         data = self._data
-        return np.clip((numbers - data.gripper_closed) / (data.gripper_open - data.gripper_closed), 0.0, 1.0)
+        opening = (numbers - data.gripper_closed) / (data.gripper_open - data.gripper_closed)
+        if np.mean((opening < -BEYOND) | (opening > 1 + BEYOND)) > 0.05:
+            raise DataError(
+                f"{self.path}: the gripper's numbers go from {numbers.min():g} to {numbers.max():g}, closed is said to "
+                f"be {data.gripper_closed:g} and open {data.gripper_open:g}: set data.lerobot.gripper_closed and "
+                ".gripper_open."
+            )
+        return np.clip(opening, 0.0, 1.0)
 
     def _proprioception(self, table: Any) -> Array:
         assert self._states is not None
