@@ -28,10 +28,15 @@ FOREIGN_PREFIXES = ("qos_overrides.",)
 
 
 class DeclaredParameters:
-    """The parameters of one node. `locked` says why they cannot be changed now, None when they can."""
+    """The parameters of one node.
 
-    def __init__(self, node: Node, locked: Callable[[], str | None]) -> None:
+    locked: says why they cannot be changed now, None when they can; those marked `live` always can.
+    on_live_change: called after a live one was changed.
+    """
+
+    def __init__(self, node: Node, locked: Callable[[], str | None], on_live_change: Callable[[], None]) -> None:
         self._node = node
+        self._on_live_change = on_live_change
         self._locked = locked
         self._problems: dict[str, ConfigError] = {}
         given = {name: value.value for name, value in node._parameter_overrides.items()
@@ -50,6 +55,7 @@ class DeclaredParameters:
                 self._try(name, lambda p=parameter: values.update({p.name: p.check(given[p.name])}))
             node.declare_parameter(name, values[name], _descriptor(parameter), ignore_override=True)
         node.add_on_set_parameters_callback(self._on_set)
+        node.add_post_set_parameters_callback(self._after_set)
 
     def _try(self, name: str, action: Callable[[], Any]) -> None:
         try:
@@ -67,7 +73,7 @@ class DeclaredParameters:
         for parameter in parameters:
             if parameter.name not in self._table:
                 continue
-            reason = self._locked()
+            reason = None if self._table[parameter.name].live else self._locked()
             if reason is not None:
                 return SetParametersResult(successful=False, reason=f"{parameter.name}: {reason}")
             try:
@@ -76,6 +82,10 @@ class DeclaredParameters:
                 return SetParametersResult(successful=False, reason=str(error))
             self._problems.pop(parameter.name, None)
         return SetParametersResult(successful=True)
+
+    def _after_set(self, parameters: list[RosParameter]) -> None:
+        if any(p.name in self._table and self._table[p.name].live for p in parameters):
+            self._on_live_change()
 
 
 def _descriptor(parameter: Parameter) -> ParameterDescriptor:

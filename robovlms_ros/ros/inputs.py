@@ -25,6 +25,8 @@ JOINT_STATES = qos_profile_sensor_data
 LATCHED = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE,
                      durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
+KEPT_LONGER = 1.0  # s that joint states are kept beyond the latest use
+
 JOINTS = "joint_states"
 INSTRUCTION = "instruction"
 CLOCKS = "camera and joint_states"
@@ -55,7 +57,9 @@ class Inputs:
         self._on_new_instruction = on_instruction
         self._convert = pick_converter()
         self._lock = threading.Lock()
-        self._joints = JointStateBuffer(robot.joints, robot.gripper)
+        # The answer to an image needs the arm at the image's stamp, however late it may come.
+        span = max(robot.max_age, robot.max_latency) + parameters.joint_states_tolerance + KEPT_LONGER
+        self._joints = JointStateBuffer(robot.joints, robot.gripper, span)
         self._frames = FrameSync(tuple(camera.name for camera in cameras), parameters.camera_tolerance)
         self._faults: dict[str, str] = {}
         self._pending: deque[FrameSet] = deque(maxlen=8)

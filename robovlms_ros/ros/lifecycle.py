@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 import rclpy
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
+from robovlms_ros.ros.spinning import SteadyExecutor
 from robovlms_ros.types import RoboVLMsError
 
 LAST_WORDS = 1.0
@@ -121,7 +122,6 @@ class PlainLifecycleNode(LifecycleNode):
             return TransitionCallbackReturn.SUCCESS
 
 
-
 def run_until_signalled(make_node: Callable[[], PlainLifecycleNode], arguments: Sequence[str] | None = None) -> int:
     """Spin a node until SIGINT or SIGTERM, then `stop` it and let its last messages out; returns the exit code.
 
@@ -132,7 +132,7 @@ def run_until_signalled(make_node: Callable[[], PlainLifecycleNode], arguments: 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     node = make_node()
-    executor = MultiThreadedExecutor(num_threads=3)
+    executor = SteadyExecutor(num_threads=3)
     executor.add_node(node)
 
     failed = False

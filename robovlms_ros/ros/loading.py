@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from robovlms_ros import resources
+from robovlms_ros.policy.history import thinning
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec, load_robot
@@ -203,14 +204,23 @@ def check_speed(parameters: NodeParameters, brain: Brain, robot: RobotSpec) -> l
     shortfall = horizon_shortfall(config.model.action_chunk_size, config.action.step_duration, latency, latency,
                                   parameters.schedule.lead)
     late = latency_excess(robot, latency + parameters.schedule.lead)
-    slow, step = None, brain.history_step
+    slow, step, every = None, brain.history_step, thinning_of(parameters, brain)
     if step is not None and brain.latency > step:
+        remedy = ("Needed: a faster device, or a smaller model." if every == 1 else
+                  f"It is thinned out: one frame in {every} steps is seen (on_slow_inference = thin).")
         slow = (f"one frame takes the policy {brain.latency:.3f} s, but it was trained on one every {step:.3f} s: its "
-                "history falls behind. Needed: a faster device, or a smaller model.")
+                f"history falls behind. {remedy}")
     for text, name in ((shortfall, "on_short_horizon"), (late, "on_short_horizon"), (slow, "on_slow_inference")):
         if text is not None and getattr(parameters, name) == "refuse":
             raise ConfigError(f"{text} ({name} = refuse)")
     return [text for text in (shortfall, late, slow) if text is not None]
+
+
+def thinning_of(parameters: NodeParameters, brain: Brain) -> int:
+    """Every how many steps a frame of the history is to be seen: 1 where it keeps up, or must not be thinned out."""
+    if brain.history_step is None or parameters.on_slow_inference != "thin":
+        return 1
+    return thinning(brain.latency, brain.history_step)
 
 
 def example_state(body: Body) -> RobotState:

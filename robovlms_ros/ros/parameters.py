@@ -1,171 +1,21 @@
-"""Every parameter of `vla_node`, declared once: name, default, range, description, and the typed struct they become.
+"""The parameters of `vla_node` as one typed struct, checked against the table, and as config/vla.yaml.
 
 Nothing here needs ROS: `declare.py` hands the table to rclpy, `config/vla.yaml` is written from it
 (`python -m robovlms_ros.ros.parameters`).
 """
 
 import dataclasses
-import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from robovlms_ros.ros.parameter_table import CAMERA, PARAMETERS, Parameter, Value
 from robovlms_ros.runtime.controllers import ROS_NAME
-from robovlms_ros.runtime.schedule import ScheduleConfig, Strategy
+from robovlms_ros.runtime.robot import GateConfig
+from robovlms_ros.runtime.schedule import ScheduleConfig
 from robovlms_ros.runtime.watchdog import WatchdogConfig
 from robovlms_ros.schema import ConfigError, did_you_mean
-
-Value = str | bool | int | float | list[str]
-TRANSPORTS = ("raw", "compressed")
-WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list of texts"}
-CAMERA = "{camera}"
-SCHEDULE = ScheduleConfig()
-WATCHDOG = WatchdogConfig()
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter. `low`, `high` bound numbers, both inclusive; `choices` bound texts; `topic` marks a ROS name.
-
-    A name with `{camera}` stands for one parameter per configured camera; so does `{camera}` in its default.
-    fixed: can only be given when the node starts; all others also while it is unconfigured.
-    """
-
-    name: str
-    default: Value
-    description: str
-    low: float = -math.inf
-    high: float = math.inf
-    choices: tuple[str, ...] = ()
-    topic: bool = False
-    fixed: bool = False
-
-    def allowed(self) -> str:
-        """The allowed values in a user's words, empty where every value of the type is."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if self.topic:
-            return "a ROS name such as arm/joint_states"
-        return f"from {self.low:g} to {self.high:g}" if math.isfinite(self.low) else ""
-
-    def check(self, value: Any) -> Value:
-        """`value` as this parameter's type. Raises ConfigError that names it, what it is and what is allowed."""
-        kind = type(self.default)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if kind is list and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-            value = list(value)
-        if type(value) is not kind:
-            raise ConfigError(f"parameter {self.name} = {value!r}: must be {WORDS[kind]}.")
-        if self.choices and value not in self.choices:
-            raise ConfigError(f"parameter {self.name} = {value!r}: not allowed.{did_you_mean(value, self.choices)}")
-        out_of_range = kind in (int, float) and not self.low <= value <= self.high
-        if out_of_range or (self.topic and not ROS_NAME.match(value)):
-            raise ConfigError(f"parameter {self.name} = {value!r}: must be {self.allowed()}.")
-        return value
-
-
-PARAMETERS = (
-    Parameter(
-        "backbone", "",
-        "The preset in config/backbones (kosmos, paligemma, llava, ...). With a checkpoint that names its backbone it "
-        "may stay empty; if given, the two must agree."),
-    Parameter(
-        "checkpoint", "",
-        "Folder with the policy's config.yaml and model.safetensors, or `random`: random weights, for wiring and "
-        "benchmarks, never out of dry_run. Empty: configure fails and says so."),
-    Parameter(
-        "config", "",
-        "Policy configuration (YAML, or the JSON of a RoboVLMs training run) for a checkpoint that brings none, or for "
-        "`checkpoint: random`. Empty: the checkpoint's own, else the backbone's preset."),
-    Parameter("robot", "panda", "Robot: a file of config/robots by name, or the path of a YAML."),
-    Parameter("device", "auto", "Where the model runs: auto (cuda where there is one), cpu, cuda, cuda:1, ..."),
-    Parameter(
-        "dtype", "auto", "Precision of the weights; auto is what the policy's configuration names.",
-        choices=("auto", "float32", "bfloat16", "float16")),
-    Parameter("dry_run", True, "True: chunks are published and nothing that moves."),
-    Parameter(
-        "cameras", ["static", "wrist"], "Names of the cameras, as the policy's configuration has them.", fixed=True),
-    Parameter("camera.{camera}.topic", "{camera}/image_raw", "Base topic of the camera.", topic=True),
-    Parameter(
-        "camera.{camera}.transport", "raw",
-        "raw: sensor_msgs/Image on the topic; compressed: sensor_msgs/CompressedImage (JPEG, PNG) on topic/compressed.",
-        choices=TRANSPORTS),
-    Parameter(
-        "camera_tolerance", 0.02,
-        "s: images of several cameras belong together when their stamps differ by at most this. At least half the "
-        "slowest camera's period where cameras are not synchronised.", 0.0, 1.0),
-    Parameter("joint_states_topic", "joint_states", "sensor_msgs/JointState of the arm and its gripper.", topic=True),
-    Parameter(
-        "joint_states_tolerance", 0.1,
-        "s: farthest joint state that may stand for the arm at an image's stamp.", 0.0, 1.0),
-    Parameter(
-        "instruction_topic", "instruction",
-        "std_msgs/String, reliable and latched (transient local): the task in words.", topic=True),
-    Parameter("instruction", "", "The task until one comes on instruction_topic. Empty: wait for one."),
-    Parameter(
-        "max_instruction_length", 500,
-        "Characters; a longer instruction is refused and the arm held.", 1, 100000),
-    Parameter(
-        "max_age", 0.0,
-        "s: images and joint states older than this are refused and the arm held. 0: the robot's.", 0.0, 60.0),
-    Parameter(
-        "max_latency", 0.0,
-        "s from an image to the command that answers it; later answers are refused and the arm held. 0: the robot's.",
-        0.0, 60.0),
-    Parameter(
-        "max_inference_rate", 0.0, "Hz: at most this many inferences a second. 0: as fast as they come.", 0.0, 1000.0),
-    Parameter(
-        "on_short_horizon", "warn",
-        "What configure does when a chunk is too short for the measured latency, so that the arm would stop between "
-        "chunks.", choices=("warn", "refuse")),
-    Parameter(
-        "on_slow_inference", "warn",
-        "What configure does when one frame takes the policy longer than the time between the frames that it was "
-        "trained on, so that its history cannot be kept up.", choices=("warn", "refuse")),
-    Parameter(
-        "added_latency", 0.0,
-        "s: for experiments; every chunk is held back for so long, on the node's clock.", 0.0, 10.0),
-    Parameter(
-        "schedule.strategy", SCHEDULE.strategy,
-        "How chunks become motion. blend: the mean of the recent chunks that agree, joined smoothly; fade: the newest "
-        "chunk, joined smoothly; ensemble: temporal ensembling; receding: execute_steps steps, then replan; first: one "
-        "step, then replan (RoboVLMs' own evaluation).", choices=get_args(Strategy)),
-    Parameter("schedule.execute_steps", SCHEDULE.execute_steps, "Steps executed of each chunk (receding).", 1, 1000),
-    Parameter(
-        "schedule.lead", SCHEDULE.lead,
-        "s ahead of now that the running plan is left as it is; longer than a message takes to arrive.", 0.001, 1.0),
-    Parameter(
-        "schedule.fade_time", SCHEDULE.fade_time, "s that joining the running plan takes (fade, blend).", 0.02, 5.0),
-    Parameter("schedule.memory", SCHEDULE.memory, "s: age at which a chunk counts 1/e (blend).", 0.01, 100.0),
-    Parameter(
-        "schedule.ensemble_decay", SCHEDULE.ensemble_decay, "Decay of the weights by age (ensemble).", 0.0, 10.0),
-    Parameter("schedule.stop_time", SCHEDULE.stop_time, "s: shortest time of a stop.", 0.02, 5.0),
-    Parameter(
-        "schedule.max_deviation", SCHEDULE.max_deviation,
-        "rad: a stop holds the measured pose when the running plan is further away than this; at most the robot's "
-        "max_start_jump, which 0 stands for.", 0.0, 10.0),
-    Parameter(
-        "watchdog.clock_tolerance", WATCHDOG.clock_tolerance,
-        "s: farthest that an image's stamp may be ahead of the node's clock.", 0.001, 60.0),
-    Parameter(
-        "watchdog.frozen_time", WATCHDOG.frozen_time,
-        "s: a camera that sends the same bytes for so long, while a joint moves by frozen_motion, is frozen.",
-        0.01, 3600.0),
-    Parameter("watchdog.frozen_motion", WATCHDOG.frozen_motion, "rad: see watchdog.frozen_time.", 0.001, 10.0),
-    Parameter(
-        "watchdog.inference_timeout", WATCHDOG.inference_timeout,
-        "s: an inference that takes longer is reported as late; the running plan ends at rest.", 0.01, 3600.0),
-    Parameter(
-        "watchdog.following_error", WATCHDOG.following_error,
-        "rad: a joint further than this from its command for following_time is not following; the arm is held.",
-        0.001, 10.0),
-    Parameter("watchdog.following_time", WATCHDOG.following_time, "s: see watchdog.following_error.", 0.01, 60.0),
-    Parameter(
-        "watchdog.clock_jump", WATCHDOG.clock_jump,
-        "s: a step forward of the node's clock that is a jump; back always is.", 0.1, 3600.0),
-)
 
 
 @dataclass(frozen=True)
@@ -200,12 +50,18 @@ class NodeParameters:
     max_instruction_length: int
     max_age: float
     max_latency: float
+    authority: float
+    authority_ramp: float
     max_inference_rate: float
     on_short_horizon: str
     on_slow_inference: str
     added_latency: float
     schedule: ScheduleConfig
     watchdog: WatchdogConfig
+
+    def authority_of(self, gate: GateConfig) -> tuple[float, float]:
+        """The part of the speed limits in use after the ramp, and the ramp (s): given here, else the robot's."""
+        return self.authority or gate.authority, gate.authority_ramp if self.authority_ramp < 0 else self.authority_ramp
 
 
 def expand(cameras: Iterable[str]) -> tuple[Parameter, ...]:

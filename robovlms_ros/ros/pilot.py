@@ -61,7 +61,7 @@ class Pilot:
             self._worker = worker
             self._active = True
             self.gives_up = False
-            self._report.chunks = self._report.refusals = 0
+            self._report.chunks = self._report.refusals = self._report.clamps = 0
             self._begin_afresh()
 
     def stop(self, reason: str) -> None:
@@ -74,6 +74,16 @@ class Pilot:
             if self._worker is not None:
                 self._worker.reset()
             self._set(INACTIVE, "")
+
+    def set_authority(self, authority: float, ramp: float) -> None:
+        """The part of the speed limits in use, above 0 to 1, and the seconds after activation until it is.
+
+        It takes effect with the next chunk: a command under way is left as it is.
+        """
+        with self._lock:
+            if self._executor is not None:
+                self._executor.gate.authority, self._executor.gate.authority_ramp = authority, ramp
+                self._report.authority = self._executor.gate.authority_at(self._now())
 
     def pause(self, paused: bool) -> None:
         """Hold the arm until pause(False), which starts afresh from wherever the arm is then."""
@@ -151,6 +161,8 @@ class Pilot:
             if not self._active or self._report.state == PAUSED:
                 return
             now = self._now()
+            if self._executor is not None:
+                self._report.authority = self._executor.gate.authority_at(now)
             self._guard.tell(self._worker, now)
             action, text = self._guard.faults(now)
             if action == "stop":
@@ -222,6 +234,9 @@ class Pilot:
             self._refuse(decision.verdict.reason)
             self.gives_up = self.gives_up or decision.verdict.deactivate
             return
+        if decision.verdict.kind == "clamp":
+            self._report.clamps += 1
+            self._report.last_clamp = decision.verdict.reason
         self._accept(chunk, now + self._lead_ns)
         if self._arm is not None:
             self._arm.send(decision.command, now)

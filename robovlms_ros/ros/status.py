@@ -42,7 +42,10 @@ class Latencies:
 
 @dataclass
 class Report:
-    """The facts behind a status, kept by whoever knows them. Stamps in ns, 0 for never."""
+    """The facts behind a status, kept by whoever knows them. Stamps in ns, 0 for never.
+
+    authority: the part of the speed limits in use now; NaN where there is no gate.
+    """
 
     state: str = PolicyStatus.UNCONFIGURED
     detail: str = ""
@@ -50,8 +53,12 @@ class Report:
     policy_id: str = ""
     dry_run: bool = True
     history: tuple[int, int] = (0, 0)
+    history_every: int = 1
     chunks: int = 0
     refusals: int = 0
+    authority: float = math.nan
+    clamps: int = 0
+    last_clamp: str = ""
     last_refusal: str = ""
     last_refusal_ns: int = 0
     last_stop: str = ""
@@ -74,6 +81,7 @@ def status_message(report: Report, now_ns: int) -> PolicyStatus:
         latency_p50=report.reaction.percentile(50), latency_p99=report.reaction.percentile(99),
         inference_p50=report.inference.percentile(50), inference_p99=report.inference.percentile(99),
         latency_count=len(report.reaction),
+        authority=report.authority, clamps=report.clamps, last_clamp=report.last_clamp,
         last_refusal=report.last_refusal, last_refusal_time=to_time(report.last_refusal_ns),
         last_stop=report.last_stop, last_stop_time=to_time(report.last_stop_ns),
     )
@@ -85,10 +93,12 @@ def diagnostics_message(report: Report, node_name: str, watched: dict[str, str],
     """The report, and one status per watched thing: `watched` maps its name to what is wrong, empty when nothing is."""
     values = {
         "instruction": report.instruction, "policy": report.policy_id, "dry_run": str(report.dry_run).lower(),
-        "history": f"{report.history[0]} of {report.history[1]}",
+        "history": f"{report.history[0]} of {report.history[1]}"
+                   + (f", one frame in {report.history_every} steps" if report.history_every > 1 else ""),
         "chunks": str(report.chunks), "refusals": str(report.refusals),
         "reaction p50, p99 (s)": f"{report.reaction.percentile(50):.4f}, {report.reaction.percentile(99):.4f}",
         "inference p50, p99 (s)": f"{report.inference.percentile(50):.4f}, {report.inference.percentile(99):.4f}",
+        "authority": f"{report.authority:.2f}", "clamped": str(report.clamps), "last clamp": report.last_clamp,
         "last refusal": report.last_refusal, "last stop": report.last_stop,
     }
     overall = DiagnosticStatus(

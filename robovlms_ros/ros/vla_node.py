@@ -6,14 +6,12 @@ is silent; cleanup frees the memory. What it publishes: `~/action_chunk`, `~/sta
 """
 
 import gc
-import re
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
@@ -21,7 +19,6 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.msg import ActionChunk as ActionChunkMsg
-from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.declare import DeclaredParameters
@@ -37,11 +34,13 @@ from robovlms_ros.ros.loading import (
     example_state,
     load_body,
     load_brain,
+    thinning_of,
 )
 from robovlms_ros.ros.messages import chunk_to_message
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.pilot import Limbs, Pilot
-from robovlms_ros.ros.status import Report, diagnostics_message, status_message
+from robovlms_ros.ros.reporter import Reporter
+from robovlms_ros.ros.status import Report
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor, build_executor
 from robovlms_ros.runtime.watchdog import Watchdog
@@ -50,7 +49,6 @@ from robovlms_ros.schema import ConfigError
 from robovlms_ros.types import NANOSECONDS, ActionChunk, RoboVLMsError
 
 TICK_RATE = 20.0
-STATUS_PERIOD = 0.5
 DESCRIPTION_PATIENCE = 10.0
 FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "no_instruction", "inference_late",
           "inference_died", "controller_absent", "controller_not_following", "clock_jumped")
@@ -65,8 +63,6 @@ class VLANode(PlainLifecycleNode):
         self._history_step: float | None = None
         # Timers run while a transition in another thread takes apart what they use.
         self._parts = threading.RLock()
-        self._said: tuple[object, ...] = ()
-        self._logged = ""
         self._pilot: Pilot | None = None
         self._inputs: Inputs | None = None
         self._worker: InferenceWorker | None = None
@@ -74,19 +70,16 @@ class VLANode(PlainLifecycleNode):
         self._gripper: Gripper | None = None
         self._policy: object | None = None
         self._tick_timer: rclpy.timer.Timer | None = None
-        self._declared = DeclaredParameters(self, self._locked)
-        self._status = self.create_publisher(PolicyStatus, "~/status", LATCHED)
+        self._declared = DeclaredParameters(self, self._locked, self._on_live_change)
         self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset, callback_group=self.work_group)
         self.create_service(SetBool, "~/pause", self._on_pause, callback_group=self.work_group)
         # Reports go on while simulated time stands still; decisions use the node's clock alone.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._beats = 0
-        self.create_timer(STATUS_PERIOD, self._on_beat, callback_group=self.work_group, clock=self._steady)
+        self._reporter = Reporter(self, self._report, self._watched, self._steady)
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
         self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
-        self._publish_status()
+        self._reporter.publish()
 
     def now_ns(self) -> int:
         """The node's clock, ns."""
@@ -97,6 +90,12 @@ class VLANode(PlainLifecycleNode):
         if state == "unconfigured":
             return None
         return f"can be changed only while the node is unconfigured; it is {state}. Deactivate and clean up first."
+
+    def _on_live_change(self) -> None:
+        with self._parts:
+            if self._pilot is not None:
+                self._pilot.set_authority(*self._declared.read().authority_of(self._gate))
+        self._reporter.publish_on_change()
 
     def _setup(self) -> None:
         parameters = self._declared.read()
@@ -111,6 +110,7 @@ class VLANode(PlainLifecycleNode):
         for warning in check_speed(parameters, brain, body.robot):
             self.get_logger().warning(warning)
         self._history_step = brain.history_step
+        brain.session.thin_history(thinning_of(parameters, brain))
         self._wire(parameters, body, brain)
 
     def _wire(self, parameters: NodeParameters, body: Body, brain: Brain) -> None:
@@ -130,6 +130,8 @@ class VLANode(PlainLifecycleNode):
         frame = body.robot.base_frame
         self._pilot = Pilot(self._inputs, self._watch, limbs, lambda chunk: self._publish_chunk(chunk, frame),
                             self.now_ns, self._report, self.get_logger().info)
+        self._gate = body.robot.gate
+        self._pilot.set_authority(*parameters.authority_of(body.robot.gate))
         self._session = brain.session
         period = 1.0 / parameters.max_inference_rate if parameters.max_inference_rate > 0 else 0.0
         session = brain.session
@@ -186,11 +188,11 @@ class VLANode(PlainLifecycleNode):
     def _entered(self, state: str) -> None:
         if state != "active":
             self._report.state, self._report.detail = state, ""
-        self._publish_status()
+        self._reporter.publish()
 
     def _failed(self, transition: str, reason: str) -> None:
         self._report.last_stop, self._report.last_stop_ns = f"{transition} failed: {reason}", self.now_ns()
-        self._publish_status()
+        self._reporter.publish()
 
     def _on_observation(self, observation) -> None:  # type: ignore[no-untyped-def]
         if self._pilot is not None:
@@ -205,9 +207,9 @@ class VLANode(PlainLifecycleNode):
     def _on_chunk(self, chunk: ActionChunk) -> None:
         pilot, session = self._pilot, self._session
         if pilot is not None and session is not None:
-            self._report.history = session.history_fill
+            self._report.history, self._report.history_every = session.history_fill, session.history_report.every
             pilot.on_chunk(chunk)
-            self._publish_on_change()
+            self._reporter.publish_on_change()
 
     def _on_error(self, error: Exception) -> None:
         pilot = self._pilot
@@ -215,7 +217,7 @@ class VLANode(PlainLifecycleNode):
             self.get_logger().error(f"inference failed: {type(error).__name__}: {error}")
         if pilot is not None:
             pilot.on_error(error)
-            self._publish_on_change()
+            self._reporter.publish_on_change()
 
     def _on_tick(self) -> None:
         with self._parts:
@@ -223,22 +225,17 @@ class VLANode(PlainLifecycleNode):
                 return
             self._pilot.tick()
             gives_up = self._pilot.gives_up
-        self._publish_on_change()
+        self._reporter.publish_on_change()
         if gives_up and self.lifecycle_state == "active":
             self.get_logger().error(f"deactivating: {self._report.last_refusal}")
             self.trigger_deactivate()
 
-    def _on_beat(self) -> None:
-        self._publish_status()
-        self._beats += 1
-        if self._beats % round(1.0 / STATUS_PERIOD) == 0:
-            with self._parts:
-                watched = self._watched()
-            self._diagnostics.publish(diagnostics_message(
-                self._report, self.get_fully_qualified_name(), watched, self.now_ns()))
-
     def _watched(self) -> dict[str, str]:
         """What stands in /diagnostics beside the policy: name -> what is wrong, empty when nothing is."""
+        with self._parts:
+            return self._watched_parts()
+
+    def _watched_parts(self) -> dict[str, str]:
         inputs, arm = self._inputs, self._arm
         watched = {}
         if inputs is not None and self.lifecycle_state == "active":
@@ -252,17 +249,18 @@ class VLANode(PlainLifecycleNode):
 
     def _falls_behind(self) -> str:
         """Why the history cannot be kept up at the rate of training, empty when it can."""
-        spent, step = self._report.inference.percentile(50), self._history_step
-        if step is None or not spent > step:
+        spent, step, every = self._report.inference.percentile(50), self._history_step, self._report.history_every
+        if step is None or not spent > every * step:
             return ""
-        return f"an inference takes {spent:.3f} s (p50), the policy was trained on a frame every {step:.3f} s"
+        thinned = f", thinned out to one in {every}" if every > 1 else ""
+        return f"an inference takes {spent:.3f} s (p50), the policy was trained on a frame every {step:.3f} s{thinned}"
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._pilot is not None:
             self._pilot.reset("reset")
         response.success = True
         response.message = "history, plan and what was in flight are forgotten"
-        self._publish_on_change()
+        self._reporter.publish_on_change()
         return response
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -271,7 +269,7 @@ class VLANode(PlainLifecycleNode):
             assert self._pilot is not None
             self._pilot.pause(request.data)
         response.message = "" if response.success else f"the node is {self.lifecycle_state}, not active"
-        self._publish_on_change()
+        self._reporter.publish_on_change()
         return response
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
@@ -283,20 +281,6 @@ class VLANode(PlainLifecycleNode):
 
     def _publish_chunk(self, chunk: ActionChunk, frame_id: str) -> None:
         self._chunks.publish(chunk_to_message(chunk, frame_id))
-
-    def _publish_on_change(self) -> None:
-        if self._report.headline() != self._said:
-            self._publish_status()
-
-    def _publish_status(self) -> None:
-        self._said = self._report.headline()
-        line = f"{self._report.state}: {self._report.detail}"
-        # Edges are logged, not levels: the same complaint with another number is no news.
-        edge = re.sub(r"[0-9.]+", "", line)
-        if edge != self._logged and self._report.detail:
-            self.get_logger().info(line)
-        self._logged = edge
-        self._status.publish(status_message(self._report, self.now_ns()))
 
 
 def _executor(body: Body, parameters: NodeParameters) -> ChunkExecutor | None:

@@ -11,7 +11,7 @@ import time
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fake_arm import FakeArm, is_stop
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -20,6 +20,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.msg import ActionChunk, PolicyStatus
 from robovlms_ros.ros.inputs import LATCHED
+from robovlms_ros.ros.spinning import SteadyExecutor, SteadyWaiting
 
 DEADLINE = 60.0
 
@@ -39,13 +40,17 @@ def wait_for(condition, what, deadline=DEADLINE):
         time.sleep(0.02)
 
 
+class SingleThreaded(SteadyWaiting, SingleThreadedExecutor):
+    """For nodes that make and destroy things in the test's thread."""
+
+
 class Spinner:
     """Nodes spun in a thread of their own until `close`."""
 
     def __init__(self, *nodes, threads=1):
         self.nodes = nodes
         self._closing = False
-        self.executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
+        self.executor = SingleThreaded() if threads == 1 else SteadyExecutor(threads)
         for node in nodes:
             self.executor.add_node(node)
         self._thread = threading.Thread(target=self._spin, daemon=True)

@@ -34,7 +34,7 @@ def test_follow_joint_trajectory(stage):
         result.error_code = -4 if len(stage.heard) == 1 else 0
         return result
 
-    server = serve(stage, kind, "arm/follow_joint_trajectory", abort_once)
+    serve(stage, kind, "arm/follow_joint_trajectory", abort_once)
     stage.wait_for(arm.listeners, "the server")
     arm.send(stage.command(10**9), 10**9)
     stage.wait_for(lambda: arm.problem() and "aborted" in arm.problem(), "the abort")
@@ -42,12 +42,11 @@ def test_follow_joint_trajectory(stage):
     stage.wait_for(lambda: len(stage.heard) == 2 and arm.problem() is None, "the second goal")
     np.testing.assert_allclose(stage.heard[0].trajectory.points[-1].positions, stage.position + 0.1)
     assert stage.heard[0].goal_time_tolerance.nanosec == 500_000_000
-    server.destroy()
 
 
 def test_gripper_command(stage):
     messages = pytest.importorskip("control_msgs.action", reason="control_msgs is not installed")
-    server = serve(stage, messages.GripperCommand, "hand/gripper_cmd", lambda result: result)
+    serve(stage, messages.GripperCommand, "hand/gripper_cmd", lambda result: result)
     gripper = stage.gripper(type="gripper_command", action="hand/gripper_cmd", max_effort=12.0)
     stage.wait_for(gripper.listeners, "the server")
     for opening in (1.0, 0.0, 0.0):
@@ -55,20 +54,18 @@ def test_gripper_command(stage):
     stage.wait_for(lambda: len(stage.heard) == 2, "two goals")
     assert sorted(goal.command.position for goal in stage.heard) == [0.0, 0.04]
     assert stage.heard[0].command.max_effort == 12.0
-    server.destroy()
 
 
 def test_parallel_gripper_command(stage):
     messages = pytest.importorskip("control_msgs.action", reason="control_msgs is not installed")
     if not hasattr(messages, "ParallelGripperCommand"):
         pytest.skip("this control_msgs has no ParallelGripperCommand")
-    server = serve(stage, messages.ParallelGripperCommand, "hand/gripper_cmd", lambda result: result)
+    serve(stage, messages.ParallelGripperCommand, "hand/gripper_cmd", lambda result: result)
     gripper = stage.gripper(type="parallel_gripper_command", action="hand/gripper_cmd")
     stage.wait_for(gripper.listeners, "the server")
     gripper.update(1.0)
     stage.wait_for(lambda: stage.heard, "the goal")
     assert (list(stage.heard[0].command.name), list(stage.heard[0].command.position)) == (["finger"], [0.04])
-    server.destroy()
 
 
 class Servo:

@@ -4,6 +4,7 @@
 - clamp: what is too fast is slowed down within the limits, and the arm goes on moving.
 - refuse: not finite, out of reach, ...: a smooth stop, nothing more, the reason in the status;
   inference goes on and commands flow again with the first good chunk.
+- authority: ramps up after activation, and is lowered and raised while the node runs; the status has it.
 - too many refusals in a row: the node deactivates, the arm held.
 """
 
@@ -48,8 +49,8 @@ def speeds(messages):
     return np.abs([p.velocities for message in messages for p in message.points])
 
 
-def commands_of(graph, step, count=4):
-    """What is sent while the policy asks for a step: the commands of `count` of its own chunks, verdicts with them."""
+def commands_of(graph, step, count=4, skip=1):
+    """What is sent while the policy asks for a step, after `skip` such chunks: `count` commands, and the verdicts."""
     from fake_policies import Injected, constant
 
     graph.run()
@@ -63,8 +64,8 @@ def commands_of(graph, step, count=4):
         return decision
 
     with Injected(graph, constant(step)):
-        skip = len(graph.listener.chunks) + 1  # the chunk under way is still the policy's own
-        graph.wait_for(lambda: len(graph.listener.chunks) > skip, "the first such chunk")
+        first = len(graph.listener.chunks) + skip  # the chunk under way is still the policy's own
+        graph.wait_for(lambda: len(graph.listener.chunks) > first, "such chunks")
         moment = time.time_ns()
         executor.on_chunk = deciding
         try:
@@ -89,6 +90,8 @@ def test_clamp(graph):
     assert any(v.kind == "clamp" and "panda_joint7" in v.reason for v in verdicts[:4]), [v.reason for v in verdicts]
     assert (speeds(sent) <= limits * 1.01 + 1e-9).all()
     assert speeds(sent)[:, 6].max() > 0.15, "slowed down, not stopped"
+    graph.wait_for(lambda: graph.listener.status.clamps > 0 and "panda_joint7" in graph.listener.status.last_clamp,
+                   "the clamp in the status")
     assert not graph.arm.rejected
 
 
@@ -112,6 +115,49 @@ def test_refuse_holds_and_infers_again(graph, case):
     moment = time.time_ns()
     graph.wait_for(lambda: graph.arm.commands_since(moment), "commands")
     graph.listener.wait_state("running")
+
+
+def set_live(graph, **values):
+    """Set parameters as `ros2 param set` does; returns the reasons of what was refused."""
+    from rcl_interfaces.srv import SetParameters
+    from rclpy.parameter import Parameter
+
+    client = graph.listener.create_client(SetParameters, f"{graph.listener.target}/set_parameters")
+    graph.wait_for(client.service_is_ready, "the parameter service")
+    given = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+    future = client.call_async(SetParameters.Request(parameters=given))
+    graph.wait_for(future.done, "an answer")
+    return [result.reason for result in future.result().results if not result.successful]
+
+
+def test_authority_is_lowered_and_raised_at_run_time(graph):
+    """Joint 7 is asked for 0.16 of its 0.2 rad/s; with half the authority it gets 0.1."""
+    ask = [0.0, 0.0, 0.0, 0.0, 0.0, 0.016]
+    try:
+        assert not set_live(graph, authority=0.5)
+        graph.wait_for(lambda: graph.listener.status.authority == pytest.approx(0.5), "the authority in the status")
+        sent, _ = commands_of(graph, ask, skip=3)
+        assert 0.05 < speeds(sent)[:, 6].max() <= 0.1 * 1.01
+        (reason,) = set_live(graph, authority=1.5)
+        assert "authority" in reason and "1.5" in reason
+        (locked,) = set_live(graph, max_age=1.0)
+        assert "only while the node is unconfigured" in locked
+    finally:
+        assert not set_live(graph, authority=0.0)
+    graph.wait_for(lambda: graph.listener.status.authority == 1.0, "the robot's own authority in the status")
+    sent, _ = commands_of(graph, ask)
+    assert speeds(sent)[:, 6].max() > 0.12
+
+
+def test_authority_ramps_after_activation(make_graph):
+    graph = make_graph(authority=0.8, authority_ramp=600.0)
+    graph.activate()
+    graph.run()
+    graph.wait_for(lambda: graph.listener.status.authority > 0.05 * 0.8, "the ramp to begin")
+    seen = [s.authority for s in graph.listener.statuses if s.state == "running"]
+    assert seen == sorted(seen) and max(seen) < 0.8
+    assert not set_live(graph, authority_ramp=0.0)
+    graph.wait_for(lambda: graph.listener.status.authority == pytest.approx(0.8), "its end")
 
 
 def test_deactivates_after_refusals_in_a_row(make_graph, make_robot):

@@ -45,6 +45,8 @@ def test_any_number_of_cameras():
     [
         ("max_age", -0.5, "max_age = -0.5: must be from 0 to 60"),
         ("max_age", float("nan"), "must be from 0 to 60"),
+        ("authority", 1.1, "authority = 1.1: must be from 0 to 1"),
+        ("authority_ramp", -2.0, "must be from -1 to 600"),
         ("max_age", "long", "must be a number"),
         ("max_instruction_length", 0, "must be from 1"),
         ("dtype", "float23", "Did you mean 'float32'"),
@@ -66,6 +68,17 @@ def test_refused(name, value, says):
 
 def test_a_whole_number_serves_as_a_number():
     assert from_values({**defaults(), "max_age": 1}).max_age == 1.0
+
+
+@pytest.mark.parametrize(("given", "wanted"), [
+    ({}, (0.6, 2.0)), ({"authority": 0.3}, (0.3, 2.0)), ({"authority_ramp": 0.0}, (0.6, 0.0)),
+    ({"authority": 1, "authority_ramp": 5}, (1.0, 5.0)),
+])
+def test_authority_is_the_robots_unless_given(given, wanted):
+    from robovlms_ros.runtime.robot import GateConfig
+
+    gate = GateConfig(authority=0.6, authority_ramp=2.0)
+    assert from_values({**defaults(), **given}).authority_of(gate) == wanted
 
 
 def test_unknown_name():

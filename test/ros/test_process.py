@@ -112,3 +112,45 @@ def test_a_signal_during_configure(start, bystanders, tiny_checkpoint):
     code, output = process.end(signal.SIGTERM)
     assert code == 0, output
     assert not arm.commands
+
+
+def test_spinning_goes_on_when_something_is_destroyed_meanwhile(ros):
+    """What rclpy does when an entity is destroyed between being listed and being waited for."""
+    from rclpy._rclpy_pybind11 import RCLError
+    from rclpy.node import Node
+    from rclpy.waitable import Waitable
+    from ros_graph import Spinner, wait_for
+
+    class Vanishing(Waitable):
+        failed = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def get_num_entities(self):
+            from rclpy.waitable import NumberOfEntities
+
+            return NumberOfEntities()
+
+        def is_ready(self, wait_set):
+            return False
+
+        def add_to_wait_set(self, wait_set):
+            Vanishing.failed += 1
+            if Vanishing.failed < 3:
+                raise RCLError("pointer is invalid")
+
+    node, ticks = Node("vanishing"), []
+    node.add_waitable(Vanishing(node.default_callback_group))
+    for threads in (1, 3):
+        Vanishing.failed = 0
+        ticks.clear()
+        timer = node.create_timer(0.01, lambda: ticks.append(1))
+        spinner = Spinner(node, threads=threads)
+        wait_for(lambda: Vanishing.failed >= 3 and len(ticks) > 3, "the timer to go on")
+        spinner.executor.shutdown()
+        node.destroy_timer(timer)
+    node.destroy_node()

@@ -1,0 +1,61 @@
+"""Says what the node says of itself: the status on every change and twice a second, /diagnostics once a second."""
+
+import re
+import threading
+from collections.abc import Callable
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock
+
+from robovlms_ros.msg import PolicyStatus
+from robovlms_ros.ros.inputs import LATCHED
+from robovlms_ros.ros.lifecycle import PlainLifecycleNode
+from robovlms_ros.ros.status import Report, diagnostics_message, status_message
+
+PERIOD = 0.5
+
+
+class Reporter:
+    """Publishes one node's report, from any thread; a status never overtakes a newer one.
+
+    watched: what stands in /diagnostics beside the policy: name -> what is wrong, empty when nothing is.
+    clock: paces the reports, so that they go on while simulated time stands still.
+    """
+
+    def __init__(self, node: PlainLifecycleNode, report: Report, watched: Callable[[], dict[str, str]],
+                 clock: Clock) -> None:
+        self._node, self._report, self._watched = node, report, watched
+        self._lock = threading.Lock()
+        self._said: tuple[object, ...] = ()
+        self._logged = ""
+        self._beats = 0
+        self._status = node.create_publisher(PolicyStatus, "~/status", LATCHED)
+        self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        node.create_timer(PERIOD, self._on_beat, callback_group=node.work_group, clock=clock)
+
+    def _now_ns(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)
+
+    def publish_on_change(self) -> None:
+        """Publish the status if a listener must hear of it at once."""
+        if self._report.headline() != self._said:
+            self.publish()
+
+    def publish(self) -> None:
+        """Publish the status."""
+        with self._lock:
+            self._said = self._report.headline()
+            line = f"{self._report.state}: {self._report.detail}"
+            # Edges are logged, not levels: the same complaint with another number is no news.
+            edge = re.sub(r"[0-9.]+", "", line)
+            if edge != self._logged and self._report.detail:
+                self._node.get_logger().info(line)
+            self._logged = edge
+            self._status.publish(status_message(self._report, self._now_ns()))
+
+    def _on_beat(self) -> None:
+        self.publish()
+        self._beats += 1
+        if self._beats % round(1.0 / PERIOD) == 0:
+            self._diagnostics.publish(diagnostics_message(
+                self._report, self._node.get_fully_qualified_name(), self._watched(), self._now_ns()))
