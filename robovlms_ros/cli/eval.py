@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument("--live", action="store_true", help="record what the running node does, then evaluate that")
     live.add_argument("--namespace", default="", help="namespace of the node (default none)")
     live.add_argument("--node", default="vla_node", help="name of the node (default vla_node)")
+    live.add_argument("--use-sim-time", action="store_true", help="stamp by /clock (or the parameters' use_sim_time)")
     live.add_argument("--duration", type=float, default=0.0, help="s to record; 0: until Ctrl-C, or silence")
     live.add_argument("--silence", type=float, default=5.0, help="s without images that end the recording (default 5)")
 
@@ -183,13 +184,15 @@ def _collect(jobs: Sequence[Any], output: Path) -> list[str]:
 
 def _record(args: argparse.Namespace, parameters: Any) -> Path:
     """A bag of what the running node sees and does."""
+    from robovlms_ros.cli.eval_setup import uses_sim_time
     from robovlms_ros.ros.recording import RecordingOptions, record, topics_of
 
     path: Path = args.output / f"live-{time.strftime('%Y%m%d-%H%M%S')}"
     args.output.mkdir(parents=True, exist_ok=True)
     print(f"recording to {path}; Ctrl-C ends it", flush=True)
     topics = topics_of(parameters, args.namespace, args.node)
-    record(RecordingOptions(path, topics, args.duration, args.silence, parameters), print)
+    simulated = args.use_sim_time or uses_sim_time(args.config)
+    record(RecordingOptions(path, topics, args.duration, args.silence, parameters, simulated, args.namespace), print)
     return path
 
 

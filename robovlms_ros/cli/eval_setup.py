@@ -105,8 +105,9 @@ def _subject(name: str, policy: Any, block: int) -> Subject:
     from robovlms_ros.evaluation.replay.block import BlockSession
 
     assert policy.config.action is not None
+    model = policy.config.model
     return Subject(name, lambda: BlockSession(policy, perf_counter_ns, block), policy.config.action.spec,
-                   policy.config.model.action_chunk_size)
+                   model.action_chunk_size, model.history_length * (model.history_step or 0.0))
 
 
 def _cameras(wanted: list[tuple[str, ...]], parameters: NodeParameters) -> tuple[str, ...]:
@@ -134,13 +135,7 @@ def bag_description(bag: Path, topic: str) -> str:
 
 def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodeParameters:
     """The node's parameters from its params file (`/**: ros__parameters:`) or a flat mapping. Raises ConfigError."""
-    given: dict[str, Any] = {}
-    if path is not None:
-        for section, content in read_mapping(path).items():
-            if isinstance(content, Mapping) and "ros__parameters" in content:
-                given.update(_flat(content["ros__parameters"]))
-            else:
-                given.update(_flat({section: content}))
+    given = _from_file(path)
     given.update({name: value for name, value in overrides.items() if value is not None})
     given.setdefault("dry_run", True)
     given["dry_run"] = True  # nothing moves here, so random weights may be evaluated
@@ -149,6 +144,21 @@ def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodePara
     node_parameters.check_known(given, [*known, "use_sim_time"])
     given.pop("use_sim_time", None)
     return node_parameters.from_values({**known, **given, "cameras": list(cameras)})
+
+
+def uses_sim_time(path: Path | None) -> bool:
+    """Whether the node's parameters say that it runs by /clock."""
+    return bool(_from_file(path).get("use_sim_time", False))
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for section, content in ({} if path is None else read_mapping(path)).items():
+        if isinstance(content, Mapping) and "ros__parameters" in content:
+            given.update(_flat(content["ros__parameters"]))
+        else:
+            given.update(_flat({section: content}))
+    return given
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ Where rosbag2 is installed, `ros2 bag record` with the same topics does the same
 
 import dataclasses
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from robovlms_ros.types import RoboVLMsError
 EPISODE = "episode"
 CONFIGURATION = "configuration"
 DISCOVERY_PERIOD = 0.5
+CLOCK_PATIENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -86,43 +88,66 @@ class RecordingNode(Node):
 
 
 def record(
-    options: RecordingOptions, say: Callable[[str], None], markers: Callable[[], str] | None = None
+    options: RecordingOptions, say: Callable[[str], None], markers: Callable[[], str | None] | None = None
 ) -> dict[str, int]:
-    """Record until the duration is over, the cameras fall silent, or Ctrl-C; returns messages by topic.
+    """Record until the duration is over, the cameras fall silent, or SIGINT or SIGTERM; returns messages by topic.
 
-    markers: blocks until an episode begins and returns its name, called again and again in a thread of its own.
+    markers: waits a little for an episode to begin and returns its name, None when none did; called again and again in
+    a thread of its own, until it raises EOFError.
     Raises RoboVLMsError when the folder exists or nothing at all came.
     """
     if options.path.exists():
         raise RoboVLMsError(f"{options.path} exists already: a recording never writes over another one.")
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    # SIGINT too: a shell starts what runs in the background with it ignored.
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     node = RecordingNode(options)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    over = threading.Event()
+    reader = threading.Thread(target=_read_markers, args=(node, markers, over), daemon=True)
     if markers is not None:
-        threading.Thread(target=_read_markers, args=(node, markers), daemon=True).start()
+        reader.start()
     try:
-        _spin(node, executor, options)
+        _spin(node, executor, options, say)
     except KeyboardInterrupt:
         say("")
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        over.set()
+        if markers is not None:
+            reader.join()
         node.recorder.close()
         counts = dict(node.recorder.counts)
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
     for topic in options.topics:
-        say(f"  {counts.get(topic, 0):7d}  {topic}" + ("" if counts.get(topic) else "   (nobody published it)"))
-    if not any(counts.values()):
-        raise RoboVLMsError("nothing was recorded: no publisher was heard. Check --namespace and ROS_DOMAIN_ID.")
+        silent = "   (no message came)" if topic in counts else "   (nobody published it)"
+        say(f"  {counts.get(topic, 0):7d}  {topic}" + ("" if counts.get(topic) else silent))
+    own = {name for name in counts if name.rsplit("/", 1)[-1] in (EPISODE, CONFIGURATION)}
+    if not any(count for name, count in counts.items() if name not in own):
+        clock = ", and that somebody publishes /clock" if options.use_sim_time else ""
+        raise RoboVLMsError(f"nothing was recorded: nobody was heard. Check --namespace and ROS_DOMAIN_ID{clock}.")
     return counts
 
 
-def _spin(node: RecordingNode, executor: SingleThreadedExecutor, options: RecordingOptions) -> None:
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _spin(
+    node: RecordingNode, executor: SingleThreadedExecutor, options: RecordingOptions, say: Callable[[str], None]
+) -> None:
     begin = heard = time.monotonic()
-    first, last = options.topics[0], 0
+    first, last, waiting = options.topics[0], 0, options.use_sim_time
     while options.duration <= 0 or time.monotonic() - begin < options.duration:
         executor.spin_once(timeout_sec=0.1)
+        if waiting and time.monotonic() - begin > CLOCK_PATIENCE:
+            waiting = False
+            if not node.get_clock().now().nanoseconds:
+                say("simulated time, and nobody publishes /clock: nothing is recorded until somebody does")
         count = node.recorder.counts.get(first, 0)
         if count != last:
             last, heard = count, time.monotonic()
@@ -130,10 +155,11 @@ def _spin(node: RecordingNode, executor: SingleThreadedExecutor, options: Record
             return
 
 
-def _read_markers(node: RecordingNode, markers: Callable[[], str]) -> None:
-    while True:
+def _read_markers(node: RecordingNode, markers: Callable[[], str | None], over: threading.Event) -> None:
+    while not over.is_set():
         try:
-            node.mark(markers())
+            name = markers()
         except (EOFError, OSError):
             return
-
+        if name is not None:
+            node.mark(name)

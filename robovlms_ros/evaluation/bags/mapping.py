@@ -16,6 +16,7 @@ STRING = "std_msgs/msg/String"
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 ARRAY = "std_msgs/msg/Float64MultiArray"
 CHUNK = "robovlms_ros/msg/ActionChunk"
+STATUS = "robovlms_ros/msg/PolicyStatus"
 TF = "tf2_msgs/msg/TFMessage"
 KINDS: dict[str, CommandKind] = {
     TRAJECTORY: "joint_trajectory", "geometry_msgs/msg/TwistStamped": "twist", "geometry_msgs/msg/PoseStamped": "pose",
@@ -48,7 +49,10 @@ class TopicsConfig:
 
 @dataclass(frozen=True)
 class TopicMapping:
-    """What was settled on. commands None: predictions are compared with the motion that followed."""
+    """What was settled on. commands None: predictions are compared with the motion that followed.
+
+    status: what the node said about itself: pauses, and the instruction where no topic carried it.
+    """
 
     cameras: dict[str, str]
     joint_states: str | None
@@ -60,10 +64,12 @@ class TopicMapping:
     chunks: str | None
     episodes: str | None
     tf: tuple[str, ...] = ()
+    status: str | None = None
 
     def topics(self) -> set[str]:
         """Every topic that has to be read."""
-        single = (self.joint_states, self.instruction, self.commands, self.gripper_commands, self.chunks, self.episodes)
+        single = (self.joint_states, self.instruction, self.commands, self.gripper_commands, self.chunks, self.episodes,
+                  self.status)
         return {*self.cameras.values(), *(topic for topic in single if topic), *self.tf}
 
 
@@ -85,11 +91,13 @@ def detect(
     gripper = given.gripper_commands or _gripper(bag, robot, commands)
     tf = tuple(topic for topic, kind_ in bag.topics.items() if kind_ == TF) if joints is None else ()
     lead = given.command_lead
-    mapping = TopicMapping(found, joints, instruction, commands, kind, gripper, lead, chunks, episodes, tf)
+    status = _first(bag, STATUS)
+    mapping = TopicMapping(found, joints, instruction, commands, kind, gripper, lead, chunks, episodes, tf, status)
     for label, topic, asked in (
         ("joint states", joints, given.joint_states), ("instruction", instruction, given.instruction),
         ("recorded commands", commands, given.commands), ("gripper commands", gripper, given.gripper_commands),
         ("recorded chunks", chunks, given.chunks), ("episode markers", episodes, given.episodes),
+        ("the node's status", status, None),
     ):
         lines.append(f"{label}: {_said(topic, asked)}")
     if commands is None:

@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.evaluation.bags.annotate import Annotator
-from robovlms_ros.evaluation.bags.mapping import TopicMapping, TopicsConfig, detect
+from robovlms_ros.evaluation.bags.mapping import CHUNK, STATUS, TopicMapping, TopicsConfig, detect
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.evaluation.replay.executor import Machine, MemoKinematics, machine_factory
 from robovlms_ros.evaluation.replay.inputs import Inputs
 from robovlms_ros.evaluation.replay.loop import Replay, Runner, Schedule, Subject, WhatIf
-from robovlms_ros.evaluation.replay.scoring import Row, Scorer
+from robovlms_ros.evaluation.replay.samples import Row
+from robovlms_ros.evaluation.replay.scoring import Scorer
 from robovlms_ros.evaluation.report.thresholds import Thresholds
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.runtime.scheduler import ScheduleConfig
 from robovlms_ros.schema import require
-from robovlms_ros.types import ActionSpec
+from robovlms_ros.types import NANOSECONDS, ActionSpec
 
 COLUMNS = ("bag", "policy", "episode", "sequence", "stamp_ns", "instruction", "distance", "distance_end", "steps_known")
 
@@ -172,7 +173,7 @@ def _runners(
         fresh = (spec, horizon) not in seen_specs
         seen_specs.add((spec, horizon))
         return Scorer(subject.name, spec, horizon, robot, kinematics, fresh, write,
-                      calibration.project if calibration else None)
+                      calibration.project if calibration else None, subject.memory)
 
     blank = setting.cameras if config.sensitivity else ()
     other = config.other_instruction if config.sensitivity else None
@@ -223,20 +224,24 @@ class _RowWriter:
 def recorded_stamps(path: Path, topics: TopicsConfig) -> frozenset[int]:
     """The observation stamps of the chunks that a live run recorded in the bag: where it inferred.
 
-    Raises BagError when there are none.
+    Raises BagError when there are none, with what the node said about itself.
     """
-    from robovlms_ros.evaluation.bags.chunks import CHUNK
-    from robovlms_ros.types import NANOSECONDS
-
+    stamps: set[int] = set()
+    status = None
     with Bag(path) as bag:
         named = {topics.chunks} if topics.chunks else {t for t, kind in bag.topics.items() if kind == CHUNK}
-        stamps = set()
-        for raw in bag.messages(named):
+        asides = {t for t, kind in bag.topics.items() if kind == STATUS}
+        for raw in bag.messages(named | asides):
             message = bag.decode(raw) if isinstance(raw, RawMessage) else None
-            if message is not None:
+            if message is None:
+                continue
+            if isinstance(raw, RawMessage) and raw.topic in asides:
+                status = message
+            else:
                 stamps.add(message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec)
     if not stamps:
-        raise BagError(f"{path}: no ActionChunk was recorded, so it does not say where the live run inferred.")
+        said = "" if status is None else f" The node was {': '.join(filter(None, (status.state, status.detail)))}."
+        raise BagError(f"{path}: no ActionChunk was recorded, so it does not say where the live run inferred.{said}")
     return frozenset(stamps)
 
 

@@ -121,11 +121,11 @@ class Inputs:
         self._stamp = 0
         self._newest: RobotState | None = None
         self._offset: int | None = None
-        self._status = next((t for t, kind in self.bag.topics.items() if kind.endswith("/PolicyStatus")), None)
+        self._told = False
 
     def events(self) -> Iterator[Event]:
         """Everything of interest in the order of reception."""
-        topics = self.mapping.topics() | ({self._status} if self._status else set())
+        topics = self.mapping.topics()
         for raw in self.bag.messages(None if self.everything else topics):
             if isinstance(raw, ClockJump):
                 yield self._restart(raw.to_ns, "the bag's clock jumped back", jump=True)
@@ -164,10 +164,11 @@ class Inputs:
             if pose is not None:
                 yield Measured(now_ns, RobotState(*pose_state(self._tree.stamp_ns or now_ns, pose)))
         elif topic == mapping.instruction and not self._fixed:
+            self._told = True
             yield from self._on_instruction(message.data.strip(), now_ns)
         elif topic == mapping.episodes:
             yield self._restart(now_ns, f"episode marker: {message.data}")
-        elif topic == self._status:
+        elif topic == mapping.status:
             yield from self._on_status(message, now_ns)
         if topic == mapping.commands and mapping.command_kind != "action_chunk":
             yield Told(now_ns, message, gripper=False)
@@ -269,6 +270,9 @@ class Inputs:
         if self._paused and not paused:
             yield self._restart(now_ns, "the node went on after a pause")
         self._paused = paused
+        # The node's parameters may have given it the instruction. Where a topic does, status only echoes it, late.
+        if not self._told and not self._fixed and message.instruction.strip():
+            yield from self._on_instruction(message.instruction.strip(), now_ns)
 
     def _restart(self, now_ns: int, reason: str, forget: bool = True, jump: bool = False) -> Restart:
         if forget and jump:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.evaluation.replay.commands import CommandTrack
 from robovlms_ros.evaluation.replay.inputs import Answered, Event, Inputs, Measured, Passed, Restart, Seen, Told
-from robovlms_ros.evaluation.replay.reference import CommandTrack, MotionTrack
+from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.runner import Runner, Subject, WhatIf
-from robovlms_ros.evaluation.replay.scoring import Row
+from robovlms_ros.evaluation.replay.samples import Row
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState

@@ -26,13 +26,15 @@ class Session(Protocol):
 class Subject:
     """One policy to evaluate. session: makes a fresh one; None for the chunks that the bag holds itself.
 
-    spec, horizon: of its chunks; None until the first chunk shows them (recorded chunks).
+    spec, horizon: of its chunks; None until the first chunk shows them (recorded chunks). memory: s that its history
+    reaches back.
     """
 
     name: str
     session: Callable[[], Session] | None
     spec: ActionSpec | None = None
     horizon: int | None = None
+    memory: float = 0.0
 
 
 @dataclass(frozen=True)

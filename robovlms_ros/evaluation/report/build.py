@@ -12,6 +12,8 @@ from robovlms_ros.evaluation.metrics.paired import Interval, mean_interval, pair
 from robovlms_ros.evaluation.replay.results import SubjectResult, merge
 from robovlms_ros.evaluation.report.thresholds import Thresholds, misses
 
+STILL = 1e-5
+"""Mean motion below which the recorded arm stood still: m, joints rad."""
 LISTENS = 0.25
 """A policy is said to listen when another instruction changes its motion by this share at least."""
 
@@ -122,7 +124,7 @@ def _numbers(policy: Mapping[str, Any]) -> dict[str, float | None]:
     known = [value for value in errors["distance_by_step"] if value is not None]
     lanes, recorded = policy["latencies"], policy["recorded"]
     share = None
-    if hold and hold["distance"] and errors["distance"] is not None:
+    if hold and (hold["distance"] or 0.0) > STILL and errors["distance"] is not None:
         share = errors["distance"] / hold["distance"]
     return {
         "distance": errors["distance"], "distance_end": known[-1] if known else None, "against_hold": share,
@@ -162,9 +164,11 @@ def _nearness(name: str, policies: Mapping[str, Any], report: Mapping[str, Any])
     policy = policies[name]
     errors, hold = policy["errors"], policy["baselines"].get(BASELINES[0])
     text = f"{name} is on average {length(errors['distance'], policy['unit'])} from {report['bags'][0]['reference']}"
-    if hold and hold["distance"]:
-        share = policy["numbers"]["against_hold"]
-        text += f", {share:.0%} of what holding still would be" if share is not None else ""
+    share = policy["numbers"]["against_hold"]
+    if share is not None:
+        text += f", {share:.0%} of what holding still would be"
+    elif hold and hold["distance"] is not None:
+        text += ", where the recorded arm stood still"
     if len(policies) > 1:
         others = [c for c in report["comparisons"] if name in (c["a"], c["b"]) and c["difference"]]
         clear = [c for c in others if c["difference"]["low"] > 0 or c["difference"]["high"] < 0]
