@@ -42,12 +42,13 @@ class SafetyGate:
     """One arm's gate. It remembers what it let through, and counts clamps and refusals in a row.
 
     kinematics: checks the tool's workspace and speed; None leaves those two unchecked.
-    authority: the part of the speed limits in use after the ramp, above 0 to 1; may be set at any time.
+    authority: the part of the speed limits in use after the ramp, above 0 to 1; authority_ramp: s after activation
+    until it is. Both may be set at any time.
     """
 
     def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None) -> None:
         self.robot = robot
-        self.authority = robot.gate.authority
+        self.authority, self.authority_ramp = robot.gate.authority, robot.gate.authority_ramp
         limits = robot.limits
         self._bounds = JointBounds(
             robot.lower(), robot.upper(), np.array(limits.velocity), np.array(limits.acceleration)
@@ -73,7 +74,7 @@ class SafetyGate:
 
     def authority_at(self, t_ns: int) -> float:
         """The part of the speed limits that may be used at a time: a ramp after activation."""
-        ramp, began = self.robot.gate.authority_ramp, self._began_ns
+        ramp, began = self.authority_ramp, self._began_ns
         share = 1.0 if ramp == 0 or began is None else (t_ns - began) / (ramp * NANOSECONDS)
         return self.authority * min(1.0, max(FIRST_AUTHORITY, share))
 
