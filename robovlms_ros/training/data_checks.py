@@ -46,12 +46,12 @@ class Summary:
 
 
 def check_data(
-    source: EpisodeSource, config: PolicyConfig, episodes: Sequence[int] | None = None
+    source: EpisodeSource, config: PolicyConfig, episodes: Sequence[int] | None = None, accept: Sequence[str] = ()
 ) -> tuple[tuple[Flaw, ...], Summary]:
     """The flaws of the recordings and of their numbers, those that forbid training first, and the summary.
 
-    Flaws of a kind that the source accepts do not forbid training. Reads no image; never raises for what is wrong with
-    the data.
+    accept: kinds of flaws that do not forbid training, besides those that the source accepts. Reads no image; never
+    raises for what is wrong with the data.
     """
     require_action(config)
     assert config.action is not None
@@ -78,12 +78,12 @@ def check_data(
         summary.rows = rows[:: max(len(rows) // HISTOGRAM_ROWS, 1)].astype(np.float64)
         summary.low, summary.high, summary.mean, summary.std = running.low, running.high, running.mean, running.std
     flaws += _set_flaws(summary)
-    return in_order(flaws, source), summary
+    return in_order(flaws, (*source.accept, *accept)), summary
 
 
-def in_order(flaws: Iterable[Flaw], source: EpisodeSource) -> tuple[Flaw, ...]:
-    """What forbids training first; what the source accepts does not."""
-    judged = (dataclasses.replace(flaw, refuse=flaw.refuse and flaw.kind not in source.accept) for flaw in flaws)
+def in_order(flaws: Iterable[Flaw], accept: Sequence[str]) -> tuple[Flaw, ...]:
+    """What forbids training first; what is of an accepted kind does not."""
+    judged = (dataclasses.replace(flaw, refuse=flaw.refuse and flaw.kind not in accept) for flaw in flaws)
     return tuple(sorted(judged, key=lambda flaw: not flaw.refuse))
 
 

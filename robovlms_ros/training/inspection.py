@@ -41,12 +41,15 @@ class Findings:
                                        for f in self.flaws)]
 
 
-def inspect_data(source: EpisodeSource, config: PolicyConfig, folder: Path) -> Findings:
+def inspect_data(
+    source: EpisodeSource, config: PolicyConfig, folder: Path, accept: Sequence[str] = ()
+) -> Findings:
     """Check the numbers, look at images of some episodes, and write `inspection.html` into `folder`."""
-    flaws, summary = check_data(source, config)
+    accept = (*source.accept, *accept)
+    flaws, summary = check_data(source, config, accept=accept)
     chosen = np.unique(np.linspace(0, len(source) - 1, min(SAMPLED, len(source))).round().astype(int))
     sheet, more = _look(source, [int(i) for i in chosen])
-    flaws = in_order((*flaws, *more), source)
+    flaws = in_order((*flaws, *more), accept)
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / PAGE
     page.write_text(_page(source, summary, flaws, sheet), encoding="utf-8")
