@@ -1,6 +1,8 @@
 """Record demonstrations in the simulated arm: the scripted expert drives, or a policy whose frames the expert labels.
 
-Shards go into --output; those that exist are kept. Scenes come from the training range of seeds.
+Shards go into --output; those that exist are kept. Scenes come from the training range of seeds. --task records a
+tabletop task (lift, stack, put, push, or all) and not the easy demo's two cubes. --expert-only records nothing: it
+runs the expert of the tabletop tasks over --episodes evaluation scenes each and reports (exit code 1 below 95 %).
 """
 
 import argparse
@@ -11,9 +13,11 @@ from robovlms_ros.schema import require
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms demo-data`."""
-    parser.add_argument("--output", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--output", type=Path, help="folder of the shards")
     parser.add_argument("--episodes", type=int, default=10, help="episodes to record (default 10)")
     parser.add_argument("--first", type=int, default=0, help="skip this many scenes of the training range (default 0)")
+    parser.add_argument("--task", help="a tabletop task, or all of them; without it the two cubes of the easy demo")
+    parser.add_argument("--expert-only", action="store_true", help="measure the expert of --task; record nothing")
     parser.add_argument("--checkpoint", type=Path, help="a policy that drives in the expert's place")
     parser.add_argument("--robot", default="panda", help="robot: a YAML file, or a name in config/robots")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
@@ -22,11 +26,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Record the shards; returns 0."""
     from robovlms_ros.sim.task import TRAINING_SEEDS
+    from robovlms_ros.sim.tasks.base import find_task
     from robovlms_ros.training.pipeline import record, shard_jobs
 
     require(args.workers >= 1, "--workers", args.workers, "at least 1")
     require(args.episodes >= 1, "--episodes", args.episodes, "at least 1")
+    if args.task not in (None, "all"):
+        find_task(args.task)
+    if args.expert_only:
+        return _measure_expert(args.task or "all", args.episodes, args.robot)
+    require(args.output is not None, "--output", args.output, "a folder for the shards")
     seeds = TRAINING_SEEDS[args.first : args.first + args.episodes]
     require(len(seeds) == args.episodes, "--first", args.first, f"such that {args.episodes} training scenes are left")
-    record(shard_jobs(args.output, seeds, 10, args.robot, args.checkpoint), args.workers)
+    record(shard_jobs(args.output, seeds, 10, args.robot, args.checkpoint, args.task), args.workers)
     return 0
+
+
+def _measure_expert(task: str, scenes: int, robot: str) -> int:
+    from robovlms_ros.evaluation.closed_loop import report, table
+    from robovlms_ros.sim.tasks.evaluate import EXPERT_AIM, evaluate_task, rows
+    from robovlms_ros.sim.tasks.language import TASKS
+
+    names = TASKS if task == "all" else (task,)
+    episodes = [e for name in names for e in evaluate_task(name, None, range(scenes), robot=robot)]
+    result = rows(episodes, dict.fromkeys(names, EXPERT_AIM))
+    print(table(result))
+    return 0 if report(result, {})["pass"] else 1

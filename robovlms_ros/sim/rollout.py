@@ -56,11 +56,12 @@ class Outcome:
 @dataclass(frozen=True)
 class EpisodeSettings:
     """latency: (low, high) s from an image's stamp to its chunk, drawn per inference. limit, linger: s of simulated
-    time until an episode is given up, and from success to its end."""
+    time until an episode is given up, and from success to its end. dropped: part of the frames that never arrive."""
 
     latency: tuple[float, float] = (0.04, 0.12)
     limit: float = 12.0
     linger: float = 0.0
+    dropped: float = 0.0
 
 
 class ExpertSession:
@@ -129,9 +130,10 @@ class ClosedLoop:
                 frame = self._capture(instruction)
                 if self.on_frame is not None:
                     self.on_frame(frame)
-                agent.observe(frame.observation)
-                if pending is None:
-                    pending = self._infer(agent, frame, rng)
+                if not self.settings.dropped or rng.uniform() >= self.settings.dropped:
+                    agent.observe(frame.observation)
+                    if pending is None:
+                        pending = self._infer(agent, frame, rng)
                 done, missed = judge.look(frame.truth) if now >= judged_from_ns else (False, False)
                 wrong = wrong or missed
                 if success_ns is None and done:

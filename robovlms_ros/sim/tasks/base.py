@@ -17,6 +17,8 @@ from robovlms_ros.sim.tasks.things import LIFTED, TableTruth
 
 STEADY_FRAMES = 4
 """Frames in a row (50 ms each) that a thing must be where it belongs, let go."""
+LEFT_FRAMES = 20
+"""Frames that a thing must lie still on a wrong plate: a push may cross it, and take hold again there."""
 STEEPEST_PUSH = math.radians(65)
 """Largest turn of the hand for a push."""
 CORRIDOR = 0.03
@@ -136,7 +138,7 @@ class TableJudge:
             return truth.released(goal.thing) and any(truth.stacked(goal.thing, name) for name in others)
         if goal.task in ("put", "push"):
             beside = [plate for plate in truth.plates if plate != goal.place]
-            settled = truth.released(goal.thing) and self._still >= 2 * STEADY_FRAMES  # a push may cross a plate
+            settled = truth.released(goal.thing) and self._still >= LEFT_FRAMES
             if settled and any(truth.on_plate(goal.thing, plate) for plate in beside):
                 return True
             return any(truth.on_plate(name, goal.place) for name in truth.things if name != goal.thing)

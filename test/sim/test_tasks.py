@@ -1,0 +1,214 @@
+"""The tabletop tasks. Words: every task has trained and unseen sentences, the unseen ones are made of trained words, a
+sentence means one goal, others are refused by name. Scenes: a seed is a scene and its looks; things lie apart on the
+table, plates free; what fits has room for the fingers. Judges: what counts, what does not, what is wrong. Experts: one
+episode of each task in the closed loop; the hand turns beside a close neighbour; any frame can be labelled.
+"""
+
+import numpy as np
+import pytest
+
+from robovlms_ros.processing.text import TEMPLATES, PromptTokenizer, build_word_tokenizer
+from robovlms_ros.resources import share_directory
+from robovlms_ros.schema import read_mapping
+from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
+from robovlms_ros.sim.task import TaskError
+from robovlms_ros.sim.tasks import base, grasps, language
+from robovlms_ros.sim.tasks.expert import MAX_SPEED, expert_chunk
+from robovlms_ros.sim.tasks.language import Goal
+from robovlms_ros.sim.tasks.looks import PLAIN, Looks
+from robovlms_ros.sim.tasks.things import PLATE_RADIUS, PLATES, TABLE_Z, TableTruth, Thing
+from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.types import ObservationError
+
+pytestmark = pytest.mark.sim
+
+
+@pytest.fixture(scope="module")
+def world():
+    return TaskWorld(0)
+
+
+def at(name, x, y, z=None, yaw=0.0):
+    thing = Thing(name, np.zeros(3), yaw)
+    height = TABLE_Z + thing.half_height if z is None else z
+    return Thing(name, np.array((x, y, height)), yaw)
+
+
+def table(*things, opening=1.0, plates=None):
+    return TableTruth({thing.name: thing for thing in things}, plates or {}, opening)
+
+
+TWO_PLATES = {"yellow plate": np.array((0.5, 0.1, TABLE_Z)), "purple plate": np.array((0.5, -0.1, TABLE_Z))}
+
+
+def test_every_task_has_sentences_that_training_never_uses():
+    words = set(language.vocabulary())
+    for task in language.TASKS:
+        phrases = language.PHRASES[task]
+        assert len(phrases.all) >= 5 and len(phrases.unseen) >= 2 and not set(phrases.trained) & set(phrases.unseen)
+    for goal in language.goals():
+        for sentence in language.instructions(goal, unseen=True):
+            assert set(sentence.split()) <= words, sentence
+            assert language.is_unseen(sentence) and language.meaning(sentence) == goal
+        for sentence in language.instructions(goal):
+            assert not language.is_unseen(sentence) and language.meaning(sentence) == goal
+
+
+def test_one_sentence_means_one_goal():
+    sentences = [s for g in language.goals() for kind in (False, True) for s in language.instructions(g, kind)]
+    assert len(sentences) == len(set(sentences))
+    with pytest.raises(TaskError, match="'paint the red cube'.*lift the"):
+        language.meaning("paint the red cube")
+
+
+def test_shipped_plan_knows_exactly_the_trained_words_and_refuses_others_by_name():
+    plan = read_mapping(share_directory() / "config" / "train" / "tasks.yaml")
+    vocabulary = plan["policy"]["vlm"]["vocabulary"]
+    assert tuple(vocabulary) == language.vocabulary()
+    template = TEMPLATES["paligemma"]
+    longest = plan["policy"]["vlm"]["max_length"]
+    tokenizer = PromptTokenizer(build_word_tokenizer(vocabulary, template), template, longest)
+    for goal in language.goals():
+        for kind in (False, True):
+            tokenizer.encode(language.instructions(goal, kind))
+    with pytest.raises(ObservationError, match="'orange'"):
+        tokenizer.encode(["lift the orange cube"])
+
+
+def test_a_seed_is_a_scene_and_its_looks(world):
+    def scene(seed):
+        world.reset(seed)
+        return world.ground_truth(), world.render("static"), world.instruction(np.random.default_rng(seed))
+
+    (first, image, words), _, (again, same, repeated) = scene(3), scene(4), scene(3)
+    assert list(first.things) == list(again.things) and words == repeated
+    assert all(np.array_equal(first.things[n].position, again.things[n].position) for n in first.things)
+    assert np.array_equal(image, same)
+
+
+def test_things_lie_apart_on_the_table(world):
+    for seed in range(40):
+        world.reset(seed)
+        truth = world.ground_truth()
+        lying = [*truth.things.values(), *truth.obstacles]
+        assert all(abs(thing.height) < 1e-3 for thing in truth.things.values()) and truth.lifted() == ()
+        for i, one in enumerate(lying):
+            for other in lying[:i]:
+                assert np.hypot(*(one.position - other.position)[:2]) > one.radius + other.radius - 0.02
+        for thing in truth.things.values():
+            assert all(np.hypot(*(thing.position - p)[:2]) > PLATE_RADIUS for p in truth.plates.values())
+        assert any(goal.task == world.scene_task for goal in world.goals)
+        assert language.meaning(world.instruction(np.random.default_rng(seed))) in world.goals
+
+
+def test_scenes_are_asked_for_more_than_one_thing(world):
+    counts = []
+    for seed in range(30):
+        world.reset(seed)
+        counts.append(len(world.goals))
+    assert np.median(counts) >= 5
+
+
+def test_looks_stay_within_bounds_and_plain_is_plain():
+    plain = TaskWorld(5, looks=PLAIN)
+    image = plain.render("static")
+    plain.reset(5)
+    assert np.array_equal(image, plain.render("static"))
+    camera = plain._model.camera("static")
+    where = camera.pos.copy()
+    plain.looks = Looks(camera_shift=0.02, exact=True)
+    for seed in range(5):
+        plain.reset(seed)
+        assert np.allclose(np.abs(camera.pos - where), 0.02)
+
+
+def test_unknown_tasks_and_absent_things_are_refused(world):
+    with pytest.raises(TaskError, match="'juggle': there are lift, stack, put, push"):
+        TaskWorld(0, task="juggle")
+    world.reset(0)
+    absent = next(name for name in language.THINGS if name not in world.ground_truth().things)
+    with pytest.raises(TaskError, match=absent):
+        world.judge(f"lift the {absent}")
+
+
+def look(goal, truth, times=base.STEADY_FRAMES):
+    judge = base.TableJudge(goal)
+    return [judge.look(truth) for _ in range(times)][-1]
+
+
+def test_judge_of_lift():
+    up = TABLE_Z + 0.02 + 0.05
+    goal = Goal("lift", "red cube")
+    assert look(goal, table(at("red cube", 0.5, 0), at("green cube", 0.6, 0)), 1) == (False, False)
+    assert look(goal, table(at("red cube", 0.5, 0, up), at("green cube", 0.6, 0)), 1) == (True, False)
+    assert look(goal, table(at("red cube", 0.5, 0), at("green cube", 0.6, 0, up)), 1) == (False, True)
+
+
+def test_judge_of_stack():
+    goal, above = Goal("stack", "red cube", "green cube"), TABLE_Z + 0.06
+    lower, other = at("green cube", 0.5, 0), at("blue cube", 0.6, 0)
+    on = table(at("red cube", 0.505, 0, above), lower, other)
+    assert look(goal, on) == (True, False)
+    assert look(goal, on, 1) == (False, False), "not yet at rest"
+    held = table(at("red cube", 0.505, 0, above), lower, other, opening=0.5)
+    assert look(goal, held) == (False, False), "not let go"
+    assert look(goal, table(at("red cube", 0.6, 0, above), lower, other)) == (False, True), "on the wrong one"
+    assert look(goal, table(at("red cube", 0.55, 0, above), lower, other)) == (False, False), "in the air"
+
+
+def test_judges_of_put_and_push():
+    put, push = Goal("put", "red cube", "yellow plate"), Goal("push", "red cube", "yellow plate")
+    there, wrong = at("red cube", 0.51, 0.1), at("red cube", 0.5, -0.1)
+    for goal in (put, push):
+        assert look(goal, table(there, plates=TWO_PLATES)) == (True, False)
+        assert look(goal, table(at("red cube", 0.5, 0.0), plates=TWO_PLATES)) == (False, False)
+        assert look(goal, table(wrong, plates=TWO_PLATES), base.LEFT_FRAMES + 2) == (False, True)
+        other = table(at("red cube", 0.5, 0.0), at("blue can", 0.5, 0.1), plates=TWO_PLATES)
+        assert look(goal, other) == (False, True), "another thing lies where this one belongs"
+    judge = base.TableJudge(push)
+    judge.look(table(at("red cube", 0.5, 0.0, TABLE_Z + 0.06), plates=TWO_PLATES))
+    assert [judge.look(table(there, plates=TWO_PLATES)) for _ in range(9)][-1] == (False, False), "carried, not pushed"
+
+
+def test_hand_turns_beside_a_close_neighbour():
+    cube = at("red cube", 0.5, 0.0)
+    assert grasps.best_yaw(cube, [])[0] == pytest.approx(0.0)
+    beside = at("green cube", 0.5, 0.06)  # where a finger would come down
+    yaw, left = grasps.best_yaw(cube, [beside])
+    assert abs(yaw) == pytest.approx(np.pi / 2) and left >= grasps.CLEARANCE
+    assert grasps.clearance(cube.position[:2], 0.0, [beside]) < 0
+    around = [beside, at("blue cube", 0.56, 0.0)]
+    assert not base.TABLE_TASKS["lift"].fits(Goal("lift", "red cube"), table(cube, *around))
+
+
+def test_any_frame_can_be_labelled_under_any_goal_that_fits(world):
+    rng = np.random.default_rng(0)
+    pose = np.eye(4)
+    for seed in range(8):
+        world.reset(seed)
+        truth = world.ground_truth()
+        pose[:3] = world.tool_pose()[:3]
+        pose[:3, 3] += rng.uniform(-0.1, 0.1, 3)
+        for goal in world.goals:
+            values = expert_chunk(goal, truth, pose, rng.uniform())
+            assert values.shape == (16, 7) and np.isfinite(values).all()
+            assert np.linalg.norm(values[:, :3], axis=1).max() <= MAX_SPEED * 0.05 + 1e-9
+            assert set(np.unique(values[:, 6])) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("task", language.TASKS)
+def test_expert_does_the_task_in_the_closed_loop(task):
+    world = TaskWorld(100, blank_cameras=True, task=task)
+    loop = build_loop(world, settings=EpisodeSettings(limit=14.0))
+    done = []
+    for seed in range(100, 103):
+        world.reset(seed)
+        words = world.instruction(np.random.default_rng((seed, 3)))
+        outcome = loop.run(ExpertSession(world), [(0.0, words)], np.random.default_rng(seed))
+        assert not outcome.wrong and outcome.refusals == 0, outcome
+        done.append(outcome.success)
+    assert sum(done) >= 2, done
+
+
+def test_plates_are_what_can_be_named():
+    assert {goal.place for goal in language.goals() if goal.task in ("put", "push")} == set(PLATES)
