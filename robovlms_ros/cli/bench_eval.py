@@ -85,7 +85,8 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
     from robovlms_ros.cli.eval_setup import bag_description, read_parameters
     from robovlms_ros.evaluation.bags.mapping import TopicsConfig, detect
     from robovlms_ros.evaluation.bags.reader import Bag
-    from robovlms_ros.evaluation.replay.inputs import Inputs, Seen
+    from robovlms_ros.evaluation.replay.events import Seen
+    from robovlms_ros.evaluation.replay.inputs import Inputs
     from robovlms_ros.ros.loading import load_body
 
     body = load_body(read_parameters(None, {"robot": robot}), lambda topic: bag_description(bag, topic))

@@ -18,6 +18,7 @@ ARRAY = "std_msgs/msg/Float64MultiArray"
 CHUNK = "robovlms_ros/msg/ActionChunk"
 STATUS = "robovlms_ros/msg/PolicyStatus"
 TF = "tf2_msgs/msg/TFMessage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 KINDS: dict[str, CommandKind] = {
     TRAJECTORY: "joint_trajectory", "geometry_msgs/msg/TwistStamped": "twist", "geometry_msgs/msg/PoseStamped": "pose",
     JOINT_STATE: "joint_state", ARRAY: "float64_array", CHUNK: "action_chunk",
@@ -51,6 +52,8 @@ class TopicsConfig:
 class TopicMapping:
     """What was settled on. commands None: predictions are compared with the motion that followed.
 
+    tf: for the tool's pose where joint states are absent, and for where the reference camera is.
+    camera_info: of the reference camera, None unless TF can say where it is.
     status: what the node said about itself: pauses, and the instruction where no topic carried it.
     """
 
@@ -65,11 +68,12 @@ class TopicMapping:
     episodes: str | None
     tf: tuple[str, ...] = ()
     status: str | None = None
+    camera_info: str | None = None
 
     def topics(self) -> set[str]:
         """Every topic that has to be read."""
         single = (self.joint_states, self.instruction, self.commands, self.gripper_commands, self.chunks, self.episodes,
-                  self.status)
+                  self.status, self.camera_info)
         return {*self.cameras.values(), *(topic for topic in single if topic), *self.tf}
 
 
@@ -89,15 +93,18 @@ def detect(
     chunks = given.chunks or _first(bag, CHUNK)
     commands, kind = _commands(bag, given, robot, joints)
     gripper = given.gripper_commands or _gripper(bag, robot, commands)
-    tf = tuple(topic for topic, kind_ in bag.topics.items() if kind_ == TF) if joints is None else ()
+    tf = tuple(topic for topic, kind_ in bag.topics.items() if kind_ == TF)
+    info = _camera_info(bag, found[cameras[0]]) if tf and cameras else None
+    tf = tf if joints is None or info else ()
     lead = given.command_lead
     status = _first(bag, STATUS)
-    mapping = TopicMapping(found, joints, instruction, commands, kind, gripper, lead, chunks, episodes, tf, status)
+    mapping = TopicMapping(found, joints, instruction, commands, kind, gripper, lead, chunks, episodes, tf, status,
+                           info)
     for label, topic, asked in (
         ("joint states", joints, given.joint_states), ("instruction", instruction, given.instruction),
         ("recorded commands", commands, given.commands), ("gripper commands", gripper, given.gripper_commands),
         ("recorded chunks", chunks, given.chunks), ("episode markers", episodes, given.episodes),
-        ("the node's status", status, None),
+        ("the node's status", status, None), ("where the reference camera is, with TF", info, None),
     ):
         lines.append(f"{label}: {_said(topic, asked)}")
     if commands is None:
@@ -179,6 +186,12 @@ def _by_name(bag: Bag, kind: str, words: Sequence[str]) -> str | None:
             if word in topic.rsplit("/", 1)[-1]:
                 return topic
     return None
+
+
+def _camera_info(bag: Bag, image: str) -> str | None:
+    """The camera_info beside an image topic, as image_transport names it."""
+    topic = image.removesuffix("/compressed").rsplit("/", 1)[0] + "/camera_info"
+    return topic if bag.topics.get(topic) == CAMERA_INFO else None
 
 
 def _first(bag: Bag, kind: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The tool's pose out of TF, for bags without joint states: the newest transforms along the chain, multiplied."""
+"""Poses out of TF: the newest transforms along the chain between two frames, multiplied."""
 
 from typing import Any
 
@@ -8,37 +8,37 @@ from numpy.typing import NDArray
 from robovlms_ros.conversions.joint_states import stamp_of
 from robovlms_ros.processing.rotations import matrix_from_quaternion
 
+Array = NDArray[np.float64]
+
 
 class TransformTree:
-    """Newest transform of every frame; `pose` is base_T_tool, None until the chain is complete."""
+    """The newest transform of every frame, static or not."""
 
-    def __init__(self, base: str, tool: str) -> None:
-        self._base, self._tool = base, tool
-        self._parents: dict[str, tuple[str, NDArray[np.float64]]] = {}
-        self.stamp_ns = 0
+    def __init__(self) -> None:
+        self._parents: dict[str, tuple[str, Array, int]] = {}
 
     def add(self, message: Any) -> None:
-        """Take a tf2_msgs/TFMessage, static or not."""
+        """Take a tf2_msgs/TFMessage."""
         for item in message.transforms:
             move, turn = item.transform.translation, item.transform.rotation
             pose = np.eye(4)
             pose[:3, :3] = matrix_from_quaternion([turn.w, turn.x, turn.y, turn.z])
             pose[:3, 3] = move.x, move.y, move.z
-            self._parents[item.child_frame_id.lstrip("/")] = (item.header.frame_id.lstrip("/"), pose)
-            self.stamp_ns = max(self.stamp_ns, stamp_of(item))
+            parent, child = (name.lstrip("/") for name in (item.header.frame_id, item.child_frame_id))
+            self._parents[child] = (parent, pose, stamp_of(item))
 
-    def pose(self) -> NDArray[np.float64] | None:
-        """(4, 4) base_T_tool."""
-        to_base, to_tool = self._to_root(self._base), self._to_root(self._tool)
-        if to_base[-1][0] != to_tool[-1][0]:
+    def pose(self, base: str, frame: str) -> tuple[int, Array] | None:
+        """(newest stamp along the chain, ns; base_T_frame, (4, 4)); None while the chain is not complete."""
+        base_root, root_base, base_ns = self._to_root(base)
+        frame_root, root_frame, frame_ns = self._to_root(frame)
+        if base_root != frame_root:
             return None
-        return np.linalg.inv(to_base[-1][1]) @ to_tool[-1][1]
+        return max(base_ns, frame_ns), np.linalg.inv(root_base) @ root_frame
 
-    def _to_root(self, frame: str) -> list[tuple[str, NDArray[np.float64]]]:
-        """(ancestor, ancestor_T_frame), from the frame itself to its root."""
-        chain = [(frame, np.eye(4))]
-        while frame in self._parents and len(chain) < 64:
-            parent, pose = self._parents[frame]
-            chain.append((parent, pose @ chain[-1][1]))
-            frame = parent
-        return chain
+    def _to_root(self, frame: str) -> tuple[str, Array, int]:
+        """(root, root_T_frame, newest stamp on the way)."""
+        total, newest, hops = np.eye(4), 0, 0
+        while frame in self._parents and hops < len(self._parents):
+            frame, pose, stamp = self._parents[frame]
+            total, newest, hops = pose @ total, max(newest, stamp), hops + 1
+        return frame, total, newest

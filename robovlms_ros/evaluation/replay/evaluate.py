@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from robovlms_ros.evaluation.bags.annotate import Annotator
 from robovlms_ros.evaluation.bags.mapping import CHUNK, STATUS, TopicMapping, TopicsConfig, detect
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
+from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.executor import Machine, MemoKinematics, machine_factory
 from robovlms_ros.evaluation.replay.inputs import Inputs
 from robovlms_ros.evaluation.replay.loop import Replay, Runner, Schedule, Subject, WhatIf
@@ -27,31 +25,6 @@ from robovlms_ros.schema import require
 from robovlms_ros.types import NANOSECONDS, ActionSpec
 
 COLUMNS = ("bag", "policy", "episode", "sequence", "stamp_ns", "instruction", "distance", "distance_end", "steps_known")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Where a camera is, for drawing motions into its image.
-
-    focal, centre: (fx, fy) and (cx, cy), pixels of the recorded image. base_T_camera: 16 numbers, row-major, of the
-    optical frame (z forward, x right, y down) in the robot's base.
-    """
-
-    focal: tuple[float, ...]
-    centre: tuple[float, ...]
-    base_T_camera: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        for name, count in (("focal", 2), ("centre", 2), ("base_T_camera", 16)):
-            value = getattr(self, name)
-            require(len(value) == count, f"calibration.{name}", list(value), f"{count} numbers")
-
-    def project(self, points: NDArray[np.float64]) -> list[list[float]]:
-        """(n, 3) m in the base frame to pixels; points behind the camera are left out."""
-        camera = np.linalg.inv(np.array(self.base_T_camera).reshape(4, 4))
-        seen = points @ camera[:3, :3].T + camera[:3, 3]
-        return [[round(self.focal[0] * x / z + self.centre[0], 1), round(self.focal[1] * y / z + self.centre[1], 1)]
-                for x, y, z in seen if z > 0.01]
 
 
 @dataclass(frozen=True)
@@ -117,6 +90,7 @@ def evaluate_bag(
     config, label = setting.config, path.stem
     with Bag(path) as bag:
         mapping, lines = detect(bag, config.topics, setting.cameras, setting.robot)
+        given = config.calibration.get(setting.cameras[0])
         _require_state(bag, mapping)
         kinematics: Any = MemoKinematics(setting.kinematics) if setting.kinematics is not None else None
         annotator = Annotator(output / f"{label}.mcap", bag, setting.robot.base_frame) \
@@ -125,7 +99,7 @@ def evaluate_bag(
             bag, mapping, setting.robot, kinematics, setting.cameras, config.instruction,
             setting.camera_tolerance if config.camera_tolerance is None else config.camera_tolerance,
             setting.state_tolerance if config.joint_states_tolerance is None else config.joint_states_tolerance,
-            everything=annotator is not None, max_instruction=setting.max_instruction)
+            everything=annotator is not None, max_instruction=setting.max_instruction, calibration=given)
         rows = _RowWriter(output / f"{label}.csv" if output is not None else None, str(path))
         runners = _runners(subjects, setting, kinematics, mapping, rows.write)
         for runner in runners:
@@ -164,7 +138,6 @@ def _runners(
     write: Callable[[Row], None],
 ) -> list[Runner]:
     config, robot = setting.config, setting.robot
-    calibration = config.calibration.get(setting.cameras[0])
     moves = robot.controller.type != "chunk_only" and kinematics is not None and mapping.joint_states is not None
     make: Callable[[], Machine] | None = machine_factory(robot, kinematics, setting.schedule) if moves else None
     seen_specs: set[tuple[ActionSpec, int]] = set()
@@ -172,8 +145,7 @@ def _runners(
     def make_scorer(subject: Subject, spec: ActionSpec, horizon: int) -> Scorer:
         fresh = (spec, horizon) not in seen_specs
         seen_specs.add((spec, horizon))
-        return Scorer(subject.name, spec, horizon, robot, kinematics, fresh, write,
-                      calibration.project if calibration else None, subject.memory)
+        return Scorer(subject.name, spec, horizon, robot, kinematics, fresh, write, subject.memory)
 
     blank = setting.cameras if config.sensitivity else ()
     other = config.other_instruction if config.sensitivity else None

@@ -4,9 +4,10 @@ The conversions, the pairing of cameras and the interpolation of joint states ar
 order in which the bag received its messages.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,71 +19,18 @@ from robovlms_ros.evaluation.bags.chunks import chunk_of_message
 from robovlms_ros.evaluation.bags.mapping import TopicMapping
 from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
 from robovlms_ros.evaluation.bags.tf import TransformTree
+from robovlms_ros.evaluation.replay.calibration import Calibration, RecordedCamera
+from robovlms_ros.evaluation.replay.events import Answered, Event, Measured, Passed, Restart, Seen, Told
 from robovlms_ros.evaluation.replay.executor import plain_reason
+from robovlms_ros.evaluation.replay.reference import pose_between
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, ObservationError, RobotState, RoboVLMsError
+from robovlms_ros.types import NANOSECONDS, Observation, ObservationError, RobotState, RoboVLMsError
 
 JUMP_NS = NANOSECONDS
 OTHER_CLOCK_NS = 5 * NANOSECONDS
 TELEPORT = 0.15  # rad
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A complete observation. now_ns: when the bag received the message that completed it."""
-
-    now_ns: int
-    observation: Observation
-    episode: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A newer measured state."""
-
-    now_ns: int
-    state: RobotState
-
-
-@dataclass(frozen=True)
-class Told:
-    """A message of the arm's or the gripper's command topic."""
-
-    now_ns: int
-    message: Any
-    gripper: bool
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A chunk that was recorded."""
-
-    now_ns: int
-    chunk: ActionChunk
-
-
-@dataclass(frozen=True)
-class Restart:
-    """Something begins anew. episode: the one that begins. forget: the node forgets history and plan as well (a pause,
-    a clock jump). jump: what was recorded before says nothing about what follows (a clock jump, an arm put elsewhere).
-    """
-
-    now_ns: int
-    reason: str
-    episode: int
-    forget: bool = True
-    jump: bool = False
-
-
-@dataclass(frozen=True)
-class Passed:
-    """A recorded message that is only copied."""
-
-    raw: RawMessage
-
-
-Event = Seen | Measured | Told | Answered | Restart | Passed
+TF_KEPT = 64
 
 
 @dataclass
@@ -90,6 +38,7 @@ class Inputs:
     """The node's ears for a bag. instruction: until the bag has one.
 
     camera_tolerance, state_tolerance: s, as the node's `camera_tolerance` and `joint_states_tolerance`.
+    calibration: of the reference camera; None takes the bag's own camera_info and TF.
     decode: an image message to what stands for its pixels; raises ObservationError for an unusable one.
     lost: reasons why messages or observations could not be used, with counts.
     notes: what is unusual about the bag's clocks, one sentence each.
@@ -106,6 +55,7 @@ class Inputs:
     everything: bool = False
     max_instruction: int = 500
     decode: Callable[[Any], Any] = to_rgb
+    calibration: Calibration | None = None
     lost: Counter[str] = field(default_factory=Counter)
     instructions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -113,7 +63,9 @@ class Inputs:
     def __post_init__(self) -> None:
         self._frames = FrameSync(self.cameras, self.camera_tolerance)
         self._joints = JointStateBuffer(self.robot.joints, self.robot.gripper)  # type: ignore[arg-type]
-        self._tree = TransformTree(self.robot.base_frame, self.robot.eef_frame)
+        self._tree = TransformTree()
+        self._camera = RecordedCamera(self._tree, self.robot.base_frame)
+        self._tool: deque[RobotState] = deque(maxlen=TF_KEPT)
         self._names = {topic: name for name, topic in self.mapping.cameras.items()}
         self._fixed = self.instruction
         self._episode = 0
@@ -136,6 +88,8 @@ class Inputs:
                 message = self.bag.decode(raw)
                 if message is not None:
                     yield from self._take(raw.topic, message, self._time(raw, message))
+        if self._camera.missing and self.calibration is None:
+            self.notes.append(self._camera.missing)
 
     def _time(self, raw: RawMessage, message: Any) -> int:
         """When the bag received the message, on the clock of the stamps: a recorder's clock may be another."""
@@ -159,10 +113,9 @@ class Inputs:
         elif topic == mapping.joint_states:
             yield from self._on_joints(message, now_ns)
         elif topic in mapping.tf:
-            self._tree.add(message)
-            pose = self._tree.pose()
-            if pose is not None:
-                yield Measured(now_ns, RobotState(*pose_state(self._tree.stamp_ns or now_ns, pose)))
+            yield from self._on_transforms(message, now_ns)
+        elif topic == mapping.camera_info:
+            self._camera.inform(message)
         elif topic == mapping.instruction and not self._fixed:
             self._told = True
             yield from self._on_instruction(message.data.strip(), now_ns)
@@ -190,6 +143,7 @@ class Inputs:
             self.lost[f"camera '{camera}': {error}"] += 1
             return
         if camera == self.cameras[0]:
+            self._camera.see(message.header.frame_id, image.shape[1] if hasattr(image, "shape") else 0)
             if stamp < self._stamp - JUMP_NS:
                 yield self._restart(now_ns, "the camera's stamps jumped back", jump=True)
             elif stamp <= self._stamp:
@@ -210,17 +164,40 @@ class Inputs:
         except ObservationError as error:
             self.lost[plain_reason(str(error))] += 1
             return
-        yield Seen(now_ns, Observation(stamp_ns, images, self.instruction, state), self._episode)
+        camera = self.calibration or self._camera.calibration()
+        yield Seen(now_ns, Observation(stamp_ns, images, self.instruction, state), self._episode, camera)
 
     def state_at(self, stamp_ns: int) -> RobotState:
         """The arm at an image's stamp. Raises ObservationError."""
         if self.mapping.joint_states is None and self.mapping.tf:
-            pose = self._tree.pose()
-            if pose is None:
-                frames = f"{self.robot.base_frame} to {self.robot.eef_frame}"
-                raise ObservationError(f"TF has no transform from {frames} yet")
-            return RobotState(*pose_state(stamp_ns, pose))
+            return self._tool_at(stamp_ns)
         return self._complete(self._joints.at(stamp_ns, self.state_tolerance))
+
+    def _on_transforms(self, message: Any, now_ns: int) -> Iterator[Event]:
+        self._tree.add(message)
+        found = self._tree.pose(self.robot.base_frame, self.robot.eef_frame)
+        if self.mapping.joint_states is not None or found is None:
+            return
+        stamp, pose = found
+        state = RobotState(stamp or now_ns, np.empty(0), None, pose)
+        if not self._tool or state.stamp_ns > self._tool[-1].stamp_ns:
+            self._tool.append(state)
+            yield Measured(now_ns, state)
+
+    def _tool_at(self, stamp_ns: int) -> RobotState:
+        """The tool between the transforms around a stamp, as joint states are; raises ObservationError."""
+        if not self._tool:
+            frames = f"{self.robot.base_frame} to {self.robot.eef_frame}"
+            raise ObservationError(f"TF has no transform from {frames} yet")
+        for older, newer in pairwise(self._tool):
+            if older.stamp_ns <= stamp_ns <= newer.stamp_ns:
+                share = (stamp_ns - older.stamp_ns) / (newer.stamp_ns - older.stamp_ns)
+                assert older.eef_pose is not None and newer.eef_pose is not None
+                return RobotState(stamp_ns, np.empty(0), None, pose_between(older.eef_pose, newer.eef_pose, share))
+        nearest = min(self._tool, key=lambda state: abs(state.stamp_ns - stamp_ns))
+        if abs(nearest.stamp_ns - stamp_ns) > self.state_tolerance * NANOSECONDS:
+            raise ObservationError(f"TF: none within {self.state_tolerance} s of the image")
+        return replace(nearest, stamp_ns=stamp_ns)
 
     def _complete(self, state: RobotState) -> RobotState:
         if self.kinematics is None:
@@ -278,11 +255,7 @@ class Inputs:
         if forget and jump:
             self._frames.clear()
             self._joints.clear()
+            self._tool.clear()
             self._stamp, self._newest = 0, None
         self._episode += 1
         return Restart(now_ns, reason, self._episode, forget, jump)
-
-
-def pose_state(stamp_ns: int, pose: Any) -> tuple[Any, ...]:
-    """Arguments of a RobotState of which only the tool's pose is known."""
-    return stamp_ns, np.empty(0), None, pose

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.evaluation.replay.commands import CommandTrack
-from robovlms_ros.evaluation.replay.inputs import Answered, Event, Inputs, Measured, Passed, Restart, Seen, Told
+from robovlms_ros.evaluation.replay.events import Answered, Event, Measured, Passed, Restart, Seen, Told
+from robovlms_ros.evaluation.replay.inputs import Inputs
 from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.runner import Runner, Subject, WhatIf
 from robovlms_ros.evaluation.replay.samples import Row
@@ -147,7 +148,7 @@ class Replay:
                 continue
             chunk, variants = answered[observation.stamp_ns]
             image = observation.images[self._inputs.cameras[0]]
-            runner.take(chunk, Answer(chunk, observation.state, episode, image, variants))
+            runner.take(chunk, Answer(chunk, observation.state, episode, image, variants, seen.camera))
             if self._annotate is not None:
                 self._annotate.chunk(runner.subject.name, seen.now_ns, chunk)
 

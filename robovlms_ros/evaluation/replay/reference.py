@@ -1,12 +1,14 @@
 """What the recorded robot did: as targets at any time, from joint states or TF. What it was told is in `commands`."""
 
 import bisect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.processing.rotations import matrix_from_vector, vector_from_matrix
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.types import NANOSECONDS, RobotState
 
@@ -98,7 +100,7 @@ class MotionTrack:
     def at(self, times: Times, start: RobotState) -> Targets:
         """The measured arm at each time, linear between messages; unknown across gaps of half a second."""
         if self._poses.times:
-            found = [_nearest(self._poses, int(time)) for time in times]
+            found = [_between(self._poses, int(time), pose_between) for time in times]
             poses = np.stack([np.full((4, 4), np.nan) if pose is None else pose for pose in found])
             return Targets(None, poses, np.array([pose is not None for pose in found]))
         rows = [_between(self._joints, int(time)) for time in times]
@@ -112,17 +114,17 @@ class MotionTrack:
         return np.array([np.nan if row is None else float(row) for row in rows])
 
 
-def _between(held: Held, time_ns: int) -> Any | None:
+def _between(held: Held, time_ns: int, mix: Callable[[Any, Any, float], Any] | None = None) -> Any | None:
     pair = held.around(time_ns)
     if pair is None or pair[2] - pair[0] > GAP_NS:
         return None
     width = pair[2] - pair[0]
     share = (time_ns - pair[0]) / width if width else 0.0
-    return pair[1] + share * (pair[3] - pair[1])
+    return mix(pair[1], pair[3], share) if mix else pair[1] + share * (pair[3] - pair[1])
 
 
-def _nearest(held: Held, time_ns: int) -> Any | None:
-    pair = held.around(time_ns)
-    if pair is None or pair[2] - pair[0] > GAP_NS:
-        return None
-    return pair[1] if time_ns - pair[0] <= pair[2] - time_ns else pair[3]
+def pose_between(a: Array, b: Array, share: float) -> Array:
+    """The pose, (4, 4), that is `share` of the way from a to b: straight, and turning about one axis."""
+    pose = a + share * (b - a)
+    pose[:3, :3] = a[:3, :3] @ matrix_from_vector(share * vector_from_matrix(a[:3, :3].T @ b[:3, :3]))
+    return pose

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from robovlms_ros.evaluation.replay.events import Seen
 from robovlms_ros.evaluation.replay.executor import LatencyLane, Machine
-from robovlms_ros.evaluation.replay.inputs import Seen
 from robovlms_ros.evaluation.replay.results import SubjectResult
 from robovlms_ros.evaluation.replay.scoring import Scorer
 from robovlms_ros.evaluation.replay.tracks import Answer

@@ -14,6 +14,7 @@ from robovlms_ros.evaluation.replay.results import FANS, WORST, WORST_APART_S, T
 from robovlms_ros.evaluation.replay.steps import Steps, displacement, distance
 from robovlms_ros.evaluation.replay.tracks import Answer
 from robovlms_ros.processing.rotations import vector_from_matrix
+from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.types import NANOSECONDS, ActionSpec
 
 Array = NDArray[np.float64]
@@ -26,9 +27,9 @@ PICTURE_WIDTH = 320
 class Samples:
     """Of one policy on one bag. fans, track: predicted chunks and recorded steps over time, thinned."""
 
-    def __init__(self, spec: ActionSpec, write_row: Callable[[Row], None] | None, name: str,
-                 project: Callable[[Array], list[list[float]]] | None) -> None:
-        self._spec, self._write, self._name, self._project = spec, write_row, name, project
+    def __init__(self, spec: ActionSpec, kinematics: Kinematics | None, write_row: Callable[[Row], None] | None,
+                 name: str) -> None:
+        self._spec, self._kinematics, self._write, self._name = spec, kinematics, write_row, name
         self.fans, self.track = Thinned(FANS), Thinned(TRACK)
         self._worst: list[tuple[float, int, dict[str, Any]]] = []
         self._origin: int | None = None
@@ -70,13 +71,31 @@ class Samples:
             "predicted": moves["predicted"].round(5).tolist(), "recorded": moves["recorded"][:known].round(5).tolist(),
             "gripper": {"predicted": numbers(predicted.gripper), "recorded": numbers(reference.gripper)},
         }
-        if self._project is not None and predicted.poses is not None and reference.poses is not None:
-            moment["pixels"] = {"predicted": self._project(predicted.poses[:, :3, 3]),
-                                "recorded": self._project(reference.poses[:known, :3, 3])}
-            moment["size"] = None if answer.image is None else [answer.image.shape[1], answer.image.shape[0]]
+        moment.update(self._drawn(answer, predicted, reference))
         heapq.heappush(self._worst, (error, answer.chunk.stamp_ns, moment))
         if len(self._worst) > WORST:
             heapq.heappop(self._worst)
+
+    def _drawn(self, answer: Answer, predicted: Steps, reference: Steps) -> dict[str, Any]:
+        """Both motions from the start on, in pixels of the image; empty where that is not known."""
+        begin, known = answer.start.eef_pose, int(reference.valid.sum())
+        if answer.camera is None or answer.image is None or begin is None:
+            return {}
+        pixels = {}
+        for name, steps, count in (("predicted", predicted, len(predicted.valid)), ("recorded", reference, known)):
+            path = self._path(steps, count)
+            if path is None:
+                return {}
+            pixels[name] = answer.camera.project(np.vstack([begin[:3, 3], path]))
+        return {"pixels": pixels, "size": [answer.image.shape[1], answer.image.shape[0]]}
+
+    def _path(self, steps: Steps, count: int) -> Array | None:
+        """(count, 3) m, where the tool goes."""
+        if steps.poses is not None:
+            return steps.poses[:count, :3, 3]
+        if steps.joints is None or self._kinematics is None:
+            return None
+        return np.array([self._kinematics.forward(row)[:3, 3] for row in steps.joints[:count]])
 
     def row(self, answer: Answer, predicted: Steps | None, reference: Steps | None, error: float | None) -> None:
         """The chunk's line in the table of chunks; None for what could not be scored."""

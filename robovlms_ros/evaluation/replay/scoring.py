@@ -36,7 +36,7 @@ class Scorer:
     def __init__(
         self, name: str, spec: ActionSpec, horizon: int, robot: RobotSpec, kinematics: Kinematics | None,
         with_baselines: bool, write_row: Callable[[Row], None] | None = None,
-        project: Callable[[Array], list[list[float]]] | None = None, memory: float = 0.0,
+        memory: float = 0.0,
     ) -> None:
         self._robot, self._kinematics = robot, kinematics
         self._spec, dims = spec, len(spec.names)
@@ -49,7 +49,7 @@ class Scorer:
             self.result.baseline_edges = {key: EdgeSums() for key in BASELINES}
         self._baselines = Baselines()
         self._pending: deque[Answer] = deque()
-        self._samples = Samples(spec, write_row, name, project)
+        self._samples = Samples(spec, kinematics, write_row, name)
         self._spent = Thinned(SPENT)
         self._previous: tuple[Answer, Steps] | None = None
 

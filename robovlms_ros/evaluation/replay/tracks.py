@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.commands import CommandTrack
 from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.steps import Steps, step_times, steps_of_chunk, steps_of_targets
@@ -17,13 +18,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Answer:
-    """A chunk with what it was answered to. variants: label -> the chunk of another instruction or a blanked camera."""
+    """A chunk with what it was answered to. variants: label -> the chunk of another instruction or a blanked camera.
+
+    camera: where the camera of `image` was.
+    """
 
     chunk: ActionChunk
     start: RobotState
     episode: str
     image: NDArray[np.uint8] | None = None
     variants: tuple[tuple[str, ActionChunk], ...] = ()
+    camera: Calibration | None = None
 
 
 @dataclass

@@ -21,7 +21,8 @@ from robovlms_ros.conversions.joint_states import stamp_of
 from robovlms_ros.evaluation.bags.mapping import TopicMapping, TopicsConfig, detect
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
 from robovlms_ros.evaluation.replay.commands import CommandTrack
-from robovlms_ros.evaluation.replay.inputs import Answered, Event, Inputs, Measured, Restart, Seen, Told
+from robovlms_ros.evaluation.replay.events import Answered, Event, Measured, Restart, Seen, Told
+from robovlms_ros.evaluation.replay.inputs import Inputs
 from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.steps import step_times
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
@@ -98,7 +99,7 @@ class BagReader:
                 self._take(event)
             self._settle(None)
             self.notes += [*lines, *bag.notes, *inputs.notes]
-            self.lost = inputs.lost
+            self.lost += inputs.lost
         if self._tracks.commands is not None and self._tracks.commands.unusable:
             count, topic = self._tracks.commands.unusable, mapping.commands
             self.notes.append(f"{count} messages of {topic} do not fit {self.robot.name} and are left out")

@@ -1,0 +1,74 @@
+"""Where a camera is, for drawing motions into its image: given in YAML, or the bag's own camera_info and TF."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.evaluation.bags.tf import TransformTree
+from robovlms_ros.schema import require
+
+NEAREST = 0.01
+"""m in front of the camera; what is nearer is not drawn."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A pinhole camera; lens distortion is left out.
+
+    focal, centre: (fx, fy) and (cx, cy), pixels of the recorded image. base_T_camera: 16 numbers, row-major, of the
+    optical frame (z forward, x right, y down) in the robot's base.
+    """
+
+    focal: tuple[float, ...]
+    centre: tuple[float, ...]
+    base_T_camera: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name, count in (("focal", 2), ("centre", 2), ("base_T_camera", 16)):
+            value = getattr(self, name)
+            require(len(value) == count, f"calibration.{name}", list(value), f"{count} numbers")
+
+    def project(self, points: NDArray[np.float64]) -> list[list[float]]:
+        """(n, 3) m in the base frame to pixels; points behind the camera are left out."""
+        camera = np.linalg.inv(np.array(self.base_T_camera).reshape(4, 4))
+        seen = points @ camera[:3, :3].T + camera[:3, 3]
+        return [[round(self.focal[0] * x / z + self.centre[0], 1), round(self.focal[1] * y / z + self.centre[1], 1)]
+                for x, y, z in seen if z > NEAREST]
+
+
+class RecordedCamera:
+    """A camera's own words in the bag. `calibration` is None until camera_info, an image's frame and TF are there."""
+
+    def __init__(self, tree: TransformTree, base: str) -> None:
+        self._tree, self._base = tree, base
+        self._info: Any = None
+        self._frame = ""
+        self._width = 0
+
+    @property
+    def missing(self) -> str:
+        """What the bag lacks for a calibration that it has camera_info for; empty when nothing."""
+        if self._info is None or not self._frame or self.calibration() is not None:
+            return ""
+        return f"TF does not connect {self._base} with the camera's frame '{self._frame}': motions are not drawn."
+
+    def inform(self, message: Any) -> None:
+        """Take a sensor_msgs/CameraInfo."""
+        if message.width and message.k[0] > 0 and message.k[4] > 0:
+            self._info = message
+
+    def see(self, frame: str, width: int) -> None:
+        """An image came, so many pixels wide."""
+        self._frame, self._width = frame.lstrip("/"), width
+
+    def calibration(self) -> Calibration | None:
+        """As of now."""
+        if self._info is None or not self._frame:
+            return None
+        found = self._tree.pose(self._base, self._frame)
+        if found is None:
+            return None
+        k, scale = np.asarray(self._info.k, dtype=np.float64), self._width / self._info.width
+        return Calibration((k[0] * scale, k[4] * scale), (k[2] * scale, k[5] * scale), tuple(found[1].ravel()))

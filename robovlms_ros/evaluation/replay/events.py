@@ -1,0 +1,68 @@
+"""What a bag tells, one thing after the other, in the order of reception."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from robovlms_ros.evaluation.bags.reader import RawMessage
+from robovlms_ros.evaluation.replay.calibration import Calibration
+from robovlms_ros.types import ActionChunk, Observation, RobotState
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A complete observation. now_ns: when the bag received the message that completed it. camera: where the reference
+    camera was, None without calibration.
+    """
+
+    now_ns: int
+    observation: Observation
+    episode: int
+    camera: Calibration | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A newer measured state."""
+
+    now_ns: int
+    state: RobotState
+
+
+@dataclass(frozen=True)
+class Told:
+    """A message of the arm's or the gripper's command topic."""
+
+    now_ns: int
+    message: Any
+    gripper: bool
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A chunk that was recorded."""
+
+    now_ns: int
+    chunk: ActionChunk
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Something begins anew. episode: the one that begins. forget: the node forgets history and plan as well (a pause,
+    a clock jump). jump: what was recorded before says nothing about what follows (a clock jump, an arm put elsewhere).
+    """
+
+    now_ns: int
+    reason: str
+    episode: int
+    forget: bool = True
+    jump: bool = False
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A recorded message that is only copied."""
+
+    raw: RawMessage
+
+
+Event = Seen | Measured | Told | Answered | Restart | Passed
