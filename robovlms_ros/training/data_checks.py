@@ -134,8 +134,8 @@ def _episode_flaws(arrays: EpisodeArrays, action: ActionConfig, horizon: int) ->
 
 def _clock_flaws(arrays: EpisodeArrays, step: float) -> Iterator[Flaw]:
     intervals = np.diff(arrays.stamps_ns) / NANOSECONDS
-    if (intervals <= 0).any():
-        t = int(np.argmax(intervals <= 0))
+    if (intervals < 0).any() or (len(intervals) and np.mean(intervals == 0) > 0.5):
+        t = int(np.argmax(intervals <= 0))  # some frames may be held where the user raised the tolerance
         yield Flaw("clock", arrays.source, f"the clock goes from {intervals[:t].sum():.2f} s to "
                    f"{intervals[:t + 1].sum():.2f} s at step {t + 1}", "record with one clock, or exclude it",
                    refuse=True)

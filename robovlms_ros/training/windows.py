@@ -17,7 +17,8 @@ from robovlms_ros.processing.actions import ActionPipeline
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.training.episodes import DataError, EpisodeArrays, EpisodeSource, Images, require_action
 
-KEPT_EPISODES = 64
+KEPT_STEPS = 1 << 18
+"""Steps whose numbers (not images) a process keeps: some 50 MB."""
 Augment = Callable[[Images, np.random.Generator], Images]
 
 
@@ -85,6 +86,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._window, self._horizon = config.model.history_length, config.model.action_chunk_size
         self._pipeline = ActionPipeline(config.action)
         self._kept: OrderedDict[int, EpisodeArrays] = OrderedDict()
+        self._kept_steps = 0
         if not self._episodes:
             raise DataError("no episodes: this side of the split is empty. Record more, or change "
                             "training.validation_fraction.")
@@ -101,7 +103,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._ends = np.cumsum(counts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict()}
+        return {**self.__dict__, "_kept": OrderedDict(), "_kept_steps": 0}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -129,8 +131,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     def _arrays(self, episode: int) -> EpisodeArrays:
         if episode not in self._kept:
-            while len(self._kept) >= KEPT_EPISODES:
-                self._kept.popitem(last=False)
-            self._kept[episode] = self._source.arrays(episode)
+            arrays = self._source.arrays(episode)
+            self._kept_steps += len(arrays)
+            while self._kept and self._kept_steps > KEPT_STEPS:
+                self._kept_steps -= len(self._kept.popitem(last=False)[1])
+            self._kept[episode] = arrays
         self._kept.move_to_end(episode)
         return self._kept[episode]

@@ -3,11 +3,13 @@
 - Frames lie on the training rate's grid, each with the image of its stamp; a faster camera's nearest images are taken.
 - Actions are the recorded commands at the step's time, for set points and for trajectories, absolute and as deltas.
 - Steps after the episode's end are not known; markers and new instructions begin episodes.
-- SQLite gives what MCAP gives; a pickled copy and forked workers read the same images.
+- SQLite, and compressed by message or file, gives what MCAP gives; compressed images are read, a damaged one is named.
+- A pickled copy and forked workers read the same images.
 - Refused with the place and a remedy: no command topic, cameras that are apart, a camera slower than the steps, no
   instruction, commands that are not finite and clock jumps (as flaws).
 """
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rosbags.rosbag2 import StoragePlugin, Writer
+from PIL import Image
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from torch.utils.data import DataLoader
 
 from robovlms_ros.config import config_from_mapping
@@ -50,9 +53,12 @@ def pixels(topic: str, stamp_ns: int, size: int = 8) -> np.ndarray:
 class Script:
     """Writes messages of the four kinds that a demonstration needs."""
 
-    def __init__(self, path: Path, plugin: StoragePlugin = StoragePlugin.MCAP) -> None:
+    def __init__(self, path: Path, plugin: StoragePlugin = StoragePlugin.MCAP,
+                 compression: CompressionMode | None = None) -> None:
         self.store, self.path = typestore(), path
         self.writer = Writer(path, version=9, storage_plugin=plugin)
+        if compression is not None:
+            self.writer.set_compression(compression, CompressionFormat.ZSTD)
         self.connections: dict[str, Any] = {}
 
     def __enter__(self) -> "Script":
@@ -76,6 +82,13 @@ class Script:
         self._write(topic, "sensor_msgs/msg/Image", now or stamp, header=self._header(stamp), height=8, width=8,
                     encoding="rgb8", is_bigendian=0, step=24, data=pixels(topic, stamp).reshape(-1))
 
+    def png(self, topic: str, stamp: int, cut: bool = False) -> None:
+        stream = io.BytesIO()
+        Image.fromarray(pixels(topic, stamp)).save(stream, "PNG")
+        data = np.frombuffer(stream.getvalue(), np.uint8)
+        self._write(topic, "sensor_msgs/msg/CompressedImage", stamp, header=self._header(stamp), format="rgb8; png",
+                    data=data[: len(data) // 2] if cut else data)
+
     def text(self, topic: str, now: int, data: str) -> None:
         self._write(topic, "std_msgs/msg/String", now, data=data)
 
@@ -96,9 +109,10 @@ class Script:
 
 def write(path: Path, seconds: float = 3.0, begin: int = BEGIN, commands: bool = True, rate: int = 20,
           cameras: tuple[str, ...] = ("static",), offset: int = 0, plugin: StoragePlugin = StoragePlugin.MCAP,
-          instruction: str | None = "lift the cube", also: Any = None) -> Path:
+          instruction: str | None = "lift the cube", also: Any = None,
+          compression: CompressionMode | None = None) -> Path:
     """Joint states at 100 Hz that lag the set points by 100 ms, set points (with the gripper) at 20 Hz, images."""
-    with Script(path, plugin) as bag:
+    with Script(path, plugin, compression) as bag:
         if instruction:
             bag.text("/instruction", begin, instruction)
         for tick in range(int(seconds * 100)):
@@ -179,11 +193,30 @@ def test_a_gap_cuts_the_episode_and_both_pieces_are_one_recording(tmp_path):
     assert [flaw.kind for flaw in source.flaws] == ["gap"] and "1.00 s" in source.flaws[0].text
 
 
-def test_sqlite_gives_the_same(tmp_path):
-    mcap = open_sources([write(tmp_path / "a", 1.5)], config(), MAPPING)
-    sqlite = open_sources([write(tmp_path / "b", 1.5, plugin=StoragePlugin.SQLITE3)], config(), MAPPING)
-    assert np.array_equal(mcap.arrays(0).actions, sqlite.arrays(0).actions)
-    assert np.array_equal(mcap.images(0, [5, 9])["static"], sqlite.images(0, [5, 9])["static"])
+@pytest.mark.parametrize("compression", [None, CompressionMode.MESSAGE, CompressionMode.FILE])
+def test_sqlite_and_compressed_files_give_the_same(tmp_path, compression):
+    mcap = open_sources([write(tmp_path / "a", 1.0)], config(), MAPPING)
+    sqlite = write(tmp_path / "b", 1.0, plugin=StoragePlugin.SQLITE3, compression=compression)
+    other = open_sources([sqlite], config(), MAPPING)
+    assert np.array_equal(mcap.arrays(0).actions, other.arrays(0).actions)
+    assert np.array_equal(mcap.images(0, [5, 9])["static"], other.images(0, [5, 9])["static"])
+
+
+def test_compressed_images_and_damaged_ones(tmp_path):
+    with Script(tmp_path / "bag") as bag:
+        bag.text("/instruction", BEGIN, "lift the cube")
+        for tick in range(100):
+            now = BEGIN + tick * NANOSECONDS // 100
+            bag.joints(now, np.append(told(now), 0.0))
+            if tick % 5 == 0:
+                bag.joints(now, np.append(told(now), 0.0), "/leader/joint_states")
+                bag.png("/static/image_raw/compressed", now, cut=tick == 50)
+    source = open_sources([tmp_path / "bag"], config(), MAPPING)
+    assert source.length(0) >= 18
+    image = source.images(0, [4])["static"][0]
+    assert np.array_equal(image, pixels("/static/image_raw/compressed", BEGIN + 4 * STEP_NS))
+    with pytest.raises(DataError, match=r"episode 0: an image of camera 'static' is damaged.*exclude"):
+        source.images(0, [10])
 
 
 def test_markers_and_instructions_begin_episodes(tmp_path):

@@ -131,10 +131,11 @@ class BagSource:
     ) -> dict[tuple[int, int], NDArray[np.uint8]]:
         """(log time, stamp) -> image, reading the file near each of the times once."""
         bag, topic = self._open.get(self.path), self._topics[camera]
+        times = {log for log, _ in wanted}
         found: dict[tuple[int, int], NDArray[np.uint8]] = {}
-        for begin, end in _runs(sorted(log for log, _ in wanted)):
+        for begin, end in _runs(sorted(times)):
             for raw in bag.between({topic}, begin, end):
-                message = bag.decode(raw) if any(raw.log_ns == log for log, _ in wanted) else None
+                message = bag.decode(raw) if raw.log_ns in times else None
                 if message is not None and (raw.log_ns, stamp_of(message)) in wanted:
                     try:
                         found[raw.log_ns, stamp_of(message)] = to_rgb(message)
