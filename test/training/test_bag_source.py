@@ -74,9 +74,9 @@ class Script:
         message = self.store.types[kind](**fields)
         self.writer.write(self.connections[topic], now, self.store.serialize_cdr(message, kind))
 
-    def _header(self, stamp: int) -> Any:
+    def _header(self, stamp: int, frame: str = "") -> Any:
         time = self.store.types["builtin_interfaces/msg/Time"](sec=stamp // NANOSECONDS, nanosec=stamp % NANOSECONDS)
-        return self.store.types["std_msgs/msg/Header"](stamp=time, frame_id="")
+        return self.store.types["std_msgs/msg/Header"](stamp=time, frame_id=frame)
 
     def image(self, topic: str, stamp: int, now: int | None = None) -> None:
         self._write(topic, "sensor_msgs/msg/Image", now or stamp, header=self._header(stamp), height=8, width=8,
@@ -88,6 +88,26 @@ class Script:
         data = np.frombuffer(stream.getvalue(), np.uint8)
         self._write(topic, "sensor_msgs/msg/CompressedImage", stamp, header=self._header(stamp), format="rgb8; png",
                     data=data[: len(data) // 2] if cut else data)
+
+    def transform(self, stamp: int, position: list[float], turn: list[float]) -> None:
+        translation, rotation = self._place(position, turn, "Vector3")
+        item = self.store.types["geometry_msgs/msg/TransformStamped"](
+            header=self._header(stamp, "panda_link0"), child_frame_id="panda_grip_site",
+            transform=self.store.types["geometry_msgs/msg/Transform"](translation=translation, rotation=rotation))
+        self._write("/tf", "tf2_msgs/msg/TFMessage", stamp, transforms=[item])
+
+    def pose(self, stamp: int, position: list[float], turn: list[float]) -> None:
+        point, orientation = self._place(position, turn, "Point")
+        pose = self.store.types["geometry_msgs/msg/Pose"](position=point, orientation=orientation)
+        self._write("/target", "geometry_msgs/msg/PoseStamped", stamp, header=self._header(stamp), pose=pose)
+
+    def _place(self, position: list[float], turn: list[float], kind: str) -> tuple[Any, Any]:
+        vector, quaternion = (self.store.types[f"geometry_msgs/msg/{name}"] for name in (kind, "Quaternion"))
+        return vector(**dict(zip("xyz", position, strict=True))), quaternion(**dict(zip("xyzw", turn, strict=True)))
+
+    def numbers(self, topic: str, now: int, data: list[float]) -> None:
+        layout = self.store.types["std_msgs/msg/MultiArrayLayout"](dim=[], data_offset=0)
+        self._write(topic, "std_msgs/msg/Float64MultiArray", now, layout=layout, data=np.array(data))
 
     def text(self, topic: str, now: int, data: str) -> None:
         self._write(topic, "std_msgs/msg/String", now, data=data)
@@ -268,6 +288,35 @@ def test_end_effector_deltas_and_proprioception(tmp_path):
         here, there = forward(told(stamp - NANOSECONDS // 10)), forward(told(stamp))
         assert np.allclose(arrays.actions[t, :3], there[:3, 3] - here[:3, 3], atol=1e-9)
         assert np.allclose(arrays.proprioception[t], [*here[:3, 3], opening(stamp)], atol=1e-6)
+
+
+def test_poses_from_tf_and_pose_commands(tmp_path):
+    pytest.importorskip("pinocchio")
+    from robovlms_ros.processing.rotations import matrix_from_vector, quaternion_from_matrix
+
+    def place(now: int) -> tuple[list[float], list[float]]:
+        seconds = (now - BEGIN) / NANOSECONDS
+        w, x, y, z = quaternion_from_matrix(matrix_from_vector([0.0, 0.0, 0.2 * seconds]))
+        return [0.4 + 0.1 * seconds, 0.0, 0.3], [x, y, z, w]
+
+    with Script(tmp_path / "bag") as bag:
+        bag.text("/instruction", BEGIN, "lift the cube")
+        for tick in range(150):
+            now = BEGIN + tick * NANOSECONDS // 100
+            bag.transform(now, *place(now))
+            if tick % 5 == 0:
+                bag.pose(now, *place(now + STEP_NS))
+                bag.numbers("/gripper", now, [0.04 * opening(now)])
+                bag.image("/static/image_raw", now)
+    eef = {"space": "eef_delta", "frame": "base", "rotation": "rotation_vector", "composition": "chained",
+           "step_duration": 0.05, "units": {"translation": 1.0, "rotation": 1.0}, "gripper": {"open_value": 1}}
+    blocks = {"action": eef, "action_head": {"action_dim": 7}}
+    mapping = {"bag": {"robot": "panda", "topics": {"commands": "/target", "gripper_commands": "/gripper"}}}
+    with pytest.raises(DataError, match="episode 0: the policy takes 7 joint positions"):
+        open_sources([tmp_path / "bag"], config(**{**blocks, "proprioception": {"names": ["joint_positions"],
+                                                                              "joints": 7}}), mapping)
+    arrays = open_sources([tmp_path / "bag"], config(**blocks), mapping).arrays(0)
+    assert np.allclose(arrays.chunks[3:20, :, :6], [0.005, 0, 0, 0, 0, 0.01], atol=1e-9)
 
 
 @pytest.mark.parametrize(("written", "cameras", "message"), [

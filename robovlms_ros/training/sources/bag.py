@@ -188,7 +188,10 @@ def _episode(reader: BagReader, recorded: Recorded, piece: Piece, first: int, en
     known = np.stack([flags for _, flags in piece.chunks[first:end]])
     states = None
     if config.proprioception is not None:
-        states = np.stack([state_vector(config.proprioception, f.state) for f in frames]).astype(np.float64)
+        try:
+            states = np.stack([state_vector(config.proprioception, f.state) for f in frames]).astype(np.float64)
+        except ObservationError as error:
+            raise DataError(f"{recorded.origin}: {error} Record it, or leave it out of proprioception.") from error
     arrays = EpisodeArrays(
         np.array([f.stamp_ns for f in frames], dtype=np.int64), chunks[:, 0], states, piece.instruction,
         recorded.origin, chunks, known)
