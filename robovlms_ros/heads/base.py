@@ -45,7 +45,13 @@ class OutputMLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(x)
+        """x (..., in) to (..., out); computed in float32 where x is and the weights are kept in fewer bits."""
+        if x.dtype == self.mlp[0].weight.dtype:
+            return self.mlp(x)
+        for layer in self.mlp:
+            linear = isinstance(layer, nn.Linear)
+            x = functional.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype)) if linear else layer(x)
+        return x
 
 
 class TokenReducer(nn.Module):

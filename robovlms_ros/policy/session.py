@@ -213,8 +213,9 @@ class PolicySession:
         """SI values (n, dims) of the newest frame's chunk (or the oldest's, where the configuration asks for it)."""
         if isinstance(output, HeadOutput):
             index = 0 if self.policy.config.model.pre_executes == "oldest" else -1
-            arm = output.arm[0, index].double().cpu().numpy()  # (n, A)
-            logits = output.gripper_logits[0, index].double().cpu().numpy()  # (n, 1)
+            # One copy from the device, of these numbers alone.
+            both = torch.cat((output.arm[0, index], output.gripper_logits[0, index]), dim=-1).double().cpu().numpy()
+            arm, logits = both[:, :-1], both[:, -1:]  # (n, A), (n, 1)
         else:
             values = self.policy.head.decode(output)  # type: ignore[operator]
             arm, logits = values[:, :-1], values[:, -1:]

@@ -24,7 +24,6 @@ class FastPathOptions:
     staggered_lstm: the LSTM's sliding window as one batch of staggered states; other heads: the newest frame alone
         where that is exact.
     batch_cameras: all cameras' frames through the vision tower in one batch.
-    prefix_cache: history `pre` while its window grows: keys and values of the frames before are kept.
     device_preprocess: resize and normalise on the policy's device, from uint8.
     cuda_graphs: vision, text model and head replayed as CUDA graphs. compile: torch.compile of vision and text model.
     prompt_bucket: text lengths are rounded up to a multiple of it; 0 is 16 with cuda_graphs or compile, else 1.
@@ -36,7 +35,6 @@ class FastPathOptions:
     last_layer_action_only: bool = True
     staggered_lstm: bool = True
     batch_cameras: bool = True
-    prefix_cache: bool = True
     device_preprocess: bool = False
     cuda_graphs: bool = False
     compile: bool = False

@@ -3,8 +3,9 @@
 Each head's answer here is the newest frame's, and equals that of the head over the whole window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -37,11 +38,11 @@ class HeadWindow(Protocol):
         ...
 
 
-def head_window(policy: VLAPolicy) -> HeadWindow:
-    """The window of the policy's head. Raises FastPathError for a head that is not known."""
+def head_window(policy: VLAPolicy, step: "Step | None" = None) -> HeadWindow:
+    """The window of the policy's head; step: stands in for `lstm_answer`. Raises FastPathError for an unknown head."""
     head, frames = policy.head, policy.config.model.history_length
     if isinstance(head, LSTMHead):
-        return StaggeredLSTM(head, frames)
+        return StaggeredLSTM(head, frames, step)
     if isinstance(head, GPTHead):
         return GPTWindow(head)
     if isinstance(head, FCHead):
@@ -49,7 +50,7 @@ def head_window(policy: VLAPolicy) -> HeadWindow:
     raise FastPathError(f"head {type(head).__name__} is not known")
 
 
-def _reduced(head: LSTMHead | GPTHead, frames: Sequence[Encoded]) -> Tensor:
+def _reduced(head: GPTHead, frames: Sequence[Encoded]) -> Tensor:
     """(1, frames, latent, d)."""
     return head.reduce(torch.cat([frame.feature for frame in frames], dim=1))  # type: ignore[misc]
 
@@ -107,8 +108,11 @@ class StaggeredLSTM:
     the next one follows it, its states are built.
     """
 
-    def __init__(self, head: LSTMHead, window: int):
+    def __init__(self, head: LSTMHead, window: int, step: "Step | None" = None):
         self._head, self._rows = head, window
+        self._step: Step = step or partial(lstm_answer, head)
+        device = head.rnn.weight_ih_l0.device
+        self._numbers = torch.arange(window, device=device)  # a row's number as a tensor that is there already
         self._grids: list[_Grid] = []
         self.said = "no frame yet"
 
@@ -158,11 +162,30 @@ class StaggeredLSTM:
         frames = (*grid.frames, frame)
         dropped = len(frames) - length
         row, oldest = (grid.start + len(grid.frames)) % self._rows, (grid.start + dropped) % self._rows
-        x = _reduced(self._head, [frame]).flatten(2)[0]  # (1, latent * d)
-        grid.hidden[:, row], grid.cell[:, row] = 0.0, 0.0
-        top = lstm_step(self._head.rnn, x, grid.hidden, grid.cell)  # (W, H)
-        output = self._head.read_out(top[oldest][None, None])
-        return _Grid(frames[dropped:], oldest, grid.hidden, grid.cell, output)
+        rows, feature = self._numbers, frame.feature
+        assert feature is not None
+        arm, gripper, hidden, cell = self._step(
+            feature, grid.hidden, grid.cell, rows[row : row + 1], rows[oldest : oldest + 1]
+        )
+        return _Grid(frames[dropped:], oldest, hidden, cell, HeadOutput(arm, gripper))
+
+
+# (feature, hidden, cell, row that starts anew, row that answers) to (arm, gripper logits, hidden, cell).
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def lstm_answer(
+    head: LSTMHead, feature: Tensor, hidden: Tensor, cell: Tensor, row: Tensor, oldest: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One frame's feature (1, 1, tokens, d) through all staggered states, which are advanced in place.
+
+    row, oldest: (1,) int64. Returns the oldest state's arm (1, 1, n, A), its gripper logits (1, 1, n, 1), the states.
+    """
+    hidden.index_fill_(1, row, 0.0)
+    cell.index_fill_(1, row, 0.0)
+    top = lstm_step(head.rnn, head.reduce(feature).flatten(2)[0], hidden, cell)  # (W, H)
+    output = head.read_out(top.index_select(0, oldest)[None].float())
+    return output.arm, output.gripper_logits, hidden, cell
 
 
 def lstm_step(rnn: torch.nn.LSTM, x: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
@@ -214,7 +237,7 @@ class GPTWindow:
         x = x + head.gpt.wpe.weight[known : len(window)]
         newest = self._run(x)
         self._frames = tuple(window)
-        return head.read_out(head.gpt.ln_f(newest))
+        return head.read_out(head.gpt.ln_f(newest).float())
 
     def _run(self, x: Tensor) -> Tensor:
         """New frames (1, new, dim) behind those of `_past`, which they join; the newest one's output (1, 1, dim)."""

@@ -1,0 +1,135 @@
+"""The parts of the fast path that are meant for a GPU, as far as a CPU can tell.
+
+- recorded functions: inputs copied in, copies handed out, one recording per shape, states carried from call to call,
+  whatever else was replayed in between; a function that cannot be recorded runs as it is and is named;
+- with recording, every family's answers equal the plain path's, also after a change of instruction;
+- preprocessing on the device changes a pixel by a level at most, the answers hardly; graphs on a CPU are refused;
+- int8, int4, fp8: the text model's weights in fewer bytes, answers within the gate's tolerance or refused by the gate;
+- bfloat16: both paths agree within its rounding; the output layers compute in float32.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from robovlms_ros.config import PolicyConfig
+from robovlms_ros.policy.fast import runner
+from robovlms_ros.policy.fast.graphs import Replayed
+from robovlms_ros.policy.fast.plan import FastPathError, FastPathOptions
+from robovlms_ros.policy.fast.quantize import LINEARS, quantized_tower
+from robovlms_ros.policy.fast.shared import Shared
+from robovlms_ros.policy.fast.verify import EXACT, QUANTIZED, Tolerance, verify_fast_path
+
+_spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
+assert _spec is not None and _spec.loader is not None
+helpers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(helpers)
+
+MakeConfig = Callable[..., PolicyConfig]
+TWO = {"cameras": ["static", "wrist"], "proprioception": {"names": ["gripper"]}}
+FRAMES = [helpers.frame(i) for i in range(4)] + [helpers.frame(i, words="lift the green cube the cube") for i in (4, 5)]
+
+
+def stand_in(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+    """A graph's manners without a GPU: fixed buffers in and out, the function's Python run while recording only.
+
+    What it computes is run again, on the very buffers, at each replay.
+    """
+    outputs = tuple(torch.empty_like(x) for x in function(*[x.clone() for x in inputs]))
+
+    def replay() -> tuple[Tensor, ...]:
+        for output, value in zip(outputs, function(*inputs), strict=True):
+            output.copy_(value)
+        return outputs
+
+    return replay
+
+
+def test_replayed_function() -> None:
+    recordings = []
+
+    def recorder(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]):
+        recordings.append(inputs[0].shape)
+        return stand_in(function, inputs)
+
+    def accumulate(x: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        state += x
+        return state * 2, state
+
+    replayed = Replayed("sum", accumulate, recorder)
+    one, two = torch.zeros(2), torch.zeros(3)
+    for i in range(3):
+        double, one = replayed(torch.full((2,), 1.0 + i), one)
+        _, two = replayed(torch.ones(3), two)
+    assert torch.equal(one, torch.full((2,), 6.0)) and torch.equal(double, one * 2)
+    assert torch.equal(two, torch.full((3,), 3.0))
+    assert len(recordings) == 2 and not replayed.refused
+
+
+def test_what_cannot_be_recorded_runs_as_it_is() -> None:
+    def recorder(function: object, inputs: object) -> Callable[[], tuple[Tensor, ...]]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    replayed = Replayed("text", lambda x: (x + 1,), recorder)
+    assert torch.equal(replayed(torch.ones(2))[0], torch.full((2,), 2.0))
+    assert replayed.refused == "text: operation not permitted when stream is capturing"
+
+
+@pytest.mark.parametrize("family", ["paligemma", "kosmos", "qwen2_5_vl", "qwen3_vl", "smolvlm", "flamingo-mpt"])
+def test_recorded_stages_equal_the_plain_path(make_config: MakeConfig, monkeypatch, family: str) -> None:
+    backbone, vlm = helpers.FAMILIES[family]
+    policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
+    monkeypatch.setattr(runner, "require", lambda name, policy: None)
+    monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", stand_in))
+    assert helpers.largest_difference(policy, FastPathOptions(cuda_graphs=True), FRAMES) < 1e-5
+
+
+def test_preprocessing_on_the_device(make_config: MakeConfig) -> None:
+    policy = helpers.lively(make_config(**TWO))
+    assert helpers.largest_difference(policy, FastPathOptions(device_preprocess=True), FRAMES) < 1e-3
+    session = policy.new_session(fast=FastPathOptions(cuda_graphs=True))
+    assert "without cuda_graphs: the policy runs on cpu" in session.path_reason
+
+
+@pytest.mark.parametrize(("preset", "size", "error"), [("int8", 1.2, 0.01), ("int4", 0.7, 0.12), ("fp8", 1.2, 0.05)])
+@torch.no_grad()
+def test_quantised_weights(preset: str, size: float, error: float) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(128, 96)
+    small = LINEARS[preset](linear)
+    kept = sum(buffer.numel() * buffer.element_size() for buffer in small.buffers())
+    assert kept <= size * linear.weight.numel()
+    x = torch.randn(3, 5, 128)
+    assert (small.weight - linear.weight).abs().max() <= error * linear.weight.abs().max()
+    assert (small(x) - linear(x)).norm() <= error * linear(x).norm()
+    model = torch.nn.Sequential(linear, torch.nn.LayerNorm(96), torch.nn.Linear(96, 7))
+    other = quantized_tower(model, preset)
+    assert other[1].weight is model[1].weight and model[0] is linear, "the model keeps its own; norms are shared"
+
+
+@pytest.mark.parametrize("preset", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("family", ["paligemma", "kosmos", "flamingo-mpt"])
+def test_quantised_policy(make_config: MakeConfig, family: str, preset: str) -> None:
+    backbone, vlm = helpers.FAMILIES[family]
+    policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
+    options = FastPathOptions(quantize=preset)
+    assert 0 < helpers.largest_difference(policy, options, FRAMES[:3]) < QUANTIZED[preset].difference
+    assert preset in policy.new_session(fast=options).path_reason
+    refused = verify_fast_path(policy, FRAMES[:3], options, Tolerance(1.0, 1e-9))
+    assert not refused.accepted and "allowed" in refused.reason
+    with pytest.raises(FastPathError, match="must be one of int8"):
+        quantized_tower(policy.vlm.text_tower, "int2")
+
+
+def test_bfloat16(make_config: MakeConfig) -> None:
+    policy = helpers.lively(make_config(**TWO)).to(torch.bfloat16)
+    judged = verify_fast_path(policy, FRAMES, FastPathOptions(), EXACT["bfloat16"])
+    assert judged.accepted, judged.reason
+    mlp = policy.head.actions
+    x = torch.randn(1, 16)
+    with torch.no_grad():
+        assert torch.equal(mlp(x), mlp.float()(x))

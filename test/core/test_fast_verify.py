@@ -1,0 +1,59 @@
+"""The gate at configure.
+
+- a fast path that agrees is accepted with its numbers; one that is off by more, fails, or answers NaN is refused;
+- the tolerance follows precision and quantisation; no observation is an error of the caller.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from robovlms_ros.config import PolicyConfig
+from robovlms_ros.policy.fast import shared
+from robovlms_ros.policy.fast.plan import FastPathOptions
+from robovlms_ros.policy.fast.verify import EXACT, QUANTIZED, tolerance_of, verify_fast_path
+
+_spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
+assert _spec is not None and _spec.loader is not None
+helpers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(helpers)
+
+MakeConfig = Callable[..., PolicyConfig]
+FRAMES = [helpers.frame(i) for i in range(4)]
+
+
+def test_accepted(make_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
+    policy = helpers.lively(make_config())
+    with caplog.at_level("INFO"):
+        judged = verify_fast_path(policy, FRAMES, FastPathOptions())
+    assert judged.accepted and judged.cosine > 0.99999 and judged.max_difference < 1e-5
+    assert "fast path agrees with the plain one: cosine" in caplog.text
+
+
+def break_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    run = shared.Shared.read
+    monkeypatch.setattr(shared.Shared, "read", lambda self, *args: change(run(self, *args)))
+
+
+@pytest.mark.parametrize("change", ["scaled", "nan", "fails"])
+def test_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog, change: str) -> None:
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    changes = {"scaled": lambda x: x * -1.2, "nan": lambda x: x * float("nan"), "fails": fail}
+    break_with(monkeypatch, changes[change])
+    judged = verify_fast_path(helpers.lively(make_config()), FRAMES, FastPathOptions())
+    assert not judged.accepted and "the plain path runs" in caplog.text
+    assert "allowed" in judged.reason if change == "scaled" else "failed" in judged.reason, judged.reason
+
+
+def test_tolerances(make_config: MakeConfig) -> None:
+    policy = helpers.lively(make_config())
+    assert tolerance_of(policy, FastPathOptions()) == EXACT["float32"]
+    assert tolerance_of(policy, FastPathOptions(quantize="int8")) == QUANTIZED["int8"]
+    assert tolerance_of(policy.to(torch.bfloat16), FastPathOptions()) == EXACT["bfloat16"]
+    with pytest.raises(ValueError, match="at least one observation"):
+        verify_fast_path(policy, [], FastPathOptions())
