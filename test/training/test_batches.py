@@ -1,8 +1,8 @@
 """From windows to a batch.
 
 - Pixels equal the running policy's own image processor, bit for bit.
-- Action tokens: prompt, chunk, eos; nothing is learned of prompts, padding and masked steps; a padded row of a batch has
-  the loss that it has alone; the values come back within half a bin.
+- Action tokens: prompt, chunk, eos; nothing is learned of prompts, padding and masked steps; a padded row has the loss
+  that it has alone; the values come back within half a bin.
 - Augmentation: a window's frames change alike, cameras and windows differently; hue turns colour and keeps luma; it
   depends on the generator alone.
 """
@@ -94,7 +94,7 @@ def test_a_windows_frames_change_alike():
     frame[1:] = frame[:1]
     images = frame.expand(3, 4, 3, 32, 32)
     changed = augment_windows(images, AugmentConfig(), torch.Generator().manual_seed(1))
-    assert changed.shape == images.shape and 0 <= float(changed.min()) and float(changed.max()) <= 1
+    assert changed.shape == images.shape and float(changed.min()) >= 0 and float(changed.max()) <= 1
     assert torch.equal(changed[:, 0], changed[:, 3])
     assert not torch.allclose(changed[0], changed[1], atol=0.01) and not torch.allclose(changed, images, atol=0.01)
     again = augment_windows(images, AugmentConfig(), torch.Generator().manual_seed(1))

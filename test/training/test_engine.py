@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
