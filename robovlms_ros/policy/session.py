@@ -51,6 +51,7 @@ class PolicySession:
         policy.config.require_runnable()
         assert policy.config.action is not None
         self.policy, self.now = policy, now
+        self.fast, self.path_note = fast, ""
         self._path = path_for(policy, fast)
         self._normalised: NDArray[np.float64] | None = None
         self.pipeline = ActionPipeline(policy.config.action)
@@ -84,8 +85,8 @@ class PolicySession:
 
     @property
     def path_reason(self) -> str:
-        """Why: the parts of the fast path that run and those that do not, or why none does."""
-        return self._path.reason
+        """Why: the parts of the fast path that run and those that do not, or why none does; then `path_note`."""
+        return self._path.reason + (f"; {self.path_note}" if self.path_note else "")
 
     @property
     def normalised(self) -> NDArray[np.float64]:

@@ -95,14 +95,18 @@ def load_brain(
 
     Raises RoboVLMsError.
     """
+    from robovlms_ros.policy.fast.verify import open_session
+
     if parameters.checkpoint != "random":
         _preflight(parameters, robot)
     policy = load_policy_of(parameters)
     cameras = _choose_cameras(policy.config, parameters)
     policy.config.require_runnable()
-    session = policy.new_session(now)
-    latency = _warm_up(policy.new_session(None), cameras, parameters.instruction or _example_words(policy), example)
-    log.info("policy %s on %s, warm inference %.0f ms", policy.identity, policy.device, 1000 * latency)
+    frames = _warm_up_frames(policy, cameras, parameters.instruction or _example_words(policy), example)
+    session = open_session(policy, parameters.fast_path, frames, now)
+    latency = _warm_up(policy.new_session(None, session.fast), frames)
+    log.info("policy %s on %s, warm inference %.0f ms, %s path", policy.identity, policy.device, 1000 * latency,
+             session.path)
     return Brain(policy, session, cameras, latency)
 
 
@@ -184,15 +188,26 @@ def _example_words(policy: "VLAPolicy") -> str:
     return " ".join(policy.config.vlm.vocabulary[:3]) or "pick up the cube"
 
 
-def _warm_up(session: "PolicySession", cameras: tuple[CameraParameters, ...], words: str, example: RobotState) -> float:
-    """Run the policy on noise as often as it takes to be warm; returns the slowest of the warm runs, in s."""
+def _warm_up_frames(
+    policy: "VLAPolicy", cameras: tuple[CameraParameters, ...], words: str, example: RobotState
+) -> list[Observation]:
+    """Frames of noise, a history step apart."""
     rng = np.random.default_rng(0)
-    images = {camera.name: rng.integers(0, 256, (*WARM_UP_SIZE, 3), dtype=np.uint8) for camera in cameras}
-    step = session.policy.config.model.history_step or 0.1
+    step = policy.config.model.history_step or 0.1
+    return [
+        Observation(int((run + 1) * step * 1e9),
+                    {camera.name: rng.integers(0, 256, (*WARM_UP_SIZE, 3), dtype=np.uint8) for camera in cameras},
+                    words, example)
+        for run in range(WARM_UP_RUNS)
+    ]
+
+
+def _warm_up(session: "PolicySession", frames: list[Observation]) -> float:
+    """Run the policy as often as it takes to be warm; returns the slowest of the warm runs, in s."""
     spent = []
-    for run in range(WARM_UP_RUNS):
+    for frame in frames:
         begin = perf_counter()
-        session.predict_action_chunk(Observation(int((run + 1) * step * 1e9), images, words, example))
+        session.predict_action_chunk(frame)
         spent.append(perf_counter() - begin)
     return max(spent[2:])
 

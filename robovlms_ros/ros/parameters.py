@@ -40,6 +40,7 @@ class NodeParameters:
     robot: str
     device: str
     dtype: str
+    fast_path: str
     dry_run: bool
     cameras: tuple[CameraParameters, ...]
     camera_tolerance: float

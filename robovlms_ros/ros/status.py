@@ -51,6 +51,7 @@ class Report:
     detail: str = ""
     instruction: str = ""
     policy_id: str = ""
+    path: str = ""
     dry_run: bool = True
     history: tuple[int, int] = (0, 0)
     history_every: int = 1
@@ -92,7 +93,8 @@ def status_message(report: Report, now_ns: int) -> PolicyStatus:
 def diagnostics_message(report: Report, node_name: str, watched: dict[str, str], now_ns: int) -> DiagnosticArray:
     """The report, and one status per watched thing: `watched` maps its name to what is wrong, empty when nothing is."""
     values = {
-        "instruction": report.instruction, "policy": report.policy_id, "dry_run": str(report.dry_run).lower(),
+        "instruction": report.instruction, "policy": report.policy_id, "path": report.path,
+        "dry_run": str(report.dry_run).lower(),
         "history": f"{report.history[0]} of {report.history[1]}"
                    + (f", one frame in {report.history_every} steps" if report.history_every > 1 else ""),
         "chunks": str(report.chunks), "refusals": str(report.refusals),

@@ -208,6 +208,7 @@ class VLANode(PlainLifecycleNode):
         pilot, session = self._pilot, self._session
         if pilot is not None and session is not None:
             self._report.history, self._report.history_every = session.history_fill, session.history_report.every
+            self._report.path = f"{session.path}: {session.path_reason}"
             pilot.on_chunk(chunk)
             self._reporter.publish_on_change()
 

@@ -1,14 +1,15 @@
 """The gate: the fast path answers warm-up frames beside the plain one, and runs only where it agrees."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.policy.fast.plan import FastPathOptions, Quantization
+from robovlms_ros.policy.fast.plan import FastPathOptions, Quantization, options_for
 from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.policy.session import PolicySession
 from robovlms_ros.types import Observation, RoboVLMsError
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,21 @@ def verify_fast_path(
         log.warning("%s; the plain path runs.", reason)
         return Verification(float("nan"), float("inf"), False, reason)
     return _judge(plain, fast, allowed)
+
+
+def open_session(
+    policy: VLAPolicy, mode: str, observations: Sequence[Observation], now: Callable[[], int] | None = None
+) -> PolicySession:
+    """A session on the fast path that `mode` means (`options_for`), if it agrees on `observations`, else on the plain
+    one; its `path_reason` says which and why. Raises FastPathError for an unknown mode."""
+    options = options_for(mode, policy.device.type)
+    if options is None:
+        return policy.new_session(now)
+    judged = verify_fast_path(policy, observations, options)
+    session = policy.new_session(now, options if judged.accepted else None)
+    session.path_note = judged.reason if judged.accepted else f"the fast path was refused: {judged.reason}"
+    log.info("session on the %s path: %s", session.path, session.path_reason)
+    return session
 
 
 def _judge(plain: NDArray[np.float64], fast: NDArray[np.float64], allowed: Tolerance) -> Verification:
