@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from robovlms_ros.runtime.gate_checks import ToolChecks, discontinuity, jump, malformed, stale
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.limiter import limit
-from robovlms_ros.runtime.limits import TOLERANCE, JointBounds, Violation, cut, extremes, violations
+from robovlms_ros.runtime.limits import TOLERANCE, JointBounds, Violation, bounds_of, cut, extremes, violations
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.runtime.spline import Spline, followed_by
 from robovlms_ros.types import NANOSECONDS, RobotState, TrajectoryCommand
@@ -49,10 +49,7 @@ class SafetyGate:
     def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None) -> None:
         self.robot = robot
         self.authority, self.authority_ramp = robot.gate.authority, robot.gate.authority_ramp
-        limits = robot.limits
-        self._bounds = JointBounds(
-            robot.lower(), robot.upper(), np.array(limits.velocity), np.array(limits.acceleration)
-        )
+        self._bounds = bounds_of(robot.limits, len(robot.joints))
         self._tool = ToolChecks(robot, kinematics)
         self._kink = self._bounds.acceleration * (1.01 * ARRIVAL_NS / NANOSECONDS)
         self.reset()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.runtime.robot import Limits
 from robovlms_ros.runtime.spline import SEPARATION_NS, Spline
 from robovlms_ros.types import NANOSECONDS
 
@@ -23,6 +24,15 @@ class JointBounds:
     upper: Array
     velocity: Array
     acceleration: Array
+
+
+def bounds_of(limits: Limits | None, count: int) -> JointBounds:
+    """A robot's limits as arrays; none at all for None."""
+    if limits is None:
+        unlimited = np.full(count, np.inf)
+        return JointBounds(-unlimited, unlimited, unlimited, unlimited)
+    return JointBounds(*(np.array(getattr(limits, name)) for name in
+                         ("position_lower", "position_upper", "velocity", "acceleration")))
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from itertools import pairwise
 import numpy as np
 
 from robovlms_ros.runtime.blending import MEMORY_CHUNKS, Agreement, Track, extended, temporal_ensemble
+from robovlms_ros.runtime.limits import bounds_of
 from robovlms_ros.runtime.robot import Limits
 from robovlms_ros.runtime.schedule import START_JUMP, ScheduleConfig, ScheduleRefused
 from robovlms_ros.runtime.smoothing import joining_time, within_acceleration
 from robovlms_ros.runtime.spline import Array, Spline, Stamps, followed_by
-from robovlms_ros.runtime.stopping import come_to_rest, slow_down
+from robovlms_ros.runtime.stopping import come_to_rest, stop_within
 from robovlms_ros.types import NANOSECONDS, JointPlan, RobotState, TrajectoryCommand
 
 MIN_GAP_NS = 5_000_000  # between the splice and the first step after it
@@ -48,10 +49,7 @@ class ChunkScheduler:
     ) -> None:
         self.joints = tuple(joints)
         self.config = config or ScheduleConfig()
-        unlimited = np.full(len(self.joints), np.inf)
-        self._acceleration = unlimited if limits is None else np.array(limits.acceleration)
-        self._lower = -unlimited if limits is None else np.array(limits.position_lower)
-        self._upper = unlimited if limits is None else np.array(limits.position_upper)
+        self._bounds = bounds_of(limits, len(self.joints))
         self._lead_ns = round(self.config.lead * NANOSECONDS)
         self.reset()
 
@@ -107,7 +105,7 @@ class ChunkScheduler:
         future = self._join(running, self._tracks(plan, splice_ns), knots_ns)
         instruction = None if plan.chunk is None else plan.chunk.instruction
         self._proposed = replace(self._proposed, instruction=instruction, covered_until_ns=int(knots_ns[-1]))
-        whole = come_to_rest(future, self.config.stop_time, self._acceleration, self._lower, self._upper)
+        whole = come_to_rest(future, self.config.stop_time, self._bounds)
         return self._message(running, whole, now_ns)
 
     def commit(self, command: TrajectoryCommand) -> None:
@@ -132,7 +130,7 @@ class ChunkScheduler:
             _check_finite("measured positions", measured.positions)
             running = _at_rest(measured.positions, now_ns, splice_ns)
         self.forget_chunks()
-        stop = slow_down(running, splice_ns, self.config.stop_time, self._acceleration)
+        stop = stop_within(running, splice_ns, self.config.stop_time, self._bounds)
         still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])
         command = self._message(running, followed_by(stop, still), now_ns)
         self.commit(command)
@@ -156,7 +154,7 @@ class ChunkScheduler:
         """The plan's steps as a curve that begins at the observation's stamp, one step before the first."""
         curve = Spline(plan.times_ns, plan.positions, plan.velocities)
         if self.config.strategy == "blend":
-            curve = within_acceleration(curve, self._acceleration)
+            curve = within_acceleration(curve, self._bounds.acceleration)
         if stamp_ns >= plan.times_ns[0]:
             return curve
         seconds = (plan.times_ns[0] - stamp_ns) / NANOSECONDS
@@ -185,7 +183,7 @@ class ChunkScheduler:
             positions = positions + offset * (1 - a) ** 2 * (1 + 2 * a)
         elif strategy == "blend":
             gap, drift = start - positions[0], start_velocity - velocities[0]
-            duration = joining_time(gap[0], drift[0], self._acceleration, self.config.fade_time)
+            duration = joining_time(gap[0], drift[0], self._bounds.acceleration, self.config.fade_time)
             a = np.clip(seconds / duration, 0.0, 1.0)
             offset = gap + drift * duration / 3 * (1 - (1 - a) ** 3)
             share, slope = (1 - a) ** 3 * (1 + 3 * a), -12 * a * (1 - a) ** 2 / duration

@@ -5,7 +5,7 @@ import numpy as np
 from robovlms_ros.runtime.spline import Array, Spline
 from robovlms_ros.types import NANOSECONDS
 
-SHARE = 0.5  # of the acceleration limit: the rest is for joining the running plan, and for the cubic between steps
+SHARE = 0.4  # of the acceleration limit: the rest is for joining the running plan, and for the cubics between steps
 PASSES = 40
 
 
@@ -42,7 +42,7 @@ def within_acceleration(curve: Spline, acceleration: Array) -> Spline:
 
 
 def joining_time(gap: Array, drift: Array, acceleration: Array, shortest: float) -> float:
-    """Seconds in which a gap (J,) and a difference of velocity (J,) can be taken back within half the limits (J,).
+    """Seconds in which a gap (J,) and a difference of velocity (J,) can be taken back within SHARE of the limits (J,).
 
     For an offset that falls as gap (1 - a)^3 (1 + 3 a) + drift T / 3 (1 - (1 - a)^3): at first by
     12 gap / T^2 + 2 drift / T. At least `shortest`, at most four times that.

@@ -4,22 +4,24 @@ import math
 
 import numpy as np
 
+from robovlms_ros.runtime.limiter import limit
+from robovlms_ros.runtime.limits import TOLERANCE, JointBounds, extremes
 from robovlms_ros.runtime.spline import Array, Spline
 from robovlms_ros.types import NANOSECONDS
 
 GAP_NS = 25_000_000  # between points
 
 
-def come_to_rest(plan: Spline, stop_time: float, acceleration: Array, lower: Array, upper: Array) -> Spline:
+def come_to_rest(plan: Spline, stop_time: float, bounds: JointBounds) -> Spline:
     """The plan and, after its last step, a stop: only executed when no further plan arrives in time.
 
-    It takes stop_time (s), longer where acceleration (J,) rad/s^2 demands it, shorter where a position limit is near.
+    It takes stop_time (s), longer where the acceleration demands it, shorter where a position limit is near.
     """
     position, velocity = plan.positions[-1], plan.velocities[-1]
     speed = np.maximum(np.abs(velocity), 1e-9)
-    room = np.where(velocity > 0, upper - position, position - lower)
+    room = np.where(velocity > 0, bounds.upper - position, position - bounds.lower)
     # The velocity falls as (1 - x)^2: at first by 2 v / T, and it covers v T / 3.
-    duration = np.maximum(stop_time, 2 * speed / acceleration)
+    duration = np.maximum(stop_time, 2 * speed / bounds.acceleration)
     duration = np.clip(duration, 1e-6, np.maximum(3 * room / speed, 1e-6))  # (J,)
     longest = float(duration.max())
     seconds = np.linspace(0, longest, max(1, math.ceil(longest * NANOSECONDS / GAP_NS)) + 1)[1:, None]
@@ -31,6 +33,18 @@ def come_to_rest(plan: Spline, stop_time: float, acceleration: Array, lower: Arr
         np.concatenate([plan.positions, position + velocity * duration / 3 * (1 - left**3)]),
         np.concatenate([plan.velocities, velocities]),
     )
+
+
+def stop_within(plan: Spline, begin_ns: int, stop_time: float, bounds: JointBounds) -> Spline:
+    """The plan from begin_ns on, slowed down to rest within the bounds.
+
+    On the plan's path (`slow_down`) where that is possible; where the plan turns so sharply that slowing down besides
+    would ask for more than the acceleration bounds, as near to it as they allow.
+    """
+    stop = slow_down(plan, begin_ns, stop_time, bounds.acceleration)
+    if np.all(extremes(stop).acceleration <= bounds.acceleration * (1 + TOLERANCE)):
+        return stop
+    return limit(stop, stop.positions[0], stop.velocities[0], bounds, lambda _: 1.0)
 
 
 def slow_down(plan: Spline, begin_ns: int, stop_time: float, acceleration: Array) -> Spline:

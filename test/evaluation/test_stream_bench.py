@@ -1,6 +1,6 @@
 """The streaming benchmark measures what was measured with the real controller's code.
 
-- the usual ways of sending chunks give the means that Jazzy's own trajectory code gave, within 10 %;
+- the usual ways of sending chunks give the means that Jazzy's own trajectory code gave, within 10 %; so does `fade`;
 - the default strategy keeps its thresholds, and its commands are the same whatever the controller's pre-state is;
 - a chunk shorter than its latency starves; jitter moves the arm no more than without;
 - the JSON holds every row's measures; the exit code is 1 when a threshold is missed.
@@ -31,6 +31,16 @@ REAL = {
 def test_the_usual_ways_measure_as_with_the_real_code(strategy, desired):
     row = measure(strategy, Condition(0.15, 30, 30, desired))
     np.testing.assert_allclose((row.worst_step_mean, row.rms), REAL[strategy][desired], rtol=0.1)
+
+
+# The trial's own best: self-splice with an offset that fades out, which `fade` is.
+FADE = {0.15: (3.17, 12.95), 0.3: (2.97, 17.7)}
+
+
+@pytest.mark.parametrize("latency", FADE)
+def test_the_fade_measures_as_the_trial_that_the_thresholds_come_from(latency):
+    row = measure("fade", Condition(latency, 30, 30))
+    np.testing.assert_allclose((row.worst_step_mean, row.rms), FADE[latency], rtol=0.1)
 
 
 def test_the_default_keeps_its_thresholds_and_beats_every_other_strategy():

@@ -34,7 +34,7 @@ def test_a_corner_is_rounded_around_itself():
     smooth = within_acceleration(sharp, LIMIT)
     assert np.abs(accelerations(sharp)).max() > 2 * LIMIT[0]
     assert np.abs(accelerations(smooth)).max() < LIMIT[0]
-    assert np.abs(smooth.positions - sharp.positions).max() < 0.02
+    assert np.abs(smooth.positions - sharp.positions).max() < 0.025
     np.testing.assert_array_equal(smooth.positions[[0, 5, 35, 39]], sharp.positions[[0, 5, 35, 39]])
 
 
@@ -44,9 +44,9 @@ def test_jitter_is_taken_out():
     clean = np.concatenate([0.2 * np.sin(2 * t), 0.1 * t], axis=1)
     noisy = curve(clean + rng.normal(0, 0.01, clean.shape))
     smooth = within_acceleration(noisy, LIMIT)
-    # The steps bend by at most half the limit; the cubics between bend more, where the bends alternate.
+    # The steps bend by at most 0.4 of the limit; the cubics between bend more, where the bends alternate.
     bends = np.diff(smooth.positions, n=2, axis=0) / STEP**2
-    assert np.abs(bends).max() <= LIMIT[0] / 2 + 1e-9
+    assert np.abs(bends).max() <= 0.4 * LIMIT[0] + 1e-9
     assert np.abs(accelerations(smooth)[:, 1:]).max() < 1.3 * LIMIT[0] < np.abs(accelerations(noisy)).max() / 3
     assert np.abs(smooth.positions - clean).std() < np.abs(noisy.positions - clean).std()
     np.testing.assert_array_equal(smooth.positions[0], noisy.positions[0])
@@ -67,4 +67,4 @@ def test_joining_takes_as_long_as_the_limits_ask():
     gap, drift = np.array([0.05, 0.01]), np.array([0.3, -0.2])
     duration = joining_time(gap, drift, LIMIT, 0.25)
     assert 0.25 < duration < 1.0
-    np.testing.assert_allclose(np.max(12 * np.abs(gap) / duration**2 + 2 * np.abs(drift) / duration), 3.0)
+    np.testing.assert_allclose(np.max(12 * np.abs(gap) / duration**2 + 2 * np.abs(drift) / duration), 0.4 * 6.0)
