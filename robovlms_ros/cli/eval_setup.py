@@ -103,10 +103,11 @@ def _subject(name: str, policy: Any, block: int) -> Subject:
     from time import perf_counter_ns
 
     from robovlms_ros.evaluation.replay.block import BlockSession
+    from robovlms_ros.policy.fast.plan import FastPathOptions
 
     assert policy.config.action is not None
     model = policy.config.model
-    return Subject(name, lambda: BlockSession(policy, perf_counter_ns, block), policy.config.action.spec,
+    return Subject(name, lambda: BlockSession(policy, perf_counter_ns, block, FastPathOptions()), policy.config.action.spec,
                    model.action_chunk_size, model.history_length * (model.history_step or 0.0))
 
 

@@ -12,6 +12,7 @@ import torch
 from robovlms_ros.config import config_from_mapping
 from robovlms_ros.evaluation.replay.block import BlockSession
 from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.policy.fast.plan import FastPathOptions
 from robovlms_ros.types import Observation, RobotState
 
 FRAME_NS = 50_000_000
@@ -50,7 +51,7 @@ def test_blocks_equal_stepping(history_type, head):
         else:
             stepping.observe(observation)
     for block in (1, 5, 14):
-        session, chunks = BlockSession(policy, batch=3), []
+        session, chunks = BlockSession(policy, batch=3, fast=FastPathOptions()), []
         for begin in range(0, len(seen), block):
             chunks += session.predict_block(seen[begin:begin + block], wanted[begin:begin + block])
         assert [chunk is not None for chunk in chunks] == wanted

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robovlms_ros.backbones.sequence import VisualTokens
 from robovlms_ros.heads.base import HeadOutput
+from robovlms_ros.policy.fast.plan import FastPathOptions
 from robovlms_ros.policy.history import HistoryReport
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.session import Encoded, PolicySession
@@ -27,11 +28,13 @@ class _Window:
 class BlockSession(PolicySession):
     """A PolicySession with one more method. Histories, windows, decoding and gripper rule are the session's own.
 
-    batch: frames that go through the network at once. now: a clock in ns that only times the inference.
+    batch: frames that go through the network at once. now: a clock in ns that only times the inference. fast: see
+    PolicySession; the head runs over the windows of a block at once either way.
     """
 
-    def __init__(self, policy: VLAPolicy, now: Callable[[], int] | None = None, batch: int = 32) -> None:
-        super().__init__(policy, now)
+    def __init__(self, policy: VLAPolicy, now: Callable[[], int] | None = None, batch: int = 32,
+                 fast: FastPathOptions | None = None) -> None:
+        super().__init__(policy, now, fast)
         self._batch = batch
 
     @torch.inference_mode()
@@ -118,5 +121,4 @@ class BlockSession(PolicySession):
             rows = [torch.cat([f.state for f in window], dim=1) for window in windows]  # type: ignore[misc]
             state = torch.cat(rows)  # (B, window, P)
         tokens = {name: value.expand(len(windows), -1) for name, value in self._tokens.items()}
-        return self.policy.vlm.forward_features(
-            visual, tokens["input_ids"], tokens["attention_mask"], state, len(windows[0]))
+        return self._path.features(visual, tokens, state, len(windows[0]))
