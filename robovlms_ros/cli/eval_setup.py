@@ -107,8 +107,9 @@ def _subject(name: str, policy: Any, block: int) -> Subject:
 
     assert policy.config.action is not None
     model = policy.config.model
-    return Subject(name, lambda: BlockSession(policy, perf_counter_ns, block, FastPathOptions()), policy.config.action.spec,
-                   model.action_chunk_size, model.history_length * (model.history_step or 0.0))
+    make = lambda: BlockSession(policy, perf_counter_ns, block, FastPathOptions())  # noqa: E731
+    return Subject(name, make, policy.config.action.spec, model.action_chunk_size,
+                   model.history_length * (model.history_step or 0.0))
 
 
 def _cameras(wanted: list[tuple[str, ...]], parameters: NodeParameters) -> tuple[str, ...]:
