@@ -4,19 +4,29 @@ Two processes on DDS: a simulated arm with two cameras, and the policy node. Sce
 saw. Written to --output: demo.gif, timeline.png, bag/ (MCAP) and, with --json, the numbers. Exit code 1 when a
 threshold is missed: named object lifted in at least 90 %, another one in at most 5 %, with blanked cameras at most
 20 % (rows of fewer than 20 episodes count as missed only when their 95 % interval excludes the threshold).
+
+--task runs the tabletop tasks instead (lift, stack, put, push, or all): scene and sentence come from the seed, and the
+thresholds are those of `robovlms rollout --task`.
 """
 
 import argparse
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from robovlms_ros.schema import require
 from robovlms_ros.sim.task import EVALUATION_SEEDS, INSTRUCTIONS
 
+if TYPE_CHECKING:
+    from robovlms_ros.evaluation.closed_loop import EpisodeResult, Row
+    from robovlms_ros.ros.demo.runner import Trial
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms demo`."""
+    parser.add_argument("--task", default="", help="a tabletop task, or all of them; default: the two cubes")
     parser.add_argument("--seeds", type=int, default=2, help="scenes per instruction and condition (default 2)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first scene (default 0)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
@@ -25,18 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real-time-factor", type=float, default=1.0, help="simulated seconds per second (default 1)")
     parser.add_argument("--added-latency", type=float, default=0.0, help="seconds by which chunks are withheld")
     parser.add_argument("--no-controls", action="store_true", help="leave out the swapped and the blanked episodes")
-    parser.add_argument("--time-limit", type=float, default=10.0, help="simulated seconds per episode (default 10)")
+    parser.add_argument("--time-limit", type=float, help="simulated seconds per episode (default 10; --task: 14)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns 0 when every threshold holds."""
-    from robovlms_ros.evaluation.closed_loop import report, summarise, table
+    from robovlms_ros.evaluation.closed_loop import report, table
     from robovlms_ros.evaluation.demo_report import write_gif, write_timeline
     from robovlms_ros.resources import share_directory
     from robovlms_ros.ros.demo.runner import DemoOptions, run_demo
 
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
-    last = args.first_seed + 2 * args.seeds
+    trials = tuple(_table_trials(args) if args.task else _trials(args.seeds, args.first_seed, not args.no_controls))
+    last = args.first_seed + (1 if args.task else 2) * args.seeds
     require(args.first_seed in EVALUATION_SEEDS and last - 1 in EVALUATION_SEEDS, "--first-seed", args.first_seed,
             f"such that the scenes up to {last - 1} lie within 0 to {EVALUATION_SEEDS[-1]}; training uses others")
     require(0.5 <= args.real_time_factor <= 1.0, "--real-time-factor", args.real_time_factor, "between 0.5 and 1")
@@ -45,14 +56,16 @@ def run(args: argparse.Namespace) -> int:
 
     config = share_directory() / "config"
     outcome = run_demo(DemoOptions(
-        trials=tuple(_trials(args.seeds, args.first_seed, not args.no_controls)), output=args.output,
-        sim_parameters=config / "sim_arm.yaml", policy_parameters=config / "demo.yaml", checkpoint=args.checkpoint,
-        time_limit=args.time_limit, real_time_factor=args.real_time_factor, added_latency=args.added_latency), _say)
-    rows = summarise(outcome.episodes)
+        trials=trials, output=args.output, sim_parameters=config / "sim_arm.yaml",
+        policy_parameters=config / "demo.yaml", checkpoint=args.checkpoint or ("tasks" if args.task else ""),
+        time_limit=args.time_limit or (14.0 if args.task else 10.0),
+        real_time_factor=args.real_time_factor, added_latency=args.added_latency), _say)
+    rows, spoken = _rows(trials, outcome.episodes)
     reaction = {name: 1000.0 * value for name, value in zip(("p50", "p99"), outcome.reaction_s, strict=True)}
     worst = 1000.0 * outcome.worst_step
     result = report(rows, {"reaction_ms": reaction, "real_time_factor": outcome.real_time_factor,
-                           "added_latency_ms": 1000.0 * args.added_latency, "worst_joint_step_mrad_per_10ms": worst})
+                           "added_latency_ms": 1000.0 * args.added_latency, "worst_joint_step_mrad_per_10ms": worst,
+                           **spoken})
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     write_gif(args.output / "demo.gif", outcome.recordings)
@@ -69,8 +82,34 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result["pass"] else 1
 
 
+def _rows(trials: Sequence["Trial"], episodes: Sequence["EpisodeResult"]) -> tuple[list["Row"], dict[str, Any]]:
+    """The table's rows, and for tabletop tasks what the paraphrases came to."""
+    from robovlms_ros.evaluation.closed_loop import summarise
+
+    if not trials[0].task:
+        return summarise(episodes), {}
+    from robovlms_ros.sim.tasks import evaluate
+    from robovlms_ros.sim.tasks.language import is_unseen
+
+    judged = [evaluate.TaskEpisode(trial.task, episode, is_unseen(episode.instruction))
+              for trial, episode in zip(trials, episodes, strict=True)]
+    return evaluate.rows(judged), {"paraphrases": evaluate.paraphrases(judged)}
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _table_trials(args: argparse.Namespace) -> Iterator["Trial"]:
+    from robovlms_ros.ros.demo.runner import Trial
+    from robovlms_ros.sim.tasks.base import find_task
+    from robovlms_ros.sim.tasks.language import TASKS
+
+    for task in TASKS if args.task == "all" else (find_task(args.task).name,):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            yield Trial("", seed, "named", keep=seed == args.first_seed, task=task)
+            if not args.no_controls and seed == args.first_seed:
+                yield Trial("", seed, "blanked", task=task)
 
 
 def _trials(seeds: int, first: int, controls: bool):  # type: ignore[no-untyped-def]

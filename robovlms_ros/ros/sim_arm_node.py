@@ -3,7 +3,8 @@
 Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`), `joint_states`,
 `robot_description`, `/clock` with `publish_clock`; hears `panda_arm_controller/joint_trajectory` and
 `gripper_controller/joint_trajectory`. `~/reset` puts the arm into the scene of the parameter `seed`.
-`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing.
+`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing. The parameter `task` chooses between
+the easy demo's two cubes and the scenes of a tabletop task; those come with a sentence of the seed's own.
 
 Without `/clock` its stamps are those of the node's own clock, as a real arm's are.
 """
@@ -32,6 +33,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros import resources
 from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.sim.task import TaskError
+from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.trajectory_controller import (
     TrajectoryController,
     TrajectoryMessage,
@@ -56,7 +59,7 @@ class SimArmNode(Node):
     def __init__(self, world: SimWorld | None = None, **options: object) -> None:
         super().__init__("sim_arm", **options)  # type: ignore[arg-type]
         self._declare()
-        self._world = world or SimWorld(self._get("seed"), self._get("blank_cameras"), self._get("image_size"))
+        self._world = world or self._make_world()
         self._factor = float(self._get("real_time_factor"))
         self._publish_clock = bool(self._get("publish_clock"))
         if not self._publish_clock and self._factor != 1.0:
@@ -65,7 +68,7 @@ class SimArmNode(Node):
         self._seed = int(self._get("seed"))
         self._offset_ns = 0 if self._publish_clock else self.get_clock().now().nanoseconds - self._world.time_ns
         self._commands: queue.SimpleQueue[tuple[TrajectoryController, JointTrajectory]] = queue.SimpleQueue()
-        self._resets: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
+        self._resets: queue.SimpleQueue[queue.SimpleQueue[str]] = queue.SimpleQueue()
         self._make_endpoints()
         self._running = True
         self._thread = threading.Thread(target=self._run, name="world", daemon=True)
@@ -77,6 +80,8 @@ class SimArmNode(Node):
 
         declare("seed", 0, "Scene that ~/reset (and the start) sets up.",
                 integer_range=[IntegerRange(from_value=0, to_value=2**31 - 1)])
+        declare("task", "", "Tabletop task whose scenes ~/reset sets up: lift, stack, put, push or all. Empty: the two "
+                "cubes of the easy demo; between these and a task only a restart changes.")
         declare("blank_cameras", False, "True: every image is black, from the next ~/reset on.")
         declare("image_size", 96, "Pixels, width and height of an image.", read_only=True,
                 integer_range=[IntegerRange(from_value=16, to_value=1024)])
@@ -87,6 +92,11 @@ class SimArmNode(Node):
 
     def _get(self, name: str):  # type: ignore[no-untyped-def]
         return self.get_parameter(name).value
+
+    def _make_world(self) -> SimWorld:
+        seed, blank, size = (self._get(name) for name in ("seed", "blank_cameras", "image_size"))
+        task = self._get("task")
+        return TaskWorld(seed, blank, size, task=task) if task else SimWorld(seed, blank, size)
 
     def _make_endpoints(self) -> None:
         self._images = {name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
@@ -108,10 +118,14 @@ class SimArmNode(Node):
         self.create_service(Trigger, "~/reset", self._on_reset)
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        done = threading.Event()
-        self._resets.put(done)
-        response.success = done.wait(timeout=10.0)
-        response.message = f"scene of seed {self._seed}" if response.success else "the simulation does not answer"
+        answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._resets.put(answer)
+        try:
+            refusal = answer.get(timeout=10.0)
+        except queue.Empty:
+            refusal = "the simulation does not answer"
+        response.success = not refusal
+        response.message = refusal or f"scene of seed {self._seed}"
         return response
 
     def _run(self) -> None:
@@ -138,11 +152,19 @@ class SimArmNode(Node):
             except TrajectoryRejected as error:
                 self.get_logger().warning(f"trajectory rejected: {error}")
         while not self._resets.empty():
-            done = self._resets.get()
+            self._resets.get().put(self._reset_world())
+
+    def _reset_world(self) -> str:
+        """Set up the scene that the parameters name; returns why not, empty when it is done."""
+        try:
+            if isinstance(self._world, TaskWorld):
+                self._world.set_task(self._get("task"))
             self._seed = int(self._get("seed"))
             self._world.blank_cameras = bool(self._get("blank_cameras"))
             self._world.reset(self._seed)
-            done.set()
+        except TaskError as error:
+            return str(error)
+        return ""
 
     def _to_world(self, message: JointTrajectory) -> TrajectoryMessage:
         stamp_ns = from_time(message.header.stamp)
@@ -172,12 +194,10 @@ class SimArmNode(Node):
         return message
 
     def _ground_truth(self) -> str:
-        truth = self._world.ground_truth()
-        return json.dumps({
-            "seed": self._seed, "time": self._world.time_ns / NANOSECONDS, "joints": list(self._world.joints),
-            "heights": {f"{name} cube": height for name, height in truth.heights.items()},
-            "cubes": {f"{name} cube": place.tolist() for name, place in truth.cubes.items()},
-        })
+        scene = {"seed": self._seed, "time": self._world.time_ns / NANOSECONDS, "joints": list(self._world.joints)}
+        if isinstance(self._world, TaskWorld):
+            scene |= {"task": self._world.scene_task, "instruction": self._world.sentence}
+        return json.dumps(scene | self._world.ground_truth().as_json())
 
     def _publish_image(self, name: str, now_ns: int) -> None:
         pixels = self._world.render(name)

@@ -6,6 +6,7 @@ The arm follows its controller by computed torque, limited to the motors' torque
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -56,6 +57,11 @@ class GroundTruth:
 
     cubes: dict[str, Array]
     heights: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """As the simulated arm publishes it."""
+        return {"heights": {f"{name} cube": height for name, height in self.heights.items()},
+                "cubes": {f"{name} cube": place.tolist() for name, place in self.cubes.items()}}
 
     def lifted(self) -> tuple[str, ...]:
         """Names of the cubes that are lifted."""

@@ -4,9 +4,12 @@ table, plates free; what fits has room for the fingers. Judges: what counts, wha
 episode of each task in the closed loop; the hand turns beside a close neighbour; any frame can be labelled.
 """
 
+import json
+
 import numpy as np
 import pytest
 
+from robovlms_ros.cli.main import main
 from robovlms_ros.processing.text import TEMPLATES, PromptTokenizer, build_word_tokenizer
 from robovlms_ros.resources import share_directory
 from robovlms_ros.schema import read_mapping
@@ -212,3 +215,25 @@ def test_expert_does_the_task_in_the_closed_loop(task):
 
 def test_plates_are_what_can_be_named():
     assert {goal.place for goal in language.goals() if goal.task in ("put", "push")} == set(PLATES)
+
+
+def test_ground_truth_survives_the_wire(world):
+    for seed in range(6):
+        world.reset(seed)
+        truth = world.ground_truth()
+        read = TableTruth.from_json(json.loads(json.dumps(truth.as_json())))
+        assert list(read.things) == list(truth.things) and len(read.obstacles) == len(truth.obstacles)
+        assert all(np.array_equal(read.things[n].position, truth.things[n].position) for n in truth.things)
+        assert base.fitting(read) == list(world.goals)
+
+
+def test_rollout_reports_per_task_and_per_kind_of_sentence(tmp_path, capsys):
+    report = tmp_path / "report.json"
+    assert main(["rollout", "--task", "lift", "--seeds", "3", "--json", str(report)]) == 0
+    data = json.loads(report.read_text(encoding="utf-8"))
+    assert [(row["instruction"], row["success"]) for row in data["rows"]] == [("lift", 3)] and data["pass"]
+    assert sum(row["n"] for row in data["paraphrases"] if row["task"] == "all") == 3
+    assert "unseen sentences" in capsys.readouterr().out or all(not e["unseen"] for e in data["episodes"])
+    assert main(["rollout", "--task", "juggle"]) == 1
+    assert main(["rollout", "--task", "lift", "--condition", "storm"]) == 1
+    assert "'light +-50 %'" in capsys.readouterr().err

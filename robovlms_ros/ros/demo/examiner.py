@@ -166,15 +166,18 @@ class Examiner(Node):
         """Make the policy forget what it saw."""
         self._demand(Trigger, f"{POLICY}/reset", Trigger.Request())
 
-    def new_scene(self, seed: int, blank_cameras: bool) -> None:
-        """Put the simulated arm at its home in the scene of `seed`."""
+    def new_scene(self, seed: int, blank_cameras: bool, task: str = "") -> None:
+        """Put the simulated arm at its home in the scene of `seed`, of a tabletop task if one is named."""
         values = [Parameter("seed", value=seed), Parameter("blank_cameras", value=blank_cameras)]
+        if task:
+            values.append(Parameter("task", value=task))
         request = SetParameters.Request(parameters=[value.to_parameter_msg() for value in values])
         for result in self._call(SetParameters, f"{SIM}/set_parameters", request, 30.0).results:
             if not result.successful:
                 raise ExaminerError(f"the simulated arm refused a parameter: {result.reason}")
         self._demand(Trigger, f"{SIM}/reset", Trigger.Request())
-        self.wait_until(lambda: self.truth().get("seed") == seed, 30.0, f"the scene of seed {seed}")
+        self.wait_until(lambda: self.truth().get("seed") == seed and self.truth().get("task", "") == task, 30.0,
+                        f"the scene of seed {seed}")
 
     def _demand(self, kind: type, service: str, request: object) -> None:
         response = self._call(kind, service, request, 30.0)

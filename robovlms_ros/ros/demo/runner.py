@@ -22,6 +22,8 @@ from robovlms_ros.ros.demo.examiner import CAMERAS, POLICY, SIM, Examiner
 from robovlms_ros.ros.demo.processes import Child
 from robovlms_ros.ros.recorder import Recorder
 from robovlms_ros.sim.task import LIFTED, named_cube
+from robovlms_ros.sim.tasks.base import judge as judge_of
+from robovlms_ros.sim.tasks.things import TableTruth
 from robovlms_ros.types import NANOSECONDS
 
 NAMESPACE = "/demo"
@@ -36,12 +38,14 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to run: the words, the scene, the condition, and whether to keep its pictures."""
+    """One episode to run: the words, the scene, the condition, and whether to keep its pictures. task: of a tabletop
+    scene; its words are then the seed's own."""
 
     instruction: str
     seed: int
     condition: Condition
     keep: bool = False
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoOutcome:
             outcome.episodes.append(episode)
             if recording:
                 outcome.recordings.append(recording)
-            say(_line(index + 1, len(options.trials), episode))
+            say(_line(index + 1, len(options.trials), trial, episode))
         outcome.real_time_factor = (examiner.now_ns() - simulated) / NANOSECONDS / (time.monotonic() - wall)
         outcome.reaction_s = (examiner.status.latency_p50, examiner.status.latency_p99)
         outcome.worst_step = examiner.worst_step
@@ -108,14 +112,18 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoOutcome:
     return outcome
 
 
-def _line(number: int, total: int, episode: EpisodeResult) -> str:
-    result = "lifted" if episode.success else "WRONG OBJECT" if episode.wrong else "not lifted"
+def _line(number: int, total: int, trial: Trial, episode: EpisodeResult) -> str:
+    done = "done" if trial.task else "lifted"
+    result = done if episode.success else "WRONG OBJECT" if episode.wrong else f"not {done}"
     return f"[{number}/{total}] scene {episode.seed}, {episode.condition}: {episode.instruction}: {result}"
 
 
 def _sim_arguments(options: DemoOptions) -> list[str]:
+    task = options.trials[0].task
+    chosen = ["-p", f"task:={task}"] if task else []
     return ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"__node:={SIM}",
-            "--params-file", str(options.sim_parameters), "-p", f"real_time_factor:={options.real_time_factor}"]
+            "--params-file", str(options.sim_parameters), "-p", f"real_time_factor:={options.real_time_factor}",
+            *chosen]
 
 
 def _policy_arguments(options: DemoOptions) -> list[str]:
@@ -163,30 +171,31 @@ def _examine(examiner: Examiner, trial: Trial, limit: float) -> tuple[EpisodeRes
     # Also after an episode whose policy went astray, was refused again and again, and deactivated itself.
     examiner.activate()
     examiner.pause(True)
-    examiner.new_scene(trial.seed, trial.condition == "blanked")
-    examiner.instruct(trial.instruction)
+    examiner.new_scene(trial.seed, trial.condition == "blanked", trial.task)
+    words = examiner.truth()["instruction"] if trial.task else trial.instruction
+    examiner.instruct(words)
     examiner.reset()
     chunks, refusals = examiner.chunks, examiner.status.refusals
-    recording = EpisodeRecording(f"{trial.instruction} ({trial.condition}, scene {trial.seed})",
+    recording = EpisodeRecording(f"{words} ({trial.condition}, scene {trial.seed})",
                                  tuple(examiner.truth()["joints"])) if trial.keep else None
     examiner.record(recording)
     examiner.watch_steps(True)
     start = examiner.now_ns()
     examiner.pause(False)
-    judge = _Judge(trial.instruction)
+    judge = _TableJudge(words) if trial.task else _Judge(words)
 
     def over() -> bool:
         late = examiner.now_ns() - start > limit * NANOSECONDS
         return judge.decided(examiner.truth()) or late or examiner.given_up
 
-    examiner.wait_until(over, 60.0 + 10.0 * limit, f"the end of '{trial.instruction}'")
+    examiner.wait_until(over, 60.0 + 10.0 * limit, f"the end of '{words}'")
     end = examiner.now_ns()
     examiner.watch_steps(False)
     if recording:
         examiner.wait_until(lambda: examiner.now_ns() - end > SETTLE_TIME * NANOSECONDS, 60.0, "the last pictures")
     examiner.record(None)
     seconds = (end - start) / NANOSECONDS
-    result = EpisodeResult(trial.instruction, trial.condition, trial.seed, judge.success, judge.wrong,
+    result = EpisodeResult(words, trial.condition, trial.seed, judge.success, judge.wrong,
                            seconds if judge.success else None, examiner.chunks - chunks,
                            int(examiner.status.refusals - refusals))
     return result, recording
@@ -204,4 +213,21 @@ class _Judge:
         lifted = {name for name, height in truth["heights"].items() if height > LIFTED}
         self.success = self.success or self._named in lifted
         self.wrong = self.wrong or bool(lifted - {self._named})
+        return self.success or self.wrong
+
+
+class _TableJudge:
+    """The tabletop task's own judge, which looks once at every published frame."""
+
+    def __init__(self, instruction: str) -> None:
+        self._judge = judge_of(instruction)
+        self._time = -1.0
+        self.success = False
+        self.wrong = False
+
+    def decided(self, truth: dict) -> bool:
+        if truth["time"] > self._time:
+            self._time = truth["time"]
+            done, wrong = self._judge.look(TableTruth.from_json(truth))
+            self.success, self.wrong = self.success or done, self.wrong or wrong
         return self.success or self.wrong

@@ -87,7 +87,7 @@ def evaluate_task(
     episodes = []
     for seed in seeds:
         world.reset(seed)
-        words = world.instruction(np.random.default_rng((seed, 3)))
+        words = world.sentence
         outcome = loop.run(driver, [(0.0, words)], np.random.default_rng((seed, 2)))
         result = EpisodeResult(words, "blanked" if blank else "named", seed, outcome.success, outcome.wrong,
                                outcome.time_to_success, outcome.chunks, outcome.refusals)
@@ -118,7 +118,8 @@ def paraphrases(episodes: Sequence[TaskEpisode]) -> list[dict[str, Any]]:
     table = []
     for task in (*TASKS, "all"):
         for unseen in (False, True):
-            group = [e.result for e in episodes if task in (e.task, "all") and e.unseen == unseen]
+            group = [e.result for e in episodes
+                     if task in (e.task, "all") and e.unseen == unseen and e.result.condition == "named"]
             if group:
                 count = sum(result.success for result in group)
                 table.append({"task": task, "sentences": "unseen" if unseen else "trained", "n": len(group),

@@ -1,6 +1,8 @@
 """What lies on the table of the tabletop tasks, and what is true about it. No simulator is imported."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +76,22 @@ class TableTruth:
     plates: dict[str, Array]
     opening: float = 1.0
     obstacles: tuple[Thing, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads back."""
+        def rows(things: Iterable[Thing]) -> list[list[Any]]:
+            return [[thing.name, *thing.position.tolist(), thing.yaw] for thing in things]
+
+        return {"things": rows(self.things.values()), "obstacles": rows(self.obstacles), "opening": self.opening,
+                "plates": {name: place.tolist() for name, place in self.plates.items()}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "TableTruth":
+        """Ground truth as a node published it."""
+        things, obstacles = ([Thing(name, np.array((x, y, z)), yaw) for name, x, y, z, yaw in data[key]]
+                             for key in ("things", "obstacles"))
+        plates = {name: np.array(place) for name, place in data["plates"].items()}
+        return cls({thing.name: thing for thing in things}, plates, float(data["opening"]), tuple(obstacles))
 
     def lifted(self) -> tuple[str, ...]:
         """Names of what is lifted."""

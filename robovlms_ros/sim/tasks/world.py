@@ -36,9 +36,8 @@ class TaskWorld(SimWorld):
         looks: Looks | None = None,
         obstacles: int | None = None,
     ) -> None:
-        self.task, self.looks, self.obstacles = task, looks or Looks(), obstacles
-        if task != "all":
-            base.find_task(task)
+        self.looks, self.obstacles = looks or Looks(), obstacles
+        self.set_task(task)
         super().__init__(seed, blank_cameras, image_size, interpolate_from_desired_state)
 
     def _load_model(self) -> mujoco.MjModel:
@@ -48,6 +47,12 @@ class TaskWorld(SimWorld):
         self._table = Table(self._model)
         self._painter = Painter(self._model)
         self._contents = Contents({}, (), False)
+
+    def reset(self, seed: int) -> None:
+        """A new scene of the task. `sentence` is then the seed's own instruction; `scene_task` and `goals` say whose
+        scene it is and what fits it."""
+        self.seed = seed
+        super().reset(seed)
 
     def _place_objects(self, rng: np.random.Generator) -> None:
         from robosuite.utils import RandomizationError
@@ -68,6 +73,7 @@ class TaskWorld(SimWorld):
                 break
         else:
             raise TaskError(f"task {name!r}: no scene found in {ATTEMPTS} draws; the region {REGION} is too crowded.")
+        self.sentence = self.instruction(np.random.default_rng((self.seed, 3)))
         self._painter.paint(self.looks, rng)
         self._table.colour(self._contents, rng)
 
@@ -91,6 +97,12 @@ class TaskWorld(SimWorld):
         goal = meaning(instruction)
         self._require(goal)
         return expert.expert_chunk(goal, self.ground_truth(), pose, opening)
+
+    def set_task(self, task: str) -> None:
+        """The task whose scenes are set up from the next reset on. Raises TaskError."""
+        if task != "all":
+            base.find_task(task)
+        self.task = task
 
     def instruction(self, rng: np.random.Generator, unseen: bool | None = None) -> str:
         """One instruction of the scene's own task; unseen: of the sentences that training never uses (True), of those
