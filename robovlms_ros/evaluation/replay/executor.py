@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.evaluation.metrics.errors import number
-from robovlms_ros.runtime.executor import ChunkExecutor
-from robovlms_ros.runtime.gate import SafetyGate
+from robovlms_ros.runtime.executor import build_executor
 from robovlms_ros.runtime.kinematics import IKResult, Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.scheduler import ChunkScheduler, ScheduleConfig
+from robovlms_ros.runtime.schedule import ScheduleConfig
+from robovlms_ros.runtime.scheduler import ChunkScheduler
 from robovlms_ros.runtime.spline import Spline
 from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState, RoboVLMsError, TrajectoryCommand
 
@@ -51,6 +51,7 @@ class Executor(Protocol):
 
     def reset(self) -> None: ...
     def on_chunk(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Any: ...
+    def shadow(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Any: ...
 
 
 @dataclass
@@ -66,8 +67,8 @@ def machine_factory(robot: RobotSpec, kinematics: Any, schedule: ScheduleConfig)
     settled = replace(robot, gate=replace(robot.gate, authority_ramp=0.0))
 
     def make() -> Machine:
-        scheduler = ChunkScheduler(settled.joints, schedule, settled.limits)
-        return Machine(ChunkExecutor(settled, kinematics, scheduler, SafetyGate(settled, kinematics)), scheduler)
+        executor = build_executor(settled, kinematics, schedule)
+        return Machine(executor, executor.scheduler)
 
     return make
 
@@ -125,7 +126,7 @@ class LatencyResult:
 
 
 class LatencyLane:
-    """Runs one latency. continuing False judges every chunk from the recorded arm, as the node does in dry_run.
+    """Runs one latency. continuing False judges every chunk as the node does in dry_run (`shadow`).
 
     The recorded arm stands in for the arm: it did what it was told then, not what the policy says now. So a plan that
     continues drifts off it where policy and recording differ; `off` says how far, and the gate acts on it.
@@ -186,11 +187,10 @@ class LatencyLane:
         result, machine = self.result, self._machine
         result.chunks += 1
         result.age += (ready_ns - chunk.stamp_ns) / NANOSECONDS
-        if not self._continuing:
-            machine.executor.reset()
         covered = machine.scheduler.covered_until_ns
         try:
-            decision = machine.executor.on_chunk(chunk, start, self._measured or start, ready_ns)
+            decide = machine.executor.on_chunk if self._continuing else machine.executor.shadow
+            decision = decide(chunk, start, self._measured or start, ready_ns)
         except RoboVLMsError as error:
             self._count("refuse", str(error))
             self._drop_plan()
