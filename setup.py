@@ -39,6 +39,7 @@ SIM = [
     "scipy",
 ]
 EVAL = ["matplotlib", "mcap>=1.2", "opencv-python-headless", "rosbags>=0.11"]
+FLEET = [*EVAL, "ray>=2.9"]
 TRAIN = ["accelerate>=1.10", "av>=14", "matplotlib", "mcap>=1.2", "peft>=0.17", "pyarrow>=17", "rosbags>=0.11",
          "tensorboard", "tqdm"]
 DEV = ["hypothesis", "lxml", "mypy", "pytest", "ruff", "types-PyYAML"]
@@ -64,6 +65,7 @@ setup(
     extras_require={
         "arm": ["pin>=3"],
         "eval": EVAL,
+        "fleet": FLEET,
         "train": TRAIN,
         "sim": SIM,
         "dev": DEV,

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0, or MISSED when a threshold does not hold."""
+    from robovlms_ros.cli.eval_engines import run_jobs
     from robovlms_ros.cli.eval_setup import Job, named_checkpoints, read_parameters
 
     config = evaluation_config(args)
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         shutil.rmtree(args.output / "parts", ignore_errors=True)
     threads = 1 if args.jobs > 1 or args.engine == "ray" else 0
     jobs = [Job(bag, checkpoints, parameters, config, args.output, args.stamps, threads) for bag in args.bags]
-    return finish([json.loads(part.read_text(encoding="utf-8")) for part in _run_all(jobs, args)], jobs, args.output)
+    parts = run_jobs(jobs, args.engine, args.jobs, Progress(len(jobs)))
+    return finish([json.loads(part.read_text(encoding="utf-8")) for part in parts], jobs, args.output)
 
 
 def evaluation_config(args: argparse.Namespace) -> Any:
@@ -103,48 +105,6 @@ def evaluation_config(args: argparse.Namespace) -> Any:
     import dataclasses
 
     return dataclasses.replace(config, thresholds=with_overrides(config.thresholds, args.threshold))
-
-
-def _run_all(jobs: Sequence[Any], args: argparse.Namespace) -> list[Path]:
-    """The result files of all jobs, in their order."""
-    from robovlms_ros.cli.eval_setup import run_job
-
-    bar = Progress(len(jobs))
-    if args.engine == "ray":
-        return _run_on_ray(jobs, bar)
-    if args.jobs == 1 or len(jobs) == 1:
-        parts = []
-        for job in jobs:
-            parts.append(run_job(job, bar.within))
-            bar.done(str(job.bag))
-        return parts
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run_job, job): job for job in jobs}
-        for future in as_completed(futures):
-            future.result()
-            bar.done(str(futures[future].bag))
-    return [job.part for job in jobs]
-
-
-def _run_on_ray(jobs: Sequence[Any], bar: "Progress") -> list[Path]:
-    """The same jobs on a Ray cluster that shares the files: RAY_ADDRESS names it, else one starts here."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("--engine ray: Ray is not installed. `pip install ray`, or use --jobs N.") from error
-    from robovlms_ros.cli.eval_setup import run_job
-
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
-    remote = ray.remote(run_job)
-    waiting = {remote.remote(job): job for job in jobs}
-    while waiting:
-        ready, _ = ray.wait(list(waiting), num_returns=1)
-        ray.get(ready[0])
-        bar.done(str(waiting.pop(ready[0]).bag))
-    return [job.part for job in jobs]
 
 
 def finish(parts: list[dict[str, Any]], jobs: Sequence[Any], output: Path) -> int:

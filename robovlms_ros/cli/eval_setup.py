@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -56,7 +57,8 @@ def run_job(job: Job, progress: Callable[[float], None] | None = None) -> Path:
         torch.set_num_threads(job.threads)
     setting, subjects = prepare(job)
     folder = target.with_suffix("")
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+    folder.mkdir()
     stamps = None
     if job.stamps == "recorded":
         stamps = recorded_stamps(job.bag, job.config.topics)
