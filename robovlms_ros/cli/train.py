@@ -1,24 +1,84 @@
-"""Train a policy: record demonstrations in the simulated arm, clone them, let the policy drive and correct it.
+"""Train a policy, on recordings or in the simulated arm.
+
+    robovlms train --config FILE --data PATHS...   rosbags, LeRobot v3 folders, CALVIN folders
+    robovlms train --config FILE --data PATHS... --inspect     look at the data, train nothing
+    robovlms train --config FILE --dry-run         how much memory it takes, without weights and data
+    robovlms train --config demo                   record in the simulated arm, clone, let the policy drive and correct
 
 Everything goes into --output and is resumable: run the same command again after an interruption. The result is
-OUTPUT/checkpoint, a folder that the node loads.
+OUTPUT/checkpoint, a folder that the node loads. Several GPUs: `accelerate launch -m robovlms_ros.cli train ...`.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robovlms_ros.training.runs import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms train`."""
-    parser.add_argument("--config", default="demo", help="training plan: a YAML file, or a name in config/train")
+    parser.add_argument("--config", default="demo", help="a YAML file, or a name in config/train")
+    parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="PATH", help="recordings to train on")
+    parser.add_argument("--from", dest="start", metavar="CHECKPOINT",
+                        help="weights to begin with: a checkpoint; `random` leaves vlm.model_name's weights out")
     parser.add_argument("--output", type=Path, default=Path("outputs/train"), help="folder of the run")
+    parser.add_argument("--inspect", action="store_true", help="only look at --data: a page, and what is wrong with it")
+    parser.add_argument("--dry-run", action="store_true", help="only estimate the memory of a training step")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run or resume the plan; returns 0."""
-    from robovlms_ros.resources import find
+    """Run or resume; returns 0, or 1 when --inspect found data that would train badly."""
+    from robovlms_ros.resources import find, find_checkpoint
+    from robovlms_ros.training.runs import RANDOM, is_plan, read_run
+
+    path = find(args.config, "config/train")
+    if is_plan(path):
+        return _run_plan(path, args)
+    start = args.start if args.start in (None, RANDOM) else str(find_checkpoint(args.start))
+    job = read_run(path, start)
+    if args.dry_run:
+        from robovlms_ros.training.memory import compare, table
+
+        print(table(compare(job.config, job.folder)))
+        return 0
+    if args.inspect:
+        return _inspect(job, args)
+    if not args.data:
+        raise _missing_data()
+    from robovlms_ros.training.runs import train_on
+
+    print(f"checkpoint: {train_on(args.data, job, args.output, print)}\nreport: {args.output / 'report.html'}")
+    return 0
+
+
+def _run_plan(path: Path, args: argparse.Namespace) -> int:
+    from robovlms_ros.schema import ConfigError
     from robovlms_ros.training.pipeline import load_plan, train
 
-    plan = load_plan(find(args.config, "config/train"))
-    print(f"checkpoint: {train(plan, args.output)}")
+    if args.data or args.start or args.inspect or args.dry_run:
+        raise ConfigError(
+            f"{path.name} is a plan that records its own demonstrations: --data, --from, --inspect and --dry-run are "
+            "for a policy's configuration (docs/training.md)."
+        )
+    print(f"checkpoint: {train(load_plan(path), args.output)}")
     return 0
+
+
+def _inspect(job: "Run", args: argparse.Namespace) -> int:
+    from robovlms_ros.training.inspection import inspect_data
+    from robovlms_ros.training.runs import open_data
+
+    if not args.data:
+        raise _missing_data()
+    source, accept = open_data(args.data, job, print)
+    findings = inspect_data(source, job.config, args.output, accept)
+    print("\n".join(findings.lines()), f"page: {findings.page}", sep="\n")
+    return 0 if findings.ok else 1
+
+
+def _missing_data() -> Exception:
+    from robovlms_ros.schema import ConfigError
+
+    return ConfigError("--data is missing: name rosbags, LeRobot v3 folders or CALVIN folders to train on.")

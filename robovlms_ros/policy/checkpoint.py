@@ -145,6 +145,13 @@ def locate(checkpoint: Path, config: PolicyConfig | str | Path | None = None) ->
     return Place(weights, loaded, _vlm_folder(loaded, weights.parent, source.parent))
 
 
+def locate_config(checkpoint: Path) -> Path:
+    """The configuration file of a checkpoint. Raises CheckpointError."""
+    if not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint.")
+    return _config_beside(checkpoint, find_weights(checkpoint))
+
+
 def _config_beside(checkpoint: Path, weights: Path) -> Path:
     folder = weights.parent
     candidates = [folder / f"{weights.stem}.json", folder / f"{weights.stem}.yaml"]

@@ -203,6 +203,7 @@ class Engine:
         """Losses, weighted by their steps, and the open-loop errors of the newest frames, over the held-out windows."""
         self.objective.eval()
         sums: dict[str, list[float]] = {}
+        assert self.validation is not None
         for batch in self.validation:
             inputs = model_batch(self.policy, batch)
             result = self.objective(inputs)
@@ -222,10 +223,12 @@ class Engine:
         """A checkpoint folder: adapters merged into the weights, and kept beside them."""
         from safetensors.torch import save_file
 
-        from robovlms_ros.policy.checkpoint import save_policy
+        from robovlms_ros.policy.checkpoint import DTYPES, save_policy
         from robovlms_ros.training.report import training_record
 
         merged, adapters = merge_adapters(self.policy, tensors)
+        precision = DTYPES[self.config.vlm.precision]  # what it will run in; the state keeps float32
+        merged = {k: v.to(precision) if v.is_floating_point() else v for k, v in merged.items()}
         save_policy(self.policy, place, merged)
         if adapters:
             save_file(adapters, place / "adapters.safetensors")

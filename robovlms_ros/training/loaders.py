@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler

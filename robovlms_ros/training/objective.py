@@ -40,7 +40,7 @@ class Objective(nn.Module):
     def _continuous(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         features = self.policy.action_features(batch)
         # The head is small: in float32 it costs little, and half precision blurs the actions.
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast("cpu" if features.is_meta else features.device.type, enabled=False):
             output = self.policy.head(features.float())
         frames = output.arm.shape[1]  # 1 with history `video`: the answer is to the newest frame
         mask = batch["mask"][:, -frames:]

@@ -59,7 +59,9 @@ def checkpoint_gradients(policy: VLAPolicy) -> None:
             "Set it to false, or take a smaller batch_size and more accumulation."
         )
     for model in models:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The older name goes with transformers 6.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
 
 def add_adapters(policy: VLAPolicy, config: LoraConfig) -> None:

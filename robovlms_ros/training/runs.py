@@ -1,0 +1,116 @@
+"""`robovlms train --config FILE --data PATHS`: from a YAML file and recordings to a checkpoint.
+
+The file is a policy's configuration (`model`, `vlm`, `action`, `training`, ...) with an optional `data` block. Weights
+come from a checkpoint, from the pretrained VLM that `vlm.model_name` names, or are new.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robovlms_ros.config import PolicyConfig, config_from_mapping
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.schema import ConfigError, read_mapping
+
+RANDOM = "random"
+KEY = "train"
+"""The name of a run's own statistics in its statistics.json."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training file says. folder: where files that it names are looked up. start: `--from`."""
+
+    config: PolicyConfig
+    data: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+    start: str | None = None
+
+
+def is_plan(path: Path) -> bool:
+    """Whether the file is a plan that records its own demonstrations in the simulated arm (`pipeline`)."""
+    return "policy" in read_mapping(path)
+
+
+def read_run(path: Path, start: str | None = None) -> Run:
+    """The run in a YAML or JSON file. start: a checkpoint, `random`, or None.
+
+    A file without a `model` block takes everything that it does not say from the checkpoint `start`. Raises
+    ConfigError, CheckpointError.
+    """
+    mapping = read_mapping(path)
+    data = mapping.pop("data", None) or {}
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path.name}: data = {data!r}: must be a mapping (docs/training_data.md).")
+    if "model" not in mapping and "base" not in mapping and start not in (None, RANDOM):
+        mapping = {"base": str(_config_of(Path(str(start))).resolve()), **mapping}
+    return Run(config_from_mapping(mapping, path.name, path.parent), data, path.parent, start)
+
+
+def _config_of(checkpoint: Path) -> Path:
+    from robovlms_ros.policy.checkpoint import locate_config
+
+    return locate_config(checkpoint)
+
+
+def starting_policy(run: Run, say: Callable[[str], None]) -> VLAPolicy:
+    """The policy that training begins with, in float32. Raises CheckpointError, ConfigError, BackboneError."""
+    from robovlms_ros.policy.checkpoint import build_policy, load_policy
+    from robovlms_ros.policy.pretrained import policy_from_vlm
+
+    config, seed = run.config, run.config.training.seed
+    if run.start not in (None, RANDOM):
+        policy = load_policy(str(run.start), config, dtype=torch.float32)
+        say(f"weights: {run.start}")
+    elif run.start is None and config.vlm.size == "full" and config.vlm.model_name is not None:
+        policy = policy_from_vlm(config, seed, torch.float32, run.folder)
+        say(f"weights: the VLM's from {config.vlm.model_name}; head and action token are new")
+    else:
+        vlm = dataclasses.replace(config.vlm, precision="float32")  # a new model is made in the precision it runs in
+        policy = build_policy(dataclasses.replace(config, vlm=vlm), seed, run.folder)
+        say(f"weights: new, seed {seed}")
+    policy.config = config
+    return policy
+
+
+def train_on(paths: Sequence[Path], run: Run, output: Path, say: Callable[[str], None]) -> Path:
+    """Train on recordings, or go on with the run in `output`; returns the checkpoint's folder.
+
+    Raises DataError (what of the data would train badly), TrainingError, and what `starting_policy` raises.
+    """
+    from robovlms_ros.training.data_checks import check_data, require_trainable
+    from robovlms_ros.training.data_statistics import compute_statistics, with_statistics
+    from robovlms_ros.training.engine import fit
+    from robovlms_ros.training.episodes import split
+    from robovlms_ros.training.windows import WindowDataset
+
+    source, accept = open_data(paths, run, say)
+    flaws, _ = check_data(source, run.config, accept=accept)
+    for flaw in flaws:
+        if not flaw.refuse:
+            say(f"note: {flaw.where}: {flaw.text}")
+    require_trainable(flaws)
+    training = run.config.training
+    learned, held = split(source, training.validation_fraction, training.seed)
+    statistics = compute_statistics(source, learned, run.config)
+    config = with_statistics(run.config, statistics)
+    say(f"{len(learned)} episodes to train on, {len(held)} held out; actions in {statistics.unit}")
+    policy = starting_policy(dataclasses.replace(run, config=config), say)
+    train = WindowDataset(source, learned, config)
+    validation = WindowDataset(source, held, config) if held else None
+    files = {"statistics.json": json.dumps(statistics.as_table(KEY), indent=1)}
+    return fit(policy, train, validation, config, output, files=files)
+
+
+def open_data(paths: Sequence[Path], run: Run, say: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:
+    """The episodes at `paths` as the file's `data` block maps them, and the kinds of flaws that it lets through."""
+    from robovlms_ros.training.episodes import open_sources
+
+    mapping = dict(run.data)
+    accept = tuple(mapping.pop("accept", ()))
+    return open_sources(paths, run.config, mapping, say), accept

@@ -1,0 +1,81 @@
+"""`robovlms train` from a YAML file.
+
+- Weights come from a checkpoint, from the pretrained VLM that is named, or are new; all in float32.
+- A file without a model takes the rest from the checkpoint; a `data` block is kept apart; unknown keys are refused.
+- A plan for the simulated arm and a configuration are told apart; what is missing is named.
+"""
+
+import pytest
+import torch
+import yaml
+
+from robovlms_ros.cli.main import main
+from robovlms_ros.config import config_to_mapping
+from robovlms_ros.policy.checkpoint import build_policy, save_policy
+from robovlms_ros.resources import share_directory
+from robovlms_ros.schema import ConfigError
+from robovlms_ros.training.runs import is_plan, read_run, starting_policy
+
+
+def write(path, mapping):
+    path.write_text(yaml.safe_dump(mapping))
+    return path
+
+
+def silent(text):
+    pass
+
+
+def test_weights_come_from_a_checkpoint(make_training_config, tmp_path):
+    config = make_training_config()
+    source = build_policy(config, seed=7)
+    folder = save_policy(source, tmp_path / "checkpoint")
+    path = write(tmp_path / "train.yaml", {"training": {"learning_rate": 5e-5}, "data": {"exclude": ["a"]}})
+    run = read_run(path, str(folder))
+    assert run.config.model == config.model and run.config.training.learning_rate == 5e-5
+    assert run.config.training.batch_size == 4 and run.data == {"exclude": ["a"]}
+    policy = starting_policy(run, silent)
+    assert policy.config.training.learning_rate == 5e-5
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), policy.parameters(), strict=True))
+
+
+def test_weights_come_from_the_named_vlm_or_are_new(make_training_config, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    from robovlms_ros.backbones.hf_config import build_hf_config
+    from robovlms_ros.processing.text import build_word_tokenizer
+    from robovlms_ros.registry import resolve
+
+    config, adapter = make_training_config(), resolve("backbone", "paligemma")
+    hf_config = build_hf_config(adapter.spec, config.vlm, None, None, adapter.complete_config)
+    model = AutoModelForImageTextToText.from_config(hf_config)
+    model.save_pretrained(tmp_path / "vlm")
+    build_word_tokenizer(["lift", "the", "cube"], adapter.spec.prompt).save_pretrained(tmp_path / "vlm")
+    mapping = config_to_mapping(config)
+    mapping["vlm"] |= {"size": "full", "model_name": "vlm", "vocabulary": [], "precision": "bfloat16"}
+    path = write(tmp_path / "train.yaml", mapping)
+    theirs = model.state_dict()["model.language_model.layers.0.mlp.up_proj.weight"]
+    for start, same in ((None, True), ("random", False)):
+        policy = starting_policy(read_run(path, start), silent)
+        ours = policy.vlm.backbone.state_dict()["model.language_model.layers.0.mlp.up_proj.weight"]
+        assert torch.equal(ours, theirs) == same and ours.dtype == torch.float32
+        assert policy.config.vlm.precision == "bfloat16"
+
+
+def test_plans_and_configurations_are_told_apart(make_training_config, tmp_path, capsys):
+    path = write(tmp_path / "train.yaml", config_to_mapping(make_training_config()))
+    assert is_plan(share_directory() / "config" / "train" / "demo.yaml") and not is_plan(path)
+    assert main(["train", "--config", str(path)]) == 1
+    assert "--data is missing" in capsys.readouterr().err
+    assert main(["train", "--config", "demo", "--data", "bag"]) == 1
+    assert "is a plan that records its own demonstrations" in capsys.readouterr().err
+    assert main(["train", "--config", str(path), "--dry-run"]) == 0
+    assert "full fine-tuning" in capsys.readouterr().out
+
+
+def test_unknown_keys_are_refused(make_training_config, tmp_path):
+    mapping = config_to_mapping(make_training_config())
+    with pytest.raises(ConfigError, match="unknown key 'dta'. Did you mean 'data'|unknown key 'dta'"):
+        read_run(write(tmp_path / "a.yaml", {**mapping, "dta": {}}))
+    with pytest.raises(ConfigError, match="data = 'bags': must be a mapping"):
+        read_run(write(tmp_path / "b.yaml", {**mapping, "data": "bags"}))
