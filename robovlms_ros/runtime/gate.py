@@ -17,7 +17,7 @@ from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.limiter import limit
 from robovlms_ros.runtime.limits import TOLERANCE, JointBounds, Violation, bounds_of, cut, extremes, violations
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.spline import Spline, followed_by
+from robovlms_ros.runtime.spline import Spline, curve_of, followed_by
 from robovlms_ros.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
@@ -67,7 +67,7 @@ class SafetyGate:
 
     def sent(self, command: TrajectoryCommand) -> None:
         """A command that left without a check (a stop): what comes next continues it."""
-        self._sent = _curve(command, command.stamp_ns)
+        self._sent = curve_of(command, command.stamp_ns)
 
     def authority_at(self, t_ns: int) -> float:
         """The part of the speed limits that may be used at a time: a ramp after activation."""
@@ -89,7 +89,7 @@ class SafetyGate:
         if reason is not None:
             return self.refuse(reason)
         before = self._before(measured, now_ns)
-        curve = _from_now(_curve(command, now_ns), before, now_ns)
+        curve = _from_now(curve_of(command, now_ns), before, now_ns)
         if curve is None:
             return self.refuse("the trajectory is wholly past: the controller would drop it. Inference is too slow.")
         future = cut(curve, now_ns + ARRIVAL_NS)
@@ -202,12 +202,6 @@ class SafetyGate:
 
 def _texts(faults: list[Violation]) -> str:
     return "; ".join(fault.text for fault in faults)
-
-
-def _curve(command: TrajectoryCommand, now_ns: int) -> Spline:
-    """The command's points at absolute times; a stamp of 0 means now."""
-    times_ns = (command.stamp_ns or now_ns) + np.round(command.times * NANOSECONDS).astype(np.int64)
-    return Spline(times_ns, command.positions, command.velocities)
 
 
 def _from_now(curve: Spline, before: Spline, now_ns: int) -> Spline | None:

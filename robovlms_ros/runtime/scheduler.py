@@ -16,7 +16,7 @@ from robovlms_ros.runtime.limits import bounds_of
 from robovlms_ros.runtime.robot import Limits
 from robovlms_ros.runtime.schedule import START_JUMP, ScheduleConfig, ScheduleRefused
 from robovlms_ros.runtime.smoothing import joining_time, within_acceleration
-from robovlms_ros.runtime.spline import Array, Spline, Stamps, followed_by
+from robovlms_ros.runtime.spline import Array, Spline, Stamps, curve_of, followed_by
 from robovlms_ros.runtime.stopping import come_to_rest, stop_within
 from robovlms_ros.types import NANOSECONDS, JointPlan, RobotState, TrajectoryCommand
 
@@ -111,8 +111,7 @@ class ChunkScheduler:
     def commit(self, command: TrajectoryCommand) -> None:
         """What was really sent (clamped, perhaps) is the running plan from now on."""
         self._memory = self._proposed
-        times_ns = command.stamp_ns + np.round(command.times * NANOSECONDS).astype(np.int64)
-        self._running = Spline(times_ns, command.positions, command.velocities)
+        self._running = curve_of(command)
 
     def hold(self, now_ns: int, measured: RobotState) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.

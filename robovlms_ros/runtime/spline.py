@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.types import NANOSECONDS
+from robovlms_ros.types import NANOSECONDS, TrajectoryCommand
 
 Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
@@ -46,6 +46,12 @@ class Spline:
         velocities = (v0 + s * (2 * c2 + s * 3 * c3)) / h
         velocities[inside != times_ns] = 0.0
         return positions, velocities
+
+
+def curve_of(command: TrajectoryCommand, now_ns: int = 0) -> Spline:
+    """A command's points at absolute times; a stamp of 0 means now_ns."""
+    times_ns = (command.stamp_ns or now_ns) + np.round(command.times * NANOSECONDS).astype(np.int64)
+    return Spline(times_ns, command.positions, command.velocities)
 
 
 def central_differences(times_ns: Stamps, positions: Array) -> Array:

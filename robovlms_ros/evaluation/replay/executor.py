@@ -15,7 +15,7 @@ from robovlms_ros.runtime.kinematics import IKResult, Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.runtime.schedule import ScheduleConfig
 from robovlms_ros.runtime.scheduler import ChunkScheduler
-from robovlms_ros.runtime.spline import Spline
+from robovlms_ros.runtime.spline import Spline, curve_of
 from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState, RoboVLMsError, TrajectoryCommand
 
 Array = NDArray[np.float64]
@@ -208,8 +208,7 @@ class LatencyLane:
     def _take_over(self, ready_ns: int, plan: Any, command: TrajectoryCommand, covered_ns: int) -> None:
         """Continuity at the moment when one plan replaces the other."""
         result, previous, self._plan_before = self.result, self._plan_before, plan
-        times = command.stamp_ns + np.round(command.times * NANOSECONDS).astype(np.int64)
-        before, self._sent = self._sent, Spline(times, command.positions, command.velocities)
+        before, self._sent = self._sent, curve_of(command)
         if previous is None or before is None:
             return
         result.takeovers += 1

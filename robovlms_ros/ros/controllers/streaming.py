@@ -12,7 +12,7 @@ from robovlms_ros.ros.controllers.base import Arm, Context, ControllerError, Gri
 from robovlms_ros.ros.messages import to_time
 from robovlms_ros.runtime import controllers as specs
 from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.spline import Spline
+from robovlms_ros.runtime.spline import Spline, curve_of, followed_by
 from robovlms_ros.types import NANOSECONDS, TrajectoryCommand
 
 Array = NDArray[np.float64]
@@ -36,16 +36,11 @@ class StreamingArm(Arm):
 
     def _spline(self, command: TrajectoryCommand, now_ns: int) -> Spline:
         """The command as a curve; one that begins in the future is joined to the measured state."""
-        stamp = command.stamp_ns or now_ns
-        times = stamp + np.round(command.times * NANOSECONDS).astype(np.int64)  # (N,)
-        positions, velocities = command.positions, command.velocities
-        measured = self._context.measured()
-        if times[0] > now_ns and measured is not None:
-            start = np.zeros_like(measured.positions) if measured.velocities is None else measured.velocities
-            times = np.concatenate([[now_ns], times])
-            positions = np.vstack([measured.positions, positions])
-            velocities = np.vstack([start, velocities])
-        return Spline(times, positions, velocities)
+        curve, measured = curve_of(command, now_ns), self._context.measured()
+        if curve.times_ns[0] <= now_ns or measured is None:
+            return curve
+        start = np.zeros_like(measured.positions) if measured.velocities is None else measured.velocities
+        return followed_by(Spline(np.array([now_ns]), measured.positions[None], start[None]), curve)
 
     def tick(self, now_ns: int) -> None:
         if self._plan is None:
