@@ -6,7 +6,10 @@ stamps are those of the data, images are read when they are asked for.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +23,7 @@ from robovlms_ros.types import RoboVLMsError
 Array = NDArray[np.float64]
 Images = dict[str, NDArray[np.uint8]]
 
-KEYS = ("bag", "lerobot", "calvin", "exclude", "accept")
+KEYS = ("bag", "lerobot", "calvin", "exclude", "accept", "jobs")
 
 
 class DataError(RoboVLMsError):
@@ -153,8 +156,8 @@ def open_sources(
     """The episodes of rosbags, LeRobot v3 folders and CALVIN folders, which may be mixed.
 
     mapping: the `data` block of a training YAML: what is where in the recordings, a block for each format (`bag`,
-    `lerobot`, `calvin`), `exclude`, names of episodes to leave out, and `accept`, kinds of flaws to let through. say:
-    is told how the data was understood.
+    `lerobot`, `calvin`), `exclude`, names of episodes to leave out, `accept`, kinds of flaws to let through, and
+    `jobs`, processes that read recordings (default 1). say: is told how the data was understood.
     Raises DataError, ConfigError and BagError, each with the place and a remedy.
     """
     require_action(config)
@@ -162,18 +165,30 @@ def open_sources(
     for key in mapping:
         if key not in KEYS:
             raise ConfigError(f"data: unknown key '{key}'.{did_you_mean(str(key), KEYS)}")
-    sources: list[EpisodeSource] = []
-    for path in [Path(p) for p in paths]:
-        kind = detect_format(path)
-        source = _open(kind, path, config, mapping.get(kind) or {})
-        sources.append(source)
+    if not paths:
+        raise DataError("no data was given. Name rosbags, LeRobot v3 folders or CALVIN folders.")
+    kinds = {Path(path): detect_format(Path(path)) for path in paths}
+    tasks = [(kind, path, config, dict(mapping.get(kind) or {})) for path, kind in kinds.items()]
+    sources = _open_all(tasks, mapping.get("jobs", 1))
+    for (kind, path, *_), source in zip(tasks, sources, strict=True):
         if say is not None:
             say(f"{path}: {kind}, {len(source)} episodes")
             for note in source.notes:
                 say(f"  {note}")
-    if not sources:
-        raise DataError("no data was given. Name rosbags, LeRobot v3 folders or CALVIN folders.")
     return Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
+
+
+def _open_all(tasks: Sequence[tuple[str, Path, PolicyConfig, dict[str, Any]]], jobs: Any) -> list[EpisodeSource]:
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise ConfigError(f"data.jobs = {jobs!r}: must be a whole number, 1 or more.")
+    if min(jobs, len(tasks)) == 1:
+        return [_open(*task) for task in tasks]
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
+        try:
+            return list(pool.map(_open, *zip(*tasks, strict=True)))
+        except BrokenProcessPool as error:
+            raise DataError("a process that read the data was killed, most likely for memory: set data.jobs below "
+                            f"{jobs}.") from error
 
 
 def _open(kind: str, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> EpisodeSource:

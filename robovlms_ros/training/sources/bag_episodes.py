@@ -218,6 +218,9 @@ class BagReader:
             self._tracks.motion.trim(before)
             if self._tracks.commands is not None:
                 self._tracks.commands.trim(before)
+            chunks = self._tracks.chunks
+            while chunks and next(iter(chunks)) < before:
+                del chunks[next(iter(chunks))]
 
     def _chunk(self, piece: Piece, frame: Frame) -> tuple[Array, NDArray[np.bool_]]:
         """(n, D) what evaluation compares a policy with at this frame, and which steps of it are known."""

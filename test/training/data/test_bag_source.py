@@ -4,7 +4,7 @@
 - Actions are the recorded commands at the step's time, for set points and for trajectories, absolute and as deltas.
 - Steps after the episode's end are not known; markers and new instructions begin episodes.
 - SQLite, and compressed by message or file, gives what MCAP gives; compressed images are read, a damaged one is named.
-- A pickled copy and forked workers read the same images.
+- A pickled copy and forked workers read the same images; several processes open bags as one does.
 """
 
 import pickle
@@ -16,9 +16,10 @@ import torch
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from torch.utils.data import DataLoader
 
+from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
 from robovlms_ros.training.episodes import DataError, open_sources
 from robovlms_ros.training.windows import WindowDataset
-from robovlms_ros.types import NANOSECONDS
+from robovlms_ros.types import NANOSECONDS, ActionChunk
 
 
 def test_frames_and_set_points(bags, tmp_path):
@@ -180,6 +181,36 @@ def test_poses_from_tf_and_pose_commands(bags, tmp_path):
                                                                               "joints": 7}}), mapping)
     arrays = open_sources([tmp_path / "bag"], bags.config(**blocks), mapping).arrays(0)
     assert np.allclose(arrays.chunks[3:20, :, :6], [0.005, 0, 0, 0, 0, 0.01], atol=1e-9)
+
+
+def test_recorded_chunks_of_another_policy(bags, tmp_path):
+    spec = bags.config().action.spec
+    values = np.arange(bags.HORIZON * 8).reshape(bags.HORIZON, 8) / 100
+
+    def also(bag: Any, tick: int, now: int) -> None:
+        if tick % 5 == 0:
+            data = message_of_chunk(bag.store, ActionChunk(now, values + tick / 1000, spec, "x", "teacher"), "base")
+            message = bag.store.deserialize_cdr(data, CHUNK)
+            bag._write("/chunks", CHUNK, now, **{name: getattr(message, name) for name in message.__dataclass_fields__
+                                                 if not name.startswith("__")})
+
+    path = bags.write(tmp_path / "bag", 6.0, commands=False, also=also)
+    mapping = {"bag": {"robot": "panda", "topics": {"commands": "/chunks"}}}
+    arrays = open_sources([path], bags.config(), mapping).arrays(0)
+    assert len(arrays) == 120 and arrays.known.all()
+    for t in (0, 7, 119):
+        assert np.allclose(arrays.chunks[t], values + 5 * t / 1000)
+
+
+def test_bags_opened_by_processes(bags, tmp_path):
+    paths = [bags.write(tmp_path / name, seconds) for name, seconds in (("a", 1.0), ("b", 1.5))]
+    said: list[str] = []
+    alone = open_sources(paths, bags.config(), bags.MAPPING)
+    both = open_sources(paths, bags.config(), {**bags.MAPPING, "jobs": 2}, said.append)
+    assert len(both) == 2 and said[0].endswith("a: bag, 1 episodes")
+    for i in range(2):
+        assert both.origin(i) == alone.origin(i) and np.array_equal(both.arrays(i).chunks, alone.arrays(i).chunks)
+        assert np.array_equal(both.images(i, [3])["static"], alone.images(i, [3])["static"])
 
 
 def test_forked_workers_read_the_same(bags, tmp_path):
