@@ -14,7 +14,7 @@ from robovlms_ros.heads.lstm import LSTMHead
 from robovlms_ros.policy.fast.graphs import Recorder, Replayed, cuda_recorder
 from robovlms_ros.policy.fast.plan import FastPathOptions
 from robovlms_ros.policy.fast.quantize import quantized_tower
-from robovlms_ros.policy.fast.towers import prune_last_layer
+from robovlms_ros.policy.fast.towers import plainly_causal, prune_last_layer
 from robovlms_ros.policy.fast.window import lstm_answer
 from robovlms_ros.policy.policy import VLAPolicy
 
@@ -95,19 +95,23 @@ class Shared:
         return replayed(sequence.embeds, columns, *changing.values(), *media)[0]
 
     def _run(self, sequence: TokenSequence, columns: Tensor, extra: dict[str, Any]) -> Tensor:
-        tower = self._tower_for(columns, sequence)
+        causal = "attention_mask" in extra and extra["attention_mask"] is None
+        tower = self._tower_for(columns, sequence, causal)
         hidden = self._vlm.run_text_tower(sequence, tower, **extra).last_hidden_state
         return hidden if self._prune else hidden.index_select(1, columns)
 
-    def _tower_for(self, columns: Tensor, sequence: TokenSequence) -> nn.Module:
+    def _tower_for(self, columns: Tensor, sequence: TokenSequence, causal: bool) -> nn.Module:
         """The text model, limited to `columns` where it is to be; a compiled one is kept for every shape."""
         if not self._compile:
-            return prune_last_layer(self._tower, columns) if self._prune else self._tower
-        key = (tuple(sequence.embeds.shape), tuple(columns.shape), threading.get_ident())
+            return self._limited(columns, sequence, causal)
+        key = (tuple(sequence.embeds.shape), tuple(columns.shape), causal, threading.get_ident())
         if key not in self._towers:
             held = columns.clone()
-            tower = prune_last_layer(self._tower, held) if self._prune else self._tower
-            self._towers[key] = held, torch.compile(tower, dynamic=False)
+            self._towers[key] = held, torch.compile(self._limited(held, sequence, causal), dynamic=False)
         held, tower = self._towers[key]
         held.copy_(columns)
         return tower
+
+    def _limited(self, columns: Tensor, sequence: TokenSequence, causal: bool) -> nn.Module:
+        tower = prune_last_layer(self._tower, columns) if self._prune else self._tower
+        return plainly_causal(tower, sequence.embeds.shape[1]) if causal else tower

@@ -65,6 +65,43 @@ def prune_last_layer(tower: Module, columns: Tensor) -> Module:
     return clone
 
 
+def plainly_causal(tower: Module, length: int) -> Module:
+    """`tower` whose layers are given no mask, so that sdpa masks by itself and runs its fastest kernel.
+
+    For sequences of `length` columns without padding before a column that is read. Where that is not the same (attention
+    that is not sdpa, sliding windows, unknown layers) `tower` itself.
+    """
+    config = tower.config
+    window = getattr(config, "sliding_window", None)
+    if config._attn_implementation != "sdpa" or (window is not None and length >= window):
+        return tower
+    name = stack_of(tower)
+    layers = list(getattr(tower, name))
+    for i, layer in enumerate(layers):
+        inner = layer.decoder_layer if isinstance(layer, FlamingoLayer) else layer
+        pruned = isinstance(inner, PrunedLayer)
+        if not pruned and not (type(inner).__name__ in KNOWN and getattr(inner.self_attn, "is_causal", False)):
+            return tower
+        layers[i] = MasklessLayer(layer)
+    clone = shallow(tower)
+    setattr(clone, name, nn.ModuleList(layers))
+    return clone
+
+
+class MasklessLayer(nn.Module):
+    """A layer that is told of no mask, whatever the model makes."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.__dict__["layer"] = layer
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the layer returns."""
+        if args:  # Kosmos-2 gives the mask by its place
+            return self.layer(hidden_states, None, *args[1:], **kwargs)
+        return self.layer(hidden_states, **{**kwargs, "attention_mask": None})
+
+
 def _pruned(layer: nn.Module, columns: Tensor) -> nn.Module:
     if isinstance(layer, FlamingoLayer):
         # The gated cross attention before the layer feeds keys and values: it runs for every column.
