@@ -5,7 +5,7 @@ stamps are those of the data, images are read when they are asked for.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -169,8 +169,9 @@ def open_sources(
         raise DataError("no data was given. Name rosbags, LeRobot v3 folders or CALVIN folders.")
     kinds = {Path(path): detect_format(Path(path)) for path in paths}
     tasks = [(kind, path, config, dict(mapping.get(kind) or {})) for path, kind in kinds.items()]
-    sources = _open_all(tasks, mapping.get("jobs", 1))
-    for (kind, path, *_), source in zip(tasks, sources, strict=True):
+    sources = []
+    for (kind, path, *_), source in zip(tasks, _open_all(tasks, mapping.get("jobs", 1)), strict=True):
+        sources.append(source)
         if say is not None:
             say(f"{path}: {kind}, {len(source)} episodes")
             for note in source.notes:
@@ -178,14 +179,17 @@ def open_sources(
     return Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
 
 
-def _open_all(tasks: Sequence[tuple[str, Path, PolicyConfig, dict[str, Any]]], jobs: Any) -> list[EpisodeSource]:
+def _open_all(
+    tasks: Sequence[tuple[str, Path, PolicyConfig, dict[str, Any]]], jobs: Any
+) -> Iterator[EpisodeSource]:
     if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
         raise ConfigError(f"data.jobs = {jobs!r}: must be a whole number, 1 or more.")
     if min(jobs, len(tasks)) == 1:
-        return [_open(*task) for task in tasks]
+        yield from (_open(*task) for task in tasks)
+        return
     with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
         try:
-            return list(pool.map(_open, *zip(*tasks, strict=True)))
+            yield from pool.map(_open, *zip(*tasks, strict=True))
         except BrokenProcessPool as error:
             raise DataError("a process that read the data was killed, most likely for memory: set data.jobs below "
                             f"{jobs}.") from error

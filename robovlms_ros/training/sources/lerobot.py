@@ -75,6 +75,7 @@ class LeRobotSource:
         self._tasks = _read_tasks(path)
         self._episodes = _read_episodes(path, [key for key in self._keys.values() if self._is_video(key)])
         self._video = VideoFrames(0.5 / self.rate_hz)
+        self._times: dict[int, Array] = {}  # of the frames of an episode, s
         self.notes: Sequence[str] = (*(f"camera '{name}': {key}" for name, key in self._keys.items()),
                                      f"actions: {self._data.action}, {self.rate_hz:g} Hz, robot "
                                      f"{self._info.get('robot_type') or 'not named'}")
@@ -182,8 +183,10 @@ class LeRobotSource:
     def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
         steps = np.asarray(steps, dtype=np.int64)
         stored = [key for key in self._keys.values() if not self._is_video(key)]
-        table = self._rows(i, ["timestamp", *stored])
-        times = table["timestamp"].to_numpy().astype(np.float64)[steps]
+        if stored or i not in self._times:
+            table = self._rows(i, ["timestamp", *stored])
+            self._times[i] = table["timestamp"].to_numpy().astype(np.float64)
+        times = self._times[i][steps]
         found = {}
         for name, key in self._keys.items():
             if self._is_video(key):
