@@ -1,6 +1,9 @@
-"""`robovlms bench NAME`: one module per benchmark."""
+"""`robovlms bench NAME`: one module per benchmark; without a name, what a step of a policy costs."""
 
+DEFAULT = "policy"
 COMMANDS = {
+    "policy": ("bench_policy", "what a step of a policy costs on this machine (the default)"),
+    "plot": ("bench_plot", "curves of cost from what `bench policy --json` wrote"),
     "stream": ("bench_stream", "how smoothly each streaming strategy moves an arm under latency"),
     "node": ("bench_node", "what the ROS node adds to a step"),
     "ik": ("bench_ik", "inverse kinematics of a whole chunk"),

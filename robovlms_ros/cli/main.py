@@ -46,7 +46,11 @@ def dispatch(program: str, commands: dict[str, tuple[str, str]], arguments: list
     module_name, summary = commands[name]
     module = importlib.import_module(f"robovlms_ros.cli.{module_name}")
     if hasattr(module, "COMMANDS"):
-        return dispatch(f"{program} {name}", module.COMMANDS, arguments[1:])
+        rest = arguments[1:]
+        unnamed = not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help"))
+        if unnamed and hasattr(module, "DEFAULT"):
+            rest = [module.DEFAULT, *rest]
+        return dispatch(f"{program} {name}", module.COMMANDS, rest)
     parser = argparse.ArgumentParser(prog=f"{program} {name}", description=module.__doc__ or summary,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)

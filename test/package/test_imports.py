@@ -29,7 +29,7 @@ LAYERS = (
     {"backbones", "heads", "processing", "conversions"},
     {"policy"},
     {"runtime"},
-    {"evaluation", "training", "sim"},
+    {"evaluation", "training", "sim", "benchmark"},
     {"ros", "cli"},
 )
 # A module beside the packages belongs with the package that it was split from.

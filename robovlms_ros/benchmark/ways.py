@@ -1,0 +1,155 @@
+"""The ways of doing a step that are measured beside each other, each from a history that is full."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robovlms_ros.benchmark.by_hand import ByHand
+from robovlms_ros.benchmark.cases import STEP, Frames
+from robovlms_ros.benchmark.together import predict_together
+from robovlms_ros.policy.fast.plan import FastPathOptions, options_for
+from robovlms_ros.policy.paths import Encoded, Timer
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.policy.session import PolicySession
+from robovlms_ros.schema import require
+from robovlms_ros.types import NANOSECONDS
+
+WAYS = ("fast", "plain", "careful", "logits", "logits_float32", "logits_bfloat16")
+WARM_UP = 4
+"""Steps until the staggered states of a full window run: a new window, its states, and one to spare."""
+
+
+class Way(Protocol):
+    """One robot's steps."""
+
+    policy: VLAPolicy
+
+    @property
+    def said(self) -> str:
+        """What runs, in words."""
+        ...
+
+    def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
+        """(n, A + 1) normalised answer to frame `index`."""
+        ...
+
+
+class Session:
+    """The package's own session, plain or with the fast path."""
+
+    def __init__(self, policy: VLAPolicy, frames: Frames, options: FastPathOptions | None):
+        self.policy, self._frames = policy, frames
+        self.session = policy.new_session(fast=options)
+        fill_history(self.session, frames)
+
+    @property
+    def said(self) -> str:
+        """See Way."""
+        return f"{self.session.path}: {self.session.path_reason}"
+
+    def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
+        """See Way."""
+        self.session.predict_action_chunk(self._frames[index], timer)
+        return self.session.normalised
+
+
+class Fleet:
+    """Several robots on one policy, their frames in one batch; the answer is the first robot's."""
+
+    def __init__(self, policy: VLAPolicy, frames: Frames, options: FastPathOptions | None, robots: int):
+        self.policy = policy
+        self._frames = [frames, *(Frames(frames.cameras, seed, shape=frames.shape) for seed in range(1, robots))]
+        self.sessions = [policy.new_session(fast=options) for _ in self._frames]
+        for session, mine in zip(self.sessions, self._frames, strict=True):
+            fill_history(session, mine)
+
+    @property
+    def said(self) -> str:
+        """See Way."""
+        return f"{self.sessions[0].path}: {self.sessions[0].path_reason}"
+
+    def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
+        """See Way. The timer is given nothing: the stages of several robots are one."""
+        predict_together(self.sessions, [frames[index] for frames in self._frames])
+        return self.sessions[0].normalised
+
+
+class Hand:
+    """transformers by hand."""
+
+    def __init__(self, policy: VLAPolicy, frames: Frames, logits: bool):
+        self.policy, self._frames, self._logits = policy, frames, logits
+        self._robot = ByHand(policy, logits)
+        self._robot.features.extend(stand_in_features(policy))
+
+    @property
+    def said(self) -> str:
+        """See Way."""
+        return "model(...) with logits" if self._logits else "model.model(...)"
+
+    def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
+        """See Way."""
+        return self._robot.step(self._frames[index], timer)
+
+
+def make_way(name: str, policy: VLAPolicy, frames: Frames, robots: int = 1) -> Way:
+    """A way by its name, of several robots in one batch where it is the package's own. `logits_float32`,
+    `logits_bfloat16` run a copy of the policy in that precision."""
+    require(name in WAYS, "path", name, f"one of {', '.join(WAYS)}")
+    kind, _, dtype = name.partition("_")
+    if kind in ("fast", "plain"):
+        options = options_for("auto", policy.device.type) if kind == "fast" else None
+        return Session(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
+    require(robots == 1, f"robots with path '{name}'", robots, "1")
+    if dtype:
+        policy = copy.deepcopy(policy).to(getattr(torch, dtype))
+    return Hand(policy, frames, kind == "logits")
+
+
+def countable(way: Way, name: str, policy: VLAPolicy, frames: Frames, robots: int = 1) -> Way:
+    """The way itself, or its twin without graphs and compiled code, which show no operations."""
+    options = options_for("auto", policy.device.type) if name == "fast" else None
+    if options is None or not (options.cuda_graphs or options.compile):
+        return way
+    options = replace(options, cuda_graphs=False, compile=False)
+    return Session(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
+
+
+def stand_in_features(policy: VLAPolicy, seed: int = 0) -> list[Tensor]:
+    """W - 1 features (1, 1, latent, d), so that a window is full from the first frame on, without encoding it."""
+    generator = torch.Generator().manual_seed(seed)
+    count = policy.config.model.history_length - 1
+    shape = (1, 1, policy.config.action_head.latent, policy.vlm.hidden_size)
+    return [torch.randn(shape, generator=generator).to(policy.device, policy.dtype) for _ in range(count)]
+
+
+def fill_history(session: PolicySession, frames: Frames) -> None:
+    """Stand-in features as the session's earlier frames; frame 0 comes next."""
+    policy = session.policy
+    features = stand_in_features(policy)
+    if not features:
+        return
+    first = frames[0]
+    session.observe(replace(first, stamp_ns=first.stamp_ns - round(len(features) * STEP * NANOSECONDS)))
+    session._frames.clear()  # the instruction stays
+    for back, feature in zip(range(len(features), 0, -1), features, strict=True):
+        stamp_ns = first.stamp_ns - round(back * STEP * NANOSECONDS)
+        session._frames.add(stamp_ns, Encoded(None, None, feature))
+
+
+Answers = dict[int, NDArray[np.float64]]
+
+
+def recorded(way: Way, answers: Answers) -> Callable[[int], Any]:
+    """The way's steps, their answers kept."""
+
+    def step(index: int) -> None:
+        answers[index] = way.step(index)
+
+    return step

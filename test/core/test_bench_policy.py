@@ -1,0 +1,204 @@
+"""`robovlms bench policy` on models of a few thousand weights.
+
+- Random weights keep tied parameters one tensor, stay in the asked precision, and give the same policy for one seed.
+- Every way of doing a step answers alike, each family, from the first step of a full window on.
+- A by-hand model with logits is transformers' own: its logits are those of the tied output matrix.
+- FLOPs and bytes: a linear layer, attention, a convolution and an LSTM as counted by hand; a whole vision tower and
+  language model by the sum over their matrices; the fast path counts less than the plain one.
+- The roofline takes the larger of arithmetic and traffic, operation by operation.
+- Robots stepped together answer as they do alone, with different instructions, and what does not fit is refused.
+- The head's window in one step equals the window run again.
+- The presets' mid sizes have 0.2 to 0.5 billion parameters without the embedding.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from robovlms_ros.backbones.empty import parameters_on_meta
+from robovlms_ros.benchmark.by_hand import with_output_matrix
+from robovlms_ros.benchmark.cases import BACKBONES, Case, Frames, config_of
+from robovlms_ros.benchmark.counting import Ceilings, Operation, count, roofline
+from robovlms_ros.benchmark.head_window import window_cost
+from robovlms_ros.benchmark.models import build, size_of
+from robovlms_ros.benchmark.presets import PRESETS, preset
+from robovlms_ros.benchmark.together import predict_together
+from robovlms_ros.benchmark.ways import make_way
+from robovlms_ros.policy.checkpoint import random_tokenizer
+from robovlms_ros.policy.fast.plan import options_for
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.schema import ConfigError
+from robovlms_ros.types import RoboVLMsError
+
+CPU = torch.device("cpu")
+SHAPE = (24, 32, 3)
+
+
+def tiny(backbone: str = "paligemma", **changes: object) -> Case:
+    return Case(backbone, "tiny", **{"history": 3, **changes})  # type: ignore[arg-type]
+
+
+def test_random_weights_are_seeded_tied_and_of_the_asked_precision() -> None:
+    first, again, other = build(tiny(), CPU), build(tiny(), CPU), build(replace(tiny(), dtype="bfloat16"), CPU)
+    assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
+    assert not any(t.is_meta for t in (*first.parameters(), *first.buffers()))
+    for (name, mine), theirs in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+        assert torch.isfinite(mine).all(), name
+    assert size_of(first)["all"] == sum(p.numel() for p in first.parameters())
+    assert size_of(first)["all"] - size_of(first)["without_embedding"] == first.vlm.word_embedding.weight.numel()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_way_answers_alike(backbone: str) -> None:
+    policy = build(tiny(backbone, cameras=2), CPU)
+    frames = Frames(policy.config.cameras, shape=SHAPE)
+    ways = [make_way(name, policy, frames) for name in ("plain", "fast", "careful", "logits", "logits_float32")]
+    for index in range(5):
+        plain, *others = (way.step(index) for way in ways)
+        assert plain.shape == (10, 7)
+        for other in others:
+            np.testing.assert_allclose(other, plain, atol=1e-5)
+
+
+def test_a_bfloat16_copy_leaves_the_policy_alone() -> None:
+    policy = build(tiny(), CPU)
+    way = make_way("logits_bfloat16", policy, Frames(policy.config.cameras, shape=SHAPE))
+    assert way.policy.dtype == torch.bfloat16 and policy.dtype == torch.float32
+
+
+def test_an_unknown_way_and_robots_by_hand_are_refused() -> None:
+    policy = build(tiny(), CPU)
+    frames = Frames(policy.config.cameras, shape=SHAPE)
+    with pytest.raises(ConfigError, match="fast, plain"):
+        make_way("quick", policy, frames)
+    with pytest.raises(ConfigError, match="robots"):
+        make_way("logits", policy, frames, robots=2)
+
+
+@torch.inference_mode()
+def test_logits_are_those_of_transformers_own_class() -> None:
+    policy = build(tiny(), CPU)
+    model = with_output_matrix(policy)
+    ids = policy.tokenize(["pick up the red block"])["input_ids"]
+    output = model(input_ids=ids, output_hidden_states=True)
+    words = policy.vlm.word_embedding.weight
+    torch.testing.assert_close(output.logits, output.hidden_states[-1] @ words.T)
+    assert type(model).__name__ == "PaliGemmaForConditionalGeneration"
+    assert not isinstance(policy.vlm.backbone.lm_head, nn.Linear), "the policy itself keeps none"
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_counts_of_single_layers_are_those_by_hand(inference: bool) -> None:
+    x = torch.randn(5, 7)
+    layer, conv, lstm = nn.Linear(7, 11), nn.Conv2d(3, 8, 4, stride=4), nn.LSTM(7, 6, 2, batch_first=True)
+    q = torch.randn(1, 2, 9, 4)
+    pixels, steps = torch.randn(2, 3, 16, 16), torch.randn(1, 5, 7)
+    with torch.inference_mode(inference), torch.no_grad():
+        linear = count(lambda: layer(x))
+        attention = count(lambda: functional.scaled_dot_product_attention(q, q, q))
+        patches = count(lambda: conv(pixels))
+        recurrent = count(lambda: lstm(steps))
+    assert [op.flops for op in linear] == [2 * 5 * 7 * 11]
+    assert linear[0].bytes == 4 * (5 * 7 + 7 * 11 + 11 + 5 * 11) and linear[0].dtype == "float32"
+    assert sum(op.flops for op in attention) == 2 * 2 * (9 * 9 * 4) * 2
+    assert sum(op.flops for op in patches) == 2 * 2 * 8 * 16 * (3 * 4 * 4)
+    assert sum(op.flops for op in recurrent) == 2 * 5 * 4 * 6 * (7 + 6) + 2 * 5 * 4 * 6 * (6 + 6)
+
+
+@torch.inference_mode()
+def test_counts_of_a_whole_step_are_the_sum_over_its_matrices() -> None:
+    """LLaVA: every linear layer's weights times its rows, attention, patches; one camera, a window of one frame."""
+    policy = build(tiny("llava", history=1, head="fc"), CPU)
+    frames = Frames(policy.config.cameras, shape=SHAPE)
+    way = make_way("careful", policy, frames)
+    way.step(0)
+    # transformers' rotary tables are an outer product, in some versions by bmm.
+    counted = sum(op.flops for op in count(lambda: way.step(1)) if op.name != "bmm")
+    rows: list[tuple[nn.Linear, int]] = []
+    hooks = [m.register_forward_hook(lambda m, i, o: rows.append((m, i[0].numel() // i[0].shape[-1])))
+             for m in policy.modules() if isinstance(m, nn.Linear)]
+    way.step(2)
+    for hook in hooks:
+        hook.remove()
+    linear = sum(2 * n * m.weight.numel() for m, n in rows)
+    vision, text = policy.vlm.hf_config.vision_config, policy.vlm.hf_config.text_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    convolution = 2 * patches * vision.hidden_size * 3 * vision.patch_size**2
+    length = next(n for m, n in rows if m is policy.vlm.text_tower.layers[0].self_attn.q_proj)
+    layers = sum(1 for m, _ in rows if any(m is layer.self_attn.q_proj for layer in tower_layers(policy)))
+    attention = layers * 4 * (patches + 1) ** 2 * vision.hidden_size
+    attention += text.num_hidden_layers * 4 * length**2 * text.hidden_size
+    assert counted == linear + convolution + attention
+
+
+def tower_layers(policy: VLAPolicy) -> list[nn.Module]:
+    return [m for m in policy.vlm.vision_tower.modules() if hasattr(m, "self_attn")]
+
+
+def test_fast_counts_less_than_plain() -> None:
+    policy = build(tiny(cameras=2), CPU)
+    frames = Frames(policy.config.cameras, shape=SHAPE)
+    flops = {}
+    for name in ("fast", "plain", "logits"):
+        way = make_way(name, policy, frames)
+        for index in range(4):
+            way.step(index)
+        flops[name] = sum(op.flops for op in count(lambda way=way: way.step(4)))  # type: ignore[misc]
+    assert flops["fast"] < flops["plain"] < flops["logits"]
+
+
+def test_roofline_is_the_larger_of_arithmetic_and_traffic_by_operation() -> None:
+    ceilings = Ceilings({"float32": 100.0, "bfloat16": 1000.0}, 10.0)
+    operations = [Operation("mm", "float32", 500, 10), Operation("mm", "bfloat16", 500, 10)]
+    assert roofline(operations, ceilings) == 5.0 + 1.0
+
+
+def test_robots_together_answer_as_alone() -> None:
+    policy = build(tiny("kosmos", cameras=2), CPU)
+    words = ("pick up the red block", "put the left block into the drawer", "pick up the red block")
+    frames = [Frames(policy.config.cameras, seed, shape=SHAPE) for seed in range(3)]
+    together = [policy.new_session(fast=options_for("auto", "cpu")) for _ in words]
+    alone = [policy.new_session() for _ in words]
+    for index in range(5):
+        seen = [replace(f[index], instruction=text) for f, text in zip(frames, words, strict=True)]
+        chunks = predict_together(together, seen)
+        for chunk, session, observation in zip(chunks, alone, seen, strict=True):
+            expected = session.predict_action_chunk(observation)
+            np.testing.assert_allclose(chunk.values, expected.values, atol=1e-6)
+            assert chunk.instruction == observation.instruction and chunk.stamp_ns == observation.stamp_ns
+
+
+def test_robots_of_different_policies_are_refused() -> None:
+    sessions = [build(tiny(), CPU).new_session() for _ in range(2)]
+    frames = Frames(("static",), shape=SHAPE)
+    with pytest.raises(RoboVLMsError, match="share one policy"):
+        predict_together(sessions, [frames[0], frames[0]])
+
+
+def test_the_heads_window_in_one_step_equals_the_window_run_again() -> None:
+    cost = window_cost(CPU, torch.float32, window=5, in_features=16, hidden_size=8, num_layers=2, rounds=2, steps=3)
+    assert cost.difference < 1e-6
+    assert set(cost.seconds) == {"one_frame", "staggered", "again"}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_mid_sizes_have_the_parameters_that_they_say(backbone: str) -> None:
+    config = config_of(Case(backbone, "mid"))
+    with parameters_on_meta():
+        policy = VLAPolicy(config, random_tokenizer(config, None))
+    assert 0.2e9 <= size_of(policy)["without_embedding"] <= 0.5e9
+    if backbone == "paligemma":
+        assert policy.vlm.word_embedding.num_embeddings == 257216
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_presets_name_cases_that_can_be_built(name: str, on_gpu: bool) -> None:
+    for job in preset(name, on_gpu).jobs:
+        config_of(job.case)
+        assert job.paths[0] == "fast"

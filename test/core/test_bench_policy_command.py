@@ -1,0 +1,189 @@
+"""The command line of `robovlms bench policy` and the files that it writes.
+
+- Without a name, `robovlms bench` is `robovlms bench policy`; other benchmarks keep their names; --help lists them.
+- It runs in a process without ROS, simulator, kinematics, plots and OpenCV, and prints every path of every case.
+- The JSON holds machine, limits, rows and whether it is complete, reads back equal, and a file of something else is
+  refused; --resume measures only what is missing.
+- What cannot be measured is listed, the rest is measured, and the exit code is 1.
+- Every threshold is judged: a value on the wrong side or a missing one is a miss.
+- Curves: one point per row, from rows that differ in nothing else; the pictures are well-formed.
+- Peak memory comes from a process of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from robovlms_ros.benchmark.cases import Case
+from robovlms_ros.benchmark.counting import Ceilings
+from robovlms_ros.benchmark.curves import curves_over, draw
+from robovlms_ros.benchmark.gate import Check, cpu_checks, gpu_checks
+from robovlms_ros.benchmark.head_window import WindowCost
+from robovlms_ros.benchmark.memory import STATUS, peak_memory
+from robovlms_ros.benchmark.results import Results, Row, table
+from robovlms_ros.cli.main import main
+from robovlms_ros.schema import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["--size", "tiny", "--history", "2", "--rounds", "1", "--threads", "1", "--device", "cpu"]
+BARE = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"rclpy", "mujoco", "robosuite", "pinocchio", "matplotlib", "cv2", "rosbags", "mcap"}:
+            raise ModuleNotFoundError(name + " is blocked", name=name)
+sys.meta_path.insert(0, Block())
+from robovlms_ros.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def row(path: str = "fast", **changes: object) -> Row:
+    case = Case("kosmos", "full", cameras=2, dtype="bfloat16")
+    values = {"case": case, "path": path, "p50": 0.02, "p99": 0.022, "steps": 70, "images_per_second": 100.0,
+              "peak_bytes": None, "shares": {"text": 0.7, "rest": 0.3}, "flops": 10**12, "bytes": 10**9,
+              "roofline": 0.01, "ratio": 1.0, "difference": 0.0,
+              "parameters": {"all": 1_700_000_000, "without_embedding": 1_600_000_000}}
+    return Row(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def results(*rows: Row) -> Results:
+    machine = {"device": "cpu", "name": "a processor", "threads": 1}
+    return Results(machine, Ceilings({"float32": 1e11}, 1e10), list(rows), complete=True)
+
+
+def test_bench_without_a_name_runs_bare_and_prints_every_path(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    command = [sys.executable, "-c", BARE, "bench", "--backbone", "kosmos", *QUICK, "--json", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for path in ("fast", "plain", "careful", "logits"):
+        assert f"\n{path} " in done.stdout
+    content = json.loads(file.read_text())
+    assert content["complete"] and content["format"] == 1 and content["machine"]["device"] == "cpu"
+    assert content["ceilings"]["bandwidth"] > 0 and content["ceilings"]["flops"]["float32"] > 0
+    for entry in content["rows"]:
+        assert entry["case"]["backbone"] == "kosmos" and entry["steps"] == 1
+        assert 0 < entry["p50"] <= entry["p99"] and entry["flops"] > 0 < entry["roofline"]
+        assert entry["difference"] < 1e-5
+        assert sum(entry["shares"].values()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_named_benchmarks_stay_and_help_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("policy", "plot", "stream", "node", "ik", "eval"))
+    assert main(["bench", "strem"]) == 2
+
+
+def test_resume_measures_only_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.json"
+    arguments = ["bench", "policy", "--backbone", "llava", *QUICK, "--paths", "fast,plain", "--json", str(file)]
+    assert main(arguments) == 0
+    first = Results.read(file)
+    assert main([*arguments, "--history", "2,3", "--resume"]) == 0
+    second = Results.read(file)
+    assert second.rows[:2] == first.rows and len(second.rows) == 4
+    assert second.ceilings == first.ceilings
+    capsys.readouterr()
+
+
+def test_what_cannot_be_measured_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.json"
+    paths = ["--paths", "fast,quick"]
+    assert main(["bench", "--backbone", "llava", *QUICK, *paths, "--json", str(file)]) == 1
+    assert "not measured: llava tiny" in capsys.readouterr().out
+    written = Results.read(file)
+    assert not written.complete and "quick" in written.missing[0]
+
+
+def test_a_wrong_case_is_refused_with_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--backbone", "palligemma", *QUICK]) == 1
+    assert "paligemma" in capsys.readouterr().err
+
+
+def test_a_file_reads_back_equal_and_another_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    written = results(row(), row("logits", ratio=3.0))
+    written.write(file)
+    assert Results.read(file) == written
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="bench policy"):
+        Results.read(file)
+
+
+def test_the_table_shows_ratios_and_stages() -> None:
+    text = table([row(), row("logits", ratio=3.25, difference=2e-3)])
+    assert "kosmos full, lstm, 2 cameras, W 16, chunk 10, bfloat16 (1.60 B + words)" in text
+    assert "3.25" in text and "2.0e-03" in text and "text 70%" in text
+
+
+def test_thresholds_on_a_cpu() -> None:
+    case = Case("paligemma")
+    good = [row(case=case), row("careful", case=case, ratio=1.0), row("logits", case=case, ratio=1.9)]
+    head = WindowCost(64, {}, growth=1.9, gain=8.7, difference=0.0)
+    memory: dict[str, dict[str, int | None]] = {"paligemma": {"fast": 100, "careful": 100}}
+    assert all(check.kept for check in cpu_checks(good, head, memory))
+
+    def missed(rows: list[Row] = good, head: WindowCost = head, memory: dict = memory) -> list[str]:
+        return [check.name for check in cpu_checks(rows, head, memory) if not check.kept]
+
+    slower, near = replace(good[1], ratio=0.96), replace(good[2], ratio=1.2)
+    assert missed([good[0], slower, good[2]]) == ["paligemma, fast against careful: times as fast"]
+    assert missed([good[0], good[1], near]) == ["paligemma, fast against logits: times as fast"]
+    assert len(missed([good[0], replace(good[1], difference=2e-4), good[2]])) == 1
+    assert len(missed(head=WindowCost(64, {}, 2.6, 5.9, 0.0))) == 2
+    assert len(missed(memory={"paligemma": {"fast": 103, "careful": 100}})) == 1
+    assert len(missed(memory={"paligemma": {"fast": None, "careful": 100}})) == 1
+
+
+def test_thresholds_on_a_gpu() -> None:
+    rows = []
+    for backbone in ("paligemma", "kosmos"):
+        case = Case(backbone, "full", cameras=2, dtype="bfloat16")
+        rows += [row(case=case), row("logits", case=case, ratio=3.0), row("logits_float32", case=case, ratio=6.0)]
+    assert [check.name for check in gpu_checks(rows) if not check.kept] == ["llava, one camera: s a step"]
+    rows.append(row(case=Case("llava", "full", dtype="bfloat16"), p50=0.03))
+    assert all(check.kept for check in gpu_checks(rows))
+    assert not any(check.kept for check in gpu_checks([]))
+    assert "MISSED a: not measured (<= 1)" in str(Check("a", None, 1.0, False))
+
+
+def test_curves_have_a_point_per_row_that_differs_in_nothing_else(tmp_path: Path) -> None:
+    base = Case("kosmos")
+    rows = [row(case=replace(base, history=w), p50=0.01 * w) for w in (1, 4, 16)]
+    rows += [row("plain", case=replace(base, history=w), p50=0.02 * w) for w in (1, 4, 16)]
+    rows += [row(case=replace(base, history=2, cameras=2)), row(case=base, sessions=4, p50=0.3)]
+    curves = {curve.name: curve.points for curve in curves_over("history", rows)}
+    assert [x for x, _ in curves["fast"]] == [1, 4, 16]
+    assert [y for _, y in curves["fast"]] == pytest.approx([10.0, 40.0, 160.0])
+    assert curves["plain"][-1] == pytest.approx((16, 320.0))
+    (robots,) = curves_over("robots", rows)
+    assert robots.points[0] == pytest.approx((1, 160.0)) and robots.points[1] == pytest.approx((4, 300.0))
+    assert curves_over("chunk", rows) == []
+    written = draw(results(*rows), tmp_path)
+    assert {path.name for path in written} == {"cost_over_history.svg", "cost_over_robots.svg"}
+    picture = ElementTree.parse(tmp_path / "cost_over_history.svg").getroot()
+    assert len(picture.findall("{http://www.w3.org/2000/svg}circle")) == 6
+
+
+def test_plot_command_draws_and_fails_without_a_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.json"
+    results(row()).write(file)
+    assert main(["bench", "plot", str(file), "--out", str(tmp_path)]) == 1
+    results(row(), row(case=replace(row().case, chunk=30))).write(file)
+    assert main(["bench", "plot", str(file), "--out", str(tmp_path)]) == 0
+    assert "cost_over_chunk.svg" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux says how much memory a process took")
+def test_peak_memory_is_that_of_its_own_process() -> None:
+    peak = peak_memory(Case("kosmos", "tiny", history=2), "fast", 1)
+    assert peak is not None and 5e7 < peak < 4e9
