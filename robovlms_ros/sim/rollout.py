@@ -56,12 +56,14 @@ class Outcome:
 @dataclass(frozen=True)
 class EpisodeSettings:
     """latency: (low, high) s from an image's stamp to its chunk, drawn per inference. limit, linger: s of simulated
-    time until an episode is given up, and from success to its end. dropped: part of the frames that never arrive."""
+    time until an episode is given up, and from success to its end. dropped: part of the frames that never arrive.
+    executed: least number of frames from one inference's to the next one's: that many steps of a chunk are executed."""
 
     latency: tuple[float, float] = (0.04, 0.12)
     limit: float = 12.0
     linger: float = 0.0
     dropped: float = 0.0
+    executed: int = 1
 
 
 class ExpertSession:
@@ -125,15 +127,16 @@ class ClosedLoop:
                 spoken = [words for at, words in instructions if at * NANOSECONDS <= now - start_ns][-1]
                 if spoken != instruction:
                     agent.reset()
-                    instruction, pending = spoken, None
+                    instruction, pending, next_ns = spoken, None, now
                     judge = world.judge(instruction)
                 frame = self._capture(instruction)
                 if self.on_frame is not None:
                     self.on_frame(frame)
                 if not self.settings.dropped or rng.uniform() >= self.settings.dropped:
                     agent.observe(frame.observation)
-                    if pending is None:
+                    if pending is None and now >= next_ns:
                         pending = self._infer(agent, frame, rng)
+                        next_ns = now + self.settings.executed * FRAME_NS
                 done, missed = judge.look(frame.truth) if now >= judged_from_ns else (False, False)
                 wrong = wrong or missed
                 if success_ns is None and done:

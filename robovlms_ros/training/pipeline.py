@@ -80,8 +80,12 @@ def load_plan(path: str | Path) -> TrainingPlan:
     return plan
 
 
-def train(plan: TrainingPlan, folder: Path) -> Path:
-    """Run or resume `plan` in `folder`; returns the checkpoint's folder."""
+def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None) -> Path:
+    """Run or resume `plan` in `folder`; returns the checkpoint's folder.
+
+    demonstrations: where the expert's shards are (recorded if missing), for runs that share them; of it `plan` uses its
+    first `episodes`.
+    """
     import torch
 
     from robovlms_ros.policy.checkpoint import build_policy, save_policy
@@ -90,8 +94,10 @@ def train(plan: TrainingPlan, folder: Path) -> Path:
 
     torch.set_num_threads(1)
     seeds = TRAINING_SEEDS
-    jobs = shard_jobs(folder / "demonstrations", seeds[: plan.episodes], plan.shard, plan.robot, task=plan.task)
+    store = demonstrations or folder / "demonstrations"
+    jobs = shard_jobs(store, seeds[: plan.episodes], plan.shard, plan.robot, task=plan.task)
     record(jobs, plan.workers)
+    shards = [job.folder for job in jobs]
     seeds = seeds[plan.episodes :]
     policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
     initialise(policy, plan.recipe.seed)
@@ -103,10 +109,11 @@ def train(plan: TrainingPlan, folder: Path) -> Path:
             jobs = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, driver,
                               plan.task)
             record(jobs, plan.workers)
+            shards += [job.folder for job in jobs]
             seeds = seeds[stage.episodes :]
         end = begin + stage.steps
         if trainer.step < end:
-            trainer.run(_data(plan, folder, number), stage, begin)
+            trainer.run(_data(plan, shards), stage, begin)
         if trainer.step == end and not (folder / "run" / f"step_{end}" / "model.safetensors").exists():
             save_policy(trainer.averaged(), folder / "run" / f"step_{end}")
             trainer.restore_raw()
@@ -124,15 +131,12 @@ def _learner(plan: TrainingPlan) -> Any:
     return partial(TaskLearner, chosen=plan.goals, ground_truth=plan.ground_truth)
 
 
-def _data(plan: TrainingPlan, folder: Path, stage: int) -> Any:
-    """The data of the stage: the demonstrations, and what policies drove before it."""
+def _data(plan: TrainingPlan, shards: list[Path]) -> Any:
+    """The frames of a stage: the demonstrations, and what policies drove before it."""
     from robovlms_ros.sim.expert import STEP
-    from robovlms_ros.training.dataset import DemonstrationSet, Windows, find_shards
+    from robovlms_ros.training.dataset import DemonstrationSet, Windows
     from robovlms_ros.training.task_cloning import TaskWindows
 
-    shards = find_shards(folder / "demonstrations")
-    for number in range(1, stage + 1):
-        shards += find_shards(folder / f"aggregation_{number}")
     model = plan.policy_config.model
     stride = round((model.history_step or STEP) / STEP)
     kind: type = Windows if plan.task is None else TaskWindows

@@ -1,6 +1,7 @@
 """Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first; features of windows with
 sentences of their own equal the policy's; a step lowers the loss, with and without the simulator's ground truth; the
-shipped plan is runnable and small enough; a killed run goes on where it was.
+shipped plan is runnable and small enough; a killed run goes on where it was. Ablations: every variant's policy learns
+and drives; what was not run is listed as not run, what was is not run again.
 """
 
 from dataclasses import replace
@@ -20,6 +21,7 @@ from robovlms_ros.sim.tasks.expert import expert_chunk
 from robovlms_ros.sim.tasks.language import goals, instructions
 from robovlms_ros.sim.tasks.things import PLATES, THINGS
 from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.training import ablations
 from robovlms_ros.training.behaviour_cloning import Recipe, initialise
 from robovlms_ros.training.dataset import DemonstrationSet, find_shards
 from robovlms_ros.training.demonstrations import record_shard
@@ -28,6 +30,7 @@ from robovlms_ros.training.shared_prefix import features_under_instructions
 from robovlms_ros.training.task_cloning import TaskLearner, TaskWindows
 from robovlms_ros.training.task_demonstrations import SETTINGS, TaskRecording
 from robovlms_ros.training.trainer import Trainer
+from robovlms_ros.types import Observation, RobotState
 
 pytestmark = pytest.mark.sim
 
@@ -108,7 +111,7 @@ def test_steps_lower_the_loss(small_mapping, folder, tmp_path, ground_truth):
 
 def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, monkeypatch):
     stages = [{"steps": 2}, {"steps": 2}]
-    small = small_mapping | {"episodes": 2, "shard": 1, "workers": 1, "recipe": {"windows": 2}, "stages": stages,
+    small = small_mapping | {"episodes": 1, "shard": 1, "workers": 1, "recipe": {"windows": 2}, "stages": stages,
                              "save_every": 1}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(small), encoding="utf-8")
@@ -126,7 +129,7 @@ def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, 
         train(plan, run)
     monkeypatch.undo()
     shards = {p: p.stat().st_mtime_ns for p in run.glob("demonstrations/*/frames.npz")}
-    assert len(shards) == 2
+    assert len(shards) == 1
     assert not load_policy(train(plan, run)).is_random
     assert shards == {p: p.stat().st_mtime_ns for p in shards}, "nothing is recorded twice"
 
@@ -139,3 +142,41 @@ def test_shipped_plan():
         replace(plan, task="juggle")
     with pytest.raises(ConfigError, match="goals = 9"):
         replace(plan, goals=9)
+
+
+@pytest.fixture(scope="module")
+def small_plan(small_mapping, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "small.yaml"
+    path.write_text(yaml.safe_dump(small_mapping | {"workers": 1, "task": "lift"}), encoding="utf-8")
+    return load_plan(path)
+
+
+@pytest.mark.parametrize("name", [n for n, v in ablations.VARIANTS.items() if not v.base])
+def test_every_variant_learns_and_predicts(small_plan, folder, name):
+    plan = ablations.plan_of(name, small_plan, 10)
+    policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
+    model = plan.policy_config.model
+    data = DemonstrationSet(find_shards(folder), model.history_length, 2, TaskWindows)
+    learner = TaskLearner(policy, plan.recipe, 2, plan.ground_truth)
+    losses = learner.losses(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
+    losses.total.backward()
+    assert all(p.grad is not None for p in policy.head.parameters())
+    images = {camera: np.zeros((96, 96, 3), np.uint8) for camera in ("static", "wrist")}
+    state = RobotState(0, np.zeros(7), None, np.eye(4), 1.0)
+    chunk = policy.eval().new_session().predict_action_chunk(Observation(0, images, "lift the red cube", state))
+    assert chunk.values.shape == (16, 7)
+
+
+def test_ablation_runs_once_and_says_what_was_not_run(small_plan, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "REFERENCE_EPISODES", 5)
+    (tmp_path / "demonstrations").mkdir()
+    (tmp_path / "demonstrations" / str(TRAINING_SEEDS[0])).symlink_to(folder / "0")
+    for name in ("reference", "executed_4"):
+        ablations.run(name, small_plan, tmp_path, 1, range(1), 0.3)
+    written = (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns
+    ablations.run("executed_4", small_plan, tmp_path, 1, range(1), 0.3)
+    assert (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns == written
+    lines = {line.split(" | ")[1]: line for line in ablations.report(tmp_path).splitlines()[2:]}
+    assert set(lines) == set(ablations.VARIANTS)
+    assert "/1 (" in lines["reference"] and lines["reference"].count("not run") == 3
+    assert lines["history_16"].count("not run") == 5

@@ -30,12 +30,14 @@ EXPERT_AIM = Thresholds(success=0.95, wrong=0.05)
 
 @dataclass(frozen=True)
 class Condition:
-    """What differs from the scenes that training saw. obstacles: things without a name, at most; None as trained."""
+    """What differs from the scenes that training saw. obstacles: things without a name, at most; None as trained. The
+    others as in EpisodeSettings."""
 
     looks: Looks = field(default_factory=Looks)
     obstacles: int | None = None
     latency: tuple[float, float] = (0.04, 0.12)
     dropped: float = 0.0
+    executed: int = 1
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -81,7 +83,8 @@ def evaluate_task(
     condition = condition or Condition()
     world = TaskWorld(seeds[0], blank_cameras=blank or agent is None, task=task, looks=condition.looks,
                       obstacles=condition.obstacles)
-    settings = EpisodeSettings(latency=condition.latency, limit=limit, dropped=condition.dropped)
+    settings = EpisodeSettings(latency=condition.latency, limit=limit, dropped=condition.dropped,
+                               executed=condition.executed)
     loop = build_loop(world, robot, settings)
     driver = ExpertSession(world) if agent is None else load_agent(agent)
     episodes = []
