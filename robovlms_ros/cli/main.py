@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("train", "train a policy"),
     "demo-data": ("demo_data", "record demonstrations in the simulated arm"),
     "rollout": ("rollout", "closed-loop success in the simulated arm, without ROS"),
+    "ablate": ("ablate", "ablations of the tabletop policy: what changes when one thing does"),
     "eval": ("eval", "evaluate checkpoints on rosbags: errors, gate, what-ifs, one report"),
     "play": ("play", "play a rosbag into the ROS graph, with /clock"),
     "record": ("record", "record everything that evaluation and training need"),
