@@ -100,6 +100,7 @@ class Bag:
             self._storages.append(self._open_storage(file))
         for storage in self._storages:
             self.topics.update(dict(storage.channels.values()))
+            self.distribution = self.distribution or getattr(storage, "distribution", "")
         totals: dict[str, int] = dict.fromkeys(self.topics, 0)
         for storage in self._storages:
             for topic, count in (storage.counts or {}).items():

@@ -15,13 +15,17 @@ class SqliteError(Exception):
 
 @dataclass
 class SqliteStorage:
-    """One database. `open` finds its topics; `notes` says in words what was lost."""
+    """One database. `open` finds its topics; `notes` says in words what was lost.
+
+    distribution: the ROS that recorded it, "" where the file does not say (before Humble).
+    """
 
     path: Path
     channels: dict[int, tuple[str, str]] = field(default_factory=dict)  # id -> (topic, type)
     definitions: dict[str, tuple[str, str]] = field(default_factory=dict)  # type -> (encoding, text)
     counts: dict[str, int] | None = None
     notes: list[str] = field(default_factory=list)
+    distribution: str = ""
     _copy: tempfile.TemporaryDirectory[str] | None = None
 
     def open(self) -> None:
@@ -40,6 +44,8 @@ class SqliteStorage:
                     raise SqliteError("it has no table of topics")
                 for key, name, kind in database.execute("SELECT id, name, type FROM topics"):
                     self.channels[key] = (name, kind)
+                if list(database.execute("PRAGMA table_info(schema)")):
+                    self.distribution = str((database.execute("SELECT ros_distro FROM schema").fetchone() or ("",))[0])
                 if list(database.execute("PRAGMA table_info(message_definitions)")):
                     query = "SELECT topic_type, encoding, encoded_message_definition FROM message_definitions"
                     self.definitions = {kind: (encoding, text) for kind, encoding, text in database.execute(query)}
