@@ -24,6 +24,8 @@ Action = Literal["none", "wait", "hold", "stop"]
 `hold`: a smooth stop is sent, then nothing until the fault is gone. `stop`: nothing is sent and the plan is forgotten,
 because nobody listens or its times mean nothing any more."""
 
+CLOCK_OFF = 3  # images in a row with a stamp far from now: one or two are a busy machine, whose clock came late
+
 SEVERITY: tuple[Action, ...] = ("none", "wait", "hold", "stop")
 
 
@@ -75,11 +77,13 @@ class Report:
 
 @dataclass
 class _Camera:
-    """What is known of one camera. same_...: since when, and from which joint positions, the digest is the same."""
+    """What is known of one camera. ahead: s, its last stamp before the clock. off: images in a row that were ahead or
+    behind. same_...: since when, and from which joint positions, the digest is the same."""
 
     heard_ns: int
     ever: bool = False
-    stamp_ns: int | None = None
+    ahead: float = 0.0
+    off: int = 0
     digest: int | None = None
     same_since_ns: int = 0
     same_from: Array | None = None
@@ -145,7 +149,8 @@ class Watchdog:
     def image(self, camera: str, stamp_ns: int, digest: int, now_ns: int) -> None:
         """An image arrived. digest: `image_digest` of its bytes."""
         seen = self._cameras[camera]
-        seen.heard_ns, seen.ever, seen.stamp_ns = now_ns, True, stamp_ns
+        seen.heard_ns, seen.ever, seen.ahead = now_ns, True, (stamp_ns - now_ns) / NANOSECONDS
+        seen.off = 0 if -self.config.max_age <= seen.ahead <= self.config.clock_tolerance else seen.off + 1
         if digest != seen.digest or seen.same_from is None:
             seen.digest, seen.same_since_ns, seen.same_from = digest, now_ns, self._joints.positions
             seen.frozen = False
@@ -227,12 +232,9 @@ class Watchdog:
         return found
 
     def _stamps(self, name: str, seen: _Camera) -> list[Fault]:
-        if seen.stamp_ns is None:
+        if seen.off < CLOCK_OFF:
             return []
-        ahead = (seen.stamp_ns - seen.heard_ns) / NANOSECONDS
-        if -self.config.max_age <= ahead <= self.config.clock_tolerance:
-            return []
-        how = f"{ahead:.3f} s ahead of" if ahead > 0 else f"{-ahead:.3f} s behind"
+        how = f"{seen.ahead:.3f} s ahead of" if seen.ahead > 0 else f"{-seen.ahead:.3f} s behind"
         text = (
             f"camera {name}'s clock is {how} the node's. Synchronise the machines (chrony, PTP), let the driver stamp "
             "with the host's clock, and set use_sim_time alike on all nodes."

@@ -96,6 +96,8 @@ def test_digests_tell_frames_apart():
 def test_a_camera_clock_that_is_off(bench, offset, text):
     bench.silent = {"wrist"}
     bench.offset_ns = round(offset * NANOSECONDS)
+    bench.tick(2)  # a busy machine's clock message may be late, once or twice
+    assert bench.report.faults == ()
     bench.tick()
     bench.expect("camera_clock static", "hold", f"camera static's clock is {text} the node's")
     bench.silent, bench.offset_ns = set(), 0
