@@ -145,7 +145,7 @@ class BaseRoboVLM(nn.Module):
         if "attention_mask" not in kwargs:
             kwargs["attention_mask"] = sequence.mask.long()
         kwargs.setdefault("use_cache", False)
-        return (tower or self.text_tower)(inputs_embeds=embeds, **kwargs)
+        return (self.text_tower if tower is None else tower)(inputs_embeds=embeds, **kwargs)
 
     # What is the same for all ----------------------------------------------------------------------------------------
 

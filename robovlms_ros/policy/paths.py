@@ -48,6 +48,9 @@ class PlainPath:
     def reset(self) -> None:
         """A new episode or instruction."""
 
+    def let_plain_weights_go(self) -> None:
+        """Free the weights that only the plain path needs; here that is none."""
+
     def preprocess(self, frames: Sequence[Images]) -> dict[str, Tensor]:
         """Per camera the frames' pixels, (frames, 3, S, S) normalised, on the policy's device and in its precision."""
         processor, policy = self.policy.vlm.image_processor, self.policy

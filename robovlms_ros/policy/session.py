@@ -96,6 +96,10 @@ class PolicySession:
             raise ObservationError("no chunk yet.")
         return self._normalised
 
+    def let_plain_weights_go(self) -> None:
+        """Free the weights that only the plain path needs (a quantised model's originals), for all sessions at once."""
+        self._path.let_plain_weights_go()
+
     def reset(self) -> None:
         """Forget frames, instruction and the gripper rule's state. The chunk counter goes on."""
         self._frames.clear()

@@ -5,6 +5,7 @@
 - with recording, every family's answers equal the plain path's, also after a change of instruction;
 - preprocessing on the device changes a pixel by a level at most, the answers hardly; graphs on a CPU are refused;
 - int8, int4, fp8: the text model's weights in fewer bytes, answers within the gate's tolerance or refused by the gate;
+- torch.compile traces the limited text model and the vision stage, and the answers stay;
 - bfloat16: both paths agree within its rounding; the output layers compute in float32.
 """
 
@@ -133,3 +134,11 @@ def test_bfloat16(make_config: MakeConfig) -> None:
     x = torch.randn(1, 16)
     with torch.no_grad():
         assert torch.equal(mlp(x), mlp.float()(x))
+
+
+def test_compiled_stages(make_config: MakeConfig, monkeypatch) -> None:
+    compile_ = torch.compile
+    # The tracing is what depends on our code; making machine code of it takes minutes.
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: compile_(function, backend="eager", **kwargs))
+    policy = helpers.lively(make_config(**TWO))
+    assert helpers.largest_difference(policy, FastPathOptions(compile=True), FRAMES[2:]) < 1e-5

@@ -1,6 +1,7 @@
 """The gate at configure.
 
 - a fast path that agrees is accepted with its numbers; one that is off by more, fails, or answers NaN is refused;
+- a session is opened on the path that was verified; a quantised model that was accepted is the only one left;
 - the tolerance follows precision and quantisation; no observation is an error of the caller.
 """
 
@@ -8,13 +9,14 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from robovlms_ros.config import PolicyConfig
 from robovlms_ros.policy.fast import shared
 from robovlms_ros.policy.fast.plan import FastPathOptions
-from robovlms_ros.policy.fast.verify import EXACT, QUANTIZED, tolerance_of, verify_fast_path
+from robovlms_ros.policy.fast.verify import EXACT, QUANTIZED, open_session, tolerance_of, verify_fast_path
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None
@@ -31,6 +33,24 @@ def test_accepted(make_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> 
         judged = verify_fast_path(policy, FRAMES, FastPathOptions())
     assert judged.accepted and judged.cosine > 0.99999 and judged.max_difference < 1e-5
     assert "fast path agrees with the plain one: cosine" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["paligemma", "flamingo-mpt"])
+def test_an_open_session_is_verified_and_keeps_one_set_of_weights(make_config: MakeConfig, family: str) -> None:
+    backbone, vlm = helpers.FAMILIES[family]
+    policy = helpers.lively(make_config(backbone, vlm=vlm))
+    assert open_session(policy, "off", FRAMES).path == "plain"
+    assert "cosine 1.0" in open_session(policy, "auto", FRAMES).path_reason
+    tower, before = policy.vlm.text_tower, policy.new_session(fast=FastPathOptions(quantize="int8"))
+    count = sum(p.numel() for p in tower.parameters())
+    session = open_session(policy, "int8", FRAMES)
+    assert session.path == "fast" and sum(p.numel() for p in tower.parameters()) < 0.7 * count
+    plain = policy.new_session()
+    for observation in FRAMES:
+        for one in (before, session, plain):
+            one.predict_action_chunk(observation)
+        np.testing.assert_allclose(session.normalised, before.normalised, atol=1e-6)
+        np.testing.assert_allclose(session.normalised, plain.normalised, atol=1e-5)
 
 
 def break_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

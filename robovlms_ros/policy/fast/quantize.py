@@ -36,6 +36,17 @@ def quantized_tower(tower: Module, preset: str) -> Module:
     return convert(tower)  # type: ignore[return-value]
 
 
+def adopt(tower: nn.Module, quantized: nn.Module) -> None:
+    """Put the linear layers of `quantized` (made from `tower`) in the place of `tower`'s own, whose weights are let go:
+    it cannot be saved or trained any more."""
+    for name, child in tower._modules.items():
+        other = quantized._modules[name]
+        if isinstance(other, QuantizedLinear):
+            tower._modules[name] = other
+        elif child is not None and other is not None:
+            adopt(child, other)
+
+
 class QuantizedLinear(nn.Module):
     """Base: y = x W^T + b with W made from what is kept."""
 

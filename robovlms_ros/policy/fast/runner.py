@@ -61,6 +61,11 @@ class FastRunner(PlainPath):
         said += [f"without a CUDA graph of {reason}" for reason in self._shared.refusals()]
         return "; ".join(said)
 
+    def let_plain_weights_go(self) -> None:
+        """Free the weights that only the plain path needs; see Shared."""
+        if self.quantized:
+            self._shared.let_plain_weights_go()
+
     def _fits(self, name: str) -> bool:
         """Whether a part can run with this policy; a refusal is kept with its reason."""
         try:

@@ -13,7 +13,7 @@ from robovlms_ros.backbones.sequence import TokenSequence, VisualTokens
 from robovlms_ros.heads.lstm import LSTMHead
 from robovlms_ros.policy.fast.graphs import Recorder, Replayed, cuda_recorder
 from robovlms_ros.policy.fast.plan import FastPathOptions
-from robovlms_ros.policy.fast.quantize import quantized_tower
+from robovlms_ros.policy.fast.quantize import adopt, quantized_tower
 from robovlms_ros.policy.fast.towers import plainly_causal, prune_last_layer
 from robovlms_ros.policy.fast.window import lstm_answer
 from robovlms_ros.policy.policy import VLAPolicy
@@ -54,6 +54,11 @@ class Shared:
         if self.graphs and isinstance(policy.head, LSTMHead):
             head = policy.head
             self.lstm_step = self._recorded(("head",), lambda *inputs: lstm_answer(head, *inputs))
+
+    def let_plain_weights_go(self) -> None:
+        """The policy's own text model gets the quantised layers: from now on there is no plain path to fall back to."""
+        if self._tower is not self._vlm.text_tower:
+            adopt(self._vlm.text_tower, self._tower)
 
     def refusals(self) -> list[str]:
         """What could not be recorded, with reasons."""

@@ -68,7 +68,7 @@ def prune_last_layer(tower: Module, columns: Tensor) -> Module:
 def plainly_causal(tower: Module, length: int) -> Module:
     """`tower` whose layers are given no mask, so that sdpa masks by itself and runs its fastest kernel.
 
-    For sequences of `length` columns without padding before a column that is read. Where that is not the same (attention
+    For sequences of `length` columns without padding before a column that is read. Where that differs (attention
     that is not sdpa, sliding windows, unknown layers) `tower` itself.
     """
     config = tower.config

@@ -74,13 +74,16 @@ def open_session(
     policy: VLAPolicy, mode: str, observations: Sequence[Observation], now: Callable[[], int] | None = None
 ) -> PolicySession:
     """A session on the fast path that `mode` means (`options_for`), if it agrees on `observations`, else on the plain
-    one; its `path_reason` says which and why. Raises FastPathError for an unknown mode."""
+    one; its `path_reason` says which and why. An accepted quantised model takes the place of the policy's own. Raises
+    FastPathError for an unknown mode."""
     options = options_for(mode, policy.device.type)
     if options is None:
         return policy.new_session(now)
     judged = verify_fast_path(policy, observations, options)
     session = policy.new_session(now, options if judged.accepted else None)
     session.path_note = judged.reason if judged.accepted else f"the fast path was refused: {judged.reason}"
+    if judged.accepted:
+        session.let_plain_weights_go()
     log.info("session on the %s path: %s", session.path, session.path_reason)
     return session
 
