@@ -272,8 +272,11 @@ def test_cameras_of_different_rates(tools, setting, tmp_path):
             if i % 5 == 0:
                 bag.image("/wrist/image_raw", now + 3_000_000)
     session = tools.FakeSession(tools.follow())
-    results, _ = evaluate(tmp_path / "bag", setting(), {"a": session})
+    results, result = evaluate(tmp_path / "bag", setting(), {"a": session})
     assert 10 <= results["a"].chunks <= 20
+    left_out = 50 - results["a"].chunks
+    assert f"{left_out} of 50 images of camera 'static' are left out: no image of every other camera within 20 ms " \
+        "(camera_tolerance). The cameras: static 25.0 Hz, wrist 10.0 Hz." in result["notes"]
     for o in session.seen:
         pairs = [abs(o.stamp_ns - (tools.BEGIN_NS + i * 20_000_000 + 3_000_000)) for i in range(0, 100, 5)
                  if (o.images["wrist"] == tools.test_image("/wrist/image_raw",
@@ -292,6 +295,7 @@ def test_a_clock_jump_begins_anew(tools, setting, tmp_path):
     session = tools.FakeSession(tools.follow())
     results, result = evaluate(tmp_path / "bag", setting(("static",)), {"a": session})
     assert session.resets == 1 and len(result["episodes"]) == 2
+    assert any(note.startswith("1 times: the bag's clock jumped back") for note in result["notes"])
     assert results["a"].chunks == 120 and max(results["a"].sums.table(tools.SPEC.names)["mae"][:7]) < 2e-3
 
 

@@ -31,6 +31,25 @@ JUMP_NS = NANOSECONDS
 OTHER_CLOCK_NS = 5 * NANOSECONDS
 TELEPORT = 0.15  # rad
 TF_KEPT = 64
+PAIRING_EDGE = 2  # images at a recording's beginning and end that have no partner, and nobody misses
+
+
+class _Rate:
+    """How many images came, and how often: over the time that they cover, gaps of seconds left out."""
+
+    def __init__(self) -> None:
+        self.count, self._steps, self._time, self._last = 0, 0, 0, 0
+
+    def add(self, stamp_ns: int) -> None:
+        step, self._last = stamp_ns - self._last, stamp_ns
+        if self.count and 0 < step < NANOSECONDS:
+            self._steps, self._time = self._steps + 1, self._time + step
+        self.count += 1
+
+    @property
+    def rate(self) -> float:
+        """Hz; 0 when there were fewer than two."""
+        return self._steps * NANOSECONDS / self._time if self._time else 0.0
 
 
 @dataclass
@@ -74,12 +93,15 @@ class Inputs:
         self._newest: RobotState | None = None
         self._offset: int | None = None
         self._told = False
+        self._seen = {name: _Rate() for name in self.cameras}
+        self._paired = 0
 
     def events(self) -> Iterator[Event]:
         """Everything of interest in the order of reception."""
         topics = self.mapping.topics()
         for raw in self.bag.messages(None if self.everything else topics):
             if isinstance(raw, ClockJump):
+                self.lost["the bag's clock jumped back; what comes after is another episode, judged by itself"] += 1
                 yield self._restart(raw.to_ns, "the bag's clock jumped back", jump=True)
                 continue
             if self.everything:
@@ -90,6 +112,19 @@ class Inputs:
                     yield from self._take(raw.topic, message, self._time(raw, message))
         if self._camera.missing and self.calibration is None:
             self.notes.append(self._camera.missing)
+        self._note_unpaired()
+
+    def _note_unpaired(self) -> None:
+        """Say how many images of the reference camera found no image of the others, and the cameras' rates."""
+        images = self._seen[self.cameras[0]].count
+        unpaired = images - self._paired
+        if len(self.cameras) == 1 or unpaired <= PAIRING_EDGE:
+            return
+        rates = ", ".join(f"{name} {self._seen[name].rate:.1f} Hz" for name in self.cameras)
+        self.notes.append(
+            f"{unpaired} of {images} images of camera '{self.cameras[0]}' are left out: no image of every other camera "
+            f"within {1000 * self.camera_tolerance:.0f} ms (camera_tolerance). The cameras: {rates}."
+        )
 
     def _time(self, raw: RawMessage, message: Any) -> int:
         """When the bag received the message, on the clock of the stamps: a recorder's clock may be another."""
@@ -149,7 +184,9 @@ class Inputs:
             elif stamp <= self._stamp:
                 self.lost[f"camera '{camera}': images out of order; they are left out, as the node does."] += 1
             self._stamp = max(stamp, self._stamp) if stamp >= self._stamp - JUMP_NS else stamp
+        self._seen[camera].add(stamp)
         for frames in self._frames.add(camera, Frame(stamp, image)):
+            self._paired += 1
             yield from self._observe(frames.stamp_ns, frames.images, now_ns)
 
     def _observe(self, stamp_ns: int, images: Any, now_ns: int) -> Iterator[Event]:

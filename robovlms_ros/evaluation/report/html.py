@@ -204,7 +204,7 @@ def _gate(policy: Mapping[str, Any]) -> str:
              f"{margins['outside_workspace']} chunks outside"],
             ["out of reach", "", f"{margins['unreachable']} chunks"]]
     counts = gate["verdicts"]
-    text = (f"In dry_run, where every chunk starts from standstill at the recorded arm, the node would have said: "
+    text = (f"In dry_run, where each chunk is judged as if the arm followed the ones before, the node would have said: "
             f"{counts['pass']} passed, {counts['clamp']} clamped, {counts['refuse']} refused.")
     why = f"<p>Why, at {1000 * lane['latency']:.0f} ms:</p><ul>{reasons}</ul>" if reasons else ""
     return why + table(["margin", "", ""], rows) + f'<p class="quiet">{text}</p>'
