@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import rclpy
 from PIL import Image as PillowImage
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -29,6 +29,7 @@ from robovlms_ros.ros.loading import PoseFiller, load_body
 from robovlms_ros.ros.messages import chunk_to_message, to_time
 from robovlms_ros.ros.parameters import defaults, from_values
 from robovlms_ros.ros.pilot import Limbs, Pilot
+from robovlms_ros.ros.spinning import QUIET_PUBLISHER, SteadyExecutor, share_the_interpreter
 from robovlms_ros.ros.status import Report
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import build_executor
@@ -171,7 +172,7 @@ class BenchNode(PlainLifecycleNode):
 
         self._arm.send = timed_send  # type: ignore[method-assign]
         self._arm.listeners = lambda: 1  # type: ignore[method-assign]
-        self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10)
+        self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self._frame = body.robot.base_frame
         limbs = Limbs(executor, self._arm, None, parameters.schedule.lead)
         self._pilot = Pilot(self.inputs, shared, limbs, self._publish, self.now_ns, Report(), lambda line: None)
@@ -211,6 +212,7 @@ class BenchNode(PlainLifecycleNode):
 def measure(transport: str, encoding: str, seconds: float) -> dict[str, Any]:
     """One transport's row: p50 and p99 in ms of every stage, and the ratio to the library alone."""
     cameras = subprocess.Popen([sys.executable, "-m", __name__, transport, encoding])
+    share_the_interpreter()
     rclpy.init()
     convert = inputs_module.to_rgb
     try:
@@ -218,7 +220,7 @@ def measure(transport: str, encoding: str, seconds: float) -> dict[str, Any]:
         # The callback looks both names up when it is called, so a stopwatch can stand in front of them.
         inputs_module.to_rgb = node.stopwatch.timed(convert)  # type: ignore[assignment]
         node.inputs._on_image = node.on_image  # type: ignore[method-assign]
-        executor = MultiThreadedExecutor(num_threads=3)
+        executor = SteadyExecutor(num_threads=3)
         executor.add_node(node)
         thread = threading.Thread(target=executor.spin, daemon=True)
         thread.start()

@@ -22,7 +22,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
-from robovlms_ros.ros.spinning import SteadyExecutor
+from robovlms_ros.ros.spinning import SteadyExecutor, share_the_interpreter
 from robovlms_ros.types import RoboVLMsError
 
 LAST_WORDS = 1.0
@@ -127,6 +127,7 @@ def run_until_signalled(make_node: Callable[[], PlainLifecycleNode], arguments: 
 
     rclpy's own signal handlers shut the context down at once, and then nothing could be published any more.
     """
+    share_the_interpreter()
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,6 +10,7 @@ from rclpy.clock import Clock
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.inputs import LATCHED
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
+from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import Report, diagnostics_message, status_message
 
 PERIOD = 0.5
@@ -29,8 +30,9 @@ class Reporter:
         self._said: tuple[object, ...] = ()
         self._logged = ""
         self._beats = 0
-        self._status = node.create_publisher(PolicyStatus, "~/status", LATCHED)
-        self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._status = node.create_publisher(PolicyStatus, "~/status", LATCHED, event_callbacks=QUIET_PUBLISHER)
+        self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10,
+                                                   event_callbacks=QUIET_PUBLISHER)
         node.create_timer(PERIOD, self._on_beat, callback_group=node.work_group, clock=clock)
 
     def _now_ns(self) -> int:

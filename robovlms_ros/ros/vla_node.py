@@ -12,17 +12,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import rclpy
-from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.msg import ActionChunk as ActionChunkMsg
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.declare import DeclaredParameters
-from robovlms_ros.ros.inputs import LATCHED, Inputs
+from robovlms_ros.ros.description import wait_for_description
+from robovlms_ros.ros.inputs import Inputs
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode, run_until_signalled
 from robovlms_ros.ros.loading import (
     Body,
@@ -40,6 +39,7 @@ from robovlms_ros.ros.messages import chunk_to_message
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.pilot import Limbs, Pilot
 from robovlms_ros.ros.reporter import Reporter
+from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import Report
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor, build_executor
@@ -49,7 +49,6 @@ from robovlms_ros.schema import ConfigError
 from robovlms_ros.types import NANOSECONDS, ActionChunk, RoboVLMsError
 
 TICK_RATE = 20.0
-DESCRIPTION_PATIENCE = 10.0
 FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "no_instruction", "inference_late",
           "inference_died", "controller_absent", "controller_not_following", "clock_jumped")
 
@@ -71,7 +70,7 @@ class VLANode(PlainLifecycleNode):
         self._policy: object | None = None
         self._tick_timer: rclpy.timer.Timer | None = None
         self._declared = DeclaredParameters(self, self._locked, self._on_live_change)
-        self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10)
+        self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self.create_service(Trigger, "~/reset", self._on_reset, callback_group=self.work_group)
         self.create_service(SetBool, "~/pause", self._on_pause, callback_group=self.work_group)
         # Reports go on while simulated time stands still; decisions use the node's clock alone.
@@ -100,7 +99,7 @@ class VLANode(PlainLifecycleNode):
     def _setup(self) -> None:
         parameters = self._declared.read()
         check_weights(parameters)
-        body = load_body(parameters, self._wait_for_description)
+        body = load_body(parameters, lambda topic: wait_for_description(self, topic))
         self._report.dry_run = parameters.dry_run
         brain = load_brain(parameters, self.now_ns, example_state(body), body.robot)
         self._policy = brain.policy
@@ -142,24 +141,6 @@ class VLANode(PlainLifecycleNode):
         rate = max(TICK_RATE, 0.0 if self._arm is None else self._arm.rate)
         self._tick_timer = self.create_timer(1.0 / rate, self._on_tick, callback_group=self.work_group,
                                              clock=self._steady)
-
-    def _wait_for_description(self, topic: str) -> str:
-        """The robot description of a latched topic. Raises ConfigError when none comes."""
-        heard: list[str] = []
-        came = threading.Event()
-
-        def take(message: String) -> None:
-            heard.append(message.data)
-            came.set()
-
-        subscription = self.create_subscription(String, topic, take, LATCHED, callback_group=ReentrantCallbackGroup())
-        try:
-            if not came.wait(DESCRIPTION_PATIENCE):
-                raise ConfigError(f"no robot description came on {self.resolve_topic_name(topic)} within "
-                                  f"{DESCRIPTION_PATIENCE:.0f} s. Is robot_state_publisher running?")
-        finally:
-            self.destroy_subscription(subscription)
-        return heard[0]
 
     def _start(self) -> None:
         assert self._pilot is not None and self._worker is not None

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 
+from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.runtime.controllers import GripperBase
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.types import RobotState, RoboVLMsError, TrajectoryCommand
+
+RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class ControllerError(RoboVLMsError):
@@ -99,6 +104,11 @@ class Gripper(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the ROS entities back."""
+
+
+def command_publisher(context: Context, kind: type, topic: str) -> Publisher:
+    """A publisher as controllers want it: reliable, and with few messages kept, as an old command is worth nothing."""
+    return context.node.create_publisher(kind, topic, RELIABLE, event_callbacks=QUIET_PUBLISHER)
 
 
 def message_package(module: str, controller: str) -> ModuleType:

@@ -9,16 +9,14 @@ import numpy as np
 from geometry_msgs.msg import TwistStamped
 from numpy.typing import NDArray
 from rclpy.client import Client
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 
-from robovlms_ros.ros.controllers.base import Context, message_package
+from robovlms_ros.ros.controllers.base import Context, command_publisher, message_package
 from robovlms_ros.ros.controllers.streaming import CartesianPoseArm, StreamingArm, require_kinematics
 from robovlms_ros.ros.messages import to_time
 from robovlms_ros.runtime import controllers as specs
 
 Array = NDArray[np.float64]
-RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 # 1/s: how fast a twist also closes the gap between the planned and the measured pose, which integration alone leaves.
 FEEDBACK = 2.0
@@ -99,7 +97,7 @@ class ServoTwistArm(StreamingArm):
         super().__init__(context, spec.rate)
         self._link = ServoLink(context, spec.servo, spec.type, "TWIST")
         self._kinematics = require_kinematics(context, spec.type)
-        self._publisher = context.node.create_publisher(TwistStamped, spec.topic, RELIABLE)
+        self._publisher = command_publisher(context, TwistStamped, spec.topic)
         unitless = spec.units == "unitless"
         self._scale = np.repeat([spec.linear_scale, spec.angular_scale], 3) if unitless else None
 

@@ -5,10 +5,9 @@ from abc import abstractmethod
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Float64MultiArray
 
-from robovlms_ros.ros.controllers.base import Arm, Context, ControllerError, Gripper
+from robovlms_ros.ros.controllers.base import Arm, Context, ControllerError, Gripper, command_publisher
 from robovlms_ros.ros.messages import to_time
 from robovlms_ros.runtime import controllers as specs
 from robovlms_ros.runtime.kinematics import Kinematics
@@ -16,7 +15,6 @@ from robovlms_ros.runtime.spline import Spline, curve_of, followed_by
 from robovlms_ros.types import NANOSECONDS, TrajectoryCommand
 
 Array = NDArray[np.float64]
-RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 # After a trajectory's end its last target is repeated for this long, so that one lost message does not matter.
 TAIL_NS = NANOSECONDS // 5
@@ -61,7 +59,7 @@ class ForwardPositionArm(StreamingArm):
 
     def __init__(self, context: Context, spec: specs.ForwardPosition) -> None:
         super().__init__(context, spec.rate)
-        self._publisher = context.node.create_publisher(Float64MultiArray, spec.topic, RELIABLE)
+        self._publisher = command_publisher(context, Float64MultiArray, spec.topic)
         self._limits = np.array(context.robot.limits.velocity)
         self._last: tuple[int, Array] | None = None
 
@@ -94,7 +92,7 @@ class CartesianPoseArm(StreamingArm):
     def __init__(self, context: Context, spec: specs.CartesianPose | specs.ServoPose) -> None:
         super().__init__(context, spec.rate)
         self._kinematics = require_kinematics(context, spec.type)
-        self._publisher = context.node.create_publisher(PoseStamped, spec.topic, RELIABLE)
+        self._publisher = command_publisher(context, PoseStamped, spec.topic)
 
     def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
         message = to_pose(self._kinematics.forward(positions))
@@ -119,7 +117,7 @@ class Float64MultiArrayGripper(Gripper):
     def __init__(self, context: Context, spec: specs.GripperArray) -> None:
         super().__init__(spec)
         self._node = context.node
-        self._publisher = context.node.create_publisher(Float64MultiArray, spec.topic, RELIABLE)
+        self._publisher = command_publisher(context, Float64MultiArray, spec.topic)
 
     def command(self, position: float) -> None:
         self._publisher.publish(Float64MultiArray(data=[position]))

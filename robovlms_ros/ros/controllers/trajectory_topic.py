@@ -3,15 +3,12 @@
 from typing import Any
 
 import numpy as np
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, message_package
+from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, command_publisher, message_package
 from robovlms_ros.ros.messages import trajectory_to_message
 from robovlms_ros.runtime import controllers as specs
 from robovlms_ros.types import TrajectoryCommand
-
-RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class JointTrajectoryArm(Arm):
@@ -23,7 +20,7 @@ class JointTrajectoryArm(Arm):
 
     def __init__(self, context: Context, spec: specs.JointTrajectory) -> None:
         self._node = context.node
-        self._publisher = context.node.create_publisher(JointTrajectory, spec.topic, RELIABLE)
+        self._publisher = command_publisher(context, JointTrajectory, spec.topic)
         self._followed: tuple[str, float] | None = None
         self._state = None
         if spec.state_topic is not None:
@@ -63,7 +60,7 @@ class OneJointTrajectoryGripper(Gripper):
         super().__init__(spec)
         self._node = context.node
         self._joint, self._travel_time = spec.joint, spec.travel_time
-        self._publisher = context.node.create_publisher(JointTrajectory, spec.topic, RELIABLE)
+        self._publisher = command_publisher(context, JointTrajectory, spec.topic)
 
     def command(self, position: float) -> None:
         self._publisher.publish(trajectory_to_message(TrajectoryCommand(
