@@ -12,7 +12,7 @@ from robovlms_ros.benchmark.counting import Ceilings, count, roofline
 from robovlms_ros.benchmark.models import build, size_of
 from robovlms_ros.benchmark.results import Row
 from robovlms_ros.benchmark.timing import Alternating, StageClock, synchronize
-from robovlms_ros.benchmark.ways import WARM_UP, Answers, Way, countable, make_way, recorded
+from robovlms_ros.benchmark.ways import WARM_UP, Answers, Way, countable, is_own, make_way, recorded
 from robovlms_ros.policy.policy import VLAPolicy
 
 MOST_STEPS = 40  # of one way in one round
@@ -44,9 +44,11 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[s
         weights = _allocated(device, policy)
         before = _allocated(device, None)
         ways[name] = make_way(name, policy, frames, robots)
+        if before is not None:
+            torch.cuda.reset_peak_memory_stats(device)  # a copy of the weights in another precision is made by now
         alternating.ways[name] = recorded(ways[name], answers[name])
         alternating.next[name], alternating.times[name] = 0, []
-        alternating.warm_up(name, effort.warm_up if name in ("fast", "plain") else 1)
+        alternating.warm_up(name, effort.warm_up if is_own(name) else 1)
         own = weights if ways[name].policy is policy else 0
         peaks[name] = None if before is None else torch.cuda.max_memory_allocated(device) - before + (own or 0)
     _rounds(alternating, effort)

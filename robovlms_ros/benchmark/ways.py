@@ -13,14 +13,15 @@ from torch import Tensor
 from robovlms_ros.benchmark.by_hand import ByHand
 from robovlms_ros.benchmark.cases import STEP, Frames
 from robovlms_ros.benchmark.together import predict_together
-from robovlms_ros.policy.fast.plan import FastPathOptions, options_for
+from robovlms_ros.policy.fast.plan import MODES, FastPathOptions, options_for
 from robovlms_ros.policy.paths import Encoded, Timer
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.session import PolicySession
 from robovlms_ros.schema import require
 from robovlms_ros.types import NANOSECONDS
 
-WAYS = ("fast", "plain", "careful", "logits", "logits_float32", "logits_bfloat16")
+WAYS = ("fast", "fast:PART+...", "fast:QUANTIZATION", "plain", "careful", "logits", "logits_float32", "logits_bfloat16")
+BY_HAND = WAYS[4:]
 WARM_UP = 4
 """Steps until the staggered states of a full window run: a new window, its states, and one to spare."""
 
@@ -98,13 +99,32 @@ class Hand:
         return self._robot.step(self._frames[index], timer)
 
 
+def is_own(name: str) -> bool:
+    """Whether a way is the package's own: the plain path, or the fast one or parts of it."""
+    return name in ("plain", "fast") or name.startswith("fast:")
+
+
+def options_of(name: str, device_type: str) -> FastPathOptions | None:
+    """The fast path's options of one of the package's own ways. Raises FastPathError for an unknown part."""
+    if name == "plain":
+        return None
+    part = name.removeprefix("fast").removeprefix(":")
+    if not part or part in MODES:
+        return options_for(part or "auto", device_type)
+    return FastPathOptions.only(*part.split("+"))
+
+
 def make_way(name: str, policy: VLAPolicy, frames: Frames, robots: int = 1) -> Way:
-    """A way by its name, of several robots in one batch where it is the package's own. `logits_float32`,
-    `logits_bfloat16` run a copy of the policy in that precision."""
-    require(name in WAYS, "path", name, f"one of {', '.join(WAYS)}")
+    """A way by its name, of several robots in one batch where it is the package's own.
+
+    `fast:prompt_cache+staggered_lstm` is the fast path with these parts alone, `fast:int8` all of it with quantised
+    weights; `logits_float32`, `logits_bfloat16` run a copy of the policy in that precision. Raises ConfigError,
+    FastPathError.
+    """
+    require(is_own(name) or name in BY_HAND, "path", name, f"one of {', '.join(WAYS)}")
     kind, _, dtype = name.partition("_")
-    if kind in ("fast", "plain"):
-        options = options_for("auto", policy.device.type) if kind == "fast" else None
+    if is_own(name):
+        options = options_of(name, policy.device.type)
         return Session(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
     require(robots == 1, f"robots with path '{name}'", robots, "1")
     if dtype:
@@ -114,7 +134,7 @@ def make_way(name: str, policy: VLAPolicy, frames: Frames, robots: int = 1) -> W
 
 def countable(way: Way, name: str, policy: VLAPolicy, frames: Frames, robots: int = 1) -> Way:
     """The way itself, or its twin without graphs and compiled code, which show no operations."""
-    options = options_for("auto", policy.device.type) if name == "fast" else None
+    options = options_of(name, policy.device.type) if is_own(name) else None
     if options is None or not (options.cuda_graphs or options.compile):
         return way
     options = replace(options, cuda_graphs=False, compile=False)

@@ -2,8 +2,8 @@
 hand, with random weights. Runs from a checkout with torch, transformers, numpy, Pillow, PyYAML and safetensors alone.
 
 presets: table (default; tiny and mid sizes on a CPU, full sizes on a GPU), must-show (mid sizes on a CPU, thresholds),
-gpu (full sizes, thresholds), curves (over history, cameras, chunk and robots). Naming a backbone measures that instead.
-Exit code 1 when a threshold is missed or something could not be measured.
+gpu (full sizes, thresholds), curves (over history, cameras, chunk and robots), parts (each of the fast path's alone).
+Naming a backbone measures that instead. Exit code 1 when a threshold is missed or something could not be measured.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
-    parser.add_argument("--preset", choices=("table", "must-show", "gpu", "curves"), default="table")
+    parser.add_argument("--preset", choices=("table", "must-show", "gpu", "curves", "parts"), default="table")
     parser.add_argument("--backbone", action="append", metavar="NAME", help="this one; may be given several times")
     parser.add_argument("--size", choices=("tiny", "mid", "full"), help="default mid on a CPU, full on a GPU")
     parser.add_argument("--head", default="lstm", help="lstm, gpt or fc (default lstm)")
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--robots", type=numbers, default=[1], help="sessions stepped together (paths fast and plain)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 (default float32 on a CPU, bfloat16 on a GPU)")
     parser.add_argument("--paths", default="fast,plain,careful,logits",
-                        help="also logits_float32, logits_bfloat16; ratios are to the first")
+                        help="also fast:PART+PART, fast:int8, logits_float32, logits_bfloat16; ratios are to the first")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default 7, in table and curves on a CPU 3)")
     parser.add_argument("--seconds", type=float, help="of each path, all rounds together (default: one step a round)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
@@ -81,6 +81,7 @@ def _show(rows: "list[Row]") -> None:
 def _chosen(args: argparse.Namespace, on_gpu: bool) -> "Preset":
     from robovlms_ros.benchmark.cases import Case
     from robovlms_ros.benchmark.presets import Job, Preset, preset
+    from robovlms_ros.benchmark.ways import is_own
 
     chosen = preset(args.preset, on_gpu)
     if args.backbone:
@@ -91,7 +92,7 @@ def _chosen(args: argparse.Namespace, on_gpu: bool) -> "Preset":
         for backbone, cameras, history, chunk, robots in axes:
             case = Case(backbone, size, args.head, cameras, history, chunk, dtype)
             names = tuple(args.paths.split(","))
-            own = tuple(name for name in names if robots == 1 or name in ("fast", "plain"))
+            own = tuple(name for name in names if robots == 1 or is_own(name))
             jobs.append(Job(case, own, robots))
         chosen = Preset(tuple(jobs), replace(chosen.effort, rounds=7), tuple(dict.fromkeys((dtype, "float32"))))
     effort = chosen.effort

@@ -27,9 +27,9 @@ from robovlms_ros.benchmark.head_window import window_cost
 from robovlms_ros.benchmark.models import build, size_of
 from robovlms_ros.benchmark.presets import PRESETS, preset
 from robovlms_ros.benchmark.together import predict_together
-from robovlms_ros.benchmark.ways import make_way
+from robovlms_ros.benchmark.ways import BY_HAND, is_own, make_way, options_of
 from robovlms_ros.policy.checkpoint import random_tokenizer
-from robovlms_ros.policy.fast.plan import options_for
+from robovlms_ros.policy.fast.plan import FastPathError, options_for
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.types import RoboVLMsError
@@ -57,7 +57,8 @@ def test_random_weights_are_seeded_tied_and_of_the_asked_precision() -> None:
 def test_every_way_answers_alike(backbone: str) -> None:
     policy = build(tiny(backbone, cameras=2), CPU)
     frames = Frames(policy.config.cameras, shape=SHAPE)
-    ways = [make_way(name, policy, frames) for name in ("plain", "fast", "careful", "logits", "logits_float32")]
+    names = ("plain", "fast", "fast:staggered_lstm+batch_cameras", "careful", "logits", "logits_float32")
+    ways = [make_way(name, policy, frames) for name in names]
     for index in range(5):
         plain, *others = (way.step(index) for way in ways)
         assert plain.shape == (10, 7)
@@ -71,10 +72,20 @@ def test_a_bfloat16_copy_leaves_the_policy_alone() -> None:
     assert way.policy.dtype == torch.bfloat16 and policy.dtype == torch.float32
 
 
+def test_parts_and_quantisation_by_name() -> None:
+    assert options_of("plain", "cpu") is None
+    only = options_of("fast:prompt_cache", "cpu")
+    assert only is not None and only.prompt_cache and not only.staggered_lstm
+    quantised = options_of("fast:int8", "cpu")
+    assert quantised is not None and quantised.quantize == "int8" and quantised.staggered_lstm
+    with pytest.raises(FastPathError, match="no part 'prompt'"):
+        options_of("fast:prompt", "cpu")
+
+
 def test_an_unknown_way_and_robots_by_hand_are_refused() -> None:
     policy = build(tiny(), CPU)
     frames = Frames(policy.config.cameras, shape=SHAPE)
-    with pytest.raises(ConfigError, match="fast, plain"):
+    with pytest.raises(ConfigError, match="plain, careful, logits"):
         make_way("quick", policy, frames)
     with pytest.raises(ConfigError, match="robots"):
         make_way("logits", policy, frames, robots=2)
@@ -201,4 +212,5 @@ def test_mid_sizes_have_the_parameters_that_they_say(backbone: str) -> None:
 def test_presets_name_cases_that_can_be_built(name: str, on_gpu: bool) -> None:
     for job in preset(name, on_gpu).jobs:
         config_of(job.case)
-        assert job.paths[0] == "fast"
+        assert job.paths[0] == ("plain" if name == "parts" else "fast")
+        assert all(is_own(path) or path in BY_HAND for path in job.paths)
