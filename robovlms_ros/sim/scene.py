@@ -21,8 +21,6 @@ Array = NDArray[np.float64]
 CUBE_SIZE = 0.04
 """Edge of a cube in metres."""
 TABLE_HEIGHT = 0.8
-FINGER_OPEN = 0.04
-"""Position of each finger when open, in metres; 0 is closed."""
 TIMESTEP = 0.002
 """Seconds a tick: 500 Hz."""
 

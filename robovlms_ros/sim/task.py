@@ -7,6 +7,8 @@ from robovlms_ros.types import RoboVLMsError
 CUBES = ("red", "green")
 INSTRUCTIONS = {f"lift the {name} cube": name for name in CUBES}
 
+FINGER_OPEN = 0.04
+"""Position of each finger when open, in metres; 0 is closed."""
 LIFTED = 0.04
 """A cube counts as lifted when its centre is this far above its place on the table (m)."""
 

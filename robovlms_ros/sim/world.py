@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from robovlms_ros.sim import scene
 from robovlms_ros.sim.cameras import CameraRenderer
 from robovlms_ros.sim.expert import expert_chunk
-from robovlms_ros.sim.task import CUBES, LIFTED, Judge, LiftJudge, named_cube
+from robovlms_ros.sim.task import CUBES, FINGER_OPEN, LIFTED, Judge, LiftJudge, named_cube
 from robovlms_ros.sim.trajectory_controller import TrajectoryController
 from robovlms_ros.types import NANOSECONDS, RobotState, RoboVLMsError
 
@@ -23,7 +23,6 @@ Array = NDArray[np.float64]
 
 ARM_JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
 FINGER_JOINT = "panda_finger_joint1"
-FINGER_OPEN = scene.FINGER_OPEN
 HOME = (0.0, 0.1316, 0.0, -2.5358, 0.0, 2.6673, 0.7859)
 """Arm at the start of an episode (rad): the hand points straight down, 24 cm above the table."""
 HOME_NOISE = 0.02

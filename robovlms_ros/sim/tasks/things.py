@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.sim.scene import FINGER_OPEN
+from robovlms_ros.sim.task import FINGER_OPEN, LIFTED
 
 Array = NDArray[np.float64]
 
@@ -26,7 +26,6 @@ PLATE_RADIUS = 0.05
 TABLE_Z = -0.112
 """Height of the table's surface in the robot's base frame (m)."""
 
-LIFTED = 0.04
 RELEASED = 0.08
 """A thing is released when the gripper is open wider than its width by this opening (0 to 1)."""
 

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.sim.task import TaskError
+from robovlms_ros.sim.task import FINGER_OPEN, TaskError
 from robovlms_ros.sim.tasks import base, expert
 from robovlms_ros.sim.tasks.language import Goal, instructions, meaning
 from robovlms_ros.sim.tasks.looks import Looks, Painter
@@ -84,7 +84,7 @@ class TaskWorld(SimWorld):
             return Thing(name, position - self._base, yaw)
 
         plates = {name: self._table.plate(name) - self._base for name in PLATES} if self._contents.plates else {}
-        opening = float(np.mean(np.abs(self._data.qpos[7:9]))) / 0.04
+        opening = float(np.mean(np.abs(self._data.qpos[7:9]))) / FINGER_OPEN
         return TableTruth({name: read(name, slot) for name, slot in self._contents.things.items()}, plates, opening,
                           tuple(read("obstacle cube", slot) for slot in self._contents.obstacles))
 
