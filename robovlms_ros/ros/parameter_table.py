@@ -80,9 +80,9 @@ PARAMETERS = (
         choices=("auto", "float32", "bfloat16", "float16")),
     Parameter(
         "fast_path", "auto",
-        "auto: all shortcuts that give the same answers; off: none; int8, int4, fp8: also the text model's weights in "
-        "fewer bits, for small GPUs. Compared with the plain path at configure, and refused beyond the tolerance.",
-        choices=("auto", "off", "int8", "int4", "fp8")),
+        "auto: all shortcuts that give the same answers; max: also compiled code, minutes at first start; off: none; "
+        "int8, int4, fp8: also the text model's weights in fewer bits, for small GPUs. Compared with the plain path at "
+        "configure, and refused beyond the tolerance.", choices=("auto", "max", "off", "int8", "int4", "fp8")),
     Parameter("dry_run", True, "True: chunks are published and nothing that moves."),
     Parameter(
         "cameras", ["static", "wrist"], "Names of the cameras, as the policy's configuration has them.", fixed=True),

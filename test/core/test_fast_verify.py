@@ -2,6 +2,7 @@
 
 - a fast path that agrees is accepted with its numbers; one that is off by more, fails, or answers NaN is refused;
 - a session is opened on the path that was verified; a quantised model that was accepted is the only one left;
+- what compiled code or graphs spoil is tried without them;
 - the tolerance follows precision and quantisation; no observation is an error of the caller.
 """
 
@@ -68,6 +69,16 @@ def test_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplo
     judged = verify_fast_path(helpers.lively(make_config()), FRAMES, FastPathOptions())
     assert not judged.accepted and "the plain path runs" in caplog.text
     assert "allowed" in judged.reason if change == "scaled" else "failed" in judged.reason, judged.reason
+
+
+def test_one_step_down_at_a_time(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(function: object, **kwargs: object) -> None:
+        raise RuntimeError("no C++ compiler here")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    session = open_session(helpers.lively(make_config()), "max", FRAMES)
+    assert session.path == "fast" and session.fast == FastPathOptions()
+    assert "refused with compile: the fast path failed: RuntimeError: no C++ compiler here" in session.path_reason
 
 
 def test_tolerances(make_config: MakeConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from robovlms_ros.types import RoboVLMsError
 
 Quantization = Literal["none", "int8", "int4", "fp8"]
-Mode = Literal["auto", "off", "int8", "int4", "fp8"]
+Mode = Literal["auto", "max", "off", "int8", "int4", "fp8"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 
@@ -62,12 +62,22 @@ PARTS = tuple(f.name for f in fields(FastPathOptions) if f.name not in ("enabled
 def options_for(mode: str, device_type: str) -> FastPathOptions | None:
     """The options that a mode means on a device ("cpu", "cuda"); None for `off`, the plain path.
 
-    auto: all that is exact there: on CUDA also preprocessing on the device and CUDA graphs. Raises FastPathError.
+    auto: all that is exact there and ready at once, on CUDA with preprocessing there and CUDA graphs. max: torch
+    also compiles, which takes minutes at the first start. Raises FastPathError.
     """
     if mode not in MODES:
         raise FastPathError(f"fast path '{mode}': must be one of {', '.join(MODES)}.")
     if mode == "off":
         return None
     on_gpu = device_type == "cuda"
-    options = FastPathOptions(device_preprocess=on_gpu, cuda_graphs=on_gpu)
-    return options if mode == "auto" else replace(options, quantize=mode)  # type: ignore[arg-type]
+    options = FastPathOptions(device_preprocess=on_gpu, cuda_graphs=on_gpu, compile=mode == "max")
+    return options if mode in ("auto", "max") else replace(options, quantize=mode)  # type: ignore[arg-type]
+
+
+def steps_down(options: FastPathOptions) -> tuple[FastPathOptions, ...]:
+    """`options`, then with less of what depends on the machine: no compiled code, then no CUDA graphs either."""
+    steps = [options]
+    for name in ("compile", "cuda_graphs"):
+        if getattr(steps[-1], name):
+            steps.append(replace(steps[-1], **{name: False}))  # type: ignore[arg-type]
+    return tuple(steps)

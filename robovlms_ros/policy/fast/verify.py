@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.policy.fast.plan import FastPathOptions, Quantization, options_for
+from robovlms_ros.policy.fast.plan import FastPathOptions, Quantization, options_for, steps_down
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.session import PolicySession
-from robovlms_ros.types import Observation, RoboVLMsError
+from robovlms_ros.types import Observation
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def verify_fast_path(
     plain = _answers(policy, observations, None)
     try:
         fast = _answers(policy, observations, options)
-    except (RuntimeError, RoboVLMsError, NotImplementedError, TypeError, AttributeError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a compiler, a driver or another library's new version comes up with
         reason = f"the fast path failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         log.warning("%s; the plain path runs.", reason)
         return Verification(float("nan"), float("inf"), False, reason)
@@ -73,19 +73,33 @@ def verify_fast_path(
 def open_session(
     policy: VLAPolicy, mode: str, observations: Sequence[Observation], now: Callable[[], int] | None = None
 ) -> PolicySession:
-    """A session on the fast path that `mode` means (`options_for`), if it agrees on `observations`, else on the plain
-    one; its `path_reason` says which and why. An accepted quantised model takes the place of the policy's own. Raises
+    """A session on the fast path that `mode` means (`options_for`), if it agrees on `observations`; without compiled
+    code, then without CUDA graphs, then on the plain path where it does not.
+
+    Its `path_reason` says which and why. An accepted quantised model takes the place of the policy's own. Raises
     FastPathError for an unknown mode."""
-    options = options_for(mode, policy.device.type)
-    if options is None:
+    wanted = options_for(mode, policy.device.type)
+    if wanted is None:
         return policy.new_session(now)
-    judged = verify_fast_path(policy, observations, options)
-    session = policy.new_session(now, options if judged.accepted else None)
-    session.path_note = judged.reason if judged.accepted else f"the fast path was refused: {judged.reason}"
-    if judged.accepted:
-        session.let_plain_weights_go()
+    refusals = []
+    for options in steps_down(wanted):
+        judged = verify_fast_path(policy, observations, options)
+        if judged.accepted:
+            session = policy.new_session(now, options)
+            session.let_plain_weights_go()
+            break
+        refusals.append(f"refused with {machine_parts(options)}: {judged.reason}")
+    else:
+        session = policy.new_session(now)
+    session.path_note = "; ".join([*([judged.reason] if judged.accepted else []), *refusals])
     log.info("session on the %s path: %s", session.path, session.path_reason)
     return session
+
+
+def machine_parts(options: FastPathOptions) -> str:
+    """What of the options depends on the machine, in words."""
+    names = [name for name in ("compile", "cuda_graphs") if getattr(options, name)]
+    return " and ".join(names) or "neither compiled code nor graphs"
 
 
 def _judge(plain: NDArray[np.float64], fast: NDArray[np.float64], allowed: Tolerance) -> Verification:
