@@ -13,6 +13,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -87,6 +88,25 @@ def test_recorded_stages_equal_the_plain_path(make_config: MakeConfig, monkeypat
     monkeypatch.setattr(runner, "require", lambda name, policy: None)
     monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", stand_in))
     assert helpers.largest_difference(policy, FastPathOptions(cuda_graphs=True), FRAMES) < 1e-5
+
+
+def test_frames_that_were_only_observed_need_no_other_recording(make_config: MakeConfig, monkeypatch) -> None:
+    shapes = []
+
+    def recorder(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]):
+        shapes.append(tuple(inputs[0].shape))
+        return stand_in(function, inputs)
+
+    policy = helpers.lively(make_config(**TWO))
+    monkeypatch.setattr(runner, "require", lambda name, policy: None)
+    monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", recorder))
+    plain, fast = policy.new_session(), policy.new_session(fast=FastPathOptions(cuda_graphs=True))
+    for i in range(9):
+        for session in (plain, fast):
+            session.predict_action_chunk(helpers.frame(i)) if i % 3 == 2 else session.observe(helpers.frame(i))
+        if i % 3 == 2:
+            np.testing.assert_allclose(fast.normalised, plain.normalised, atol=1e-5)
+    assert len(shapes) == len(set(shapes)) and (2, 3, 28, 28) in shapes and (6, 3, 28, 28) not in shapes
 
 
 def test_preprocessing_on_the_device(make_config: MakeConfig) -> None:

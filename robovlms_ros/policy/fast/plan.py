@@ -26,7 +26,7 @@ class FastPathOptions:
     batch_cameras: all cameras' frames through the vision tower in one batch.
     device_preprocess: resize and normalise on the policy's device, from uint8.
     cuda_graphs: vision, text model and head replayed as CUDA graphs. compile: torch.compile of vision and text model.
-    prompt_bucket: text lengths are rounded up to a multiple of it; 0 is 16 with cuda_graphs or compile, else 1.
+    prompt_bucket: text lengths are rounded up to a multiple of it; 0 is 32 with cuda_graphs or compile, else 1.
     quantize: weights of the text model's linear layers in fewer bits. The answers change; the gate says by how much.
     """
 

@@ -16,7 +16,7 @@ from robovlms_ros.policy.paths import Encoded, Images, PlainPath, Timer, VisionT
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.processing.resize import DevicePreprocessor
 
-GRAPH_BUCKET = 16
+GRAPH_BUCKET = 32
 
 
 def path_for(policy: VLAPolicy, options: FastPathOptions | None) -> PlainPath:
@@ -98,6 +98,10 @@ class FastRunner(PlainPath):
         """Visual tokens of every camera's frames; with batch_cameras all cameras in one batch."""
         names = self.policy.config.cameras
         count = len(images[names[0]])
+        if self._shared.graphs and count > 1:
+            # One after the other by the graph that is there: another number of frames would have to be recorded first.
+            singles = [self.encode({name: images[name][i : i + 1] for name in names}, timer) for i in range(count)]
+            return {name: VisualTokens.join([single[name] for single in singles]) for name in names}
         if "batch_cameras" in self.parts and len(names) > 1:
             together = self._encode(torch.cat([images[name] for name in names]), timer)
             return {name: together.frames(i * count, (i + 1) * count) for i, name in enumerate(names)}
@@ -127,7 +131,9 @@ class FastRunner(PlainPath):
             if "prompt_cache" in self.parts:
                 layout = self._layout(visual, tokens, state, window)
                 sequence = fill(layout, vlm, visual, state)
-                hidden = self._shared.read(sequence, layout.columns, arguments(layout, sequence))  # (N, k, d)
+                steady = window in (1, self.policy.config.model.history_length)
+                extra = arguments(layout, sequence)
+                hidden = self._shared.read(sequence, layout.columns, extra, steady)  # (N, k, d)
             else:
                 sequence = vlm.build_sequence(visual, tokens["input_ids"], tokens["attention_mask"], state, window)
                 hidden = self._shared.read(sequence, read_columns(vlm, sequence), None)

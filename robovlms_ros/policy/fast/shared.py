@@ -80,10 +80,13 @@ class Shared:
         self._grid[images.shape[-1]] = visual.grid
         return (visual.tokens, *visual.layers)
 
-    def read(self, sequence: TokenSequence, columns: Tensor, extra: dict[str, Any] | None) -> Tensor:
-        """The text model's output (N, k, d) at `columns`. extra: its arguments, None to have them computed."""
+    def read(
+        self, sequence: TokenSequence, columns: Tensor, extra: dict[str, Any] | None, steady: bool = False
+    ) -> Tensor:
+        """The text model's output (N, k, d) at `columns`. extra: its arguments, None to have them computed. steady: the
+        shape will come again, so it is worth a recording (a window that still grows is not)."""
         fixed = extra is not None and extra.get("attention_mask") is None and not sequence.layers
-        if not (self.graphs and fixed):
+        if not (self.graphs and fixed and steady):
             return self._run(sequence, columns, extra or {})
         assert extra is not None
         changing = {name: value for name, value in extra.items() if isinstance(value, Tensor)}
