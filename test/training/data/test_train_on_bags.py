@@ -1,0 +1,68 @@
+"""`robovlms train --data` on rosbags, from the command line to a checkpoint that answers.
+
+- Statistics of the training episodes are in the checkpoint, with their unit; a second call goes on, a third has nothing
+  to do; fine-tuning from the checkpoint keeps its normalisation.
+- Data that would train badly, and a split that cannot be made, are refused before anything is trained.
+"""
+
+import json
+import logging
+
+import pytest
+import yaml
+
+from robovlms_ros.cli.main import main
+from robovlms_ros.config import config_to_mapping, load_config
+from robovlms_ros.policy.checkpoint import load_policy
+
+
+@pytest.fixture
+def recorded(bags, tmp_path):
+    """(configuration file, bags): three demonstrations of two seconds."""
+    paths = [bags.write(tmp_path / f"bag{i}", seconds=2.4, begin=bags.BEGIN + i * bags.NANOSECONDS) for i in range(3)]
+    config = bags.config(
+        action_head={"type": "lstm", "hidden_size": 16, "num_layers": 1, "action_dim": 8},
+        vlm={"size": "tiny", "vocabulary": ["lift", "the", "cube"]},
+        training={"batch_size": 8, "max_steps": 3, "workers": 1, "validation_fraction": 0.3, "save_every": 1},
+    )
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump({**config_to_mapping(config), "data": bags.MAPPING}))
+    return path, paths
+
+
+def test_bags_become_a_checkpoint(recorded, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    path, paths = recorded
+    command = ["train", "--config", str(path), "--data", *map(str, paths), "--output", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert "2 episodes to train on, 1 held out" in capsys.readouterr().out
+    place = tmp_path / "run" / "checkpoint"
+    policy = load_policy(place)
+    norm = policy.config.action.normalization[0]
+    assert not policy.is_random and norm.method == "min_max" and norm.unit
+    table = json.loads((place / "statistics.json").read_text())["train"]["action"]
+    assert table["min"][:7] == pytest.approx(list(norm.low[:7])) and table["unit"] == norm.unit
+    text = yaml.safe_load(path.read_text())
+    text["training"]["max_steps"] = 5
+    path.write_text(yaml.safe_dump(text))
+    caplog.clear()
+    assert main(command) == 0 and "going on at step 3 of 5" in caplog.text
+    finer = tmp_path / "finer.yaml"
+    finer.write_text(yaml.safe_dump({"training": {"max_steps": 1, "freeze": ["backbone"]}, "data": text["data"]}))
+    output = ["--output", str(tmp_path / "finer")]
+    assert main(["train", "--config", str(finer), "--from", str(place), "--data", str(paths[0]), str(paths[1]),
+                 *output]) == 0
+    assert load_config(tmp_path / "finer" / "checkpoint" / "config.yaml").action.normalization[0] == norm
+
+
+def test_what_cannot_be_trained_on_is_refused_first(bags, recorded, tmp_path, capsys):
+    path, paths = recorded
+    output = ["--output", str(tmp_path / "run")]
+    silent = bags.write(tmp_path / "silent", seconds=1.0, commands=False)
+    assert main(["train", "--config", str(path), "--data", str(silent), *output]) == 1
+    assert "command" in capsys.readouterr().err
+    assert main(["train", "--config", str(path), "--data", str(paths[0]), *output]) == 1
+    assert "one side would be empty" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main(["train", "--config", str(path), "--data", *map(str, paths), "--inspect", *output]) == 0
+    assert (tmp_path / "run" / "inspection.html").exists()
