@@ -31,6 +31,9 @@ class Senses(Protocol):
     def where(self, fault: str) -> str:
         """The topic behind a watchdog's fault, empty where there is none."""
 
+    def clear(self) -> None:
+        """Forget images and joint states, as after a clock jump. The instruction stays."""
+
 
 class Worker(Protocol):
     """What the pilot asks of the inference worker."""

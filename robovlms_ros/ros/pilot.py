@@ -111,7 +111,8 @@ class Pilot:
 
     def clock_jumped(self) -> None:
         """Forget everything that has a stamp. Nothing can be timed on a clock that jumps, so nothing is commanded."""
-        with self._lock:
+        with self._lock:  # a chunk that comes in between must not take the emptied inputs for the reason
+            self._senses.clear()
             if self._active:
                 self._abandon("the clock jumped")
 

@@ -256,10 +256,10 @@ class VLANode(PlainLifecycleNode):
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         self.get_logger().warning("the clock jumped back or changed: starting afresh")
-        if self._inputs is not None:
-            self._inputs.clear()
         if self._pilot is not None:
             self._pilot.clock_jumped()
+        elif self._inputs is not None:
+            self._inputs.clear()
 
     def _publish_chunk(self, chunk: ActionChunk, frame_id: str) -> None:
         self._chunks.publish(chunk_to_message(chunk, frame_id))
