@@ -94,7 +94,16 @@ def _cudnn_layers(steps: Tensor, weights: list[Tensor], *_: Any, **__: Any) -> i
     return _recurrent(steps, weights)
 
 
-RECURRENT: dict[str, Callable[..., int]] = {"mkldnn_rnn_layer": _mkldnn_layer, "_cudnn_rnn": _cudnn_layers}
+def _lstm(steps: Tensor, states: list[Tensor], weights: list[Tensor], *_: Any, **__: Any) -> int:
+    return _recurrent(steps, weights)
+
+
+# In inference mode the LSTM arrives whole; taken apart it would run another way than it does (and not in bfloat16).
+RECURRENT: dict[str, Callable[..., int]] = {
+    "lstm": _lstm,
+    "mkldnn_rnn_layer": _mkldnn_layer,
+    "_cudnn_rnn": _cudnn_layers,
+}
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
