@@ -4,11 +4,13 @@
 - every history type, several action tokens, tokens pooled or resampled, masked action tokens, RoboVLMs' padding;
 - a prompt padded to a bucket answers as the unpadded one; lengths within a bucket have one shape;
 - prompts are embedded and spliced once per instruction; the last layer's MLP sees the action tokens alone;
+- a timer is entered once per stage at a time, and left;
 - an unknown last layer, a discrete head and unknown parts are refused by name, and the plain stage runs.
 """
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,26 @@ def test_an_unknown_last_layer_is_refused(make_config: MakeConfig) -> None:
     assert helpers.largest_difference(policy, FastPathOptions(), FRAMES) < 1e-5
 
 
+def test_stages_are_timed_one_after_the_other(make_config: MakeConfig) -> None:
+    policy = helpers.lively(make_config(**TWO))
+    for options in (None, FastPathOptions(), FastPathOptions(device_preprocess=True, batch_cameras=False)):
+        entered: list[str] = []
+        open_ones: list[str] = []
+
+        @contextlib.contextmanager
+        def timer(stage: str, entered: list[str] = entered, open_ones: list[str] = open_ones) -> Iterator[None]:
+            assert not open_ones, f"{stage} within {open_ones}"
+            entered.append(stage)
+            open_ones.append(stage)
+            yield
+            open_ones.pop()
+
+        policy.new_session(fast=options).predict_action_chunk(FRAMES[0], timer)
+        order = list(dict.fromkeys(entered))
+        assert [name for name in order if name != "projector"] == ["preprocess", "vision", "text", "head", "post"]
+        assert "projector" in order and not open_ones
+
+
 def test_the_model_itself_is_left_as_it_is(make_config: MakeConfig) -> None:
     policy = helpers.lively(make_config(**TWO))
     before = list(policy.state_dict())
@@ -115,10 +137,11 @@ def test_the_model_itself_is_left_as_it_is(make_config: MakeConfig) -> None:
 def test_refused_by_name(make_config: MakeConfig) -> None:
     with pytest.raises(FastPathError, match="no part 'wings'"):
         FastPathOptions.only("wings")
-    with pytest.raises(FastPathError, match="must be one of auto, off"):
+    with pytest.raises(FastPathError, match="must be one of auto, max"):
         options_for("quick", "cpu")
     assert options_for("off", "cuda") is None and options_for("auto", "cpu") == FastPathOptions()
     assert options_for("int8", "cpu") == FastPathOptions(quantize="int8")
+    assert options_for("max", "cuda") == FastPathOptions(device_preprocess=True, cuda_graphs=True, compile=True)
     policy = helpers.lively(make_config(**TWO))
     nothing = policy.new_session(fast=FastPathOptions.only())
     assert (nothing.path, policy.new_session().path) == ("plain", "plain")

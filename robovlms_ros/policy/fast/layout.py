@@ -32,10 +32,6 @@ class Layout:
     positions: dict[str, Any]
     attention_mask: Tensor | None
 
-    @property
-    def length(self) -> int:
-        return int(self.sequence.embeds.shape[1])
-
 
 def build_layout(
     vlm: BaseRoboVLM,
