@@ -233,5 +233,5 @@ def _at(plan: Any, time_ns: int) -> Array:
 
 def plain_reason(reason: str) -> str:
     """A reason with its numbers taken out, so that equal reasons count together."""
-    text = re.sub(r"(?<![\w^.])-?\d+(\.\d+)?(e[+-]?\d+)?", "#", reason)
+    text = re.sub(r"(?<![\w^.])-?\d+(\.\d+)?(e[+-]?\d+)?", "…", reason)
     return text if len(text) <= REASON_LENGTH else text[:REASON_LENGTH - 3] + "..."

@@ -33,6 +33,7 @@ class Samples:
         self.fans, self.track = Thinned(FANS), Thinned(TRACK)
         self._worst: list[tuple[float, int, dict[str, Any]]] = []
         self._origin: int | None = None
+        self._episode = ""
         self._turn: Array | None = None
 
     def worst(self) -> list[dict[str, Any]]:
@@ -47,6 +48,9 @@ class Samples:
         known = reference.valid
         if self._turn is None and answer.start.eef_pose is not None:
             self._turn = answer.start.eef_pose[:3, :3]
+        if answer.episode != self._episode:
+            self._episode = answer.episode
+            self.track.add([round(seconds, 4), *[None] * (_shown(reference, self._turn).shape[1])])  # breaks the curve
         first = np.where(known[:, None], _shown(reference, self._turn), np.nan)[0]
         self.track.add([round(seconds + self._spec.step_duration, 4), *numbers(first.round(5))])
         fan = [numbers(row) for row in _shown(predicted, self._turn).round(5)]

@@ -22,7 +22,7 @@ h1 { font-size: 24px; margin: 0 0 12px; } h2 { font-size: 19px; margin: 36px 0 6
 table { border-collapse: collapse; margin: 8px 0; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; } th { font-weight: 600; } tr.trivial td { color: var(--quiet); }
-.scroll { overflow-x: auto; } .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 14px; }
+.scroll { overflow-x: auto; } .grid2 { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 14px; }
 svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: var(--quiet); }
 svg .grid, svg line.grid { stroke: var(--line); } .legend { font-size: 12px; color: var(--quiet); }
 .legend span { margin-right: 14px; white-space: nowrap; } svg.key { width: 22px; height: 8px; margin-right: 5px; }
@@ -151,13 +151,19 @@ def _policy(name: str, policy: Mapping[str, Any], colour: str) -> str:
              f"{policy['scored']} scored, {policy['unscored']} without anything recorded to compare with")
     parts = [f"<p class=quiet>{escape(facts)}. Policy: {escape(policy['policy_id'] or name)}.</p>"]
     parts.append("<h3>Predicted (coloured) and recorded (grey)</h3>" + _fans(policy, colour))
-    parts.append("<h3>The moments of the largest error</h3>" + worst_moments(policy, colour))
+    parts.append("<h3>The moments of the largest error</h3>" + _drawn(policy) + worst_moments(policy, colour))
     parts.append("<h3>What scheduler and gate make of it</h3>" + _latencies(policy) + _gate(policy))
     parts.append(_agreement(policy) + _sensitivity(policy) + _inference(policy) + _dimensions(policy))
     if policy["refused_inputs"]:
         items = "".join(f"<li>{count}: {escape(reason)}</li>" for reason, count in policy["refused_inputs"].items())
         parts.append(f"<h3>Not evaluated</h3><ul>{items}</ul>")
     return "".join(parts)
+
+
+def _drawn(policy: Mapping[str, Any]) -> str:
+    if any(moment.get("pixels") for moment in policy["worst"]):
+        return '<p class="quiet">In the images: predicted (coloured) and recorded (white), from the dot on.</p>'
+    return '<p class="quiet">The camera is not calibrated, so the motions are drawn beside the images.</p>'
 
 
 def _fans(policy: Mapping[str, Any], colour: str) -> str:

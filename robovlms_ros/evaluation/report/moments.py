@@ -37,14 +37,19 @@ def _picture(moment: Mapping[str, Any], colour: str) -> str:
     if moment.get("pixels") and moment.get("size"):
         width, height = moment["size"]
         pixels = moment["pixels"]
-        paths = [_path(pixels["recorded"], "#ffffff", width), _path(pixels["predicted"], colour, width)]
+        paths = [_path(pixels["recorded"], "#ffffff", width / 60), _path(pixels["predicted"], colour, width / 130)]
         overlay = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{"".join(paths)}</svg>'
     return f'<div class="picture">{image}{overlay}</div>'
 
 
-def _path(points: Sequence[Sequence[float]], colour: str, width: float) -> str:
+def _path(points: Sequence[Sequence[float]], colour: str, thick: float) -> str:
+    """A line on a dark edge, so that it shows on anything, and a dot where it begins."""
+    if not points:
+        return ""
     coordinates = " ".join(f"{u},{v}" for u, v in points)
-    return f'<polyline fill="none" stroke="{colour}" stroke-width="{width / 110:.2f}" points="{coordinates}"/>'
+    lines = "".join(f'<polyline fill="none" stroke="{shade}" stroke-width="{size:.2f}" points="{coordinates}"/>'
+                    for shade, size in (("#000000", 1.5 * thick), (colour, thick)))
+    return f'{lines}<circle cx="{points[0][0]}" cy="{points[0][1]}" r="{1.3 * thick:.2f}" fill="{colour}"/>'
 
 
 def _gripper(moment: Mapping[str, Any]) -> str:
