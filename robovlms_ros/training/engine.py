@@ -66,7 +66,8 @@ class Engine:
         loaders = [build_loader(policy, train, self.sampler)]
         if validation is not None:
             loaders.append(build_loader(policy, validation, range(len(cast(Sized, validation)))))
-        prepared = self.accelerator.prepare(Objective(policy), optimiser(policy, self.training), *loaders)
+        adam = optimiser(policy, self.training, self.accelerator.device)
+        prepared = self.accelerator.prepare(Objective(policy), adam, *loaders)
         self.objective, self.optimiser, self.loader = prepared[:3]
         self.validation = prepared[3] if validation is not None else None
         self.module = self.accelerator.unwrap_model(self.objective)

@@ -111,10 +111,11 @@ def count(policy: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def optimiser(policy: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over what trains, in one group. Raises TrainingError when nothing does."""
+def optimiser(policy: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over what trains, in one group, for weights that will be on `device`. Raises TrainingError when nothing
+    trains."""
     trained = [p for p in policy.parameters() if p.requires_grad]
     if not trained:
         raise TrainingError(f"training.freeze = {list(config.freeze)}: nothing is left to train. Freeze less.")
-    fused = trained[0].is_cuda  # elsewhere the plain loop, which needs no copy of all gradients
+    fused = device.type == "cuda"  # elsewhere the plain loop, which needs no copies of everything either
     return torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
