@@ -27,8 +27,8 @@ class TrainingPlan:
     """One training run, as its YAML has it.
 
     policy: a policy's configuration (PolicyConfig). robot: name or path of the robot's YAML. episodes: demonstrations
-    of the expert. shard: episodes per shard. workers: processes that record. stages: see `Stage`. save_every: steps
-    between saved states.
+    of the expert. shard: episodes per shard. workers: processes that record. threads: that train; more than one pays on
+    an idle machine alone. stages: see `Stage`. save_every: steps between saved states.
 
     task: None for the easy demo's two cubes, or a tabletop task or `all` of them. Then goals: of those recorded, how
     many a window is learned under in a step; ground_truth: false trains on what a real robot records alone.
@@ -41,6 +41,7 @@ class TrainingPlan:
     episodes: int = 300
     shard: int = 10
     workers: int = 2
+    threads: int = 1
     save_every: int = 200
     task: str | None = None
     goals: int = 3
@@ -51,6 +52,7 @@ class TrainingPlan:
         first = self.stages[0].episodes
         require(first == 0, "stages[0].episodes", first, "0: an untrained policy drives nowhere")
         require(1 <= self.shard <= self.episodes, "shard", self.shard, f"1 to episodes = {self.episodes}")
+        require(self.threads >= 1, "threads", self.threads, "1 or more")
         require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
         require(self.task in (None, "all", *TASKS), "task", self.task, f"all, {', '.join(TASKS)}, or left out")
         require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")
@@ -92,7 +94,7 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None) 
     from robovlms_ros.training.behaviour_cloning import initialise
     from robovlms_ros.training.trainer import Trainer
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(plan.threads)
     seeds = TRAINING_SEEDS
     store = demonstrations or folder / "demonstrations"
     jobs = shard_jobs(store, seeds[: plan.episodes], plan.shard, plan.robot, task=plan.task)

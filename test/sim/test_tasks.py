@@ -237,3 +237,10 @@ def test_rollout_reports_per_task_and_per_kind_of_sentence(tmp_path, capsys):
     assert main(["rollout", "--task", "juggle"]) == 1
     assert main(["rollout", "--task", "lift", "--condition", "storm"]) == 1
     assert "'light +-50 %'" in capsys.readouterr().err
+
+
+def test_conditions_are_what_they_say():
+    crowded = TaskWorld(0, task="lift", obstacles=2)
+    for seed in range(5):
+        crowded.reset(seed)
+        assert len(crowded.ground_truth().obstacles) == 2

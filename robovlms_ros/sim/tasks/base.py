@@ -27,12 +27,13 @@ CORRIDOR = 0.03
 
 @dataclass(frozen=True)
 class Task:
-    """What the scenes of a task hold. shapes: per shape the least and the most; plates: chance that they are there."""
+    """What the scenes of a task hold. shapes: per shape the least and the most; plates: chance that they are there;
+    obstacles: the least and the most things without a name."""
 
     name: str
     shapes: dict[str, tuple[int, int]]
     plates: float
-    obstacles: int = 1
+    obstacles: tuple[int, int] = (0, 1)
 
     def fits(self, goal: Goal, truth: TableTruth) -> bool:
         """Whether the goal can be asked for in this scene: all there, reachable, and room for the fingers."""

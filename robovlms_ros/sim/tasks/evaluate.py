@@ -30,7 +30,7 @@ EXPERT_AIM = Thresholds(success=0.95, wrong=0.05)
 
 @dataclass(frozen=True)
 class Condition:
-    """What differs from the scenes that training saw. obstacles: things without a name, at most; None as trained. The
+    """What differs from the scenes that training saw. obstacles: how many things without a name; None as trained. The
     others as in EpisodeSettings."""
 
     looks: Looks = field(default_factory=Looks)

@@ -85,16 +85,18 @@ class Contents:
     plates: bool
 
 
-def choose(shapes: dict[str, tuple[int, int]], plates: float, obstacles: int, rng: np.random.Generator) -> Contents:
+def choose(shapes: dict[str, tuple[int, int]], plates: float, obstacles: tuple[int, int],
+           rng: np.random.Generator) -> Contents:
     """Draw a scene's contents: per shape the least and the most that there may be of it, the chance of plates, and the
-    largest number of obstacles."""
+    least and the most obstacles."""
     things = {}
     for shape, (least, most) in shapes.items():
         colours = rng.permutation(COLOURS)[: int(rng.integers(least, most + 1))]
         for i, colour in enumerate(colours):
             slot = f"{colour}_cube" if shape == "cube" else SLOTS[shape][i]
             things[f"{colour} {shape}"] = slot
-    return Contents(things, OBSTACLES[: int(rng.integers(0, obstacles + 1))], bool(rng.uniform() < plates))
+    posts = OBSTACLES[: int(rng.integers(obstacles[0], obstacles[1] + 1))]
+    return Contents(things, posts, bool(rng.uniform() < plates))
 
 
 def place(contents: Contents, rng: np.random.Generator) -> dict[str, Placement]:

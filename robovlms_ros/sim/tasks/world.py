@@ -23,7 +23,7 @@ class TaskWorld(SimWorld):
     """One arm at the tabletop.
 
     task: whose scenes to set up; `all` draws the task by the seed. looks: bounds of light, colours and cameras.
-    obstacles: things without a name, at most; None is the task's own number. The other arguments are `SimWorld`'s.
+    obstacles: how many things without a name; None draws it as the task says. The other arguments are `SimWorld`'s.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TaskWorld(SimWorld):
         name = self.task if self.task != "all" else str(rng.choice(list(base.TABLE_TASKS)))
         task = base.find_task(name)
         if self.obstacles is not None:
-            task = replace(task, obstacles=self.obstacles)
+            task = replace(task, obstacles=(self.obstacles, self.obstacles))
         for _ in range(ATTEMPTS):
             self._contents = choose(task.shapes, task.plates, task.obstacles, rng)
             try:
