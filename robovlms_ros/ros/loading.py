@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 5
+VERIFIED_RUNS = 3
 WARM_UP_SIZE = (480, 640)
 
 
@@ -103,7 +104,7 @@ def load_brain(
     cameras = _choose_cameras(policy.config, parameters)
     policy.config.require_runnable()
     frames = _warm_up_frames(policy, cameras, parameters.instruction or _example_words(policy), example)
-    session = open_session(policy, parameters.fast_path, frames, now)
+    session = open_session(policy, parameters.fast_path, frames[:VERIFIED_RUNS], now)
     latency = _warm_up(policy.new_session(None, session.fast), frames)
     log.info("policy %s on %s, warm inference %.0f ms, %s path", policy.identity, policy.device, 1000 * latency,
              session.path)

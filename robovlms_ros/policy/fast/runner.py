@@ -17,6 +17,7 @@ from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.processing.resize import DevicePreprocessor
 
 GRAPH_BUCKET = 32
+LAYOUTS_KEPT = 4
 
 
 def path_for(policy: VLAPolicy, options: FastPathOptions | None) -> PlainPath:
@@ -148,6 +149,8 @@ class FastRunner(PlainPath):
         # The ids are kept with their layout: while they live, no other instruction's lie at the same address.
         key = (ids.data_ptr(), tuple(ids.shape), sizes, window)
         if key not in self._layouts:
+            if len(self._layouts) >= LAYOUTS_KEPT:
+                self._layouts.pop(next(iter(self._layouts)))
             self._layouts[key] = ids, build_layout(self.policy.vlm, visual, tokens, state, window, self._bucket)
         return self._layouts[key][1]
 
