@@ -48,7 +48,7 @@ def draw_weights(module: nn.Module, device: torch.device, dtype: torch.dtype, se
 
 
 def _draw(values: Tensor, owner: nn.Module, owner_name: str, leaf: str, generator: torch.Generator) -> None:
-    if NORM.search(owner_name) and leaf == "weight":
+    if leaf == "weight" and (isinstance(owner, nn.LayerNorm) or NORM.search(owner_name)):
         # Gemma's norm multiplies by 1 + weight.
         values.fill_(0.0 if "Gemma" in type(owner).__name__ else 1.0)
     elif values.ndim < 2:
