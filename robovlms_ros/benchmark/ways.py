@@ -22,8 +22,8 @@ from robovlms_ros.types import NANOSECONDS
 
 WAYS = ("fast", "fast:PART+...", "fast:QUANTIZATION", "plain", "careful", "logits", "logits_float32", "logits_bfloat16")
 BY_HAND = WAYS[4:]
-WARM_UP = 4
-"""Steps until the staggered states of a full window run: a new window, its states, and one to spare."""
+WARM_UP = 3
+"""Steps until the staggered states of a full window have run: a new window, its states, one step."""
 
 
 class Way(Protocol):
