@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_vl": ("qwen", {"settings": {"model_type": "qwen3_vl"}}),
     "smolvlm": ("smolvlm", {}),
     "flamingo-mpt": ("flamingo", {}),
+    "flamingo-qk-norm": ("flamingo", {"settings": {"text_config": {"attn_config": {"qk_ln": True}}}}),
     "flamingo-llama": ("flamingo", {"settings": {"text_config": LLAMA}}),
 }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.backbones.flamingo_model import FlamingoLayer
+from robovlms_ros.backbones.flamingo_model import FlamingoLayer, QKNormAttention
 from robovlms_ros.policy.fast.plan import FastPathError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -111,6 +111,8 @@ def _pruned(layer: nn.Module, columns: Tensor) -> nn.Module:
         raise FastPathError(f"last layer: {kind} is not known; known are {', '.join(KNOWN)}.")
     children, inner = KNOWN[kind]
     attention = layer.attn if "attn" in children else layer.self_attn
+    if isinstance(attention, QKNormAttention):
+        inner = inner | {"q_ln", "k_ln"}
     for module, expected in ((layer, children), (attention, inner)):
         found = {name for name, child in module.named_children() if child is not None}
         if found != expected:
@@ -237,10 +239,13 @@ class PrunedMptLayer(PrunedLayer):
         width = normed.shape[-1]
         query = functional.linear(normed.index_select(1, self.columns), attn.Wqkv.weight[:width])
         key, value = functional.linear(normed, attn.Wqkv.weight[width:]).chunk(2, dim=-1)
-        if attn.clip_qkv:
+        if isinstance(attn, QKNormAttention):
+            query, key = attn.q_ln(query), attn.k_ln(key)
+        elif attn.clip_qkv:
             query, key, value = (x.clamp(min=-attn.clip_qkv, max=attn.clip_qkv) for x in (query, key, value))
+        scale = attn.scale if isinstance(attn, QKNormAttention) else attn.softmax_scale
         query, key, value = (x.unflatten(-1, (attn.n_heads, -1)).transpose(1, 2) for x in (query, key, value))
-        scores = query @ key.transpose(-1, -2) * attn.softmax_scale  # (N, H, k, L)
+        scores = query @ key.transpose(-1, -2) * scale  # (N, H, k, L)
         scores = scores + position_bias[:, -1:, -key.shape[2] :]
         rows = attention_mask[..., : key.shape[2]].index_select(2, self.columns)
         weights = scores.masked_fill(rows, torch.finfo(scores.dtype).min).float().softmax(-1).to(value.dtype)
