@@ -72,7 +72,9 @@ class SafetyGate:
     def authority_at(self, t_ns: int) -> float:
         """The part of the speed limits that may be used at a time: a ramp after activation."""
         ramp, began = self.authority_ramp, self._began_ns
-        share = 1.0 if ramp == 0 or began is None else (t_ns - began) / (ramp * NANOSECONDS)
+        if ramp == 0:
+            return self.authority
+        share = 0.0 if began is None else (t_ns - began) / (ramp * NANOSECONDS)
         return self.authority * min(1.0, max(FIRST_AUTHORITY, share))
 
     def check(

@@ -8,6 +8,7 @@ asserts a time. What came before what is told by the publishers' stamps, not by 
 import threading
 import time
 
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fake_arm import FakeArm, is_stop
@@ -211,6 +212,14 @@ class Graph:
         assert self.is_quiet(), "the stop is the last thing that is sent"
         assert self.arm.last is stop and not self.arm.rejected
         return stop
+
+    def put_arm(self, positions):
+        """Until the node has seen it there; again and again, as a stop that is still under way would undo it."""
+        def seen():
+            self.arm.teleport(positions)
+            return np.allclose(self.node._inputs.measured().positions, positions)
+
+        wait_for(seen, "the node to see where the arm was put")
 
     def wait_in_flight(self):
         """Until an inference is under way; returns the node's time then, ns."""

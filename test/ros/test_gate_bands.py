@@ -39,9 +39,7 @@ def at_home(request):
         return
     graph = request.getfixturevalue("graph")
     graph.listener.call("pause", data=True)
-    home = graph.arm.robot.home
-    graph.arm.teleport(home)
-    graph.wait_for(lambda: np.allclose(graph.node._inputs.measured().positions, home), "the node to see it")
+    graph.put_arm(graph.arm.robot.home)
     graph.listener.call("pause", data=False)
 
 
@@ -150,7 +148,7 @@ def test_authority_is_lowered_and_raised_at_run_time(graph):
 
 
 def test_authority_ramps_after_activation(make_graph):
-    graph = make_graph(authority=0.8, authority_ramp=600.0)
+    graph = make_graph(authority=0.8, authority_ramp=60.0)
     graph.activate()
     graph.run()
     graph.wait_for(lambda: graph.listener.status.authority > 0.05 * 0.8, "the ramp to begin")

@@ -74,19 +74,13 @@ def test_the_motion_is_smooth_and_no_command_is_rejected(live):
     assert not live.arm.rejected
 
 
-def teleport(graph, positions):
-    """Until the node has seen it."""
-    graph.arm.teleport(np.array(positions))
-    graph.wait_for(lambda: np.allclose(graph.node._inputs.measured().positions, positions), "the node to see it")
-
-
 def test_pause_holds_and_goes_on_from_wherever_the_arm_is(live):
     live.run()
     assert live.listener.call("pause", data=True).success
     live.held("paused")
     moved = live.arm.positions + 0.1
     try:
-        teleport(live, moved)
+        live.put_arm(moved)
         moment = time.time_ns()
         assert live.listener.call("pause", data=False).success
         live.wait_for(lambda: live.arm.commands_since(moment), "a command")
@@ -94,7 +88,7 @@ def test_pause_holds_and_goes_on_from_wherever_the_arm_is(live):
         assert np.abs(np.array(first) - moved).max() < 0.09
     finally:
         live.listener.call("pause", data=True)
-        teleport(live, live.arm.robot.home)
+        live.put_arm(live.arm.robot.home)
         live.listener.call("pause", data=False)
 
 
