@@ -220,7 +220,7 @@ def measure(transport: str, encoding: str, seconds: float) -> dict[str, Any]:
         # The callback looks both names up when it is called, so a stopwatch can stand in front of them.
         inputs_module.to_rgb = node.stopwatch.timed(convert)  # type: ignore[assignment]
         node.inputs._on_image = node.on_image  # type: ignore[method-assign]
-        executor = SteadyExecutor(num_threads=3)
+        executor = SteadyExecutor(num_threads=4)
         executor.add_node(node)
         thread = threading.Thread(target=executor.spin, daemon=True)
         thread.start()

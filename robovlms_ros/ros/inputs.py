@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -36,6 +37,9 @@ CLOCKS = "camera and joint_states"
 class Inputs:
     """The node's subscriptions and what came over them. Callbacks only convert and store.
 
+    Cameras and joint states have a callback group each: an image, of which only the newest is kept, must wait neither
+    behind joint states at 1 kHz nor behind a tick that waits for the inverse kinematics.
+
     cameras: those the policy uses, the reference camera first. needs_state: whether the policy sees the arm's state.
     complete_state: fills what kinematics knows (the tool's pose) into a measured state.
     on_observation: called with each complete observation; on_instruction: with each instruction that differs.
@@ -58,6 +62,7 @@ class Inputs:
         self._on_new_instruction = on_instruction
         self._convert = pick_converter()
         self._lock = threading.Lock()
+        self._handing_on = threading.Lock()  # images and joint states both complete observations, which keep their order
         # The answer to an image needs the arm at the image's stamp, however late it may come.
         span = max(robot.max_age, robot.max_latency) + parameters.joint_states_tolerance + KEPT_LONGER
         self._joints = JointStateBuffer(robot.joints, robot.gripper, span)
@@ -73,9 +78,10 @@ class Inputs:
 
     def _subscribe(self) -> list[Subscription]:
         node, parameters = self._node, self._parameters
+        camera_group, joints_group = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         subscriptions = [
             node.create_subscription(JointState, parameters.joint_states_topic, self._on_joints, JOINT_STATES,
-                                     callback_group=node.work_group, event_callbacks=QUIET_SUBSCRIPTION),
+                                     callback_group=joints_group, event_callbacks=QUIET_SUBSCRIPTION),
             node.create_subscription(String, parameters.instruction_topic, self._on_instruction, LATCHED,
                                      callback_group=node.work_group),
         ]
@@ -85,7 +91,7 @@ class Inputs:
                 CompressedImage if compressed else Image,
                 f"{camera.topic}/compressed" if compressed else camera.topic,
                 lambda message, name=camera.name: self._on_image(name, message), NEWEST_ONLY,
-                callback_group=node.work_group, event_callbacks=QUIET_SUBSCRIPTION))
+                callback_group=camera_group, event_callbacks=QUIET_SUBSCRIPTION))
         return subscriptions
 
     def close(self) -> None:
@@ -128,15 +134,18 @@ class Inputs:
 
     def _release(self) -> None:
         """Hand on what is complete: with a policy that sees the arm's state, once that state is known at its time."""
-        while True:
-            with self._lock:
-                latest = self._joints.latest() if self._needs_state else None
-                if not self._pending or (self._needs_state and (
-                        latest is None or latest.stamp_ns < self._pending[0].stamp_ns)):
-                    return
-                frames = self._pending.popleft()
-            if self.instruction:
-                self._observe(frames)
+        with self._handing_on:
+            while frames := self._next_complete():
+                if self.instruction:
+                    self._observe(frames)
+
+    def _next_complete(self) -> FrameSet | None:
+        with self._lock:
+            latest = self._joints.latest() if self._needs_state else None
+            if not self._pending or (self._needs_state and (
+                    latest is None or latest.stamp_ns < self._pending[0].stamp_ns)):
+                return None
+            return self._pending.popleft()
 
     def _observe(self, frames: FrameSet) -> None:
         state = None

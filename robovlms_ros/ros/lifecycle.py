@@ -133,7 +133,7 @@ def run_until_signalled(make_node: Callable[[], PlainLifecycleNode], arguments: 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     node = make_node()
-    executor = SteadyExecutor(num_threads=3)
+    executor = SteadyExecutor(num_threads=4)
     executor.add_node(node)
 
     failed = False

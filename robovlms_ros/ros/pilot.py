@@ -149,10 +149,10 @@ class Pilot:
 
     def observe(self, observation: Observation) -> None:
         """Hand a frame to the policy, unless it is from before the last start or reset."""
-        with self._lock:
-            if not self._active or self._report.state == PAUSED or observation.stamp_ns < self._not_before_ns:
-                return
-            worker = self._worker
+        # Without the lock, which a chunk holds during its inverse kinematics: the camera would be kept waiting.
+        if not self._active or self._report.state == PAUSED or observation.stamp_ns < self._not_before_ns:
+            return
+        worker = self._worker
         if worker is not None:
             worker.submit(observation)
 

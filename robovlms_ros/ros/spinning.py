@@ -2,10 +2,18 @@
 
 import logging
 import sys
+import threading
 
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
-from rclpy.executors import MultiThreadedExecutor
+from rclpy.executors import (
+    ConditionReachedException,
+    ExternalShutdownException,
+    MultiThreadedExecutor,
+    ShutdownException,
+    TimeoutException,
+)
+from rclpy.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +23,7 @@ QUIET_PUBLISHER = PublisherEventCallbacks(use_default_callbacks=False)
 QUIET_SUBSCRIPTION = SubscriptionEventCallbacks(use_default_callbacks=False)
 
 SWITCH_INTERVAL = 0.001
+BREATH = 0.002  # s that the spinning thread leaves to callbacks that wait for a thread, at most
 
 
 def share_the_interpreter() -> None:
@@ -39,4 +48,36 @@ class SteadyWaiting:
 
 
 class SteadyExecutor(SteadyWaiting, MultiThreadedExecutor):
-    """A MultiThreadedExecutor that goes on when something is destroyed meanwhile."""
+    """A MultiThreadedExecutor that goes on when something is destroyed meanwhile, and queues a callback once.
+
+    rclpy's hands a callback that waits for a free thread to the pool again at every wake-up: the spinning thread then
+    takes the interpreter from the very threads that it waits for, and images are lost.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        super().__init__(num_threads)
+        self._queued: set[Task] = set()
+        self._began = threading.Event()
+
+    def _spin_once_impl(  # type: ignore[no-untyped-def]
+            self, timeout_sec=None, wait_condition=lambda: False) -> None:
+        try:
+            task = self.wait_for_ready_callbacks(timeout_sec, None, wait_condition)[0]
+        except (ExternalShutdownException, ShutdownException, TimeoutException, ConditionReachedException):
+            return
+        if task in self._queued:
+            self._began.wait(BREATH)
+            self._began.clear()
+            return
+        self._queued.add(task)
+        self._futures.append(task)
+        self._executor.submit(self._run, task)
+        done = [future for future in self._futures if future.done()]
+        self._futures = [future for future in self._futures if future not in done]
+        for future in done:
+            future.result()  # what the callback raised
+
+    def _run(self, task: Task) -> None:
+        self._queued.discard(task)  # a callback that is suspended is queued again
+        self._began.set()
+        task()
