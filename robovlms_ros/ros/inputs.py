@@ -62,7 +62,7 @@ class Inputs:
         self._on_new_instruction = on_instruction
         self._convert = pick_converter()
         self._lock = threading.Lock()
-        self._handing_on = threading.Lock()  # images and joint states both complete observations, which keep their order
+        self._handing_on = threading.Lock()  # images and joint states both complete observations: they keep their order
         # The answer to an image needs the arm at the image's stamp, however late it may come.
         span = max(robot.max_age, robot.max_latency) + parameters.joint_states_tolerance + KEPT_LONGER
         self._joints = JointStateBuffer(robot.joints, robot.gripper, span)
