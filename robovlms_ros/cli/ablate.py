@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run what is missing and print the table; returns 0."""
     from robovlms_ros.resources import find
-    from robovlms_ros.training import ablations
-    from robovlms_ros.training.pipeline import load_plan
+    from robovlms_ros.training.simulated import ablations
+    from robovlms_ros.training.simulated.pipeline import load_plan
 
     require(args.steps >= 1, "--steps", args.steps, "at least 1")
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     start = args.start if args.start in (None, RANDOM) else str(find_checkpoint(args.start))
     job = read_run(path, start)
     if args.dry_run:
-        from robovlms_ros.training.memory import compare, table
+        from robovlms_ros.training.engine.memory import compare, table
 
         print(table(compare(job.config, job.folder)))
         return 0
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_plan(path: Path, args: argparse.Namespace) -> int:
     from robovlms_ros.schema import ConfigError
-    from robovlms_ros.training.pipeline import load_plan, train
+    from robovlms_ros.training.simulated.pipeline import load_plan, train
 
     if args.data or args.start or args.inspect or args.dry_run:
         raise ConfigError(
@@ -67,7 +67,7 @@ def _run_plan(path: Path, args: argparse.Namespace) -> int:
 
 
 def _inspect(job: "Run", args: argparse.Namespace) -> int:
-    from robovlms_ros.training.inspection import inspect_data
+    from robovlms_ros.training.data.inspection import inspect_data
     from robovlms_ros.training.runs import open_data
 
     if not args.data:

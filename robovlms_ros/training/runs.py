@@ -33,7 +33,7 @@ class Run:
 
 
 def is_plan(path: Path) -> bool:
-    """Whether the file is a plan that records its own demonstrations in the simulated arm (`pipeline`)."""
+    """Whether the file is a plan that records its own demonstrations in the simulated arm (`simulated.pipeline`)."""
     return "policy" in read_mapping(path)
 
 
@@ -83,11 +83,11 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, say: Callable[[str],
 
     Raises DataError (what of the data would train badly), TrainingError, and what `starting_policy` raises.
     """
-    from robovlms_ros.training.data_checks import check_data, require_trainable
-    from robovlms_ros.training.data_statistics import compute_statistics, with_statistics
-    from robovlms_ros.training.engine import fit
-    from robovlms_ros.training.episodes import split
-    from robovlms_ros.training.windows import WindowDataset
+    from robovlms_ros.training.data.checks import check_data, require_trainable
+    from robovlms_ros.training.data.episodes import split
+    from robovlms_ros.training.data.statistics import compute_statistics, with_statistics
+    from robovlms_ros.training.data.windows import WindowDataset
+    from robovlms_ros.training.engine.fit import fit
 
     source, accept = open_data(paths, run, say)
     flaws, _ = check_data(source, run.config, accept=accept)
@@ -109,7 +109,7 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, say: Callable[[str],
 
 def open_data(paths: Sequence[Path], run: Run, say: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:
     """The episodes at `paths` as the file's `data` block maps them, and the kinds of flaws that it lets through."""
-    from robovlms_ros.training.episodes import open_sources
+    from robovlms_ros.training.data.episodes import open_sources
 
     mapping = dict(run.data)
     accept = tuple(mapping.pop("accept", ()))

@@ -15,10 +15,10 @@ import torch
 
 from robovlms_ros.heads.base import HeadOutput
 from robovlms_ros.heads.discrete import ActionTokenizer
-from robovlms_ros.training.augment import random_shift
-from robovlms_ros.training.chunks import action_chunks, episode_windows
-from robovlms_ros.training.losses import action_loss, token_loss
-from robovlms_ros.training.schedule import constant, half_cosine
+from robovlms_ros.training.data.augment import random_shift
+from robovlms_ros.training.data.chunks import action_chunks, episode_windows
+from robovlms_ros.training.engine.losses import action_loss, token_loss
+from robovlms_ros.training.engine.schedule import constant, half_cosine
 
 
 def output(arm=0.0, logit=0.0, steps=2):

@@ -10,7 +10,7 @@ from robovlms_ros.config import HeadConfig
 from robovlms_ros.heads.base import HeadOutput, PolicyHead
 from robovlms_ros.heads.build import build_head
 from robovlms_ros.heads.discrete import ActionTokenizer
-from robovlms_ros.training.losses import action_loss, token_loss
+from robovlms_ros.training.engine.losses import action_loss, token_loss
 
 TYPES = {"LSTMDecoder": "lstm", "GPTDecoder": "gpt", "FCDecoder": "fc"}
 

@@ -10,9 +10,9 @@ from robovlms_ros.perceiver import GatedCrossAttention, PerceiverResampler
 from robovlms_ros.processing import rotations, text
 from robovlms_ros.processing.actions import MuLaw, normalization_step
 from robovlms_ros.processing.images import ImageProcessor
-from robovlms_ros.training.augment import random_shift
-from robovlms_ros.training.chunks import action_chunks, episode_windows
-from robovlms_ros.training.schedule import half_cosine
+from robovlms_ros.training.data.augment import random_shift
+from robovlms_ros.training.data.chunks import action_chunks, episode_windows
+from robovlms_ros.training.engine.schedule import half_cosine
 
 
 def check(case: dict[str, Any]) -> None:

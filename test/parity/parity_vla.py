@@ -16,7 +16,7 @@ from robovlms_ros.policy.discrete import generate, training_logits
 from robovlms_ros.policy.layout import KeyLayout
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.weights import assign
-from robovlms_ros.training.losses import action_loss, token_loss
+from robovlms_ros.training.engine.losses import action_loss, token_loss
 
 
 @torch.no_grad()

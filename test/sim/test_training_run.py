@@ -16,9 +16,9 @@ from robovlms_ros.sim.expert import expert_chunk
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.world import SimWorld
-from robovlms_ros.training.dataset import find_shards
-from robovlms_ros.training.demonstrations import DemonstrationSettings, record_shard
-from robovlms_ros.training.pipeline import load_plan, train
+from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.training.simulated.pipeline import load_plan, train
+from robovlms_ros.training.simulated.shards import find_shards
 
 pytestmark = pytest.mark.sim
 

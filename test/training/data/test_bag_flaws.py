@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.episodes import DataError, open_sources
+from robovlms_ros.training.data.episodes import DataError, open_sources
 from robovlms_ros.types import NANOSECONDS
 
 

@@ -17,8 +17,8 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from torch.utils.data import DataLoader
 
 from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
-from robovlms_ros.training.episodes import DataError, open_sources
-from robovlms_ros.training.windows import WindowDataset
+from robovlms_ros.training.data.episodes import DataError, open_sources
+from robovlms_ros.training.data.windows import WindowDataset
 from robovlms_ros.types import NANOSECONDS, ActionChunk
 
 

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 
 from robovlms_ros.config import config_from_mapping
 from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.episodes import DataError, open_sources
-from robovlms_ros.training.windows import WindowDataset
+from robovlms_ros.training.data.episodes import DataError, open_sources
+from robovlms_ros.training.data.windows import WindowDataset
 
 EEF = {"space": "eef_delta", "frame": "base", "rotation": "euler_xyz_extrinsic", "composition": "chained",
        "units": {"translation": 0.02, "rotation": 0.05}, "gripper": {"open_value": 1}}

@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader
 
 from robovlms_ros.config import PolicyConfig, config_from_mapping, config_to_mapping
 from robovlms_ros.schema import ConfigError
-from robovlms_ros.training import data_statistics
-from robovlms_ros.training.data_checks import check_data, require_trainable
-from robovlms_ros.training.data_statistics import Running, compute_statistics, with_statistics
-from robovlms_ros.training.episodes import DataError, EpisodeArrays, Flaw, split
-from robovlms_ros.training.inspection import inspect_data
-from robovlms_ros.training.windows import WindowDataset
+from robovlms_ros.training.data import statistics as data_statistics
+from robovlms_ros.training.data.checks import check_data, require_trainable
+from robovlms_ros.training.data.episodes import DataError, EpisodeArrays, Flaw, split
+from robovlms_ros.training.data.inspection import inspect_data
+from robovlms_ros.training.data.statistics import Running, compute_statistics, with_statistics
+from robovlms_ros.training.data.windows import WindowDataset
 
 STEP = 0.1
 UNITS = np.array([0.02] * 3 + [0.05] * 3)

@@ -1,0 +1,191 @@
+"""What of a data set would train badly, and what it is made of: one pass over its numbers."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from robovlms_ros.config import PolicyConfig
+from robovlms_ros.config_action import ActionConfig
+from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, EpisodeSource, Flaw, require_action
+from robovlms_ros.training.data.statistics import Running
+from robovlms_ros.types import NANOSECONDS
+
+STILL = {"m": 1e-3, "rad": 2e-3}
+"""An arm that moves less than this in a whole episode does not move."""
+FAST = {"m": 3.0, "rad": 12.0}
+"""m/s and rad/s that no arm reaches: at such speeds the numbers are not metres and radians."""
+FAR = {"m": 10.0, "rad": 4 * np.pi}
+"""Positions and angles that no arm takes."""
+LIKELY = {"m": "millimetres? Then scale by 0.001", "rad": "degrees? Then scale by 0.017453"}
+HISTOGRAM_ROWS = 200_000
+SHOWN_EACH = 5
+
+
+@dataclass
+class Summary:
+    """What a data set is made of. rows: (N, D) a sample of the actions, SI; lengths: steps of each episode.
+
+    gripper_moves: episodes in which it opens or closes. rate_hz: measured, the median over all steps.
+    """
+
+    names: tuple[str, ...]
+    episodes: int = 0
+    steps: int = 0
+    rate_hz: float = 0.0
+    lengths: list[int] = field(default_factory=list)
+    instructions: Counter[str] = field(default_factory=Counter)
+    gripper_moves: int = 0
+    rows: Array = field(default_factory=lambda: np.empty((0, 0)))
+    low: Array | None = None
+    high: Array | None = None
+    mean: Array | None = None
+    std: Array | None = None
+
+
+def check_data(
+    source: EpisodeSource, config: PolicyConfig, episodes: Sequence[int] | None = None, accept: Sequence[str] = ()
+) -> tuple[tuple[Flaw, ...], Summary]:
+    """The flaws of the recordings and of their numbers, those that forbid training first, and the summary.
+
+    accept: kinds of flaws that do not forbid training, besides those that the source accepts. Reads no image; never
+    raises for what is wrong with the data.
+    """
+    require_action(config)
+    assert config.action is not None
+    action, horizon = config.action, config.model.action_chunk_size
+    flaws, summary = list(source.flaws), Summary(action.names)
+    running, intervals, sample = Running(), [], []
+    for i in range(len(source)) if episodes is None else episodes:
+        try:
+            arrays = source.arrays(i)
+        except DataError as error:
+            flaws.append(Flaw("unreadable", source.origin(i), str(error), "repair or exclude it", refuse=True))
+            continue
+        found = list(_episode_flaws(arrays, action, horizon))
+        flaws += found
+        _count(summary, arrays)
+        intervals.append(np.diff(arrays.stamps_ns))
+        if np.isfinite(arrays.actions).all():
+            running.add(arrays.actions)
+            sample.append(arrays.actions.astype(np.float32))
+    moved = np.concatenate(intervals) if intervals else np.empty(0)
+    summary.rate_hz = float(NANOSECONDS / np.median(moved)) if len(moved) and np.median(moved) > 0 else 0.0
+    if running.low is not None:
+        rows = np.concatenate(sample)
+        summary.rows = rows[:: max(len(rows) // HISTOGRAM_ROWS, 1)].astype(np.float64)
+        summary.low, summary.high, summary.mean, summary.std = running.low, running.high, running.mean, running.std
+    flaws += _set_flaws(summary)
+    return in_order(flaws, (*source.accept, *accept)), summary
+
+
+def in_order(flaws: Iterable[Flaw], accept: Sequence[str]) -> tuple[Flaw, ...]:
+    """What forbids training first; what is of an accepted kind does not."""
+    judged = (dataclasses.replace(flaw, refuse=flaw.refuse and flaw.kind not in accept) for flaw in flaws)
+    return tuple(sorted(judged, key=lambda flaw: not flaw.refuse))
+
+
+def require_trainable(flaws: Sequence[Flaw]) -> None:
+    """Raise DataError with the flaws that forbid training, at most five of each kind."""
+    refused = [flaw for flaw in flaws if flaw.refuse]
+    if not refused:
+        return
+    lines, seen = [], Counter[str]()
+    for flaw in refused:
+        seen[flaw.kind] += 1
+        if seen[flaw.kind] <= SHOWN_EACH:
+            lines.append(f"- {flaw.where}: {flaw.text}. Remedy: {flaw.remedy}.")
+    lines += [f"- and {count - SHOWN_EACH} more of kind '{kind}'" for kind, count in seen.items() if count > SHOWN_EACH]
+    kinds = ", ".join(seen)
+    lines += [f"Leave episodes out with `data: {{exclude: [NAME]}}`; what is as it should be is let through with "
+              f"`data: {{accept: [{kinds}]}}`."]
+    raise DataError(f"the data would train badly ({len(refused)} reasons):\n" + "\n".join(lines))
+
+
+def _count(summary: Summary, arrays: EpisodeArrays) -> None:
+    summary.episodes += 1
+    summary.steps += len(arrays)
+    summary.lengths.append(len(arrays))
+    summary.instructions[arrays.instruction] += 1
+    opened = arrays.actions[:, -1] > 0.5
+    summary.gripper_moves += bool(opened.any() and not opened.all())
+
+
+def _episode_flaws(arrays: EpisodeArrays, action: ActionConfig, horizon: int) -> Iterator[Flaw]:
+    where, step = arrays.source, action.step_duration
+    if len(arrays) < horizon:
+        yield Flaw("short", where, f"{len(arrays)} steps, a chunk is {horizon}", "exclude it, or predict fewer steps",
+                   refuse=True)
+    if not arrays.instruction.strip():
+        yield Flaw("instruction", where, "it has no instruction", "say what was done, or exclude it", refuse=True)
+    yield from _clock_flaws(arrays, step)
+    values = arrays.actions if arrays.chunks is None or arrays.known is None else \
+        np.where(arrays.known[..., None], arrays.chunks, 0.0)
+    faults = np.argwhere(~np.isfinite(values.reshape(len(arrays), -1, values.shape[-1])))
+    if len(faults):
+        t, _, d = faults[0]
+        yield Flaw("nan", where, f"{len(faults)} actions are not finite, the first is '{action.names[d]}' at step {t} "
+                   f"({t * step:.2f} s)", "repair what recorded them, or exclude it", refuse=True)
+        return
+    yield from _motion_flaws(arrays, action)
+
+
+def _clock_flaws(arrays: EpisodeArrays, step: float) -> Iterator[Flaw]:
+    intervals = np.diff(arrays.stamps_ns) / NANOSECONDS
+    if (intervals < 0).any() or (len(intervals) and np.mean(intervals == 0) > 0.5):
+        t = int(np.argmax(intervals <= 0))  # some frames may be held where the user raised the tolerance
+        yield Flaw("clock", arrays.source, f"the clock goes from {intervals[:t].sum():.2f} s to "
+                   f"{intervals[:t + 1].sum():.2f} s at step {t + 1}", "record with one clock, or exclude it",
+                   refuse=True)
+    elif len(intervals) and intervals.max() > 2.5 * step:
+        t = int(np.argmax(intervals))
+        yield Flaw("gap", arrays.source, f"{intervals[t]:.2f} s without a frame after step {t}, where a step is "
+                   f"{step:g} s", "split it there, or exclude it", refuse=True)
+
+
+def _motion_flaws(arrays: EpisodeArrays, action: ActionConfig) -> Iterator[Flaw]:
+    """Standing still, and numbers that cannot be metres and radians."""
+    delta, step, still = action.space.endswith("_delta"), action.step_duration, True
+    for columns, unit, what in _groups(action):
+        values = arrays.actions[:, columns]
+        motion = values if delta else np.diff(values, axis=0)
+        if what == "rotation" and not delta:
+            motion = motion[:0]  # three angles of a pose jump where they wrap
+        places = np.cumsum(values, axis=0) if delta else values
+        reach = float(np.ptp(np.concatenate([0 * places[:1], places]) if delta else places, axis=0).max())
+        still = still and reach < STILL[unit]
+        speed = float(np.quantile(np.abs(motion).max(axis=1), 0.95)) / step if len(motion) else 0.0
+        far = 0.0 if delta else float(np.abs(values).max())
+        if speed > FAST[unit] or far > FAR[unit]:
+            seen = f"moves at {speed:.3g} {unit}/s" if speed > FAST[unit] else f"is at {far:.3g} {unit}"
+            yield Flaw("units", arrays.source, f"the {what} {seen}, as no arm does: {LIKELY[unit]}",
+                       "say what the numbers are (docs/training_data.md), or repair the recording", refuse=True)
+    if still:
+        yield Flaw("static", arrays.source, "the arm does not move in it", "exclude it, or check which commands were "
+                   "recorded", refuse=True)
+
+
+def _groups(action: ActionConfig) -> list[tuple[list[int], str, str]]:
+    """(columns, unit, name) of what is measured alike."""
+    if action.space.startswith("eef"):
+        return [([0, 1, 2], "m", "translation"), ([3, 4, 5], "rad", "rotation")]
+    return [(list(range(len(action.names) - 1)), "rad", "arm's joints")]
+
+
+def _set_flaws(summary: Summary) -> Iterator[Flaw]:
+    if not summary.episodes:
+        return
+    still = summary.episodes - summary.gripper_moves
+    if not summary.gripper_moves:
+        yield Flaw("gripper", "all episodes", "the gripper never opens or closes", "check the gripper's topic or "
+                   "column and its open and closed positions", refuse=True)
+    elif still:
+        yield Flaw("gripper still", f"{still} of {summary.episodes} episodes", "the gripper never opens or closes "
+                   "there", "is that the task?")
+    if summary.low is not None and summary.high is not None:
+        for name, low, high in zip(summary.names[:-1], summary.low, summary.high, strict=False):
+            if high - low < 1e-9:
+                yield Flaw("constant", "all episodes", f"'{name}' is {low:.4g} throughout: the policy learns to leave "
+                           "it", "is that the task?")

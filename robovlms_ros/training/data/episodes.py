@@ -1,0 +1,259 @@
+"""Training data of any kind as episodes: evenly sampled steps with images, actions, an instruction.
+
+A reader (`sources`) turns its format into this, a policy's windows are cut out of it (`windows`). Numbers are SI,
+stamps are those of the data, images are read when they are asked for.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.config import PolicyConfig
+from robovlms_ros.schema import ConfigError, did_you_mean
+from robovlms_ros.types import RoboVLMsError
+
+Array = NDArray[np.float64]
+Images = dict[str, NDArray[np.uint8]]
+
+KEYS = ("bag", "lerobot", "calvin", "exclude", "accept", "jobs")
+
+
+class DataError(RoboVLMsError):
+    """Recorded data that a policy cannot be trained on: what, where, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class EpisodeArrays:
+    """The numbers of one episode of T steps, `1 / rate_hz` apart.
+
+    stamps_ns: (T,) int64, of the reference camera's images, on the data's own clock.
+    actions: (T, D) float64 in the space and frame of the policy's `action` block, metres and radians; the last column
+        is the gripper's opening, 0 closed to 1 open. Row t leads from step t to step t + 1.
+    proprioception: (T, P) float64, as `policy.proprioception.state_vector`; None where the policy takes none.
+    chunks: (T, n, D) float64, the n actions that follow each step as one chunk of the policy's `composition`, and
+        known: (T, n) bool, those that the recording tells. Both None: a chunk is n rows of `actions`.
+    """
+
+    stamps_ns: NDArray[np.int64]
+    actions: Array
+    proprioception: Array | None
+    instruction: str
+    source: str
+    chunks: Array | None = None
+    known: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.stamps_ns)
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """What a reader saw in the recording itself, which its episodes no longer show.
+
+    kind: `clock`, `gap`, `cameras`, `short`, `lost`. refuse: training on it would go wrong. remedy: what to do.
+    """
+
+    kind: str
+    where: str
+    text: str
+    remedy: str
+    refuse: bool = False
+
+
+class EpisodeSource(Protocol):
+    """Episodes by number, from 0. Can be pickled and forked: files are opened where they are read.
+
+    cameras: the policy's names. rate_hz: steps per second. flaws: what was wrong with the recordings.
+    notes: how the data was understood, one sentence each. accept: kinds of flaws that do not forbid training.
+    """
+
+    cameras: tuple[str, ...]
+    rate_hz: float
+    flaws: Sequence[Flaw]
+    notes: Sequence[str]
+    accept: Sequence[str]
+
+    def __len__(self) -> int:
+        """Episodes."""
+
+    def length(self, i: int) -> int:
+        """Steps of an episode, without reading it."""
+
+    def origin(self, i: int) -> str:
+        """Which recorded episode it is from. Pieces of one share it: they belong on one side of a split."""
+
+    def arrays(self, i: int) -> EpisodeArrays:
+        """Its numbers. Raises DataError."""
+
+    def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
+        """camera -> (n, H, W, 3) uint8 RGB of the steps, in the order asked for. Raises DataError."""
+
+
+class Joined:
+    """Several sources one after another; `exclude` leaves out what `origin` calls by these names; `accept`: see
+    `EpisodeSource`.
+
+    Raises DataError for an unknown name, for nothing left, and for rates that differ.
+    """
+
+    def __init__(
+        self, sources: Sequence[EpisodeSource], exclude: Sequence[str] = (), accept: Sequence[str] = ()
+    ) -> None:
+        self._sources = list(sources)
+        self.accept: Sequence[str] = tuple(accept)
+        self.cameras, self.rate_hz = sources[0].cameras, sources[0].rate_hz
+        self.flaws: Sequence[Flaw] = [flaw for source in sources for flaw in source.flaws if flaw.where not in exclude]
+        self.notes: Sequence[str] = [note for source in sources for note in source.notes]
+        places = [(s, i) for s, source in enumerate(sources) for i in range(len(source))]
+        names = {self._sources[s].origin(i) for s, i in places}
+        for name in exclude:
+            if name not in names:
+                raise DataError(f"data.exclude: there is no '{name}'.{did_you_mean(name, names)}")
+        self._places = [(s, i) for s, i in places if self._sources[s].origin(i) not in exclude]
+        if not self._places:
+            raise DataError("no episode is left to train on. Record some, or exclude fewer.")
+        for source in sources:
+            if abs(source.rate_hz - self.rate_hz) > 0.01 * self.rate_hz:
+                raise DataError(f"sources of {self.rate_hz:g} Hz and of {source.rate_hz:g} Hz cannot be trained on "
+                                "together: a policy has one step duration.")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _at(self, i: int) -> tuple[EpisodeSource, int]:
+        s, inner = self._places[i]
+        return self._sources[s], inner
+
+    def length(self, i: int) -> int:
+        source, inner = self._at(i)
+        return source.length(inner)
+
+    def origin(self, i: int) -> str:
+        source, inner = self._at(i)
+        return source.origin(inner)
+
+    def arrays(self, i: int) -> EpisodeArrays:
+        source, inner = self._at(i)
+        return source.arrays(inner)
+
+    def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
+        source, inner = self._at(i)
+        return source.images(inner, steps)
+
+
+def open_sources(
+    paths: Sequence[str | Path], config: PolicyConfig, mapping: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> EpisodeSource:
+    """The episodes of rosbags, LeRobot v3 folders and CALVIN folders, which may be mixed.
+
+    mapping: the `data` block of a training YAML: what is where in the recordings, a block for each format (`bag`,
+    `lerobot`, `calvin`), `exclude`, names of episodes to leave out, `accept`, kinds of flaws to let through, and
+    `jobs`, processes that read recordings (default 1). say: is told how the data was understood.
+    Raises DataError, ConfigError and BagError, each with the place and a remedy.
+    """
+    require_action(config)
+    mapping = dict(mapping or {})
+    for key in mapping:
+        if key not in KEYS:
+            raise ConfigError(f"data: unknown key '{key}'.{did_you_mean(str(key), KEYS)}")
+    if not paths:
+        raise DataError("no data was given. Name rosbags, LeRobot v3 folders or CALVIN folders.")
+    kinds = {Path(path): detect_format(Path(path)) for path in paths}
+    tasks = [(kind, path, config, dict(mapping.get(kind) or {})) for path, kind in kinds.items()]
+    sources = []
+    for (kind, path, *_), source in zip(tasks, _open_all(tasks, mapping.get("jobs", 1)), strict=True):
+        sources.append(source)
+        if say is not None:
+            say(f"{path}: {kind}, {len(source)} episodes")
+            for note in source.notes:
+                say(f"  {note}")
+    return Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
+
+
+def _open_all(
+    tasks: Sequence[tuple[str, Path, PolicyConfig, dict[str, Any]]], jobs: Any
+) -> Iterator[EpisodeSource]:
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise ConfigError(f"data.jobs = {jobs!r}: must be a whole number, 1 or more.")
+    if min(jobs, len(tasks)) == 1:
+        yield from (_open(*task) for task in tasks)
+        return
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(_open, *zip(*tasks, strict=True))
+        except BrokenProcessPool as error:
+            raise DataError("a process that read the data was killed, most likely for memory: set data.jobs below "
+                            f"{jobs}.") from error
+
+
+def _open(kind: str, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> EpisodeSource:
+    if kind == "lerobot":
+        from robovlms_ros.training.data.sources.lerobot import LeRobotSource
+
+        return LeRobotSource(path, config, mapping)
+    if kind == "calvin":
+        from robovlms_ros.training.data.sources.calvin import CalvinSource
+
+        return CalvinSource(path, config, mapping)
+    from robovlms_ros.training.data.sources.bag import BagSource
+
+    return BagSource.open(path, config, mapping)
+
+
+def detect_format(path: Path) -> str:
+    """`lerobot`, `calvin` or `bag`, by what lies in the folder. Raises DataError."""
+    if not path.exists():
+        raise DataError(f"{path}: does not exist. Give a rosbag, a LeRobot v3 folder or a CALVIN folder.")
+    if (path / "meta" / "info.json").is_file():
+        return "lerobot"
+    if (path / "ep_start_end_ids.npy").is_file():
+        return "calvin"
+    names = [path.name] if path.is_file() else sorted(item.name for item in path.iterdir())
+    if "metadata.yaml" in names or any(name.removesuffix(".zstd").endswith((".mcap", ".db3")) for name in names):
+        return "bag"
+    have = ", ".join(names[:8]) or "nothing"
+    raise DataError(
+        f"{path}: neither a rosbag (metadata.yaml, *.mcap, *.db3) nor a LeRobot v3 folder (meta/info.json) nor a "
+        f"CALVIN folder (ep_start_end_ids.npy); it holds {have}."
+    )
+
+
+def require_action(config: PolicyConfig) -> None:
+    """Raise ConfigError unless the configuration says what actions mean: nothing can be read without."""
+    if config.action is None:
+        raise ConfigError(
+            "action is missing: without space, frame, rotation, composition, step_duration, units and gripper nobody "
+            "knows what the recorded numbers have to become. See docs/actions.md."
+        )
+
+
+def split(source: EpisodeSource, validation_fraction: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Episodes to train on, and to validate on: whole recorded episodes, drawn by the seed and their names.
+
+    Raises DataError when a side that is asked for would be empty.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise ConfigError(f"validation_fraction = {validation_fraction}: must be 0 or more and below 1.")
+    groups: dict[str, list[int]] = {}
+    for i in range(len(source)):
+        groups.setdefault(source.origin(i), []).append(i)
+    ranked = sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    count = round(validation_fraction * len(groups))
+    if validation_fraction > 0:
+        count = max(count, 1)
+    if len(groups) - count < 1:
+        raise DataError(
+            f"{len(groups)} recorded episodes cannot be split into training and validation_fraction = "
+            f"{validation_fraction:g}: one side would be empty. Record more, or set validation_fraction to 0."
+        )
+    held = sorted(i for name in ranked[:count] for i in groups[name])
+    return tuple(sorted(i for name in ranked[count:] for i in groups[name])), tuple(held)

@@ -1,0 +1,242 @@
+"""Rosbags as an episode source: numbers in memory, images read from the file by time when they are asked for."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.config import PolicyConfig
+from robovlms_ros.conversions.images import to_rgb
+from robovlms_ros.conversions.joint_states import stamp_of
+from robovlms_ros.evaluation.bags.reader import Bag
+from robovlms_ros.evaluation.replay.steps import step_times
+from robovlms_ros.policy.proprioception import state_vector
+from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.planner import EEF_SPACES
+from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.schema import ConfigError, build
+from robovlms_ros.training.data.episodes import DataError, EpisodeArrays, Flaw, Images
+from robovlms_ros.training.data.sources.bag_episodes import BagData, BagReader
+from robovlms_ros.training.data.sources.bag_frames import Piece, Recorded
+from robovlms_ros.types import NANOSECONDS, ObservationError
+
+OPEN_BAGS = 8
+RUN_NS = NANOSECONDS
+
+
+@dataclass(frozen=True)
+class BagEpisode:
+    """One evenly sampled piece of a recorded episode.
+
+    images: camera -> (T, 2) int64, when the bag received each image and the image's own stamp, ns.
+    """
+
+    origin: str
+    arrays: EpisodeArrays
+    images: dict[str, NDArray[np.int64]]
+
+
+class OpenBags:
+    """The bags that this process has open; a forked or unpickled copy begins with none."""
+
+    def __init__(self) -> None:
+        self._bags: OrderedDict[Path, Bag] = OrderedDict()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, _: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def get(self, path: Path) -> Bag:
+        """The bag, opened here."""
+        if self._process != os.getpid():
+            self.__init__()  # type: ignore[misc]
+        if path not in self._bags:
+            while len(self._bags) >= OPEN_BAGS:
+                self._bags.popitem(last=False)[1].__exit__()
+            self._bags[path] = Bag(path).__enter__()
+        self._bags.move_to_end(path)
+        return self._bags[path]
+
+
+class BagSource:
+    """The episodes of one bag. See `EpisodeSource`."""
+
+    def __init__(
+        self, path: Path, cameras: tuple[str, ...], rate_hz: float, topics: dict[str, str],
+        episodes: Sequence[BagEpisode], flaws: Sequence[Flaw], notes: Sequence[str],
+    ) -> None:
+        self.path, self.cameras, self.rate_hz = path, cameras, rate_hz
+        self.flaws: Sequence[Flaw] = tuple(flaws)
+        self.notes: Sequence[str] = tuple(notes)
+        self.accept: Sequence[str] = ()
+        self._topics, self._episodes, self._open = topics, list(episodes), OpenBags()
+
+    @classmethod
+    def open(cls, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> "BagSource":
+        """Read the bag once. Raises DataError, BagError and ConfigError."""
+        assert config.action is not None
+        data = build(BagData, mapping, "data.bag")
+        name = data.robot or config.action.robot
+        if name is None:
+            raise ConfigError("data.bag.robot is missing: joint names, tool and gripper of a bag are those of a robot. "
+                              "Give a name (panda) or a YAML, or set action.robot.")
+        robot = load_robot(name)
+        states = config.proprioception.names if config.proprioception else ()
+        posed = config.action.space in EEF_SPACES or any(state.startswith("eef") for state in states)
+        kinematics = Kinematics.for_robot(robot) if posed else None
+        reader = BagReader(path, config, data, robot, kinematics)
+        reader.read()
+        _require_frames(reader)
+        episodes = [episode for recorded in reader.recorded for episode in _episodes(reader, recorded)]
+        if not episodes:
+            raise DataError(
+                f"{path}: {sum(len(p.frames) for r in reader.recorded for p in r.pieces)} images, but none is followed "
+                "by a command that says what the arm and its gripper were told. Was the command topic silent? Its "
+                "clock another than the cameras'?"
+            )
+        reader.notes += [f"{count} times: {reason}" for reason, count in reader.lost.items()]
+        return cls(path, config.cameras, 1.0 / config.action.step_duration, reader.topics, episodes, reader.flaws,
+                   reader.notes)
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def length(self, i: int) -> int:
+        return len(self._episodes[i].arrays)
+
+    def origin(self, i: int) -> str:
+        return self._episodes[i].origin
+
+    def arrays(self, i: int) -> EpisodeArrays:
+        return self._episodes[i].arrays
+
+    def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
+        episode, found = self._episodes[i], {}
+        for camera in self.cameras:
+            places = episode.images[camera][np.asarray(steps, dtype=np.int64)]  # (n, 2)
+            pictures = self._pictures(camera, {(int(log), int(stamp)) for log, stamp in places}, episode.origin)
+            found[camera] = np.stack([pictures[int(log), int(stamp)] for log, stamp in places])
+        return found
+
+    def _pictures(
+        self, camera: str, wanted: set[tuple[int, int]], origin: str
+    ) -> dict[tuple[int, int], NDArray[np.uint8]]:
+        """(log time, stamp) -> image, reading the file near each of the times once."""
+        bag, topic = self._open.get(self.path), self._topics[camera]
+        times = {log for log, _ in wanted}
+        found: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        for begin, end in _runs(sorted(times)):
+            for raw in bag.between({topic}, begin, end):
+                message = bag.decode(raw) if raw.log_ns in times else None
+                if message is not None and (raw.log_ns, stamp_of(message)) in wanted:
+                    try:
+                        found[raw.log_ns, stamp_of(message)] = to_rgb(message)
+                    except ObservationError as error:
+                        raise DataError(f"{origin}: an image of camera '{camera}' is damaged: {error} Exclude the "
+                                        f"episode (`data: {{exclude: [...]}}`).") from error
+        missing = wanted - found.keys()
+        if missing:
+            raise DataError(f"{origin}: {len(missing)} images of {topic} that were there when the bag was opened are "
+                            "gone. Has the file been changed since?")
+        return found
+
+
+def _runs(times: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of the runs that are no further apart than a second."""
+    runs: list[tuple[int, int]] = []
+    for time in times:
+        if runs and time - runs[-1][1] <= RUN_NS:
+            runs[-1] = (runs[-1][0], time)
+        else:
+            runs.append((time, time))
+    return runs
+
+
+def _episodes(reader: BagReader, recorded: Recorded) -> list[BagEpisode]:
+    """The pieces of a recorded episode in which every step says what was done; pieces shorter than a chunk are left."""
+    runs = [run for piece in recorded.pieces for run in _known_runs(reader, piece, recorded.end_ns)]
+    if len(runs) == 1:
+        return [_episode(reader, recorded, *runs[0])]  # short or not: leaving it out is the user's decision
+    kept = [run for run in runs if run[2] - run[1] >= reader.horizon]
+    if len(kept) < len(runs):
+        reader.flaws.append(Flaw("short", recorded.origin, f"{len(runs) - len(kept)} pieces of it are shorter than a "
+                                 f"chunk of {reader.horizon} steps and left out", "record without gaps"))
+    return [_episode(reader, recorded, *run) for run in kept]
+
+
+def _known_runs(reader: BagReader, piece: Piece, end_ns: int | None) -> list[tuple[Piece, int, int]]:
+    """(piece, first, end) of the runs of frames whose next step is known. Steps after the episode's end are not."""
+    for frame, (_, known) in zip(piece.frames, piece.chunks, strict=True):
+        if end_ns is not None:
+            known &= step_times(frame.stamp_ns, reader.spec, reader.horizon) <= end_ns
+    flags = np.array([known[0] for _, known in piece.chunks], dtype=np.int8)
+    edges = np.flatnonzero(np.diff(flags, prepend=0, append=0))
+    return [(piece, int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+
+
+def _episode(reader: BagReader, recorded: Recorded, piece: Piece, first: int, end: int) -> BagEpisode:
+    frames, config = piece.frames[first:end], reader.config
+    chunks = np.stack([values for values, _ in piece.chunks[first:end]])
+    known = np.stack([flags for _, flags in piece.chunks[first:end]])
+    states = None
+    if config.proprioception is not None:
+        try:
+            states = np.stack([state_vector(config.proprioception, f.state) for f in frames]).astype(np.float64)
+        except ObservationError as error:
+            raise DataError(f"{recorded.origin}: {error} Record it, or leave it out of proprioception.") from error
+    arrays = EpisodeArrays(
+        np.array([f.stamp_ns for f in frames], dtype=np.int64), chunks[:, 0], states, piece.instruction,
+        recorded.origin, chunks, known)
+    places = {camera: np.array([(f.images[camera].log_ns, f.images[camera].stamp_ns) for f in frames], dtype=np.int64)
+              for camera in config.cameras}
+    return BagEpisode(recorded.origin, arrays, places)
+
+
+def _require_frames(reader: BagReader) -> None:
+    """Raise DataError when the bag gave too little, with the reason that its stamps show."""
+    path, tolerance = reader.path, reader.data.camera_tolerance
+    reference = np.array(sorted(reader.stamps[reader.config.cameras[0]]))
+    for camera in reader.config.cameras[1:]:
+        apart = _apart(reference, np.array(sorted(reader.stamps[camera])))
+        alone = float(np.mean(apart > tolerance)) if len(apart) else 0.0
+        if alone > 0.5:
+            raise DataError(
+                f"{path}: cameras '{reader.config.cameras[0]}' and '{camera}' are not synchronised: {alone:.0%} of "
+                f"the images have no partner within {1000 * tolerance:g} ms, they are {1000 * np.median(apart):.0f} ms "
+                "apart (median). Trigger the cameras together, stamp them by one clock, or raise "
+                "data.bag.camera_tolerance."
+            )
+        if alone > 0.05:
+            reader.flaws.append(Flaw("cameras", str(path), f"{alone:.0%} of the images have no image of '{camera}' "
+                                     f"within {1000 * tolerance:g} ms and are left out",
+                                     "trigger the cameras together, or raise data.bag.camera_tolerance"))
+    interval = float(np.median(np.diff(reference))) / NANOSECONDS if len(reference) > 1 else 0.0
+    if interval > 1.25 * reader.spec.step_duration:
+        raise DataError(
+            f"{path}: camera '{reader.config.cameras[0]}' ran at {1 / interval:.3g} Hz, the policy takes a step every "
+            f"{reader.spec.step_duration:g} s ({1 / reader.spec.step_duration:.3g} Hz). Record faster, or set "
+            "action.step_duration (and model.history_step) to what was recorded."
+        )
+    if not reader.recorded:
+        reasons = "; ".join(f"{count} times: {reason}" for reason, count in reader.lost.items())
+        if not len(reference):
+            reasons = "the image topics hold no usable image. " + reasons
+        raise DataError(f"{path}: no step to train on. {reasons or 'It holds no images.'} Is the instruction missing "
+                        "(`data: {bag: {instruction: TEXT}}`), were joint states recorded?")
+
+
+def _apart(reference: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n,) s from each time to the nearest of the others; infinite where there are none."""
+    if not len(others):
+        return np.full(len(reference), np.inf)
+    place = np.searchsorted(others, reference)
+    low, high = others[np.maximum(place - 1, 0)], others[np.minimum(place, len(others) - 1)]
+    return np.minimum(np.abs(reference - low), np.abs(high - reference)) / NANOSECONDS

@@ -1,0 +1,236 @@
+"""From one rosbag's messages to episodes, in one pass: the objects of `robovlms eval` say what was done.
+
+Observations come as the live node would have had them (cameras paired by stamp, joint states interpolated at the
+image). Each is followed by the chunk of actions that evaluation would compare a policy with: training and
+evaluation cannot disagree about what a recorded command means.
+"""
+
+import io
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from robovlms_ros.config import PolicyConfig
+from robovlms_ros.conversions.images import image_to_rgb
+from robovlms_ros.conversions.joint_states import stamp_of
+from robovlms_ros.evaluation.bags.mapping import TopicMapping, TopicsConfig, detect
+from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
+from robovlms_ros.evaluation.replay.commands import CommandTrack
+from robovlms_ros.evaluation.replay.events import Answered, Event, Measured, Restart, Seen, Told
+from robovlms_ros.evaluation.replay.inputs import Inputs
+from robovlms_ros.evaluation.replay.reference import MotionTrack
+from robovlms_ros.evaluation.replay.steps import step_times
+from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
+from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.schema import require
+from robovlms_ros.training.data.episodes import Array, DataError, Flaw
+from robovlms_ros.training.data.sources.bag_frames import Frame, Grid, Picture, Piece, Recorded, WatchedBag, numbers_of
+from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError
+
+SETTLED_NS = 2 * NANOSECONDS
+"""So long after a chunk's last step everything that bears on it has been recorded."""
+
+
+@dataclass(frozen=True)
+class BagData:
+    """The `data.bag` block of a training YAML.
+
+    robot: whose joints and tool they are (a name or a YAML); None is `action.robot`. topics: as in an evaluation YAML;
+        `commands: motion` learns the motion that followed, for recordings without commands. instruction: for bags
+        without one, or instead of theirs. camera_tolerance, joint_states_tolerance: s, as the node's parameters.
+    frame_tolerance: s by which an image may miss its place on the training rate's grid; None is half a step. An episode
+        is cut where no image is near enough.
+    """
+
+    robot: str | None = None
+    topics: TopicsConfig = field(default_factory=TopicsConfig)
+    instruction: str = ""
+    camera_tolerance: float = 0.02
+    joint_states_tolerance: float = 0.05
+    frame_tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("camera_tolerance", "joint_states_tolerance", "frame_tolerance"):
+            value = getattr(self, name)
+            require(value is None or 0 < value <= 10, f"data.bag.{name}", value, "above 0 and at most 10 s")
+
+
+class BagReader:
+    """Reads one bag; afterwards `episodes`, `flaws` and `notes` say what came of it."""
+
+    def __init__(self, path: Path, config: PolicyConfig, data: BagData, robot: RobotSpec, kinematics: Any) -> None:
+        assert config.action is not None
+        self.path, self.config, self.data, self.robot, self.kinematics = path, config, data, robot, kinematics
+        self.spec: ActionSpec = config.action.spec
+        self.horizon = config.model.action_chunk_size
+        self.step_ns = round(self.spec.step_duration * NANOSECONDS)
+        tolerance = data.frame_tolerance
+        self._grid = Grid(self.step_ns, self.step_ns // 2 if tolerance is None else round(tolerance * NANOSECONDS))
+        self.flaws: list[Flaw] = []
+        self.notes: list[str] = []
+        self.recorded: list[Recorded] = []
+        self.stamps: dict[str, list[int]] = {name: [] for name in config.cameras}
+        self.lost: Counter[str] = Counter()
+        self._open: Recorded | None = None
+        self._waiting: deque[tuple[Piece, Frame]] = deque()
+        self._begin_ns: int | None = None
+
+    def read(self) -> None:
+        """One pass. Raises DataError, BagError and ConfigError."""
+        bag = WatchedBag(self.path)
+        with bag:
+            mapping, lines = detect(bag, self.data.topics, self.config.cameras, self.robot)
+            if mapping.commands is None and self.data.topics.commands != "motion":
+                raise DataError(self._no_commands(bag))
+            self.topics = mapping.cameras
+            self._cameras = {topic: name for name, topic in mapping.cameras.items()}
+            self._tracks = self._make_tracks(mapping)
+            self._awaits_marker = bool(mapping.episodes and (bag.counts or {}).get(mapping.episodes))
+            data = self.data
+            inputs = Inputs(bag, mapping, self.robot, self.kinematics, self.config.cameras, data.instruction,
+                            data.camera_tolerance, data.joint_states_tolerance,
+                            decode=lambda message: self._look(bag.current, message))
+            for event in inputs.events():
+                self._take(event)
+            self._settle(None)
+            self.notes += [*lines, *bag.notes, *inputs.notes]
+            self.lost += inputs.lost
+        if self._tracks.commands is not None and self._tracks.commands.unusable:
+            count, topic = self._tracks.commands.unusable, mapping.commands
+            self.notes.append(f"{count} messages of {topic} do not fit {self.robot.name} and are left out")
+
+    def _no_commands(self, bag: Bag) -> str:
+        have = ", ".join(sorted(bag.topics)) or "none"
+        return (
+            f"{self.path}: no topic with commands for {self.robot.name} was recorded, so nothing says what the arm was "
+            f"told; topics there: {have}. Record the controller's command topic (`robovlms record` does), name it in "
+            "`data: {bag: {topics: {commands: TOPIC}}}`, or train on the motion that followed with `commands: motion`."
+        )
+
+    def _make_tracks(self, mapping: TopicMapping) -> Tracks:
+        commands = None
+        if mapping.commands is not None and mapping.command_kind != "action_chunk":
+            assert mapping.command_kind is not None
+            lead = mapping.command_lead
+            if lead is None:
+                set_point = mapping.command_kind in ("pose", "joint_state", "float64_array")
+                lead = self.spec.step_duration if set_point else 0.0
+            commands = CommandTrack(mapping.command_kind, self.robot, round(lead * NANOSECONDS))
+        return Tracks(MotionTrack(), commands, {}, mapping.command_kind == "action_chunk")
+
+    def _look(self, raw: RawMessage, message: Any) -> Picture:
+        """Check an image as far as that is quick, and remember where it is."""
+        if hasattr(message, "format"):
+            try:
+                Image.open(io.BytesIO(bytes(message.data)), formats=("JPEG", "PNG")).close()
+            except (OSError, SyntaxError) as error:
+                raise ObservationError(f"the compressed image is neither JPEG nor PNG: {error}") from error
+        else:
+            image_to_rgb(message)
+        stamp = stamp_of(message)
+        self.stamps[self._cameras[raw.topic]].append(stamp)
+        return Picture(raw.log_ns, stamp)
+
+    def _take(self, event: Event) -> None:
+        tracks = self._tracks
+        if isinstance(event, Measured):
+            tracks.motion.add(event.state)
+        elif isinstance(event, Told):
+            self._told(event)
+        elif isinstance(event, Answered):
+            tracks.chunks[event.chunk.stamp_ns] = event.chunk
+        elif isinstance(event, Restart):
+            self._restart(event)
+        elif isinstance(event, Seen):
+            self._see(event)
+        self._settle(event.now_ns if isinstance(event, Seen | Measured) else 0)
+
+    def _told(self, event: Told) -> None:
+        commands = self._tracks.commands
+        if commands is None:
+            return
+        if not np.isfinite(numbers_of(event.message)).all():
+            origin = self._open.origin if self._open else str(self.path)
+            self.flaws.append(Flaw(
+                "nan", origin, f"a command {self._seconds(event.now_ns):.2f} s into the bag holds numbers that are not "
+                "finite", "repair what publishes the commands, or exclude the episode", refuse=True))
+            return
+        (commands.add_gripper if event.gripper else commands.add)(event.message, event.now_ns)
+
+    def _seconds(self, now_ns: int) -> float:
+        return (now_ns - (self._begin_ns or now_ns)) / NANOSECONDS
+
+    def _restart(self, event: Restart) -> None:
+        self._awaits_marker = self._awaits_marker and not event.reason.startswith("episode marker")
+        if self._open is not None:
+            self._open.end_ns = None if event.jump else event.now_ns
+            if event.jump and "jumped back" in event.reason:
+                self.flaws.append(Flaw(
+                    "clock", self._open.origin, f"{event.reason} after {self._seconds(self._newest_ns):.2f} s",
+                    "record with one clock (a simulator's reset in the middle of a recording does this), or exclude "
+                    "the episode", refuse=True))
+        self._open = None
+        self._grid.restart()
+        if event.jump:
+            self._settle(None)
+            for track in (self._tracks.motion, self._tracks.commands):
+                if track is not None:
+                    track.clear()
+            self._tracks.chunks.clear()
+
+    def _see(self, seen: Seen) -> None:
+        observation, self._newest_ns = seen.observation, seen.now_ns
+        self._begin_ns = seen.now_ns if self._begin_ns is None else self._begin_ns
+        if self._awaits_marker:
+            self.lost["images before the first episode marker"] += 1
+            return
+        assert observation.state is not None
+        if self._open is None:
+            self._open = Recorded(f"{self.path}, episode {len(self.recorded)}")
+            self._open.pieces.append(Piece(observation.instruction))
+            self.recorded.append(self._open)
+        frame = Frame(observation.stamp_ns, observation.state, dict(observation.images))  # type: ignore[arg-type]
+        frames, missing_ns = self._grid.take(frame)
+        for settled in frames:
+            if missing_ns and settled is frame:
+                self.flaws.append(Flaw(
+                    "gap", self._open.origin, f"no image for {missing_ns / NANOSECONDS:.2f} s, "
+                    f"{self._seconds(seen.now_ns):.2f} s into the bag: the episode is cut there",
+                    "record images with fewer losses, or raise data.bag.frame_tolerance"))
+                self._open.pieces.append(Piece(observation.instruction))
+            piece = self._open.pieces[-1]
+            piece.frames.append(settled)
+            self._waiting.append((piece, settled))
+
+    def _settle(self, now_ns: int | None) -> None:
+        """Find the chunks of the frames that lie far enough back (None: of all), and forget what none needs."""
+        reach = self.horizon * self.step_ns + SETTLED_NS
+        while self._waiting and (now_ns is None or self._waiting[0][1].stamp_ns + reach < now_ns):
+            piece, frame = self._waiting.popleft()
+            piece.chunks.append(self._chunk(piece, frame))
+        if now_ns and self._waiting:
+            before = self._waiting[0][1].stamp_ns - SETTLED_NS
+            self._tracks.motion.trim(before)
+            if self._tracks.commands is not None:
+                self._tracks.commands.trim(before)
+            chunks = self._tracks.chunks
+            while chunks and next(iter(chunks)) < before:
+                del chunks[next(iter(chunks))]
+
+    def _chunk(self, piece: Piece, frame: Frame) -> tuple[Array, NDArray[np.bool_]]:
+        """(n, D) what evaluation compares a policy with at this frame, and which steps of it are known."""
+        empty = np.zeros((self.horizon, len(self.spec.names)))
+        chunk = ActionChunk(frame.stamp_ns, empty, self.spec, piece.instruction, "recorded")
+        steps = self._tracks.reference(Answer(chunk, frame.state, ""), self.kinematics)
+        if steps is None:
+            return empty, np.zeros(self.horizon, dtype=bool)
+        values = steps.values.copy()
+        measured = self._tracks.motion.gripper(step_times(frame.stamp_ns, self.spec, self.horizon))
+        values[:, -1] = np.where(np.isnan(values[:, -1]), measured, values[:, -1])
+        known = steps.valid & np.isfinite(values).all(axis=1)
+        return np.where(known[:, None], values, 0.0), known

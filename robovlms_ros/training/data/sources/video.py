@@ -1,0 +1,104 @@
+"""Single frames out of video files, by time, with PyAV (FFmpeg's libraries in a wheel)."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.training.data.episodes import DataError
+
+OPEN_FILES = 8
+AHEAD = 2.0  # s: a frame that is no further ahead is decoded up to, a further one is sought
+
+
+class VideoFrames:
+    """Reads frames of many files and keeps a few of them open; a forked or unpickled copy begins with none.
+
+    tolerance: s by which a frame's time may differ from the one asked for.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = tolerance
+        self._open: OrderedDict[Path, _Video] = OrderedDict()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tolerance": self._tolerance}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["tolerance"])  # type: ignore[misc]
+
+    def at(self, path: Path, times: Sequence[float]) -> NDArray[np.uint8]:
+        """(n, H, W, 3) RGB, the frames shown at these times (s, as the file counts). Raises DataError."""
+        if self._process != os.getpid():
+            self.__init__(self._tolerance)  # type: ignore[misc]
+        order = np.argsort(times, kind="stable")
+        frames: list[NDArray[np.uint8] | None] = [None] * len(times)
+        video = self._video(path)
+        for place in order:
+            frames[place] = video.frame(float(times[place]), self._tolerance)
+        return np.stack([frame for frame in frames if frame is not None])
+
+    def _video(self, path: Path) -> "_Video":
+        if path not in self._open:
+            while len(self._open) >= OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            self._open[path] = _Video(path)
+        self._open.move_to_end(path)
+        return self._open[path]
+
+
+class _Video:
+    """One open file and the last frame that was decoded."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import av
+        except ImportError as error:
+            raise DataError(f"{path}: video is decoded by PyAV, which is not installed: pip install av.") from error
+        self.path, self._error = path, av.FFmpegError
+        try:
+            self._container = av.open(str(path))
+            self._stream = self._container.streams.video[0]
+        except (av.FFmpegError, IndexError, OSError) as error:
+            raise DataError(f"{path}: cannot be opened as a video ({error}). Is it a Git LFS pointer, or cut "
+                            "off?") from error
+        # One thread: the DataLoader's workers are the parallel ones.
+        self._stream.thread_type = "NONE"
+        self._frames: Any = None
+        self._last: Any = None
+        self._next: Any = None
+
+    def close(self) -> None:
+        self._container.close()
+
+    def frame(self, time: float, tolerance: float) -> NDArray[np.uint8]:
+        """The frame nearest to `time`. Raises DataError when none is within `tolerance`."""
+        try:
+            best = self._nearest(time)
+        except (self._error, StopIteration) as error:
+            raise DataError(f"{self.path}: does not decode at {time:.3f} s ({error}). Download the file "
+                            "again.") from error
+        if best is None or abs(best.time - time) > tolerance:
+            near = "none" if best is None else f"the nearest is at {best.time:.3f} s"
+            raise DataError(f"{self.path}: no frame at {time:.3f} s within {tolerance:.3f} s, {near}. The video and "
+                            "the episode table do not belong together, or the file is cut off.")
+        return best.to_ndarray(format="rgb24")
+
+    def _nearest(self, time: float) -> Any:
+        behind = self._last is None or self._last.time > time
+        if self._frames is None or behind or time - self._last.time > AHEAD:
+            base = float(self._stream.time_base or 1)
+            self._container.seek(max(int(time / base), 0), stream=self._stream, backward=True)
+            self._frames, self._next = self._container.decode(self._stream), None
+            self._last = next(self._frames, None)
+        while self._last is not None and self._last.time < time:
+            self._next = self._next or next(self._frames, None)
+            if self._next is None or self._next.time - time > time - self._last.time:
+                break
+            self._last, self._next = self._next, None
+        return self._last

@@ -1,0 +1,125 @@
+"""From training windows to what a policy's forward pass and its loss take.
+
+A window is a mapping: `images` camera -> (W, H, W', 3) uint8, oldest frame first; `instruction`; with proprioception
+`proprioception` (W, P) raw SI; `actions` (W, n, D) on the head's scale, the gripper's label 0 or 1 last; `mask` (W, n),
+False where a step does not count (the episode ended before it).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from robovlms_ros.config import PolicyConfig
+from robovlms_ros.config_training import AugmentConfig
+from robovlms_ros.heads.discrete import DiscreteHead
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.training.data.augment import augment_windows
+from robovlms_ros.types import RoboVLMsError
+
+
+class TrainingError(RoboVLMsError):
+    """A training run cannot begin or go on: the text says why, and what of it is kept."""
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Windows into one batch, in the DataLoader's workers: images squashed to the model's size as the policy does it.
+
+    Raises TrainingError for a window that does not fit `config`.
+    """
+
+    config: PolicyConfig
+    size: int
+
+    def __call__(self, windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        for window in windows:
+            self._check(window)
+        images = {
+            name: torch.from_numpy(np.stack([self._squash(np.asarray(w["images"][name])) for w in windows]))
+            for name in self.config.cameras
+        }  # (B, W, S, S, 3) uint8
+        batch = {"images": images, "instruction": [str(w["instruction"]) for w in windows]}
+        names = ("actions", "mask", *(("proprioception",) if self.config.proprioception else ()))
+        return {**batch, **{k: torch.from_numpy(np.stack([np.asarray(w[k]) for w in windows])) for k in names}}
+
+    def _squash(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        size = (self.size, self.size)
+        return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in frames])
+
+    def _check(self, window: Mapping[str, Any]) -> None:
+        model, dims = self.config.model, self.config.action_head.action_dim
+        length, chunk = model.history_length, model.action_chunk_size
+        shapes = {"actions": (length, chunk, dims), "mask": (length, chunk)}
+        if self.config.proprioception is not None:
+            shapes["proprioception"] = (length, self.config.proprioception.size)
+        absent = [name for name in self.config.cameras if name not in window["images"]]
+        if absent:
+            raise TrainingError(
+                f"a training window has no images of camera {', '.join(absent)}; it has "
+                f"{', '.join(sorted(window['images'])) or 'none'}. Map the data's cameras to the configuration's names."
+            )
+        for name, shape in shapes.items():
+            found = np.shape(window[name]) if name in window else None
+            if found != shape:
+                raise TrainingError(f"a training window's {name} has shape {found}: must be {shape} (configuration).")
+
+
+def model_batch(
+    policy: VLAPolicy,
+    batch: Mapping[str, Any],
+    augmentation: AugmentConfig | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Any]:
+    """A collated batch on the policy's device as `Objective` takes it; augmented where a generator is given."""
+    device, processor = policy.device, policy.vlm.image_processor
+    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (processor.mean, processor.std))
+    images = {}
+    for name, frames in batch["images"].items():
+        pixels = frames.to(device).movedim(-1, -3).float().div_(255)  # (B, W, 3, S, S)
+        if augmentation is not None and generator is not None:
+            pixels = augment_windows(pixels, augmentation, generator)
+        images[name] = pixels.sub(mean).div_(std)
+    actions, mask = batch["actions"].to(device).float(), batch["mask"].to(device).bool()
+    result: dict[str, Any] = {"images": images, "arm": actions[..., :-1], "gripper": actions[..., -1], "mask": mask}
+    if "proprioception" in batch:
+        result["proprioception"] = batch["proprioception"].to(device)
+    if isinstance(policy.head, DiscreteHead):
+        return {**result, **action_tokens(policy, batch["instruction"], batch["actions"], batch["mask"])}
+    return {**result, **policy.tokenize(batch["instruction"])}
+
+
+def action_tokens(policy: VLAPolicy, instructions: Sequence[str], actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask`, `labels` (B, W, L): every frame's prompt, its chunk as tokens, and eos.
+
+    Labels are -100 where nothing is learned: the prompt, padding, steps that the mask leaves out (eos is then no answer
+    either). Padding is on the right.
+    """
+    prompt, head = policy.require_prompt(), policy.head
+    assert isinstance(head, DiscreteHead)
+    values = actions.cpu().double().numpy().copy()
+    values[..., -1] = np.where(values[..., -1] > 0.5, 1.0, -1.0)
+    chunks = head.tokens.encode(values)  # (B, W, n, D)
+    counted = np.repeat(mask.cpu().numpy()[..., None], values.shape[-1], axis=-1)
+    eos = [] if prompt.eos_id is None else [int(prompt.eos_id)]
+    rows: list[list[int]] = []
+    labels: list[list[int]] = []
+    for text, steps, counts in zip(instructions, chunks, counted, strict=True):
+        words = prompt.ids(text)
+        for tokens, keep in zip(steps.reshape(len(steps), -1), counts.reshape(len(counts), -1), strict=True):
+            rows.append([*words, *map(int, tokens), *eos])
+            end = eos if keep.all() else [-100] * len(eos)
+            labels.append([-100] * len(words) + [int(t) if k else -100 for t, k in zip(tokens, keep)] + end)
+    length = max(map(len, rows))
+    shape = (*mask.shape[:2], length)
+
+    def padded(table: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (length - len(row)) for row in table], device=policy.device).view(shape)
+
+    attention = padded([[1] * len(row) for row in rows], 0)
+    return {"input_ids": padded(rows, prompt.pad_id), "attention_mask": attention, "labels": padded(labels, -100)}

@@ -1,0 +1,279 @@
+"""The training of any policy on any windows, on top of Hugging Face accelerate.
+
+Several processes, GPUs, FSDP 2 and their mixed precision are `accelerate launch`'s configuration. A run's folder:
+`state.safetensors` (where it goes on), `curve.csv` (every step), `validation.csv` (every epoch), `checkpoint/` (lowest
+validation loss), `last/` (newest epoch), `tensorboard/`, `report.html`, `report.json`. What is random depends on the
+seed and the step alone: a run that was killed goes on to the same losses.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sized
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from robovlms_ros.config import PolicyConfig, config_to_mapping
+from robovlms_ros.config_training import TrainingConfig
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.training.engine import state as states
+from robovlms_ros.training.engine.batches import TrainingError, model_batch
+from robovlms_ros.training.engine.curves import Curves
+from robovlms_ros.training.engine.loaders import EpochSampler, build_loader, require_windows, watching_workers
+from robovlms_ros.training.engine.objective import Objective, open_loop_errors
+from robovlms_ros.training.engine.schedule import constant, half_cosine
+from robovlms_ros.training.engine.trainable import count, merge_adapters, optimiser, prepare
+
+log = logging.getLogger(__name__)
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+# What may differ when a run goes on: none of it changes what was computed so far.
+FREE = ("epochs", "max_steps", "workers", "save_every", "gradient_checkpointing")
+Reported = Callable[[int, dict[str, float]], None]
+
+
+def fit(
+    policy: VLAPolicy, train: Dataset, validation: Dataset | None, config: PolicyConfig, folder: Path,
+    on_step: Reported | None = None, files: dict[str, str] | None = None,
+) -> Path:
+    """Train `policy` in place, or go on with the run in `folder`; returns the checkpoint's folder.
+
+    train, validation: map-style data sets of windows (see `batches`). on_step: told of every step of the optimiser.
+    files: name -> text, written beside every checkpoint's weights (statistics). Raises TrainingError, ConfigError.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return Engine(policy, train, validation, config, Path(folder), on_step, files or {}).run()
+
+
+class Engine:
+    """One run; see `fit`."""
+
+    def __init__(
+        self, policy: VLAPolicy, train: Dataset, validation: Dataset | None, config: PolicyConfig, folder: Path,
+        on_step: Reported | None, files: dict[str, str],
+    ):
+        policy.config = config
+        self.policy, self.config, self.training = policy, config, config.training
+        self.folder, self.on_step, self.files = folder, on_step, files
+        folder.mkdir(parents=True, exist_ok=True)
+        require_windows(train, validation)
+        self.accelerator = build_accelerator(self.training)
+        seed_step(self.training.seed, 0, 0)
+        prepare(policy, self.training)
+        self.sampler = EpochSampler(len(cast(Sized, train)), self.training.seed)
+        loaders = [build_loader(policy, train, self.sampler)]
+        if validation is not None:
+            loaders.append(build_loader(policy, validation, range(len(cast(Sized, validation)))))
+        adam = optimiser(policy, self.training, self.accelerator.device)
+        prepared = self.accelerator.prepare(Objective(policy), adam, *loaders)
+        self.objective, self.optimiser, self.loader = prepared[:3]
+        self.validation = prepared[3] if validation is not None else None
+        self.module = self.accelerator.unwrap_model(self.objective)
+        processes = self.accelerator.num_processes
+        self.batches = math.ceil(math.ceil(self.sampler.length / self.training.batch_size) / processes)
+        self.epoch_steps = math.ceil(self.batches / self.training.accumulation)
+        planned = self.epoch_steps * self.training.epochs
+        self.total = min(planned, self.training.max_steps or planned)
+        self.progress = states.Progress(setup=setup(config, self.sampler.length, processes))
+        self._resume()
+        self.curves = Curves(folder, self.progress.step, self.total, self.accelerator.is_main_process)
+
+    def run(self) -> Path:
+        """Train to the end; returns the checkpoint's folder."""
+        everything, trained = count(self.module.policy)
+        log.info("%d windows, %d steps; %.1f of %.1f million parameters train, on %d x %s", self.sampler.length,
+                 self.total, trained / 1e6, everything / 1e6, self.accelerator.num_processes, self.accelerator.device)
+        try:
+            with watching_workers(self.training):
+                while self.progress.step < self.total:
+                    self._epoch()
+                    self._end_epoch()
+        finally:
+            self.curves.close()
+        if self.accelerator.is_main_process:
+            from robovlms_ros.training.engine.report import write_report
+
+            write_report(self.folder, self.config, self.sampler.length, (everything, trained))
+        self.accelerator.wait_for_everyone()
+        self.policy.is_random = False
+        return self.folder / "checkpoint"
+
+    def _resume(self) -> None:
+        for name in ("checkpoint", "last"):
+            states.recover_folder(self.folder / name)
+        found = states.load_state(self.folder)
+        if found is None:
+            return
+        tensors, progress = found
+        differing = [k for k, v in self.progress.setup.items() if progress.setup.get(k) != v]
+        if differing:
+            told = "; ".join(f"{k}: {progress.setup.get(k)} then, {self.progress.setup[k]} now" for k in differing)
+            raise TrainingError(
+                f"{self.folder}: holds a run of another set-up ({told[:600]}). Give another --output, or the "
+                "configuration and data that it was begun with."
+            )
+        torch_optimiser = getattr(self.optimiser, "optimizer", self.optimiser)
+        states.restore(self.module.policy, torch_optimiser, tensors, str(self.folder / states.STATE))
+        if self.accelerator.scaler is not None and progress.scaler:
+            self.accelerator.scaler.load_state_dict(progress.scaler)
+        self.progress = progress
+        log.info("going on at step %d of %d in %s", progress.step, self.total, self.folder)
+
+    def _epoch(self) -> None:
+        """The rest of the current epoch, or of the run."""
+        progress, accumulation = self.progress, self.training.accumulation
+        if progress.batch >= self.batches:
+            return
+        done = progress.batch * self.training.batch_size * self.accelerator.num_processes
+        self.sampler.begin(progress.epoch, done)
+        self.objective.train()
+        parts: list[dict[str, float]] = []
+        for batch in self.loader:
+            seed = progress.epoch * self.batches + progress.batch
+            generator = seed_step(self.training.seed, seed, self.accelerator.process_index, self.accelerator.device)
+            with self.accelerator.accumulate(self.objective):
+                parts.append(self._batch(batch, generator))
+                progress.batch += 1
+                if self.accelerator.sync_gradients:
+                    self._step(parts)
+                    parts = []
+            if progress.step >= self.total:
+                return
+            if not parts and progress.step % self.training.save_every == 0:
+                self._save()
+        assert progress.batch % accumulation == 0 or not parts
+
+    def _batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, float]:
+        """Forward and backward of one batch; the means of its losses over all processes."""
+        result = self.objective(model_batch(self.policy, batch, self.training.augmentation, generator))
+        loss = result["loss"]
+        names = ("loss", "arm", "gripper", "gripper_accuracy")
+        values = torch.stack([result[name].detach().float() for name in names])
+        means = self.accelerator.reduce(values, reduction="mean").tolist()
+        if not math.isfinite(means[0]):
+            raise TrainingError(
+                f"step {self.progress.step + 1}: the loss is {means[0]}. The state of the last save is kept in "
+                f"{self.folder}. A smaller learning_rate, a gradient_clip above 0 or precision bfloat16 may help; "
+                "`--inspect` looks for bad data."
+            )
+        self.accelerator.backward(loss)
+        return dict(zip(names, means, strict=True))
+
+    def _step(self, parts: list[dict[str, float]]) -> None:
+        """Clip, step, report."""
+        training, progress = self.training, self.progress
+        warmup = round(training.warmup_ratio * self.epoch_steps)
+        factor = constant(progress.step, warmup)
+        if training.schedule == "cosine":
+            factor = half_cosine(progress.step, warmup, self.total, training.minimum_rate)
+        for group in self.optimiser.param_groups:
+            group["lr"] = training.learning_rate * factor
+        largest = training.gradient_clip or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), largest)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        progress.step += 1
+        values = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        values |= {"learning_rate": training.learning_rate * factor, "gradient_norm": float(norm)}
+        self.curves.step(progress.step, progress.epoch, values)
+        if self.on_step is not None:
+            self.on_step(progress.step, values)
+
+    def _end_epoch(self) -> None:
+        """Validation, checkpoints, state."""
+        values = self._validate() if self.validation is not None else {}
+        best = self.progress.best
+        better = self.validation is None or best is None or values["loss"] < best
+        if better and values:
+            self.progress.best = values["loss"]
+        if values:
+            self.curves.validation(self.progress.step, self.progress.epoch, values)
+        tensors = states.full_state(self.module.policy)  # gathered by all processes
+        if self.accelerator.is_main_process:
+            for name in ("last", "checkpoint") if better else ("last",):
+                states.replace_folder(self.folder / name, lambda place: self._write(place, tensors, values))
+        if self.progress.batch >= self.batches:
+            self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
+        self._save()
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Losses, weighted by their steps, and the open-loop errors of the newest frames, over the held-out windows."""
+        self.objective.eval()
+        sums: dict[str, list[float]] = {}
+        assert self.validation is not None
+        for batch in self.validation:
+            inputs = model_batch(self.policy, batch)
+            result = self.objective(inputs)
+            weight = int(result["count"])
+            names = ("loss", "arm", "gripper", "gripper_accuracy")
+            parts = {name: (float(result[name]) * weight, weight) for name in names}
+            for name, (value, number) in {**parts, **open_loop_errors(self.config, result["newest"], inputs)}.items():
+                total = sums.setdefault(name, [0.0, 0.0])
+                total[0], total[1] = total[0] + value, total[1] + number
+        table = torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu")
+        if self.accelerator.num_processes > 1:
+            table = self.accelerator.reduce(table.float().to(self.accelerator.device)).cpu().double()
+        means = (table[:, 0] / table[:, 1].clamp(min=1)).tolist()
+        return dict(zip(sums, means, strict=True))
+
+    def _write(self, place: Path, tensors: dict[str, torch.Tensor], values: dict[str, float]) -> None:
+        """A checkpoint folder: adapters merged into the weights, and kept beside them."""
+        from safetensors.torch import save_file
+
+        from robovlms_ros.policy.checkpoint import DTYPES, save_policy
+        from robovlms_ros.training.engine.report import training_record
+
+        merged, adapters = merge_adapters(self.policy, tensors)
+        precision = DTYPES[self.config.vlm.precision]  # what it will run in; the state keeps float32
+        merged = {k: v.to(precision) if v.is_floating_point() else v for k, v in merged.items()}
+        save_policy(self.policy, place, merged)
+        if adapters:
+            save_file(adapters, place / "adapters.safetensors")
+        record = training_record(self.config, self.progress.step, self.progress.epoch, values)
+        for name, text in {**self.files, "training.json": record}.items():
+            (place / name).write_text(text, encoding="utf-8")
+
+    def _save(self) -> None:
+        torch_optimiser = getattr(self.optimiser, "optimizer", self.optimiser)
+        tensors = states.collect(self.module.policy, torch_optimiser)
+        if self.accelerator.scaler is not None:
+            self.progress.scaler = self.accelerator.scaler.state_dict()
+        if self.accelerator.is_main_process:
+            states.save_state(self.folder, tensors, self.progress)
+        self.accelerator.wait_for_everyone()
+
+
+def build_accelerator(training: TrainingConfig) -> Any:
+    """Accelerate as the configuration and the environment (`accelerate launch`) say. Raises TrainingError."""
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState, GradientState
+    except ImportError as error:
+        raise TrainingError("training needs the library accelerate: `pip install accelerate`.") from error
+    AcceleratorState._reset_state()  # another run in this process may have computed in another precision
+    GradientState._reset_state()
+    # Some towers have parameters that their features do not pass through.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(
+        mixed_precision=PRECISIONS[training.precision], gradient_accumulation_steps=training.accumulation,
+        kwargs_handlers=handlers,
+    )
+
+
+def seed_step(seed: int, step: int, process: int, device: Any = "cpu") -> torch.Generator:
+    """Seed torch's own generators (dropout) for one batch of one process; returns one for the augmentation."""
+    drawn = int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    torch.manual_seed(drawn)
+    return torch.Generator(device).manual_seed(drawn)
+
+
+def setup(config: PolicyConfig, windows: int, processes: int) -> dict[str, Any]:
+    """What a run that goes on must share with the one that began, JSON-ready."""
+    mapping = config_to_mapping(config)
+    training = mapping.pop("training")
+    kept = {f"training.{k}": v for k, v in training.items() if k not in FREE}
+    return {**mapping, **kept, "windows": windows, "processes": processes}

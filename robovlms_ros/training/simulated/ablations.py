@@ -1,0 +1,136 @@
+"""Ablations of a tabletop plan: one thing changed at a time, all on the same demonstrations, measured without ROS.
+
+A folder holds `demonstrations/` (shared), and per variant `NAME/` with the run, its checkpoint and `TASK.json`, one per
+task: what is there is not done again, what is missing is listed as not run.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from robovlms_ros.evaluation.statistics import wilson_interval
+from robovlms_ros.schema import require
+from robovlms_ros.sim.tasks import evaluate
+from robovlms_ros.sim.tasks.language import TASKS
+from robovlms_ros.training.simulated.pipeline import Stage, TrainingPlan, train
+
+FRAMES = 64
+"""Frames of a step, whatever the history's length."""
+Change = Callable[[dict[str, Any]], None]
+
+
+def _unchanged(policy: dict[str, Any]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row. change: of the policy's configuration, in place. plan: fields of the plan that differ. seed: of the
+    training. condition: of the rollouts. base: the variant whose checkpoint is measured; empty: its own.
+    """
+
+    group: str
+    change: Change = _unchanged
+    plan: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    condition: evaluate.Condition = field(default_factory=evaluate.Condition)
+    base: str = ""
+
+
+def _history(length: int) -> Change:
+    def change(policy: dict[str, Any]) -> None:
+        policy["model"]["history_length"] = length
+        if length == 1:
+            policy["model"].pop("history_step", None)
+    return change
+
+
+def _head(kind: str, **settings: Any) -> Change:
+    def change(policy: dict[str, Any]) -> None:
+        policy["action_head"] = {"type": kind, **settings}
+    return change
+
+
+def _without(key: str, value: Any = None) -> Change:
+    def change(policy: dict[str, Any]) -> None:
+        if value is None:
+            policy.pop(key)
+        else:
+            policy[key] = value
+    return change
+
+
+def _executed(steps: int) -> evaluate.Condition:
+    return evaluate.Condition(executed=steps)
+
+
+VARIANTS: dict[str, Variant] = {
+    "reference": Variant("reference"),
+    "history_1": Variant("history length", _history(1)),
+    "history_16": Variant("history length", _history(16)),
+    "executed_4": Variant("steps executed", condition=_executed(4), base="reference"),
+    "executed_8": Variant("steps executed", condition=_executed(8), base="reference"),
+    "head_gpt": Variant("head", _head("gpt", hidden_size=256, num_layers=2)),
+    "head_fc": Variant("head", _head("fc", hidden_size=256)),
+    "without_wrist_camera": Variant("inputs", _without("cameras", ["static"])),
+    "without_proprioception": Variant("inputs", _without("proprioception")),
+    "without_ground_truth": Variant("ground truth", plan={"ground_truth": False}),
+    **{f"demonstrations_{n}": Variant("demonstrations", plan={"episodes": n}) for n in (25, 50, 100, 200)},
+    "seed_1": Variant("training seed", seed=1),
+    "seed_2": Variant("training seed", seed=2),
+}
+"""`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as one is ready."""
+REFERENCE_EPISODES = 400
+
+
+def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
+    """`plan` with one variant's change, in one stage of `steps` steps without aggregation. Raises ConfigError."""
+    require(name in VARIANTS, "variant", name, f"one of {', '.join(VARIANTS)}")
+    variant, policy = VARIANTS[name], deepcopy(plan.policy)
+    variant.change(policy)
+    recipe = replace(plan.recipe, seed=variant.seed, windows=max(FRAMES // policy["model"]["history_length"], 1))
+    fields: dict[str, Any] = {"episodes": REFERENCE_EPISODES, "shard": 5, **variant.plan}
+    return replace(plan, policy=policy, recipe=recipe, stages=(Stage(steps),), **fields)
+
+
+def run(
+    name: str, plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int], limit: float = evaluate.TIME_LIMIT
+) -> None:
+    """Train and measure one variant, as far as it is not done; limit: simulated s per episode. Raises ConfigError."""
+    variant = VARIANTS.get(name)
+    changed = plan_of(variant.base if variant and variant.base else name, plan, steps)
+    assert variant is not None
+    checkpoint = folder / (variant.base or name) / "checkpoint"
+    if not (checkpoint / "model.safetensors").exists():
+        train(changed, checkpoint.parent, folder / "demonstrations")
+    for task in TASKS if plan.task == "all" else (str(plan.task),):
+        result = folder / name / f"{task}.json"
+        if not result.exists():
+            episodes = evaluate.evaluate_task(task, checkpoint, seeds, variant.condition, plan.robot, limit)
+            result.parent.mkdir(parents=True, exist_ok=True)
+            part = result.with_suffix(".part")
+            row = evaluate.rows(episodes)[0]
+            part.write_text(json.dumps(row.as_json(), indent=2) + "\n", encoding="utf-8")
+            part.replace(result)
+
+
+def report(folder: Path) -> str:
+    """Every variant's row as a Markdown table: success and wrong object per task with 95 % intervals, or `not run`."""
+    lines = [f"| changed | variant | {' | '.join(TASKS)} | wrong object |", "|---" * (len(TASKS) + 3) + "|"]
+    for name, variant in VARIANTS.items():
+        cells, wrong, count = [], 0, 0
+        for task in TASKS:
+            path = folder / name / f"{task}.json"
+            if not path.exists():
+                cells.append("not run")
+                continue
+            row = json.loads(path.read_text(encoding="utf-8"))
+            low, high = wilson_interval(row["success"], row["n"])
+            cells.append(f"{row['success']}/{row['n']} ({low:.0%} to {high:.0%})")
+            wrong, count = wrong + row["wrong"], count + row["n"]
+        cells.append(f"{wrong}/{count}" if count else "not run")
+        lines.append(f"| {variant.group} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)

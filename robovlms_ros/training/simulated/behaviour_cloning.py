@@ -1,0 +1,197 @@
+"""Behaviour cloning of the scripted expert: what one step minimises.
+
+Every window is learned under every instruction, the images' features being computed once. Beside the action, the
+action feature must tell where the named cube and all cubes are: without these auxiliary losses a small model averages
+the cubes and ignores the words. The simulator's ground truth serves in training only; a saved policy holds none of it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.policy.proprioception import state_vector
+from robovlms_ros.processing.actions import ActionPipeline
+from robovlms_ros.schema import require
+from robovlms_ros.sim.task import CUBES, INSTRUCTIONS
+from robovlms_ros.training.data.augment import random_shift
+from robovlms_ros.training.simulated.shards import Windows
+from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
+from robovlms_ros.types import RobotState
+
+PLACE_SCALE = 0.1
+"""Metres per unit of the auxiliary targets."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimisation. windows: of a step's batch, each learned under every instruction.
+
+    warmup: steps at the start of a stage. constant_part: part of a stage before the cosine; final_rate: what is left of
+    the learning rate at its end. average: decay per step of the averaged weights, which are what is saved.
+    huber: half-width of the Huber loss' quadratic part, on the head's scale. arm, gripper, auxiliary: loss weights.
+    shift: pixels; gain, channel_gain, offset: half-widths of the factors and (of 255) of the shift of brightness.
+    state_noise: standard deviation on the proprioception's normalised scale.
+    """
+
+    windows: int = 12
+    weight_decay: float = 0.05
+    warmup: int = 100
+    constant_part: float = 0.4
+    final_rate: float = 0.05
+    gradient_clip: float = 1.0
+    average: float = 0.995
+    huber: float = 0.1
+    arm: float = 2.0
+    gripper: float = 0.05
+    auxiliary: float = 0.5
+    shift: int = 2
+    gain: float = 0.15
+    channel_gain: float = 0.05
+    offset: float = 10.0
+    state_noise: float = 0.02
+    seed: int = 0
+
+
+class Auxiliary(nn.Module):
+    """From the action feature to where things are: the named cube and all cubes, relative to the hand."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.named = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3))
+        self.all = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3 * len(CUBES)))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars of one step. target_error: m, mean distance between the named cube and where the model sees it."""
+
+    total: Tensor
+    arm: Tensor
+    gripper: Tensor
+    target_error: Tensor
+
+
+def initialise(policy: VLAPolicy, seed: int) -> None:
+    """Random weights as a small model needs them: places as loud as pixels, an action token that is not zero.
+
+    SigLIP's own position embeddings have a seventh of the norm of what a white table adds to every patch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if name.endswith("position_embedding.weight"):
+                parameter.mul_(4.0)
+            elif name.endswith("action_token"):
+                parameter.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
+
+
+class Learner(nn.Module):
+    """A policy with what is needed to train it."""
+
+    def __init__(self, policy: VLAPolicy, recipe: Recipe) -> None:
+        super().__init__()
+        assert policy.config.action is not None
+        self.policy, self.recipe = policy, recipe
+        self.auxiliary = Auxiliary(policy.vlm.hidden_size)
+        self._pipeline = ActionPipeline(policy.config.action)
+
+    def losses(self, windows: Windows, generator: torch.Generator) -> Losses:
+        """The losses of B windows under each of the C instructions."""
+        recipe, policy = self.recipe, self.policy
+        width = windows.openings.shape[1]
+        images = augment(torch.from_numpy(windows.images), recipe, generator)  # (B, W, K, 3, S, S)
+        names = policy.config.cameras
+        visual = policy.vlm.encode_frames({name: images[:, :, k].flatten(0, 1) for k, name in enumerate(names)})
+        words = policy.tokenize(list(INSTRUCTIONS))
+        state = policy.normalise_state(torch.from_numpy(raw_states(policy, windows)))  # (B, W, P)
+        assert state is not None
+        state = state + recipe.state_noise * torch.randn(state.shape, generator=generator)
+        features = features_under_instructions(
+            policy.vlm, visual, words["input_ids"], words["attention_mask"], state, width
+        )  # (C B, W, 1, d)
+        arm, opened = self._pipeline.encode(windows.labels)
+        return self._compare(features, windows, torch.from_numpy(arm).float(), torch.from_numpy(opened).float())
+
+    def _compare(self, features: Tensor, windows: Windows, arm: Tensor, opened: Tensor) -> Losses:
+        recipe = self.recipe
+        output = self.policy.head(features)
+        arm = arm.movedim(2, 0).flatten(0, 1)  # (C B, W, n, 6)
+        opened = opened.movedim(2, 0).flatten(0, 1)
+        arm_loss = functional.huber_loss(output.arm, arm, delta=recipe.huber) / recipe.huber
+        gripper_loss = functional.binary_cross_entropy_with_logits(output.gripper_logits.squeeze(-1), opened)
+        hand = windows.poses[:, :, None, :3, 3]
+        places = torch.from_numpy((windows.cubes - hand) / PLACE_SCALE)  # (B, W, C, 3)
+        named = places.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
+        token = features.mean(2)
+        guess = self.auxiliary.named(token)
+        everything = self.auxiliary.all(token)
+        aux_loss = functional.smooth_l1_loss(guess, named, beta=0.1) + functional.smooth_l1_loss(
+            everything, places.flatten(2).repeat(len(CUBES), 1, 1), beta=0.1
+        )
+        error = (guess.detach() - named).norm(dim=-1).mean() * PLACE_SCALE
+        total = recipe.arm * arm_loss + recipe.gripper * gripper_loss + recipe.auxiliary * aux_loss
+        return Losses(total, arm_loss.detach(), gripper_loss.detach(), error)
+
+
+def raw_states(policy: VLAPolicy, windows: Any) -> np.ndarray:
+    """(B, W, P) raw proprioception, by the function that serves the running policy."""
+    config = policy.config.proprioception
+    assert config is not None
+    shape = windows.openings.shape
+    joints, poses = windows.joints.astype(np.float64), windows.poses.astype(np.float64)
+    rows = [
+        state_vector(config, RobotState(0, joints[i], None, poses[i], float(windows.openings[i])))
+        for i in np.ndindex(shape)
+    ]
+    return np.stack(rows).reshape(*shape, -1)
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """(B, W, K, S, S, 3) uint8 to (B, W, K, 3, S, S) in -1..1; a window's frames of a camera change alike."""
+    b, w, k, s = images.shape[:4]
+    folded = images.permute(0, 2, 1, 5, 3, 4).reshape(b * k, w * 3, s, s).float()
+    if recipe.shift:
+        folded = random_shift(folded, recipe.shift, generator=generator)
+    x = folded.view(b, k, w, 3, s, s)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+    gain = (1 + recipe.gain * draw(b, k, 1, 1, 1, 1)) * (1 + recipe.channel_gain * draw(b, k, 1, 3, 1, 1))
+    x = (x * gain + recipe.offset * draw(b, k, 1, 1, 1, 1)).clamp(0, 255)
+    return (x / 127.5 - 1).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of a run with a learning rate's whole course: `steps` steps, `learning_rate` at its highest.
+
+    episodes: recorded before the stage begins, driven by the policy as it is then; they join the data.
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    episodes: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "stages.steps", self.steps, "1 or more")
+        require(0 < self.learning_rate <= 1, "stages.learning_rate", self.learning_rate, "above 0 and at most 1")
+        require(self.episodes >= 0, "stages.episodes", self.episodes, "0 or more")
+
+
+def learning_rate(step: int, stage: Stage, recipe: Recipe) -> float:
+    """At a stage's step: warm-up, a constant part, then half a cosine."""
+    if step < recipe.warmup:
+        return stage.learning_rate * (step + 1) / recipe.warmup
+    start = recipe.constant_part * stage.steps
+    if step < start:
+        return stage.learning_rate
+    part = min(1.0, (step - start) / max(stage.steps - start, 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * part))
+    return stage.learning_rate * (recipe.final_rate + (1 - recipe.final_rate) * cosine)

@@ -1,0 +1,103 @@
+"""Demonstrations of the tabletop tasks: the expert drives under noise, every frame is labelled under several goals.
+
+A shard is as in `demonstrations`, with `things` (F, T, 3) and `plates` (F, P, 3) in the order of `things.THINGS` and
+`things.PLATES` (m in the base frame, NaN where a scene has none) in the place of `cubes`, `goals` (F, K) numbers into
+`language.goals()`, the followed one first, `labels` (F, K, horizon, 7) and `yaws` (F, K), how the hand is to be turned
+(rad). The K goals belong to the episode, of its own and of other tasks; where fewer fit, they repeat.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Frame, Outcome
+from robovlms_ros.sim.tasks.expert import Law
+from robovlms_ros.sim.tasks.language import LABELLED, Goal, goals, instructions, meaning
+from robovlms_ros.sim.tasks.things import PLATES, THINGS, TableTruth
+from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.sim.world import CAMERAS
+from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, Disturbance, random_start
+from robovlms_ros.types import ActionChunk
+
+Array = NDArray[np.float64]
+
+GOALS = goals()
+START_TURN = 0.8
+"""How far a hand that does not start at home may be turned (rad)."""
+TURN_NOISE = 0.02
+SETTINGS = DemonstrationSettings(noise=0.5, random_start=0.4, closed_start=0.3, switch=0.2, slip=0.006)
+
+
+class TaskRecording:
+    """Records one TaskWorld's episodes; see `demonstrations.Recording`."""
+
+    def __init__(self, world: TaskWorld, labelled: int = LABELLED) -> None:
+        self._world, self._labelled = world, labelled
+        self._goals: list[Goal] = []
+
+    def run(self, seed: int, loop: ClosedLoop, agent: Agent, settings: DemonstrationSettings) -> Outcome:
+        """One disturbed episode, drawn from the seed alone."""
+        rng = np.random.default_rng((seed, 1))
+        world = self._world
+        world.reset(seed)
+        if rng.uniform() < settings.random_start:
+            opening = rng.uniform() if rng.uniform() < settings.closed_start else 1.0
+            world.set_arm(random_start(rng, loop.kinematics, world.joint_state().positions, START_TURN), opening)
+        spoken = [(0.0, world.instruction(rng, unseen=False))]
+        if rng.uniform() < settings.switch:
+            other = world.goals[int(rng.integers(len(world.goals)))]
+            spoken.insert(0, (0.0, str(rng.choice(instructions(other)))))
+            spoken[1] = (float(rng.uniform(0.3, 4.0)), spoken[1][1])
+        self._goals = self._draw([meaning(words) for _, words in reversed(spoken)], rng)
+        loop.disturb = Disturbance(rng.uniform(0, settings.noise), settings.slip, rng, _distance_to_goal, TURN_NOISE)
+        loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=10.0, linger=float(rng.uniform(0.2, 0.8)))
+        return loop.run(agent, spoken, rng)
+
+    def _draw(self, followed: list[Goal], rng: np.random.Generator) -> list[Goal]:
+        chosen = list(dict.fromkeys(followed))
+        others = [goal for goal in self._world.goals if goal not in chosen]
+        own = [goal for goal in others if goal.task == chosen[0].task]
+        rng.shuffle(others)
+        rng.shuffle(own)
+        half = (self._labelled - len(chosen)) // 2
+        chosen = list(dict.fromkeys([*chosen, *own[:half], *others]))[: self._labelled]
+        return (chosen * self._labelled)[: self._labelled]
+
+    def row(self, frame: Frame, seed: int) -> dict[str, Any]:
+        state, truth = frame.observation.state, frame.truth
+        assert state is not None and state.eef_pose is not None and state.gripper is not None
+        assert isinstance(truth, TableTruth)
+        pose, opening = state.eef_pose, state.gripper
+        laws = {goal: Law(goal, truth, pose, opening) for goal in dict.fromkeys(self._goals)}
+        chunks = {goal: law.chunk() for goal, law in laws.items()}
+        # The followed goal first: a robot without a simulator has no other label.
+        now = meaning(frame.observation.instruction)
+        order = sorted(self._goals, key=lambda goal: goal != now)
+        nothing = np.full(3, np.nan)
+        return {
+            "images": np.stack([frame.observation.images[name] for name in CAMERAS]),
+            "poses": pose,
+            "joints": state.positions,
+            "openings": np.float32(opening),
+            "things": np.stack([
+                truth.things[name].position if name in truth.things else nothing for name in THINGS
+            ]).astype(np.float32),
+            "plates": np.stack([truth.plates.get(name, nothing) for name in PLATES]).astype(np.float32),
+            "goals": np.array([GOALS.index(goal) for goal in order], np.int16),
+            "labels": np.stack([chunks[goal] for goal in order]).astype(np.float32),
+            "yaws": np.array([laws[goal].yaw for goal in order], np.float32),
+            "episodes": np.int64(seed),
+        }
+
+
+def _distance_to_goal(chunk: ActionChunk, frame: Frame) -> float:
+    """From the hand to the thing, and once that is held, from the thing to its place (m)."""
+    goal, truth, state = meaning(chunk.instruction), frame.truth, frame.observation.state
+    assert state is not None and state.eef_pose is not None and isinstance(truth, TableTruth)
+    thing = truth.things[goal.thing].position
+    to_thing = float(np.linalg.norm(state.eef_pose[:3, 3] - thing))
+    if to_thing > 0.03 or not goal.place:
+        return to_thing
+    place = truth.plates[goal.place] if goal.place in truth.plates else truth.things[goal.place].position
+    return float(np.linalg.norm(thing[:2] - place[:2])) if truth.things[goal.thing].height > 0.02 else to_thing

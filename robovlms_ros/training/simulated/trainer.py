@@ -1,0 +1,146 @@
+"""The training loop: resumable to the bit, its weights averaged over time, its curve in a CSV file.
+
+A run's folder: `state.safetensors` (where it goes on) and `curve.csv`. What is drawn at a step depends on the seed and
+the step alone, so that an interrupted run ends where an uninterrupted one does.
+"""
+
+import csv
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.training.simulated.behaviour_cloning import Learner, Losses, Recipe, Stage, learning_rate
+from robovlms_ros.training.simulated.shards import DemonstrationSet
+
+log = logging.getLogger(__name__)
+Now = Callable[[], float]
+
+REPORT_EVERY = 20
+SAVE_EVERY = 200
+_STATE = "state.safetensors"
+
+
+class Trainer:
+    """Trains `policy` in place by `recipe`; `folder` holds what a later run needs to go on.
+
+    learner: makes what turns windows into losses; by default the easy demo's. save_every: steps between saved states.
+    """
+
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        recipe: Recipe,
+        folder: Path,
+        learner: Callable[[VLAPolicy, Recipe], Any] = Learner,
+        save_every: int = SAVE_EVERY,
+    ) -> None:
+        self.recipe, self.folder, self.save_every = recipe, folder, save_every
+        torch.manual_seed(recipe.seed)
+        self.learner = learner(policy, recipe)
+        self.step = 0
+        self._parameters = dict(self.learner.named_parameters())
+        self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
+        decayed = [p for p in self._parameters.values() if p.ndim > 1]
+        others = [p for p in self._parameters.values() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._optimiser = torch.optim.AdamW(groups)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / _STATE).exists():
+            self._restore()
+
+    def run(self, data: DemonstrationSet, stage: Stage, begin: int = 0, now: Now = time.monotonic) -> None:
+        """Train through `stage`, which begins at step `begin`, saving as it goes. now: seconds, for the log alone."""
+        until = begin + stage.steps
+        began, sums = now(), np.zeros(4)
+        while self.step < until:
+            rate = learning_rate(self.step - begin, stage, self.recipe)
+            losses = self.train_step(data, rate)
+            sums += [float(x) for x in (losses.total.detach(), losses.arm, losses.gripper, losses.target_error)]
+            if self.step % REPORT_EVERY == 0:
+                self._report(sums / REPORT_EVERY, rate, until, now() - began)
+                sums[:] = 0
+            if self.step % self.save_every == 0 or self.step == until:
+                self.save()
+
+    def train_step(self, data: DemonstrationSet, rate: float) -> Losses:
+        """One step of AdamW at a learning rate, and of the average."""
+        recipe = self.recipe
+        rng = np.random.default_rng((recipe.seed, self.step))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        windows = data.windows(rng.choice(data.starts, recipe.windows))
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self.learner.train()
+        losses = self.learner.losses(windows, generator)
+        self._optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters.values(), recipe.gradient_clip)
+        self._optimiser.step()
+        self.step += 1
+        keep = min(recipe.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                self._average[name].lerp_(parameter, 1 - keep)
+        return losses
+
+    def averaged(self) -> VLAPolicy:
+        """The policy with the averaged weights put in. Training goes on from the raw ones after `restore_raw`."""
+        self._raw = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._fill(self._average)
+        self.learner.policy.is_random = False
+        return self.learner.policy.eval()
+
+    def restore_raw(self) -> None:
+        """Undo `averaged`."""
+        self._fill(self._raw)
+
+    def _fill(self, values: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(values[name])
+
+    def save(self) -> None:
+        """Write the state; a reader sees the old one or the new one."""
+        tensors = {f"raw.{k}": v.detach() for k, v in self._parameters.items()}
+        tensors |= {f"average.{k}": v for k, v in self._average.items()}
+        for name, parameter in self._parameters.items():
+            state = self._optimiser.state.get(parameter, {})
+            tensors |= {f"{key}.{name}": value for key, value in state.items()}
+        part = self.folder / "state.part"
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, part, metadata={"step": str(self.step)})
+        os.replace(part, self.folder / _STATE)
+
+    def _restore(self) -> None:
+        path = self.folder / _STATE
+        with safe_open(path, framework="pt") as file:
+            self.step = int(file.metadata()["step"])
+        tensors = load_file(path)
+        self._fill({name: tensors[f"raw.{name}"] for name in self._parameters})
+        self._average = {name: tensors[f"average.{name}"] for name in self._parameters}
+        for name, parameter in self._parameters.items():
+            if f"exp_avg.{name}" in tensors:
+                self._optimiser.state[parameter] = {
+                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        log.info("going on at step %d of %s", self.step, self.folder)
+
+    def _report(self, means: np.ndarray, rate: float, until: int, seconds: float) -> None:
+        total, arm, gripper, error = means
+        log.info("step %d of %d: loss %.3f, arm %.4f, gripper %.4f, target %.1f cm, %.0f s",
+                 self.step, until, total, arm, gripper, 100 * error, seconds)
+        path = self.folder / "curve.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["step", "loss", "arm", "gripper", "target_error_m", "learning_rate"])
+            writer.writerow([self.step, *(f"{x:.5f}" for x in means), f"{rate:.2e}"])

@@ -1,0 +1,182 @@
+"""Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first; features of windows with
+sentences of their own equal the policy's; a step lowers the loss, with and without the simulator's ground truth; the
+shipped plan is runnable and small enough; a killed run goes on where it was. Ablations: every variant's policy learns
+and drives; what was not run is listed as not run, what was is not run again.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from robovlms_ros.config import config_from_mapping
+from robovlms_ros.policy.checkpoint import build_policy, load_policy
+from robovlms_ros.resources import share_directory
+from robovlms_ros.schema import ConfigError
+from robovlms_ros.sim.rollout import ExpertSession, build_loop
+from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.expert import expert_chunk
+from robovlms_ros.sim.tasks.language import goals, instructions
+from robovlms_ros.sim.tasks.things import PLATES, THINGS
+from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.training.simulated import ablations
+from robovlms_ros.training.simulated.behaviour_cloning import Recipe, initialise
+from robovlms_ros.training.simulated.demonstrations import record_shard
+from robovlms_ros.training.simulated.pipeline import load_plan, train
+from robovlms_ros.training.simulated.shards import DemonstrationSet, find_shards
+from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
+from robovlms_ros.training.simulated.task_cloning import TaskLearner, TaskWindows
+from robovlms_ros.training.simulated.task_demonstrations import SETTINGS, TaskRecording
+from robovlms_ros.training.simulated.trainer import Trainer
+from robovlms_ros.types import Observation, RobotState
+
+pytestmark = pytest.mark.sim
+
+GOALS = goals()
+
+
+@pytest.fixture(scope="module")
+def small_mapping():
+    """The shipped plan with a model that takes milliseconds."""
+    plan = yaml.safe_load((share_directory() / "config" / "train" / "tasks.yaml").read_text(encoding="utf-8"))
+    plan["policy"]["model"]["history_length"] = 2
+    plan["policy"]["action_head"]["hidden_size"] = 16
+    for tower in ("text_config", "vision_config"):
+        plan["policy"]["vlm"]["settings"][tower].update(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
+    plan["policy"]["vlm"]["settings"]["text_config"]["head_dim"] = 8
+    return plan
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two recorded episodes."""
+    world = TaskWorld(0)
+    shard = tmp_path_factory.mktemp("shards") / "0"
+    outcomes = record_shard(shard, TRAINING_SEEDS[:2], build_loop(world), ExpertSession(world), SETTINGS,
+                            recording=TaskRecording(world))
+    assert len(outcomes) == 2
+    return shard.parent
+
+
+def test_shard_holds_every_goals_label(folder):
+    images = np.load(folder / "0" / "images.npy")
+    with np.load(folder / "0" / "frames.npz") as data:
+        frames = {name: data[name] for name in data.files}
+    assert len(images) == len(frames["goals"]) > 40 and images.any(axis=(1, 2, 3, 4)).all()
+    assert np.isfinite(frames["labels"]).all() and np.isfinite(frames["yaws"]).all()
+    for i in (0, len(images) // 2, len(images) - 1):
+        places = zip((*THINGS, *PLATES), (*frames["things"][i], *frames["plates"][i]), strict=True)
+        there = {name for name, place in places if not np.isnan(place).any()}
+        assert all({GOALS[n].thing, GOALS[n].place or GOALS[n].thing} <= there for n in frames["goals"][i])
+    # The first frame's scene is known from its seed: the label is what the expert says there.
+    world = TaskWorld(int(frames["episodes"][0]))
+    for number, label in zip(frames["goals"][0], frames["labels"][0], strict=True):
+        chunk = expert_chunk(GOALS[number], world.ground_truth(), frames["poses"][0], float(frames["openings"][0]))
+        assert np.allclose(label, chunk, atol=1e-5)
+
+
+def test_windows_with_sentences_of_their_own_share_the_prefix(small_mapping):
+    policy = build_policy(config_from_mapping(small_mapping["policy"]))
+    generator = torch.Generator().manual_seed(0)
+    images = {name: torch.randn(6, 3, 96, 96, generator=generator) for name in policy.config.cameras}
+    state = torch.randn(3, 2, 11, generator=generator)
+    sentences = [instructions(GOALS[n])[i % 4] for i, n in enumerate((0, 12, 30, 45, 7, 20))]  # of different lengths
+    words = policy.tokenize(sentences)
+    ids, mask = (words[k].unflatten(0, (2, 3)) for k in ("input_ids", "attention_mask"))
+    assert len(set(mask.sum(-1).flatten().tolist())) > 1
+    with torch.no_grad():
+        visual = policy.vlm.encode_frames(images)
+        shared = features_under_instructions(policy.vlm, visual, ids, mask, state, 2)
+        for c in range(2):
+            own = policy.vlm.forward_features(visual, ids[c], mask[c], state, 2)
+            assert torch.allclose(shared[3 * c : 3 * c + 3], own, atol=1e-5)
+
+
+@pytest.mark.parametrize("ground_truth", [True, False])
+def test_steps_lower_the_loss(small_mapping, folder, tmp_path, ground_truth):
+    policy = build_policy(config_from_mapping(small_mapping["policy"]))
+    initialise(policy, 0)
+    data = DemonstrationSet(find_shards(folder), 2, 2, TaskWindows)
+    data.starts = data.starts[:2]
+    recipe = Recipe(windows=2, shift=0, gain=0.0, channel_gain=0.0, offset=0.0, state_noise=0.0)
+    trainer = Trainer(policy, recipe, tmp_path, lambda *given: TaskLearner(*given, 2, ground_truth))
+    losses = [trainer.train_step(data, 2e-3) for _ in range(60)]
+    values = [float(x.total.detach()) for x in losses]
+    assert np.mean(values[-10:]) < 0.7 * np.mean(values[:3])
+    assert np.isnan(float(losses[0].target_error)) != ground_truth
+    assert (trainer.learner.auxiliary is not None) == ground_truth
+
+
+def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, monkeypatch):
+    stages = [{"steps": 2}, {"steps": 2}]
+    small = small_mapping | {"episodes": 1, "shard": 1, "workers": 1, "recipe": {"windows": 2}, "stages": stages,
+                             "save_every": 1}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small), encoding="utf-8")
+    plan = load_plan(path)
+
+    run, step = tmp_path / "run", Trainer.train_step
+
+    def killed_at_step_one(trainer, data, rate):
+        if trainer.step == 1:
+            raise KeyboardInterrupt
+        return step(trainer, data, rate)
+
+    monkeypatch.setattr(Trainer, "train_step", killed_at_step_one)
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, run)
+    monkeypatch.undo()
+    shards = {p: p.stat().st_mtime_ns for p in run.glob("demonstrations/*/frames.npz")}
+    assert len(shards) == 1
+    assert not load_policy(train(plan, run)).is_random
+    assert shards == {p: p.stat().st_mtime_ns for p in shards}, "nothing is recorded twice"
+
+
+def test_shipped_plan():
+    plan = load_plan(share_directory() / "config" / "train" / "tasks.yaml")
+    policy = build_policy(plan.policy_config)
+    assert 4 * sum(p.numel() for p in policy.parameters()) <= 25e6
+    with pytest.raises(ConfigError, match="task = 'juggle'"):
+        replace(plan, task="juggle")
+    with pytest.raises(ConfigError, match="goals = 9"):
+        replace(plan, goals=9)
+
+
+@pytest.fixture(scope="module")
+def small_plan(small_mapping, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "small.yaml"
+    path.write_text(yaml.safe_dump(small_mapping | {"workers": 1, "task": "lift"}), encoding="utf-8")
+    return load_plan(path)
+
+
+@pytest.mark.parametrize("name", [n for n, v in ablations.VARIANTS.items() if not v.base])
+def test_every_variant_learns_and_predicts(small_plan, folder, name):
+    plan = ablations.plan_of(name, small_plan, 10)
+    policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
+    model = plan.policy_config.model
+    data = DemonstrationSet(find_shards(folder), model.history_length, 2, TaskWindows)
+    learner = TaskLearner(policy, plan.recipe, 2, plan.ground_truth)
+    losses = learner.losses(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
+    losses.total.backward()
+    assert all(p.grad is not None for p in policy.head.parameters())
+    images = {camera: np.zeros((96, 96, 3), np.uint8) for camera in ("static", "wrist")}
+    state = RobotState(0, np.zeros(7), None, np.eye(4), 1.0)
+    chunk = policy.eval().new_session().predict_action_chunk(Observation(0, images, "lift the red cube", state))
+    assert chunk.values.shape == (16, 7)
+
+
+def test_ablation_runs_once_and_says_what_was_not_run(small_plan, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "REFERENCE_EPISODES", 5)
+    (tmp_path / "demonstrations").mkdir()
+    (tmp_path / "demonstrations" / str(TRAINING_SEEDS[0])).symlink_to(folder / "0")
+    for name in ("reference", "executed_4"):
+        ablations.run(name, small_plan, tmp_path, 1, range(1), 0.3)
+    written = (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns
+    ablations.run("executed_4", small_plan, tmp_path, 1, range(1), 0.3)
+    assert (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns == written
+    lines = {line.split(" | ")[1]: line for line in ablations.report(tmp_path).splitlines()[2:]}
+    assert set(lines) == set(ablations.VARIANTS)
+    assert "/1 (" in lines["reference"] and lines["reference"].count("not run") == 3
+    assert lines["history_16"].count("not run") == 5
