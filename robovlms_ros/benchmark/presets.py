@@ -8,7 +8,7 @@ from robovlms_ros.benchmark.cases import BACKBONES, Case, Size
 from robovlms_ros.benchmark.measure import Effort
 from robovlms_ros.policy.fast.plan import PARTS
 
-Check = Literal["none", "cpu", "gpu"]
+Check = Literal["none", "cpu", "gpu", "head"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Preset:
     check: Check = "none"
 
 
-PRESETS = ("table", "must-show", "gpu", "curves", "parts")
-GPU_ONLY, NOT_HERE = ("cuda_graphs", "compile"), ("prefix_cache",)  # the latter is of another history
+PRESETS = ("table", "must-show", "gpu", "curves", "parts", "head")
+GPU_ONLY = ("cuda_graphs", "compile")
 COMPARED = ("fast", "plain", "careful", "logits")
 HISTORIES, CAMERAS, CHUNKS, ROBOTS = (1, 4, 16, 64), (1, 2, 3), (10, 30, 50), (1, 2, 4, 8)
 
@@ -39,7 +39,7 @@ HISTORIES, CAMERAS, CHUNKS, ROBOTS = (1, 4, 16, 64), (1, 2, 3), (10, 30, 50), (1
 def preset(name: str, on_gpu: bool) -> Preset:
     """`table`: every family, tiny and mid size on a CPU, full size on a GPU. `must-show`: the CPU's thresholds. `gpu`:
     full sizes and the GPU's thresholds. `curves`: one family over history, cameras, chunk and robots. `parts`: each
-    part of the fast path alone, against the plain path."""
+    part of the fast path alone, against the plain path. `head`: the LSTM head's window alone, and its thresholds."""
     size: Size = "full" if on_gpu else "mid"
     dtype = "bfloat16" if on_gpu else "float32"
     effort = Effort(seconds=8.0, warm_up=12) if on_gpu else Effort()
@@ -49,10 +49,12 @@ def preset(name: str, on_gpu: bool) -> Preset:
         return Preset(tuple(jobs), Effort(rounds=7), ("float32",), "cpu")
     if name == "gpu":
         return Preset(tuple(_gpu_jobs()), Effort(seconds=12.0, warm_up=12), ("bfloat16", "float32"), "gpu")
+    if name == "head":
+        return Preset((), effort, dtypes, "head")
     if name == "curves":
         return Preset(tuple(_curves(Case("kosmos", size, dtype=dtype))), replace(effort, rounds=3), dtypes)
     if name == "parts":
-        left_out = NOT_HERE if on_gpu else (*NOT_HERE, *GPU_ONLY)
+        left_out = () if on_gpu else GPU_ONLY
         alone = ("plain", *(f"fast:{part}" for part in PARTS if part not in left_out), "fast")
         jobs = [Job(Case(b, size, cameras=2, dtype=dtype), alone) for b in ("kosmos", "paligemma")]
         return Preset(tuple(jobs), effort, dtypes)

@@ -23,7 +23,7 @@ from robovlms_ros.types import NANOSECONDS
 WAYS = ("fast", "fast:PART+...", "fast:QUANTIZATION", "plain", "careful", "logits", "logits_float32", "logits_bfloat16")
 BY_HAND = WAYS[4:]
 WARM_UP = 3
-"""Steps until the staggered states of a full window have run: a new window, its states, one step."""
+"""Steps until all that a step of a full window does has run: the first ones find states and layouts to be made."""
 
 
 class Way(Protocol):
@@ -149,8 +149,10 @@ def stand_in_features(policy: VLAPolicy, seed: int = 0) -> list[Tensor]:
     return [torch.randn(shape, generator=generator).to(policy.device, policy.dtype) for _ in range(count)]
 
 
+@torch.inference_mode()
 def fill_history(session: PolicySession, frames: Frames) -> None:
-    """Stand-in features as the session's earlier frames; frame 0 comes next."""
+    """Stand-in features as the session's earlier frames; frame 0 comes next. On the fast path the head has answered
+    each of them, as in an episode, so that what its window keeps is there."""
     policy = session.policy
     features = stand_in_features(policy)
     if not features:
@@ -158,9 +160,11 @@ def fill_history(session: PolicySession, frames: Frames) -> None:
     first = frames[0]
     session.observe(replace(first, stamp_ns=first.stamp_ns - round(len(features) * STEP * NANOSECONDS)))
     session._frames.clear()  # the instruction stays
-    for back, feature in zip(range(len(features), 0, -1), features, strict=True):
-        stamp_ns = first.stamp_ns - round(back * STEP * NANOSECONDS)
-        session._frames.add(stamp_ns, Encoded(None, None, feature))
+    seen = [Encoded(None, None, feature) for feature in features]
+    for i, frame in enumerate(seen):
+        session._frames.add(first.stamp_ns - round((len(seen) - i) * STEP * NANOSECONDS), frame)
+        if session.path == "fast":
+            session._path.answer(seen[: i + 1])
 
 
 Answers = dict[int, NDArray[np.float64]]

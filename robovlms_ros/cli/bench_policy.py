@@ -2,7 +2,8 @@
 hand, with random weights. Runs from a checkout with torch, transformers, numpy, Pillow, PyYAML and safetensors alone.
 
 presets: table (default; tiny and mid sizes on a CPU, full sizes on a GPU), must-show (mid sizes on a CPU, thresholds),
-gpu (full sizes, thresholds), curves (over history, cameras, chunk and robots), parts (each of the fast path's alone).
+gpu (full sizes, thresholds), curves (over history, cameras, chunk and robots), parts (each of the fast path's alone),
+head (the LSTM head's window alone, thresholds).
 Naming a backbone measures that instead. Exit code 1 when a threshold is missed or something could not be measured.
 """
 
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from robovlms_ros.benchmark.cases import Size
     from robovlms_ros.benchmark.gate import Check
+    from robovlms_ros.benchmark.head_window import WindowCost
     from robovlms_ros.benchmark.presets import Preset
     from robovlms_ros.benchmark.results import Results, Row
 
@@ -24,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
-    parser.add_argument("--preset", choices=("table", "must-show", "gpu", "curves", "parts"), default="table")
+    parser.add_argument("--preset", choices=("table", "must-show", "gpu", "curves", "parts", "head"), default="table")
     parser.add_argument("--backbone", action="append", metavar="NAME", help="this one; may be given several times")
     parser.add_argument("--size", choices=("tiny", "mid", "full"), help="default mid on a CPU, full on a GPU")
     parser.add_argument("--head", default="lstm", help="lstm, gpt or fc (default lstm)")
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{_ceilings(results)}")
     for text in results.missing:
         print(f"not measured: {text}")
-    checks = _checks(chosen, results, args.threads)
+    checks = _checks(chosen, results, args.threads, device)
     for check in checks:
         print(check)
     if checks and args.json is not None:
@@ -105,21 +109,18 @@ def _ceilings(results: "Results") -> str:
     return f"measured limits: matrix product {rates}; copy {results.ceilings.bandwidth / 1e9:.3g} GB/s"
 
 
-def _checks(chosen: "Preset", results: "Results", threads: int) -> "list[Check]":
+def _checks(chosen: "Preset", results: "Results", threads: int, device: "torch.device") -> "list[Check]":
     """The thresholds of the preset, with what they need beside the rows."""
-    import torch
-
-    from robovlms_ros.benchmark.gate import cpu_checks, gpu_checks
-    from robovlms_ros.benchmark.head_window import window_cost
+    from robovlms_ros.benchmark.gate import cpu_checks, gpu_checks, head_checks
     from robovlms_ros.benchmark.memory import peak_memory
 
     if chosen.check == "gpu":
         return gpu_checks(results.rows)
     if chosen.check == "none":
         return []
-    head = window_cost(torch.device("cpu"), torch.float32)
-    medians = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in head.seconds.items())
-    print(f"LSTM head, W {head.window}: {medians}", flush=True)
+    head = _head(device if chosen.check == "head" else None)
+    if chosen.check == "head":
+        return head_checks(head, device.type != "cpu")
     memory: dict[str, dict[str, int | None]] = {}
     for job in chosen.jobs:
         peaks = {path: peak_memory(job.case, path, threads) for path in ("fast", "careful")}
@@ -127,6 +128,21 @@ def _checks(chosen: "Preset", results: "Results", threads: int) -> "list[Check]"
         said = ", ".join(f"{path} {(peak or 0) / 1e9:.2f} GB" for path, peak in peaks.items())
         print(f"peak memory, {job.case.backbone}: {said}", flush=True)
     return cpu_checks(results.rows, head, memory)
+
+
+def _head(device: "torch.device | None") -> "WindowCost":
+    """The LSTM head's window, measured and printed; None is the CPU."""
+    import torch
+
+    from robovlms_ros.benchmark.head_window import window_cost
+
+    device = device or torch.device("cpu")
+    head = window_cost(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    medians = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in head.seconds.items())
+    print(f"LSTM head, W {head.window}: {medians}\nthe answer takes {head.growth:.2f} times W 1 and is {head.gain:.2f} "
+          f"times as fast as again; with what it puts off {head.whole_growth:.2f} and {head.whole_gain:.2f}",
+          flush=True)
+    return head
 
 
 def _append_checks(path: Path, checks: "list[Check]") -> None:

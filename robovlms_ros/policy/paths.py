@@ -83,6 +83,9 @@ class PlainPath:
         with timer("head"):
             return self.policy.head(torch.cat([frame.feature for frame in window], dim=1))  # type: ignore[misc]
 
+    def finish(self) -> None:
+        """Do what `answer` put off, if anything: a later answer that needs it does it otherwise."""
+
     def head(self, features: Tensor, timer: Timer = no_timer) -> HeadOutput:
         """The head over the features (B, T, tokens, d) of whole windows."""
         with timer("head"):

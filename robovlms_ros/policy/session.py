@@ -147,6 +147,12 @@ class PolicySession:
         self._sequence += 1
         return chunk
 
+    @torch.inference_mode()
+    def finish(self) -> None:
+        """Do what the last prediction put off, for instance once its chunk was handed over; the next one does it first
+        otherwise, so answers are the same."""
+        self._path.finish()
+
     def _keep(self, observation: Observation) -> Frame[Encoded]:
         config = self.policy.config
         missing = [name for name in config.cameras if name not in observation.images]

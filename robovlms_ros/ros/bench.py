@@ -128,6 +128,8 @@ class PreparingSession:
 
     def observe(self, observation: Observation) -> None: ...
 
+    def finish(self) -> None: ...
+
     def predict_action_chunk(self, observation: Observation) -> ActionChunk:
         watch = self._watch
         begin = time.perf_counter()

@@ -265,7 +265,7 @@ class DelayedSession:
 
     def __init__(self, session: "PolicySession", seconds: float, now: Callable[[], int]) -> None:
         self._session, self._delay_ns, self._now = session, round(seconds * NANOSECONDS), now
-        self.reset, self.observe = session.reset, session.observe
+        self.reset, self.observe, self.finish = session.reset, session.observe, session.finish
 
     def predict_action_chunk(self, observation: Observation) -> ActionChunk:
         """The session's chunk, when the delay after it was computed is over (or the clock has jumped back)."""

@@ -20,6 +20,7 @@ class Session(Protocol):
     def reset(self) -> None: ...
     def observe(self, observation: Observation) -> None: ...
     def predict_action_chunk(self, observation: Observation) -> ActionChunk: ...
+    def finish(self) -> None: ...
 
 
 class InferenceWorker:
@@ -114,6 +115,7 @@ class InferenceWorker:
         chunk = replace(chunk, timing=ChunkTiming(observation.stamp_ns, began, self._now()))
         if epoch == self._epoch:
             self._on_chunk(chunk)
+            self._session.finish()  # what no chunk had to wait for
 
     def _report(self, error: Exception, epoch: int) -> None:
         if epoch != self._epoch:

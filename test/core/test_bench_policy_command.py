@@ -7,6 +7,7 @@
 - What cannot be measured is listed, the rest is measured, and the exit code is 1.
 - Every threshold is judged: a value on the wrong side or a missing one is a miss.
 - Curves: one point per row, from rows that differ in nothing else; the pictures are well-formed.
+- `--preset head` measures the LSTM head's window alone, shows answer and whole, and judges the answer.
 - Peak memory comes from a process of its own.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from robovlms_ros.benchmark import head_window
 from robovlms_ros.benchmark.cases import Case
 from robovlms_ros.benchmark.counting import Ceilings
 from robovlms_ros.benchmark.curves import curves_over, draw
@@ -128,7 +130,7 @@ def test_the_table_shows_ratios_and_stages() -> None:
 def test_thresholds_on_a_cpu() -> None:
     case = Case("paligemma")
     good = [row(case=case), row("careful", case=case, ratio=1.0), row("logits", case=case, ratio=1.9)]
-    head = WindowCost(64, {}, growth=1.9, gain=8.7, difference=0.0)
+    head = WindowCost(64, {}, growth=1.9, gain=8.7, whole_growth=4.5, whole_gain=2.0, difference=0.0)
     memory: dict[str, dict[str, int | None]] = {"paligemma": {"fast": 100, "careful": 100}}
     assert all(check.kept for check in cpu_checks(good, head, memory))
 
@@ -139,9 +141,21 @@ def test_thresholds_on_a_cpu() -> None:
     assert missed([good[0], slower, good[2]]) == ["paligemma, fast against careful: times as fast"]
     assert missed([good[0], good[1], near]) == ["paligemma, fast against logits: times as fast"]
     assert len(missed([good[0], replace(good[1], difference=2e-4), good[2]])) == 1
-    assert len(missed(head=WindowCost(64, {}, 2.6, 5.9, 0.0))) == 2
+    assert len(missed(head=replace(head, growth=2.6, gain=5.9))) == 2
     assert len(missed(memory={"paligemma": {"fast": 103, "careful": 100}})) == 1
     assert len(missed(memory={"paligemma": {"fast": None, "careful": 100}})) == 1
+
+
+def test_the_head_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"one_frame": 0.012, "answer": 0.0125, "put_off": 0.05, "whole": 0.0625, "again": 0.114}
+    cost = head_window.WindowCost(64, seconds, 1.04, 9.1, 5.2, 1.8, 1e-7)
+    monkeypatch.setattr(head_window, "window_cost", lambda device, dtype: cost)
+    file = tmp_path / "head.json"
+    assert main(["bench", "--preset", "head", "--device", "cpu", "--threads", "1", "--json", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "answer 12.5 ms, put_off 50.0 ms" in shown and "with what it puts off 5.20 and 1.80" in shown
+    checks = json.loads(file.read_text())["checks"]
+    assert len(checks) == 3 and all(check["kept"] for check in checks)
 
 
 def test_thresholds_on_a_gpu() -> None:

@@ -3,6 +3,7 @@
 - the newest observation is inferred, every other one is kept for the history, in order;
 - submitting never waits for an inference; chunks carry when they were made;
 - a reset discards what waits and what is in flight, and resets the session before its next use;
+- what the session put off is done once the chunk was handed over, not before, and not for a chunk that was discarded;
 - errors, out of memory included, reach on_error, and the thread goes on;
 - observations closer than the period are kept, not inferred; stop ends the thread.
 """
@@ -26,6 +27,7 @@ def observation(stamp_ns):
 class FakeSession:
     def __init__(self):
         self.calls, self.begun, self.go_on, self.raises = [], threading.Semaphore(0), threading.Semaphore(0), None
+        self.finish = lambda: None
 
     def reset(self):
         self.calls.append("reset")
@@ -129,6 +131,24 @@ def test_errors_are_reported_and_the_thread_goes_on(make_bench, error):
     bench.infer(2)
     bench.finish()
     assert bench.errors == [error] and [chunk.stamp_ns for chunk in bench.chunks] == [2]
+
+
+def test_the_chunk_leaves_before_the_rest_is_done(make_bench):
+    bench = make_bench()
+    finished = threading.Semaphore(0)
+
+    def finish():
+        bench.session.calls.append(("finish", [chunk.stamp_ns for chunk in bench.chunks]))
+        finished.release()
+
+    bench.session.finish = finish
+    bench.infer(1)
+    bench.worker.reset()
+    bench.session.go_on.release()
+    bench.infer(2)
+    bench.finish()
+    assert finished.acquire(timeout=SOON)
+    assert bench.session.calls == [("predict", 1), "reset", ("predict", 2), ("finish", [2])]
 
 
 def test_an_error_that_a_reset_overtook_is_not_reported(make_bench):

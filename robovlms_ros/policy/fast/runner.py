@@ -160,3 +160,8 @@ class FastRunner(PlainPath):
             return super().answer(window, timer)
         with timer("head"):
             return self._window.answer(window)
+
+    def finish(self) -> None:
+        """See PlainPath: states of the head's window that the answer did not need."""
+        if self._window is not None:
+            self._window.finish()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from robovlms_ros.backbones.sequence import TokenSequence, VisualTokens
 from robovlms_ros.heads.lstm import LSTMHead
 from robovlms_ros.policy.fast.graphs import Recorder, Replayed, cuda_recorder
+from robovlms_ros.policy.fast.lstm_window import Step, lstm_answer
 from robovlms_ros.policy.fast.plan import FastPathOptions
 from robovlms_ros.policy.fast.quantize import adopt, quantized_tower
 from robovlms_ros.policy.fast.towers import plainly_causal, prune_last_layer
-from robovlms_ros.policy.fast.window import lstm_answer
 from robovlms_ros.policy.policy import VLAPolicy
 
 Key = tuple[object, ...]
@@ -50,7 +50,7 @@ class Shared:
             encode = torch.compile(encode, dynamic=False)
         self._encode_function = encode
         self._grid: dict[int, tuple[int, int, int] | None] = {}
-        self.lstm_step: Callable[..., tuple[Tensor, ...]] | None = None
+        self.lstm_step: Step | None = None
         if self.graphs and isinstance(policy.head, LSTMHead):
             head = policy.head
             self.lstm_step = self._recorded(("head",), lambda *inputs: lstm_answer(head, *inputs))
