@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns 0 when every threshold holds."""
-    from robovlms_ros.evaluation.closed_loop import report, table
+    from robovlms_ros.evaluation.closed_loop import failure_table, report, table
     from robovlms_ros.evaluation.demo_report import write_gif, write_timeline
     from robovlms_ros.resources import share_directory
     from robovlms_ros.ros.demo.runner import DemoOptions, run_demo
@@ -60,17 +60,19 @@ def run(args: argparse.Namespace) -> int:
         policy_parameters=config / "demo.yaml", checkpoint=args.checkpoint or ("tasks" if args.task else ""),
         time_limit=args.time_limit or (14.0 if args.task else 10.0),
         real_time_factor=args.real_time_factor, added_latency=args.added_latency), _say)
-    rows, spoken = _rows(trials, outcome.episodes)
+    rows, more = _rows(trials, outcome.episodes)
     reaction = {name: 1000.0 * value for name, value in zip(("p50", "p99"), outcome.reaction_s, strict=True)}
     worst = 1000.0 * outcome.worst_step
     result = report(rows, {"reaction_ms": reaction, "real_time_factor": outcome.real_time_factor,
                            "added_latency_ms": 1000.0 * args.added_latency, "worst_joint_step_mrad_per_10ms": worst,
-                           **spoken})
+                           **more})
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     write_gif(args.output / "demo.gif", outcome.recordings)
     write_timeline(args.output / "timeline.png", outcome.recordings)
     print(f"\n{table(rows)}\n")
+    if result["failures"]:
+        print(f"{failure_table(result['failures'])}\n")
     print(f"reaction time, image to first commanded point: p50 {reaction['p50']:.0f} ms, p99 {reaction['p99']:.0f} ms "
           f"(simulated time at {outcome.real_time_factor:.2f} of real time)")
     print(f"worst measured joint step: {worst:.1f} mrad in 10 ms")
@@ -83,17 +85,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(trials: Sequence["Trial"], episodes: Sequence["EpisodeResult"]) -> tuple[list["Row"], dict[str, Any]]:
-    """The table's rows, and for tabletop tasks what the paraphrases came to."""
-    from robovlms_ros.evaluation.closed_loop import summarise
+    """The table's rows, why episodes failed, and for tabletop tasks what the paraphrases came to."""
+    from robovlms_ros.evaluation.closed_loop import failures, summarise
 
     if not trials[0].task:
-        return summarise(episodes), {}
+        return summarise(episodes), {"failures": failures(episodes)}
     from robovlms_ros.sim.tasks import evaluate
     from robovlms_ros.sim.tasks.language import is_unseen
 
     judged = [evaluate.TaskEpisode(trial.task, episode, is_unseen(episode.instruction))
               for trial, episode in zip(trials, episodes, strict=True)]
-    return evaluate.rows(judged), {"paraphrases": evaluate.paraphrases(judged)}
+    return evaluate.rows(judged), {"paraphrases": evaluate.paraphrases(judged),
+                                   "failures": failures(evaluate.named_by_task(judged))}
 
 
 def _say(line: str) -> None:

@@ -43,12 +43,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure_expert(task: str, scenes: int, robot: str) -> int:
-    from robovlms_ros.evaluation.closed_loop import report, table
-    from robovlms_ros.sim.tasks.evaluate import EXPERT_AIM, evaluate_task, rows
+    from robovlms_ros.evaluation.closed_loop import failure_table, failures, report, table
+    from robovlms_ros.sim.bench import evaluate_task
+    from robovlms_ros.sim.tasks.evaluate import EXPERT_AIM, named_by_task, rows
     from robovlms_ros.sim.tasks.language import TASKS
 
     names = TASKS if task == "all" else (task,)
     episodes = [e for name in names for e in evaluate_task(name, None, range(scenes), robot=robot)]
     result = rows(episodes, dict.fromkeys(names, EXPERT_AIM))
     print(table(result))
+    failed = failures(named_by_task(episodes))
+    if failed:
+        print(f"\n{failure_table(failed)}")
     return 0 if report(result, {})["pass"] else 1

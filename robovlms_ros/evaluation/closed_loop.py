@@ -5,6 +5,7 @@ An episode is one instruction in one scene. A row gathers the episodes of one in
 and not the words fails here) and `blanked` (both cameras black: an arm that does not look must not succeed).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,8 @@ STRICT_FROM = 20
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What one episode came to. time_to_success: simulated s from the instruction, None without success."""
+    """What one episode came to. time_to_success: simulated s from the instruction, None without success. why: what the
+    judge calls the failure, in a word or two; empty with success."""
 
     instruction: str
     condition: Condition
@@ -29,6 +31,7 @@ class EpisodeResult:
     time_to_success: float | None
     chunks: int
     refusals: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,38 @@ def report(rows: Sequence[Row], extra: Mapping[str, Any]) -> dict[str, Any]:
     return {"rows": [row.as_json() for row in rows], **extra, "pass": not any(row.missed for row in rows)}
 
 
+def failures(episodes: Sequence[EpisodeResult]) -> dict[str, dict[str, int]]:
+    """Why episodes failed: reason -> instruction -> count, the most frequent reason first. Blanked ones do not count:
+    they are to fail."""
+    counts: dict[str, Counter[str]] = {}
+    for episode in episodes:
+        if not episode.success and episode.condition != "blanked":
+            counts.setdefault(episode.why, Counter())[episode.instruction] += 1
+    return {why: dict(counts[why]) for why in sorted(counts, key=lambda why: (-counts[why].total(), why))}
+
+
+def failure_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """`failures` for a terminal: a line per reason, a column per instruction; empty without failures."""
+    if not counts:
+        return ""
+    columns = list(dict.fromkeys(name for row in counts.values() for name in row))
+    lines = [[why, *(str(row.get(name, "-")) for name in columns), str(sum(row.values()))]
+             for why, row in counts.items()]
+    return aligned(["failed", *columns, "all"], lines)
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows for a terminal, one line each, with 95 % intervals."""
     header = ["instruction", "condition", "success", "95 %", "wrong", "time to success", "chunks", "refused"]
-    lines = [[
+    return aligned(header, [[
         row.instruction, row.condition, f"{row.success}/{row.n}", f"{row.ci95[0]:.0%} to {row.ci95[1]:.0%}",
         f"{row.wrong}/{row.n}", "-" if row.time_to_success_p50 is None else f"{row.time_to_success_p50:.1f} s",
         str(row.chunks), str(row.refusals),
-    ] for row in rows]
+    ] for row in rows])
+
+
+def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: columns as wide as their widest cell, a rule under the header."""
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
     rule = ["-" * width for width in widths]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()

@@ -43,7 +43,8 @@ class Frame:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode came to. time_to_success: simulated s, None without. wrong: another cube was lifted."""
+    """What an episode came to. time_to_success: simulated s, None without. wrong: another cube was lifted. why: what
+    the judge calls the failure; empty with success."""
 
     instruction: str
     success: bool
@@ -51,6 +52,7 @@ class Outcome:
     time_to_success: float | None
     chunks: int
     refusals: int
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class ClosedLoop:
                 self._move_gripper()
             world.step()
         time = None if success_ns is None else (success_ns - judged_from_ns) / NANOSECONDS
-        return Outcome(instructions[-1][1], success_ns is not None, wrong, time, chunks, refusals)
+        why = "" if success_ns is not None else judge.why()
+        return Outcome(instructions[-1][1], success_ns is not None, wrong, time, chunks, refusals, why)
 
     def measured(self) -> RobotState:
         """The arm's state now, with the tool's pose."""

@@ -24,6 +24,10 @@ class Judge(Protocol):
         """Success, and the wrong object, as this frame's ground truth shows them (simulated frames are 50 ms apart)."""
         ...
 
+    def why(self) -> str:
+        """Why an episode that has not succeeded failed, in a word or two."""
+        ...
+
 
 class TaskError(RoboVLMsError):
     """An instruction or a seed does not belong to the demo's task."""
@@ -41,7 +45,13 @@ class LiftJudge:
 
     def __init__(self, instruction: str) -> None:
         self._named = named_cube(instruction)
+        self._wrong = False
 
     def look(self, truth: Any) -> tuple[bool, bool]:
         lifted = truth.lifted()
-        return self._named in lifted, any(name != self._named for name in lifted)
+        wrong = any(name != self._named for name in lifted)
+        self._wrong = self._wrong or wrong
+        return self._named in lifted, wrong
+
+    def why(self) -> str:
+        return "wrong object" if self._wrong else "not lifted"

@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 
 ARM_JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
 FINGER_JOINT = "panda_finger_joint1"
+GRIP_SITE = "gripper0_grip_site"
 HOME = (0.0, 0.1316, 0.0, -2.5358, 0.0, 2.6673, 0.7859)
 """Arm at the start of an episode (rad): the hand points straight down, 24 cm above the table."""
 HOME_NOISE = 0.02
@@ -183,7 +184,7 @@ class SimWorld:
 
     def tool_pose(self) -> Array:
         """(4, 4) base_T_eef of the grip site as MuJoCo has it: for tests of the robot's own description."""
-        site, pose = self._data.site("gripper0_grip_site"), np.eye(4)
+        site, pose = self._data.site(GRIP_SITE), np.eye(4)
         pose[:3, :3], pose[:3, 3] = site.xmat.reshape(3, 3), site.xpos - self._base
         return pose
 

@@ -5,6 +5,7 @@
 - From 20 episodes on a threshold is met or missed by the counts; with fewer it is missed only when the 95 % interval
   excludes it.
 - The JSON report has the documented keys and its verdict follows from the rows.
+- Failures are counted by reason and instruction; blanked episodes are to fail and do not count.
 """
 
 import json
@@ -12,7 +13,7 @@ import json
 import pytest
 from scipy.stats import binomtest
 
-from robovlms_ros.evaluation.closed_loop import EpisodeResult, report, summarise, table
+from robovlms_ros.evaluation.closed_loop import EpisodeResult, failure_table, failures, report, summarise, table
 from robovlms_ros.evaluation.statistics import percentile, wilson_interval
 
 RED = "lift the red cube"
@@ -72,3 +73,17 @@ def test_table_has_a_line_per_row() -> None:
     lines = table(summarise([*episodes(20, 20), *episodes(0, 2, "blanked")])).splitlines()
     assert len(lines) == 4
     assert "20/20" in lines[2] and "blanked" in lines[3]
+
+
+def test_failures_are_counted_by_reason_and_instruction() -> None:
+    def failed(instruction: str, why: str, condition: str = "named") -> EpisodeResult:
+        return EpisodeResult(instruction, condition, 0, False, False, None, 1, why=why)
+
+    group = [failed("lift", "dropped"), failed("stack", "dropped"), failed("stack", "too slow"),
+             failed("stack", "never reached", "blanked"), *episodes(3, 3)]
+    counts = failures(group)
+    assert counts == {"dropped": {"lift": 1, "stack": 1}, "too slow": {"stack": 1}}
+    assert list(counts) == ["dropped", "too slow"]
+    lines = failure_table(counts).splitlines()
+    assert [line.split() for line in lines[2:]] == [["dropped", "1", "1", "2"], ["too", "slow", "-", "1", "1"]]
+    assert failure_table(failures(episodes(3, 3))) == ""

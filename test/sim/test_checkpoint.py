@@ -7,8 +7,7 @@ import pytest
 
 from robovlms_ros.policy.checkpoint import load_policy
 from robovlms_ros.resources import share_directory
-from robovlms_ros.sim.evaluate import evaluate
-from robovlms_ros.sim.rollout import EpisodeSettings
+from robovlms_ros.sim.bench import evaluate_task
 from robovlms_ros.types import Observation, ObservationError, RobotState
 
 pytestmark = pytest.mark.sim
@@ -35,9 +34,8 @@ def test_unknown_words_are_refused():
 
 
 def test_lifts_what_is_named_and_needs_its_eyes():
-    settings = EpisodeSettings(limit=8.0)
-    named = evaluate(CHECKPOINT, SCENES, settings=settings)
+    named = [e.result for e in evaluate_task("", CHECKPOINT, SCENES, limit=8.0)]
     assert sum(e.success for e in named) >= len(named) - 1, named
     assert not any(e.wrong for e in named), named
-    blanked = evaluate(CHECKPOINT, SCENES, settings=settings, blank=True)
+    blanked = [e.result for e in evaluate_task("", CHECKPOINT, SCENES, limit=8.0, blank=True)]
     assert sum(e.success for e in blanked) <= 1, blanked

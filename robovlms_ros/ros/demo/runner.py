@@ -114,7 +114,8 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoOutcome:
 
 def _line(number: int, total: int, trial: Trial, episode: EpisodeResult) -> str:
     done = "done" if trial.task else "lifted"
-    result = done if episode.success else "WRONG OBJECT" if episode.wrong else f"not {done}"
+    missed = f"not {done} ({episode.why})" if trial.task else f"not {done}"
+    result = done if episode.success else "WRONG OBJECT" if episode.wrong else missed
     return f"[{number}/{total}] scene {episode.seed}, {episode.condition}: {episode.instruction}: {result}"
 
 
@@ -197,7 +198,7 @@ def _examine(examiner: Examiner, trial: Trial, limit: float) -> tuple[EpisodeRes
     seconds = (end - start) / NANOSECONDS
     result = EpisodeResult(words, trial.condition, trial.seed, judge.success, judge.wrong,
                            seconds if judge.success else None, examiner.chunks - chunks,
-                           int(examiner.status.refusals - refusals))
+                           int(examiner.status.refusals - refusals), "" if judge.success else judge.why())
     return result, recording
 
 
@@ -215,6 +216,9 @@ class _Judge:
         self.wrong = self.wrong or bool(lifted - {self._named})
         return self.success or self.wrong
 
+    def why(self) -> str:
+        return "wrong object" if self.wrong else "not lifted"
+
 
 class _TableJudge:
     """The tabletop task's own judge, which looks once at every published frame."""
@@ -231,3 +235,6 @@ class _TableJudge:
             done, wrong = self._judge.look(TableTruth.from_json(truth))
             self.success, self.wrong = self.success or done, self.wrong or wrong
         return self.success or self.wrong
+
+    def why(self) -> str:
+        return self._judge.why()

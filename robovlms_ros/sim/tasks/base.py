@@ -12,6 +12,7 @@ import numpy as np
 
 from robovlms_ros.sim.task import TaskError
 from robovlms_ros.sim.tasks import grasps
+from robovlms_ros.sim.tasks.failures import Story
 from robovlms_ros.sim.tasks.language import Goal, goals, meaning
 from robovlms_ros.sim.tasks.things import LIFTED, TableTruth
 
@@ -106,11 +107,13 @@ class TableJudge:
     def __init__(self, goal: Goal) -> None:
         self.goal = goal
         self._steady = self._still = 0
-        self._raised = False
+        self._raised = self._wrong = False
         self._last: Any = None
+        self._story = Story(goal)
 
     def look(self, truth: Any) -> tuple[bool, bool]:
         goal, thing = self.goal, self.goal.thing
+        self._story.look(truth)
         self._raised = self._raised or truth.things[thing].height > LIFTED / 2
         position = truth.things[thing].position
         moved = self._last is None or np.linalg.norm(position - self._last) > 0.002
@@ -118,7 +121,13 @@ class TableJudge:
         done = self._reached(truth)
         self._steady = self._steady + 1 if done else 0
         wanted = 1 if goal.task == "lift" else STEADY_FRAMES
-        return self._steady >= wanted, self._is_wrong(truth)
+        wrong = self._is_wrong(truth)
+        self._wrong = self._wrong or wrong
+        return self._steady >= wanted, wrong
+
+    def why(self) -> str:
+        """One of `failures.REASONS`, for an episode that has not succeeded."""
+        return self._story.why(self._wrong)
 
     def _reached(self, truth: TableTruth) -> bool:
         goal = self.goal

@@ -1,23 +1,19 @@
-"""Closed-loop success of the tabletop tasks, in process: scene, sentence and condition follow from the seed."""
+"""What episodes of the tabletop tasks are measured under and against, and what many of them come to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from robovlms_ros.evaluation.closed_loop import EpisodeResult, Row, Thresholds, summarise
 from robovlms_ros.evaluation.statistics import wilson_interval
-from robovlms_ros.resources import find_checkpoint
-from robovlms_ros.sim.rollout import Agent, EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.task import TaskError
-from robovlms_ros.sim.tasks.language import TASKS, is_unseen
+from robovlms_ros.sim.tasks.language import TASKS
 from robovlms_ros.sim.tasks.looks import Looks
-from robovlms_ros.sim.tasks.world import TaskWorld
 
 TIME_LIMIT = 14.0
-"""Simulated seconds per episode."""
+"""Simulated seconds per episode of a tabletop task."""
 
 AIMS = {
     "lift": Thresholds(success=0.97, wrong=0.01),
@@ -40,8 +36,9 @@ class Condition:
     executed: int = 1
 
 
+AS_TRAINED = "as trained"
 CONDITIONS: dict[str, Condition] = {
-    "as trained": Condition(),
+    AS_TRAINED: Condition(),
     "light +-50 %": Condition(Looks(light=0.5, exact=True)),
     "camera 2 cm, 3 degrees": Condition(Looks(camera_shift=0.02, camera_turn=np.radians(3.0), exact=True)),
     "two distractors": Condition(obstacles=2),
@@ -62,50 +59,21 @@ def find_condition(name: str) -> Condition:
 
 @dataclass(frozen=True)
 class TaskEpisode:
-    """One episode of a task. result.instruction is the sentence; unseen: training never used it."""
+    """One episode of a task. result.instruction is the sentence; unseen: training never used it. scene: the task whose
+    scene it is; with `seed` it names the scene."""
 
     task: str
     result: EpisodeResult
     unseen: bool
+    scene: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads back."""
+        return asdict(self)
 
-def evaluate_task(
-    task: str,
-    agent: Agent | str | Path | None,
-    seeds: Sequence[int],
-    condition: Condition | None = None,
-    robot: str = "panda",
-    limit: float = TIME_LIMIT,
-    blank: bool = False,
-) -> list[TaskEpisode]:
-    """One episode per seed; scene and sentence come from the seed. agent: a policy's session or its checkpoint; None is
-    the scripted expert."""
-    condition = condition or Condition()
-    world = TaskWorld(seeds[0], blank_cameras=blank or agent is None, task=task, looks=condition.looks,
-                      obstacles=condition.obstacles)
-    settings = EpisodeSettings(latency=condition.latency, limit=limit, dropped=condition.dropped,
-                               executed=condition.executed)
-    loop = build_loop(world, robot, settings)
-    driver = ExpertSession(world) if agent is None else load_agent(agent)
-    episodes = []
-    for seed in seeds:
-        world.reset(seed)
-        words = world.sentence
-        outcome = loop.run(driver, [(0.0, words)], np.random.default_rng((seed, 2)))
-        result = EpisodeResult(words, "blanked" if blank else "named", seed, outcome.success, outcome.wrong,
-                               outcome.time_to_success, outcome.chunks, outcome.refusals)
-        episodes.append(TaskEpisode(task, result, is_unseen(words)))
-    world.close()
-    return episodes
-
-
-def load_agent(agent: Agent | str | Path) -> Agent:
-    """A session of the checkpoint; a session as it is."""
-    if not isinstance(agent, str | Path):
-        return agent
-    from robovlms_ros.policy.checkpoint import load_policy
-
-    return load_policy(find_checkpoint(agent)).new_session()
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TaskEpisode":
+        return cls(data["task"], EpisodeResult(**data["result"]), data["unseen"], data["scene"])
 
 
 def rows(episodes: Sequence[TaskEpisode], aims: Mapping[str, Thresholds] | None = None) -> list[Row]:
@@ -113,7 +81,12 @@ def rows(episodes: Sequence[TaskEpisode], aims: Mapping[str, Thresholds] | None 
     aims = aims or AIMS
     tasks = [task for task in TASKS if any(e.task == task for e in episodes)]
     return [row for task in tasks for row in summarise(
-        [replace(e.result, instruction=task) for e in episodes if e.task == task], aims[task])]
+        named_by_task([e for e in episodes if e.task == task]), aims[task])]
+
+
+def named_by_task(episodes: Sequence[TaskEpisode]) -> list[EpisodeResult]:
+    """The results with the task in the place of the sentence: what `closed_loop.failures` is to count by."""
+    return [replace(e.result, instruction=e.task) for e in episodes]
 
 
 def paraphrases(episodes: Sequence[TaskEpisode]) -> list[dict[str, Any]]:

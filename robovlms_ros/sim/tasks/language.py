@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+import numpy as np
+
 from robovlms_ros.sim.task import TaskError
 from robovlms_ros.sim.tasks.things import PLATES, THINGS, shape_of
 
@@ -80,6 +82,12 @@ def instructions(goal: Goal, unseen: bool = False) -> tuple[str, ...]:
     """Every way of asking for it that training uses, or every one that it does not."""
     phrases = PHRASES[goal.task]
     return tuple(say(goal, phrase) for phrase in (phrases.unseen if unseen else phrases.trained))
+
+
+def paraphrase(goal: Goal, seed: int) -> str:
+    """One of all the ways of asking for it, drawn by the scene's seed, for each goal anew."""
+    sentences = [sentence for kind in (False, True) for sentence in instructions(goal, kind)]
+    return sentences[int(np.random.default_rng((seed, 4, goals().index(goal))).integers(len(sentences)))]
 
 
 @lru_cache(maxsize=1)

@@ -69,12 +69,13 @@ class Thing:
 @dataclass(frozen=True)
 class TableTruth:
     """What only a judge or the scripted expert may see. plates: name -> (3,) centre of the surface, base frame (m).
-    obstacles: things without a name. opening: the gripper's."""
+    obstacles: things without a name. opening: the gripper's. hand (3,): its grip in the base frame (m), where known."""
 
     things: dict[str, Thing]
     plates: dict[str, Array]
     opening: float = 1.0
     obstacles: tuple[Thing, ...] = ()
+    hand: Array | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads back."""
@@ -82,7 +83,8 @@ class TableTruth:
             return [[thing.name, *thing.position.tolist(), thing.yaw] for thing in things]
 
         return {"things": rows(self.things.values()), "obstacles": rows(self.obstacles), "opening": self.opening,
-                "plates": {name: place.tolist() for name, place in self.plates.items()}}
+                "plates": {name: place.tolist() for name, place in self.plates.items()},
+                "hand": None if self.hand is None else self.hand.tolist()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TableTruth":
@@ -90,7 +92,8 @@ class TableTruth:
         things, obstacles = ([Thing(name, np.array((x, y, z)), yaw) for name, x, y, z, yaw in data[key]]
                              for key in ("things", "obstacles"))
         plates = {name: np.array(place) for name, place in data["plates"].items()}
-        return cls({thing.name: thing for thing in things}, plates, float(data["opening"]), tuple(obstacles))
+        hand = None if data.get("hand") is None else np.array(data["hand"])
+        return cls({thing.name: thing for thing in things}, plates, float(data["opening"]), tuple(obstacles), hand)
 
     def lifted(self) -> tuple[str, ...]:
         """Names of what is lifted."""

@@ -12,7 +12,7 @@ from robovlms_ros.sim.tasks.language import Goal, instructions, meaning
 from robovlms_ros.sim.tasks.looks import Looks, Painter
 from robovlms_ros.sim.tasks.scene import REGION, Contents, Table, choose, load_model, place
 from robovlms_ros.sim.tasks.things import PLATES, TableTruth, Thing
-from robovlms_ros.sim.world import SimWorld
+from robovlms_ros.sim.world import GRIP_SITE, SimWorld
 
 Array = NDArray[np.float64]
 
@@ -86,7 +86,8 @@ class TaskWorld(SimWorld):
         plates = {name: self._table.plate(name) - self._base for name in PLATES} if self._contents.plates else {}
         opening = float(np.mean(np.abs(self._data.qpos[7:9]))) / FINGER_OPEN
         return TableTruth({name: read(name, slot) for name, slot in self._contents.things.items()}, plates, opening,
-                          tuple(read("obstacle cube", slot) for slot in self._contents.obstacles))
+                          tuple(read("obstacle cube", slot) for slot in self._contents.obstacles),
+                          self._data.site(GRIP_SITE).xpos - self._base)
 
     def judge(self, instruction: str) -> base.TableJudge:
         """Who decides on an episode under this instruction. Raises TaskError for what is not in the scene."""

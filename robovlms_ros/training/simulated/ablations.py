@@ -13,6 +13,7 @@ from typing import Any
 
 from robovlms_ros.evaluation.statistics import wilson_interval
 from robovlms_ros.schema import require
+from robovlms_ros.sim.bench import evaluate_task
 from robovlms_ros.sim.tasks import evaluate
 from robovlms_ros.sim.tasks.language import TASKS
 from robovlms_ros.training.simulated.pipeline import Stage, TrainingPlan, train
@@ -109,7 +110,7 @@ def run(
     for task in TASKS if plan.task == "all" else (str(plan.task),):
         result = folder / name / f"{task}.json"
         if not result.exists():
-            episodes = evaluate.evaluate_task(task, checkpoint, seeds, variant.condition, plan.robot, limit)
+            episodes = evaluate_task(task, checkpoint, seeds, variant.condition, robot=plan.robot, limit=limit)
             result.parent.mkdir(parents=True, exist_ok=True)
             part = result.with_suffix(".part")
             row = evaluate.rows(episodes)[0]
