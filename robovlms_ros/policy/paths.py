@@ -60,8 +60,10 @@ class PlainPath:
             images[name] = torch.stack(rows).to(policy.device, policy.dtype)
         return images
 
-    def encode(self, images: dict[str, Tensor], timer: Timer = no_timer) -> dict[str, VisualTokens]:
-        """Visual tokens of every camera's frames."""
+    def encode(
+        self, images: dict[str, Tensor], timer: Timer = no_timer, steady: bool = False
+    ) -> dict[str, VisualTokens]:
+        """Visual tokens of every camera's frames. steady: as many frames will come again."""
         with VisionTimer(self.policy, timer):
             return self.policy.vlm.encode_frames(images)
 

@@ -208,14 +208,15 @@ class PolicySession:
             state = torch.cat([f.state for f in frames], dim=1)  # type: ignore[misc]
         return self._path.features(visual, self._tokens, state, window, timer)
 
-    def _encode_images(self, frames: list[Encoded], timer: Timer = no_timer) -> None:
-        """Vision tower over the frames that it has not seen, all in one batch; their pixels are let go."""
+    def _encode_images(self, frames: list[Encoded], timer: Timer = no_timer, steady: bool = False) -> None:
+        """Vision tower over the frames that it has not seen, all in one batch; their pixels are let go. steady: as many
+        will come again."""
         frames = list({id(frame): frame for frame in frames}.values())
         if not frames:
             return
         with timer("preprocess"):
             images = self._path.preprocess([frame.observation.images for frame in frames])  # type: ignore[union-attr]
-        visual = self._path.encode(images, timer)
+        visual = self._path.encode(images, timer, steady)
         for i, frame in enumerate(frames):
             frame.visual = {name: tokens.frames(i, i + 1) for name, tokens in visual.items()}
             frame.observation = None

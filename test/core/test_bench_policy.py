@@ -6,7 +6,9 @@
 - FLOPs and bytes: a linear layer, attention, a convolution and an LSTM as counted by hand; a whole vision tower and
   language model by the sum over their matrices; the fast path counts less than the plain one.
 - The roofline takes the larger of arithmetic and traffic, operation by operation.
-- Robots stepped together answer as they do alone, with different instructions, and what does not fit is refused.
+- Robots stepped together answer as they do alone, every family, plain and fast, with different instructions and frames
+  that were only observed; on the fast path the layout is made once per instruction and the last layer sees the action
+  token alone; what does not fit is refused.
 - The head's window by its states equals the window run again; its parts make up the whole.
 - The presets' mid sizes have 0.2 to 0.5 billion parameters without the embedding.
 """
@@ -169,14 +171,19 @@ def test_roofline_is_the_larger_of_arithmetic_and_traffic_by_operation() -> None
     assert roofline(operations, ceilings) == 5.0 + 1.0
 
 
-def test_robots_together_answer_as_alone() -> None:
-    policy = build(tiny("kosmos", cameras=2), CPU)
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_robots_together_answer_as_alone(backbone: str, mode: str) -> None:
+    policy = build(tiny(backbone, cameras=2), CPU)
     words = ("pick up the red block", "put the left block into the drawer", "pick up the red block")
     frames = [Frames(policy.config.cameras, seed, shape=SHAPE) for seed in range(3)]
-    together = [policy.new_session(fast=options_for("auto", "cpu")) for _ in words]
+    together = [policy.new_session(fast=options_for(mode, "cpu")) for _ in words]
     alone = [policy.new_session() for _ in words]
     for index in range(5):
         seen = [replace(f[index], instruction=text) for f, text in zip(frames, words, strict=True)]
+        if index == 2:
+            for session in (together[1], alone[1]):
+                session.observe(replace(seen[1], stamp_ns=seen[1].stamp_ns - 1))
         chunks = predict_together(together, seen)
         for chunk, session, observation in zip(chunks, alone, seen, strict=True):
             expected = session.predict_action_chunk(observation)
@@ -184,11 +191,29 @@ def test_robots_together_answer_as_alone() -> None:
             assert chunk.instruction == observation.instruction and chunk.stamp_ns == observation.stamp_ns
 
 
-def test_robots_of_different_policies_are_refused() -> None:
-    sessions = [build(tiny(), CPU).new_session() for _ in range(2)]
+def test_robots_together_take_the_fast_path() -> None:
+    policy = build(tiny("paligemma"), CPU)
+    spliced, widths = [], []
+    make = policy.vlm.build_sequence
+    policy.vlm.build_sequence = lambda *args: spliced.append(1) or make(*args)  # type: ignore[method-assign,func-returns-value]
+    policy.vlm.text_tower.layers[-1].mlp.register_forward_pre_hook(lambda m, args: widths.append(args[0].shape[:2]))
+    words = ("pick up the red block", "put the left block into the drawer", "pick up the red block")
+    frames = Frames(policy.config.cameras, shape=SHAPE)
+    sessions = [policy.new_session(fast=options_for("auto", "cpu")) for _ in words]
+    for index in range(4):
+        predict_together(sessions, [replace(frames[index], instruction=text) for text in words])
+    assert len(spliced) == 2 and widths == [(2, 1), (1, 1)] * 4
+
+
+def test_robots_of_different_policies_or_paths_are_refused() -> None:
+    policies = [build(tiny(), CPU) for _ in range(2)]
     frames = Frames(("static",), shape=SHAPE)
-    with pytest.raises(RoboVLMsError, match="share one policy"):
-        predict_together(sessions, [frames[0], frames[0]])
+    for sessions, reason in (
+        ([policy.new_session() for policy in policies], "share one policy"),
+        ([policies[0].new_session(), policies[0].new_session(fast=options_for("auto", "cpu"))], "take one path"),
+    ):
+        with pytest.raises(RoboVLMsError, match=reason):
+            predict_together(sessions, [frames[0], frames[0]])
 
 
 def test_the_heads_window_by_its_states_equals_the_window_run_again() -> None:

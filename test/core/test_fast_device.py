@@ -3,6 +3,7 @@
 - recorded functions: inputs copied in, copies handed out, one recording per shape, states carried from call to call,
   whatever else was replayed in between; a function that cannot be recorded runs as it is and is named;
 - with recording, every family's answers equal the plain path's, also after a change of instruction;
+- robots that are stepped together are recorded as one batch, of the vision tower and of the text model;
 - preprocessing on the device changes a pixel by a level at most, the answers hardly; graphs on a CPU are refused;
 - int8, int4, fp8: the text model's weights in fewer bytes, answers within the gate's tolerance or refused by the gate;
 - torch.compile traces the limited text model and the vision stage, and the answers stay;
@@ -11,6 +12,7 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from robovlms_ros.benchmark.together import predict_together
 from robovlms_ros.config import PolicyConfig
 from robovlms_ros.policy.fast import runner
 from robovlms_ros.policy.fast.graphs import Replayed
@@ -34,6 +37,9 @@ _spec.loader.exec_module(helpers)
 MakeConfig = Callable[..., PolicyConfig]
 TWO = {"cameras": ["static", "wrist"], "proprioception": {"names": ["gripper"]}}
 FRAMES = [helpers.frame(i) for i in range(4)] + [helpers.frame(i, words="lift the green cube the cube") for i in (4, 5)]
+
+
+ONE_BATCH = ("prompt_cache", "last_layer_action_only", "staggered_lstm", "batch_cameras", "cuda_graphs")
 
 
 def stand_in(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
@@ -107,6 +113,30 @@ def test_frames_that_were_only_observed_need_no_other_recording(make_config: Mak
         if i % 3 == 2:
             np.testing.assert_allclose(fast.normalised, plain.normalised, atol=1e-5)
     assert len(shapes) == len(set(shapes)) and (2, 3, 28, 28) in shapes and (6, 3, 28, 28) not in shapes
+
+
+def test_robots_together_are_recorded_as_one_batch(make_config: MakeConfig, monkeypatch) -> None:
+    shapes = []
+
+    def recorder(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]):
+        shapes.append(tuple(inputs[0].shape[:1]) + tuple(inputs[0].shape[2:]))
+        return stand_in(function, inputs)
+
+    policy = helpers.lively(make_config(**TWO))
+    monkeypatch.setattr(runner, "require", lambda name, policy: None)
+    shared = Shared(policy, ONE_BATCH, "none", recorder)
+    monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: shared)
+    options = FastPathOptions.only(*ONE_BATCH)
+    together, alone = ([policy.new_session(fast=o) for _ in range(3)] for o in (options, None))
+    for i in range(6):
+        seen = [helpers.frame(10 * robot + i) for robot in range(3)]
+        seen = [replace(o, stamp_ns=helpers.frame(i).stamp_ns) for o in seen]
+        chunks = predict_together(together, seen)
+        for chunk, session, observation in zip(chunks, alone, seen, strict=True):
+            expected = session.predict_action_chunk(observation)
+            np.testing.assert_allclose(chunk.values, expected.values, atol=1e-5)
+    assert (6, 28, 28) in shapes, "three robots with two cameras"
+    assert len(shapes) == len(set(shapes)) == 3, "vision, text model and the head's step"
 
 
 def test_preprocessing_on_the_device(make_config: MakeConfig) -> None:

@@ -95,11 +95,13 @@ class FastRunner(PlainPath):
             images[name] = self._preprocessors[name]([frame[name] for frame in frames])
         return images
 
-    def encode(self, images: dict[str, Tensor], timer: Timer = no_timer) -> dict[str, VisualTokens]:
+    def encode(
+        self, images: dict[str, Tensor], timer: Timer = no_timer, steady: bool = False
+    ) -> dict[str, VisualTokens]:
         """Visual tokens of every camera's frames; with batch_cameras all cameras in one batch."""
         names = self.policy.config.cameras
         count = len(images[names[0]])
-        if self._shared.graphs and count > 1:
+        if self._shared.graphs and count > 1 and not steady:
             # One after the other by the graph that is there: another number of frames would have to be recorded first.
             singles = [self.encode({name: images[name][i : i + 1] for name in names}, timer) for i in range(count)]
             return {name: VisualTokens.join([single[name] for single in singles]) for name in names}
