@@ -56,8 +56,9 @@ class TrainingConfig:
     epochs: passes over the data. max_steps: of the optimiser, ends the run earlier; None is no limit.
     gradient_clip: largest norm of the gradient, 0 is off. weight_decay: on every trained parameter, as RoboVLMs.
     arm_gripper_loss_ratio: weight of the gripper's loss beside the arm's.
-    precision: of the computation (mixed precision); weights and optimiser stay float32. gradient_checkpointing: keep
-        only the layers' inputs and compute the rest again: less memory, about a third more time.
+    precision: of the computation (mixed precision). What trains and the optimiser stay float32; matrices that do not
+        train are held in it. gradient_checkpointing: keep only the layers' inputs and compute the rest again: less
+        memory, about a third more time.
     freeze: parts that stay as they are: `vision` (tower), `text` (language model), `word_embedding`, `backbone` (the
         whole VLM). The head, the action token and what embeds proprioception always train. train_last_layers: with
         the language model frozen, its last N layers train all the same. lora: adapters instead of the weights.

@@ -1,9 +1,12 @@
 """The training of any policy on any windows, on top of Hugging Face accelerate.
 
-Several processes, GPUs, FSDP 2 and their mixed precision are `accelerate launch`'s configuration. A run's folder:
+Several processes, GPUs, FSDP 2 and mixed precision are `accelerate launch`'s configuration (`devices`). A run's folder:
 `state.safetensors` (where it goes on), `curve.csv` (every step), `validation.csv` (every epoch), `checkpoint/` (lowest
 validation loss), `last/` (newest epoch), `tensorboard/`, `report.html`, `report.json`. What is random depends on the
 seed and the step alone: a run that was killed goes on to the same losses.
+
+The simulated arm has a trainer of its own (`simulated.trainer`): its windows are learned under several instructions at
+once, with the simulator's ground truth beside the action, which no recording has.
 """
 
 import logging
@@ -17,18 +20,17 @@ import torch
 from torch.utils.data import Dataset
 
 from robovlms_ros.config import PolicyConfig, config_to_mapping
-from robovlms_ros.config_training import TrainingConfig
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.training.engine import state as states
 from robovlms_ros.training.engine.batches import TrainingError, model_batch
 from robovlms_ros.training.engine.curves import Curves
+from robovlms_ros.training.engine.devices import build_accelerator, hold_frozen
 from robovlms_ros.training.engine.loaders import EpochSampler, build_loader, require_windows, watching_workers
 from robovlms_ros.training.engine.objective import Objective, open_loop_errors
 from robovlms_ros.training.engine.schedule import constant, half_cosine
 from robovlms_ros.training.engine.trainable import count, merge_adapters, optimiser, prepare
 
 log = logging.getLogger(__name__)
-PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 # What may differ when a run goes on: none of it changes what was computed so far.
 FREE = ("epochs", "max_steps", "workers", "save_every", "gradient_checkpointing")
 Reported = Callable[[int, dict[str, float]], None]
@@ -41,7 +43,10 @@ def fit(
     """Train `policy` in place, or go on with the run in `folder`; returns the checkpoint's folder.
 
     train, validation: map-style data sets of windows (see `batches`). on_step: told of every step of the optimiser.
-    files: name -> text, written beside every checkpoint's weights (statistics). Raises TrainingError, ConfigError.
+    files: name -> text, written beside every checkpoint's weights (statistics). In mixed precision, matrices that do
+    not train are left rounded (`devices.hold_frozen`): load the checkpoint to run it.
+
+    Raises TrainingError, ConfigError.
     """
     with torch.random.fork_rng(devices=[]):
         return Engine(policy, train, validation, config, Path(folder), on_step, files or {}).run()
@@ -62,6 +67,8 @@ class Engine:
         self.accelerator = build_accelerator(self.training)
         seed_step(self.training.seed, 0, 0)
         prepare(policy, self.training)
+        if not self.accelerator.is_fsdp2:  # FSDP shards float32 and computes in the precision that it is set to
+            hold_frozen(policy, self.training)
         self.sampler = EpochSampler(len(cast(Sized, train)), self.training.seed)
         loaders = [build_loader(policy, train, self.sampler)]
         if validation is not None:
@@ -245,23 +252,6 @@ class Engine:
         if self.accelerator.is_main_process:
             states.save_state(self.folder, tensors, self.progress)
         self.accelerator.wait_for_everyone()
-
-
-def build_accelerator(training: TrainingConfig) -> Any:
-    """Accelerate as the configuration and the environment (`accelerate launch`) say. Raises TrainingError."""
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.state import AcceleratorState, GradientState
-    except ImportError as error:
-        raise TrainingError("training needs the library accelerate: `pip install accelerate`.") from error
-    AcceleratorState._reset_state()  # another run in this process may have computed in another precision
-    GradientState._reset_state()
-    # Some towers have parameters that their features do not pass through.
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    return Accelerator(
-        mixed_precision=PRECISIONS[training.precision], gradient_accumulation_steps=training.accumulation,
-        kwargs_handlers=handlers,
-    )
 
 
 def seed_step(seed: int, step: int, process: int, device: Any = "cpu") -> torch.Generator:

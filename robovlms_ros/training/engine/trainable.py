@@ -87,7 +87,7 @@ def add_adapters(policy: VLAPolicy, config: LoraConfig) -> None:
 
 
 def merge_adapters(policy: VLAPolicy, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A policy's state as that of one without adapters, their product added to the weights; and the adapters alone.
+    """A policy's state as that of one without adapters, their product added to the weights (float32); and the adapters.
 
     state: of `policy`, whole tensors. The second part is empty without adapters.
     """
@@ -99,9 +99,8 @@ def merge_adapters(policy: VLAPolicy, state: Mapping[str, Tensor]) -> tuple[dict
             continue
         layer: Any = policy.get_submodule(name)
         a, b = adapters[key], adapters[f"{name}.lora_B.weight"]
-        weight = merged[f"{name}.weight"]
         update = layer.scaling[ADAPTER] * (b.float() @ a.float())
-        merged[f"{name}.weight"] = (weight.float() + update).to(weight.dtype)
+        merged[f"{name}.weight"] = merged[f"{name}.weight"].float() + update
     return merged, adapters
 
 
