@@ -7,6 +7,7 @@ also one that a policy led to (dataset aggregation, Ross et al. 2011).
 The law: fly above the cube, come down a funnel, close, lift. Which part applies follows from pose and opening alone.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,27 +41,91 @@ HAND_DOWN = np.array(((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
 GAIN, TURN_GAIN = 5.0, 4.0
 MAX_SPEED, MAX_TURN = 0.25, 0.6
 
-# The funnel above a cube, in metres: its height far away, its rise per metre outside its mouth, the mouth's radius.
+# The funnel above a thing, in metres: its height far away, its rise per metre outside its mouth, the mouth's radius.
 HOVER, FUNNEL_SLOPE, FUNNEL_MOUTH = 0.09, 2.2, 0.008
 GRASP_OFFSET = -0.002
-"""Height of the grip above the cube's centre (m)."""
+"""Height of the grip above the thing's centre (m)."""
 
 # How near the hand must be, in metres, before the fingers begin to close, and while they do.
 CLOSE_RADIUS, CLOSING_RADIUS = 0.009, 0.016
 CLOSE_HEIGHT, CLOSING_HEIGHT = 0.008, 0.014
-HELD_OPENING = 0.5 * CUBE_SIZE / FINGER_OPEN + 0.05
+GRIP_SLACK = 0.05
+"""A thing is held when the opening is less than this above its grip."""
 FINGER_STEP = 0.07
 """How far the opening moves in one step: slower than it does, so that no chunk lifts before the fingers hold."""
 
 
 @dataclass
-class _Hand:
-    """tilt: the rotation vector that brings the hand to HAND_DOWN; its axis stays while the hand turns along it."""
+class Hand:
+    """The forward model that a law is followed on: the hand, and the thing that it is to take.
+
+    position, thing (3,): the grip and the thing's centre in the base frame (m). tilt: the rotation vector that brings
+    the hand to where it is wanted; its axis stays while the hand turns along it. opening: 0 to 1; grip: the one at
+    which the fingers touch the thing. turn_gain (1/s), max_turn (rad/s): how it turns. close_radius: how near it must
+    be beside the thing before the fingers close (m).
+    """
 
     position: Array
     tilt: Array
     opening: float
-    cube: Array
+    thing: Array
+    grip: float
+    turn_gain: float
+    max_turn: float
+    close_radius: float
+
+    @property
+    def held_below(self) -> float:
+        """The opening below which closed fingers hold the thing."""
+        return self.grip + GRIP_SLACK
+
+    @property
+    def closing(self) -> bool:
+        return self.opening < 0.93
+
+    def offset(self) -> tuple[float, float]:
+        """How far it is beside the thing, and above where the thing is gripped (m)."""
+        offset = self.position - self.thing
+        return math.hypot(offset[0], offset[1]), float(offset[2]) - GRASP_OFFSET
+
+    def at_grip(self) -> bool:
+        """Whether it is where the fingers close, or may go on closing."""
+        radius, height = self.offset()
+        near = radius < (CLOSING_RADIUS if self.closing else self.close_radius)
+        return near and abs(height) < (CLOSING_HEIGHT if self.closing else CLOSE_HEIGHT)
+
+    def funnel(self, away: float, mouth: float) -> float:
+        """How high above the grip it stays (m), `away` beside it; higher until the fingers are open."""
+        rise = min(max(FUNNEL_SLOPE * (away - mouth), 0.0), HOVER)
+        return max(rise, 0.05) if self.opening < 0.75 else rise
+
+    def step(self, target: Array, closed: bool, top: float = MAX_SPEED) -> Array:
+        """Go towards `target` (3,), m, for one step of at most `top` m/s; returns that action (7,)."""
+        move = (target - self.position) * (1 - math.exp(-GAIN * STEP))
+        move *= min(1.0, top * STEP / max(norm(move), 1e-9))
+        turn = self.tilt * (1 - math.exp(-self.turn_gain * STEP))
+        turn *= min(1.0, self.max_turn * STEP / max(norm(turn), 1e-9))
+        self._advance(move, turn, closed)
+        return np.concatenate((move, turn, (0.0 if closed else 1.0,)))
+
+    def _advance(self, move: Array, turn: Array, closed: bool) -> None:
+        offset = self.position - self.thing
+        around = math.hypot(offset[0], offset[1]) < 0.02 and abs(offset[2]) < 0.02
+        if closed:
+            held = around and self.opening < self.held_below
+            floor = self.grip if around else 0.0
+            self.opening = max(min(self.opening, max(floor, self.opening - FINGER_STEP)), 0.0)
+            if held:
+                self.thing = self.thing + move
+        else:
+            self.opening = min(1.0, self.opening + FINGER_STEP)
+        self.position = self.position + move
+        self.tilt = self.tilt - turn
+
+
+def norm(vector: Array) -> float:
+    """The length of a vector (3,); NumPy's takes several times as long."""
+    return math.sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2])
 
 
 def expert_chunk(pose: Array, opening: float, cube: Array, horizon: int = HORIZON) -> Array:
@@ -70,50 +135,15 @@ def expert_chunk(pose: Array, opening: float, cube: Array, horizon: int = HORIZO
     Returns (horizon, 7) float64: translation (m) and rotation vector (rad) in the base frame, chained; opening 0 or 1.
     """
     tilt = vector_from_matrix(HAND_DOWN @ pose[:3, :3].T)
-    hand = _Hand(pose[:3, 3].copy(), tilt, float(opening), np.array(cube, np.float64))
-    return np.stack([_step(hand) for _ in range(horizon)])
+    hand = Hand(pose[:3, 3].copy(), tilt, float(opening), np.array(cube, np.float64), 0.5 * CUBE_SIZE / FINGER_OPEN,
+                TURN_GAIN, MAX_TURN, CLOSE_RADIUS)
+    return np.stack([hand.step(*_goal(hand)) for _ in range(horizon)])
 
 
-def _step(hand: _Hand) -> Array:
-    """One action from the hand's state, which it advances."""
-    target, closed = _goal(hand)
-    move = (target - hand.position) * (1 - np.exp(-GAIN * STEP))
-    speed = float(np.linalg.norm(move)) / STEP
-    move *= min(1.0, MAX_SPEED / max(speed, 1e-9))
-    turn = hand.tilt * (1 - np.exp(-TURN_GAIN * STEP))
-    turn *= min(1.0, MAX_TURN * STEP / max(float(np.linalg.norm(turn)), 1e-9))
-    _advance(hand, move, turn, closed)
-    return np.concatenate((move, turn, (0.0 if closed else 1.0,)))
-
-
-def _goal(hand: _Hand) -> tuple[Array, bool]:
+def _goal(hand: Hand) -> tuple[Array, bool]:
     """Where the law sends the hand, and whether the fingers close."""
-    offset = hand.position - hand.cube
-    radius, height = float(np.hypot(offset[0], offset[1])), float(offset[2]) - GRASP_OFFSET
-    closing = hand.opening < 0.93
-    near = radius < (CLOSING_RADIUS if closing else CLOSE_RADIUS)
-    low = abs(height) < (CLOSING_HEIGHT if closing else CLOSE_HEIGHT)
-    if near and low and hand.opening < HELD_OPENING:
-        return np.array((hand.position[0], hand.position[1], LIFT_Z)), True
-    grasp = hand.cube + np.array((0.0, 0.0, GRASP_OFFSET))
-    if near and low:
-        return grasp, True
-    rise = np.clip(FUNNEL_SLOPE * (radius - FUNNEL_MOUTH), 0.0, HOVER)
-    if hand.opening < 0.75:
-        rise = max(rise, 0.05)
-    return grasp + np.array((0.0, 0.0, rise)), False
-
-
-def _advance(hand: _Hand, move: Array, turn: Array, closed: bool) -> None:
-    offset = hand.position - hand.cube
-    around = float(np.hypot(offset[0], offset[1])) < 0.02 and abs(offset[2]) < 0.02
-    if closed:
-        floor = 0.5 * CUBE_SIZE / FINGER_OPEN if around else 0.0
-        held = around and hand.opening < HELD_OPENING
-        hand.opening = max(min(hand.opening, max(floor, hand.opening - FINGER_STEP)), 0.0)
-        if held:
-            hand.cube = hand.cube + move
-    else:
-        hand.opening = min(1.0, hand.opening + FINGER_STEP)
-    hand.position = hand.position + move
-    hand.tilt = hand.tilt - turn
+    grasp = hand.thing + np.array((0.0, 0.0, GRASP_OFFSET))
+    if hand.at_grip():
+        held = hand.opening < hand.held_below
+        return (np.array((hand.position[0], hand.position[1], LIFT_Z)) if held else grasp), True
+    return grasp + np.array((0.0, 0.0, hand.funnel(hand.offset()[0], FUNNEL_MOUTH))), False

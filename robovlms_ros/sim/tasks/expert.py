@@ -7,31 +7,26 @@ where the thing rests; and rises. To push, it straddles the thing with open fing
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.processing.rotations import vector_from_matrix
-from robovlms_ros.sim.expert import GAIN, HAND_DOWN, HORIZON, STEP
+from robovlms_ros.sim.expert import FUNNEL_SLOPE, GRASP_OFFSET, HAND_DOWN, HORIZON, MAX_SPEED, Hand, norm
 from robovlms_ros.sim.tasks.grasps import best_yaw, candidates, fold, hand_yaw, push_yaw
 from robovlms_ros.sim.tasks.language import Goal
 from robovlms_ros.sim.tasks.things import TABLE_Z, TableTruth, Thing
 
 Array = NDArray[np.float64]
 
-MAX_SPEED, PUSH_SPEED = 0.25, 0.12
+PUSH_SPEED = 0.12
 """m/s."""
 TURN_GAIN, MAX_TURN = 5.0, 1.2
 """1/s and rad/s."""
-HOVER, FUNNEL_SLOPE, FUNNEL_MOUTH = 0.09, 2.2, 0.007
+FUNNEL_MOUTH, CLOSE_RADIUS = 0.007, 0.008
+"""Metres; narrower than for the easy demo's cubes, which have no neighbours."""
 TURN_AS_WAY = 0.03
 """Metres beside the thing that a radian of wrong turn counts as."""
-CLOSE_RADIUS, CLOSING_RADIUS = 0.008, 0.016
-CLOSE_HEIGHT, CLOSING_HEIGHT = 0.008, 0.014
-GRIP_SLACK = 0.05
-GRASP_OFFSET = -0.002
-FINGER_STEP = 0.07
 LIFT_HEIGHT = 0.14
 CARRY = {"stack": 0.055, "put": 0.065}
 """How far a thing is carried above its place, until it is over it (m)."""
@@ -43,30 +38,20 @@ PUSH_LEAD = 0.02
 """How far the hand is ahead of a thing that its finger pushes (m)."""
 
 
-@dataclass
-class _Hand:
-    """The forward model's state; tilt: rotation vector that brings the hand to where the law wants it turned."""
-
-    position: Array
-    tilt: Array
-    opening: float
-    thing: Array
-
-
 class Law:
     """One goal in one scene: which way the hand is turned, and from there step by step."""
 
     def __init__(self, goal: Goal, truth: TableTruth, pose: Array, opening: float) -> None:
         self.goal = goal
         self.thing: Thing = truth.things[goal.thing]
-        self._held_below = self.thing.grip + GRIP_SLACK
         self._grasp = np.array((0.0, 0.0, GRASP_OFFSET))
         self.place = self._resting_place(truth)
+        self._hand = Hand(pose[:3, 3].copy(), np.zeros(3), float(opening), np.array(self.thing.position, np.float64),
+                          self.thing.grip, TURN_GAIN, MAX_TURN, CLOSE_RADIUS)
         self.yaw = self._choose_yaw(truth, pose, opening)
         wanted = np.array(((math.cos(self.yaw), -math.sin(self.yaw), 0.0),
                            (math.sin(self.yaw), math.cos(self.yaw), 0.0), (0.0, 0.0, 1.0))) @ HAND_DOWN
-        self._hand = _Hand(pose[:3, 3].copy(), vector_from_matrix(wanted @ pose[:3, :3].T), float(opening),
-                           np.array(self.thing.position, np.float64))
+        self._hand.tilt = vector_from_matrix(wanted @ pose[:3, :3].T)
 
     def _resting_place(self, truth: TableTruth) -> Array | None:
         """(3,) where the thing's centre shall come to rest; None to lift."""
@@ -86,7 +71,7 @@ class Law:
             assert self.place is not None
             way = self.place[:2] - self.thing.position[:2]
             return now if around and np.hypot(*way) < 0.04 else push_yaw(self.thing.position[:2], self.place[:2])
-        if around and opening < self._held_below + 0.05:
+        if around and opening < self._hand.held_below + 0.05:
             return now
         if around:
             return min((turn + k * math.pi for turn in candidates(self.thing) for k in (-1, 0, 1)),
@@ -101,39 +86,27 @@ class Law:
         return np.stack([self._step() for _ in range(horizon)])
 
     def _step(self) -> Array:
-        hand = self._hand
-        target, closed, top = self._goal()
-        move = (target - hand.position) * (1 - math.exp(-GAIN * STEP))
-        move *= min(1.0, top * STEP / max(_norm(move), 1e-9))
-        turn = hand.tilt * (1 - math.exp(-TURN_GAIN * STEP))
-        turn *= min(1.0, MAX_TURN * STEP / max(_norm(turn), 1e-9))
-        self._advance(move, turn, closed)
-        return np.concatenate((move, turn, (0.0 if closed else 1.0,)))
+        action = self._hand.step(*self._goal())
+        if self.goal.task == "push":
+            self._drag()
+        return action
 
     def _goal(self) -> tuple[Array, bool, float]:
         """Where the law sends the hand, whether the fingers close, and the speed limit."""
         hand = self._hand
-        offset = hand.position - hand.thing
-        radius, height = math.hypot(offset[0], offset[1]), float(offset[2]) - GRASP_OFFSET
-        closing = hand.opening < 0.93
-        near = radius < (CLOSING_RADIUS if closing else CLOSE_RADIUS)
-        low = abs(height) < (CLOSING_HEIGHT if closing else CLOSE_HEIGHT)
+        radius, height = hand.offset()
         if self.goal.task == "push" and self._straddles(radius, height):
             return self._push()
-        held = near and low and hand.opening < self._held_below
-        if held:
+        at_grip = hand.at_grip()
+        if at_grip and hand.opening < hand.held_below:
             return self._carry()
         if self._arrived(hand.thing):
             return self._retreat()
         grasp = hand.thing + self._grasp
-        wrong_turn = _norm(hand.tilt)
-        if self.goal.task != "push" and near and low and (closing or wrong_turn < 0.15):
+        wrong_turn = norm(hand.tilt)
+        if self.goal.task != "push" and at_grip and (hand.closing or wrong_turn < 0.15):
             return grasp, True, MAX_SPEED
-        away = radius + TURN_AS_WAY * wrong_turn
-        rise = min(max(FUNNEL_SLOPE * (away - FUNNEL_MOUTH), 0.0), HOVER)
-        if hand.opening < 0.75:
-            rise = max(rise, 0.05)
-        return self._above(grasp, rise), False, MAX_SPEED
+        return self._above(grasp, hand.funnel(radius + TURN_AS_WAY * wrong_turn, FUNNEL_MOUTH)), False, MAX_SPEED
 
     def _above(self, target: Array, rise: float) -> Array:
         """`target` raised; a hand that is too low for where it is goes up before it goes sideways."""
@@ -178,7 +151,7 @@ class Law:
         hand = self._hand
         if self._arrived(hand.thing) or hand.opening < 0.85 or abs(height) > 0.012 or radius > 0.04:
             return False
-        if _norm(hand.tilt) > 0.25:
+        if norm(hand.tilt) > 0.25:
             return False
         offset = hand.position[:2] - hand.thing[:2]
         return abs(offset[0] * math.cos(self.yaw) + offset[1] * math.sin(self.yaw)) < 0.013
@@ -194,23 +167,6 @@ class Law:
         height = TABLE_Z + self.thing.half_height + GRASP_OFFSET
         return np.array((*target, height)), False, PUSH_SPEED
 
-    def _advance(self, move: Array, turn: Array, closed: bool) -> None:
-        hand = self._hand
-        offset = hand.position - hand.thing
-        around = math.hypot(offset[0], offset[1]) < 0.02 and abs(offset[2]) < 0.02
-        if closed:
-            held = around and hand.opening < self._held_below
-            floor = self.thing.grip if around else 0.0
-            hand.opening = max(min(hand.opening, max(floor, hand.opening - FINGER_STEP)), 0.0)
-            if held:
-                hand.thing = hand.thing + move
-        else:
-            hand.opening = min(1.0, hand.opening + FINGER_STEP)
-        hand.position = hand.position + move
-        hand.tilt = hand.tilt - turn
-        if self.goal.task == "push" and self.place is not None:
-            self._drag()
-
     def _drag(self) -> None:
         """A straddled thing goes where a finger pushes it."""
         hand = self._hand
@@ -220,10 +176,6 @@ class Law:
         if abs(offset[2]) < 0.02 and beside < 0.013 and PUSH_LEAD < abs(ahead) < 0.045:
             hand.thing = hand.thing.copy()
             hand.thing[:2] += (ahead - math.copysign(PUSH_LEAD, ahead)) * along
-
-
-def _norm(vector: Array) -> float:
-    return math.sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2])
 
 
 def expert_chunk(goal: Goal, truth: TableTruth, pose: Array, opening: float, horizon: int = HORIZON) -> Array:
