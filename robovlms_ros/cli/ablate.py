@@ -1,7 +1,8 @@
 """Ablations of the tabletop tasks' policy: one thing changed at a time, in the simulator without ROS.
 
 Everything goes into --output and is resumable: run the same command again after an interruption. All variants share one
-set of demonstrations. The table lists what was not run as not run; --report prints it and runs nothing.
+set of demonstrations. What is left to do is said first. The table has RoboVLMs' own findings beside ours and lists what
+was not run as not run; --report prints it and runs nothing.
 """
 
 import argparse
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run what is missing and print the table; returns 0."""
     from robovlms_ros.resources import find
-    from robovlms_ros.training.simulated import ablations
+    from robovlms_ros.training.simulated import ablations, costs
     from robovlms_ros.training.simulated.pipeline import load_plan
 
     require(args.steps >= 1, "--steps", args.steps, "at least 1")
@@ -31,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     plan = load_plan(find(args.config, "config/train"))
     require(plan.task is not None, "--config", args.config, "a plan of the tabletop tasks")
     names = args.only or list(ablations.VARIANTS)
-    for name in names:
-        ablations.plan_of(name, plan, args.steps)
+    left = ablations.work(names, plan, args.output, args.steps, range(args.seeds))
     if not args.report:
+        print(costs.table(left, costs.rates(args.output / name for name in ablations.VARIANTS)), flush=True)
         for name in names:
             ablations.run(name, plan, args.output, args.steps, range(args.seeds))
     table = ablations.report(args.output)

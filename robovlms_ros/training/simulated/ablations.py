@@ -1,22 +1,29 @@
 """Ablations of a tabletop plan: one thing changed at a time, all on the same demonstrations, measured without ROS.
 
-A folder holds `demonstrations/` (shared), and per variant `NAME/` with the run, its checkpoint and `TASK.json`, one per
-task: what is there is not done again, what is missing is listed as not run.
+A folder holds `demonstrations/` (shared), and per variant `NAME/` with the run, its checkpoint, `TASK.json`, one per
+task, and what it took (`costs`): what is there is not done again, what is missing is listed as not run.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from robovlms_ros.evaluation.statistics import wilson_interval
 from robovlms_ros.schema import require
 from robovlms_ros.sim.bench import evaluate_task
+from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks import evaluate
 from robovlms_ros.sim.tasks.language import TASKS
-from robovlms_ros.training.simulated.pipeline import Stage, TrainingPlan, train
+from robovlms_ros.training.simulated.costs import Work, add_time
+from robovlms_ros.training.simulated.pipeline import Stage, TrainingPlan, record, shard_jobs, train
+from robovlms_ros.training.simulated.published import beside, sources
 
 FRAMES = 64
 """Frames of a step, whatever the history's length."""
@@ -98,29 +105,85 @@ def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
 
 
 def run(
-    name: str, plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int], limit: float = evaluate.TIME_LIMIT
+    name: str, plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int],
+    limit: float = evaluate.TIME_LIMIT, now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Train and measure one variant, as far as it is not done; limit: simulated s per episode. Raises ConfigError."""
-    variant = VARIANTS.get(name)
-    changed = plan_of(variant.base if variant and variant.base else name, plan, steps)
-    assert variant is not None
-    checkpoint = folder / (variant.base or name) / "checkpoint"
-    if not (checkpoint / "model.safetensors").exists():
-        train(changed, checkpoint.parent, folder / "demonstrations")
-    for task in TASKS if plan.task == "all" else (str(plan.task),):
+    """Train and measure one variant, as far as it is not done; limit: simulated s per episode. Raises ConfigError.
+
+    now: seconds, for what `costs` keeps alone.
+    """
+    left = work((name,), plan, folder, steps, seeds)[name]
+    variant = VARIANTS[name]
+    changed = plan_of(variant.base or name, plan, steps)
+    trained = folder / (variant.base or name)
+    times = [now()]
+    if left.demonstrations:
+        record(_shards(changed, folder), changed.workers)
+    times.append(now())
+    if left.steps:
+        train(changed, trained, folder / "demonstrations")
+    times.append(now())
+    for task in _tasks(plan):
         result = folder / name / f"{task}.json"
         if not result.exists():
-            episodes = evaluate_task(task, checkpoint, seeds, variant.condition, robot=plan.robot, limit=limit)
+            episodes = evaluate_task(task, trained / "checkpoint", seeds, variant.condition, robot=plan.robot,
+                                     limit=limit)
             result.parent.mkdir(parents=True, exist_ok=True)
             part = result.with_suffix(".part")
             row = evaluate.rows(episodes)[0]
             part.write_text(json.dumps(row.as_json(), indent=2) + "\n", encoding="utf-8")
             part.replace(result)
+    times.append(now())
+    if left != Work():
+        spent = [after - before for before, after in pairwise(times)]
+        add_time(folder / name, left, dict(zip(("demonstrations", "steps", "episodes"), spent, strict=True)))
+
+
+def work(
+    names: Iterable[str], plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int]
+) -> dict[str, Work]:
+    """What is left of each variant when they are run in this order; what several need counts for the first alone.
+
+    Raises ConfigError.
+    """
+    counted: set[Path] = set()
+    left = {}
+    for name in names:
+        plan_of(name, plan, steps)
+        base = VARIANTS[name].base or name
+        changed, trained = plan_of(base, plan, steps), folder / base
+        jobs, missing = [], 0
+        if not (trained / "checkpoint" / "model.safetensors").exists() and trained not in counted:
+            jobs = [j for j in _shards(changed, folder) if not (j.folder / "frames.npz").exists()]
+            missing = steps - _steps_done(trained / "run")
+        new = sum(len(job.seeds) for job in jobs if job.folder not in counted)
+        counted |= {trained, *(job.folder for job in jobs)}
+        unmeasured = [task for task in _tasks(plan) if not (folder / name / f"{task}.json").exists()]
+        left[name] = Work(new, missing, len(unmeasured) * len(seeds))
+    return left
+
+
+def _tasks(plan: TrainingPlan) -> tuple[str, ...]:
+    return TASKS if plan.task == "all" else (str(plan.task),)
+
+
+def _shards(plan: TrainingPlan, folder: Path) -> list[Any]:
+    seeds = TRAINING_SEEDS[: plan.episodes]
+    return shard_jobs(folder / "demonstrations", seeds, plan.shard, plan.robot, task=plan.task)
+
+
+def _steps_done(run: Path) -> int:
+    path = run / "state.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])
 
 
 def report(folder: Path) -> str:
-    """Every variant's row as a Markdown table: success and wrong object per task with 95 % intervals, or `not run`."""
-    lines = [f"| changed | variant | {' | '.join(TASKS)} | wrong object |", "|---" * (len(TASKS) + 3) + "|"]
+    """Every variant's row as a Markdown table: success and wrong object per task with 95 % intervals, or `not run`, and
+    what RoboVLMs found for the same question."""
+    lines = [f"| changed | variant | {' | '.join(TASKS)} | wrong object | RoboVLMs |", "|---" * (len(TASKS) + 4) + "|"]
     for name, variant in VARIANTS.items():
         cells, wrong, count = [], 0, 0
         for task in TASKS:
@@ -133,5 +196,5 @@ def report(folder: Path) -> str:
             cells.append(f"{row['success']}/{row['n']} ({low:.0%} to {high:.0%})")
             wrong, count = wrong + row["wrong"], count + row["n"]
         cells.append(f"{wrong}/{count}" if count else "not run")
-        lines.append(f"| {variant.group} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(f"| {variant.group} | {name} | {' | '.join(cells)} | {beside(name)} |")
+    return "\n".join([*lines, "", sources()])

@@ -1,7 +1,8 @@
 """Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first; features of windows with
 sentences of their own equal the policy's; a step lowers the loss, with and without the simulator's ground truth; the
 shipped plan is runnable and small enough; a killed run goes on where it was. Ablations: every variant's policy learns
-and drives; what was not run is listed as not run, what was is not run again.
+and drives; what is left is said beforehand, with the time it takes once one was timed; what was not run is listed as
+not run beside what RoboVLMs found, what was is not run again.
 """
 
 from dataclasses import replace
@@ -21,8 +22,9 @@ from robovlms_ros.sim.tasks.expert import expert_chunk
 from robovlms_ros.sim.tasks.language import goals, instructions
 from robovlms_ros.sim.tasks.things import PLATES, THINGS
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.training.simulated import ablations
+from robovlms_ros.training.simulated import ablations, costs, published
 from robovlms_ros.training.simulated.behaviour_cloning import Recipe, initialise
+from robovlms_ros.training.simulated.costs import Work
 from robovlms_ros.training.simulated.demonstrations import record_shard
 from robovlms_ros.training.simulated.pipeline import load_plan, train
 from robovlms_ros.training.simulated.shards import DemonstrationSet, find_shards
@@ -167,16 +169,40 @@ def test_every_variant_learns_and_predicts(small_plan, folder, name):
     assert chunk.values.shape == (16, 7)
 
 
-def test_ablation_runs_once_and_says_what_was_not_run(small_plan, folder, tmp_path, monkeypatch):
+def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "REFERENCE_EPISODES", 5)
+
+    def left(*names):
+        return ablations.work(names, small_plan, tmp_path, 1, range(1))
+
+    names = ("reference", "executed_4", "history_16")
+    needed = [Work(5, 1, 1), Work(0, 0, 1), Work(0, 1, 1)]  # what several need counts once
+    assert list(left(*names).values()) == needed
+    assert left("executed_4") == {"executed_4": Work(5, 1, 1)}
+    with pytest.raises(ConfigError, match="variant = 'histroy_1'"):
+        left("histroy_1")
     (tmp_path / "demonstrations").mkdir()
     (tmp_path / "demonstrations" / str(TRAINING_SEEDS[0])).symlink_to(folder / "0")
-    for name in ("reference", "executed_4"):
-        ablations.run(name, small_plan, tmp_path, 1, range(1), 0.3)
+    seconds = iter([0.0, 0.0, 7.0, 10.0, 20.0, 20.0, 20.0, 25.0])
+    for name in names[:2]:
+        ablations.run(name, small_plan, tmp_path, 1, range(1), 0.3, lambda: next(seconds))
+    assert list(left(*names).values()) == [Work(), Work(), Work(0, 1, 1)]
+    rates = costs.rates(tmp_path / name for name in names)
+    assert rates == {"steps": 7.0, "episodes": 4.0}
+    assert costs.seconds_of(Work(0, 2, 3), rates) == 26.0 and costs.seconds_of(Work(1, 0, 0), rates) is None
+    text = costs.table({"a": Work(0, 30, 15), "b": Work(1)}, rates)
+    assert "4 min" in text and "not known" in text.splitlines()[-1]
     written = (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns
     ablations.run("executed_4", small_plan, tmp_path, 1, range(1), 0.3)
     assert (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns == written
-    lines = {line.split(" | ")[1]: line for line in ablations.report(tmp_path).splitlines()[2:]}
+    table, note = ablations.report(tmp_path).split("\n\n")
+    lines = {line.split(" | ")[1]: line for line in table.splitlines()[2:]}
     assert set(lines) == set(ablations.VARIANTS)
     assert "/1 (" in lines["reference"] and lines["reference"].count("not run") == 3
     assert lines["history_16"].count("not run") == 5
+    assert "one step 4.04, head over the history 4.49 [1]" in lines["history_1"]
+    assert lines["without_proprioception"].endswith("| not studied |") and "[1] arXiv 2412.14058" in note
+
+
+def test_findings_are_of_variants_that_exist():
+    assert set(published.FINDINGS) <= set(ablations.VARIANTS)
