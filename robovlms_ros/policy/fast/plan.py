@@ -21,7 +21,7 @@ class FastPathOptions:
     enabled: False is the plain path whatever else is set.
     prompt_cache: prompt tokens embedded once per instruction, in a layout of fixed length.
     last_layer_action_only: queries and MLP of the last decoder layer for the columns that the head reads, no others.
-    staggered_lstm: the LSTM's sliding window as one batch of staggered states; other heads: the newest frame alone
+    staggered_lstm: the LSTM's sliding window by staggered states; other heads: the newest frame alone
         where that is exact.
     batch_cameras: all cameras' frames through the vision tower in one batch.
     device_preprocess: resize and normalise on the policy's device, from uint8.
