@@ -4,14 +4,18 @@
     robovlms train --config FILE --data PATHS... --inspect     look at the data, train nothing
     robovlms train --config FILE --dry-run         how much memory it takes, without weights and data
     robovlms train --config demo                   record in the simulated arm, clone, let the policy drive and correct
+    robovlms train --config tasks --no-ground-truth            the same, from what a real robot records alone
 
 Everything goes into --output and is resumable: run the same command again after an interruption. The result is
 OUTPUT/checkpoint, a folder that the node loads. Several GPUs: `accelerate launch -m robovlms_ros.cli train ...`.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from robovlms_ros.schema import ConfigError, require
 
 if TYPE_CHECKING:
     from robovlms_ros.training.runs import Run
@@ -25,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="weights to begin with: a checkpoint; `random` leaves vlm.model_name's weights out")
     parser.add_argument("--output", type=Path, default=Path("outputs/train"), help="folder of the run")
     parser.add_argument("--inspect", action="store_true", help="only look at --data: a page, and what is wrong with it")
+    parser.add_argument("--no-ground-truth", action="store_true",
+                        help="of a plan of the tabletop tasks: learn from what a real robot records alone")
     parser.add_argument("--dry-run", action="store_true", help="only estimate the memory of a training step")
 
 
@@ -36,6 +42,11 @@ def run(args: argparse.Namespace) -> int:
     path = find(args.config, "config/train")
     if is_plan(path):
         return _run_plan(path, args)
+    if args.no_ground_truth:
+        raise ConfigError(
+            f"--no-ground-truth is for a plan that records in the simulator: {path.name} is a policy's configuration, "
+            "which is trained on recordings. They hold no ground truth: leave it out."
+        )
     start = args.start if args.start in (None, RANDOM) else str(find_checkpoint(args.start))
     job = read_run(path, start)
     if args.dry_run:
@@ -54,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_plan(path: Path, args: argparse.Namespace) -> int:
-    from robovlms_ros.schema import ConfigError
     from robovlms_ros.training.simulated.pipeline import load_plan, train
 
     if args.data or args.start or args.inspect or args.dry_run:
@@ -62,7 +72,11 @@ def _run_plan(path: Path, args: argparse.Namespace) -> int:
             f"{path.name} is a plan that records its own demonstrations: --data, --from, --inspect and --dry-run are "
             "for a policy's configuration (docs/training.md)."
         )
-    print(f"checkpoint: {train(load_plan(path), args.output)}")
+    plan = load_plan(path)
+    if args.no_ground_truth:
+        require(plan.task is not None, "--no-ground-truth", path.name, "a plan of the tabletop tasks (`task: ...`)")
+        plan = replace(plan, ground_truth=False)
+    print(f"checkpoint: {train(plan, args.output)}")
     return 0
 
 
@@ -79,6 +93,4 @@ def _inspect(job: "Run", args: argparse.Namespace) -> int:
 
 
 def _missing_data() -> Exception:
-    from robovlms_ros.schema import ConfigError
-
     return ConfigError("--data is missing: name rosbags, LeRobot v3 folders or CALVIN folders to train on.")

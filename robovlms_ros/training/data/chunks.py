@@ -1,4 +1,8 @@
-"""From an episode to training windows: which frames a sample holds, and the chunk of actions that follows each."""
+"""RoboVLMs' own rule of windows and chunks, on frame numbers: what its data sets give, recorded cases compared.
+
+`windows` cuts the same windows (without `left_pad`, sample `sliding`) out of episodes one at a time, at any stride of
+the history, and masks single steps of a chunk.
+"""
 
 from typing import Literal
 

@@ -130,7 +130,8 @@ def compare(config: PolicyConfig, folder: Path | None = None) -> dict[str, Memor
             label = f"{name}, gradient checkpointing" if checkpointing else name
             changes: dict[str, Any] = {**block, "gradient_checkpointing": checkpointing}
             kinds[label] = dataclasses.replace(training, **changes)
-    return {k: estimate(dataclasses.replace(config, training=v), folder) for k, v in kinds.items()}
+    found = {v: estimate(dataclasses.replace(config, training=v), folder) for v in set(kinds.values())}
+    return {name: found[v] for name, v in kinds.items()}
 
 
 def table(rows: dict[str, Memory]) -> str:

@@ -3,12 +3,12 @@
 import math
 
 
-def constant(step: int, warmup: int) -> float:
+def constant(step: float, warmup: float) -> float:
     """Linear from 0 over `warmup` steps, then 1."""
     return min(1.0, step / warmup) if warmup else 1.0
 
 
-def half_cosine(step: int, warmup: int, total: int, minimum: float = 0.01) -> float:
+def half_cosine(step: float, warmup: float, total: float, minimum: float = 0.01) -> float:
     """Linear from 0 over `warmup` steps, then half a cosine down to `minimum` at `total`, and `minimum` after it."""
     if step < warmup:
         return step / warmup

@@ -5,7 +5,6 @@ action feature must tell where the named cube and all cubes are: without these a
 the cubes and ignores the words. The simulator's ground truth serves in training only; a saved policy holds none of it.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from robovlms_ros.processing.actions import ActionPipeline
 from robovlms_ros.schema import require
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS
 from robovlms_ros.training.data.augment import random_shift
+from robovlms_ros.training.engine.schedule import half_cosine
 from robovlms_ros.training.simulated.shards import Windows
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
 from robovlms_ros.types import RobotState
@@ -192,6 +192,4 @@ def learning_rate(step: int, stage: Stage, recipe: Recipe) -> float:
     start = recipe.constant_part * stage.steps
     if step < start:
         return stage.learning_rate
-    part = min(1.0, (step - start) / max(stage.steps - start, 1))
-    cosine = 0.5 * (1 + math.cos(math.pi * part))
-    return stage.learning_rate * (recipe.final_rate + (1 - recipe.final_rate) * cosine)
+    return stage.learning_rate * half_cosine(step - start, 0, stage.steps - start, recipe.final_rate)

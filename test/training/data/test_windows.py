@@ -25,6 +25,7 @@ from robovlms_ros.config import PolicyConfig, config_from_mapping, config_to_map
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.training.data import statistics as data_statistics
 from robovlms_ros.training.data.checks import check_data, require_trainable
+from robovlms_ros.training.data.chunks import action_chunks, episode_windows
 from robovlms_ros.training.data.episodes import DataError, EpisodeArrays, Flaw, split
 from robovlms_ros.training.data.inspection import inspect_data
 from robovlms_ros.training.data.statistics import Running, compute_statistics, with_statistics
@@ -99,6 +100,18 @@ def test_windows_against_their_definition():
                 expected = np.append(np.clip(told[:6] / UNITS, -2, 2) / 2, 1 - told[6])
             assert np.allclose(item["actions"][w, k], expected, atol=1e-6)
     assert item["actions"].dtype == item["proprioception"].dtype == np.float32
+
+
+def test_windows_at_the_rate_of_the_actions_are_the_references():
+    """`episode_windows` is compared with recorded cases of the reference (test/parity)."""
+    window, chunk, length = 3, 4, 9
+    data = WindowDataset(Source((length,)), [0], config(window, STEP, chunk))
+    frames, exist = episode_windows(length, window, chunk)
+    assert len(data) == len(frames)
+    for i, (row, there) in enumerate(zip(frames, exist, strict=True)):
+        item = data[i]
+        assert item["images"]["static"][:, 0, 0, 0].tolist() == row[:window].tolist()
+        assert np.array_equal(item["mask"], action_chunks(there[:-1, None], chunk)[..., 0])
 
 
 def test_an_episode_shorter_than_the_history_is_masked():
