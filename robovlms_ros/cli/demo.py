@@ -6,13 +6,17 @@ threshold is missed: named object lifted in at least 90 %, another one in at mos
 20 % (rows of fewer than 20 episodes count as missed only when their 95 % interval excludes the threshold).
 
 --task runs the tabletop tasks instead (lift, stack, put, push, or all): scene and sentence come from the seed, and the
-thresholds are those of `robovlms rollout --task`.
+thresholds are those of `robovlms rollout --task`. With --json NAME.json every episode of theirs is kept in
+NAME.episodes.jsonl as soon as it is over: a run that was stopped goes on when the command is repeated; bag, pictures
+and times are then those of its last part.
 """
 
 import argparse
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +25,8 @@ from robovlms_ros.sim.task import EVALUATION_SEEDS, INSTRUCTIONS
 
 if TYPE_CHECKING:
     from robovlms_ros.evaluation.closed_loop import EpisodeResult, Row
-    from robovlms_ros.ros.demo.runner import Trial
+    from robovlms_ros.ros.demo.runner import DemoOutcome, Trial
+    from robovlms_ros.sim.tasks.evaluate import TaskEpisode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="", help="another checkpoint than the shipped one")
     parser.add_argument("--real-time-factor", type=float, default=1.0, help="simulated seconds per second (default 1)")
     parser.add_argument("--added-latency", type=float, default=0.0, help="seconds by which chunks are withheld")
+    parser.add_argument("--no-bag", action="store_true", help="record no bag: a hundred episodes make a gigabyte")
     parser.add_argument("--no-controls", action="store_true", help="leave out the swapped and the blanked episodes")
     parser.add_argument("--time-limit", type=float, help="simulated seconds per episode (default 10; --task: 14)")
 
@@ -42,8 +48,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; returns 0 when every threshold holds."""
     from robovlms_ros.evaluation.closed_loop import failure_table, report, table
     from robovlms_ros.evaluation.demo_report import write_gif, write_timeline
-    from robovlms_ros.resources import share_directory
-    from robovlms_ros.ros.demo.runner import DemoOptions, run_demo
 
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
     trials = tuple(_table_trials(args) if args.task else _trials(args.seeds, args.first_seed, not args.no_controls))
@@ -52,51 +56,101 @@ def run(args: argparse.Namespace) -> int:
             f"such that the scenes up to {last - 1} lie within 0 to {EVALUATION_SEEDS[-1]}; training uses others")
     require(0.5 <= args.real_time_factor <= 1.0, "--real-time-factor", args.real_time_factor, "between 0.5 and 1")
     args.output.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(args.output / "bag", ignore_errors=True)
-
-    config = share_directory() / "config"
-    outcome = run_demo(DemoOptions(
-        trials=trials, output=args.output, sim_parameters=config / "sim_arm.yaml",
-        policy_parameters=config / "demo.yaml", checkpoint=args.checkpoint or ("tasks" if args.task else ""),
-        time_limit=args.time_limit or (14.0 if args.task else 10.0),
-        real_time_factor=args.real_time_factor, added_latency=args.added_latency), _say)
-    rows, more = _rows(trials, outcome.episodes)
-    reaction = {name: 1000.0 * value for name, value in zip(("p50", "p99"), outcome.reaction_s, strict=True)}
-    worst = 1000.0 * outcome.worst_step
-    result = report(rows, {"reaction_ms": reaction, "real_time_factor": outcome.real_time_factor,
-                           "added_latency_ms": 1000.0 * args.added_latency, "worst_joint_step_mrad_per_10ms": worst,
-                           **more})
+    outcome, episodes = _examine(args, trials)
+    rows, more = _rows(episodes, bool(args.task))
+    result = report(rows, {**_measured(outcome), "added_latency_ms": 1000.0 * args.added_latency, **more})
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    write_gif(args.output / "demo.gif", outcome.recordings)
-    write_timeline(args.output / "timeline.png", outcome.recordings)
+    if outcome.recordings:
+        write_gif(args.output / "demo.gif", outcome.recordings)
+        write_timeline(args.output / "timeline.png", outcome.recordings)
     print(f"\n{table(rows)}\n")
     if result["failures"]:
         print(f"{failure_table(result['failures'])}\n")
-    print(f"reaction time, image to first commanded point: p50 {reaction['p50']:.0f} ms, p99 {reaction['p99']:.0f} ms "
-          f"(simulated time at {outcome.real_time_factor:.2f} of real time)")
-    print(f"worst measured joint step: {worst:.1f} mrad in 10 ms")
-    print(f"written: {args.output}/demo.gif, timeline.png, bag/ ({outcome.bag_messages} messages)"
-          + (f", {args.json}" if args.json else ""))
+    _print_measured(result)
+    written = [f"{args.output}/demo.gif, timeline.png"] if outcome.recordings else []
+    written += [f"{outcome.bag}/ ({outcome.bag_messages} messages)"] if outcome.bag else []
+    print(f"written: {', '.join([*written, *([str(args.json)] if args.json else [])]) or 'nothing'}")
     for row in rows:
         for reason in row.missed:
             print(f"MISSED: {row.instruction} ({row.condition}): {reason}")
     return 0 if result["pass"] else 1
 
 
-def _rows(trials: Sequence["Trial"], episodes: Sequence["EpisodeResult"]) -> tuple[list["Row"], dict[str, Any]]:
-    """The table's rows, why episodes failed, and for tabletop tasks what the paraphrases came to."""
-    from robovlms_ros.evaluation.closed_loop import failures, summarise
-
-    if not trials[0].task:
-        return summarise(episodes), {"failures": failures(episodes)}
-    from robovlms_ros.sim.tasks import evaluate
+def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["DemoOutcome", list["TaskEpisode"]]:
+    """Run the trials that the log beside --json does not hold yet; returns what this run measured, and every trial's
+    episode in order."""
+    from robovlms_ros.resources import share_directory
+    from robovlms_ros.ros.demo.runner import DemoOptions, DemoOutcome, run_demo
+    from robovlms_ros.sim.bench import Scene
+    from robovlms_ros.sim.episode_log import EpisodeLog, checkpoint_digest, log_beside
+    from robovlms_ros.sim.tasks.evaluate import TaskEpisode
     from robovlms_ros.sim.tasks.language import is_unseen
 
-    judged = [evaluate.TaskEpisode(trial.task, episode, is_unseen(episode.instruction))
-              for trial, episode in zip(trials, episodes, strict=True)]
-    return evaluate.rows(judged), {"paraphrases": evaluate.paraphrases(judged),
-                                   "failures": failures(evaluate.named_by_task(judged))}
+    config, limit = share_directory() / "config", args.time_limit or (14.0 if args.task else 10.0)
+    checkpoint = args.checkpoint or ("tasks" if args.task else "demo")
+    identity = {"checkpoint_sha256": checkpoint_digest(checkpoint), "time_limit": limit, "ros": True,
+                "real_time_factor": args.real_time_factor, "added_latency": args.added_latency}
+    found: dict[Scene, TaskEpisode] = {}
+    with ExitStack() as stack:
+        kept = args.json and args.task  # the easy demo is short, and is run to be seen
+        log = stack.enter_context(closing(EpisodeLog(log_beside(args.json), identity))) if kept else None
+
+        def scene(trial: "Trial") -> Scene:
+            return Scene(trial.task, trial.seed, trial.condition)
+
+        def keep(trial: "Trial", result: "EpisodeResult") -> None:
+            unseen = bool(trial.task) and is_unseen(result.instruction)
+            found[scene(trial)] = TaskEpisode(trial.task, result, unseen, trial.task)
+            if log:
+                log.add(scene(trial), [found[scene(trial)]])
+
+        if log:
+            found = {place: rows[0] for place, rows in log.done.items()}
+        missing = tuple(trial for trial in trials if scene(trial) not in found)
+        if log and len(missing) < len(trials):
+            _say(f"{len(trials) - len(missing)} of {len(trials)} episodes are in {log.path}; running the others")
+        outcome = DemoOutcome()
+        if missing:
+            shutil.rmtree(args.output / "bag", ignore_errors=True)
+            outcome = run_demo(DemoOptions(
+                missing, args.output, config / "sim_arm.yaml", config / "demo.yaml", checkpoint, limit,
+                args.real_time_factor, args.added_latency, not args.no_bag), _say, keep)
+    return outcome, [found[scene(trial)] for trial in trials]
+
+
+def _measured(outcome: "DemoOutcome") -> dict[str, Any]:
+    """What the JSON report says of this run; null where nothing was run."""
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    reaction = dict(zip(("p50", "p99"), (number(1000.0 * value) for value in outcome.reaction_s), strict=True))
+    return {"reaction_ms": reaction, "real_time_factor": number(outcome.real_time_factor),
+            "worst_joint_step_mrad_per_10ms": number(1000.0 * outcome.worst_step)}
+
+
+def _print_measured(result: dict[str, Any]) -> None:
+    if result["real_time_factor"] is None:
+        print("every episode was there already: nothing was run")
+        return
+    reaction = result["reaction_ms"]
+    if reaction["p50"] is not None:
+        print(f"reaction time, image to first commanded point: p50 {reaction['p50']:.0f} ms, "
+              f"p99 {reaction['p99']:.0f} ms (simulated time at {result['real_time_factor']:.2f} of real time)")
+    print(f"worst measured joint step: {result['worst_joint_step_mrad_per_10ms']:.1f} mrad in 10 ms")
+
+
+def _rows(episodes: Sequence["TaskEpisode"], tabletop: bool) -> tuple[list["Row"], dict[str, Any]]:
+    """The table's rows, why episodes failed, and for tabletop tasks what the paraphrases came to."""
+    from robovlms_ros.evaluation.closed_loop import failures, summarise
+    from robovlms_ros.sim.tasks import evaluate
+
+    if not tabletop:
+        results = [episode.result for episode in episodes]
+        return summarise(results), {"failures": failures(results)}
+    return evaluate.rows(episodes), {"paraphrases": evaluate.paraphrases(episodes),
+                                     "failures": failures(evaluate.named_by_task(episodes)),
+                                     "episodes": [episode.as_json() for episode in episodes]}
 
 
 def _say(line: str) -> None:

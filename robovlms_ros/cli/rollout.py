@@ -136,12 +136,12 @@ def _settings(args: argparse.Namespace, conditions: Sequence[str], limit: float)
 
 def _run(args: argparse.Namespace, settings: "BenchSettings", scenes: Sequence["Scene"]) -> list["TaskEpisode"]:
     """The episodes of all scenes, in order; those that the log already holds are not run again."""
-    from robovlms_ros.sim.episode_log import EpisodeLog, identity_of
+    from robovlms_ros.sim.episode_log import EpisodeLog, identity_of, log_beside
     from robovlms_ros.sim.processes import run_scenes
 
     identity = identity_of(settings, args.latency)
     with ExitStack() as stack:
-        log = stack.enter_context(closing(EpisodeLog(_log_path(args.json), identity))) if args.json else None
+        log = stack.enter_context(closing(EpisodeLog(log_beside(args.json), identity))) if args.json else None
         done = {scene: log.done[scene] for scene in scenes if scene in log.done} if log else {}
         if log and done:
             _say(f"{len(done)} of {len(scenes)} scenes are in {log.path}; running the others")
@@ -159,10 +159,6 @@ def _line(scene: "Scene", episodes: Sequence["TaskEpisode"]) -> str:
     why = ", ".join(dict.fromkeys(result.why for result in results if result.why))
     done = sum(result.success for result in results)
     return f"{scene.task or 'cubes'}, scene {scene.seed}: {done} of {len(results)} done" + (f" ({why})" if why else "")
-
-
-def _log_path(report: Path) -> Path:
-    return report.with_name(f"{report.stem}.episodes.jsonl")
 
 
 def _say(line: str) -> None:

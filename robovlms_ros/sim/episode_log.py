@@ -14,7 +14,7 @@ from robovlms_ros.sim.tasks.evaluate import TaskEpisode
 from robovlms_ros.types import RoboVLMsError
 
 FORMAT = 1
-_WEIGHED = (".json", ".yaml", ".yml", ".safetensors", ".pt", ".bin", ".model")
+_WEIGHED = (".json", ".yaml", ".yml", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".model")
 """Endings of the files that make a checkpoint what it is."""
 
 
@@ -81,6 +81,11 @@ class EpisodeLog:
                     f"{self.path}: its episodes were run with {name} = {head.get(name)!r}, this command has {value!r}. "
                     "Name another --json, or delete the file to begin anew."
                 )
+
+
+def log_beside(report: Path) -> Path:
+    """Where the episodes of a JSON report are kept."""
+    return report.with_name(f"{report.stem}.episodes.jsonl")
 
 
 def identity_of(settings: BenchSettings, latency: tuple[float, float] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 - The simulated arm follows the instruction through the real ROS graph, and not without cameras.
 - It leaves the JSON, the GIF, the timeline and a bag that another library reads, chunks and commands in it.
 - Scenes that training used are refused.
+- A tabletop run that was stopped goes on with the episodes that are missing.
 """
 
 import json
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rosbags.highlevel import AnyReader
+
+from robovlms_ros.cli.main import main
+from robovlms_ros.evaluation.closed_loop import EpisodeResult
 
 pytestmark = pytest.mark.ros
 
@@ -50,3 +54,34 @@ def test_training_scenes_are_refused() -> None:
     done = demo("--first-seed", "1000000")
     assert done.returncode == 1
     assert "--first-seed = 1000000" in done.stderr and "0 to 9999" in done.stderr
+
+
+def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    """The nodes are left out: two episodes, then Ctrl-C; the command again; and once more."""
+    from robovlms_ros.ros.demo import runner
+
+    ran: list[int] = []
+
+    def two_episodes(options, say, keep):  # type: ignore[no-untyped-def]
+        for trial in options.trials[:2]:
+            ran.append(trial.seed)
+            keep(trial, EpisodeResult("lift the red cube", trial.condition, trial.seed, trial.seed != 1, False, 2.0, 9,
+                                      why="dropped"))
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return runner.DemoOutcome()
+
+    monkeypatch.setattr(runner, "run_demo", two_episodes)
+    numbers = tmp_path / "demo.json"
+    arguments = ["demo", "--task", "lift", "--seeds", "3", "--no-controls", "--checkpoint", "demo", "--no-bag",
+                 "--json", str(numbers), "--output", str(tmp_path / "outputs")]
+    assert main(arguments) == 130 and not numbers.exists()
+    assert main(arguments) == 1 and ran == [0, 1, 2], "2 of 3 are below 97 %"
+    result = json.loads(numbers.read_text())
+    assert (result["rows"][0]["n"], result["rows"][0]["success"]) == (3, 2)
+    assert result["failures"] == {"dropped": {"lift": 1}} and result["real_time_factor"] is None
+    assert main(arguments) == 1 and len(ran) == 3
+    assert "3 of 3 episodes are in" in capsys.readouterr().out
+    assert main([*arguments, "--time-limit", "9"]) == 1
+    assert "time_limit" in capsys.readouterr().err

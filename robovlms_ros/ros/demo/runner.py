@@ -51,7 +51,7 @@ class Trial:
 @dataclass(frozen=True)
 class DemoOptions:
     """What to run and where to write. time_limit: simulated s per episode; real_time_factor: simulated s per wall s;
-    added_latency: s by which every chunk is withheld."""
+    added_latency: s by which every chunk is withheld; bag: whether all of it is recorded."""
 
     trials: tuple[Trial, ...]
     output: Path
@@ -61,6 +61,7 @@ class DemoOptions:
     time_limit: float = 10.0
     real_time_factor: float = 1.0
     added_latency: float = 0.0
+    bag: bool = True
 
 
 @dataclass
@@ -77,8 +78,11 @@ class DemoOutcome:
     bag_messages: int = 0
 
 
-def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoOutcome:
-    """Run every trial of `options` against fresh processes; `say` is told of each step in one line.
+def run_demo(
+    options: DemoOptions, say: Callable[[str], None], keep: Callable[[Trial, EpisodeResult], None]
+) -> DemoOutcome:
+    """Run every trial of `options` against fresh processes; `say` is told of each step in one line, `keep` is given
+    each result as it is there.
 
     Raises ChildDied when a node ends, ExaminerError when one refuses or stays silent.
     """
@@ -93,22 +97,27 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoOutcome:
         examiner = stack.enter_context(_spinning((sim, policy)))
         say("loading the policy")
         examiner.configure(patience=240.0)
-        outcome.bag = options.output / "bag"
-        recorder = Recorder(examiner, outcome.bag, tuple(f"{NAMESPACE}/{topic}" for topic in RECORDED))
-        stack.callback(recorder.close)
+        recorder = None
+        if options.bag:
+            outcome.bag = options.output / "bag"
+            recorder = Recorder(examiner, outcome.bag, tuple(f"{NAMESPACE}/{topic}" for topic in RECORDED))
+            stack.callback(recorder.close)
         wall, simulated = time.monotonic(), examiner.now_ns()
         for index, trial in enumerate(options.trials):
-            recorder.discover()
+            if recorder:
+                recorder.discover()
             episode, recording = _examine(examiner, trial, options.time_limit)
             outcome.episodes.append(episode)
+            keep(trial, episode)
             if recording:
                 outcome.recordings.append(recording)
             say(_line(index + 1, len(options.trials), trial, episode))
         outcome.real_time_factor = (examiner.now_ns() - simulated) / NANOSECONDS / (time.monotonic() - wall)
         outcome.reaction_s = (examiner.status.latency_p50, examiner.status.latency_p99)
         outcome.worst_step = examiner.worst_step
-        recorder.close()
-        outcome.bag_messages = sum(recorder.counts.values())
+        if recorder:
+            recorder.close()
+            outcome.bag_messages = sum(recorder.counts.values())
     return outcome
 
 
