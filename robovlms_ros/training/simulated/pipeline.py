@@ -4,22 +4,25 @@ Everything lies in one folder and is resumable: `demonstrations/` and `aggregati
 state and curve, `checkpoint/` the result. What is finished is not done again.
 """
 
+import json
 import logging
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from robovlms_ros.config import PolicyConfig, config_from_mapping
-from robovlms_ros.schema import build, read_mapping, require
+from robovlms_ros.schema import ConfigError, build, read_mapping, require
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.language import LABELLED, TASKS
 from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage
 
 log = logging.getLogger(__name__)
+FREE = ("workers", "threads", "save_every")
+"""Fields of a plan that may differ when its run goes on."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None) 
     """Run or resume `plan` in `folder`; returns the checkpoint's folder.
 
     demonstrations: where the expert's shards are (recorded if missing), for runs that share them; of it `plan` uses its
-    first `episodes`.
+    first `episodes`. Raises ConfigError when `folder` was begun with another plan (`FREE` and more stages may differ).
     """
     import torch
 
@@ -95,6 +98,7 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None) 
     from robovlms_ros.training.simulated.trainer import Trainer
 
     torch.set_num_threads(plan.threads)
+    _require_same(plan, folder)
     seeds = TRAINING_SEEDS
     store = demonstrations or folder / "demonstrations"
     jobs = shard_jobs(store, seeds[: plan.episodes], plan.shard, plan.robot, task=plan.task)
@@ -115,12 +119,31 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None) 
             seeds = seeds[stage.episodes :]
         end = begin + stage.steps
         if trainer.step < end:
-            trainer.run(_data(plan, shards), stage, begin)
+            trainer.run(_data(plan, shards), stage, begin, sum(stage.steps for stage in plan.stages))
         if trainer.step == end and not (folder / "run" / f"step_{end}" / "model.safetensors").exists():
             save_policy(trainer.averaged(), folder / "run" / f"step_{end}")
             trainer.restore_raw()
         begin = end
     return save_policy(trainer.averaged(), folder / "checkpoint")
+
+
+def _require_same(plan: TrainingPlan, folder: Path) -> None:
+    """Keep the plan in `folder`, or compare it with the one that is kept."""
+    path, told = folder / "plan.json", json.loads(json.dumps(asdict(plan), default=str))
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        return
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    shared = min(len(kept["stages"]), len(told["stages"]))
+    kept["stages"], told["stages"] = kept["stages"][:shared], told["stages"][:shared]
+    differing = [key for key in told if key not in FREE and kept.get(key) != told[key]]
+    if differing:
+        values = "; ".join(f"{key}: {kept.get(key)} then, {told[key]} now" for key in differing)
+        raise ConfigError(
+            f"{folder}: holds a run of another plan ({values[:400]}). Give another --output, or the plan that it was "
+            "begun with."
+        )
 
 
 def _learner(plan: TrainingPlan) -> Any:

@@ -1,4 +1,7 @@
-"""The training loop: resumable to the bit, its weights averaged over time, its curve in a CSV file.
+"""The simulated arm's training loop: resumable to the bit, its weights averaged over time, its curve in a CSV file.
+
+Beside `engine`, which trains any policy on recordings by its own losses: here a window is learned under several
+instructions at once, what the simulator knows is learned beside the action, and the result is a running average.
 
 A run's folder: `state.safetensors` (where it goes on) and `curve.csv`. What is drawn at a step depends on the seed and
 the step alone, so that an interrupted run ends where an uninterrupted one does.
@@ -57,16 +60,22 @@ class Trainer:
         if (folder / _STATE).exists():
             self._restore()
 
-    def run(self, data: DemonstrationSet, stage: Stage, begin: int = 0, now: Now = time.monotonic) -> None:
-        """Train through `stage`, which begins at step `begin`, saving as it goes. now: seconds, for the log alone."""
+    def run(
+        self, data: DemonstrationSet, stage: Stage, begin: int = 0, total: int | None = None, now: Now = time.monotonic
+    ) -> None:
+        """Train through `stage`, which begins at step `begin`, saving as it goes.
+
+        total: steps of all stages (default: to this one's end), and now: seconds, for the time left in the log alone.
+        """
         until = begin + stage.steps
-        began, sums = now(), np.zeros(4)
+        began, first, sums = now(), self.step, np.zeros(4)
         while self.step < until:
             rate = learning_rate(self.step - begin, stage, self.recipe)
             losses = self.train_step(data, rate)
             sums += [float(x) for x in (losses.total.detach(), losses.arm, losses.gripper, losses.target_error)]
             if self.step % REPORT_EVERY == 0:
-                self._report(sums / REPORT_EVERY, rate, until, now() - began)
+                pace = (now() - began) / (self.step - first)
+                self._report(sums / REPORT_EVERY, rate, until, pace * ((total or until) - self.step))
                 sums[:] = 0
             if self.step % self.save_every == 0 or self.step == until:
                 self.save()
@@ -133,10 +142,10 @@ class Trainer:
                 }
         log.info("going on at step %d of %s", self.step, self.folder)
 
-    def _report(self, means: np.ndarray, rate: float, until: int, seconds: float) -> None:
+    def _report(self, means: np.ndarray, rate: float, until: int, left: float) -> None:
         total, arm, gripper, error = means
-        log.info("step %d of %d: loss %.3f, arm %.4f, gripper %.4f, target %.1f cm, %.0f s",
-                 self.step, until, total, arm, gripper, 100 * error, seconds)
+        log.info("step %d of %d: loss %.3f, arm %.4f, gripper %.4f, target %.1f cm, %.0f min of training left",
+                 self.step, until, total, arm, gripper, 100 * error, left / 60)
         path = self.folder / "curve.csv"
         fresh = not path.exists()
         with path.open("a", newline="") as file:
