@@ -23,7 +23,7 @@ from robovlms_ros.sim.tasks.language import Goal, instructions, is_unseen, meani
 from robovlms_ros.sim.tasks.obedience import obedience, obedience_table
 from robovlms_ros.sim.tasks.world import TaskWorld
 
-SHORT = BenchSettings(limit=1.5)
+SHORT = BenchSettings(limit=4.0)
 SCENES = [Scene("stack", 100), Scene("lift", 101), Scene("push", 102)]
 
 
@@ -36,6 +36,7 @@ def episode(task="lift", seed=0, success=True, scene=None, why=""):
 def test_two_processes_give_what_one_gives_in_any_order():
     one = dict(run_scenes(SHORT, SCENES, 1))
     assert list(one) == SCENES and all(len(episodes) == 1 for episodes in one.values())
+    assert one[Scene("lift", 101)][0].result.time_to_success is not None
     assert dict(run_scenes(SHORT, SCENES[::-1], 2)) == one
 
 
