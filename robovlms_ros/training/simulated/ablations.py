@@ -21,7 +21,7 @@ from robovlms_ros.sim.bench import evaluate_task
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks import evaluate
 from robovlms_ros.sim.tasks.language import TASKS
-from robovlms_ros.training.simulated.costs import Work, add_time
+from robovlms_ros.training.simulated.costs import Work, add_time, write_json
 from robovlms_ros.training.simulated.pipeline import Stage, TrainingPlan, record, shard_jobs, train
 from robovlms_ros.training.simulated.published import beside, sources
 
@@ -128,11 +128,7 @@ def run(
         if not result.exists():
             episodes = evaluate_task(task, trained / "checkpoint", seeds, variant.condition, robot=plan.robot,
                                      limit=limit)
-            result.parent.mkdir(parents=True, exist_ok=True)
-            part = result.with_suffix(".part")
-            row = evaluate.rows(episodes)[0]
-            part.write_text(json.dumps(row.as_json(), indent=2) + "\n", encoding="utf-8")
-            part.replace(result)
+            write_json(result, evaluate.rows(episodes)[0].as_json())
     times.append(now())
     if left != Work():
         spent = [after - before for before, after in pairwise(times)]

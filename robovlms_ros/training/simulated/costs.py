@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 FILE = "cost.json"
 
@@ -24,9 +25,14 @@ def add_time(folder: Path, done: Work, seconds: Mapping[str, float]) -> None:
     for name, count in asdict(done).items():
         old = kept.get(name, {"count": 0, "seconds": 0.0})
         kept[name] = {"count": old["count"] + count, "seconds": old["seconds"] + seconds.get(name, 0.0)}
-    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, kept)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write the file and its folder; a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     part.replace(path)
 
 

@@ -56,10 +56,11 @@ def test_word_embedding_that_is_the_output_layer_stays(make_training_config):
 
 
 def test_adapters_are_merged_in_float32(make_training_config, make_windows, tmp_path):
-    config = make_training_config(training={**HALF_LORA, "max_steps": 2, "learning_rate": 1e-2})
-    policy = build_policy(config)
+    training = {**HALF_LORA, "gradient_checkpointing": True, "max_steps": 2, "learning_rate": 1e-2}
+    config = make_training_config(training=training)
+    policy, windows = build_policy(config), make_windows(config, episodes=1)
     embedding = policy.vlm.word_embedding.weight.detach().clone()
-    merged = load_policy(fit(policy, make_windows(config, episodes=1), None, config, tmp_path))
+    merged = load_policy(fit(policy, windows, windows, config, tmp_path))
     name = "layers.0.mlp.down_proj"
     layer = policy.vlm.text_tower.get_submodule(name)
     update = layer.scaling["default"] * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight)
