@@ -28,7 +28,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class Progress:
     """How far a run is. step: of the optimiser. batch: batches of `epoch` that are done. best: lowest validation loss.
 
-    setup: what must stay the same for the run to go on (see `engine.setup`). scaler: of float16's gradient scaling.
+    setup: what must stay the same for the run to go on (see `fit.setup`). scaler: of float16's gradient scaling.
     """
 
     step: int = 0

@@ -3,6 +3,7 @@
 - `--no-ground-truth` trains a plan of the tabletop tasks without it, and is refused where there is none.
 - A folder goes on with the plan that it was begun with: more stages, threads or workers; anything else is refused.
 - The log tells how long training is left, at the pace of the run.
+- `robovlms ablate` says what is left of the variants that it was given before it runs them, in order.
 """
 
 import logging
@@ -15,7 +16,7 @@ import torch
 from robovlms_ros.cli.main import main
 from robovlms_ros.resources import share_directory
 from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.simulated import pipeline, trainer
+from robovlms_ros.training.simulated import ablations, pipeline, trainer
 from robovlms_ros.training.simulated.behaviour_cloning import Losses, Recipe, Stage
 from robovlms_ros.training.simulated.pipeline import load_plan
 from robovlms_ros.training.simulated.trainer import Trainer
@@ -67,3 +68,17 @@ def test_log_tells_how_long_is_left(tmp_path, monkeypatch, caplog):
         Trainer(None, Recipe(windows=2), tmp_path, Straight).run(data, Stage(4), 0, 64, lambda: next(seconds))
     told = [record.message for record in caplog.records if "left" in record.message]
     assert [line.rpartition(", ")[2] for line in told] == ["5 min of training left", "12 min of training left"]
+
+
+def test_ablate_says_first_what_is_left(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(ablations, "run", lambda name, *_: ran.append((name, capsys.readouterr().out)))
+    options = ["ablate", "--output", str(tmp_path), "--steps", "30", "--seeds", "5"]
+    assert main([*options, "--only", "history_1", "executed_4"]) == 0
+    assert [name for name, _ in ran] == ["history_1", "executed_4"]
+    rows = {line.split()[0]: line.split()[1:4] for line in ran[0][1].splitlines()}
+    # Both need the same 400 demonstrations; executed_4 needs the reference's checkpoint.
+    assert rows["history_1"] == ["400", "30", "20"] and rows["executed_4"] == ["0", "30", "20"]
+    assert "| history_1 | not run" in capsys.readouterr().out
+    assert main([*options, "--report"]) == 0 and len(ran) == 2
+    assert "about" not in capsys.readouterr().out
