@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     outcome, episodes = _examine(args, trials)
     rows, more = _rows(episodes, bool(args.task))
-    result = report(rows, {**_measured(outcome), "added_latency_ms": 1000.0 * args.added_latency, **more})
+    result = report(rows, {**_measured(outcome, args.json), "added_latency_ms": 1000.0 * args.added_latency, **more})
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if outcome.recordings:
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{table(rows)}\n")
     if result["failures"]:
         print(f"{failure_table(result['failures'])}\n")
-    _print_measured(result)
+    if outcome.episodes:
+        _print_measured(result)
     written = [f"{args.output}/demo.gif, timeline.png"] if outcome.recordings else []
     written += [f"{outcome.bag}/ ({outcome.bag_messages} messages)"] if outcome.bag else []
     print(f"written: {', '.join([*written, *([str(args.json)] if args.json else [])]) or 'nothing'}")
@@ -119,20 +120,23 @@ def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["Demo
     return outcome, [found[scene(trial)] for trial in trials]
 
 
-def _measured(outcome: "DemoOutcome") -> dict[str, Any]:
-    """What the JSON report says of this run; null where nothing was run."""
+MEASURED = ("reaction_ms", "real_time_factor", "worst_joint_step_mrad_per_10ms")
+
+
+def _measured(outcome: "DemoOutcome", report: Path | None) -> dict[str, Any]:
+    """What the JSON report says of this run's times and steps; where nothing was run, what it said before."""
     def number(value: float) -> float | None:
         return None if math.isnan(value) else value
 
+    if not outcome.episodes and report is not None and report.exists():
+        earlier = json.loads(report.read_text(encoding="utf-8"))
+        return {name: earlier.get(name) for name in MEASURED}
     reaction = dict(zip(("p50", "p99"), (number(1000.0 * value) for value in outcome.reaction_s), strict=True))
-    return {"reaction_ms": reaction, "real_time_factor": number(outcome.real_time_factor),
-            "worst_joint_step_mrad_per_10ms": number(1000.0 * outcome.worst_step)}
+    values = (reaction, number(outcome.real_time_factor), number(1000.0 * outcome.worst_step))
+    return dict(zip(MEASURED, values, strict=True))
 
 
 def _print_measured(result: dict[str, Any]) -> None:
-    if result["real_time_factor"] is None:
-        print("every episode was there already: nothing was run")
-        return
     reaction = result["reaction_ms"]
     if reaction["p50"] is not None:
         print(f"reaction time, image to first commanded point: p50 {reaction['p50']:.0f} ms, "

@@ -70,7 +70,8 @@ def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
                                       why="dropped"))
         if len(ran) == 2:
             raise KeyboardInterrupt
-        return runner.DemoOutcome()
+        last = EpisodeResult("", "named", 2, True, False, 2.0, 9)
+        return runner.DemoOutcome([last], real_time_factor=0.9, worst_step=0.0)
 
     monkeypatch.setattr(runner, "run_demo", two_episodes)
     numbers = tmp_path / "demo.json"
@@ -80,8 +81,9 @@ def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert main(arguments) == 1 and ran == [0, 1, 2], "2 of 3 are below 97 %"
     result = json.loads(numbers.read_text())
     assert (result["rows"][0]["n"], result["rows"][0]["success"]) == (3, 2)
-    assert result["failures"] == {"dropped": {"lift": 1}} and result["real_time_factor"] is None
+    assert result["failures"] == {"dropped": {"lift": 1}} and result["real_time_factor"] == 0.9
     assert main(arguments) == 1 and len(ran) == 3
+    assert json.loads(numbers.read_text()) == result, "what the run before measured is kept"
     assert "3 of 3 episodes are in" in capsys.readouterr().out
     assert main([*arguments, "--time-limit", "9"]) == 1
     assert "time_limit" in capsys.readouterr().err
