@@ -54,5 +54,5 @@ def sources() -> str:
     told = "; ".join(f"[{number}] {source}" for number, source in enumerate(_sources(), 1))
     return (
         "RoboVLMs: mean count of tasks in a row, of 5, on CALVIN ABCD -> D, Kosmos with an LSTM over the history where "
-        f"nothing else is said. Directions compare, sizes do not. {told}."
+        f"nothing else is said. Directions compare, sizes do not. Quoted at second hand: {told}."
     )

@@ -7,7 +7,6 @@ A run's folder: `state.safetensors` (where it goes on) and `curve.csv`. What is 
 the step alone, so that an interrupted run ends where an uninterrupted one does.
 """
 
-import csv
 import logging
 import os
 import time
@@ -21,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.training.engine.curves import STEPS, append_row
 from robovlms_ros.training.simulated.behaviour_cloning import Learner, Losses, Recipe, Stage, learning_rate
 from robovlms_ros.training.simulated.shards import DemonstrationSet
 
@@ -146,10 +146,5 @@ class Trainer:
         total, arm, gripper, error = means
         log.info("step %d of %d: loss %.3f, arm %.4f, gripper %.4f, target %.1f cm, %.0f min of training left",
                  self.step, until, total, arm, gripper, 100 * error, left / 60)
-        path = self.folder / "curve.csv"
-        fresh = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow(["step", "loss", "arm", "gripper", "target_error_m", "learning_rate"])
-            writer.writerow([self.step, *(f"{x:.5f}" for x in means), f"{rate:.2e}"])
+        row = dict(zip(("loss", "arm", "gripper", "target_error_m"), (f"{x:.5f}" for x in means), strict=True))
+        append_row(self.folder / STEPS, {"step": self.step, **row, "learning_rate": f"{rate:.2e}"})
