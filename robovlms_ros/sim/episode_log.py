@@ -104,7 +104,7 @@ def checkpoint_digest(checkpoint: str) -> str:
     place = find_checkpoint(checkpoint)
     files = [place] if place.is_file() else sorted(p for p in place.glob("*") if p.suffix in _WEIGHED)
     if not files:
-        raise LogError(f"--checkpoint {checkpoint}: neither a file nor a folder with a checkpoint in it.")
+        raise LogError(f"{place}: no such checkpoint. Give a folder or file with one, or the name of a shipped one.")
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
