@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="tasks", help="training plan: a YAML file, or a name in config/train")
     parser.add_argument("--output", type=Path, default=Path("outputs/ablations"), help="folder of the runs")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants (default: all, in order)")
-    parser.add_argument("--steps", type=int, default=3000, help="training steps of each variant (default 3000)")
+    parser.add_argument("--steps", type=int, default=5500, help="training steps of each variant (default 5500)")
     parser.add_argument("--seeds", type=int, default=40, help="scenes per task (default 40)")
     parser.add_argument("--report", action="store_true", help="print the table of what is there")
 

@@ -11,7 +11,6 @@ OUTPUT/checkpoint, a folder that the node loads. Several GPUs: `accelerate launc
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_plan(path: Path, args: argparse.Namespace) -> int:
-    from robovlms_ros.training.simulated.pipeline import load_plan, train
+    from robovlms_ros.training.simulated.pipeline import load_plan, train, without_ground_truth
 
     if args.data or args.start or args.inspect or args.dry_run:
         raise ConfigError(
@@ -75,7 +74,7 @@ def _run_plan(path: Path, args: argparse.Namespace) -> int:
     plan = load_plan(path)
     if args.no_ground_truth:
         require(plan.task is not None, "--no-ground-truth", path.name, "a plan of the tabletop tasks (`task: ...`)")
-        plan = replace(plan, ground_truth=False)
+        plan = without_ground_truth(plan)
     print(f"checkpoint: {train(plan, args.output)}")
     return 0
 

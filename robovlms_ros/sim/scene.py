@@ -24,7 +24,9 @@ TABLE_HEIGHT = 0.8
 TIMESTEP = 0.002
 """Seconds a tick: 500 Hz."""
 
-STATIC_CAMERA = {"pos": (0.78, 0.0, 1.38), "target": (-0.06, 0.0, 0.885), "fovy": 36.0}
+BASE_POSITION = np.array((-0.56, 0.0, 0.912))
+"""The robot's base in the world, whose axes it shares (m)."""
+STATIC_CAMERA: dict[str, Any] = {"pos": (0.78, 0.0, 1.38), "target": (-0.06, 0.0, 0.885), "fovy": 36.0}
 WRIST_CAMERA = "robot0_eye_in_hand"
 _COLOURS = {"red": (0.85, 0.08, 0.08, 1.0), "green": (0.08, 0.65, 0.12, 1.0)}
 _MESH_GRID = 0.012

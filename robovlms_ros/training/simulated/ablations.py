@@ -22,7 +22,14 @@ from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks import evaluate
 from robovlms_ros.sim.tasks.language import TASKS
 from robovlms_ros.training.simulated.costs import Work, add_time, write_json
-from robovlms_ros.training.simulated.pipeline import Stage, TrainingPlan, record, shard_jobs, train
+from robovlms_ros.training.simulated.pipeline import (
+    Stage,
+    TrainingPlan,
+    record,
+    shard_jobs,
+    train,
+    without_ground_truth,
+)
 from robovlms_ros.training.simulated.published import beside, sources
 
 FRAMES = 64
@@ -95,13 +102,25 @@ REFERENCE_EPISODES = 400
 
 
 def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
-    """`plan` with one variant's change, in one stage of `steps` steps without aggregation. Raises ConfigError."""
+    """`plan` with one variant's change, its stages without aggregation in `steps` steps. Raises ConfigError."""
     require(name in VARIANTS, "variant", name, f"one of {', '.join(VARIANTS)}")
     variant, policy = VARIANTS[name], deepcopy(plan.policy)
     variant.change(policy)
     recipe = replace(plan.recipe, seed=variant.seed, windows=max(FRAMES // policy["model"]["history_length"], 1))
     fields: dict[str, Any] = {"episodes": REFERENCE_EPISODES, "shard": 5, **variant.plan}
-    return replace(plan, policy=policy, recipe=recipe, stages=(Stage(steps),), **fields)
+    stages = _stages(without_ground_truth(plan) if not fields.get("ground_truth", True) else plan, steps)
+    return replace(plan, policy=policy, recipe=recipe, stages=stages, **fields)
+
+
+def _stages(plan: TrainingPlan, steps: int) -> tuple[Stage, ...]:
+    """The plan's stages before the first that the policy drives for, in their proportion."""
+    kept = [stage for stage in plan.stages if not stage.episodes]
+    require(steps >= len(kept), "steps", steps, f"at least {len(kept)}, one for each stage")
+    total = sum(stage.steps for stage in kept)
+    ends = [round(steps * sum(stage.steps for stage in kept[: i + 1]) / total) for i in range(len(kept))]
+    return tuple(
+        replace(stage, steps=max(end - begin, 1)) for stage, begin, end in zip(kept, [0, *ends], ends, strict=False)
+    )
 
 
 def run(
@@ -151,7 +170,7 @@ def work(
         jobs, missing = [], 0
         if not (trained / "checkpoint" / "model.safetensors").exists() and trained not in counted:
             jobs = [j for j in _shards(changed, folder) if not (j.folder / "frames.npz").exists()]
-            missing = steps - _steps_done(trained / "run")
+            missing = sum(stage.steps for stage in changed.stages) - _steps_done(trained / "run")
         new = sum(len(job.seeds) for job in jobs if job.folder not in counted)
         counted |= {trained, *(job.folder for job in jobs)}
         unmeasured = [task for task in _tasks(plan) if not (folder / name / f"{task}.json").exists()]

@@ -172,17 +172,23 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
 class Stage:
     """Part of a run with a learning rate's whole course: `steps` steps, `learning_rate` at its highest.
 
-    episodes: recorded before the stage begins, driven by the policy as it is then; they join the data.
+    episodes: recorded before the stage begins, driven by the policy as it is then; they join the data. history: frames
+    of a window in this stage, windows: of a step's batch; 0 for the policy's history_length, for the recipe's windows.
+    seeing: only what the images alone tell is learned (of the tabletop tasks).
     """
 
     steps: int
     learning_rate: float = 1e-3
     episodes: int = 0
+    history: int = 0
+    windows: int = 0
+    seeing: bool = False
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "stages.steps", self.steps, "1 or more")
         require(0 < self.learning_rate <= 1, "stages.learning_rate", self.learning_rate, "above 0 and at most 1")
-        require(self.episodes >= 0, "stages.episodes", self.episodes, "0 or more")
+        for name in ("episodes", "history", "windows"):
+            require(getattr(self, name) >= 0, f"stages.{name}", getattr(self, name), "0 or more")
 
 
 def learning_rate(step: int, stage: Stage, recipe: Recipe) -> float:

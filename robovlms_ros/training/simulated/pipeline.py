@@ -30,8 +30,8 @@ class TrainingPlan:
     """One training run, as its YAML has it.
 
     policy: a policy's configuration (PolicyConfig). robot: name or path of the robot's YAML. episodes: demonstrations
-    of the expert. shard: episodes per shard. workers: processes that record. threads: that train; more than one pays on
-    an idle machine alone. stages: see `Stage`. save_every: steps between saved states.
+    of the expert. shard: episodes per shard. workers: processes that record. threads: that train, each with a part of
+    a step's windows. stages: see `Stage`. save_every: steps between saved states.
 
     task: None for the easy demo's two cubes, or a tabletop task or `all` of them. Then goals: of those recorded, how
     many a window is learned under in a step; ground_truth: false trains on what a real robot records alone.
@@ -55,9 +55,14 @@ class TrainingPlan:
         first = self.stages[0].episodes
         require(first == 0, "stages[0].episodes", first, "0: an untrained policy drives nowhere")
         require(1 <= self.shard <= self.episodes, "shard", self.shard, f"1 to episodes = {self.episodes}")
-        require(self.threads >= 1, "threads", self.threads, "1 or more")
+        windows = self.recipe.windows
+        require(1 <= self.threads <= windows, "threads", self.threads, f"1 to recipe.windows = {windows}")
         require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
         require(self.task in (None, "all", *TASKS), "task", self.task, f"all, {', '.join(TASKS)}, or left out")
+        for number, stage in enumerate(self.stages):
+            fits = self.task is not None and self.ground_truth
+            require(fits or not stage.seeing, f"stages[{number}].seeing", stage.seeing,
+                    "false without a tabletop task and ground_truth: only the simulator knows where things are")
         require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")
         total = self.episodes + sum(stage.episodes for stage in self.stages)
         require(total <= len(TRAINING_SEEDS), "episodes in all", total, f"at most {len(TRAINING_SEEDS)}")
@@ -97,7 +102,7 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None) 
     from robovlms_ros.training.simulated.behaviour_cloning import initialise
     from robovlms_ros.training.simulated.trainer import Trainer
 
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(1)
     _require_same(plan, folder)
     seeds = TRAINING_SEEDS
     store = demonstrations or folder / "demonstrations"
@@ -107,7 +112,7 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None) 
     seeds = seeds[plan.episodes :]
     policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
     initialise(policy, plan.recipe.seed)
-    trainer = Trainer(policy, plan.recipe, folder / "run", _learner(plan), plan.save_every)
+    trainer = Trainer(policy, plan.recipe, folder / "run", _learner(plan), plan.save_every, plan.threads)
     begin = 0
     for number, stage in enumerate(plan.stages):
         if stage.episodes:
@@ -119,12 +124,18 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None) 
             seeds = seeds[stage.episodes :]
         end = begin + stage.steps
         if trainer.step < end:
-            trainer.run(_data(plan, shards), stage, begin, sum(stage.steps for stage in plan.stages))
+            trainer.run(_data(plan, shards, stage), stage, begin, sum(stage.steps for stage in plan.stages))
         if trainer.step == end and not (folder / "run" / f"step_{end}" / "model.safetensors").exists():
             save_policy(trainer.averaged(), folder / "run" / f"step_{end}")
             trainer.restore_raw()
         begin = end
     return save_policy(trainer.averaged(), folder / "checkpoint")
+
+
+def without_ground_truth(plan: TrainingPlan) -> TrainingPlan:
+    """The same plan for what a real robot records alone: nothing is learned that only the simulator knows."""
+    stages = tuple(stage for stage in plan.stages if not stage.seeing)
+    return replace(plan, ground_truth=False, stages=stages)
 
 
 def _require_same(plan: TrainingPlan, folder: Path) -> None:
@@ -156,7 +167,7 @@ def _learner(plan: TrainingPlan) -> Any:
     return partial(TaskLearner, chosen=plan.goals, ground_truth=plan.ground_truth)
 
 
-def _data(plan: TrainingPlan, shards: list[Path]) -> Any:
+def _data(plan: TrainingPlan, shards: list[Path], stage: Stage) -> Any:
     """The frames of a stage: the demonstrations, and what policies drove before it."""
     from robovlms_ros.sim.expert import STEP
     from robovlms_ros.training.simulated.shards import DemonstrationSet, Windows
@@ -165,7 +176,7 @@ def _data(plan: TrainingPlan, shards: list[Path]) -> Any:
     model = plan.policy_config.model
     stride = round((model.history_step or STEP) / STEP)
     kind: type = Windows if plan.task is None else TaskWindows
-    data = DemonstrationSet(shards, model.history_length, stride, kind)
+    data = DemonstrationSet(shards, stage.history or model.history_length, stride, kind)
     log.info("%d frames in %d shards", len(data), len(shards))
     return data
 

@@ -1,32 +1,33 @@
 """Behaviour cloning of the tabletop tasks' expert: what one step minimises.
 
 Every window is learned under several of its goals, said in trained words drawn anew each time; the images' features are
-computed once. Beside the action, the action feature must tell where the named thing and its place are, how the hand is
-to be turned, and where everything else is. Without the simulator's ground truth (`ground_truth: false`) there is only
-what a real robot records: the followed goal and what was done.
+computed once. Beside the action, the action feature must tell where the named thing and its place are and how the hand
+is to be turned, and the images' tokens where everything is (`seeing`). Without the simulator's ground truth
+(`ground_truth: false`) there is only what a real robot records: the followed goal and what was done.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robovlms_ros.backbones.sequence import VisualTokens
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.processing.actions import ActionPipeline
 from robovlms_ros.sim.tasks.language import goals, instructions
-from robovlms_ros.sim.tasks.things import PLATES, THINGS
-from robovlms_ros.training.simulated.behaviour_cloning import PLACE_SCALE, Losses, Recipe, augment, raw_states
+from robovlms_ros.training.simulated.behaviour_cloning import Losses, Recipe, augment, raw_states
+from robovlms_ros.training.simulated.seeing import NAMED, PLACE_SCALE, Seeing
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
 
 Array = np.ndarray
 
 GOALS = goals()
 SENTENCES = tuple(instructions(goal) for goal in GOALS)
-_PLACES = (*THINGS, *PLATES)
-_THING = np.array([_PLACES.index(goal.thing) for goal in GOALS])
-_PLACE = np.array([_PLACES.index(goal.place or goal.thing) for goal in GOALS])
+_THING = np.array([NAMED.index(goal.thing) for goal in GOALS])
+_PLACE = np.array([NAMED.index(goal.place or goal.thing) for goal in GOALS])
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,12 @@ class TaskWindows:
 
 
 class Auxiliary(nn.Module):
-    """From the action feature to where things are, relative to the hand, and to the sine and cosine of twice the yaw.
-
-    The named thing and its place; and every thing and plate there is.
-    """
+    """From the action feature (N, width) to where the named thing and its place are, relative to the hand, and to the
+    sine and cosine of twice the yaw: (N, 8)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.named = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 8))
-        self.all = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3 * len(_PLACES)))
 
 
 class TaskLearner(nn.Module):
@@ -72,17 +70,17 @@ class TaskLearner(nn.Module):
         assert policy.config.action is not None
         self.policy, self.recipe, self.ground_truth = policy, recipe, ground_truth
         self.chosen = chosen if ground_truth else 1
-        self.auxiliary = Auxiliary(policy.vlm.hidden_size) if ground_truth else None
+        width = policy.vlm.hidden_size
+        self.auxiliary = Auxiliary(width) if ground_truth else None
+        self.sight = Seeing(self._grids(), width) if ground_truth else None
         self._pipeline = ActionPipeline(policy.config.action)
 
     def losses(self, windows: TaskWindows, generator: torch.Generator) -> Losses:
         """The losses of B windows, each under `chosen` of its goals."""
         recipe, policy = self.recipe, self.policy
+        visual = self._visual(windows, generator)
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         batch, width = windows.openings.shape
-        images = augment(torch.from_numpy(self._seen(windows.images)), recipe, generator)  # (B, W, K, 3, S, S)
-        names = policy.config.cameras
-        visual = policy.vlm.encode_frames({name: images[:, :, k].flatten(0, 1) for k, name in enumerate(names)})
         picked = self._pick(windows, rng)  # (B, C)
         goal = np.take_along_axis(windows.goals[:, -1].astype(int), picked, 1)  # (B, C)
         words = policy.tokenize([str(rng.choice(SENTENCES[number])) for number in goal.T.ravel()])
@@ -93,7 +91,38 @@ class TaskLearner(nn.Module):
             assert state is not None
             state = state + recipe.state_noise * torch.randn(state.shape, generator=generator)
         features = features_under_instructions(policy.vlm, visual, ids, mask, state, width)  # (C B, W, 1, d)
-        return self._compare(features, windows, goal)
+        losses = self._compare(features, windows, goal)
+        if self.sight is None:
+            return losses
+        return replace(losses, total=losses.total + recipe.auxiliary * self._look(visual, windows)[0])
+
+    def seeing(self, windows: TaskWindows, generator: torch.Generator) -> Losses:
+        """What the images alone tell of B windows, at a quarter of the cost of `losses`: no language model runs.
+
+        Of the losses only `total` and `target_error` (of everything that is there) are numbers.
+        """
+        loss, error = self._look(self._visual(windows, generator), windows)
+        nothing = torch.tensor(float("nan"))
+        return Losses(loss, nothing, nothing, error)
+
+    def _visual(self, windows: TaskWindows, generator: torch.Generator) -> dict[str, VisualTokens]:
+        """Per camera the tokens of B W augmented frames."""
+        images = augment(torch.from_numpy(self._seen(windows.images)), self.recipe, generator)  # (B, W, K, 3, S, S)
+        names = self.policy.config.cameras
+        return self.policy.vlm.encode_frames({name: images[:, :, k].flatten(0, 1) for k, name in enumerate(names)})
+
+    @torch.no_grad()
+    def _grids(self) -> dict[str, int]:
+        """Per camera how many tokens a side of the image has."""
+        size = self.policy.vlm.image_processor.size
+        blank = {name: torch.zeros(1, 3, size, size) for name in self.policy.config.cameras}
+        return {name: math.isqrt(seen.tokens.shape[1]) for name, seen in self.policy.vlm.encode_frames(blank).items()}
+
+    def _look(self, visual: dict[str, VisualTokens], windows: TaskWindows) -> tuple[Tensor, Tensor]:
+        assert self.sight is not None
+        places = np.concatenate((windows.things, windows.plates), axis=2)  # (B, W, names, 3)
+        tokens = {name: seen.tokens for name, seen in visual.items()}
+        return self.sight(tokens, places.reshape(-1, *places.shape[2:]), windows.poses.reshape(-1, 4, 4))
 
     def _seen(self, images: Array) -> Array:
         """The cameras that the policy has, of those recorded."""
@@ -125,7 +154,6 @@ class TaskLearner(nn.Module):
     def _auxiliary_loss(self, token: Tensor, windows: TaskWindows, goal: Array, yaws: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the mean distance (m) between where the named thing is and where the model sees it."""
         assert self.auxiliary is not None
-        count = goal.shape[1]
         hand = windows.poses[:, :, None, :3, 3]
         places = (np.concatenate((windows.things, windows.plates), axis=2) - hand) / PLACE_SCALE  # (B, W, T + P, 3)
         rows = np.arange(len(goal))[:, None]
@@ -134,11 +162,7 @@ class TaskLearner(nn.Module):
         turn = torch.stack((torch.sin(2 * yaws), torch.cos(2 * yaws)), dim=-1)
         wanted = torch.cat((torch.from_numpy(named), torch.from_numpy(spot), turn), dim=-1).float()  # (C B, W, 8)
         guess = self.auxiliary.named(token)
-        everything = self.auxiliary.all(token)
-        truth = torch.from_numpy(places).float().flatten(2).repeat(count, 1, 1)
-        there = ~torch.isnan(truth)
         loss = functional.smooth_l1_loss(guess, wanted, beta=0.1)
-        loss = loss + functional.smooth_l1_loss(everything[there], truth[there], beta=0.1)
         error = (guess.detach()[..., :3] - wanted[..., :3]).norm(dim=-1).mean() * PLACE_SCALE
         return loss, error
 

@@ -3,14 +3,17 @@
 Beside `engine`, which trains any policy on recordings by its own losses: here a window is learned under several
 instructions at once, what the simulator knows is learned beside the action, and the result is a running average.
 
-A run's folder: `state.safetensors` (where it goes on) and `curve.csv`. What is drawn at a step depends on the seed and
-the step alone, so that an interrupted run ends where an uninterrupted one does.
+A run's folder: `state.safetensors` (where it goes on) and `curve.csv`. What is drawn at a step depends on the seed, the
+step and the number of threads alone, so that an interrupted run ends where an uninterrupted one does.
 """
 
 import logging
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from robovlms_ros.training.simulated.shards import DemonstrationSet
 
 log = logging.getLogger(__name__)
 Now = Callable[[], float]
+LossesOf = Callable[[Any, torch.Generator], Losses]
 
 REPORT_EVERY = 20
 SAVE_EVERY = 200
@@ -36,6 +40,7 @@ class Trainer:
     """Trains `policy` in place by `recipe`; `folder` holds what a later run needs to go on.
 
     learner: makes what turns windows into losses; by default the easy demo's. save_every: steps between saved states.
+    threads: parts of a step's batch that are computed side by side, each on a core; their mean is the step's gradient.
     """
 
     def __init__(
@@ -45,8 +50,12 @@ class Trainer:
         folder: Path,
         learner: Callable[[VLAPolicy, Recipe], Any] = Learner,
         save_every: int = SAVE_EVERY,
+        threads: int = 1,
     ) -> None:
         self.recipe, self.folder, self.save_every = recipe, folder, save_every
+        self._threads = threads
+        # A small model's products are too small to be split among cores, and every split waits for the slower core.
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         torch.manual_seed(recipe.seed)
         self.learner = learner(policy, recipe)
         self.step = 0
@@ -71,7 +80,7 @@ class Trainer:
         began, first, sums = now(), self.step, np.zeros(4)
         while self.step < until:
             rate = learning_rate(self.step - begin, stage, self.recipe)
-            losses = self.train_step(data, rate)
+            losses = self.train_step(data, rate, stage)
             sums += [float(x) for x in (losses.total.detach(), losses.arm, losses.gripper, losses.target_error)]
             if self.step % REPORT_EVERY == 0:
                 pace = (now() - began) / (self.step - first)
@@ -80,18 +89,18 @@ class Trainer:
             if self.step % self.save_every == 0 or self.step == until:
                 self.save()
 
-    def train_step(self, data: DemonstrationSet, rate: float) -> Losses:
-        """One step of AdamW at a learning rate, and of the average."""
+    def train_step(self, data: DemonstrationSet, rate: float, stage: Stage | None = None) -> Losses:
+        """One step of AdamW at a learning rate, and of the average. stage: what is learned, from how many windows."""
         recipe = self.recipe
+        count = stage.windows if stage and stage.windows else recipe.windows
+        losses_of = self.learner.seeing if stage and stage.seeing else self.learner.losses
         rng = np.random.default_rng((recipe.seed, self.step))
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        windows = data.windows(rng.choice(data.starts, recipe.windows))
+        seed = int(rng.integers(2**62))
+        parts = np.array_split(rng.choice(data.starts, count), self._threads)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self.learner.train()
-        losses = self.learner.losses(windows, generator)
-        self._optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
+        losses = self._backward(losses_of, data, parts, seed)
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), recipe.gradient_clip)
         self._optimiser.step()
         self.step += 1
@@ -100,6 +109,28 @@ class Trainer:
             for name, parameter in self._parameters.items():
                 self._average[name].lerp_(parameter, 1 - keep)
         return losses
+
+    def _backward(self, losses_of: LossesOf, data: DemonstrationSet, parts: list[np.ndarray], seed: int) -> Losses:
+        """The mean over all windows, of the losses, and of their gradients into the parameters."""
+        done = list(self._pool.map(partial(self._part, losses_of, data), parts, range(seed, seed + len(parts))))
+        total = sum(len(part) for part in parts)
+        shares = [len(part) / total for part in parts]
+        for i, parameter in enumerate(self._parameters.values()):
+            each = [(share, gradients[i]) for share, (_, gradients) in zip(shares, done, strict=True)]
+            found = [share * gradient for share, gradient in each if gradient is not None]
+            parameter.grad = sum(found[1:], found[0]) if found else None
+        return Losses(*(
+            sum(share * getattr(losses, field.name) for share, (losses, _) in zip(shares, done, strict=True))
+            for field in fields(Losses)
+        ))
+
+    def _part(
+        self, losses_of: LossesOf, data: DemonstrationSet, starts: np.ndarray, seed: int
+    ) -> tuple[Losses, tuple[torch.Tensor | None, ...]]:
+        """The losses of the windows at `starts`, and their gradients in the order of the parameters."""
+        losses = losses_of(data.windows(starts), torch.Generator().manual_seed(seed))
+        gradients = torch.autograd.grad(losses.total, tuple(self._parameters.values()), allow_unused=True)
+        return Losses(*(getattr(losses, field.name).detach() for field in fields(Losses))), gradients
 
     def averaged(self) -> VLAPolicy:
         """The policy with the averaged weights put in. Training goes on from the raw ones after `restore_raw`."""

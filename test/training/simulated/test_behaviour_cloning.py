@@ -135,6 +135,19 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(policy_mapping, sh
         assert torch.equal(value, parts.state_dict()[name]), name
 
 
+def test_threads_take_the_mean_gradient_of_their_parts(policy, shards, tmp_path):
+    data = DemonstrationSet(shards, 2, 2)
+    recipe = Recipe(windows=3, shift=0, gain=0.0, channel_gain=0.0, offset=0.0, state_noise=0.0)
+    gradients = []
+    for threads in (1, 2):  # parts of 3, and of 2 and 1 windows; nothing is drawn but the windows
+        trainer = Trainer(policy, recipe, tmp_path / str(threads), threads=threads)
+        trainer.train_step(data, 0.0)
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_what_is_saved_answers_like_what_was_trained(policy, shards, tmp_path):
     data = DemonstrationSet(shards, window=2, stride=2)
     trainer = Trainer(policy, Recipe(windows=2), tmp_path / "run")

@@ -16,50 +16,24 @@ from robovlms_ros.config import config_from_mapping
 from robovlms_ros.policy.checkpoint import build_policy, load_policy
 from robovlms_ros.resources import share_directory
 from robovlms_ros.schema import ConfigError
-from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.expert import expert_chunk
 from robovlms_ros.sim.tasks.language import goals, instructions
 from robovlms_ros.sim.tasks.things import PLATES, THINGS
 from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.training.simulated import ablations, costs, published
-from robovlms_ros.training.simulated.behaviour_cloning import Recipe, initialise
+from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage, initialise
 from robovlms_ros.training.simulated.costs import Work
-from robovlms_ros.training.simulated.demonstrations import record_shard
 from robovlms_ros.training.simulated.pipeline import load_plan, train
 from robovlms_ros.training.simulated.shards import DemonstrationSet, find_shards
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
 from robovlms_ros.training.simulated.task_cloning import TaskLearner, TaskWindows
-from robovlms_ros.training.simulated.task_demonstrations import SETTINGS, TaskRecording
 from robovlms_ros.training.simulated.trainer import Trainer
 from robovlms_ros.types import Observation, RobotState
 
 pytestmark = pytest.mark.sim
 
 GOALS = goals()
-
-
-@pytest.fixture(scope="module")
-def small_mapping():
-    """The shipped plan with a model that takes milliseconds."""
-    plan = yaml.safe_load((share_directory() / "config" / "train" / "tasks.yaml").read_text(encoding="utf-8"))
-    plan["policy"]["model"]["history_length"] = 2
-    plan["policy"]["action_head"]["hidden_size"] = 16
-    for tower in ("text_config", "vision_config"):
-        plan["policy"]["vlm"]["settings"][tower].update(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
-    plan["policy"]["vlm"]["settings"]["text_config"]["head_dim"] = 8
-    return plan
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two recorded episodes."""
-    world = TaskWorld(0)
-    shard = tmp_path_factory.mktemp("shards") / "0"
-    outcomes = record_shard(shard, TRAINING_SEEDS[:2], build_loop(world), ExpertSession(world), SETTINGS,
-                            recording=TaskRecording(world))
-    assert len(outcomes) == 2
-    return shard.parent
 
 
 def test_shard_holds_every_goals_label(folder):
@@ -112,7 +86,7 @@ def test_steps_lower_the_loss(small_mapping, folder, tmp_path, ground_truth):
 
 
 def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, monkeypatch):
-    stages = [{"steps": 2}, {"steps": 2}]
+    stages = [{"steps": 2, "seeing": True, "history": 1, "windows": 3}, {"steps": 2}]
     small = small_mapping | {"episodes": 1, "shard": 1, "workers": 1, "recipe": {"windows": 2}, "stages": stages,
                              "save_every": 1}
     path = tmp_path / "small.yaml"
@@ -121,10 +95,10 @@ def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, 
 
     run, step = tmp_path / "run", Trainer.train_step
 
-    def killed_at_step_one(trainer, data, rate):
+    def killed_at_step_one(trainer, data, rate, stage):
         if trainer.step == 1:
             raise KeyboardInterrupt
-        return step(trainer, data, rate)
+        return step(trainer, data, rate, stage)
 
     monkeypatch.setattr(Trainer, "train_step", killed_at_step_one)
     with pytest.raises(KeyboardInterrupt):
@@ -172,28 +146,33 @@ def test_every_variant_learns_and_predicts(small_plan, folder, name):
 def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "REFERENCE_EPISODES", 5)
 
+    small_plan = replace(small_plan, stages=(Stage(2, seeing=True, history=1), Stage(4), Stage(9, episodes=7)))
+
     def left(*names):
-        return ablations.work(names, small_plan, tmp_path, 1, range(1))
+        return ablations.work(names, small_plan, tmp_path, 3, range(1))
 
     names = ("reference", "executed_4", "history_16")
-    needed = [Work(5, 1, 1), Work(0, 0, 1), Work(0, 1, 1)]  # what several need counts once
+    needed = [Work(5, 3, 1), Work(0, 0, 1), Work(0, 3, 1)]  # what several need counts once
     assert list(left(*names).values()) == needed
-    assert left("executed_4") == {"executed_4": Work(5, 1, 1)}
+    assert left("executed_4") == {"executed_4": Work(5, 3, 1)}
+    assert [stage.steps for stage in ablations.plan_of("reference", small_plan, 3).stages] == [1, 2]
+    assert [stage.steps for stage in ablations.plan_of("without_ground_truth", small_plan, 3).stages] == [3]
     with pytest.raises(ConfigError, match="variant = 'histroy_1'"):
         left("histroy_1")
     (tmp_path / "demonstrations").mkdir()
     (tmp_path / "demonstrations" / str(TRAINING_SEEDS[0])).symlink_to(folder / "0")
     seconds = iter([0.0, 0.0, 7.0, 10.0, 20.0, 20.0, 20.0, 25.0])
     for name in names[:2]:
-        ablations.run(name, small_plan, tmp_path, 1, range(1), 0.3, lambda: next(seconds))
-    assert list(left(*names).values()) == [Work(), Work(), Work(0, 1, 1)]
+        ablations.run(name, small_plan, tmp_path, 3, range(1), 0.3, lambda: next(seconds))
+    assert list(left(*names).values()) == [Work(), Work(), Work(0, 3, 1)]
     rates = costs.rates(tmp_path / name for name in names)
-    assert rates == {"steps": 7.0, "episodes": 4.0}
-    assert costs.seconds_of(Work(0, 2, 3), rates) == 26.0 and costs.seconds_of(Work(1, 0, 0), rates) is None
-    text = costs.table({"a": Work(0, 30, 15), "b": Work(1)}, rates)
+    assert rates == {"steps": pytest.approx(7.0 / 3), "episodes": 4.0}
+    assert costs.seconds_of(Work(0, 6, 3), rates) == pytest.approx(26.0)
+    assert costs.seconds_of(Work(1, 0, 0), rates) is None
+    text = costs.table({"a": Work(0, 80, 15), "b": Work(1)}, rates)
     assert "4 min" in text and "not known" in text.splitlines()[-1]
     written = (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns
-    ablations.run("executed_4", small_plan, tmp_path, 1, range(1), 0.3)
+    ablations.run("executed_4", small_plan, tmp_path, 3, range(1), 0.3)
     assert (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns == written
     table, note = ablations.report(tmp_path).split("\n\n")
     lines = {line.split(" | ")[1]: line for line in table.splitlines()[2:]}

@@ -1,0 +1,108 @@
+"""What the images alone must tell while a policy is trained: where is what, before any word is read.
+
+A small vision tower learns this slowly from actions, and nothing else can be learned before it. So it is taught by the
+simulator: each image token names the things whose centres lie in its patch, and all tokens together tell where
+everything is. A saved policy holds none of this.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robovlms_ros.sim.scene import BASE_POSITION, STATIC_CAMERA
+from robovlms_ros.sim.tasks.things import PLATES, THINGS
+
+Array = NDArray[np.float64]
+
+NAMED = (*THINGS, *PLATES)
+PLACE_SCALE = 0.1
+"""Metres per unit of a place."""
+TABLE_CENTRE = np.array((0.5, 0.0, -0.1))
+"""Where places on the table are counted from (m, base frame)."""
+WRIST_OFFSET = np.array((0.0, 0.05, -0.097))
+"""The wrist camera's position in the end effector's frame (m); it looks along that frame's z, its up is y."""
+WRIST_FOVY = 75.0
+FOUND_WEIGHT = 6.0
+"""Of a token with a thing in its patch against one without: most have none."""
+
+
+class Seeing(nn.Module):
+    """Heads over the image tokens. grids: per camera, `static` or `wrist`, the patches along a side; width: of a token.
+
+    The loss has three parts: which names' centres lie in a token's patch and where in it; where every thing and plate
+    is, on the table and relative to the hand; and whether it is there.
+    """
+
+    def __init__(self, grids: dict[str, int], width: int) -> None:
+        super().__init__()
+        self._grids = grids
+        tokens = sum(grid * grid for grid in grids.values())
+        self.patch = nn.ModuleDict({
+            name: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * len(NAMED))) for name in grids
+        })
+        self.all = nn.Sequential(
+            nn.LayerNorm(tokens * width), nn.Linear(tokens * width, 256), nn.GELU(), nn.Linear(256, 7 * len(NAMED))
+        )
+
+    def forward(self, tokens: dict[str, Tensor], places: Array, hands: Array) -> tuple[Tensor, Tensor]:
+        """tokens: per camera (N, T, d), row by row. places (N, names, 3): m, base frame, NaN for what is not there;
+        hands (N, 4, 4): base_T_eef. Returns the loss, and the mean distance (m) of places that are there."""
+        loss, error = self._whole(tokens, places, hands)
+        for name, grid in self._grids.items():
+            guess = self.patch[name](tokens[name]).unflatten(-1, (len(NAMED), 3))
+            loss = loss + _patch_loss(guess, project(name, places, hands) * grid, grid)
+        return loss, error
+
+    def _whole(self, tokens: dict[str, Tensor], places: Array, hands: Array) -> tuple[Tensor, Tensor]:
+        guess = self.all(torch.cat([tokens[name] for name in self._grids], dim=1).flatten(1)).unflatten(1, (-1, 7))
+        both = np.stack((places - TABLE_CENTRE, places - hands[:, None, :3, 3]), axis=-2) / PLACE_SCALE
+        truth = torch.from_numpy(both).float()  # (N, names, 2, 3)
+        there = ~torch.isnan(truth[..., 0, 0])
+        where = guess[..., :6].unflatten(-1, (2, 3))[there]
+        presence = functional.binary_cross_entropy_with_logits(guess[..., 6], there.float())
+        loss = 2 * functional.smooth_l1_loss(where, truth[there], beta=0.1) + 0.2 * presence
+        return loss, (where.detach() - truth[there])[:, 0].norm(dim=-1).mean() * PLACE_SCALE
+
+
+def _patch_loss(guess: Tensor, spots: Array, grid: int) -> Tensor:
+    """guess (N, T, names, 3): logit and position in the patch. spots (N, names, 2): column and row in patches."""
+    inside = (spots >= 0).all(-1) & (spots < grid).all(-1)  # a NaN is not
+    frame, name = np.nonzero(inside)
+    spot = spots[frame, name]
+    cell = spot.astype(int)
+    token = cell[:, 1] * grid + cell[:, 0]
+    wanted = torch.zeros(guess.shape[:3])
+    wanted[frame, token, name] = 1.0
+    weight = torch.tensor(FOUND_WEIGHT)
+    found = functional.binary_cross_entropy_with_logits(guess[..., 0], wanted, pos_weight=weight)
+    within = torch.from_numpy(spot - cell - 0.5).float()
+    return 3 * found + functional.smooth_l1_loss(guess[frame, token, name, 1:], within, beta=0.1)
+
+
+def project(camera: str, places: Array, hands: Array) -> Array:
+    """Where points are in a camera's image, by the pose that the camera has when nothing is drawn at random.
+
+    places (N, K, 3): m, base frame; hands (N, 4, 4): base_T_eef. Returns (N, K, 2), column and row as parts of the
+    image's side from its upper left corner; NaN stays NaN, and behind the camera it is NaN.
+    """
+    if camera == "static":
+        seen, fovy = _from_static(places), STATIC_CAMERA["fovy"]
+    else:
+        turned = np.einsum("nji,nkj->nki", hands[:, :3, :3], places - hands[:, None, :3, 3])
+        seen, fovy = (turned - WRIST_OFFSET) * (-1.0, 1.0, -1.0), WRIST_FOVY
+    depth = np.where(seen[..., 2] < -0.01, -seen[..., 2], np.nan)
+    focal = 0.5 / math.tan(math.radians(fovy) / 2)
+    return 0.5 + focal * np.stack((seen[..., 0], -seen[..., 1]), axis=-1) / depth[..., None]
+
+
+def _from_static(places: Array) -> Array:
+    """Points (..., 3) in the static camera's frame: x right, y up, z backward."""
+    position, target = (np.array(STATIC_CAMERA[key]) - BASE_POSITION for key in ("pos", "target"))
+    backward = (position - target) / np.linalg.norm(position - target)
+    right = np.cross((0.0, 0.0, 1.0), backward)
+    right /= np.linalg.norm(right)
+    return (places - position) @ np.stack((right, np.cross(backward, right), backward), axis=1)

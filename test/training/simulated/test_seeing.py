@@ -1,0 +1,83 @@
+"""Learning to see: points are projected as MuJoCo's own cameras project them; the patch heads are told where a thing's
+centre lies and nothing of what is not there; a stage of seeing trains the vision tower and leaves the language model
+alone.
+"""
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from robovlms_ros.config import config_from_mapping
+from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.schema import ConfigError
+from robovlms_ros.sim.rollout import build_loop
+from robovlms_ros.sim.scene import BASE_POSITION, WRIST_CAMERA
+from robovlms_ros.sim.tasks.looks import PLAIN
+from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage
+from robovlms_ros.training.simulated.pipeline import TrainingPlan
+from robovlms_ros.training.simulated.seeing import NAMED, Seeing, project
+from robovlms_ros.training.simulated.shards import DemonstrationSet, find_shards
+from robovlms_ros.training.simulated.task_cloning import TaskLearner, TaskWindows
+from robovlms_ros.training.simulated.trainer import Trainer
+
+pytestmark = pytest.mark.sim
+
+
+@pytest.mark.parametrize(("camera", "name", "tolerance"), [("static", "static", 1e-3), ("wrist", WRIST_CAMERA, 0.02)])
+def test_points_are_projected_as_mujoco_does(camera, name, tolerance):
+    world = TaskWorld(0, blank_cameras=True, looks=PLAIN)
+    model, data = world._model, world._data
+    hand = build_loop(world).kinematics.forward(world.joint_state().positions)
+    mujoco.mj_forward(model, data)
+    places = np.random.default_rng(0).uniform((0.4, -0.1, -0.11), (0.6, 0.1, -0.05), (20, 3))
+    camera_id = model.camera(name).id
+    turned = (places + BASE_POSITION - data.cam_xpos[camera_id]) @ data.cam_xmat[camera_id].reshape(3, 3)
+    focal = 0.5 / np.tan(np.radians(model.cam_fovy[camera_id]) / 2)
+    expected = 0.5 + focal * turned[:, :2] * (1, -1) / -turned[:, 2:]
+    assert np.allclose(project(camera, places[None], hand[None])[0], expected, atol=tolerance)
+
+
+def test_what_is_behind_a_camera_or_missing_is_nowhere():
+    places = np.array([[[2.0, 0.0, 1.0], [np.nan] * 3]])
+    assert np.isnan(project("static", places, np.eye(4)[None])).all()
+
+
+def test_patch_heads_learn_where_a_centre_is():
+    """Two frames, one thing each, in patches that only the thing's place tells apart."""
+    torch.manual_seed(0)
+    seeing = Seeing({"static": 4}, 8)
+    places = np.full((2, len(NAMED), 3), np.nan)
+    places[0, 0], places[1, 1] = (0.45, -0.1, -0.09), (0.6, 0.1, -0.09)
+    hands = np.eye(4)[None].repeat(2, axis=0)
+    tokens = {"static": torch.randn(2, 16, 8)}
+    optimiser = torch.optim.Adam(seeing.parameters(), 0.02)
+    for _ in range(150):
+        loss, error = seeing(tokens, places, hands)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    guess = seeing.patch["static"](tokens["static"]).unflatten(-1, (len(NAMED), 3))[..., 0]  # (2, 16, names)
+    spots = project("static", places, hands) * 4
+    for frame, name in ((0, 0), (1, 1)):
+        column, row = spots[frame, name].astype(int)
+        assert guess[frame].flatten().argmax() == (4 * row + column) * len(NAMED) + name
+    assert float(error) < 0.02
+
+
+def test_stage_of_seeing_trains_the_vision_tower_alone(small_mapping, folder, tmp_path):
+    policy = build_policy(config_from_mapping(small_mapping["policy"]))
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    data = DemonstrationSet(find_shards(folder), 1, 2, TaskWindows)
+    trainer = Trainer(policy, Recipe(windows=2), tmp_path, TaskLearner, threads=2)
+    losses = trainer.train_step(data, 1e-3, Stage(1, seeing=True, windows=5))
+    assert np.isfinite(float(losses.total)) and 0 < float(losses.target_error) < 1
+    changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and all("vision_tower" in name or "projector" in name for name in changed)
+
+
+def test_seeing_needs_the_simulators_knowledge(small_mapping):
+    for rest in ({}, {"task": "all", "ground_truth": False}):
+        with pytest.raises(ConfigError, match=r"stages\[0\].seeing"):
+            TrainingPlan(small_mapping["policy"], (Stage(10, seeing=True),), **rest)
