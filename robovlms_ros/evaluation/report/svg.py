@@ -134,4 +134,6 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 def number_text(value: float) -> str:
     """A tick's text."""
+    if abs(value) >= 1000:
+        return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) >= 1e-9 else "0"
