@@ -37,7 +37,7 @@ class Paced:
 
     def __init__(self, session: PolicySession):
         self.session, self.begun, self.over = session, threading.Semaphore(0), threading.Semaphore(0)
-        self.reset, self.observe = session.reset, session.observe
+        self.reset, self.observe, self.finish = session.reset, session.observe, session.finish
 
     def predict_action_chunk(self, frame: Observation) -> ActionChunk:
         self.begun.release()
