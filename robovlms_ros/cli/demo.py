@@ -89,7 +89,9 @@ def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["Demo
     from robovlms_ros.sim.tasks.language import is_unseen
 
     config, limit = share_directory() / "config", args.time_limit or (14.0 if args.task else 10.0)
-    checkpoint = args.checkpoint or ("tasks" if args.task else "demo")
+    require(bool(args.checkpoint) or not args.task, "--checkpoint", args.checkpoint,
+            "given with --task: no policy of the tabletop tasks is shipped (`robovlms train --config tasks`)")
+    checkpoint = args.checkpoint or "demo"
     identity = {"checkpoint_sha256": checkpoint_digest(checkpoint), "time_limit": limit, "ros": True,
                 "real_time_factor": args.real_time_factor, "added_latency": args.added_latency}
     found: dict[Scene, TaskEpisode] = {}

@@ -3,6 +3,7 @@
 - The simulated arm follows the instruction through the real ROS graph, and not without cameras.
 - It leaves the JSON, the GIF, the timeline and a bag that another library reads, chunks and commands in it.
 - Scenes that training used are refused.
+- The tabletop tasks ask for a checkpoint, as none is shipped.
 - A tabletop run that was stopped goes on with the episodes that are missing.
 """
 
@@ -54,6 +55,11 @@ def test_training_scenes_are_refused() -> None:
     done = demo("--first-seed", "1000000")
     assert done.returncode == 1
     assert "--first-seed = 1000000" in done.stderr and "0 to 9999" in done.stderr
+
+
+def test_tabletop_tasks_need_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--task", "lift", "--output", str(tmp_path)]) == 1
+    assert "robovlms train --config tasks" in capsys.readouterr().err
 
 
 def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
