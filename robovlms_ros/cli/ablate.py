@@ -6,6 +6,7 @@ was not run as not run; --report prints it and runs nothing.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from robovlms_ros.schema import require
@@ -18,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants (default: all, in order)")
     parser.add_argument("--steps", type=int, default=5500, help="training steps of each variant (default 5500)")
     parser.add_argument("--seeds", type=int, default=40, help="scenes per task (default 40)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that measure (default 1)")
+    parser.add_argument("--device", help="where they train: cpu, cuda, ... (default: a GPU where there is one)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that record, in the place of the plan's")
     parser.add_argument("--report", action="store_true", help="print the table of what is there")
 
 
@@ -25,18 +29,24 @@ def run(args: argparse.Namespace) -> int:
     """Run what is missing and print the table; returns 0."""
     from robovlms_ros.resources import find
     from robovlms_ros.training.simulated import ablations, costs
-    from robovlms_ros.training.simulated.pipeline import load_plan
+    from robovlms_ros.training.simulated.pipeline import default_device
+    from robovlms_ros.training.simulated.plans import load_plan
 
     require(args.steps >= 1, "--steps", args.steps, "at least 1")
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
     plan = load_plan(find(args.config, "config/train"))
+    if args.workers is not None:
+        require(args.workers >= 0, "--workers", args.workers, "0 or more")
+        plan = replace(plan, workers=args.workers)
+    require(args.jobs >= 1, "--jobs", args.jobs, "at least 1")
     require(plan.task is not None, "--config", args.config, "a plan of the tabletop tasks")
     names = args.only or list(ablations.VARIANTS)
     left = ablations.work(names, plan, args.output, args.steps, range(args.seeds))
     if not args.report:
         print(costs.table(left, costs.rates(args.output / name for name in ablations.VARIANTS)), flush=True)
+        device = default_device(args.device)
         for name in names:
-            ablations.run(name, plan, args.output, args.steps, range(args.seeds))
+            ablations.run(name, plan, args.output, args.steps, range(args.seeds), device=device, jobs=args.jobs)
     table = ablations.report(args.output)
     print(table)
     if args.output.is_dir():

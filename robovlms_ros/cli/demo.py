@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="the first scene (default 0)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the pictures and the bag")
-    parser.add_argument("--checkpoint", default="", help="another checkpoint than the shipped one")
+    parser.add_argument("--checkpoint", default="", help="in the place of the shipped one (demo; --task: tasks)")
     parser.add_argument("--real-time-factor", type=float, default=1.0, help="simulated seconds per second (default 1)")
     parser.add_argument("--added-latency", type=float, default=0.0, help="seconds by which chunks are withheld")
     parser.add_argument("--no-bag", action="store_true", help="record no bag: a hundred episodes make a gigabyte")
@@ -89,9 +89,7 @@ def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["Demo
     from robovlms_ros.sim.tasks.language import is_unseen
 
     config, limit = share_directory() / "config", args.time_limit or (14.0 if args.task else 10.0)
-    require(bool(args.checkpoint) or not args.task, "--checkpoint", args.checkpoint,
-            "given with --task: no policy of the tabletop tasks is shipped (`robovlms train --config tasks`)")
-    checkpoint = args.checkpoint or "demo"
+    checkpoint = args.checkpoint or ("tasks" if args.task else "demo")
     identity = {"checkpoint_sha256": checkpoint_digest(checkpoint), "time_limit": limit, "ros": True,
                 "real_time_factor": args.real_time_factor, "added_latency": args.added_latency}
     found: dict[Scene, TaskEpisode] = {}

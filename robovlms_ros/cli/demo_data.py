@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Record the shards; returns 0."""
     from robovlms_ros.sim.task import TRAINING_SEEDS
     from robovlms_ros.sim.tasks.base import find_task
-    from robovlms_ros.training.simulated.pipeline import record, shard_jobs
+    from robovlms_ros.training.simulated.recording import record, shard_jobs
 
     require(args.workers >= 1, "--workers", args.workers, "at least 1")
     require(args.episodes >= 1, "--episodes", args.episodes, "at least 1")

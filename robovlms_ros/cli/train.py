@@ -7,10 +7,12 @@
     robovlms train --config tasks --no-ground-truth            the same, from what a real robot records alone
 
 Everything goes into --output and is resumable: run the same command again after an interruption. The result is
-OUTPUT/checkpoint, a folder that the node loads. Several GPUs: `accelerate launch -m robovlms_ros.cli train ...`.
+OUTPUT/checkpoint, a folder that the node loads. Several GPUs: `accelerate launch -m robovlms_ros.cli train ...`. A plan
+records on the processors (MUJOCO_GL=egl renders on a GPU) and trains on one device.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inspect", action="store_true", help="only look at --data: a page, and what is wrong with it")
     parser.add_argument("--no-ground-truth", action="store_true",
                         help="of a plan of the tabletop tasks: learn from what a real robot records alone")
+    parser.add_argument("--device", help="of a plan: cpu, cuda, ... (default: a GPU where there is one)")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="of a plan: processes that record, in the place of the plan's; 0: one a processor but one")
     parser.add_argument("--dry-run", action="store_true", help="only estimate the memory of a training step")
 
 
@@ -46,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
             f"--no-ground-truth is for a plan that records in the simulator: {path.name} is a policy's configuration, "
             "which is trained on recordings. They hold no ground truth: leave it out."
         )
+    for option in ("device", "workers"):
+        given = getattr(args, option)
+        require(given is None, f"--{option}", given,
+                f"left out: {path.name} is no plan. accelerate chooses the device, `training.workers` the processes")
     start = args.start if args.start in (None, RANDOM) else str(find_checkpoint(args.start))
     job = read_run(path, start)
     if args.dry_run:
@@ -64,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_plan(path: Path, args: argparse.Namespace) -> int:
-    from robovlms_ros.training.simulated.pipeline import load_plan, train, without_ground_truth
+    from robovlms_ros.training.simulated.pipeline import default_device, train
+    from robovlms_ros.training.simulated.plans import load_plan, without_ground_truth
 
     if args.data or args.start or args.inspect or args.dry_run:
         raise ConfigError(
@@ -75,7 +85,10 @@ def _run_plan(path: Path, args: argparse.Namespace) -> int:
     if args.no_ground_truth:
         require(plan.task is not None, "--no-ground-truth", path.name, "a plan of the tabletop tasks (`task: ...`)")
         plan = without_ground_truth(plan)
-    print(f"checkpoint: {train(plan, args.output)}")
+    if args.workers is not None:
+        require(args.workers >= 0, "--workers", args.workers, "0 or more")
+        plan = replace(plan, workers=args.workers)
+    print(f"checkpoint: {train(plan, args.output, device=default_device(args.device))}")
     return 0
 
 

@@ -34,7 +34,7 @@ class Run:
 
 def is_plan(path: Path) -> bool:
     """Whether the file is a plan that records its own demonstrations in the simulated arm (`simulated.pipeline`)."""
-    return "policy" in read_mapping(path)
+    return "stages" in read_mapping(path)
 
 
 def read_run(path: Path, start: str | None = None) -> Run:

@@ -1,9 +1,11 @@
-"""From nothing to a checkpoint, in small: demonstrations, training, an episode that the policy drove, training again;
-what is finished is not done again; and the commands around it, with their refusals.
+"""From nothing to a checkpoint, in small: demonstrations, training, an episode that the policy drove, training again,
+what a later stage needs being recorded meanwhile; what is finished is not done again; and the commands around it, with
+their refusals.
 """
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.world import SimWorld
 from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, record_shard
-from robovlms_ros.training.simulated.pipeline import load_plan, train
+from robovlms_ros.training.simulated.pipeline import train
+from robovlms_ros.training.simulated.plans import load_plan
 from robovlms_ros.training.simulated.shards import find_shards
 
 pytestmark = pytest.mark.sim
@@ -33,7 +36,8 @@ def small_plan(tmp_path_factory):
     for tower in ("text_config", "vision_config"):
         plan["policy"]["vlm"]["settings"][tower].update(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
     plan["policy"]["vlm"]["settings"]["text_config"]["head_dim"] = 8
-    stages = [{"steps": 2}, {"steps": 2, "episodes": 1}]
+    stages = [{"steps": 2}, {"steps": 2, "episodes": 1, "demonstrations": 1},
+              {"steps": 2, "episodes": 1, "ahead": True}]
     plan |= {"episodes": 1, "shard": 1, "workers": 1, "recipe": {"windows": 2}, "stages": stages}
     path = tmp_path_factory.mktemp("plan") / "small.yaml"
     path.write_text(yaml.safe_dump(plan), encoding="utf-8")
@@ -41,10 +45,19 @@ def small_plan(tmp_path_factory):
 
 
 def test_run_from_nothing_to_a_checkpoint(small_plan, tmp_path, caplog):
-    checkpoint = train(small_plan, tmp_path)
+    with caplog.at_level(logging.INFO):
+        checkpoint = train(small_plan, tmp_path)
     assert not load_policy(checkpoint).is_random
-    seeds = [int(shard.name) for shard in find_shards(tmp_path)]
-    assert sorted(seeds) == [TRAINING_SEEDS[0], TRAINING_SEEDS[1]]
+    names = [str(shard.relative_to(tmp_path)) for shard in find_shards(tmp_path)]
+    folders = ("aggregation_1", "aggregation_2", "demonstrations", "demonstrations")
+    assert names == [f"{folder}/{TRAINING_SEEDS[i]}" for folder, i in zip(folders, (2, 3, 0, 1), strict=True)]
+    begun = [(Path(record.args[2]).name, record.threadName == "MainThread") for record in caplog.records
+             if record.message.startswith("recording")]
+    assert sorted(begun) == [("aggregation_1", True), ("aggregation_2", False), ("demonstrations", False),
+                             ("demonstrations", True)]
+    frames = [len(np.load(tmp_path / name / "frames.npz")["episodes"]) for name in names]
+    told = [record.args for record in caplog.records if "frames in" in record.message]
+    assert told == [(frames[2], 1), (sum(frames) - frames[1], 3), (sum(frames), 4)]
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/frames.npz")}
     caplog.clear()
     with caplog.at_level(logging.INFO):

@@ -37,22 +37,30 @@ class Phrases:
 
 PHRASES = {
     "lift": Phrases(
-        ("lift the {thing}", "pick up the {thing}", "take the {thing} and lift it", "raise the {thing} up"),
+        ("lift the {thing}", "pick up the {thing}", "take the {thing} and lift it", "raise the {thing} up",
+         "lift the {thing} up", "lift up the {thing}", "take the {thing} and raise it",
+         "pick up the {thing} and lift it"),
         ("pick the {thing} up", "raise the {thing}"),
     ),
     "stack": Phrases(
         ("stack the {thing} on the {place}", "put the {thing} on top of the {place}",
-         "place the {thing} on the {place}", "pick up the {thing} and stack it on the {place}"),
+         "place the {thing} on the {place}", "pick up the {thing} and stack it on the {place}",
+         "place the {thing} on top of the {place}", "stack the {thing} onto the {place}",
+         "take the {thing} and stack it on top of the {place}", "take the {thing} and put it on top of the {place}"),
         ("stack the {thing} on top of the {place}", "pick up the {thing} and place it on top of the {place}"),
     ),
     "put": Phrases(
         ("put the {thing} on the {place}", "place the {thing} on the {place}",
-         "pick up the {thing} and put it on the {place}", "lift the {thing} onto the {place}"),
+         "pick up the {thing} and put it on the {place}", "lift the {thing} onto the {place}",
+         "put the {thing} onto the {place}", "take the {thing} and place it on the {place}",
+         "lift the {thing} and put it on the {place}", "pick the {thing} up and put it on the {place}"),
         ("pick up the {thing} and place it on the {place}", "take the {thing} and put it on the {place}"),
     ),
     "push": Phrases(
         ("push the {thing} to the {place}", "slide the {thing} onto the {place}",
-         "push the {thing} over to the {place}", "slide the {thing} over to the {place}"),
+         "push the {thing} over to the {place}", "slide the {thing} over to the {place}",
+         "push the {thing} over onto the {place}", "slide the {thing} over onto the {place}",
+         "take the {thing} and push it to the {place}", "take the {thing} and slide it onto the {place}"),
         ("push the {thing} onto the {place}", "slide the {thing} to the {place}"),
     ),
 }

@@ -9,31 +9,26 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from robovlms_ros.evaluation.statistics import wilson_interval
-from robovlms_ros.schema import require
-from robovlms_ros.sim.bench import evaluate_task
+from robovlms_ros.schema import ConfigError, require
+from robovlms_ros.sim.bench import BenchSettings, Scene
+from robovlms_ros.sim.processes import run_scenes
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks import evaluate
 from robovlms_ros.sim.tasks.language import TASKS
+from robovlms_ros.training.simulated.behaviour_cloning import Stage
 from robovlms_ros.training.simulated.costs import Work, add_time, write_json
-from robovlms_ros.training.simulated.pipeline import (
-    Stage,
-    TrainingPlan,
-    record,
-    shard_jobs,
-    train,
-    without_ground_truth,
-)
+from robovlms_ros.training.simulated.pipeline import train
+from robovlms_ros.training.simulated.plans import TrainingPlan, without_ground_truth
 from robovlms_ros.training.simulated.published import beside, sources
+from robovlms_ros.training.simulated.recording import record, shard_jobs
 
-FRAMES = 64
-"""Frames of a step, whatever the history's length."""
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -104,17 +99,21 @@ REFERENCE_EPISODES = 400
 def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
     """`plan` with one variant's change, its stages without aggregation in `steps` steps. Raises ConfigError."""
     require(name in VARIANTS, "variant", name, f"one of {', '.join(VARIANTS)}")
+    if plan.policy is None:
+        raise ConfigError("the plan has no `policy` that could be changed: ablations begin from new weights.")
     variant, policy = VARIANTS[name], deepcopy(plan.policy)
     variant.change(policy)
-    recipe = replace(plan.recipe, seed=variant.seed, windows=max(FRAMES // policy["model"]["history_length"], 1))
+    # As many frames a step, whatever the history's length.
+    frames = plan.recipe.windows * plan.policy_config.model.history_length
+    recipe = replace(plan.recipe, seed=variant.seed, windows=max(frames // policy["model"]["history_length"], 1))
     fields: dict[str, Any] = {"episodes": REFERENCE_EPISODES, "shard": 5, **variant.plan}
     stages = _stages(without_ground_truth(plan) if not fields.get("ground_truth", True) else plan, steps)
     return replace(plan, policy=policy, recipe=recipe, stages=stages, **fields)
 
 
 def _stages(plan: TrainingPlan, steps: int) -> tuple[Stage, ...]:
-    """The plan's stages before the first that the policy drives for, in their proportion."""
-    kept = [stage for stage in plan.stages if not stage.episodes]
+    """The plan's stages before the first that the policy drives for, in their proportion, with what the first has."""
+    kept = [replace(stage, demonstrations=0) for stage in takewhile(lambda stage: not stage.episodes, plan.stages)]
     require(steps >= len(kept), "steps", steps, f"at least {len(kept)}, one for each stage")
     total = sum(stage.steps for stage in kept)
     ends = [round(steps * sum(stage.steps for stage in kept[: i + 1]) / total) for i in range(len(kept))]
@@ -125,11 +124,11 @@ def _stages(plan: TrainingPlan, steps: int) -> tuple[Stage, ...]:
 
 def run(
     name: str, plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int],
-    limit: float = evaluate.TIME_LIMIT, now: Callable[[], float] = time.monotonic,
+    limit: float = evaluate.TIME_LIMIT, now: Callable[[], float] = time.monotonic, device: str = "cpu", jobs: int = 1,
 ) -> None:
     """Train and measure one variant, as far as it is not done; limit: simulated s per episode. Raises ConfigError.
 
-    now: seconds, for what `costs` keeps alone.
+    now: seconds, for what `costs` keeps alone. device: where it trains. jobs: processes that measure.
     """
     left = work((name,), plan, folder, steps, seeds)[name]
     variant = VARIANTS[name]
@@ -140,14 +139,16 @@ def run(
         record(_shards(changed, folder), changed.workers)
     times.append(now())
     if left.steps:
-        train(changed, trained, folder / "demonstrations")
+        train(changed, trained, folder / "demonstrations", device)
     times.append(now())
-    for task in _tasks(plan):
-        result = folder / name / f"{task}.json"
-        if not result.exists():
-            episodes = evaluate_task(task, trained / "checkpoint", seeds, variant.condition, robot=plan.robot,
-                                     limit=limit)
-            write_json(result, evaluate.rows(episodes)[0].as_json())
+    settings = BenchSettings(str(trained / "checkpoint"), plan.robot, limit,
+                             conditions={evaluate.AS_TRAINED: variant.condition})
+    missing = [task for task in _tasks(plan) if not (folder / name / f"{task}.json").exists()]
+    done: dict[str, list[Any]] = {task: [] for task in missing}
+    for scene, episodes in run_scenes(settings, [Scene(task, seed) for task in missing for seed in seeds], jobs):
+        done[scene.task] += episodes
+        if len(done[scene.task]) == len(seeds):
+            write_json(folder / name / f"{scene.task}.json", evaluate.rows(done[scene.task])[0].as_json())
     times.append(now())
     if left != Work():
         spent = [after - before for before, after in pairwise(times)]

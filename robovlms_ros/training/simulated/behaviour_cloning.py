@@ -6,7 +6,6 @@ the cubes and ignores the words. The simulator's ground truth serves in training
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,29 @@ from robovlms_ros.schema import require
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS
 from robovlms_ros.training.data.augment import random_shift
 from robovlms_ros.training.engine.schedule import half_cosine
-from robovlms_ros.training.simulated.shards import Windows
+from robovlms_ros.training.simulated.shards import Columns
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
 from robovlms_ros.types import RobotState
 
 PLACE_SCALE = 0.1
 """Metres per unit of the auxiliary targets."""
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """B windows of W frames, oldest first. K runs over cameras, C over the cubes.
+
+    images: (B, W, K, S, S, 3) uint8. states: (B, W, P), raw proprioception. hands (B, W, 3), cubes (B, W, C, 3): m in
+    the base frame. arm (B, W, C, n, A), opened (B, W, C, n): the expert's chunk for each cube, as the head's targets.
+    """
+
+    images: Tensor
+    states: Tensor
+    hands: Tensor
+    cubes: Tensor
+    arm: Tensor
+    opened: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,8 @@ class Recipe:
     the learning rate at its end. average: decay per step of the averaged weights, which are what is saved.
     huber: half-width of the Huber loss' quadratic part, on the head's scale. arm, gripper, auxiliary: loss weights.
     shift: pixels; gain, channel_gain, offset: half-widths of the factors and (of 255) of the shift of brightness.
-    state_noise: standard deviation on the proprioception's normalised scale.
+    state_noise: standard deviation on the proprioception's normalised scale. precision: of the VLM's computation, by
+    autocast; weights, heads and losses are float32.
     """
 
     windows: int = 12
@@ -56,6 +73,10 @@ class Recipe:
     offset: float = 10.0
     state_noise: float = 0.02
     seed: int = 0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        require(self.precision in PRECISIONS, "recipe.precision", self.precision, " or ".join(PRECISIONS))
 
 
 class Auxiliary(nn.Module):
@@ -94,6 +115,8 @@ def initialise(policy: VLAPolicy, seed: int) -> None:
 class Learner(nn.Module):
     """A policy with what is needed to train it."""
 
+    kind = Windows
+
     def __init__(self, policy: VLAPolicy, recipe: Recipe) -> None:
         super().__init__()
         assert policy.config.action is not None
@@ -101,32 +124,35 @@ class Learner(nn.Module):
         self.auxiliary = Auxiliary(policy.vlm.hidden_size)
         self._pipeline = ActionPipeline(policy.config.action)
 
-    def losses(self, windows: Windows, generator: torch.Generator) -> Losses:
-        """The losses of B windows under each of the C instructions."""
-        recipe, policy = self.recipe, self.policy
-        width = windows.openings.shape[1]
-        images = augment(torch.from_numpy(windows.images), recipe, generator)  # (B, W, K, 3, S, S)
-        names = policy.config.cameras
-        visual = policy.vlm.encode_frames({name: images[:, :, k].flatten(0, 1) for k, name in enumerate(names)})
-        words = policy.tokenize(list(INSTRUCTIONS))
-        state = policy.normalise_state(torch.from_numpy(raw_states(policy, windows)))  # (B, W, P)
-        assert state is not None
-        state = state + recipe.state_noise * torch.randn(state.shape, generator=generator)
-        features = features_under_instructions(
-            policy.vlm, visual, words["input_ids"], words["attention_mask"], state, width
-        )  # (C B, W, 1, d)
-        arm, opened = self._pipeline.encode(windows.labels)
-        return self._compare(features, windows, torch.from_numpy(arm).float(), torch.from_numpy(opened).float())
+    def columns(self, shard: Columns) -> Columns:
+        """What is kept of a recorded shard, by `Windows`' names."""
+        arm, opened = self._pipeline.encode(shard["labels"])
+        return {"states": raw_states(self.policy, shard), "hands": shard["poses"][:, :3, 3], "cubes": shard["cubes"],
+                "arm": arm, "opened": opened.astype(np.float32)}
 
-    def _compare(self, features: Tensor, windows: Windows, arm: Tensor, opened: Tensor) -> Losses:
+    def losses(self, windows: Windows, generator: torch.Generator) -> Losses:
+        """The losses of B windows under each of the C instructions. generator: on the windows' device."""
+        recipe, policy = self.recipe, self.policy
+        width = windows.states.shape[1]
+        images = augment(windows.images, recipe, generator)  # (B, W, K, 3, S, S)
+        words = policy.tokenize(list(INSTRUCTIONS))
+        state = noisy_state(policy, windows.states, recipe, generator)
+        with mixed_precision(recipe, policy.device):
+            names = policy.config.cameras
+            visual = policy.vlm.encode_frames({name: images[:, :, k].flatten(0, 1) for k, name in enumerate(names)})
+            features = features_under_instructions(
+                policy.vlm, visual, words["input_ids"], words["attention_mask"], state, width
+            )  # (C B, W, 1, d)
+        return self._compare(features.float(), windows)
+
+    def _compare(self, features: Tensor, windows: Windows) -> Losses:
         recipe = self.recipe
         output = self.policy.head(features)
-        arm = arm.movedim(2, 0).flatten(0, 1)  # (C B, W, n, 6)
-        opened = opened.movedim(2, 0).flatten(0, 1)
+        arm = windows.arm.movedim(2, 0).flatten(0, 1)  # (C B, W, n, 6)
+        opened = windows.opened.movedim(2, 0).flatten(0, 1)
         arm_loss = functional.huber_loss(output.arm, arm, delta=recipe.huber) / recipe.huber
         gripper_loss = functional.binary_cross_entropy_with_logits(output.gripper_logits.squeeze(-1), opened)
-        hand = windows.poses[:, :, None, :3, 3]
-        places = torch.from_numpy((windows.cubes - hand) / PLACE_SCALE)  # (B, W, C, 3)
+        places = (windows.cubes - windows.hands[:, :, None]) / PLACE_SCALE  # (B, W, C, 3)
         named = places.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
         token = features.mean(2)
         guess = self.auxiliary.named(token)
@@ -139,17 +165,30 @@ class Learner(nn.Module):
         return Losses(total, arm_loss.detach(), gripper_loss.detach(), error)
 
 
-def raw_states(policy: VLAPolicy, windows: Any) -> np.ndarray:
-    """(B, W, P) raw proprioception, by the function that serves the running policy."""
+def raw_states(policy: VLAPolicy, shard: Columns) -> np.ndarray:
+    """(F, P) raw proprioception, by the function that serves the running policy; P is 0 for a policy without."""
     config = policy.config.proprioception
-    assert config is not None
-    shape = windows.openings.shape
-    joints, poses = windows.joints.astype(np.float64), windows.poses.astype(np.float64)
-    rows = [
-        state_vector(config, RobotState(0, joints[i], None, poses[i], float(windows.openings[i])))
-        for i in np.ndindex(shape)
-    ]
-    return np.stack(rows).reshape(*shape, -1)
+    openings = shard["openings"]
+    if config is None:
+        return np.zeros((len(openings), 0), np.float32)
+    joints, poses = shard["joints"].astype(np.float64), shard["poses"].astype(np.float64)
+    return np.stack([
+        state_vector(config, RobotState(0, joints[i], None, poses[i], float(openings[i]))) for i in range(len(openings))
+    ])
+
+
+def noisy_state(policy: VLAPolicy, states: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor | None:
+    """Raw proprioception (B, W, P) on the network's scale and under noise; None for a policy without."""
+    state = policy.normalise_state(states)
+    if state is None:
+        return None
+    noise = torch.randn(state.shape, generator=generator, device=state.device)
+    return state + recipe.state_noise * noise
+
+
+def mixed_precision(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Where the recipe's precision rules."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -161,7 +200,7 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
     x = folded.view(b, k, w, 3, s, s)
 
     def draw(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator) * 2 - 1
+        return torch.rand(shape, generator=generator, device=images.device) * 2 - 1
 
     gain = (1 + recipe.gain * draw(b, k, 1, 1, 1, 1)) * (1 + recipe.channel_gain * draw(b, k, 1, 3, 1, 1))
     x = (x * gain + recipe.offset * draw(b, k, 1, 1, 1, 1)).clamp(0, 255)
@@ -172,22 +211,28 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
 class Stage:
     """Part of a run with a learning rate's whole course: `steps` steps, `learning_rate` at its highest.
 
-    episodes: recorded before the stage begins, driven by the policy as it is then; they join the data. history: frames
-    of a window in this stage, windows: of a step's batch; 0 for the policy's history_length, for the recipe's windows.
-    seeing: only what the images alone tell is learned (of the tabletop tasks).
+    demonstrations: further episodes of the expert that join the data when the stage begins; they are recorded while the
+    stage before it runs. episodes: of the policy, as it is when the stage begins; with `ahead` as it is when the stage
+    before it begins, and recorded while that runs. history: frames of a window in this stage, windows: of a step's
+    batch; 0 for the policy's history_length, for the recipe's windows. seeing: only what the images alone tell is
+    learned; frozen_vision: the vision tower stays as it is (both of the tabletop tasks).
     """
 
     steps: int
     learning_rate: float = 1e-3
+    demonstrations: int = 0
     episodes: int = 0
+    ahead: bool = False
     history: int = 0
     windows: int = 0
     seeing: bool = False
+    frozen_vision: bool = False
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "stages.steps", self.steps, "1 or more")
+        require(not (self.seeing and self.frozen_vision), "stages.frozen_vision", True, "false where `seeing` is true")
         require(0 < self.learning_rate <= 1, "stages.learning_rate", self.learning_rate, "above 0 and at most 1")
-        for name in ("episodes", "history", "windows"):
+        for name in ("demonstrations", "episodes", "history", "windows"):
             require(getattr(self, name) >= 0, f"stages.{name}", getattr(self, name), "0 or more")
 
 

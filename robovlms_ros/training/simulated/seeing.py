@@ -6,17 +6,15 @@ everything is. A saved policy holds none of this.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robovlms_ros.sim.scene import BASE_POSITION, STATIC_CAMERA
 from robovlms_ros.sim.tasks.things import PLATES, THINGS
-
-Array = NDArray[np.float64]
 
 NAMED = (*THINGS, *PLATES)
 PLACE_SCALE = 0.1
@@ -48,7 +46,7 @@ class Seeing(nn.Module):
             nn.LayerNorm(tokens * width), nn.Linear(tokens * width, 256), nn.GELU(), nn.Linear(256, 7 * len(NAMED))
         )
 
-    def forward(self, tokens: dict[str, Tensor], places: Array, hands: Array) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: dict[str, Tensor], places: Tensor, hands: Tensor) -> tuple[Tensor, Tensor]:
         """tokens: per camera (N, T, d), row by row. places (N, names, 3): m, base frame, NaN for what is not there;
         hands (N, 4, 4): base_T_eef. Returns the loss, and the mean distance (m) of places that are there."""
         loss, error = self._whole(tokens, places, hands)
@@ -57,33 +55,39 @@ class Seeing(nn.Module):
             loss = loss + _patch_loss(guess, project(name, places, hands) * grid, grid)
         return loss, error
 
-    def _whole(self, tokens: dict[str, Tensor], places: Array, hands: Array) -> tuple[Tensor, Tensor]:
+    def _whole(self, tokens: dict[str, Tensor], places: Tensor, hands: Tensor) -> tuple[Tensor, Tensor]:
         guess = self.all(torch.cat([tokens[name] for name in self._grids], dim=1).flatten(1)).unflatten(1, (-1, 7))
-        both = np.stack((places - TABLE_CENTRE, places - hands[:, None, :3, 3]), axis=-2) / PLACE_SCALE
-        truth = torch.from_numpy(both).float()  # (N, names, 2, 3)
+        both = torch.stack((places - _like(places, TABLE_CENTRE), places - hands[:, None, :3, 3]), dim=-2)
+        truth = both / PLACE_SCALE  # (N, names, 2, 3)
         there = ~torch.isnan(truth[..., 0, 0])
-        where = guess[..., :6].unflatten(-1, (2, 3))[there]
+        where = guess[..., :6].unflatten(-1, (2, 3))
         presence = functional.binary_cross_entropy_with_logits(guess[..., 6], there.float())
-        loss = 2 * functional.smooth_l1_loss(where, truth[there], beta=0.1) + 0.2 * presence
-        return loss, (where.detach() - truth[there])[:, 0].norm(dim=-1).mean() * PLACE_SCALE
+        truth = truth.nan_to_num()
+        apart = functional.smooth_l1_loss(where, truth, beta=0.1, reduction="none").mean((-1, -2))
+        distance = (where.detach() - truth)[..., 0, :].norm(dim=-1)
+        return 2 * _mean_where(there, apart) + 0.2 * presence, _mean_where(there, distance) * PLACE_SCALE
 
 
-def _patch_loss(guess: Tensor, spots: Array, grid: int) -> Tensor:
+def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:
+    """Mean of the chosen values, without asking the device how many there are; 0 for none."""
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def _patch_loss(guess: Tensor, spots: Tensor, grid: int) -> Tensor:
     """guess (N, T, names, 3): logit and position in the patch. spots (N, names, 2): column and row in patches."""
-    inside = (spots >= 0).all(-1) & (spots < grid).all(-1)  # a NaN is not
-    frame, name = np.nonzero(inside)
-    spot = spots[frame, name]
-    cell = spot.astype(int)
-    token = cell[:, 1] * grid + cell[:, 0]
-    wanted = torch.zeros(guess.shape[:3])
-    wanted[frame, token, name] = 1.0
-    weight = torch.tensor(FOUND_WEIGHT)
-    found = functional.binary_cross_entropy_with_logits(guess[..., 0], wanted, pos_weight=weight)
-    within = torch.from_numpy(spot - cell - 0.5).float()
-    return 3 * found + functional.smooth_l1_loss(guess[frame, token, name, 1:], within, beta=0.1)
+    inside = ((spots >= 0) & (spots < grid)).all(-1)  # (N, names); a NaN is not
+    spots = torch.where(inside[..., None], spots, 0.0)
+    cell = spots.long()
+    token = cell[..., 1] * grid + cell[..., 0]  # (N, names)
+    wanted = (torch.arange(grid * grid, device=token.device)[:, None] == token[:, None]) & inside[:, None]
+    weight = torch.tensor(FOUND_WEIGHT, device=guess.device)
+    found = functional.binary_cross_entropy_with_logits(guess[..., 0], wanted.float(), pos_weight=weight)
+    at = guess[..., 1:].gather(1, token[:, None, :, None].expand(-1, 1, -1, 2)).squeeze(1)  # (N, names, 2)
+    within = functional.smooth_l1_loss(at, spots - cell - 0.5, beta=0.1, reduction="none").mean(-1)
+    return 3 * found + _mean_where(inside, within)
 
 
-def project(camera: str, places: Array, hands: Array) -> Array:
+def project(camera: str, places: Tensor, hands: Tensor) -> Tensor:
     """Where points are in a camera's image, by the pose that the camera has when nothing is drawn at random.
 
     places (N, K, 3): m, base frame; hands (N, 4, 4): base_T_eef. Returns (N, K, 2), column and row as parts of the
@@ -92,17 +96,22 @@ def project(camera: str, places: Array, hands: Array) -> Array:
     if camera == "static":
         seen, fovy = _from_static(places), STATIC_CAMERA["fovy"]
     else:
-        turned = np.einsum("nji,nkj->nki", hands[:, :3, :3], places - hands[:, None, :3, 3])
-        seen, fovy = (turned - WRIST_OFFSET) * (-1.0, 1.0, -1.0), WRIST_FOVY
-    depth = np.where(seen[..., 2] < -0.01, -seen[..., 2], np.nan)
+        turned = torch.einsum("nji,nkj->nki", hands[:, :3, :3], places - hands[:, None, :3, 3])
+        seen, fovy = (turned - _like(places, WRIST_OFFSET)) * _like(places, (-1.0, 1.0, -1.0)), WRIST_FOVY
+    depth = torch.where(seen[..., 2] < -0.01, -seen[..., 2], torch.nan)
     focal = 0.5 / math.tan(math.radians(fovy) / 2)
-    return 0.5 + focal * np.stack((seen[..., 0], -seen[..., 1]), axis=-1) / depth[..., None]
+    return 0.5 + focal * torch.stack((seen[..., 0], -seen[..., 1]), dim=-1) / depth[..., None]
 
 
-def _from_static(places: Array) -> Array:
+def _from_static(places: Tensor) -> Tensor:
     """Points (..., 3) in the static camera's frame: x right, y up, z backward."""
     position, target = (np.array(STATIC_CAMERA[key]) - BASE_POSITION for key in ("pos", "target"))
     backward = (position - target) / np.linalg.norm(position - target)
     right = np.cross((0.0, 0.0, 1.0), backward)
     right /= np.linalg.norm(right)
-    return (places - position) @ np.stack((right, np.cross(backward, right), backward), axis=1)
+    axes = np.stack((right, np.cross(backward, right), backward), axis=1)
+    return (places - _like(places, position)) @ _like(places, axes)
+
+
+def _like(other: Tensor, values: Any) -> Tensor:
+    return torch.as_tensor(np.asarray(values), dtype=other.dtype, device=other.device)

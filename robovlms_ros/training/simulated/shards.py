@@ -1,81 +1,131 @@
 """Recorded shards as training windows (see `demonstrations` for what a shard holds)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from robovlms_ros.types import RoboVLMsError
 
-Array = NDArray[np.float32]
+Columns = Mapping[str, NDArray[Any]]
 
 
 class DatasetError(RoboVLMsError):
     """Shards are missing, or hold no window of the wanted length."""
 
 
-@dataclass(frozen=True)
-class Windows:
-    """B windows of W frames, oldest first. K runs over cameras, C over the cubes.
+class Reader(Protocol):
+    """Who learns from frames, and hence what is kept of them.
 
-    images: (B, W, K, S, S, 3) uint8. poses (B, W, 4, 4), joints (B, W, 7), openings (B, W): as measured.
-    cubes: (B, W, C, 3) m in the base frame. labels: (B, W, C, n, 7), the expert's chunk for each cube.
+    kind: a dataclass of `images` and of the names that `columns` answers with, which windows come as.
     """
 
-    images: NDArray[np.uint8]
-    poses: Array
-    joints: Array
-    openings: Array
-    cubes: Array
-    labels: Array
+    kind: type
+
+    def columns(self, shard: Columns) -> Columns:
+        """What is kept of a shard's columns (F, ...), computed once a frame."""
+        ...
+
+
+class Frames:
+    """All frames of some shards, for one learner; shards may be added.
+
+    device: where the columns are. On a CPU images stay on disk (memory-mapped), elsewhere they are there too (two
+    cameras of 96 x 96 pixels: 55 kB a frame).
+    """
+
+    def __init__(self, reader: Reader, device: torch.device | str = "cpu") -> None:
+        self._reader, self.device = reader, torch.device(device)
+        self._shards: list[Path] = []
+        self._mapped: list[NDArray[np.uint8]] = []
+        self._images = torch.empty(0, dtype=torch.uint8)
+        self._columns: dict[str, Tensor] = {}
+        self.episodes = np.empty(0, np.int64)
+        """(F,) of which episode a frame is."""
+
+    @property
+    def shards(self) -> int:
+        return len(self._shards)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def add(self, shards: Sequence[Path]) -> "Frames":
+        """Append those shards that are not here yet, in order. Raises DatasetError without any."""
+        new = [shard for shard in shards if shard not in self._shards]
+        if not new and not self._shards:
+            raise DatasetError("no shards of demonstrations: record some first (`robovlms demo-data`).")
+        if not new:
+            return self
+        parts: dict[str, list[Tensor]] = {name: [tensor] for name, tensor in self._columns.items()}
+        episodes = [self.episodes]
+        for shard in new:
+            with np.load(shard / "frames.npz") as data:
+                raw = {name: data[name] for name in data.files}
+            episodes.append(raw["episodes"])
+            for name, values in self._reader.columns(raw).items():
+                parts.setdefault(name, []).append(_tensor(values).to(self.device))
+        self._columns = {name: torch.cat(tensors) for name, tensors in parts.items()}
+        self.episodes = np.concatenate(episodes)
+        mapped = [np.load(shard / "images.npy", mmap_mode="r") for shard in new]
+        if self.device.type == "cpu":
+            self._mapped += mapped
+        else:
+            moved = [torch.from_numpy(np.array(images)).to(self.device) for images in mapped]
+            self._images = torch.cat([*([self._images] if len(self._images) else []), *moved])
+        self._first = np.cumsum([0, *(len(images) for images in self._mapped)])
+        self._shards += new
+        return self
+
+    def images(self, index: Tensor) -> Tensor:
+        """(..., K, S, S, 3) uint8 of the frames at index (...)."""
+        if self.device.type != "cpu":
+            return self._images[index]
+        flat = index.flatten().numpy()
+        shards = np.searchsorted(self._first, flat, side="right") - 1
+        found = np.stack([
+            self._mapped[shard][frame - self._first[shard]] for shard, frame in zip(shards, flat, strict=True)
+        ])
+        return torch.from_numpy(found).unflatten(0, index.shape)
+
+    def column(self, name: str, index: Tensor) -> Tensor:
+        """(..., *) of the frames at index (...)."""
+        return self._columns[name][index]
+
+    @property
+    def kind(self) -> type:
+        return self._reader.kind
 
 
 class DemonstrationSet:
-    """All frames of some shards; images stay on disk (memory-mapped), the rest is in memory.
+    """Windows of frames. window, stride: a window's length in frames and the distance between its frames. Raises
+    DatasetError."""
 
-    window, stride: a window's length in frames and the distance between its frames. kind: what windows come as, a
-    dataclass of `images` and of columns of the shards. Raises DatasetError.
-    """
-
-    def __init__(self, shards: Sequence[Path], window: int, stride: int, kind: type = Windows) -> None:
-        if not shards:
-            raise DatasetError("no shards of demonstrations: record some first (`robovlms demo-data`).")
-        self.window, self.stride, self._kind = window, stride, kind
-        self._images = [np.load(shard / "images.npy", mmap_mode="r") for shard in shards]
-        columns: dict[str, list[NDArray]] = {}
-        for shard in shards:
-            with np.load(shard / "frames.npz") as data:
-                for name in data.files:
-                    columns.setdefault(name, []).append(data[name])
-        self._columns = {name: np.concatenate(parts) for name, parts in columns.items()}
-        self._first = np.cumsum([0, *(len(images) for images in self._images)])
-        episodes = self._columns["episodes"]
+    def __init__(self, frames: Frames, window: int, stride: int) -> None:
+        self._frames, self.window, self.stride = frames, window, stride
+        episodes = frames.episodes
         span = (window - 1) * stride
         last = np.arange(len(episodes) - span)
         self.starts = last[episodes[last] == episodes[last + span]]
         if len(self.starts) == 0:
             raise DatasetError(f"no episode is longer than a window of {window} frames {stride} apart.")
 
-    def __len__(self) -> int:
-        """Frames."""
-        return int(self._first[-1])
-
     def windows(self, starts: NDArray[np.int64]) -> Any:
-        """The windows that begin at these frames, a choice of `self.starts`; as the set's `kind`."""
-        index = starts[:, None] + self.stride * np.arange(self.window)  # (B, W)
-        images = np.stack([self._image(int(i)) for i in index.ravel()])
-        columns = {
-            name: self._columns[name][index].astype(np.float32)
-            for name in (field.name for field in fields(self._kind) if field.name != "images")
-        }
-        return self._kind(images.reshape(*index.shape, *images.shape[1:]), **columns)
+        """The windows that begin at these frames, a choice of `self.starts`; as the learner's `kind`."""
+        frames = self._frames
+        index = torch.from_numpy(starts[:, None] + self.stride * np.arange(self.window)).to(frames.device)  # (B, W)
+        names = (field.name for field in fields(frames.kind) if field.name != "images")
+        return frames.kind(frames.images(index), **{name: frames.column(name, index) for name in names})
 
-    def _image(self, frame: int) -> NDArray[np.uint8]:
-        shard = int(np.searchsorted(self._first, frame, side="right")) - 1
-        return self._images[shard][frame - self._first[shard]]
+
+def _tensor(values: NDArray[Any]) -> Tensor:
+    whole = np.issubdtype(values.dtype, np.integer)
+    return torch.from_numpy(np.ascontiguousarray(values, np.int64 if whole else np.float32))
 
 
 def find_shards(folder: Path) -> list[Path]:

@@ -4,7 +4,8 @@ Beside `engine`, which trains any policy on recordings by its own losses: here a
 instructions at once, what the simulator knows is learned beside the action, and the result is a running average.
 
 A run's folder: `state.safetensors` (where it goes on) and `curve.csv`. What is drawn at a step depends on the seed, the
-step and the number of threads alone, so that an interrupted run ends where an uninterrupted one does.
+step and the number of threads alone, so that an interrupted run ends where an uninterrupted one does: to the bit on a
+CPU; on a GPU sums are taken in an order that differs from run to run.
 """
 
 import logging
@@ -41,6 +42,8 @@ class Trainer:
 
     learner: makes what turns windows into losses; by default the easy demo's. save_every: steps between saved states.
     threads: parts of a step's batch that are computed side by side, each on a core; their mean is the step's gradient.
+    device: where the policy is trained; elsewhere than on a CPU a step has one part, and float32 products of matrices
+    are rounded to TF32 where the device does that.
     """
 
     def __init__(
@@ -51,20 +54,25 @@ class Trainer:
         learner: Callable[[VLAPolicy, Recipe], Any] = Learner,
         save_every: int = SAVE_EVERY,
         threads: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.recipe, self.folder, self.save_every = recipe, folder, save_every
-        self._threads = threads
+        self.device = torch.device(device)
+        self._on_cpu = self.device.type == "cpu"
+        if not self._on_cpu:
+            torch.set_float32_matmul_precision("high")
+        self._threads = threads = threads if self._on_cpu else 1
         # A small model's products are too small to be split among cores, and every split waits for the slower core.
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         torch.manual_seed(recipe.seed)
-        self.learner = learner(policy, recipe)
+        self.learner = learner(policy.to(self.device), recipe).to(self.device)
         self.step = 0
         self._parameters = dict(self.learner.named_parameters())
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
         decayed = [p for p in self._parameters.values() if p.ndim > 1]
         others = [p for p in self._parameters.values() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self._optimiser = torch.optim.AdamW(groups)
+        self._optimiser = torch.optim.AdamW(groups, fused=not self._on_cpu)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / _STATE).exists():
             self._restore()
@@ -77,15 +85,16 @@ class Trainer:
         total: steps of all stages (default: to this one's end), and now: seconds, for the time left in the log alone.
         """
         until = begin + stage.steps
-        began, first, sums = now(), self.step, np.zeros(4)
+        began, first, sums = now(), self.step, torch.zeros(4, device=self.device)
         while self.step < until:
             rate = learning_rate(self.step - begin, stage, self.recipe)
             losses = self.train_step(data, rate, stage)
-            sums += [float(x) for x in (losses.total.detach(), losses.arm, losses.gripper, losses.target_error)]
+            sums += torch.stack((losses.total.detach(), losses.arm, losses.gripper, losses.target_error))
             if self.step % REPORT_EVERY == 0:
+                means = (sums / REPORT_EVERY).tolist()  # waits for the device
                 pace = (now() - began) / (self.step - first)
-                self._report(sums / REPORT_EVERY, rate, until, pace * ((total or until) - self.step))
-                sums[:] = 0
+                self._report(means, rate, until, pace * ((total or until) - self.step))
+                sums.zero_()
             if self.step % self.save_every == 0 or self.step == until:
                 self.save()
 
@@ -94,6 +103,8 @@ class Trainer:
         recipe = self.recipe
         count = stage.windows if stage and stage.windows else recipe.windows
         losses_of = self.learner.seeing if stage and stage.seeing else self.learner.losses
+        if stage and stage.frozen_vision:
+            losses_of = partial(losses_of, frozen_vision=True)
         rng = np.random.default_rng((recipe.seed, self.step))
         seed = int(rng.integers(2**62))
         parts = np.array_split(rng.choice(data.starts, count), self._threads)
@@ -106,8 +117,7 @@ class Trainer:
         self.step += 1
         keep = min(recipe.average, self.step / (self.step + 10))
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                self._average[name].lerp_(parameter, 1 - keep)
+            torch._foreach_lerp_(list(self._average.values()), list(self._parameters.values()), 1 - keep)
         return losses
 
     def _backward(self, losses_of: LossesOf, data: DemonstrationSet, parts: list[np.ndarray], seed: int) -> Losses:
@@ -128,7 +138,7 @@ class Trainer:
         self, losses_of: LossesOf, data: DemonstrationSet, starts: np.ndarray, seed: int
     ) -> tuple[Losses, tuple[torch.Tensor | None, ...]]:
         """The losses of the windows at `starts`, and their gradients in the order of the parameters."""
-        losses = losses_of(data.windows(starts), torch.Generator().manual_seed(seed))
+        losses = losses_of(data.windows(starts), torch.Generator(self.device).manual_seed(seed))
         gradients = torch.autograd.grad(losses.total, tuple(self._parameters.values()), allow_unused=True)
         return Losses(*(getattr(losses, field.name).detach() for field in fields(Losses))), gradients
 
@@ -163,7 +173,7 @@ class Trainer:
         path = self.folder / _STATE
         with safe_open(path, framework="pt") as file:
             self.step = int(file.metadata()["step"])
-        tensors = load_file(path)
+        tensors = load_file(path, device=str(self.device))
         self._fill({name: tensors[f"raw.{name}"] for name in self._parameters})
         self._average = {name: tensors[f"average.{name}"] for name in self._parameters}
         for name, parameter in self._parameters.items():
@@ -173,7 +183,7 @@ class Trainer:
                 }
         log.info("going on at step %d of %s", self.step, self.folder)
 
-    def _report(self, means: np.ndarray, rate: float, until: int, left: float) -> None:
+    def _report(self, means: list[float], rate: float, until: int, left: float) -> None:
         total, arm, gripper, error = means
         log.info("step %d of %d: loss %.3f, arm %.4f, gripper %.4f, target %.1f cm, %.0f min of training left",
                  self.step, until, total, arm, gripper, 100 * error, left / 60)

@@ -18,8 +18,11 @@ def small_mapping():
     plan["policy"]["model"]["history_length"] = 2
     plan["policy"]["action_head"]["hidden_size"] = 16
     for tower in ("text_config", "vision_config"):
-        plan["policy"]["vlm"]["settings"][tower].update(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
-    plan["policy"]["vlm"]["settings"]["text_config"]["head_dim"] = 8
+        plan["policy"]["vlm"]["settings"][tower].update(
+            hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4
+        )
+    plan["policy"]["vlm"]["settings"]["text_config"].update(head_dim=8, num_key_value_heads=4)
+    plan["policy"]["vlm"]["settings"]["vision_config"]["patch_size"] = 24
     return plan
 
 

@@ -1,7 +1,10 @@
-"""Behaviour cloning: windows stay inside their episode and carry every instruction's label; features under a shared
-prefix equal the policy's own; a step lowers the loss; an interrupted run ends where an uninterrupted one does; what is
-saved answers like what was trained; a training plan is checked before anything is recorded.
+"""Behaviour cloning: windows stay inside their episode and carry every instruction's label, as the running policy's
+state and the head's targets; frames grow and no shard is read twice; features under a shared prefix equal the policy's
+own; a step lowers the loss; bfloat16 hardly changes it; an interrupted run ends where an uninterrupted one does, on a
+GPU too; what is saved answers like what was trained; a training plan is checked before anything is recorded.
 """
+
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,14 +12,26 @@ import torch
 
 from robovlms_ros.config import config_from_mapping
 from robovlms_ros.policy.checkpoint import build_policy, load_policy, save_policy
+from robovlms_ros.policy.proprioception import state_vector
+from robovlms_ros.processing.actions import ActionPipeline
 from robovlms_ros.resources import share_directory
 from robovlms_ros.schema import ConfigError, build
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS, TRAINING_SEEDS
-from robovlms_ros.training.simulated.behaviour_cloning import Learner, Recipe, Stage, augment, initialise, learning_rate
-from robovlms_ros.training.simulated.pipeline import TrainingPlan, load_plan, shard_jobs
-from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, find_shards
+from robovlms_ros.training.simulated.behaviour_cloning import (
+    Learner,
+    Recipe,
+    Stage,
+    Windows,
+    augment,
+    initialise,
+    learning_rate,
+)
+from robovlms_ros.training.simulated.plans import TrainingPlan, load_plan
+from robovlms_ros.training.simulated.recording import shard_jobs
+from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames, find_shards
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
 from robovlms_ros.training.simulated.trainer import Trainer
+from robovlms_ros.types import RobotState
 
 HORIZON = 4
 
@@ -62,19 +77,70 @@ def shards(tmp_path_factory):
     return find_shards(root)
 
 
-def test_windows_stay_inside_their_episode(shards):
-    data = DemonstrationSet(shards, window=4, stride=2)
-    assert len(data) == 36
+@pytest.fixture
+def frames(policy, shards):
+    return Frames(Learner(policy, Recipe())).add(shards)
+
+
+def test_windows_stay_inside_their_episode(policy, shards, frames):
+    data = DemonstrationSet(frames, window=4, stride=2)
+    assert len(frames) == 36
     assert data.starts.tolist() == [e * 9 + i for e in range(4) for i in range(3)]
     windows = data.windows(np.array([2, 29]))
     assert windows.images.shape == (2, 4, 2, 28, 28, 3)
-    assert windows.labels.shape == (2, 4, len(CUBES), HORIZON, 7)
+    assert windows.arm.shape == (2, 4, len(CUBES), HORIZON, 6) and windows.opened.shape == (2, 4, len(CUBES), HORIZON)
     second = np.load(shards[1] / "images.npy")
     assert np.array_equal(windows.images[1, 3], second[29 + 6 - 18])
     with pytest.raises(DatasetError, match="no episode is longer"):
-        DemonstrationSet(shards, window=6, stride=2)
+        DemonstrationSet(frames, window=6, stride=2)
     with pytest.raises(DatasetError, match="demo-data"):
-        DemonstrationSet([], window=1, stride=1)
+        Frames(Learner(policy, Recipe())).add([])
+
+
+def test_frames_keep_what_the_running_policy_computes(policy):
+    rng, config = np.random.default_rng(1), policy.config
+    raw = {
+        "poses": np.tile(np.eye(4), (5, 1, 1)), "joints": rng.normal(size=(5, 7)), "openings": rng.uniform(size=5),
+        "cubes": rng.normal(size=(5, len(CUBES), 3)), "labels": rng.uniform(0, 0.02, (5, len(CUBES), HORIZON, 7)),
+    }
+    raw["poses"][:, :3, 3] = rng.normal(size=(5, 3))
+    raw["labels"][..., 6] = rng.integers(0, 2, raw["labels"].shape[:-1])
+    kept = Learner(policy, Recipe()).columns(raw)
+    assert {"images", *kept} == {field.name for field in fields(Windows)}
+    arm, opened = ActionPipeline(config.action).encode(raw["labels"])
+    assert np.array_equal(kept["arm"], arm) and np.array_equal(kept["opened"], opened)
+    for i in range(5):
+        state = RobotState(0, raw["joints"][i], None, raw["poses"][i], float(raw["openings"][i]))
+        assert np.array_equal(kept["states"][i], state_vector(config.proprioception, state))
+    assert np.array_equal(kept["hands"], raw["poses"][:, :3, 3]) and np.array_equal(kept["cubes"], raw["cubes"])
+
+
+class Counting:
+    """A reader that counts the shards that it was given."""
+
+    kind = Windows
+
+    def __init__(self, learner):
+        self.learner, self.read = learner, 0
+
+    def columns(self, shard):
+        self.read += 1
+        return self.learner.columns(shard)
+
+
+def test_frames_grow_and_read_no_shard_twice(policy, shards, frames):
+    reader = Counting(Learner(policy, Recipe()))
+    grown = Frames(reader).add(shards[:1])
+    early = DemonstrationSet(grown, window=2, stride=2)
+    assert len(grown) == 18 and early.starts.max() < 18
+    assert grown.add(shards) is grown and grown.add(shards) is grown and grown.add([]) is grown
+    assert (reader.read, grown.shards, len(grown)) == (2, 2, 36)
+    late, whole = DemonstrationSet(grown, window=2, stride=2), DemonstrationSet(frames, window=2, stride=2)
+    assert late.starts.tolist() == whole.starts.tolist() and late.starts.max() > 18
+    for field in fields(Windows):
+        wanted = getattr(whole.windows(whole.starts), field.name)
+        assert torch.equal(getattr(late.windows(late.starts), field.name), wanted)
+        assert torch.equal(getattr(early.windows(early.starts), field.name), wanted[: len(early.starts)])
 
 
 def test_shared_prefix_equals_the_policys_own_features(policy):
@@ -109,17 +175,61 @@ def test_augmentation_changes_a_windows_frames_alike():
     assert not torch.allclose(changed[:, 0], augment(images, Recipe(shift=0), torch.Generator().manual_seed(2))[:, 0])
 
 
-def test_steps_lower_the_loss(policy, shards, tmp_path):
+def test_steps_lower_the_loss(policy, frames, tmp_path):
     initialise(policy, 0)
     recipe = Recipe(windows=8, shift=0)
-    data = DemonstrationSet(shards, window=2, stride=2)
+    data = DemonstrationSet(frames, window=2, stride=2)
     trainer = Trainer(policy, recipe, tmp_path)
     losses = [float(trainer.train_step(data, 2e-3).total.detach()) for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
 
 
-def test_interrupted_run_ends_where_an_uninterrupted_one_does(policy_mapping, shards, tmp_path):
-    data = DemonstrationSet(shards, window=2, stride=2)
+def test_bfloat16_hardly_changes_the_loss(policy, frames, tmp_path):
+    initialise(policy, 0)
+    data = DemonstrationSet(frames, window=2, stride=2)
+    exact, rounded = (Learner(policy, Recipe(precision=name)) for name in ("float32", "bfloat16"))
+    rounded.auxiliary.load_state_dict(exact.auxiliary.state_dict())
+    both = [each.losses(data.windows(data.starts[:8]), torch.Generator().manual_seed(0)) for each in (exact, rounded)]
+    for field in fields(both[0]):
+        one, other = (getattr(losses, field.name) for losses in both)
+        assert one.dtype == other.dtype == torch.float32
+        assert one != other, f"{field.name}: nothing was rounded"
+        torch.testing.assert_close(other, one, rtol=0.02, atol=0.0)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    trainer = Trainer(policy, Recipe(windows=4, precision="bfloat16"), tmp_path, threads=2)
+    assert torch.isfinite(trainer.train_step(data, 1e-3).total)
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in policy.parameters())
+    assert any(not torch.equal(p, before[name]) for name, p in policy.named_parameters())
+    with pytest.raises(ConfigError, match="recipe.precision = 'float16': must be float32 or bfloat16"):
+        Recipe(precision="float16")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gpu_trains_and_goes_on(policy_mapping, shards, frames, tmp_path, precision):
+    def trainer():
+        recipe = Recipe(windows=4, precision=precision)
+        return Trainer(build_policy(config_from_mapping(policy_mapping)), recipe, tmp_path, threads=2, device="cuda")
+
+    first = trainer()
+    there = Frames(first.learner, "cuda").add(shards[:1])
+    data, here = DemonstrationSet(there.add(shards), 2, 2), DemonstrationSet(frames, 2, 2)
+    for field in fields(Windows):
+        moved = getattr(data.windows(data.starts), field.name)
+        assert moved.is_cuda and torch.equal(moved.cpu(), getattr(here.windows(here.starts), field.name))
+    first.run(data, Stage(3))
+    second = trainer()
+    assert second.step == 3
+    wanted = first.learner.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in second.learner.state_dict().items())
+    losses = second.train_step(data, 1e-3)
+    assert losses.total.is_cuda and torch.isfinite(losses.total)
+    loaded = load_policy(save_policy(second.averaged(), tmp_path / "checkpoint"))
+    assert all(torch.isfinite(p).all() for p in loaded.parameters())
+
+
+def test_interrupted_run_ends_where_an_uninterrupted_one_does(policy_mapping, frames, tmp_path):
+    data = DemonstrationSet(frames, window=2, stride=2)
     recipe, stage = Recipe(windows=2, warmup=2), Stage(6)
 
     def run(folder, stops):
@@ -135,8 +245,8 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(policy_mapping, sh
         assert torch.equal(value, parts.state_dict()[name]), name
 
 
-def test_threads_take_the_mean_gradient_of_their_parts(policy, shards, tmp_path):
-    data = DemonstrationSet(shards, 2, 2)
+def test_threads_take_the_mean_gradient_of_their_parts(policy, frames, tmp_path):
+    data = DemonstrationSet(frames, 2, 2)
     recipe = Recipe(windows=3, shift=0, gain=0.0, channel_gain=0.0, offset=0.0, state_noise=0.0)
     gradients = []
     for threads in (1, 2):  # parts of 3, and of 2 and 1 windows; nothing is drawn but the windows
@@ -148,8 +258,8 @@ def test_threads_take_the_mean_gradient_of_their_parts(policy, shards, tmp_path)
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_what_is_saved_answers_like_what_was_trained(policy, shards, tmp_path):
-    data = DemonstrationSet(shards, window=2, stride=2)
+def test_what_is_saved_answers_like_what_was_trained(policy, frames, tmp_path):
+    data = DemonstrationSet(frames, window=2, stride=2)
     trainer = Trainer(policy, Recipe(windows=2), tmp_path / "run")
     trainer.run(data, Stage(4))
     assert Trainer(policy, Recipe(windows=2), tmp_path / "run").step == 4
@@ -166,9 +276,9 @@ def test_what_is_saved_answers_like_what_was_trained(policy, shards, tmp_path):
     assert not any("auxiliary" in key for key in loaded.state_dict())
 
 
-def test_raw_weights_come_back_after_the_averaged_ones(policy, shards, tmp_path):
+def test_raw_weights_come_back_after_the_averaged_ones(policy, frames, tmp_path):
     trainer = Trainer(policy, Recipe(windows=2), tmp_path)
-    trainer.run(DemonstrationSet(shards, window=2, stride=2), Stage(3))
+    trainer.run(DemonstrationSet(frames, window=2, stride=2), Stage(3))
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     trainer.averaged()
     trainer.restore_raw()
@@ -182,8 +292,8 @@ def test_learning_rate_rises_stays_and_falls():
     assert rates[4] == pytest.approx(0.525) and rates[5] == pytest.approx(0.05)
 
 
-def test_learner_counts_every_instruction(policy, shards):
-    data = DemonstrationSet(shards, window=2, stride=2)
+def test_learner_counts_every_instruction(policy, frames):
+    data = DemonstrationSet(frames, window=2, stride=2)
     losses = Learner(policy, Recipe()).losses(data.windows(data.starts[:3]), torch.Generator().manual_seed(0))
     assert torch.isfinite(losses.total) and losses.total.requires_grad
 
@@ -200,6 +310,9 @@ def test_shipped_plan_is_runnable_and_uses_training_seeds_only():
 def test_plans_are_checked(policy_mapping):
     with pytest.raises(ConfigError, match="untrained policy"):
         TrainingPlan(policy_mapping, (Stage(10, episodes=5),))
+    with pytest.raises(ConfigError, match=r"stages\[1\].ahead = True: must be false: .* no trained policy"):
+        TrainingPlan(policy_mapping, (Stage(10), Stage(10, episodes=5, ahead=True)))
+    TrainingPlan(policy_mapping, (Stage(10), Stage(10, demonstrations=5, ahead=True)))
     with pytest.raises(ConfigError, match="shard"):
         TrainingPlan(policy_mapping, (Stage(10),), episodes=5, shard=6)
     with pytest.raises(ConfigError, match=r"stages\[0\]: unknown key 'step'"):

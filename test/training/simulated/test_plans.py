@@ -2,12 +2,17 @@
 
 - `--no-ground-truth` trains a plan of the tabletop tasks without it, and is refused where there is none.
 - A folder goes on with the plan that it was begun with: more stages, threads or workers; anything else is refused.
+- `--device` and `--workers` reach the run; a device that is not there is refused before anything is recorded, and both
+  are refused for a configuration that is no plan.
+- Every stage has scenes of its own, which further stages leave as they are. Demonstrations can be recorded ahead; a
+  stage that is recorded ahead is driven by the policy as it was a stage earlier.
 - The log tells how long training is left, at the pace of the run.
 - `robovlms ablate` says what is left of the variants that it was given before it runs them, in order.
 """
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +21,10 @@ import torch
 from robovlms_ros.cli.main import main
 from robovlms_ros.resources import share_directory
 from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.simulated import ablations, pipeline, trainer
+from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.training.simulated import ablations, pipeline, plans, trainer
 from robovlms_ros.training.simulated.behaviour_cloning import Losses, Recipe, Stage
-from robovlms_ros.training.simulated.pipeline import load_plan
+from robovlms_ros.training.simulated.plans import load_plan
 from robovlms_ros.training.simulated.trainer import Trainer
 
 TASKS = share_directory() / "config" / "train" / "tasks.yaml"
@@ -26,7 +32,7 @@ TASKS = share_directory() / "config" / "train" / "tasks.yaml"
 
 def test_ground_truth_is_left_out_on_request(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(pipeline, "train", lambda plan, folder: seen.append(plan) or folder)
+    monkeypatch.setattr(pipeline, "train", lambda plan, folder, device: seen.append(plan) or folder)
     for options in ([], ["--no-ground-truth"]):
         assert main(["train", "--config", "tasks", "--output", str(tmp_path), *options]) == 0
     assert [plan.ground_truth for plan in seen] == [True, False]
@@ -40,14 +46,60 @@ def test_ground_truth_is_left_out_on_request(tmp_path, monkeypatch, capsys):
     assert "leave it out" in capsys.readouterr().err and len(seen) == 2
 
 
+def test_device_and_workers_reach_the_run(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(pipeline, "train", lambda plan, folder, device: seen.append((device, plan.workers)) or folder)
+    train = ["train", "--config", "tasks", "--output", str(tmp_path)]
+    assert main([*train, "--device", "cpu", "--workers", "3"]) == 0
+    assert main(train) == 0
+    assert seen == [("cpu", 3), ("cuda" if torch.cuda.is_available() else "cpu", load_plan(TASKS).workers)]
+    capsys.readouterr()
+    policy = str(share_directory() / "config" / "backbones" / "paligemma.yaml")
+    for command, words in (
+        ([*train, "--device", "cuda:77"], ("--device cuda:77", "Use cpu")),
+        (["ablate", "--output", str(tmp_path / "new"), "--device", "cuda:77"], ("--device cuda:77", "Use cpu")),
+        ([*train, "--workers", "-1"], ("--workers = -1", "0 or more")),
+        (["train", "--config", policy, "--device", "cpu"], ("--device = 'cpu'", "left out", "no plan")),
+        (["train", "--config", policy, "--workers", "2"], ("--workers = 2", "left out", "no plan")),
+    ):
+        assert main(command) == 1
+        told = capsys.readouterr().err
+        assert all(word in told for word in words), told
+    assert len(seen) == 2 and not any(tmp_path.iterdir())
+
+
+def test_stages_have_scenes_of_their_own():
+    stages = (Stage(10), Stage(20, demonstrations=3), Stage(30, episodes=2), Stage(40, episodes=3, ahead=True),
+              Stage(50, episodes=1, demonstrations=1))
+    plan = replace(load_plan(TASKS), episodes=5, shard=2, stages=stages)
+    run, shown = Path("run"), Path("shown")
+    work = pipeline.shards_of_stages(plan, run, shown)
+    jobs = [job for each in work for job in each.jobs]
+    assert len({job.folder for job in jobs}) == len(jobs)
+
+    def seeds(chosen):
+        return [seed for job in chosen for seed in job.seeds]
+
+    assert seeds(jobs) == list(TRAINING_SEEDS[: 9 + 6])
+    assert {job.folder.parent for job in jobs if job.checkpoint is None} == {shown}
+    assert [len(seeds(each.jobs)) for each in work] == [5, 3, 2, 3, 2]
+    assert pipeline.shards_of_stages(replace(plan, stages=stages[:4]), run, shown) == work[:4]
+    # The first policy that drives is stage 2's own, and still is for stage 3, which is recorded meanwhile.
+    drivers = [{job.checkpoint for job in each.jobs} for each in work]
+    early, late = (pipeline.step_folder(run, step) for step in (30, 100))
+    assert drivers == [{None}, {None}, {early}, {early}, {None, late}]
+    assert [each.ahead for each in work] == [work[0].jobs, work[1].jobs, [], work[3].jobs, work[4].jobs[:1]]
+    assert seeds(work[4].ahead) == [TRAINING_SEEDS[13]]
+
+
 def test_folder_goes_on_with_its_own_plan(tmp_path):
     plan = load_plan(TASKS)
     for same in (plan, replace(plan, threads=1, workers=7), replace(plan, stages=plan.stages[:1])):
-        pipeline._require_same(same, tmp_path)
+        plans.require_same(same, tmp_path)
     with pytest.raises(ConfigError, match=r"another plan \(goals: 3 then, 2 now\).*another --output"):
-        pipeline._require_same(replace(plan, goals=2), tmp_path)
+        plans.require_same(replace(plan, goals=2), tmp_path)
     with pytest.raises(ConfigError, match="another plan \\(stages: "):
-        pipeline._require_same(replace(plan, stages=(Stage(7), *plan.stages[1:])), tmp_path)
+        plans.require_same(replace(plan, stages=(Stage(7), *plan.stages[1:])), tmp_path)
 
 
 class Straight(torch.nn.Module):
@@ -67,14 +119,15 @@ def test_log_tells_how_long_is_left(tmp_path, monkeypatch, caplog):
     data = SimpleNamespace(starts=torch.arange(4).numpy(), windows=lambda starts: None)
     seconds = iter([100.0, 110.0, 150.0])
     with caplog.at_level(logging.INFO):
-        Trainer(None, Recipe(windows=2), tmp_path, Straight).run(data, Stage(4), 0, 64, lambda: next(seconds))
+        run = Trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run
+        run(data, Stage(4), 0, 64, lambda: next(seconds))
     told = [record.message for record in caplog.records if "left" in record.message]
     assert [line.rpartition(", ")[2] for line in told] == ["5 min of training left", "12 min of training left"]
 
 
 def test_ablate_says_first_what_is_left(tmp_path, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(ablations, "run", lambda name, *_: ran.append((name, capsys.readouterr().out)))
+    monkeypatch.setattr(ablations, "run", lambda name, *_, **__: ran.append((name, capsys.readouterr().out)))
     options = ["ablate", "--output", str(tmp_path), "--steps", "30", "--seeds", "5"]
     assert main([*options, "--only", "history_1", "executed_4"]) == 0
     assert [name for name, _ in ran] == ["history_1", "executed_4"]

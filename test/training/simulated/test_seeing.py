@@ -1,6 +1,6 @@
 """Learning to see: points are projected as MuJoCo's own cameras project them; the patch heads are told where a thing's
-centre lies and nothing of what is not there; a stage of seeing trains the vision tower and leaves the language model
-alone.
+centre lies and nothing of what is not there, where that is everything too; a stage of seeing trains the vision tower
+and leaves the language model alone.
 """
 
 import mujoco
@@ -16,10 +16,10 @@ from robovlms_ros.sim.scene import BASE_POSITION, WRIST_CAMERA
 from robovlms_ros.sim.tasks.looks import PLAIN
 from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage
-from robovlms_ros.training.simulated.pipeline import TrainingPlan
+from robovlms_ros.training.simulated.plans import TrainingPlan
 from robovlms_ros.training.simulated.seeing import NAMED, Seeing, project
-from robovlms_ros.training.simulated.shards import DemonstrationSet, find_shards
-from robovlms_ros.training.simulated.task_cloning import TaskLearner, TaskWindows
+from robovlms_ros.training.simulated.shards import DemonstrationSet, Frames, find_shards
+from robovlms_ros.training.simulated.task_cloning import TaskLearner
 from robovlms_ros.training.simulated.trainer import Trainer
 
 pytestmark = pytest.mark.sim
@@ -36,21 +36,30 @@ def test_points_are_projected_as_mujoco_does(camera, name, tolerance):
     turned = (places + BASE_POSITION - data.cam_xpos[camera_id]) @ data.cam_xmat[camera_id].reshape(3, 3)
     focal = 0.5 / np.tan(np.radians(model.cam_fovy[camera_id]) / 2)
     expected = 0.5 + focal * turned[:, :2] * (1, -1) / -turned[:, 2:]
-    assert np.allclose(project(camera, places[None], hand[None])[0], expected, atol=tolerance)
+    found = project(camera, *(torch.from_numpy(x)[None] for x in (places, hand)))[0]
+    assert np.allclose(found, expected, atol=tolerance)
 
 
 def test_what_is_behind_a_camera_or_missing_is_nowhere():
-    places = np.array([[[2.0, 0.0, 1.0], [np.nan] * 3]])
-    assert np.isnan(project("static", places, np.eye(4)[None])).all()
+    places = torch.tensor([[[2.0, 0.0, 1.0], [torch.nan] * 3]])
+    assert torch.isnan(project("static", places, torch.eye(4)[None])).all()
+
+
+def test_nothing_to_see_is_no_loss_that_is_not_a_number():
+    seeing = Seeing({"static": 4, "wrist": 4}, 8)
+    tokens = {name: torch.randn(2, 16, 8) for name in ("static", "wrist")}
+    loss, error = seeing(tokens, torch.full((2, len(NAMED), 3), torch.nan), torch.eye(4).repeat(2, 1, 1))
+    loss.backward()
+    assert error == 0 and all(torch.isfinite(p.grad).all() for p in seeing.parameters())
 
 
 def test_patch_heads_learn_where_a_centre_is():
     """Two frames, one thing each, in patches that only the thing's place tells apart."""
     torch.manual_seed(0)
     seeing = Seeing({"static": 4}, 8)
-    places = np.full((2, len(NAMED), 3), np.nan)
-    places[0, 0], places[1, 1] = (0.45, -0.1, -0.09), (0.6, 0.1, -0.09)
-    hands = np.eye(4)[None].repeat(2, axis=0)
+    places = torch.full((2, len(NAMED), 3), torch.nan)
+    places[0, 0], places[1, 1] = torch.tensor((0.45, -0.1, -0.09)), torch.tensor((0.6, 0.1, -0.09))
+    hands = torch.eye(4).repeat(2, 1, 1)
     tokens = {"static": torch.randn(2, 16, 8)}
     optimiser = torch.optim.Adam(seeing.parameters(), 0.02)
     for _ in range(150):
@@ -61,7 +70,7 @@ def test_patch_heads_learn_where_a_centre_is():
     guess = seeing.patch["static"](tokens["static"]).unflatten(-1, (len(NAMED), 3))[..., 0]  # (2, 16, names)
     spots = project("static", places, hands) * 4
     for frame, name in ((0, 0), (1, 1)):
-        column, row = spots[frame, name].astype(int)
+        column, row = spots[frame, name].int()
         assert guess[frame].flatten().argmax() == (4 * row + column) * len(NAMED) + name
     assert float(error) < 0.02
 
@@ -69,12 +78,27 @@ def test_patch_heads_learn_where_a_centre_is():
 def test_stage_of_seeing_trains_the_vision_tower_alone(small_mapping, folder, tmp_path):
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    data = DemonstrationSet(find_shards(folder), 1, 2, TaskWindows)
     trainer = Trainer(policy, Recipe(windows=2), tmp_path, TaskLearner, threads=2)
+    data = DemonstrationSet(Frames(trainer.learner).add(find_shards(folder)), 1, 2)
     losses = trainer.train_step(data, 1e-3, Stage(1, seeing=True, windows=5))
     assert np.isfinite(float(losses.total)) and 0 < float(losses.target_error) < 1
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed and all("vision_tower" in name or "projector" in name for name in changed)
+
+
+def test_frozen_vision_tower_stays_as_it_is(small_mapping, folder, tmp_path):
+    policy = build_policy(config_from_mapping(small_mapping["policy"]))
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    trainer = Trainer(policy, Recipe(windows=2), tmp_path, TaskLearner)
+    data = DemonstrationSet(Frames(trainer.learner).add(find_shards(folder)), 1, 2)
+    trainer.train_step(data, 1e-3, Stage(1, frozen_vision=True))
+    changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and not any("vision_tower" in name or "projector" in name for name in changed)
+    assert any("language_model" in name for name in changed) and any(name.startswith("head") for name in changed)
+    with pytest.raises(ConfigError, match="frozen_vision = True: must be false where `seeing` is true"):
+        Stage(1, seeing=True, frozen_vision=True)
+    with pytest.raises(ConfigError, match=r"stages\[0\].frozen_vision = True: must be false without a `task`"):
+        TrainingPlan(small_mapping["policy"], (Stage(10, frozen_vision=True),))
 
 
 def test_seeing_needs_the_simulators_knowledge(small_mapping):

@@ -1,11 +1,13 @@
-"""Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first; features of windows with
-sentences of their own equal the policy's; a step lowers the loss, with and without the simulator's ground truth; the
-shipped plan is runnable and small enough; a killed run goes on where it was. Ablations: every variant's policy learns
-and drives; what is left is said beforehand, with the time it takes once one was timed; what was not run is listed as
-not run beside what RoboVLMs found, what was is not run again.
+"""Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first, and frames keep what the
+running policy computes of it; features of windows with sentences of their own equal the policy's; every goal is said in
+its own words; what is computed stays on the windows' device, and bfloat16 hardly changes it; a step lowers the loss,
+with and without the simulator's ground truth; the shipped plan is runnable and small enough; a killed run goes on where
+it was, another one from its checkpoint. Ablations: every variant's policy learns and drives; what is left is said
+beforehand, with the time it takes once one was timed; what was not run is listed as not run beside what RoboVLMs
+found, what was is not run again.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import yaml
 
 from robovlms_ros.config import config_from_mapping
 from robovlms_ros.policy.checkpoint import build_policy, load_policy
+from robovlms_ros.policy.proprioception import state_vector
+from robovlms_ros.processing.actions import ActionPipeline
 from robovlms_ros.resources import share_directory
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.sim.task import TRAINING_SEEDS
@@ -24,10 +28,11 @@ from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.training.simulated import ablations, costs, published
 from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage, initialise
 from robovlms_ros.training.simulated.costs import Work
-from robovlms_ros.training.simulated.pipeline import load_plan, train
-from robovlms_ros.training.simulated.shards import DemonstrationSet, find_shards
+from robovlms_ros.training.simulated.pipeline import shards_of_stages, train
+from robovlms_ros.training.simulated.plans import load_plan
+from robovlms_ros.training.simulated.shards import DemonstrationSet, Frames, find_shards
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
-from robovlms_ros.training.simulated.task_cloning import TaskLearner, TaskWindows
+from robovlms_ros.training.simulated.task_cloning import SENTENCES, TaskLearner
 from robovlms_ros.training.simulated.trainer import Trainer
 from robovlms_ros.types import Observation, RobotState
 
@@ -70,14 +75,73 @@ def test_windows_with_sentences_of_their_own_share_the_prefix(small_mapping):
             assert torch.allclose(shared[3 * c : 3 * c + 3], own, atol=1e-5)
 
 
+@pytest.fixture
+def learner(small_mapping):
+    policy = build_policy(config_from_mapping(small_mapping["policy"]))
+    initialise(policy, 0)
+    return TaskLearner(policy, Recipe(), 2)
+
+
+def test_frames_keep_what_the_running_policy_computes(learner, folder):
+    with np.load(folder / "0" / "frames.npz") as data:
+        raw = {name: data[name] for name in data.files}
+    config = learner.policy.config
+    window = DemonstrationSet(Frames(learner).add(find_shards(folder)), 3, 2)
+    windows = window.windows(window.starts[[0, -1]])
+    arm, opened = ActionPipeline(config.action).encode(raw["labels"][:, :, : config.model.action_chunk_size])
+    for start, row in zip(window.starts[[0, -1]], range(2), strict=True):
+        for frame, place in zip(range(start, start + 6, 2), range(3), strict=True):
+            state = RobotState(0, raw["joints"][frame].astype(float), None, raw["poses"][frame].astype(float),
+                               float(raw["openings"][frame]))
+            assert np.array_equal(windows.states[row, place], state_vector(config.proprioception, state))
+            assert np.array_equal(windows.arm[row, place], arm[frame].astype(np.float32))
+            assert np.array_equal(windows.opened[row, place], opened[frame])
+            both = np.concatenate((raw["things"][frame], raw["plates"][frame]))
+            assert np.array_equal(windows.places[row, place], both, equal_nan=True)
+            assert np.array_equal(windows.poses[row, place], raw["poses"][frame].astype(np.float32))
+            for name in ("goals", "yaws"):
+                assert np.array_equal(getattr(windows, name)[row, place], raw[name][frame])
+    assert windows.goals.dtype == torch.int64
+
+
+def test_every_goal_is_said_in_its_own_words(learner):
+    goal = torch.tensor([[0, 12], [30, 45]])
+    generator, said = torch.Generator().manual_seed(0), set()
+    for _ in range(20):
+        ids, mask = learner._words(goal, generator)
+        for number, tokens, there in zip(goal.flatten(), ids.flatten(0, 1), mask.flatten(0, 1), strict=True):
+            alone = [learner.policy.tokenize([words])["input_ids"][0].tolist() for words in SENTENCES[number]]
+            assert tokens[there.bool()].tolist() in alone
+            said.add((int(number), alone.index(tokens[there.bool()].tolist())))
+    assert len(said) > 8
+
+
+@pytest.mark.parametrize("part", ["losses", "seeing"])
+def test_what_is_computed_stays_where_the_windows_are(learner, folder, part):
+    data = DemonstrationSet(Frames(learner).add(find_shards(folder)), 2, 2)
+    windows = data.windows(data.starts[:3])
+    losses_of = getattr(learner, part)
+    wanted = losses_of(windows, torch.Generator().manual_seed(0))
+    # What is created without naming a device now has no values, and nothing can be computed from it and the windows.
+    with torch.device("meta"):
+        found = losses_of(windows, torch.Generator("cpu").manual_seed(0))
+    for field in fields(wanted):
+        torch.testing.assert_close(getattr(found, field.name), getattr(wanted, field.name), equal_nan=True)
+    rounded = TaskLearner(learner.policy, Recipe(precision="bfloat16"), 2)
+    rounded.load_state_dict(learner.state_dict())
+    total = getattr(rounded, part)(windows, torch.Generator().manual_seed(0)).total
+    assert total.dtype == torch.float32 and total != wanted.total
+    torch.testing.assert_close(total, wanted.total, rtol=0.02, atol=0.0)
+
+
 @pytest.mark.parametrize("ground_truth", [True, False])
 def test_steps_lower_the_loss(small_mapping, folder, tmp_path, ground_truth):
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     initialise(policy, 0)
-    data = DemonstrationSet(find_shards(folder), 2, 2, TaskWindows)
-    data.starts = data.starts[:2]
     recipe = Recipe(windows=2, shift=0, gain=0.0, channel_gain=0.0, offset=0.0, state_noise=0.0)
     trainer = Trainer(policy, recipe, tmp_path, lambda *given: TaskLearner(*given, 2, ground_truth))
+    data = DemonstrationSet(Frames(trainer.learner).add(find_shards(folder)), 2, 2)
+    data.starts = data.starts[:2]
     losses = [trainer.train_step(data, 2e-3) for _ in range(60)]
     values = [float(x.total.detach()) for x in losses]
     assert np.mean(values[-10:]) < 0.7 * np.mean(values[:3])
@@ -108,6 +172,16 @@ def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, 
     assert len(shards) == 1
     assert not load_policy(train(plan, run)).is_random
     assert shards == {p: p.stat().st_mtime_ns for p in shards}, "nothing is recorded twice"
+    # Another run goes on from its checkpoint: the policy can drive from the first stage on.
+    more = replace(plan, policy=None, start=str(run / "checkpoint"), stages=(Stage(1, 1e-9),))
+    again = load_policy(train(more, tmp_path / "more", run / "demonstrations")).state_dict()
+    begun = load_policy(tmp_path / "more" / "run" / "step_0").state_dict()
+    for name, value in load_policy(run / "checkpoint").state_dict().items():
+        assert torch.equal(begun[name], value) and torch.allclose(again[name], value, atol=1e-6), name
+    driven = shards_of_stages(replace(more, stages=(Stage(1, episodes=1),)), tmp_path / "more", run)
+    assert driven[0].jobs[-1].checkpoint == tmp_path / "more" / "run" / "step_0"
+    with pytest.raises(ConfigError, match="policy = None: must be given, or `start` is"):
+        replace(plan, policy=None)
 
 
 def test_shipped_plan():
@@ -132,8 +206,8 @@ def test_every_variant_learns_and_predicts(small_plan, folder, name):
     plan = ablations.plan_of(name, small_plan, 10)
     policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
     model = plan.policy_config.model
-    data = DemonstrationSet(find_shards(folder), model.history_length, 2, TaskWindows)
     learner = TaskLearner(policy, plan.recipe, 2, plan.ground_truth)
+    data = DemonstrationSet(Frames(learner).add(find_shards(folder)), model.history_length, 2)
     losses = learner.losses(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
     losses.total.backward()
     assert all(p.grad is not None for p in policy.head.parameters())
@@ -146,7 +220,8 @@ def test_every_variant_learns_and_predicts(small_plan, folder, name):
 def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "REFERENCE_EPISODES", 5)
 
-    small_plan = replace(small_plan, stages=(Stage(2, seeing=True, history=1), Stage(4), Stage(9, episodes=7)))
+    small_plan = replace(small_plan, stages=(Stage(2, seeing=True, history=1), Stage(4, demonstrations=8),
+                                               Stage(9, episodes=7), Stage(5)))
 
     def left(*names):
         return ablations.work(names, small_plan, tmp_path, 3, range(1))
@@ -157,6 +232,9 @@ def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, 
     assert left("executed_4") == {"executed_4": Work(5, 3, 1)}
     assert [stage.steps for stage in ablations.plan_of("reference", small_plan, 3).stages] == [1, 2]
     assert [stage.steps for stage in ablations.plan_of("without_ground_truth", small_plan, 3).stages] == [3]
+    # What the later stages would add is left out, and a step has as many frames whatever the history's length.
+    reference, single = (ablations.plan_of(name, small_plan, 3) for name in ("reference", "history_1"))
+    assert reference.demonstrations == 5 and single.recipe.windows == 2 * reference.recipe.windows
     with pytest.raises(ConfigError, match="variant = 'histroy_1'"):
         left("histroy_1")
     (tmp_path / "demonstrations").mkdir()

@@ -1,0 +1,74 @@
+"""Recording of shards in several processes: the expert's, or those that a policy drives."""
+
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan."""
+
+    folder: Path
+    seeds: range
+    robot: str
+    checkpoint: Path | None = None
+    task: str | None = None
+
+
+def shard_jobs(
+    folder: Path, seeds: range, shard: int, robot: str, checkpoint: Path | None = None, task: str | None = None
+) -> list[Job]:
+    """The scenes of `seeds` as shards of `shard` episodes, each named after its first seed."""
+    parts = [seeds[i : i + shard] for i in range(0, len(seeds), shard)]
+    return [Job(folder / str(part[0]), part, robot, checkpoint, task) for part in parts]
+
+
+def record(jobs: list[Job], workers: int) -> None:
+    """Record the shards that are missing, in `workers` processes of one thread each (0: see TrainingPlan)."""
+    missing = [job for job in jobs if not (job.folder / "frames.npz").exists()]
+    if not missing:
+        return
+    log.info("recording %d shards of %d into %s", len(missing), len(jobs), missing[0].folder.parent)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    workers = workers or max((os.cpu_count() or 2) - 1, 1)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
+        for line in pool.map(record_job, missing):
+            log.info("%s", line)
+
+
+def record_job(job: Job) -> str:
+    """Record one shard in this process; returns a line about it."""
+    import torch
+
+    from robovlms_ros.policy.checkpoint import load_policy
+    from robovlms_ros.sim.rollout import ExpertSession, build_loop
+    from robovlms_ros.sim.tasks.world import TaskWorld
+    from robovlms_ros.sim.world import SimWorld
+    from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, Recording, record_shard
+    from robovlms_ros.training.simulated.task_demonstrations import SETTINGS, TaskRecording
+
+    torch.set_num_threads(1)
+    recording: Recording | None = None
+    if job.task is None:
+        world, settings = SimWorld(job.seeds[0]), DemonstrationSettings()
+    else:
+        world, settings = TaskWorld(job.seeds[0], task=job.task), SETTINGS
+        recording = TaskRecording(world)
+    loop = build_loop(world, job.robot)
+    agent: Any = ExpertSession(world)
+    if job.checkpoint is not None:
+        agent = load_policy(job.checkpoint).new_session()
+        settings = replace(settings, noise=0.3, slip=0.005)
+    outcomes = record_shard(job.folder, job.seeds, loop, agent, settings, recording=recording)
+    world.close()
+    done = sum(outcome.success for outcome in outcomes)
+    wrong = sum(outcome.wrong for outcome in outcomes)
+    return f"{job.folder}: {done} of {len(outcomes)} done, {wrong} wrong"
