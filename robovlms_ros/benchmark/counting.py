@@ -67,17 +67,20 @@ class OperationCounter(TorchDispatchMode):
 
 def _formula(packet: Any) -> Callable[..., int] | None:
     name = str(packet).rpartition(".")[2]
+    if name.startswith("_scaled_dot_product") and "backward" not in name:
+        return _attention  # torch's own formula refuses fewer heads of keys than of queries
     if packet in flop_registry:
         return flop_registry[packet]
-    if name.startswith("_scaled_dot_product") and "backward" not in name:
-        return _attention
     if name in RECURRENT:
         return RECURRENT[name]
     return None
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
+    """Of tensors (batch, heads, tokens, width); keys and values may have fewer heads, each for a group of queries."""
+    heads = query.shape[1]
+    keys, values = ((x.shape[0], heads, *x.shape[2:]) for x in (key, value))
+    return sdpa_flop_count(query.shape, keys, values)
 
 
 def _recurrent(steps: Tensor, weights: Iterable[Tensor]) -> int:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from robovlms_ros.backbones.empty import parameters_on_meta
 from robovlms_ros.benchmark.by_hand import with_output_matrix
 from robovlms_ros.benchmark.cases import BACKBONES, Case, Frames, config_of
-from robovlms_ros.benchmark.counting import Ceilings, Operation, count, roofline
+from robovlms_ros.benchmark.counting import Ceilings, Operation, OperationCounter, count, roofline
 from robovlms_ros.benchmark.head_window import window_cost
 from robovlms_ros.benchmark.models import build, size_of
 from robovlms_ros.benchmark.presets import PRESETS, preset
@@ -121,6 +121,21 @@ def test_counts_of_single_layers_are_those_by_hand(inference: bool) -> None:
     assert sum(op.flops for op in attention) == 2 * 2 * (9 * 9 * 4) * 2
     assert sum(op.flops for op in patches) == 2 * 2 * 8 * 16 * (3 * 4 * 4)
     assert sum(op.flops for op in recurrent) == 2 * 5 * 4 * 6 * (7 + 6) + 2 * 5 * 4 * 6 * (6 + 6)
+
+
+@pytest.mark.parametrize("name", ["flash_attention", "efficient_attention", "cudnn_attention"])
+def test_attention_with_fewer_heads_of_keys_counts_like_repeated_ones(name: str) -> None:
+    """On a GPU PaliGemma-3B's 8 heads of queries meet one of keys: on the meta device the GPU's operations are known."""
+    operation = getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
+    more = {"flash_attention": (), "efficient_attention": (None, False), "cudnn_attention": (None, False)}[name]
+    queries, keys, repeated = (torch.empty(1, heads, 9, 16, device="meta", dtype=torch.bfloat16) for heads in (8, 1, 8))
+    counted = []
+    for k in (keys, repeated):
+        counted.append(OperationCounter())
+        with counted[-1]:
+            operation(queries, k, k, *more)
+    assert [op.flops for counter in counted for op in counter.operations] == 2 * [8 * 2 * 2 * (9 * 9 * 16)]
+    assert counted[0].operations[0].bytes < counted[1].operations[0].bytes
 
 
 @torch.inference_mode()
