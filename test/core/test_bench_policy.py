@@ -125,7 +125,7 @@ def test_counts_of_single_layers_are_those_by_hand(inference: bool) -> None:
 
 @pytest.mark.parametrize("name", ["flash_attention", "efficient_attention", "cudnn_attention"])
 def test_attention_with_fewer_heads_of_keys_counts_like_repeated_ones(name: str) -> None:
-    """On a GPU PaliGemma-3B's 8 heads of queries meet one of keys: on the meta device the GPU's operations are known."""
+    """On a GPU PaliGemma-3B's 8 heads of queries meet one of keys. The meta device knows a GPU's operations."""
     operation = getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
     more = {"flash_attention": (), "efficient_attention": (None, False), "cudnn_attention": (None, False)}[name]
     queries, keys, repeated = (torch.empty(1, heads, 9, 16, device="meta", dtype=torch.bfloat16) for heads in (8, 1, 8))
