@@ -5,6 +5,8 @@
 - A by-hand model with logits is transformers' own: its logits are those of the tied output matrix.
 - FLOPs and bytes: a linear layer, attention, a convolution and an LSTM as counted by hand; a whole vision tower and
   language model by the sum over their matrices; the fast path counts less than the plain one.
+- Operations that only a GPU has are counted: attention with grouped heads (like repeated ones), products with another
+  output precision, cuDNN's LSTM. A formula that refuses its arguments ends no measurement.
 - The roofline takes the larger of arithmetic and traffic, operation by operation.
 - Robots stepped together answer as they do alone, every family, plain and fast, with different instructions and frames
   that were only observed; on the fast path the layout is made once per instruction and the last layer sees the action
@@ -20,6 +22,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import flop_registry
 
 from robovlms_ros.backbones.empty import parameters_on_meta
 from robovlms_ros.benchmark.by_hand import with_output_matrix
@@ -123,19 +126,96 @@ def test_counts_of_single_layers_are_those_by_hand(inference: bool) -> None:
     assert sum(op.flops for op in recurrent) == 2 * 5 * 4 * 6 * (7 + 6) + 2 * 5 * 4 * 6 * (6 + 6)
 
 
-@pytest.mark.parametrize("name", ["flash_attention", "efficient_attention", "cudnn_attention"])
-def test_attention_with_fewer_heads_of_keys_counts_like_repeated_ones(name: str) -> None:
-    """On a GPU PaliGemma-3B's 8 heads of queries meet one of keys. The meta device knows a GPU's operations."""
-    operation = getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
-    more = {"flash_attention": (), "efficient_attention": (None, False), "cudnn_attention": (None, False)}[name]
-    queries, keys, repeated = (torch.empty(1, heads, 9, 16, device="meta", dtype=torch.bfloat16) for heads in (8, 1, 8))
+@pytest.mark.parametrize("inference", [False, True])
+def test_grouped_heads_on_the_cpu_count_like_repeated_ones(inference: bool) -> None:
+    """As transformers calls it for PaliGemma-3B, whose 8 heads of queries meet one of keys."""
+    q, k, v = torch.randn(2, 8, 9, 16), torch.randn(2, 1, 11, 16), torch.randn(2, 1, 11, 16)
+    with torch.inference_mode(inference), torch.no_grad():
+        grouped = count(lambda: functional.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+        keys, values = (x.repeat_interleave(8, 1) for x in (k, v))
+        repeated = count(lambda: functional.scaled_dot_product_attention(q, keys, values))
+    assert sum(op.flops for op in grouped) == sum(op.flops for op in repeated) == 2 * 8 * 4 * (9 * 11 * 16)
+
+
+QUERIES = (2, 8, 9, 16)
+# What comes behind query, key and value; whether tokens come before heads.
+KERNELS = {
+    "_scaled_dot_product_flash_attention": ((), False),
+    "_scaled_dot_product_efficient_attention": ((None, False), False),
+    "_scaled_dot_product_cudnn_attention": ((None, False), False),
+    "_scaled_dot_product_fused_attention_overrideable": ((), False),
+    "_flash_attention_forward": ((None, None, 9, 11, 0.0, False, False), True),
+    "_efficient_attention_forward": ((None, None, None, None, None, 0.0, 0), True),
+    "_cudnn_attention_forward": ((None, None, None, 9, 11, False), False),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_gpus_attention_with_fewer_heads_of_keys_counts_like_repeated_ones(name: str) -> None:
+    """The meta device knows a GPU's operations."""
+    more, tokens_first = KERNELS[name]
     counted = []
-    for k in (keys, repeated):
-        counted.append(OperationCounter())
-        with counted[-1]:
-            operation(queries, k, k, *more)
-    assert [op.flops for counter in counted for op in counter.operations] == 2 * [8 * 2 * 2 * (9 * 9 * 16)]
-    assert counted[0].operations[0].bytes < counted[1].operations[0].bytes
+    for heads in (1, 8):
+        shapes = [QUERIES, (2, heads, 11, 16), (2, heads, 11, 16)]
+        tensors = [torch.empty(shape, device="meta", dtype=torch.bfloat16) for shape in shapes]
+        if tokens_first:
+            tensors = [tensor.transpose(1, 2) for tensor in tensors]
+        with OperationCounter() as counter:
+            try:
+                getattr(torch.ops.aten, name)(*tensors, *more)
+            except NotImplementedError:
+                pytest.skip(f"this torch has no {name} without a GPU")
+        counted += counter.operations
+    assert [op.flops for op in counted] == 2 * [2 * 8 * 4 * (9 * 11 * 16)]
+    rows = 16 * 2  # bytes
+    assert [op.bytes for op in counted] == [rows * 2 * (8 * 9 + 2 * heads * 11 + 8 * 9) for heads in (1, 8)]
+
+
+def test_products_that_only_a_gpu_has_are_counted() -> None:
+    aten = torch.ops.aten
+    a, b, bias = (torch.empty(s, device="meta", dtype=torch.bfloat16) for s in ((32, 16), (16, 48), (48,)))
+    eight = [x.to(torch.float8_e4m3fn) for x in (a, b.t().contiguous())]
+    whole = [x.to(torch.int8) for x in (a, b)]
+    one = torch.empty((), device="meta")
+    with OperationCounter() as counter:
+        aten.mm.dtype(a, b, torch.float32)
+        aten.addmm.dtype(bias, a, b, torch.float32)
+        aten.bmm.dtype(a[None], b[None], torch.float32)
+        aten._scaled_mm(eight[0], eight[1].t(), one, one, out_dtype=torch.bfloat16)
+        aten._int_mm(*whole)
+        aten.mm.out(a, b, out=torch.empty(32, 48, device="meta", dtype=torch.bfloat16))
+    operations = counter.operations
+    assert [op.flops for op in operations] == 6 * [2 * 32 * 16 * 48]
+    dtypes = ["bfloat16", "bfloat16", "bfloat16", "float8_e4m3fn", "int8", "bfloat16"]
+    assert [op.dtype for op in operations] == dtypes
+    assert operations[0].bytes == 2 * (32 * 16 + 16 * 48) + 4 * 32 * 48
+    assert operations[-1].bytes == 2 * (32 * 16 + 16 * 48 + 32 * 48)
+
+
+def test_cudnns_lstm_counts_like_the_whole_one() -> None:
+    steps, lstm = torch.empty(1, 5, 7, device="meta"), nn.LSTM(7, 6, 2, batch_first=True, device="meta")
+    state = torch.empty(2, 1, 6, device="meta")
+    buffer = torch.empty(sum(p.numel() for p in lstm.parameters()), device="meta")
+    weights = list(lstm.parameters())
+    with OperationCounter() as counter, torch.no_grad():
+        torch.ops.aten._cudnn_rnn(
+            steps, weights, 4, buffer, state, state, 2, 6, 0, 2, True, 0.0, False, False, [], None
+        )
+    (operation,) = counter.operations
+    assert operation.flops == 2 * 5 * 4 * 6 * (7 + 6) + 2 * 5 * 4 * 6 * (6 + 6)
+    assert operation.bytes == 4 * (5 * 7 + buffer.numel() + 2 * 2 * 6 + 5 * 6)
+
+
+def test_a_formula_that_refuses_costs_its_flops_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise AssertionError("shapes are incompatible")
+
+    monkeypatch.setitem(flop_registry, torch.ops.aten.convolution, refuse)
+    (operation,) = count(lambda: functional.conv1d(torch.ones(1, 2, 5), torch.ones(3, 2, 1)))
+    assert operation.flops == 0 and operation.bytes > 0
+    assert "aten.convolution are not counted: shapes are incompatible" in caplog.text
 
 
 @torch.inference_mode()
