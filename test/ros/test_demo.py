@@ -3,7 +3,7 @@
 - The simulated arm follows the instruction through the real ROS graph, and not without cameras.
 - It leaves the JSON, the GIF, the timeline and a bag that another library reads, chunks and commands in it.
 - Scenes that training used are refused.
-- The tabletop tasks ask for a checkpoint, as none is shipped.
+- The tabletop tasks are driven by the policy that is shipped for them.
 - A tabletop run that was stopped goes on with the episodes that are missing.
 """
 
@@ -57,9 +57,14 @@ def test_training_scenes_are_refused() -> None:
     assert "--first-seed = 1000000" in done.stderr and "0 to 9999" in done.stderr
 
 
-def test_tabletop_tasks_need_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--task", "lift", "--output", str(tmp_path)]) == 1
-    assert "robovlms train --config tasks" in capsys.readouterr().err
+def test_tabletop_tasks_have_a_policy_of_their_own(tmp_path: Path) -> None:
+    numbers = tmp_path / "tasks.json"
+    done = demo("--task", "all", "--seeds", "1", "--first-seed", "100", "--no-controls", "--no-bag",
+                "--time-limit", "4", "--json", str(numbers), "--output", str(tmp_path / "outputs"))
+    assert done.returncode in (0, 1) and numbers.exists(), done.stdout + done.stderr
+    result = json.loads(numbers.read_text())
+    assert [row["instruction"] for row in result["rows"]] == ["lift", "stack", "put", "push"]
+    assert all(row["chunks"] > 0 for row in result["rows"]), done.stdout
 
 
 def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -70,6 +75,7 @@ def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     ran: list[int] = []
 
     def two_episodes(options, say, keep):  # type: ignore[no-untyped-def]
+        assert options.checkpoint == "tasks"
         for trial in options.trials[:2]:
             ran.append(trial.seed)
             keep(trial, EpisodeResult("lift the red cube", trial.condition, trial.seed, trial.seed != 1, False, 2.0, 9,
@@ -81,7 +87,7 @@ def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(runner, "run_demo", two_episodes)
     numbers = tmp_path / "demo.json"
-    arguments = ["demo", "--task", "lift", "--seeds", "3", "--no-controls", "--checkpoint", "demo", "--no-bag",
+    arguments = ["demo", "--task", "lift", "--seeds", "3", "--no-controls", "--no-bag",
                  "--json", str(numbers), "--output", str(tmp_path / "outputs")]
     assert main(arguments) == 130 and not numbers.exists()
     assert main(arguments) == 1 and ran == [0, 1, 2], "2 of 3 are below 97 %"
