@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code (2 for a wrong command line, 1 for a refusal)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it names an extra that it lacks whenever it is imported
     return dispatch("robovlms", COMMANDS, arguments)
 
 

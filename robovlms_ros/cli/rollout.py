@@ -3,7 +3,7 @@
 The same executor and trajectory controllers as behind the live node; inference takes a simulated latency, drawn per
 chunk. Scenes come from the evaluation range of seeds. Exit code 1 when a threshold is missed (see `robovlms demo`).
 
---task runs the tabletop tasks (lift, stack, put, push, or all): the sentence is drawn by the seed, a third of them are
+--task runs the tabletop tasks (lift, stack, put, push, or all): the sentence is drawn by the seed, a fifth of them are
 sentences that training never used. --every-goal asks each scene for everything of its task that fits it, and counts the
 scenes in which all of it was followed. --condition changes light, camera, distractors, latency or drops frames; `all`
 runs every condition, which is the robustness table. Without --task: the easy demo's two cubes.
