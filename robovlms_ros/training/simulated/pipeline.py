@@ -45,7 +45,7 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
         initialise(policy, plan.recipe.seed)
     else:
         policy = load_policy(find_checkpoint(plan.start), plan.policy_config)
-        if not step_folder(folder, 0).exists():
+        if not (step_folder(folder, 0) / "model.safetensors").exists():
             save_policy(policy, step_folder(folder, 0))
     trainer = Trainer(policy, plan.recipe, folder / "run", _learner(plan, device), plan.save_every, plan.threads,
                       device)
