@@ -5,7 +5,6 @@ an addition are two FLOPs (torch.utils.flop_counter's convention, whose formulas
 counts in full). Bytes: every input and output once. Roofline: Williams et al., CACM 52(4), 2009.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,14 +64,10 @@ class OperationCounter(TorchDispatchMode):
         moved = sum(t.numel() * t.element_size() for t in [*read, _output(given, result)])
         packet = func._overloadpacket
         formula = _own_formula(packet)
-        try:
-            if formula is not None:
-                flops = formula(given, result)
-            else:
-                flops = int(flop_registry[packet](*args, **kwargs, out_val=result))
-        except Exception as error:  # a kernel's new arguments must not cost the whole measurement
-            log.warning("FLOPs of %s are not counted: %s", packet, error)
-            flops = 0
+        if formula is not None:
+            flops = formula(given, result)
+        else:
+            flops = int(flop_registry[packet](*args, **kwargs, out_val=result))
         self.operations.append(Operation(_name(packet), str(dtype).removeprefix("torch."), flops, moved))
 
 
@@ -89,8 +82,6 @@ PRODUCTS = {
 }
 # In inference mode these arrive whole; taken apart they would run another way than they do (LSTMs not in bfloat16).
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
-# Kernels below scaled_dot_product_attention, which libraries call themselves: (batch, tokens, heads, width).
-TOKENS_FIRST = ("_flash_attention_forward", "_efficient_attention_forward")
 
 
 def _own_formula(packet: Any) -> Formula | None:
@@ -99,12 +90,8 @@ def _own_formula(packet: Any) -> Formula | None:
         return partial(_product, PRODUCTS[name])
     if name in RECURRENT:
         return _recurrent
-    if "backward" in name:
-        return None
-    if name.startswith(TOKENS_FIRST):
-        return partial(_attention, tokens=-3)
-    if name.startswith(("_scaled_dot_product", "_cudnn_attention_forward")):
-        return partial(_attention, tokens=-2)
+    if name.startswith("_scaled_dot_product") and "backward" not in name:
+        return _attention
     return None
 
 
@@ -112,16 +99,12 @@ def _product(first: str, given: Given, result: Any) -> int:
     return 2 * _output(given, result).numel() * given[first].shape[-1]
 
 
-def _attention(given: Given, result: Any, tokens: int) -> int:
+def _attention(given: Given, result: Any) -> int:
     """From the output's rows, one per query and head: keys and values may have fewer heads, each for a group of
-    queries (torch 2.11's own formula refuses that). tokens: the dimension of the keys' tokens."""
-    query, key, value = given["query"], given["key"], given["value"]
+    queries (torch 2.11's own formula refuses that)."""
+    query, key, value = given["query"], given["key"], given["value"]  # (batch, heads, tokens, width)
     each = 2 * (query.shape[-1] + value.shape[-1])  # of one query with one key
-    for queries, keys in (("cum_seq_q", "cum_seq_k"), ("cu_seqlens_q", "cu_seqlens_k")):
-        if given.get(queries) is not None:  # sequences of several lengths, one behind the other: (tokens, heads, width)
-            lengths = zip(given[queries].diff().tolist(), given[keys].diff().tolist(), strict=True)
-            return each * query.shape[-2] * sum(q * k for q, k in lengths)
-    return each * math.prod(_output(given, result).shape[:-1]) * key.shape[tokens]
+    return each * math.prod(_output(given, result).shape[:-1]) * key.shape[-2]
 
 
 def _recurrent(given: Given, _: Any) -> int:

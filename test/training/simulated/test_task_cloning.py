@@ -1,13 +1,14 @@
 """Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first, and frames keep what the
-running policy computes of it; features of windows with sentences of their own equal the policy's; every goal is said in
-its own words; what is computed stays on the windows' device, and bfloat16 hardly changes it; a step lowers the loss,
-with and without the simulator's ground truth; the shipped plan is runnable and small enough; a killed run goes on where
-it was, another one from its checkpoint. Ablations: every variant's policy learns and drives; what is left is said
-beforehand, with the time it takes once one was timed; what was not run is listed as not run beside what RoboVLMs
-found, what was is not run again.
+running policy computes of it; features of windows with sentences of their own equal the policy's; every goal is said
+in its own words; what is computed stays on the windows' device, bfloat16 hardly changes it and compilation not at
+all; a step lowers the loss, with and without the simulator's ground truth; the shipped plan is runnable and small
+enough; a killed run goes on where it was, another one from its checkpoint. Ablations: every variant's policy learns
+and drives; what is left is said beforehand, with the time it takes once one was timed; what was not run is listed as
+not run beside what RoboVLMs found, what was is not run again.
 """
 
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -147,6 +148,23 @@ def test_steps_lower_the_loss(small_mapping, folder, tmp_path, ground_truth):
     assert np.mean(values[-10:]) < 0.7 * np.mean(values[:3])
     assert np.isnan(float(losses[0].target_error)) != ground_truth
     assert (trainer.learner.auxiliary is not None) == ground_truth
+
+
+def test_compiled_towers_compute_the_same(small_mapping, folder, monkeypatch):
+    """Traced as for a GPU, and run as traced: generating code for a processor would take a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    policy = build_policy(config_from_mapping(small_mapping["policy"]))
+    told = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        learner = TaskLearner(policy, Recipe(), compiled=compiled)
+        data = DemonstrationSet(Frames(learner).add(find_shards(folder)), 2, 2)
+        for losses_of in (learner.losses, learner.seeing):
+            losses = losses_of(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
+            gradients = torch.autograd.grad(losses.total, list(policy.parameters()), allow_unused=True)
+            size = sum(float(g.square().sum()) for g in gradients if g is not None)
+            told.append((float(losses.total.detach()), size))
+    assert told[2:] == [pytest.approx(pair, rel=1e-4) for pair in told[:2]]
 
 
 def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, monkeypatch):
