@@ -220,7 +220,8 @@ class Pilot:
         now = self._now()
         action, problem = self._guard.faults(now)
         if action in ("hold", "stop"):
-            self._refuse(problem)
+            # What never ran goes on waiting: the state must not depend on whether the tick saw the fault first.
+            self._refuse(problem, HOLDING if self._report.state == RUNNING else self._report.state)
             return
         if self._executor is None:
             self._accept(chunk, now)
@@ -249,11 +250,11 @@ class Pilot:
         self._report.reaction.add((takes_effect_ns - chunk.stamp_ns) / NANOSECONDS)
         self._set(RUNNING, "")
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, state: str = HOLDING) -> None:
         self._report.refusals += 1
         self._report.last_refusal, self._report.last_refusal_ns = reason, self._now()
         self._hold(reason)
-        self._set(HOLDING, reason)
+        self._set(state, reason)
 
     def _hold(self, reason: str) -> None:
         """Command a smooth stop, once, when anything is under way."""

@@ -3,8 +3,9 @@
 Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`), `joint_states`,
 `robot_description`, `/clock` with `publish_clock`; hears `panda_arm_controller/joint_trajectory` and
 `gripper_controller/joint_trajectory`. `~/reset` puts the arm into the scene of the parameter `seed`.
-`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing. The parameter `task` chooses between
-the easy demo's two cubes and the scenes of a tabletop task; those come with a sentence of the seed's own.
+`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing; its `resets` counts the scenes that
+`~/reset` set up. The parameter `task` chooses between the easy demo's two cubes and the scenes of a tabletop task;
+those come with a sentence of the seed's own.
 
 Without `/clock` its stamps are those of the node's own clock, as a real arm's are.
 """
@@ -65,7 +66,7 @@ class SimArmNode(Node):
         if not self._publish_clock and self._factor != 1.0:
             self.get_logger().warning("real_time_factor other than 1 without publish_clock: stamps run with the "
                                       "world's time and drift from the node's clock.")
-        self._seed = int(self._get("seed"))
+        self._seed, self._resets_done = int(self._get("seed")), 0
         self._offset_ns = 0 if self._publish_clock else self.get_clock().now().nanoseconds - self._world.time_ns
         self._commands: queue.SimpleQueue[tuple[TrajectoryController, JointTrajectory]] = queue.SimpleQueue()
         self._resets: queue.SimpleQueue[queue.SimpleQueue[str]] = queue.SimpleQueue()
@@ -162,6 +163,7 @@ class SimArmNode(Node):
             self._seed = int(self._get("seed"))
             self._world.blank_cameras = bool(self._get("blank_cameras"))
             self._world.reset(self._seed)
+            self._resets_done += 1
         except TaskError as error:
             return str(error)
         return ""
@@ -194,7 +196,8 @@ class SimArmNode(Node):
         return message
 
     def _ground_truth(self) -> str:
-        scene = {"seed": self._seed, "time": self._world.time_ns / NANOSECONDS, "joints": list(self._world.joints)}
+        scene = {"seed": self._seed, "resets": self._resets_done, "time": self._world.time_ns / NANOSECONDS,
+                 "joints": list(self._world.joints)}
         if isinstance(self._world, TaskWorld):
             scene |= {"task": self._world.scene_task, "instruction": self._world.sentence}
         return json.dumps(scene | self._world.ground_truth().as_json())

@@ -95,12 +95,14 @@ def reset(sim, seed, **values):
     from rclpy.parameter import Parameter
     from ros_graph import wait_for
 
+    before = sim.truth()["resets"]
     sim.sim.set_parameters([Parameter("seed", value=seed), *(Parameter(k, value=v) for k, v in values.items())])
     wait_for(sim.reset.service_is_ready, "the reset service")
     future = sim.reset.call_async(sim.reset.srv_type.Request())
     wait_for(future.done, "the reset")
     assert future.result().success
-    wait_for(lambda: sim.truth()["seed"] == seed, "the new scene")
+    wait_for(lambda: sim.truth()["resets"] > before, "the new scene")
+    assert sim.truth()["seed"] == seed
     return sim.truth()
 
 
@@ -109,6 +111,24 @@ def test_a_seed_is_a_scene(sim):
     for name in ("red cube", "green cube"):
         np.testing.assert_allclose(first["cubes"][name], again["cubes"][name], atol=1e-3)
         assert np.abs(np.array(first["cubes"][name]) - other["cubes"][name]).max() > 0.005
+
+
+def test_the_same_scene_again_is_judged_afresh(sim):
+    """The examiner goes on with the new scene's truth, not with what was left of the same scene before."""
+    from ros_graph import Spinner
+
+    from robovlms_ros.ros.demo.examiner import Examiner
+
+    examiner = Examiner((), "/simtest")
+    spinner = Spinner(examiner)
+    try:
+        counts = []
+        for _ in range(3):
+            examiner.new_scene(7, blank_cameras=False)
+            counts.append(examiner.truth()["resets"])
+        assert counts == [counts[0], counts[0] + 1, counts[0] + 2]
+    finally:
+        spinner.close()
 
 
 def test_blanked_cameras(sim):

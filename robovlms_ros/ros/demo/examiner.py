@@ -171,13 +171,15 @@ class Examiner(Node):
         values = [Parameter("seed", value=seed), Parameter("blank_cameras", value=blank_cameras)]
         if task:
             values.append(Parameter("task", value=task))
+        # By the count and not by the seed: the same scene again must not be judged by what was left of it before.
+        self.wait_until(lambda: bool(self.truth()), 30.0, "the simulated arm's ground truth")
+        before = self.truth()["resets"]
         request = SetParameters.Request(parameters=[value.to_parameter_msg() for value in values])
         for result in self._call(SetParameters, f"{SIM}/set_parameters", request, 30.0).results:
             if not result.successful:
                 raise ExaminerError(f"the simulated arm refused a parameter: {result.reason}")
         self._demand(Trigger, f"{SIM}/reset", Trigger.Request())
-        self.wait_until(lambda: self.truth().get("seed") == seed and self.truth().get("task", "") == task, 30.0,
-                        f"the scene of seed {seed}")
+        self.wait_until(lambda: self.truth()["resets"] > before, 30.0, f"the scene of seed {seed}")
 
     def _demand(self, kind: type, service: str, request: object) -> None:
         response = self._call(kind, service, request, 30.0)
