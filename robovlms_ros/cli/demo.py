@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{table(rows)}\n")
     if result["failures"]:
         print(f"{failure_table(result['failures'])}\n")
+    if result.get("taken_instead"):
+        print(f"{failure_table(result['taken_instead'], 'taken instead')}\n")
     if outcome.episodes:
         _print_measured(result)
     written = [f"{args.output}/demo.gif, timeline.png"] if outcome.recordings else []
@@ -154,6 +156,7 @@ def _rows(episodes: Sequence["TaskEpisode"], tabletop: bool) -> tuple[list["Row"
         return summarise(results), {"failures": failures(results)}
     return evaluate.rows(episodes), {"paraphrases": evaluate.paraphrases(episodes),
                                      "failures": failures(evaluate.named_by_task(episodes)),
+                                     "taken_instead": evaluate.taken_instead(episodes),
                                      "episodes": [episode.as_json() for episode in episodes]}
 
 

@@ -103,7 +103,7 @@ def _report(
 
     aims = {name: tasks.EXPERT_AIM for name in TASKS} if args.checkpoint is None else tasks.AIMS
     rows, spoken = tasks.rows(episodes, aims), tasks.paraphrases(episodes)
-    failed = failures(tasks.named_by_task(episodes))
+    failed, taken = failures(tasks.named_by_task(episodes)), tasks.taken_instead(episodes)
     obeyed = obedience(episodes) if args.every_goal else []
     print(f"{condition}\n{table(rows)}\n")
     for line in spoken:
@@ -114,10 +114,13 @@ def _report(
         print(f"\n{obedience_table(obeyed)}")
     if failed:
         print(f"\n{failure_table(failed)}")
+    if taken:
+        print(f"\n{failure_table(taken, 'taken instead')}")
     print()
     return report(rows, {
         "condition": condition, "latency_s": list(settings.conditions[condition].latency),
         "checkpoint": args.checkpoint, "every_goal": args.every_goal, "paraphrases": spoken, "failures": failed,
+        "taken_instead": taken,
         "obedience": [row.as_json() for row in obeyed], "episodes": [e.as_json() for e in episodes],
     })
 

@@ -21,7 +21,7 @@ STRICT_FROM = 20
 @dataclass(frozen=True)
 class EpisodeResult:
     """What one episode came to. time_to_success: simulated s from the instruction, None without success. why: what the
-    judge calls the failure, in a word or two; empty with success."""
+    judge calls the failure, in a word or two; empty with success. taken: what was taken in the named thing's place."""
 
     instruction: str
     condition: Condition
@@ -32,6 +32,7 @@ class EpisodeResult:
     chunks: int
     refusals: int = 0
     why: str = ""
+    taken: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,14 @@ def failures(episodes: Sequence[EpisodeResult]) -> dict[str, dict[str, int]]:
     return {why: dict(counts[why]) for why in sorted(counts, key=lambda why: (-counts[why].total(), why))}
 
 
-def failure_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+def failure_table(counts: Mapping[str, Mapping[str, int]], title: str = "failed") -> str:
     """`failures` for a terminal: a line per reason, a column per instruction; empty without failures."""
     if not counts:
         return ""
     columns = list(dict.fromkeys(name for row in counts.values() for name in row))
     lines = [[why, *(str(row.get(name, "-")) for name in columns), str(sum(row.values()))]
              for why, row in counts.items()]
-    return aligned(["failed", *columns, "all"], lines)
+    return aligned([title, *columns, "all"], lines)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -98,7 +98,8 @@ class Bench:
         loop.world.time_ns = START_NS  # a later start would round differently, and grasps feel the last bit
         outcome = loop.run(agent, [(0.0, words)], np.random.default_rng((scene.seed, 2)))
         result = EpisodeResult(words, "blanked" if self.settings.blank else "named", scene.seed, outcome.success,
-                               outcome.wrong, outcome.time_to_success, outcome.chunks, outcome.refusals, outcome.why)
+                               outcome.wrong, outcome.time_to_success, outcome.chunks, outcome.refusals, outcome.why,
+                               outcome.taken)
         if not scene.task:
             return TaskEpisode("", result, False)
         return TaskEpisode(meaning(words).task, result, is_unseen(words), scene.task)

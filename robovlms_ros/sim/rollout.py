@@ -43,8 +43,8 @@ class Frame:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode came to. time_to_success: simulated s, None without. wrong: another cube was lifted. why: what
-    the judge calls the failure; empty with success."""
+    """What an episode came to. time_to_success: simulated s, None without. wrong: another thing was taken. why: what
+    the judge calls the failure; empty with success. taken: what was taken in the place of the named thing."""
 
     instruction: str
     success: bool
@@ -53,6 +53,7 @@ class Outcome:
     chunks: int
     refusals: int
     why: str = ""
+    taken: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ class ClosedLoop:
             world.step()
         time = None if success_ns is None else (success_ns - judged_from_ns) / NANOSECONDS
         why = "" if success_ns is not None else judge.why()
-        return Outcome(instructions[-1][1], success_ns is not None, wrong, time, chunks, refusals, why)
+        return Outcome(instructions[-1][1], success_ns is not None, wrong, time, chunks, refusals, why,
+                       judge.taken)
 
     def measured(self) -> RobotState:
         """The arm's state now, with the tool's pose."""

@@ -28,6 +28,11 @@ class Judge(Protocol):
         """Why an episode that has not succeeded failed, in a word or two."""
         ...
 
+    @property
+    def taken(self) -> str:
+        """The first thing that was taken in the place of the named one; empty when there was none."""
+        ...
+
 
 class TaskError(RoboVLMsError):
     """An instruction or a seed does not belong to the demo's task."""
@@ -45,13 +50,13 @@ class LiftJudge:
 
     def __init__(self, instruction: str) -> None:
         self._named = named_cube(instruction)
-        self._wrong = False
+        self.taken = ""
 
     def look(self, truth: Any) -> tuple[bool, bool]:
         lifted = truth.lifted()
-        wrong = any(name != self._named for name in lifted)
-        self._wrong = self._wrong or wrong
-        return self._named in lifted, wrong
+        others = [name for name in lifted if name != self._named]
+        self.taken = self.taken or "".join(others[:1])
+        return self._named in lifted, bool(others)
 
     def why(self) -> str:
-        return "wrong object" if self._wrong else "not lifted"
+        return "wrong object" if self.taken else "not lifted"

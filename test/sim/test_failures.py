@@ -69,6 +69,19 @@ def test_another_thing_is_taken():
     assert why(PUSH, frame(AWAY, plates=PLATES), intruder) == "wrong object"
 
 
+def test_what_was_taken_is_told():
+    for goal, frames, taken in (
+        (LIFT, (START, held("green", GREEN, 0.02), held("blue", BLUE)), "green cube"),
+        (STACK, (START, held("green", GREEN)), "green cube"),
+        (PUT, (frame(AWAY, plates=PLATES), frame(AWAY, plates=PLATES, blue=YELLOW)), "blue cube"),
+        (LIFT, (START, held("red", RED, 0.02)), ""),
+    ):
+        judge = base.TableJudge(goal)
+        for truth in frames:
+            judge.look(truth)
+        assert judge.taken == taken
+
+
 def test_after_the_thing_is_taken():
     low = held("red", RED, 0.02)
     assert why(LIFT, START, low) == "too slow"
@@ -114,10 +127,10 @@ def test_cubes_of_the_easy_demo():
 
     judge = LiftJudge("lift the red cube")
     judge.look(Truth())
-    assert judge.why() == "not lifted"
+    assert judge.why() == "not lifted" and judge.taken == ""
     judge.look(Truth("green"))
     judge.look(Truth())
-    assert judge.why() == "wrong object"
+    assert judge.why() == "wrong object" and judge.taken == "green"
 
 
 @pytest.mark.sim

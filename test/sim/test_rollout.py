@@ -14,7 +14,7 @@ from robovlms_ros.evaluation.closed_loop import EpisodeResult
 from robovlms_ros.sim.bench import Bench, BenchSettings, Scene
 from robovlms_ros.sim.episode_log import EpisodeLog, LogError, identity_of
 from robovlms_ros.sim.processes import run_scenes
-from robovlms_ros.sim.tasks.evaluate import TaskEpisode
+from robovlms_ros.sim.tasks.evaluate import TaskEpisode, taken_instead
 from robovlms_ros.sim.tasks.language import Goal, instructions, is_unseen, meaning, paraphrase
 from robovlms_ros.sim.tasks.obedience import obedience, obedience_table
 from robovlms_ros.sim.tasks.world import TaskWorld
@@ -57,6 +57,23 @@ def test_paraphrases_are_drawn_by_the_seed():
     drawn = {paraphrase(goal, seed) for seed in range(100)}
     assert drawn == {*instructions(goal), *instructions(goal, unseen=True)}
     assert any(map(is_unseen, drawn)) and paraphrase(goal, 7) == paraphrase(goal, 7)
+
+
+def test_what_was_taken_instead_is_counted_by_how_it_differs():
+    def failed(words, taken, condition="named"):
+        result = EpisodeResult(words, condition, 0, False, True, None, 5, why="wrong object", taken=taken)
+        return TaskEpisode(meaning(words).task, result, False)
+
+    episodes = [
+        failed("lift the red can", "red cube"), failed("push the red can to the yellow plate", "red ball"),
+        failed("lift the red can", "blue can"), failed("lift the red can", "blue cube"),
+        failed("stack the red can on the blue cube", "blue cube"), failed("lift the red can", ""),
+        failed("lift the red can", "red cube", "blanked"), episode(success=False, why="dropped"),
+    ]
+    assert taken_instead(episodes) == {
+        "another shape": {"lift": 1, "push": 1}, "another colour": {"lift": 1}, "another colour and shape": {"lift": 1},
+        "not kept": {"lift": 1}, "the thing to stack on": {"stack": 1},
+    }
 
 
 def test_obedience_counts_scenes():

@@ -207,7 +207,8 @@ def _examine(examiner: Examiner, trial: Trial, limit: float) -> tuple[EpisodeRes
     seconds = (end - start) / NANOSECONDS
     result = EpisodeResult(words, trial.condition, trial.seed, judge.success, judge.wrong,
                            seconds if judge.success else None, examiner.chunks - chunks,
-                           int(examiner.status.refusals - refusals), "" if judge.success else judge.why())
+                           int(examiner.status.refusals - refusals), "" if judge.success else judge.why(),
+                           judge.taken)
     return result, recording
 
 
@@ -218,11 +219,13 @@ class _Judge:
         self._named = f"{named_cube(instruction)} cube"
         self.success = False
         self.wrong = False
+        self.taken = ""
 
     def decided(self, truth: dict) -> bool:
         lifted = {name for name, height in truth["heights"].items() if height > LIFTED}
         self.success = self.success or self._named in lifted
-        self.wrong = self.wrong or bool(lifted - {self._named})
+        self.taken = self.taken or "".join(sorted(lifted - {self._named})[:1])
+        self.wrong = bool(self.taken)
         return self.success or self.wrong
 
     def why(self) -> str:
@@ -247,3 +250,7 @@ class _TableJudge:
 
     def why(self) -> str:
         return self._judge.why()
+
+    @property
+    def taken(self) -> str:
+        return self._judge.taken

@@ -129,6 +129,11 @@ class TableJudge:
         """One of `failures.REASONS`, for an episode that has not succeeded."""
         return self._story.why(self._wrong)
 
+    @property
+    def taken(self) -> str:
+        """The first thing that was taken in the place of the named one; empty without."""
+        return self._story.taken
+
     def _reached(self, truth: TableTruth) -> bool:
         goal = self.goal
         if goal.task == "lift":

@@ -1,5 +1,6 @@
 """What episodes of the tabletop tasks are measured under and against, and what many of them come to."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 from robovlms_ros.evaluation.closed_loop import EpisodeResult, Row, Thresholds, summarise
 from robovlms_ros.evaluation.statistics import wilson_interval
 from robovlms_ros.sim.task import TaskError
-from robovlms_ros.sim.tasks.language import TASKS
+from robovlms_ros.sim.tasks.language import TASKS, meaning
 from robovlms_ros.sim.tasks.looks import Looks
+from robovlms_ros.sim.tasks.things import shape_of
 
 TIME_LIMIT = 14.0
 """Simulated seconds per episode of a tabletop task."""
@@ -87,6 +89,29 @@ def rows(episodes: Sequence[TaskEpisode], aims: Mapping[str, Thresholds] | None 
 def named_by_task(episodes: Sequence[TaskEpisode]) -> list[EpisodeResult]:
     """The results with the task in the place of the sentence: what `closed_loop.failures` is to count by."""
     return [replace(e.result, instruction=e.task) for e in episodes]
+
+
+def taken_instead(episodes: Sequence[TaskEpisode]) -> dict[str, dict[str, int]]:
+    """How what was taken differs from what was named, of the episodes that failed by it: difference -> task -> count,
+    the most frequent first. Those of a log that does not say what was taken are `not kept`; blanked ones do not
+    count."""
+    counts: dict[str, Counter[str]] = {}
+    for episode in episodes:
+        result = episode.result
+        if result.why == "wrong object" and result.condition != "blanked":
+            counts.setdefault(_difference(result), Counter())[episode.task] += 1
+    return {name: dict(counts[name]) for name in sorted(counts, key=lambda name: (-counts[name].total(), name))}
+
+
+def _difference(result: EpisodeResult) -> str:
+    if not result.taken:
+        return "not kept"
+    goal = meaning(result.instruction)
+    if result.taken == goal.place:
+        return "the thing to stack on"
+    same_shape = shape_of(result.taken) == shape_of(goal.thing)
+    same_colour = result.taken.split()[0] == goal.thing.split()[0]
+    return "another colour" if same_shape else "another shape" if same_colour else "another colour and shape"
 
 
 def paraphrases(episodes: Sequence[TaskEpisode]) -> list[dict[str, Any]]:

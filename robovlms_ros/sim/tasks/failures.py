@@ -49,12 +49,14 @@ class Story:
     """Follows one episode under one goal, frame by frame; `why` then names its failure.
 
     The truth must carry the hand's place: without it nothing counts as reached or taken.
+    taken: the first thing that was taken in the place of the named one, or came to lie where that belongs; or empty.
     """
 
     def __init__(self, goal: Goal) -> None:
         self.goal = goal
         self._tracks: dict[str, _Track] = {}
-        self._reached = self._raised = self._other = False
+        self._reached = self._raised = False
+        self.taken = ""
         self._away = float("inf")
         self._last: TableTruth | None = None
 
@@ -71,14 +73,14 @@ class Story:
                 if track.held and not held:
                     self._away = _distance(truth, self.goal)
             elif held or thing.height > LIFTED or _lies_in_place(truth, name, self.goal):
-                self._other = True
+                self.taken = self.taken or name
             if not held and not track.held:
                 track.shoved += float(np.hypot(*(thing.position - track.before)[:2]))
             track.before, track.held, track.taken = thing.position, held, track.taken or held
 
     def why(self, wrong: bool) -> str:
         """One of REASONS, for an episode that has not succeeded. wrong: what the judge says."""
-        if self._other:
+        if self.taken:
             return "wrong object"
         if wrong:
             return "wrong place"

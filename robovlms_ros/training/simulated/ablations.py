@@ -184,7 +184,7 @@ def _tasks(plan: TrainingPlan) -> tuple[str, ...]:
 
 
 def _shards(plan: TrainingPlan, folder: Path) -> list[Any]:
-    seeds = TRAINING_SEEDS[: plan.episodes]
+    seeds = TRAINING_SEEDS[plan.first_scene :][: plan.episodes]
     return shard_jobs(folder / "demonstrations", seeds, plan.shard, plan.robot, task=plan.task)
 
 

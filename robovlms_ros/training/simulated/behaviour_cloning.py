@@ -90,12 +90,17 @@ class Auxiliary(nn.Module):
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars of one step. target_error: m, mean distance between the named cube and where the model sees it."""
+    """Scalars of one step. target_error: m, mean distance between the named cube and where the model sees it. windows:
+    (B,) the arm's loss of each window, detached, where it is told."""
 
     total: Tensor
     arm: Tensor
     gripper: Tensor
     target_error: Tensor
+    windows: Tensor | None = None
+
+
+SCALARS = ("total", "arm", "gripper", "target_error")
 
 
 def initialise(policy: VLAPolicy, seed: int) -> None:
@@ -215,7 +220,9 @@ class Stage:
     stage before it runs. episodes: of the policy, as it is when the stage begins; with `ahead` as it is when the stage
     before it begins, and recorded while that runs. history: frames of a window in this stage, windows: of a step's
     batch; 0 for the policy's history_length, for the recipe's windows. seeing: only what the images alone tell is
-    learned; frozen_vision: the vision tower stays as it is (both of the tabletop tasks).
+    learned; frozen_vision: the vision tower stays as it is; with `seeing` only the heads that read its tokens are
+    learned, as they must be after a `start`. focus: part of the windows that are drawn in proportion to how badly they
+    were learned when last drawn, not with `seeing`. These three are of the tabletop tasks.
     """
 
     steps: int
@@ -227,10 +234,12 @@ class Stage:
     windows: int = 0
     seeing: bool = False
     frozen_vision: bool = False
+    focus: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "stages.steps", self.steps, "1 or more")
-        require(not (self.seeing and self.frozen_vision), "stages.frozen_vision", True, "false where `seeing` is true")
+        require(0 <= self.focus < 1, "stages.focus", self.focus, "0 to below 1")
+        require(not (self.seeing and self.focus), "stages.focus", self.focus, "0 where `seeing` is true")
         require(0 < self.learning_rate <= 1, "stages.learning_rate", self.learning_rate, "above 0 and at most 1")
         for name in ("demonstrations", "episodes", "history", "windows"):
             require(getattr(self, name) >= 0, f"stages.{name}", getattr(self, name), "0 or more")

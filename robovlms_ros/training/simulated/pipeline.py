@@ -80,7 +80,7 @@ class StageShards:
 
 def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> list[StageShards]:
     """The shards of each stage, whose scenes follow those of the stage before, so that further stages change none."""
-    seeds = TRAINING_SEEDS
+    seeds = TRAINING_SEEDS[plan.first_scene :]
     starts = [0, *accumulate(stage.steps for stage in plan.stages)]
     work = []
     for number, stage in enumerate(plan.stages):

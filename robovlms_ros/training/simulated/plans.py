@@ -21,7 +21,8 @@ class TrainingPlan:
     """One training run, as its YAML has it.
 
     policy: a policy's configuration (PolicyConfig); left out, that of `start`. start: the checkpoint whose weights the
-    run begins with (a folder, or a name in config/checkpoints); its policy may drive from the first stage on. robot:
+    run begins with (a folder, or a name in config/checkpoints); its policy may drive from the first stage on.
+    first_scene: of the training scenes, for a run that is to see others than `start` did. robot:
     name or path of the robot's YAML. episodes: demonstrations of the expert that the first stage has. shard: episodes
     per shard. workers: processes that record, 0 for one a processor but one. threads: that train on a CPU, each with a
     part of a step's windows. stages: see `Stage`. save_every: steps between saved states.
@@ -34,6 +35,7 @@ class TrainingPlan:
     policy: dict[str, Any] | None = None
     stages: tuple[Stage, ...] = ()
     start: str | None = None
+    first_scene: int = 0
     recipe: Recipe = field(default_factory=Recipe)
     robot: str = "panda"
     episodes: int = 300
@@ -66,9 +68,13 @@ class TrainingPlan:
                     "false: before the stage before it there is no trained policy")
             fits = self.task is not None
             require(fits or not stage.frozen_vision, f"stages[{number}].frozen_vision", True, "false without a `task`")
+            require(fits or not stage.focus, f"stages[{number}].focus", stage.focus, "0 without a `task`")
         require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")
         total = self.demonstrations + sum(stage.episodes for stage in self.stages)
         require(total <= len(TRAINING_SEEDS), "episodes in all", total, f"at most {len(TRAINING_SEEDS)}")
+        most = len(TRAINING_SEEDS) - total
+        require(0 <= self.first_scene <= most, "first_scene", self.first_scene,
+                f"0 to {most}, with {total} episodes in all")
 
     @property
     def demonstrations(self) -> int:

@@ -111,8 +111,7 @@ class TaskLearner(nn.Module):
         ids, mask = self._words(goal.T, generator)  # (C, B, L)
         state = noisy_state(policy, windows.states, recipe, generator)
         with mixed_precision(recipe, policy.device):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_vision):
-                visual = self._visual(windows, generator)
+            visual = self._visual(windows, generator, frozen_vision)
             width = windows.states.shape[1]
             features = features_under_instructions(
                 policy.vlm, visual, ids, mask, state, width, self._text
@@ -122,22 +121,24 @@ class TaskLearner(nn.Module):
             return losses
         return replace(losses, total=losses.total + recipe.auxiliary * self._look(visual, windows)[0])
 
-    def seeing(self, windows: TaskWindows, generator: torch.Generator) -> Losses:
+    def seeing(self, windows: TaskWindows, generator: torch.Generator, frozen_vision: bool = False) -> Losses:
         """What the images alone tell of B windows, at a quarter of the cost of `losses`: no language model runs.
 
-        Of the losses only `total` and `target_error` (of everything that is there) are numbers.
+        Of the losses only `total` and `target_error` (of everything that is there) are numbers. frozen_vision: only the
+        heads learn to tell it.
         """
         with mixed_precision(self.recipe, self.policy.device):
-            visual = self._visual(windows, generator)
+            visual = self._visual(windows, generator, frozen_vision)
         loss, error = self._look(visual, windows)
         nothing = torch.full_like(error, float("nan"))
         return Losses(loss, nothing, nothing, error)
 
-    def _visual(self, windows: TaskWindows, generator: torch.Generator) -> dict[str, VisualTokens]:
+    def _visual(self, windows: TaskWindows, generator: torch.Generator, frozen: bool) -> dict[str, VisualTokens]:
         """Per camera the tokens of B W augmented frames."""
         images = augment(self._seen(windows.images), self.recipe, generator)  # (B, W, K, 3, S, S)
         names = self.policy.config.cameras
-        tokens = self._see(images.movedim(2, 0).flatten(0, 2))  # all cameras' frames in one batch
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            tokens = self._see(images.movedim(2, 0).flatten(0, 2))  # all cameras' frames in one batch
         return {name: VisualTokens(part) for name, part in zip(names, tokens.chunk(len(names)), strict=True)}
 
     @torch.no_grad()
@@ -174,14 +175,16 @@ class TaskLearner(nn.Module):
         recipe = self.recipe
         output = self.policy.head(features)
         arm, opened, yaws = _of_goal(windows, goal)
-        arm_loss = functional.huber_loss(output.arm, arm, delta=recipe.huber) / recipe.huber
+        each = functional.huber_loss(output.arm, arm, delta=recipe.huber, reduction="none") / recipe.huber
+        of_windows = each.detach().flatten(1).mean(1).unflatten(0, (-1, len(goal))).mean(0)  # goals stand outermost
+        arm_loss = each.mean()
         gripper_loss = functional.binary_cross_entropy_with_logits(output.gripper_logits.squeeze(-1), opened)
         total = recipe.arm * arm_loss + recipe.gripper * gripper_loss
         error = torch.full_like(arm_loss, float("nan")).detach()
         if self.auxiliary is not None:
             aux_loss, error = self._auxiliary_loss(features.mean(2), windows, goal, yaws)
             total = total + recipe.auxiliary * aux_loss
-        return Losses(total, arm_loss.detach(), gripper_loss.detach(), error)
+        return Losses(total, arm_loss.detach(), gripper_loss.detach(), error, of_windows)
 
     def _auxiliary_loss(self, token: Tensor, windows: TaskWindows, goal: Tensor, yaws: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the mean distance (m) between where the named thing is and where the model sees it."""

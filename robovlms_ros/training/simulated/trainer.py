@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,15 @@ from safetensors.torch import load_file, save_file
 
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.training.engine.curves import STEPS, append_row
-from robovlms_ros.training.simulated.behaviour_cloning import Learner, Losses, Recipe, Stage, learning_rate
+from robovlms_ros.training.simulated.behaviour_cloning import (
+    SCALARS,
+    Learner,
+    Losses,
+    Recipe,
+    Stage,
+    learning_rate,
+)
+from robovlms_ros.training.simulated.focus import Focus
 from robovlms_ros.training.simulated.shards import DemonstrationSet
 
 log = logging.getLogger(__name__)
@@ -67,6 +74,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.learner = learner(policy.to(self.device), recipe).to(self.device)
         self.step = 0
+        self._focus: Focus | None = None
         self._parameters = dict(self.learner.named_parameters())
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
         decayed = [p for p in self._parameters.values() if p.ndim > 1]
@@ -85,6 +93,8 @@ class Trainer:
         total: steps of all stages (default: to this one's end), and now: seconds, for the time left in the log alone.
         """
         until = begin + stage.steps
+        if self.step == begin:
+            self._focus = None  # the windows are others now
         began, first, sums = now(), self.step, torch.zeros(4, device=self.device)
         while self.step < until:
             rate = learning_rate(self.step - begin, stage, self.recipe)
@@ -105,13 +115,17 @@ class Trainer:
         losses_of = self.learner.seeing if stage and stage.seeing else self.learner.losses
         if stage and stage.frozen_vision:
             losses_of = partial(losses_of, frozen_vision=True)
+        focus = self._focus_on(data, stage)
         rng = np.random.default_rng((recipe.seed, self.step))
         seed = int(rng.integers(2**62))
-        parts = np.array_split(rng.choice(data.starts, count), self._threads)
+        drawn = focus.draw(rng, count)
+        parts = np.array_split(data.starts[drawn], self._threads)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self.learner.train()
         losses = self._backward(losses_of, data, parts, seed)
+        if focus.share and losses.windows is not None:
+            focus.learned(drawn, losses.windows.cpu().numpy())
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), recipe.gradient_clip)
         self._optimiser.step()
         self.step += 1
@@ -119,6 +133,13 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self._average.values()), list(self._parameters.values()), 1 - keep)
         return losses
+
+    def _focus_on(self, data: DemonstrationSet, stage: Stage | None) -> Focus:
+        """What was learned how well so far, of the windows of this stage."""
+        if self._focus is None or len(self._focus.losses) != len(data.starts):
+            self._focus = Focus(len(data.starts))
+        self._focus.share = stage.focus if stage else 0.0
+        return self._focus
 
     def _backward(self, losses_of: LossesOf, data: DemonstrationSet, parts: list[np.ndarray], seed: int) -> Losses:
         """The mean over all windows, of the losses, and of their gradients into the parameters."""
@@ -129,10 +150,11 @@ class Trainer:
             each = [(share, gradients[i]) for share, (_, gradients) in zip(shares, done, strict=True)]
             found = [share * gradient for share, gradient in each if gradient is not None]
             parameter.grad = sum(found[1:], found[0]) if found else None
-        return Losses(*(
-            sum(share * getattr(losses, field.name) for share, (losses, _) in zip(shares, done, strict=True))
-            for field in fields(Losses)
-        ))
+        told = [losses.windows for losses, _ in done if losses.windows is not None]
+        return Losses(windows=torch.cat(told) if told else None, **{
+            name: sum(share * getattr(losses, name) for share, (losses, _) in zip(shares, done, strict=True))
+            for name in SCALARS
+        })
 
     def _part(
         self, losses_of: LossesOf, data: DemonstrationSet, starts: np.ndarray, seed: int
@@ -140,7 +162,8 @@ class Trainer:
         """The losses of the windows at `starts`, and their gradients in the order of the parameters."""
         losses = losses_of(data.windows(starts), torch.Generator(self.device).manual_seed(seed))
         gradients = torch.autograd.grad(losses.total, tuple(self._parameters.values()), allow_unused=True)
-        return Losses(*(getattr(losses, field.name).detach() for field in fields(Losses))), gradients
+        told = {name: getattr(losses, name).detach() for name in SCALARS}
+        return Losses(windows=losses.windows, **told), gradients
 
     def averaged(self) -> VLAPolicy:
         """The policy with the averaged weights put in. Training goes on from the raw ones after `restore_raw`."""
@@ -165,6 +188,8 @@ class Trainer:
         for name, parameter in self._parameters.items():
             state = self._optimiser.state.get(parameter, {})
             tensors |= {f"{key}.{name}": value for key, value in state.items()}
+        if self._focus is not None and self._focus.share:
+            tensors["focus"] = torch.from_numpy(self._focus.losses)
         part = self.folder / "state.part"
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, part, metadata={"step": str(self.step)})
         os.replace(part, self.folder / _STATE)
@@ -181,6 +206,8 @@ class Trainer:
                 self._optimiser.state[parameter] = {
                     key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
                 }
+        if "focus" in tensors:
+            self._focus = Focus(len(tensors["focus"]), tensors["focus"].cpu().numpy())
         log.info("going on at step %d of %s", self.step, self.folder)
 
     def _report(self, means: list[float], rate: float, until: int, left: float) -> None:

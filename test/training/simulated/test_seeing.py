@@ -95,8 +95,11 @@ def test_frozen_vision_tower_stays_as_it_is(small_mapping, folder, tmp_path):
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed and not any("vision_tower" in name or "projector" in name for name in changed)
     assert any("language_model" in name for name in changed) and any(name.startswith("head") for name in changed)
-    with pytest.raises(ConfigError, match="frozen_vision = True: must be false where `seeing` is true"):
-        Stage(1, seeing=True, frozen_vision=True)
+    heads = {name: p.detach().clone() for name, p in trainer.learner.sight.named_parameters()}
+    kept = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    trainer.train_step(data, 1e-3, Stage(1, seeing=True, frozen_vision=True))
+    assert all(torch.equal(p, kept[name]) for name, p in policy.named_parameters()), "only the heads learn"
+    assert not any(torch.equal(p, heads[name]) for name, p in trainer.learner.sight.named_parameters())
     with pytest.raises(ConfigError, match=r"stages\[0\].frozen_vision = True: must be false without a `task`"):
         TrainingPlan(small_mapping["policy"], (Stage(10, frozen_vision=True),))
 
