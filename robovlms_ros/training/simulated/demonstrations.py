@@ -40,7 +40,7 @@ class DemonstrationSettings:
     noise: largest standard deviation of the executed speed's noise, as a part of the expert's top speed; each episode
         draws its own. random_start, switch: probabilities that the hand starts elsewhere than at home, and that the
         instruction changes on the way. closed_start: probability that a hand that starts elsewhere is not open. slip:
-        probability per chunk that the fingers do the opposite for a while.
+        probability per chunk that the fingers do the opposite for a while. limit: s of simulated time at most.
     """
 
     noise: float = 0.6
@@ -48,6 +48,7 @@ class DemonstrationSettings:
     closed_start: float = 0.3
     switch: float = 0.35
     slip: float = 0.02
+    limit: float = 6.0
 
 
 def _distance_to_cube(chunk: ActionChunk, frame: Frame) -> float:
@@ -173,7 +174,7 @@ def run_episode(seed: int, loop: ClosedLoop, agent: Agent, settings: Demonstrati
     if rng.uniform() < settings.switch:
         spoken.append((float(rng.uniform(0.2, 2.2)), str(second)))
     loop.disturb = Disturbance(rng.uniform(0, settings.noise), settings.slip, rng)
-    loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=6.0, linger=float(rng.uniform(0.2, 0.8)))
+    loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=settings.limit, linger=float(rng.uniform(0.2, 0.8)))
     return loop.run(agent, spoken, rng)
 
 

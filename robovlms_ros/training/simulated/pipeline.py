@@ -6,18 +6,21 @@ processors while the stage before it trains, where the plan says so.
 """
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from robovlms_ros.resources import find_checkpoint
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.training.simulated.plans import TrainingPlan, require_same
-from robovlms_ros.training.simulated.recording import Job, record, shard_jobs
+from robovlms_ros.training.simulated.recording import Job, glimpse_jobs, record, shard_jobs
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +54,13 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
                       device)
     frames, model = Frames(trainer.learner, device), plan.policy_config.model
     stride, begin = round((model.history_step or STEP) / STEP), 0
-    with ThreadPoolExecutor(1) as background:
+    with ThreadPoolExecutor(1) as background, _set_at_the_end(Event()) as stop:
         for number, stage in enumerate(plan.stages):
             record(work[number].jobs, plan.workers)
             frames.add([job.folder for job in work[number].jobs])
             log.info("%d frames in %d shards", len(frames), frames.shards)
             coming = [job for each in work[number + 1 : number + 2] for job in each.ahead]
-            ahead = background.submit(record, coming, plan.workers)
+            ahead = background.submit(record, coming, plan.workers, stop)
             end = begin + stage.steps
             if trainer.step < end:
                 data = DemonstrationSet(frames, stage.history or model.history_length, stride)
@@ -68,6 +71,15 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
             begin = end
             ahead.result()
     return save_policy(trainer.averaged(), folder / "checkpoint")
+
+
+@contextmanager
+def _set_at_the_end(event: Event) -> Iterator[Event]:
+    """So that a run that fails does not go on recording for a stage that never comes."""
+    try:
+        yield event
+    finally:
+        event.set()
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,8 @@ def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> 
         shown = shard_jobs(demonstrations, seeds[:count], plan.shard, plan.robot, task=plan.task)
         driver = step_folder(folder, starts[number - 1 if stage.ahead else number])
         seeds = seeds[count:]
+        shown += glimpse_jobs(folder / f"glimpses_{number}", seeds[: stage.glimpses], plan.robot, plan.task)
+        seeds = seeds[stage.glimpses :]
         own = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, driver,
                          plan.task)
         work.append(StageShards([*shown, *own], [*shown, *own] if stage.ahead else shown))

@@ -69,12 +69,13 @@ class TrainingPlan:
             fits = self.task is not None
             require(fits or not stage.frozen_vision, f"stages[{number}].frozen_vision", True, "false without a `task`")
             require(fits or not stage.focus, f"stages[{number}].focus", stage.focus, "0 without a `task`")
+            require(fits or not stage.glimpses, f"stages[{number}].glimpses", stage.glimpses, "0 without a `task`")
         require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")
-        total = self.demonstrations + sum(stage.episodes for stage in self.stages)
-        require(total <= len(TRAINING_SEEDS), "episodes in all", total, f"at most {len(TRAINING_SEEDS)}")
+        total = self.demonstrations + sum(stage.episodes + stage.glimpses for stage in self.stages)
+        require(total <= len(TRAINING_SEEDS), "scenes in all", total, f"at most {len(TRAINING_SEEDS)}")
         most = len(TRAINING_SEEDS) - total
         require(0 <= self.first_scene <= most, "first_scene", self.first_scene,
-                f"0 to {most}, with {total} episodes in all")
+                f"0 to {most}, with {total} scenes in all")
 
     @property
     def demonstrations(self) -> int:
@@ -98,8 +99,8 @@ def load_plan(path: str | Path) -> TrainingPlan:
 
 
 def without_ground_truth(plan: TrainingPlan) -> TrainingPlan:
-    """The same plan for what a real robot records alone: nothing is learned that only the simulator knows."""
-    stages = tuple(stage for stage in plan.stages if not stage.seeing)
+    """The same plan for what a real robot records alone: whole episodes, and nothing that only the simulator knows."""
+    stages = tuple(replace(stage, glimpses=0) for stage in plan.stages if not stage.seeing)
     return replace(plan, ground_truth=False, stages=stages)
 
 

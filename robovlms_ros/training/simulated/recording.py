@@ -3,23 +3,27 @@
 import logging
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+GLIMPSES_PER_SHARD = 100
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan."""
+    """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan. glimpse:
+    of each scene one frame and not an episode."""
 
     folder: Path
     seeds: range
     robot: str
     checkpoint: Path | None = None
     task: str | None = None
+    glimpse: bool = False
 
 
 def shard_jobs(
@@ -30,8 +34,14 @@ def shard_jobs(
     return [Job(folder / str(part[0]), part, robot, checkpoint, task) for part in parts]
 
 
-def record(jobs: list[Job], workers: int) -> None:
-    """Record the shards that are missing, in `workers` processes of one thread each (0: see TrainingPlan)."""
+def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str | None) -> list[Job]:
+    """One frame of each of the scenes of `seeds`."""
+    return [replace(job, glimpse=True) for job in shard_jobs(folder, seeds, GLIMPSES_PER_SHARD, robot, task=task)]
+
+
+def record(jobs: list[Job], workers: int, stop: Event | None = None) -> None:
+    """Record the shards that are missing, in `workers` processes of one thread each (0: see TrainingPlan). stop: once
+    it is set, no other shard is begun."""
     missing = [job for job in jobs if not (job.folder / "frames.npz").exists()]
     if not missing:
         return
@@ -40,8 +50,12 @@ def record(jobs: list[Job], workers: int) -> None:
     workers = workers or max((os.cpu_count() or 2) - 1, 1)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
-        for line in pool.map(record_job, missing):
-            log.info("%s", line)
+        for shard in [pool.submit(record_job, job) for job in missing]:
+            while not wait([shard], timeout=0.5).done:
+                if stop is not None and stop.is_set():
+                    pool.shutdown(cancel_futures=True)
+                    return
+            log.info("%s", shard.result())
 
 
 def record_job(job: Job) -> str:
@@ -53,14 +67,14 @@ def record_job(job: Job) -> str:
     from robovlms_ros.sim.tasks.world import TaskWorld
     from robovlms_ros.sim.world import SimWorld
     from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, Recording, record_shard
-    from robovlms_ros.training.simulated.task_demonstrations import SETTINGS, TaskRecording
+    from robovlms_ros.training.simulated.task_demonstrations import GLIMPSE, SETTINGS, TaskRecording
 
     torch.set_num_threads(1)
     recording: Recording | None = None
     if job.task is None:
         world, settings = SimWorld(job.seeds[0]), DemonstrationSettings()
     else:
-        world, settings = TaskWorld(job.seeds[0], task=job.task), SETTINGS
+        world, settings = TaskWorld(job.seeds[0], task=job.task), GLIMPSE if job.glimpse else SETTINGS
         recording = TaskRecording(world)
     loop = build_loop(world, job.robot)
     agent: Any = ExpertSession(world)
@@ -69,6 +83,8 @@ def record_job(job: Job) -> str:
         settings = replace(settings, noise=0.3, slip=0.005)
     outcomes = record_shard(job.folder, job.seeds, loop, agent, settings, recording=recording)
     world.close()
+    if job.glimpse:
+        return f"{job.folder}: {len(outcomes)} glimpses"
     done = sum(outcome.success for outcome in outcomes)
     wrong = sum(outcome.wrong for outcome in outcomes)
     return f"{job.folder}: {done} of {len(outcomes)} done, {wrong} wrong"

@@ -6,11 +6,13 @@ A shard is as in `demonstrations`, with `things` (F, T, 3) and `plates` (F, P, 3
 (rad). The K goals belong to the episode, of its own and of other tasks; where fewer fit, they repeat.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.sim.expert import STEP
 from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Frame, Outcome
 from robovlms_ros.sim.tasks.expert import Law
 from robovlms_ros.sim.tasks.language import LABELLED, Goal, goals, instructions, meaning
@@ -26,7 +28,9 @@ GOALS = goals()
 START_TURN = 0.8
 """How far a hand that does not start at home may be turned (rad)."""
 TURN_NOISE = 0.02
-SETTINGS = DemonstrationSettings(noise=0.5, random_start=0.4, closed_start=0.3, switch=0.2, slip=0.006)
+SETTINGS = DemonstrationSettings(noise=0.5, random_start=0.4, closed_start=0.3, switch=0.2, slip=0.006, limit=10.0)
+GLIMPSE = replace(SETTINGS, random_start=0.8, switch=0.0, limit=STEP)
+"""One frame of a scene: cheap, and what a policy lacks is scenes."""
 
 
 class TaskRecording:
@@ -51,7 +55,7 @@ class TaskRecording:
             spoken[1] = (float(rng.uniform(0.3, 4.0)), spoken[1][1])
         self._goals = self._draw([meaning(words) for _, words in reversed(spoken)], rng)
         loop.disturb = Disturbance(rng.uniform(0, settings.noise), settings.slip, rng, _distance_to_goal, TURN_NOISE)
-        loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=10.0, linger=float(rng.uniform(0.2, 0.8)))
+        loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=settings.limit, linger=float(rng.uniform(0.2, 0.8)))
         return loop.run(agent, spoken, rng)
 
     def _draw(self, followed: list[Goal], rng: np.random.Generator) -> list[Goal]:

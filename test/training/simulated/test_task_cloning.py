@@ -1,14 +1,15 @@
-"""Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first, and frames keep what the
-running policy computes of it; features of windows with sentences of their own equal the policy's; every goal is said
-in its own words; what is computed stays on the windows' device, bfloat16 hardly changes it and compilation not at
-all; a step lowers the loss, with and without the simulator's ground truth; the shipped plan is runnable and small
-enough; a killed run goes on where it was, another one from its checkpoint. Ablations: every variant's policy learns
-and drives; what is left is said beforehand, with the time it takes once one was timed; what was not run is listed as
-not run beside what RoboVLMs found, what was is not run again.
+"""Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first, a glimpse is one frame of a
+scene, and frames keep what the running policy computes of it; features of windows with sentences of their own equal
+the policy's; every goal is said in its own words; what is computed stays on the windows' device, bfloat16 hardly
+changes it and compilation not at all; a step lowers the loss, with and without the simulator's ground truth; the
+shipped plan is runnable and small enough; a killed run goes on where it was, another one from its checkpoint.
+Ablations: every variant's policy learns and drives; what is left is said beforehand, with the time it takes once one
+was timed; what was not run is listed as not run beside what RoboVLMs found, what was is not run again.
 """
 
 from dataclasses import fields, replace
 from functools import partial
+from threading import Event
 
 import numpy as np
 import pytest
@@ -26,12 +27,13 @@ from robovlms_ros.sim.tasks.expert import expert_chunk
 from robovlms_ros.sim.tasks.language import goals, instructions
 from robovlms_ros.sim.tasks.things import PLATES, THINGS
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.training.simulated import ablations, costs, published
+from robovlms_ros.training.simulated import ablations, costs, pipeline, published
 from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage, initialise
 from robovlms_ros.training.simulated.costs import Work
 from robovlms_ros.training.simulated.pipeline import shards_of_stages, train
 from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.shards import DemonstrationSet, Frames, find_shards
+from robovlms_ros.training.simulated.recording import glimpse_jobs, record, record_job
+from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames, find_shards
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
 from robovlms_ros.training.simulated.task_cloning import SENTENCES, TaskLearner
 from robovlms_ros.training.simulated.trainer import Trainer
@@ -57,6 +59,30 @@ def test_shard_holds_every_goals_label(folder):
     for number, label in zip(frames["goals"][0], frames["labels"][0], strict=True):
         chunk = expert_chunk(GOALS[number], world.ground_truth(), frames["poses"][0], float(frames["openings"][0]))
         assert np.allclose(label, chunk, atol=1e-5)
+
+
+def test_recording_stops_when_told(tmp_path):
+    jobs = [job for i in range(8) for job in glimpse_jobs(tmp_path / str(i), TRAINING_SEEDS[i : i + 1], "panda", "all")]
+    stop = Event()
+    stop.set()
+    record(jobs, 1, stop)
+    assert sum((job.folder / "frames.npz").exists() for job in jobs) < len(jobs)
+
+
+def test_glimpse_is_one_frame_of_a_scene(learner, folder, tmp_path):
+    (job,) = glimpse_jobs(tmp_path, TRAINING_SEEDS[50:54], "panda", "all")
+    assert record_job(job).endswith("4 glimpses")
+    frames = Frames(learner).add([job.folder])
+    assert frames.episodes.tolist() == list(TRAINING_SEEDS[50:54]), "a frame of each"
+    assert len(DemonstrationSet(frames, 1, 2).starts) == 4
+    with pytest.raises(DatasetError):
+        DemonstrationSet(frames, 2, 2)
+    images = frames.images(torch.arange(4))
+    assert (images.float().std(dim=(2, 3, 4)) > 5).all(), "both cameras see something"
+    # Beside whole episodes, windows are of those alone.
+    alone = Frames(learner).add(find_shards(folder))
+    both = Frames(learner).add([*find_shards(folder), job.folder])
+    assert np.array_equal(DemonstrationSet(both, 2, 2).starts, DemonstrationSet(alone, 2, 2).starts)
 
 
 def test_windows_with_sentences_of_their_own_share_the_prefix(small_mapping):
@@ -182,9 +208,17 @@ def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, 
             raise KeyboardInterrupt
         return step(trainer, data, rate, stage)
 
+    stops = []
+
+    def spied(jobs, workers, stop=None):
+        stops.append(stop)
+        return record(jobs, workers)
+
     monkeypatch.setattr(Trainer, "train_step", killed_at_step_one)
+    monkeypatch.setattr(pipeline, "record", spied)
     with pytest.raises(KeyboardInterrupt):
         train(plan, run)
+    assert stops[-1].is_set(), "what is recorded ahead is not waited for"
     monkeypatch.undo()
     shards = {p: p.stat().st_mtime_ns for p in run.glob("demonstrations/*/frames.npz")}
     assert len(shards) == 1
