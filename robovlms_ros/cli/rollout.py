@@ -6,7 +6,8 @@ chunk. Scenes come from the evaluation range of seeds. Exit code 1 when a thresh
 --task runs the tabletop tasks (lift, stack, put, push, or all): the sentence is drawn by the seed, a fifth of them are
 sentences that training never used. --every-goal asks each scene for everything of its task that fits it, and counts the
 scenes in which all of it was followed. --condition changes light, camera, distractors, latency or drops frames; `all`
-runs every condition, which is the robustness table. Without --task: the easy demo's two cubes.
+runs every condition, which is the robustness table. Without --task: the easy demo's two cubes. --training-scenes takes
+scenes as training draws them, of all tasks: a policy that does better in those it saw than in others lacks scenes.
 
 With --json NAME.json every scene is kept in NAME.episodes.jsonl as soon as it is done: a run that was stopped goes on
 when the command is repeated, also with more --seeds, tasks or conditions. --jobs changes nothing but the time.
@@ -36,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--condition", default="as trained", help="of the tabletop tasks: a condition's name, or all")
     parser.add_argument("--seeds", type=int, default=10, help="scenes per instruction, or per task (default 10)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first scene (default 0)")
+    parser.add_argument("--training-scenes", action="store_true",
+                        help="scenes of the range that training uses, to compare those it saw with those it did not")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one torch thread each (default 1)")
     parser.add_argument("--latency", type=float, nargs=2, metavar=("LOW", "HIGH"),
                         help="seconds from an image to its chunk (default 0.04 0.12, or the condition's)")
@@ -47,14 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the episodes and print the tables; returns 0 when every threshold holds."""
-    from robovlms_ros.sim.task import EVALUATION_SEEDS
+    from robovlms_ros.sim.task import EVALUATION_SEEDS, TRAINING_SEEDS
 
+    allowed = TRAINING_SEEDS if args.training_scenes else EVALUATION_SEEDS
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
     require(args.jobs >= 1, "--jobs", args.jobs, "at least 1")
     require(bool(args.task) or not args.every_goal, "--every-goal", args.every_goal, "given with --task")
-    require(seeds[0] in EVALUATION_SEEDS and seeds[-1] in EVALUATION_SEEDS, "--first-seed", args.first_seed,
-            f"such that the scenes lie within {EVALUATION_SEEDS.start} to {EVALUATION_SEEDS.stop - 1}")
+    require(seeds[0] in allowed and seeds[-1] in allowed, "--first-seed", args.first_seed,
+            f"such that the scenes lie within {allowed.start} to {allowed.stop - 1}")
+    alone = not args.training_scenes or (args.task == "all" and not args.every_goal)
+    require(alone, "--training-scenes", True, "given with --task all and without --every-goal")
     result = _tabletop(args, seeds) if args.task else _cubes(args, seeds)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -84,6 +90,8 @@ def _tabletop(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
     from robovlms_ros.sim.tasks.language import TASKS
 
     names = TASKS if args.task == "all" else (find_task(args.task).name,)
+    if args.training_scenes:
+        names = ("all",)  # training lets the seed draw the task
     conditions = list(tasks.CONDITIONS) if args.condition == "all" else [args.condition]
     settings, reports = _settings(args, conditions, args.time_limit or tasks.TIME_LIMIT), []
     for name in conditions:

@@ -156,3 +156,19 @@ def test_stopped_run_goes_on(tmp_path, capsys):
     assert data["failures"] == {"never reached": {"lift": 4}} and "never reached" in shown.out
     assert main([*arguments, "4", "--every-goal"]) == 1
     assert "every_goal" in capsys.readouterr().err
+
+
+@pytest.mark.sim
+def test_scenes_of_training_are_asked_for_by_name(tmp_path, capsys):
+    numbers = tmp_path / "seen.json"
+    command = ["rollout", "--seeds", "2", "--time-limit", "0.2", "--first-seed", "1000007", "--json", str(numbers)]
+    assert main([*command, "--task", "all"]) == 1
+    assert "--first-seed = 1000007" in capsys.readouterr().err
+    assert main([*command, "--task", "all", "--training-scenes"]) == 1, "0.2 s are not enough"
+    episodes = json.loads(numbers.read_text())["episodes"]
+    world = TaskWorld(1000007)  # as training sets it up
+    assert [e["result"]["seed"] for e in episodes] == [1000007, 1000008]
+    assert episodes[0]["result"]["instruction"] == world.sentence and episodes[0]["task"] == world.scene_task
+    for other in (["--task", "lift"], ["--task", "all", "--every-goal"]):
+        assert main([*command, *other, "--training-scenes"]) == 1
+        assert "--task all and without --every-goal" in capsys.readouterr().err
