@@ -112,7 +112,7 @@ class ChunkExecutor:
 
         Raises ScheduleRefused when there is neither a plan nor a finite measurement to hold.
         """
-        command = self.scheduler.hold(now_ns, measured)
+        command = self.scheduler.hold(now_ns, measured, self.gate.authority_at(now_ns))
         self.gate.sent(command)
         self._plan = None
         return command

@@ -113,11 +113,12 @@ class ChunkScheduler:
         self._memory = self._proposed
         self._running = curve_of(command)
 
-    def hold(self, now_ns: int, measured: RobotState) -> TrajectoryCommand:
+    def hold(self, now_ns: int, measured: RobotState, authority: float = 1.0) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
 
         Where the arm is far from the running plan, or there is none, the measured position is held. The message lasts
-        HOLD_NS longer than the stop. Raises ScheduleRefused when what is measured is not finite.
+        HOLD_NS longer than the stop. authority: as in `stop_within`. Raises ScheduleRefused when what is measured is
+        not finite.
         """
         splice_ns = now_ns + self._lead_ns
         running = self._running_at(now_ns)
@@ -129,7 +130,7 @@ class ChunkScheduler:
             _check_finite("measured positions", measured.positions)
             running = _at_rest(measured.positions, now_ns, splice_ns)
         self.forget_chunks()
-        stop = stop_within(running, splice_ns, self.config.stop_time, self._bounds)
+        stop = stop_within(running, splice_ns, self.config.stop_time, self._bounds, authority)
         still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])
         command = self._message(running, followed_by(stop, still), now_ns)
         self.commit(command)

@@ -11,7 +11,7 @@ For every strategy, with stops and new instructions in between:
 import dataclasses
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from robovlms_ros.runtime.executor import build_executor
@@ -97,8 +97,13 @@ def test_the_arm_stays_within_its_limits_and_its_authority(sequence, strategy, r
     assert np.all(np.abs(np.diff(speeds, axis=0)) <= ACCELERATION * TICK * 1.02 + 1e-6)
 
 
+STILL = {"latency": 0.0, "kind": "chunk", "horizon": 6, "step": 1 / 30, "wild": 0.0, "speed": 0.0, "seed": 1}
+FAST, LATE = {**STILL, "after": 0.25, "speed": 3.0}, {**STILL, "after": 0.5, "latency": 0.5, "horizon": 2}
+
+
 @settings(deadline=None, max_examples=15)
 @given(sequence=events)
+@example(sequence=[FAST, LATE])  # LATE is refused: the stop overshoots, and used to come back at full speed
 def test_a_lowered_authority_is_kept(sequence):
     gate = dataclasses.replace(PANDA.gate, authority_ramp=0.0, max_refusals=1000)
     executor = build_executor(dataclasses.replace(PANDA, gate=gate), None)
