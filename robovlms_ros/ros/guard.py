@@ -60,14 +60,12 @@ class Guard:
         self._senses, self._watch, self._executor, self._arm, self._log = senses, watch, executor, arm, log
 
     def tell(self, worker: Worker | None, now_ns: int) -> None:
-        """How inference, controller and arm are doing. Call at every tick."""
+        """How inference and arm are doing. Call at every tick."""
         since = None if worker is None else worker.inferring_since_ns
         joint, error = self._following() or ("", 0.0)
         with self._watch as dog:
             if since is not None:
                 dog.inference_started(since)
-            if self._arm is not None:
-                dog.controller(self._arm.name, self._arm.listeners())
             dog.following(joint, error, now_ns)
 
     def _following(self) -> tuple[str, float] | None:
@@ -88,6 +86,8 @@ class Guard:
     def faults(self, now_ns: int) -> tuple[Action, str]:
         """What the arm must do now, and why: unusable messages first, then the watchdog's, then the controller's."""
         with self._watch as dog:
+            if self._arm is not None:  # counted at every question: a chunk may come before the first tick
+                dog.controller(self._arm.name, self._arm.listeners())
             report = dog.check(now_ns)
         for fault in report.raised:
             self._log(f"fault: {fault.text}")

@@ -194,13 +194,21 @@ def test_controller_gone(graph):
     recovered(graph, "controller_absent")
 
 
-def test_controller_absent_from_the_start(make_graph, make_robot):
+@pytest.mark.parametrize("notices", ["tick", "chunk"])
+def test_controller_absent_from_the_start(make_graph, make_robot, monkeypatch, notices):
+    """It never ran, so it waits, whether the timer or a chunk is first to ask; nothing is sent to nobody."""
     from trajectory_msgs.msg import JointTrajectory
 
+    from robovlms_ros.ros.pilot import Pilot
+
     graph = make_graph(robot=make_robot(lambda robot: robot["controller"].update(topic="nobody/joint_trajectory")))
+    if notices == "chunk":
+        monkeypatch.setattr(Pilot, "tick", lambda pilot: None)
     graph.activate()
     graph.listener.instruct("lift the red cube")
     graph.listener.wait_state("waiting", "nobody listens to")
+    assert not graph.listener.status.last_stop
+    monkeypatch.undo()
     graph.listener.wait_diagnosis("controller_absent", "nobody/joint_trajectory")
     heard = []
     graph.listener.create_subscription(JointTrajectory, "nobody/joint_trajectory", heard.append, 10)
