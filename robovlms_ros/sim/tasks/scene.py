@@ -150,16 +150,21 @@ class Table:
         """Everything where it belongs; slots without a placement are parked."""
         model = self._model
         for i, slot in enumerate(self.free):
-            at, dof = self._addresses[slot], self._dofs[slot]
-            placement = placements.get(slot, Placement(np.array((0.0, 0.0, 10.0 + i)), 0.0))
-            data.qpos[at : at + 3] = placement.position
-            data.qpos[at + 3 : at + 7] = np.cos(placement.yaw / 2), 0.0, 0.0, np.sin(placement.yaw / 2)
+            dof = self._dofs[slot]
+            self.move(data, slot, placements.get(slot, Placement(np.array((0.0, 0.0, 10.0 + i)), 0.0)))
             model.dof_damping[dof : dof + 6] = (
                 self._damping[dof : dof + 6] if slot in placements else PARKED_DAMPING
             )
         for name, body in self._plates.items():
             parked = Placement(np.array((0.0, 0.0, -1.0)), 0.0)
             model.body_pos[body] = placements.get(name.replace(" ", "_"), parked).position
+
+    def move(self, data: mujoco.MjData, slot: str, placement: Placement) -> None:
+        """One free slot, at rest."""
+        at, dof = self._addresses[slot], self._dofs[slot]
+        data.qpos[at : at + 3] = placement.position
+        data.qpos[at + 3 : at + 7] = np.cos(placement.yaw / 2), 0.0, 0.0, np.sin(placement.yaw / 2)
+        data.qvel[dof : dof + 6] = 0.0
 
     def colour(self, contents: Contents, rng: np.random.Generator) -> None:
         """Give cans, balls and obstacles the colours of this scene."""

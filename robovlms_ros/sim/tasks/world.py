@@ -10,7 +10,7 @@ from robovlms_ros.sim.task import FINGER_OPEN, TaskError
 from robovlms_ros.sim.tasks import base, expert
 from robovlms_ros.sim.tasks.language import Goal, instructions, meaning
 from robovlms_ros.sim.tasks.looks import Looks, Painter
-from robovlms_ros.sim.tasks.scene import REGION, Contents, Table, choose, load_model, place
+from robovlms_ros.sim.tasks.scene import REGION, Contents, Placement, Table, choose, load_model, place
 from robovlms_ros.sim.tasks.things import PLATES, TableTruth, Thing
 from robovlms_ros.sim.world import GRIP_SITE, SimWorld
 
@@ -88,6 +88,11 @@ class TaskWorld(SimWorld):
         return TableTruth({name: read(name, slot) for name, slot in self._contents.things.items()}, plates, opening,
                           tuple(read("obstacle cube", slot) for slot in self._contents.obstacles),
                           self._data.site(GRIP_SITE).xpos - self._base)
+
+    def put_thing(self, name: str, position: Array, yaw: float) -> None:
+        """Put one of the scene's things at `position` (3,), m in the base frame, upright, turned by `yaw` (rad)."""
+        self._table.move(self._data, self._contents.things[name], Placement(position + self._base, yaw))
+        mujoco.mj_forward(self._model, self._data)
 
     def judge(self, instruction: str) -> base.TableJudge:
         """Who decides on an episode under this instruction. Raises TaskError for what is not in the scene."""

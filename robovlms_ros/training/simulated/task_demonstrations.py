@@ -20,6 +20,7 @@ from robovlms_ros.sim.tasks.things import PLATES, THINGS, TableTruth
 from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.world import CAMERAS
 from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, Disturbance, random_start
+from robovlms_ros.training.simulated.moments import put_moment
 from robovlms_ros.types import ActionChunk
 
 Array = NDArray[np.float64]
@@ -29,15 +30,19 @@ START_TURN = 0.8
 """How far a hand that does not start at home may be turned (rad)."""
 TURN_NOISE = 0.02
 SETTINGS = DemonstrationSettings(noise=0.5, random_start=0.4, closed_start=0.3, switch=0.2, slip=0.006, limit=10.0)
-GLIMPSE = replace(SETTINGS, random_start=0.8, switch=0.0, limit=STEP)
-"""One frame of a scene: cheap, and what a policy lacks is scenes."""
+
+
+def glimpsed(frames: int) -> DemonstrationSettings:
+    """How the first frames from a moment on are recorded (see `moments`): cheap, and what a policy lacks is scenes."""
+    return replace(SETTINGS, random_start=0.8, switch=0.0, limit=frames * STEP)
 
 
 class TaskRecording:
-    """Records one TaskWorld's episodes; see `demonstrations.Recording`."""
+    """Records one TaskWorld's episodes; see `demonstrations.Recording`. moments: each begins in a moment of any of its
+    scene's goals."""
 
-    def __init__(self, world: TaskWorld, labelled: int = LABELLED) -> None:
-        self._world, self._labelled = world, labelled
+    def __init__(self, world: TaskWorld, labelled: int = LABELLED, moments: bool = False) -> None:
+        self._world, self._labelled, self._moments = world, labelled, moments
         self._goals: list[Goal] = []
 
     def run(self, seed: int, loop: ClosedLoop, agent: Agent, settings: DemonstrationSettings) -> Outcome:
@@ -45,18 +50,31 @@ class TaskRecording:
         rng = np.random.default_rng((seed, 1))
         world = self._world
         world.reset(seed)
-        if rng.uniform() < settings.random_start:
-            opening = rng.uniform() if rng.uniform() < settings.closed_start else 1.0
-            world.set_arm(random_start(rng, loop.kinematics, world.joint_state().positions, START_TURN), opening)
-        spoken = [(0.0, world.instruction(rng, unseen=False))]
+        spoken = [(0.0, self._begin(loop, settings, rng))]
         if rng.uniform() < settings.switch:
             other = world.goals[int(rng.integers(len(world.goals)))]
             spoken.insert(0, (0.0, str(rng.choice(instructions(other)))))
             spoken[1] = (float(rng.uniform(0.3, 4.0)), spoken[1][1])
         self._goals = self._draw([meaning(words) for _, words in reversed(spoken)], rng)
         loop.disturb = Disturbance(rng.uniform(0, settings.noise), settings.slip, rng, _distance_to_goal, TURN_NOISE)
-        loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=settings.limit, linger=float(rng.uniform(0.2, 0.8)))
+        linger = min(float(rng.uniform(0.2, 0.8)), settings.limit)
+        loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=settings.limit, linger=linger)
         return loop.run(agent, spoken, rng)
+
+    def _begin(self, loop: ClosedLoop, settings: DemonstrationSettings, rng: np.random.Generator) -> str:
+        """Put the arm where the episode begins; returns its sentence."""
+        world, sentence = self._world, ""
+        if self._moments:
+            task = rng.choice(sorted({goal.task for goal in world.goals}))
+            fitting = [goal for goal in world.goals if goal.task == task]
+            goal = fitting[int(rng.integers(len(fitting)))]
+            sentence = str(rng.choice(instructions(goal)))
+            if put_moment(world, loop.kinematics, goal, rng):
+                return sentence
+        if rng.uniform() < settings.random_start:
+            opening = rng.uniform() if rng.uniform() < settings.closed_start else 1.0
+            world.set_arm(random_start(rng, loop.kinematics, world.joint_state().positions, START_TURN), opening)
+        return sentence or world.instruction(rng, unseen=False)
 
     def _draw(self, followed: list[Goal], rng: np.random.Generator) -> list[Goal]:
         chosen = list(dict.fromkeys(followed))
