@@ -1,8 +1,8 @@
 """Moments on the way of a goal: hand and thing are put where an episode might have brought them, without running it.
 
 A glimpse costs one picture of each camera, an episode eighty; but hands that merely hang somewhere above the table
-never show the last centimetres. So a glimpse's hand hangs anywhere, or is about to take a goal's thing, or is at it: the
-thing is held on the way, let down, just let go, or pushed. What to do next follows from that picture alone, as the
+never show the last centimetres. So a glimpse's hand hangs anywhere, or is about to take a goal's thing, or is at it:
+the thing is held on the way, let down, just let go, or pushed. What to do next follows from that picture alone, as the
 expert has no memory.
 """
 
