@@ -48,8 +48,10 @@ CONDITIONS: dict[str, Condition] = {
     "latency 150 ms": Condition(latency=(0.15, 0.15)),
     "latency 300 ms": Condition(latency=(0.30, 0.30)),
     "30 % of frames dropped": Condition(dropped=0.3),
+    "4 steps executed": Condition(executed=4),
+    "8 steps executed": Condition(executed=8),
 }
-"""The rows of the robustness table."""
+"""The rows of the robustness table. As trained, a chunk is replaced as soon as the next one is there."""
 
 
 def find_condition(name: str) -> Condition:

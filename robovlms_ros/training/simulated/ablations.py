@@ -73,16 +73,12 @@ def _without(key: str, value: Any = None) -> Change:
     return change
 
 
-def _executed(steps: int) -> evaluate.Condition:
-    return evaluate.Condition(executed=steps)
-
-
 VARIANTS: dict[str, Variant] = {
     "reference": Variant("reference"),
     "history_1": Variant("history length", _history(1)),
     "history_16": Variant("history length", _history(16)),
-    "executed_4": Variant("steps executed", condition=_executed(4), base="reference"),
-    "executed_8": Variant("steps executed", condition=_executed(8), base="reference"),
+    "executed_4": Variant("steps executed", condition=evaluate.find_condition("4 steps executed"), base="reference"),
+    "executed_8": Variant("steps executed", condition=evaluate.find_condition("8 steps executed"), base="reference"),
     "head_gpt": Variant("head", _head("gpt", hidden_size=256, num_layers=2)),
     "head_fc": Variant("head", _head("fc", hidden_size=256)),
     "without_wrist_camera": Variant("inputs", _without("cameras", ["static"])),
