@@ -184,6 +184,17 @@ def test_hand_turns_beside_a_close_neighbour():
     assert not base.TABLE_TASKS["lift"].fits(Goal("lift", "red cube"), table(cube, *around))
 
 
+def test_hand_that_has_begun_to_turn_goes_on():
+    for turned in (np.pi / 4 - 0.05, np.pi / 4 + 0.05):
+        cube = Thing("red cube", np.array((0.5, 0.0, TABLE_Z + 0.02)), turned)
+        left, right = grasps.best_yaw(cube, [], now=0.15)[0], grasps.best_yaw(cube, [], now=-0.15)[0]
+        assert left > 0.6 and right < -0.6, "two turns of a cube that can hardly be told apart"
+        assert left - right == pytest.approx(np.pi / 2)
+    can = at("red can", 0.5, 0.0)
+    assert grasps.best_yaw(can, [], now=0.4)[0] == pytest.approx(0.4), "what is round needs no turn"
+    assert grasps.best_yaw(can, [at("green cube", 0.5, 0.06)])[1] >= grasps.CLEARANCE
+
+
 def test_any_frame_can_be_labelled_under_any_goal_that_fits(world):
     rng = np.random.default_rng(0)
     pose = np.eye(4)

@@ -74,12 +74,12 @@ class Law:
         if around and opening < self._hand.held_below + 0.05:
             return now
         if around:
-            return min((turn + k * math.pi for turn in candidates(self.thing) for k in (-1, 0, 1)),
+            return min((turn + k * math.pi for turn in candidates(self.thing, now) for k in (-1, 0, 1)),
                        key=lambda turn: abs(turn - now))
         if self._arrived(self.thing.position):
             return fold(now)
         spot = self.place[:2] if self.goal.task == "put" and self.place is not None else None
-        return best_yaw(self.thing, truth.others(self.goal.thing), spot)[0]
+        return best_yaw(self.thing, truth.others(self.goal.thing), spot, now)[0]
 
     def chunk(self, horizon: int = HORIZON) -> Array:
         """(horizon, 7) steps per `sim.expert.ACTION_SPEC`."""

@@ -43,20 +43,27 @@ def clearance(place: Array, yaw: float, neighbours: Iterable[Thing]) -> float:
     return least
 
 
-def candidates(thing: Thing) -> list[float]:
-    """Yaws at which the fingers lie flat against it, the smallest turn first."""
+def candidates(thing: Thing, now: float = 0.0) -> list[float]:
+    """Yaws at which the fingers lie flat against it, the nearest to a hand turned by `now` first.
+
+    From where the hand is, not from home: what imitates the expert gives the mean of two turns that are hardly told
+    apart (a cube turned by 45 degrees), and a hand that went neither way would stand there for good. So a hand that has
+    begun to turn is to go on.
+    """
     if thing.shape == "cube":
         turns = [fold(thing.yaw + k * math.pi / 2) for k in range(2)]
     else:
-        turns = [k * math.pi / 6 for k in (0, 1, -1, 2, -2)]
-    return sorted(turns, key=abs)
+        turns = [fold(now), *(k * math.pi / 6 for k in (0, 1, -1, 2, -2))]
+    return sorted(turns, key=lambda turn: abs(turn - now))
 
 
-def best_yaw(thing: Thing, neighbours: Sequence[Thing], place: Array | None = None) -> tuple[float, float]:
-    """The smallest turn that leaves CLEARANCE where the thing lies and at `place` (2,), and what it leaves (m); without
-    one, the turn that leaves most."""
+def best_yaw(
+    thing: Thing, neighbours: Sequence[Thing], place: Array | None = None, now: float = 0.0
+) -> tuple[float, float]:
+    """The smallest turn of a hand turned by `now` that leaves CLEARANCE where the thing lies and at `place` (2,), and
+    what it leaves (m); without one, the turn that leaves most."""
     best = (0.0, -1.0)
-    for yaw in candidates(thing):
+    for yaw in candidates(thing, now):
         left = clearance(thing.position[:2], yaw, neighbours)
         if place is not None:
             left = min(left, clearance(place, yaw, neighbours))

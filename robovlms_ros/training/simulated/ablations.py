@@ -110,7 +110,7 @@ def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
 def _stages(plan: TrainingPlan, steps: int) -> tuple[Stage, ...]:
     """The plan's stages before the first that the policy drives for, in their proportion, with what the first has."""
     expert = takewhile(lambda stage: not stage.episodes, plan.stages)
-    kept = [replace(stage, demonstrations=0, glimpses=0, clips=0) for stage in expert]
+    kept = [replace(stage, demonstrations=0, glimpses=0) for stage in expert]
     require(steps >= len(kept), "steps", steps, f"at least {len(kept)}, one for each stage")
     total = sum(stage.steps for stage in kept)
     ends = [round(steps * sum(stage.steps for stage in kept[: i + 1]) / total) for i in range(len(kept))]

@@ -223,8 +223,7 @@ class Stage:
     learned; frozen_vision: the vision tower stays as it is; with `seeing` only the heads that read its tokens are
     learned, as they must be after a `start`. focus: part of the windows that are drawn in proportion to how badly they
     were learned when last drawn, not with `seeing`. glimpses: scenes of which one frame joins the data, for stages with
-    a `history` of 1; clips: scenes of which 0.45 s join. Both begin in any moment of a goal (`moments`). These five are
-    of the tabletop tasks.
+    a `history` of 1, in any moment of a goal (`moments`). These four are of the tabletop tasks.
     """
 
     steps: int
@@ -238,14 +237,13 @@ class Stage:
     frozen_vision: bool = False
     focus: float = 0.0
     glimpses: int = 0
-    clips: int = 0
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "stages.steps", self.steps, "1 or more")
         require(0 <= self.focus < 1, "stages.focus", self.focus, "0 to below 1")
         require(not (self.seeing and self.focus), "stages.focus", self.focus, "0 where `seeing` is true")
         require(0 < self.learning_rate <= 1, "stages.learning_rate", self.learning_rate, "above 0 and at most 1")
-        for name in ("demonstrations", "glimpses", "clips", "episodes", "history", "windows"):
+        for name in ("demonstrations", "glimpses", "episodes", "history", "windows"):
             require(getattr(self, name) >= 0, f"stages.{name}", getattr(self, name), "0 or more")
 
 

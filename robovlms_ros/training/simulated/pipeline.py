@@ -20,7 +20,7 @@ from robovlms_ros.resources import find_checkpoint
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.training.simulated.plans import TrainingPlan, require_same
-from robovlms_ros.training.simulated.recording import CLIP, Job, glimpse_jobs, record, shard_jobs
+from robovlms_ros.training.simulated.recording import Job, glimpse_jobs, record, shard_jobs
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +102,6 @@ def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> 
         seeds = seeds[count:]
         shown += glimpse_jobs(folder / f"glimpses_{number}", seeds[: stage.glimpses], plan.robot, plan.task)
         seeds = seeds[stage.glimpses :]
-        shown += glimpse_jobs(folder / f"clips_{number}", seeds[: stage.clips], plan.robot, plan.task, CLIP)
-        seeds = seeds[stage.clips :]
         own = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, driver,
                          plan.task)
         work.append(StageShards([*shown, *own], [*shown, *own] if stage.ahead else shown))

@@ -69,11 +69,9 @@ class TrainingPlan:
             fits = self.task is not None
             require(fits or not stage.frozen_vision, f"stages[{number}].frozen_vision", True, "false without a `task`")
             require(fits or not stage.focus, f"stages[{number}].focus", stage.focus, "0 without a `task`")
-            for name in ("glimpses", "clips"):
-                count = getattr(stage, name)
-                require(fits or not count, f"stages[{number}].{name}", count, "0 without a `task`")
+            require(fits or not stage.glimpses, f"stages[{number}].glimpses", stage.glimpses, "0 without a `task`")
         require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")
-        total = self.demonstrations + sum(stage.episodes + stage.glimpses + stage.clips for stage in self.stages)
+        total = self.demonstrations + sum(stage.episodes + stage.glimpses for stage in self.stages)
         require(total <= len(TRAINING_SEEDS), "scenes in all", total, f"at most {len(TRAINING_SEEDS)}")
         most = len(TRAINING_SEEDS) - total
         require(0 <= self.first_scene <= most, "first_scene", self.first_scene,
@@ -102,7 +100,7 @@ def load_plan(path: str | Path) -> TrainingPlan:
 
 def without_ground_truth(plan: TrainingPlan) -> TrainingPlan:
     """The same plan for what a real robot records alone: whole episodes, and nothing that only the simulator knows."""
-    stages = tuple(replace(stage, glimpses=0, clips=0) for stage in plan.stages if not stage.seeing)
+    stages = tuple(replace(stage, glimpses=0) for stage in plan.stages if not stage.seeing)
     return replace(plan, ground_truth=False, stages=stages)
 
 

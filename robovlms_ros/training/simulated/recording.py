@@ -10,22 +10,20 @@ from threading import Event
 from typing import Any
 
 GLIMPSES_PER_SHARD = 100
-CLIP = 9
-"""Frames of a clip: three windows of four frames, two steps apart."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan. frames:
-    of each scene so many, from a moment on; 0 for an episode."""
+    """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan. glimpse:
+    of each scene one frame, at a moment, and not an episode."""
 
     folder: Path
     seeds: range
     robot: str
     checkpoint: Path | None = None
     task: str | None = None
-    frames: int = 0
+    glimpse: bool = False
 
 
 def shard_jobs(
@@ -36,9 +34,9 @@ def shard_jobs(
     return [Job(folder / str(part[0]), part, robot, checkpoint, task) for part in parts]
 
 
-def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str | None, frames: int = 1) -> list[Job]:
-    """So many frames of each of the scenes of `seeds`: a glimpse is one, a clip is CLIP."""
-    return [replace(job, frames=frames) for job in shard_jobs(folder, seeds, GLIMPSES_PER_SHARD, robot, task=task)]
+def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str | None) -> list[Job]:
+    """One frame of each of the scenes of `seeds`."""
+    return [replace(job, glimpse=True) for job in shard_jobs(folder, seeds, GLIMPSES_PER_SHARD, robot, task=task)]
 
 
 def record(jobs: list[Job], workers: int, stop: Event | None = None) -> None:
@@ -69,15 +67,15 @@ def record_job(job: Job) -> str:
     from robovlms_ros.sim.tasks.world import TaskWorld
     from robovlms_ros.sim.world import SimWorld
     from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, Recording, record_shard
-    from robovlms_ros.training.simulated.task_demonstrations import SETTINGS, TaskRecording, glimpsed
+    from robovlms_ros.training.simulated.task_demonstrations import GLIMPSE, SETTINGS, TaskRecording
 
     torch.set_num_threads(1)
     recording: Recording | None = None
     if job.task is None:
         world, settings = SimWorld(job.seeds[0]), DemonstrationSettings()
     else:
-        world, settings = TaskWorld(job.seeds[0], task=job.task), glimpsed(job.frames) if job.frames else SETTINGS
-        recording = TaskRecording(world, moments=job.frames > 0)
+        world, settings = TaskWorld(job.seeds[0], task=job.task), GLIMPSE if job.glimpse else SETTINGS
+        recording = TaskRecording(world, moments=job.glimpse)
     loop = build_loop(world, job.robot)
     agent: Any = ExpertSession(world)
     if job.checkpoint is not None:
@@ -85,8 +83,8 @@ def record_job(job: Job) -> str:
         settings = replace(settings, noise=0.3, slip=0.005)
     outcomes = record_shard(job.folder, job.seeds, loop, agent, settings, recording=recording)
     world.close()
-    if job.frames:
-        return f"{job.folder}: {len(outcomes)} scenes, {job.frames} frames of each"
+    if job.glimpse:
+        return f"{job.folder}: {len(outcomes)} glimpses"
     done = sum(outcome.success for outcome in outcomes)
     wrong = sum(outcome.wrong for outcome in outcomes)
     return f"{job.folder}: {done} of {len(outcomes)} done, {wrong} wrong"

@@ -30,11 +30,8 @@ START_TURN = 0.8
 """How far a hand that does not start at home may be turned (rad)."""
 TURN_NOISE = 0.02
 SETTINGS = DemonstrationSettings(noise=0.5, random_start=0.4, closed_start=0.3, switch=0.2, slip=0.006, limit=10.0)
-
-
-def glimpsed(frames: int) -> DemonstrationSettings:
-    """How the first frames from a moment on are recorded (see `moments`): cheap, and what a policy lacks is scenes."""
-    return replace(SETTINGS, random_start=0.8, switch=0.0, limit=frames * STEP)
+GLIMPSE = replace(SETTINGS, random_start=0.8, switch=0.0, limit=STEP)
+"""One frame of a scene (see `moments`): cheap, and what a policy lacks is scenes."""
 
 
 class TaskRecording:

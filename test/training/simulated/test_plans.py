@@ -36,7 +36,7 @@ def test_ground_truth_is_left_out_on_request(tmp_path, monkeypatch, capsys):
     for options in ([], ["--no-ground-truth"]):
         assert main(["train", "--config", "tasks", "--output", str(tmp_path), *options]) == 0
     assert [plan.ground_truth for plan in seen] == [True, False]
-    learned = tuple(replace(stage, glimpses=0, clips=0) for stage in seen[0].stages if not stage.seeing)
+    learned = tuple(replace(stage, glimpses=0) for stage in seen[0].stages if not stage.seeing)
     assert len(learned) < len(seen[0].stages)  # where things are is what only the simulator knows
     assert replace(seen[1], ground_truth=True) == replace(seen[0], stages=learned)
     assert main(["train", "--config", "demo", "--output", str(tmp_path), "--no-ground-truth"]) != 0
@@ -69,7 +69,7 @@ def test_device_and_workers_reach_the_run(tmp_path, monkeypatch, capsys):
 
 
 def test_stages_have_scenes_of_their_own():
-    stages = (Stage(10), Stage(20, demonstrations=3, glimpses=4), Stage(30, episodes=2, clips=3),
+    stages = (Stage(10), Stage(20, demonstrations=3, glimpses=4), Stage(30, episodes=2),
               Stage(40, episodes=3, ahead=True), Stage(50, episodes=1, demonstrations=1))
     plan = replace(load_plan(TASKS), episodes=5, shard=2, stages=stages)
     run, shown = Path("run"), Path("shown")
@@ -80,21 +80,19 @@ def test_stages_have_scenes_of_their_own():
     def seeds(chosen):
         return [seed for job in chosen for seed in job.seeds]
 
-    assert seeds(jobs) == list(TRAINING_SEEDS[: 9 + 4 + 3 + 6])
-    assert {job.folder.parent for job in jobs if job.checkpoint is None} == {
-        shown, run / "glimpses_1", run / "clips_2"}
-    assert [job.frames for job in work[1].jobs + work[2].jobs] == [0, 0, 1, 9, 0]
-    assert [len(seeds(each.jobs)) for each in work] == [5, 3 + 4, 3 + 2, 3, 2]
+    assert seeds(jobs) == list(TRAINING_SEEDS[: 9 + 4 + 6])
+    assert {job.folder.parent for job in jobs if job.checkpoint is None} == {shown, run / "glimpses_1"}
+    assert [job.glimpse for job in work[1].jobs] == [False, False, True]
+    assert [len(seeds(each.jobs)) for each in work] == [5, 3 + 4, 2, 3, 2]
     assert pipeline.shards_of_stages(replace(plan, stages=stages[:4]), run, shown) == work[:4]
     # The first policy that drives is stage 2's own, and still is for stage 3, which is recorded meanwhile.
     drivers = [{job.checkpoint for job in each.jobs} for each in work]
     early, late = (pipeline.step_folder(run, step) for step in (30, 100))
-    assert drivers == [{None}, {None}, {None, early}, {early}, {None, late}]
-    ahead = [work[0].jobs, work[1].jobs, work[2].jobs[:1], work[3].jobs, work[4].jobs[:1]]
-    assert [each.ahead for each in work] == ahead
-    assert seeds(work[4].ahead) == [TRAINING_SEEDS[20]]
+    assert drivers == [{None}, {None}, {early}, {early}, {None, late}]
+    assert [each.ahead for each in work] == [work[0].jobs, work[1].jobs, [], work[3].jobs, work[4].jobs[:1]]
+    assert seeds(work[4].ahead) == [TRAINING_SEEDS[17]]
     later = pipeline.shards_of_stages(replace(plan, first_scene=100), run, shown)
-    assert seeds(job for each in later for job in each.jobs) == list(TRAINING_SEEDS[100 : 100 + 22])
+    assert seeds(job for each in later for job in each.jobs) == list(TRAINING_SEEDS[100 : 100 + 19])
 
 
 def test_folder_goes_on_with_its_own_plan(tmp_path):

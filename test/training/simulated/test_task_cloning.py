@@ -32,7 +32,7 @@ from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage, ini
 from robovlms_ros.training.simulated.costs import Work
 from robovlms_ros.training.simulated.pipeline import shards_of_stages, train
 from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.recording import CLIP, glimpse_jobs, record, record_job
+from robovlms_ros.training.simulated.recording import glimpse_jobs, record, record_job
 from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames, find_shards
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
 from robovlms_ros.training.simulated.task_cloning import SENTENCES, TaskLearner
@@ -71,7 +71,7 @@ def test_recording_stops_when_told(tmp_path):
 
 def test_glimpse_is_one_frame_of_a_scene(learner, folder, tmp_path):
     (job,) = glimpse_jobs(tmp_path, TRAINING_SEEDS[50:54], "panda", "all")
-    assert record_job(job).endswith("4 scenes, 1 frames of each")
+    assert record_job(job).endswith("4 glimpses")
     frames = Frames(learner).add([job.folder])
     assert frames.episodes.tolist() == list(TRAINING_SEEDS[50:54]), "a frame of each"
     assert len(DemonstrationSet(frames, 1, 2).starts) == 4
@@ -83,17 +83,6 @@ def test_glimpse_is_one_frame_of_a_scene(learner, folder, tmp_path):
     alone = Frames(learner).add(find_shards(folder))
     both = Frames(learner).add([*find_shards(folder), job.folder])
     assert np.array_equal(DemonstrationSet(both, 2, 2).starts, DemonstrationSet(alone, 2, 2).starts)
-
-
-def test_clip_is_the_beginning_of_an_episode(learner, tmp_path):
-    (job,) = glimpse_jobs(tmp_path, TRAINING_SEEDS[60:63], "panda", "all", CLIP)
-    record_job(job)
-    frames = Frames(learner).add([job.folder])
-    assert np.array_equal(frames.episodes, np.repeat(TRAINING_SEEDS[60:63], CLIP))
-    assert len(DemonstrationSet(frames, 4, 2).starts) == 3 * 3
-    poses = frames.column("poses", torch.arange(3 * CLIP)).unflatten(0, (3, CLIP))
-    moved = (poses[:, -1, :3, 3] - poses[:, 0, :3, 3]).norm(dim=-1)
-    assert (moved > 0.005).any() and (moved < 0.3).all(), moved
 
 
 def test_windows_with_sentences_of_their_own_share_the_prefix(small_mapping):
