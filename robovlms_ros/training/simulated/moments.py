@@ -48,8 +48,8 @@ def put_moment(world: TaskWorld, kinematics: Kinematics, goal: Goal, rng: np.ran
 
 
 class _Moment:
-    """hand: (4, 4) base_T_eef; thing: (3,) where it is by then, None for where it lies; yaw: the thing's and the
-    hand's."""
+    """hand: (4, 4) base_T_eef; thing: (3,) where it is by then, None for where it lies; yaw: the hand's, and then
+    the thing's, unless it is set."""
 
     def __init__(self, position: Array, yaw: float, tilt: Array, opening: float, thing: Array | None = None) -> None:
         turned = matrix_from_vector(np.array((0.0, 0.0, yaw))) @ matrix_from_vector(np.array((*tilt, 0.0)))

@@ -54,6 +54,7 @@ class TaskRecording:
             spoken[1] = (float(rng.uniform(0.3, 4.0)), spoken[1][1])
         self._goals = self._draw([meaning(words) for _, words in reversed(spoken)], rng)
         loop.disturb = Disturbance(rng.uniform(0, settings.noise), settings.slip, rng, _distance_to_goal, TURN_NOISE)
+        # A glimpse stays one frame, also where the goal is reached in it.
         linger = min(float(rng.uniform(0.2, 0.8)), settings.limit)
         loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=settings.limit, linger=linger)
         return loop.run(agent, spoken, rng)

@@ -7,6 +7,7 @@ Ablations: every variant's policy learns and drives; what is left is said before
 was timed; what was not run is listed as not run beside what RoboVLMs found, what was is not run again.
 """
 
+import json
 from dataclasses import fields, replace
 from functools import partial
 from threading import Event
@@ -77,6 +78,10 @@ def test_glimpse_is_one_frame_of_a_scene(learner, folder, tmp_path):
     assert len(DemonstrationSet(frames, 1, 2).starts) == 4
     with pytest.raises(DatasetError):
         DemonstrationSet(frames, 2, 2)
+    (reached,) = glimpse_jobs(tmp_path, TRAINING_SEEDS[80098:80099], "panda", "all")
+    record_job(reached)
+    assert json.loads((reached.folder / "outcomes.json").read_text())[0]["success"]
+    assert len(Frames(learner).add([reached.folder])) == 1, "also where the goal is reached in it"
     images = frames.images(torch.arange(4))
     assert (images.float().std(dim=(2, 3, 4)) > 5).all(), "both cameras see something"
     # Beside whole episodes, windows are of those alone.
