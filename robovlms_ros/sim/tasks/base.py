@@ -43,7 +43,7 @@ class Task:
         return self._has_room(goal, truth)
 
     def _has_room(self, goal: Goal, truth: TableTruth) -> bool:
-        return grasps.best_yaw(truth.things[goal.thing], truth.others(goal.thing))[1] >= grasps.CLEARANCE
+        return grasps.has_room(truth.things[goal.thing], truth.others(goal.thing))
 
     def judge(self, goal: Goal) -> "TableJudge":
         """Who decides on one episode."""
@@ -56,7 +56,7 @@ class Put(Task):
         others = truth.others(goal.thing)
         free = all(np.hypot(*(o.position[:2] - place)) > o.radius + thing.radius + 0.01 for o in others)
         away = np.hypot(*(thing.position[:2] - place)) > 0.06
-        return bool(free and away and grasps.best_yaw(thing, others, place)[1] >= grasps.CLEARANCE)
+        return bool(free and away and grasps.has_room(thing, others, place))
 
 
 class Push(Task):
@@ -69,7 +69,7 @@ class Push(Task):
         if length < 0.09 or abs(yaw) > STEEPEST_PUSH:
             return False
         others = truth.others(goal.thing)
-        if grasps.clearance(start, yaw, others) < grasps.CLEARANCE:
+        if not grasps.leaves_room(start, yaw, others):
             return False
         for other in others:
             offset = other.position[:2] - start

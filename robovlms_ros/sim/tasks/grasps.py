@@ -9,15 +9,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.sim.tasks.things import Thing
+from robovlms_ros.sim.tasks.things import WIDTH, Thing
 
 Array = NDArray[np.float64]
 
-FINGER_MIDDLE, FINGER_LENGTH, FINGER_WIDTH = 0.053, 0.014, 0.012
+FINGER_MIDDLE, FINGER_LENGTH, FINGER_WIDTH = 0.0515, 0.0115, 0.0105
 """An open finger beside the grip, m: the distance of its middle, and its half sizes along and across the closing
-direction."""
+direction; those of the model's collision mesh, below a neighbour's top."""
 CLEARANCE = 0.004
 """What must be left between a finger and a neighbour (m)."""
+ROOM_MIDDLE, ROOM_LENGTH, ROOM_WIDTH = 0.053, 0.014, 0.012
+"""The finger that a scene leaves room for, where it asks for a goal: a little more than there is."""
 
 
 def fold(angle: float) -> float:
@@ -32,15 +34,49 @@ def hand_yaw(rotation: Array) -> float:
 
 def clearance(place: Array, yaw: float, neighbours: Iterable[Thing]) -> float:
     """The least distance (m) between an open hand's fingers about `place` (2,) and the neighbours; below 0 they hit."""
-    along = np.array((-math.sin(yaw), math.cos(yaw)))
-    across = np.array((along[1], -along[0]))
+    sine, cosine = math.sin(yaw), math.cos(yaw)
     least = 1.0
     for thing in neighbours:
-        offset = thing.position[:2] - place
-        x, y = float(offset @ along), float(offset @ across)
-        outside = math.hypot(max(abs(abs(x) - FINGER_MIDDLE) - FINGER_LENGTH, 0.0), max(abs(y) - FINGER_WIDTH, 0.0))
-        least = min(least, outside - thing.radius)
+        x, y = float(thing.position[0] - place[0]), float(thing.position[1] - place[1])
+        along, across = y * cosine - x * sine, x * cosine + y * sine
+        for middle in (FINGER_MIDDLE, -FINGER_MIDDLE):
+            least = min(least, _gap(along - middle, across, thing, thing.yaw - yaw))
     return least
+
+
+def _gap(along: float, across: float, thing: Thing, turn: float) -> float:
+    """From a finger to a thing that lies there from the finger's middle, turned so against it (m)."""
+    beside, ahead = abs(across) - FINGER_WIDTH, abs(along) - FINGER_LENGTH
+    if thing.shape != "cube":
+        return math.hypot(max(beside, 0.0), max(ahead, 0.0)) + min(max(beside, ahead), 0.0) - thing.radius
+    # Of two rectangles: the widest gap that any of their sides' directions shows (separating axes).
+    half, sine, cosine = WIDTH["cube"] / 2, math.sin(turn), math.cos(turn)
+    s, c = abs(sine), abs(cosine)
+    return max(
+        beside - half * (s + c),
+        ahead - half * (s + c),
+        abs(across * cosine + along * sine) - half - FINGER_WIDTH * c - FINGER_LENGTH * s,
+        abs(along * cosine - across * sine) - half - FINGER_WIDTH * s - FINGER_LENGTH * c,
+    )
+
+
+def has_room(thing: Thing, neighbours: Sequence[Thing], place: Array | None = None) -> bool:
+    """Whether some yaw leaves the ROOM finger CLEARANCE, where the thing lies and at `place` (2,), however the
+    neighbours are turned: so much a scene leaves to a hand that is less exact than the expert's."""
+    spots = [thing.position[:2]] if place is None else [thing.position[:2], place]
+    return any(all(leaves_room(spot, yaw, neighbours) for spot in spots) for yaw in candidates(thing))
+
+
+def leaves_room(spot: Array, yaw: float, neighbours: Iterable[Thing]) -> bool:
+    """`has_room` for one yaw at one spot (2,)."""
+    sine, cosine = math.sin(yaw), math.cos(yaw)
+    for thing in neighbours:
+        x, y = float(thing.position[0] - spot[0]), float(thing.position[1] - spot[1])
+        along, across = abs(y * cosine - x * sine), abs(x * cosine + y * sine)
+        outside = math.hypot(max(abs(along - ROOM_MIDDLE) - ROOM_LENGTH, 0.0), max(across - ROOM_WIDTH, 0.0))
+        if outside - thing.radius < CLEARANCE:
+            return False
+    return True
 
 
 def candidates(thing: Thing, now: float = 0.0) -> list[float]:

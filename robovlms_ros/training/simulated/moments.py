@@ -23,6 +23,8 @@ Array = NDArray[np.float64]
 
 AFAR, BEFORE = 0.35, 0.35
 """Parts of the moments: the hand is anywhere; it is about to take the thing. In the others it is at it."""
+ANY_TURN = 1.0
+"""rad."""
 ATTEMPTS = 20
 
 
@@ -63,7 +65,8 @@ def _before(law: Law, rng: np.random.Generator) -> _Moment:
     height = 0.11 * rng.uniform() ** 2
     beside = _disc(rng, 0.004 + 0.45 * height)
     opening = rng.uniform(law.thing.grip, 1.0) if height > 0.05 and rng.uniform() < 0.25 else 1.0
-    yaw = law.yaw + rng.normal() * (0.08 + 3.0 * height)
+    # Now and then turned anyhow: so a hand stands that could not decide between two turns.
+    yaw = rng.uniform(-ANY_TURN, ANY_TURN) if rng.uniform() < 0.3 else law.yaw + rng.normal() * (0.08 + 3.0 * height)
     position = law.thing.position + np.array((*beside, GRASP_OFFSET + height + rng.uniform(-0.004, 0.0)))
     return _Moment(position, yaw, rng.uniform(-0.06, 0.06, 2), opening)
 

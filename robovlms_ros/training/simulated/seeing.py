@@ -1,8 +1,9 @@
 """What the images alone must tell while a policy is trained: where is what, before any word is read.
 
 A small vision tower learns this slowly from actions, and nothing else can be learned before it. So it is taught by the
-simulator: each image token names the things whose centres lie in its patch, and all tokens together tell where
-everything is. A saved policy holds none of this.
+simulator: each image token names the things whose centres lie in its patch and how a cube there is turned (a hand that
+takes the mean of two turns never closes), and all tokens together tell where everything is. A saved policy holds none
+of this.
 """
 
 import math
@@ -26,13 +27,16 @@ WRIST_OFFSET = np.array((0.0, 0.05, -0.097))
 WRIST_FOVY = 75.0
 FOUND_WEIGHT = 6.0
 """Of a token with a thing in its patch against one without: most have none."""
+PATCH = 5
+"""What a token tells of a name: how surely its centre is there, where in the patch (2), and of four times a cube's turn
+the sine and the cosine, as a cube looks alike after a quarter."""
 
 
 class Seeing(nn.Module):
     """Heads over the image tokens. grids: per camera, `static` or `wrist`, the patches along a side; width: of a token.
 
-    The loss has three parts: which names' centres lie in a token's patch and where in it; where every thing and plate
-    is, on the table and relative to the hand; and whether it is there.
+    The loss has three parts: which names' centres lie in a token's patch, where in it, and how a cube is turned there;
+    where every thing and plate is, on the table and relative to the hand; and whether it is there.
     """
 
     def __init__(self, grids: dict[str, int], width: int) -> None:
@@ -40,19 +44,23 @@ class Seeing(nn.Module):
         self._grids = grids
         tokens = sum(grid * grid for grid in grids.values())
         self.patch = nn.ModuleDict({
-            name: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * len(NAMED))) for name in grids
+            name: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, PATCH * len(NAMED))) for name in grids
         })
         self.all = nn.Sequential(
             nn.LayerNorm(tokens * width), nn.Linear(tokens * width, 256), nn.GELU(), nn.Linear(256, 7 * len(NAMED))
         )
 
-    def forward(self, tokens: dict[str, Tensor], places: Tensor, hands: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: dict[str, Tensor], places: Tensor, turns: Tensor, hands: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """tokens: per camera (N, T, d), row by row. places (N, names, 3): m, base frame, NaN for what is not there;
-        hands (N, 4, 4): base_T_eef. Returns the loss, and the mean distance (m) of places that are there."""
+        turns (N, names): rad about the vertical, NaN for all but cubes; hands (N, 4, 4): base_T_eef. Returns the loss,
+        and the mean distance (m) of places that are there."""
         loss, error = self._whole(tokens, places, hands)
         for name, grid in self._grids.items():
-            guess = self.patch[name](tokens[name]).unflatten(-1, (len(NAMED), 3))
-            loss = loss + _patch_loss(guess, project(name, places, hands) * grid, grid)
+            guess = self.patch[name](tokens[name]).unflatten(-1, (len(NAMED), PATCH))
+            seen = turns - hand_yaws(hands)[:, None] if name == "wrist" else turns
+            loss = loss + _patch_loss(guess, project(name, places, hands) * grid, seen, grid)
         return loss, error
 
     def _whole(self, tokens: dict[str, Tensor], places: Tensor, hands: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,8 +81,13 @@ def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
-def _patch_loss(guess: Tensor, spots: Tensor, grid: int) -> Tensor:
-    """guess (N, T, names, 3): logit and position in the patch. spots (N, names, 2): column and row in patches."""
+def hand_yaws(hands: Tensor) -> Tensor:
+    """`grasps.hand_yaw` of hands (N, 4, 4): (N,), rad."""
+    return torch.atan2(-hands[:, 0, 0], hands[:, 1, 0])
+
+
+def _patch_loss(guess: Tensor, spots: Tensor, turns: Tensor, grid: int) -> Tensor:
+    """guess (N, T, names, PATCH). spots (N, names, 2): column and row in patches; turns (N, names): rad, as seen."""
     inside = ((spots >= 0) & (spots < grid)).all(-1)  # (N, names); a NaN is not
     spots = torch.where(inside[..., None], spots, 0.0)
     cell = spots.long()
@@ -82,9 +95,13 @@ def _patch_loss(guess: Tensor, spots: Tensor, grid: int) -> Tensor:
     wanted = (torch.arange(grid * grid, device=token.device)[:, None] == token[:, None]) & inside[:, None]
     weight = torch.tensor(FOUND_WEIGHT, device=guess.device)
     found = functional.binary_cross_entropy_with_logits(guess[..., 0], wanted.float(), pos_weight=weight)
-    at = guess[..., 1:].gather(1, token[:, None, :, None].expand(-1, 1, -1, 2)).squeeze(1)  # (N, names, 2)
+    told = guess[..., 1:].gather(1, token[:, None, :, None].expand(-1, 1, -1, PATCH - 1)).squeeze(1)
+    at, lies = told.split(2, dim=-1)  # (N, names, 2) each
     within = functional.smooth_l1_loss(at, spots - cell - 0.5, beta=0.1, reduction="none").mean(-1)
-    return 3 * found + _mean_where(inside, within)
+    angle = 4 * turns.nan_to_num()
+    turned = torch.stack((torch.sin(angle), torch.cos(angle)), dim=-1)
+    apart = functional.smooth_l1_loss(lies, turned, beta=0.1, reduction="none").mean(-1)
+    return 3 * found + _mean_where(inside, within) + _mean_where(inside & ~torch.isnan(turns), apart)
 
 
 def project(camera: str, places: Tensor, hands: Tensor) -> Tensor:

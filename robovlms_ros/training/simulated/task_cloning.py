@@ -19,6 +19,7 @@ from robovlms_ros.backbones.sequence import VisualTokens
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.processing.actions import ActionPipeline
 from robovlms_ros.sim.tasks.language import goals, instructions
+from robovlms_ros.sim.tasks.things import THINGS
 from robovlms_ros.training.simulated.behaviour_cloning import (
     Losses,
     Recipe,
@@ -43,14 +44,16 @@ class TaskWindows:
     over an episode's goals elsewhere.
 
     images: (B, W, K, S, S, 3) uint8. states: (B, W, P), raw proprioception. poses: (B, W, 4, 4), base_T_eef. places:
-    (B, W, names, 3), things and plates in the order of `seeing.NAMED`: m, NaN where there is none. goals (B, W, K)
-    int64, yaws (B, W, K). arm (B, W, K, n, A), opened (B, W, K, n): the expert's chunks, as the head's targets.
+    (B, W, names, 3), things and plates in the order of `seeing.NAMED`: m, NaN where there is none; turns (B, W, names):
+    rad, NaN for all but cubes. goals (B, W, K) int64, yaws (B, W, K). arm (B, W, K, n, A), opened (B, W, K, n): the
+    expert's chunks, as the head's targets.
     """
 
     images: Tensor
     states: Tensor
     poses: Tensor
     places: Tensor
+    turns: Tensor
     goals: Tensor
     yaws: Tensor
     arm: Tensor
@@ -99,7 +102,9 @@ class TaskLearner(nn.Module):
         """What is kept of a recorded shard, by `TaskWindows`' names."""
         horizon = self.policy.config.model.action_chunk_size
         arm, opened = self._pipeline.encode(shard["labels"][:, :, :horizon])
-        return {"states": raw_states(self.policy, shard), "poses": shard["poses"],
+        turns = np.full((len(shard["turns"]), len(NAMED)), np.nan, np.float32)
+        turns[:, : len(THINGS)] = shard["turns"]
+        return {"states": raw_states(self.policy, shard), "poses": shard["poses"], "turns": turns,
                 "places": np.concatenate((shard["things"], shard["plates"]), axis=1), "goals": shard["goals"],
                 "yaws": shard["yaws"], "arm": arm, "opened": opened.astype(np.float32)}
 
@@ -151,7 +156,7 @@ class TaskLearner(nn.Module):
     def _look(self, visual: dict[str, VisualTokens], windows: TaskWindows) -> tuple[Tensor, Tensor]:
         assert self.sight is not None
         tokens = {name: seen.tokens.float() for name, seen in visual.items()}
-        return self.sight(tokens, windows.places.flatten(0, 1), windows.poses.flatten(0, 1))
+        return self.sight(tokens, *(known.flatten(0, 1) for known in (windows.places, windows.turns, windows.poses)))
 
     def _seen(self, images: Tensor) -> Tensor:
         """The cameras that the policy has, of those recorded."""

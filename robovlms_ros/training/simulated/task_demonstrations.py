@@ -1,9 +1,10 @@
 """Demonstrations of the tabletop tasks: the expert drives under noise, every frame is labelled under several goals.
 
 A shard is as in `demonstrations`, with `things` (F, T, 3) and `plates` (F, P, 3) in the order of `things.THINGS` and
-`things.PLATES` (m in the base frame, NaN where a scene has none) in the place of `cubes`, `goals` (F, K) numbers into
-`language.goals()`, the followed one first, `labels` (F, K, horizon, 7) and `yaws` (F, K), how the hand is to be turned
-(rad). The K goals belong to the episode, of its own and of other tasks; where fewer fit, they repeat.
+`things.PLATES` (m in the base frame, NaN where a scene has none) in the place of `cubes`, `turns` (F, T), how cubes lie
+about the vertical (rad, NaN for all else), `goals` (F, K) numbers into `language.goals()`, the followed one first,
+`labels` (F, K, horizon, 7) and `yaws` (F, K), how the hand is to be turned (rad). The K goals belong to the episode, of
+its own and of other tasks; where fewer fit, they repeat.
 """
 
 from dataclasses import replace
@@ -16,7 +17,7 @@ from robovlms_ros.sim.expert import STEP
 from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Frame, Outcome
 from robovlms_ros.sim.tasks.expert import Law
 from robovlms_ros.sim.tasks.language import LABELLED, Goal, goals, instructions, meaning
-from robovlms_ros.sim.tasks.things import PLATES, THINGS, TableTruth
+from robovlms_ros.sim.tasks.things import PLATES, THINGS, TableTruth, shape_of
 from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.world import CAMERAS
 from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, Disturbance, random_start
@@ -103,6 +104,10 @@ class TaskRecording:
             "things": np.stack([
                 truth.things[name].position if name in truth.things else nothing for name in THINGS
             ]).astype(np.float32),
+            "turns": np.array([
+                truth.things[name].yaw if name in truth.things and shape_of(name) == "cube" else np.nan
+                for name in THINGS
+            ], np.float32),
             "plates": np.stack([truth.plates.get(name, nothing) for name in PLATES]).astype(np.float32),
             "goals": np.array([GOALS.index(goal) for goal in order], np.int16),
             "labels": np.stack([chunks[goal] for goal in order]).astype(np.float32),

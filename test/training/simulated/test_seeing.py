@@ -3,6 +3,8 @@ centre lies and nothing of what is not there, where that is everything too; a st
 and leaves the language model alone.
 """
 
+import math
+
 import mujoco
 import numpy as np
 import pytest
@@ -17,12 +19,14 @@ from robovlms_ros.sim.tasks.looks import PLAIN
 from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage
 from robovlms_ros.training.simulated.plans import TrainingPlan
-from robovlms_ros.training.simulated.seeing import NAMED, Seeing, project
+from robovlms_ros.training.simulated.seeing import NAMED, PATCH, Seeing, project
 from robovlms_ros.training.simulated.shards import DemonstrationSet, Frames, find_shards
 from robovlms_ros.training.simulated.task_cloning import TaskLearner
 from robovlms_ros.training.simulated.trainer import Trainer
 
 pytestmark = pytest.mark.sim
+
+NOT_TURNED = torch.full((2, len(NAMED)), torch.nan)
 
 
 @pytest.mark.parametrize(("camera", "name", "tolerance"), [("static", "static", 1e-3), ("wrist", WRIST_CAMERA, 0.02)])
@@ -48,30 +52,35 @@ def test_what_is_behind_a_camera_or_missing_is_nowhere():
 def test_nothing_to_see_is_no_loss_that_is_not_a_number():
     seeing = Seeing({"static": 4, "wrist": 4}, 8)
     tokens = {name: torch.randn(2, 16, 8) for name in ("static", "wrist")}
-    loss, error = seeing(tokens, torch.full((2, len(NAMED), 3), torch.nan), torch.eye(4).repeat(2, 1, 1))
+    loss, error = seeing(tokens, torch.full((2, len(NAMED), 3), torch.nan), NOT_TURNED, torch.eye(4).repeat(2, 1, 1))
     loss.backward()
     assert error == 0 and all(torch.isfinite(p.grad).all() for p in seeing.parameters())
 
 
-def test_patch_heads_learn_where_a_centre_is():
+def test_patch_heads_learn_where_a_centre_is_and_how_a_cube_is_turned():
     """Two frames, one thing each, in patches that only the thing's place tells apart."""
     torch.manual_seed(0)
     seeing = Seeing({"static": 4}, 8)
     places = torch.full((2, len(NAMED), 3), torch.nan)
     places[0, 0], places[1, 1] = torch.tensor((0.45, -0.1, -0.09)), torch.tensor((0.6, 0.1, -0.09))
+    turns = NOT_TURNED.clone()
+    turns[0, 0], turns[1, 1] = 0.3, -0.7
     hands = torch.eye(4).repeat(2, 1, 1)
     tokens = {"static": torch.randn(2, 16, 8)}
     optimiser = torch.optim.Adam(seeing.parameters(), 0.02)
     for _ in range(150):
-        loss, error = seeing(tokens, places, hands)
+        loss, error = seeing(tokens, places, turns, hands)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    guess = seeing.patch["static"](tokens["static"]).unflatten(-1, (len(NAMED), 3))[..., 0]  # (2, 16, names)
+    told = seeing.patch["static"](tokens["static"]).unflatten(-1, (len(NAMED), PATCH))  # (2, 16, names, PATCH)
+    guess = told[..., 0]
     spots = project("static", places, hands) * 4
     for frame, name in ((0, 0), (1, 1)):
         column, row = spots[frame, name].int()
         assert guess[frame].flatten().argmax() == (4 * row + column) * len(NAMED) + name
+        sine, cosine = told[frame, 4 * row + column, name, 3:].tolist()
+        assert math.atan2(sine, cosine) / 4 == pytest.approx(float(turns[frame, name]), abs=0.02)
     assert float(error) < 0.02
 
 

@@ -26,7 +26,7 @@ from robovlms_ros.schema import ConfigError
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.expert import expert_chunk
 from robovlms_ros.sim.tasks.language import goals, instructions
-from robovlms_ros.sim.tasks.things import PLATES, THINGS
+from robovlms_ros.sim.tasks.things import PLATES, THINGS, shape_of
 from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.training.simulated import ablations, costs, pipeline, published
 from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage, initialise
@@ -55,6 +55,8 @@ def test_shard_holds_every_goals_label(folder):
         places = zip((*THINGS, *PLATES), (*frames["things"][i], *frames["plates"][i]), strict=True)
         there = {name for name, place in places if not np.isnan(place).any()}
         assert all({GOALS[n].thing, GOALS[n].place or GOALS[n].thing} <= there for n in frames["goals"][i])
+        cubes = np.array([name in there and shape_of(name) == "cube" for name in THINGS])
+        assert np.array_equal(np.isfinite(frames["turns"][i]), cubes), "only cubes lie turned"
     # The first frame's scene is known from its seed: the label is what the expert says there.
     world = TaskWorld(int(frames["episodes"][0]))
     for number, label in zip(frames["goals"][0], frames["labels"][0], strict=True):
@@ -130,6 +132,8 @@ def test_frames_keep_what_the_running_policy_computes(learner, folder):
             assert np.array_equal(windows.opened[row, place], opened[frame])
             both = np.concatenate((raw["things"][frame], raw["plates"][frame]))
             assert np.array_equal(windows.places[row, place], both, equal_nan=True)
+            assert np.array_equal(windows.turns[row, place, : len(THINGS)], raw["turns"][frame], equal_nan=True)
+            assert np.isnan(windows.turns[row, place, len(THINGS) :]).all(), "plates are round"
             assert np.array_equal(windows.poses[row, place], raw["poses"][frame].astype(np.float32))
             for name in ("goals", "yaws"):
                 assert np.array_equal(getattr(windows, name)[row, place], raw[name][frame])
