@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 AFAR, BEFORE = 0.35, 0.35
 """Parts of the moments: the hand is anywhere; it is about to take the thing. In the others it is at it."""
 ANY_TURN = 1.0
-"""rad."""
+"""How far a hand that is about to take the thing may be turned, whatever the thing's turn (rad)."""
 ATTEMPTS = 20
 
 

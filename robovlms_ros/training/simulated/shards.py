@@ -16,7 +16,7 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 class DatasetError(RoboVLMsError):
-    """Shards are missing, or hold no window of the wanted length."""
+    """Shards are missing, lack a column, or hold no window of the wanted length."""
 
 
 class Reader(Protocol):
@@ -56,7 +56,8 @@ class Frames:
         return len(self.episodes)
 
     def add(self, shards: Sequence[Path]) -> "Frames":
-        """Append those shards that are not here yet, in order. Raises DatasetError without any."""
+        """Append those shards that are not here yet, in order. Raises DatasetError without any, and for one
+        that lacks a column."""
         new = [shard for shard in shards if shard not in self._shards]
         if not new and not self._shards:
             raise DatasetError("no shards of demonstrations: record some first (`robovlms demo-data`).")
@@ -68,7 +69,14 @@ class Frames:
             with np.load(shard / "frames.npz") as data:
                 raw = {name: data[name] for name in data.files}
             episodes.append(raw["episodes"])
-            for name, values in self._reader.columns(raw).items():
+            try:
+                kept = self._reader.columns(raw)
+            except KeyError as error:
+                raise DatasetError(
+                    f"{shard}: there is no column {error}, only {', '.join(raw)}: it was recorded for other tasks or "
+                    "by an older version. Delete the folder to record it again, or give another --output."
+                ) from error
+            for name, values in kept.items():
                 parts.setdefault(name, []).append(_tensor(values).to(self.device))
         self._columns = {name: torch.cat(tensors) for name, tensors in parts.items()}
         self.episodes = np.concatenate(episodes)

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.schema import ConfigError
 from robovlms_ros.training.engine.curves import STEPS, append_row
 from robovlms_ros.training.simulated.behaviour_cloning import (
     SCALARS,
@@ -50,7 +51,7 @@ class Trainer:
     learner: makes what turns windows into losses; by default the easy demo's. save_every: steps between saved states.
     threads: parts of a step's batch that are computed side by side, each on a core; their mean is the step's gradient.
     device: where the policy is trained; elsewhere than on a CPU a step has one part, and float32 products of matrices
-    are rounded to TF32 where the device does that.
+    are rounded to TF32 where the device does that. Raises ConfigError when `folder` holds the state of another model.
     """
 
     def __init__(
@@ -199,6 +200,13 @@ class Trainer:
         with safe_open(path, framework="pt") as file:
             self.step = int(file.metadata()["step"])
         tensors = load_file(path, device=str(self.device))
+        others = [name for name, parameter in self._parameters.items()
+                  if f"raw.{name}" not in tensors or tensors[f"raw.{name}"].shape != parameter.shape]
+        if others:
+            raise ConfigError(
+                f"{path}: {len(others)} of its weights are not this run's ({others[0]}): it was begun with another "
+                "policy or by an older version. Give another --output, or delete the folder to begin anew."
+            )
         self._fill({name: tensors[f"raw.{name}"] for name in self._parameters})
         self._average = {name: tensors[f"average.{name}"] for name in self._parameters}
         for name, parameter in self._parameters.items():

@@ -20,7 +20,7 @@ from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage
 from robovlms_ros.training.simulated.plans import TrainingPlan
 from robovlms_ros.training.simulated.seeing import NAMED, PATCH, Seeing, project
-from robovlms_ros.training.simulated.shards import DemonstrationSet, Frames, find_shards
+from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames, find_shards
 from robovlms_ros.training.simulated.task_cloning import TaskLearner
 from robovlms_ros.training.simulated.trainer import Trainer
 
@@ -111,6 +111,21 @@ def test_frozen_vision_tower_stays_as_it_is(small_mapping, folder, tmp_path):
     assert not any(torch.equal(p, heads[name]) for name, p in trainer.learner.sight.named_parameters())
     with pytest.raises(ConfigError, match=r"stages\[0\].frozen_vision = True: must be false without a `task`"):
         TrainingPlan(small_mapping["policy"], (Stage(10, frozen_vision=True),))
+
+
+def test_run_of_an_older_version_is_refused_by_name(small_mapping, folder, tmp_path):
+    policy = build_policy(config_from_mapping(small_mapping["policy"]))
+    trainer = Trainer(policy, Recipe(windows=2), tmp_path / "run", TaskLearner)
+    old = tmp_path / "shard"
+    old.mkdir()
+    with np.load(find_shards(folder)[0] / "frames.npz") as data:
+        np.savez(old / "frames.npz", **{name: data[name] for name in data.files if name != "turns"})
+    with pytest.raises(DatasetError, match=r"shard: there is no column 'turns', only .*Delete the folder"):
+        Frames(trainer.learner).add([old])
+    trainer.save()
+    trainer.learner.sight.patch["static"][1] = torch.nn.Linear(3, 3)
+    with pytest.raises(ConfigError, match=r"state.safetensors: 2 of its weights .*sight.patch.static.1.*--output"):
+        Trainer(policy, Recipe(windows=2), tmp_path / "run", lambda *_: trainer.learner)
 
 
 def test_seeing_needs_the_simulators_knowledge(small_mapping):
