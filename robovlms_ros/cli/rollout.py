@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _cubes(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
     from robovlms_ros.evaluation.closed_loop import failure_table, failures, report, summarise, table
-    from robovlms_ros.sim.bench import Scene
+    from robovlms_ros.sim.bench import EASY_TIME_LIMIT, Scene
     from robovlms_ros.sim.tasks.evaluate import AS_TRAINED
 
-    settings = _settings(args, [AS_TRAINED], args.time_limit or 10.0)
+    settings = _settings(args, [AS_TRAINED], args.time_limit or EASY_TIME_LIMIT)
     episodes = [e.result for e in _run(args, settings, [Scene("", seed) for seed in seeds])]
     rows, failed = summarise(episodes), failures(episodes)
     print(table(rows))

@@ -83,7 +83,6 @@ def _run_plan(path: Path, args: argparse.Namespace) -> int:
         )
     plan = load_plan(path)
     if args.no_ground_truth:
-        require(plan.task is not None, "--no-ground-truth", path.name, "a plan of the tabletop tasks (`task: ...`)")
         plan = without_ground_truth(plan)
     if args.workers is not None:
         require(args.workers >= 0, "--workers", args.workers, "0 or more")

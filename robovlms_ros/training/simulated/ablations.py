@@ -1,7 +1,8 @@
-"""Ablations of a tabletop plan: one thing changed at a time, all on the same demonstrations, measured without ROS.
+"""Ablations of a plan: one thing changed at a time, all on the same demonstrations, measured without ROS.
 
 A folder holds `demonstrations/` (shared), and per variant `NAME/` with the run, its checkpoint, `TASK.json`, one per
-task, and what it took (`costs`): what is there is not done again, what is missing is listed as not run.
+task (`cubes.json` for the easy demo), and what it took (`costs`): what is there is not done again, what is missing is
+listed as not run.
 """
 
 import json
@@ -15,11 +16,12 @@ from typing import Any
 
 from safetensors import safe_open
 
+from robovlms_ros.evaluation.closed_loop import Thresholds, summarise
 from robovlms_ros.evaluation.statistics import wilson_interval
 from robovlms_ros.schema import ConfigError, require
-from robovlms_ros.sim.bench import BenchSettings, Scene
+from robovlms_ros.sim.bench import EASY_TIME_LIMIT, BenchSettings, Scene
 from robovlms_ros.sim.processes import run_scenes
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.task import INSTRUCTIONS, TRAINING_SEEDS
 from robovlms_ros.sim.tasks import evaluate
 from robovlms_ros.sim.tasks.language import TASKS
 from robovlms_ros.training.simulated.behaviour_cloning import Stage
@@ -90,6 +92,8 @@ VARIANTS: dict[str, Variant] = {
 }
 """`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as one is ready."""
 REFERENCE_EPISODES = 400
+CUBES = "cubes"
+"""The easy demo's column: both of its instructions together."""
 
 
 def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
@@ -121,9 +125,10 @@ def _stages(plan: TrainingPlan, steps: int) -> tuple[Stage, ...]:
 
 def run(
     name: str, plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int],
-    limit: float = evaluate.TIME_LIMIT, now: Callable[[], float] = time.monotonic, device: str = "cpu", jobs: int = 1,
+    limit: float = 0.0, now: Callable[[], float] = time.monotonic, device: str = "cpu", jobs: int = 1,
 ) -> None:
-    """Train and measure one variant, as far as it is not done; limit: simulated s per episode. Raises ConfigError.
+    """Train and measure one variant, as far as it is not done; limit: simulated s per episode, 0 for
+    what `robovlms rollout` gives. Raises ConfigError.
 
     now: seconds, for what `costs` keeps alone. device: where it trains. jobs: processes that measure.
     """
@@ -138,14 +143,19 @@ def run(
     if left.steps:
         train(changed, trained, folder / "demonstrations", device)
     times.append(now())
+    limit = limit or (evaluate.TIME_LIMIT if plan.task else EASY_TIME_LIMIT)
     settings = BenchSettings(str(trained / "checkpoint"), plan.robot, limit,
                              conditions={evaluate.AS_TRAINED: variant.condition})
-    missing = [task for task in _tasks(plan) if not (folder / name / f"{task}.json").exists()]
-    done: dict[str, list[Any]] = {task: [] for task in missing}
-    for scene, episodes in run_scenes(settings, [Scene(task, seed) for task in missing for seed in seeds], jobs):
-        done[scene.task] += episodes
-        if len(done[scene.task]) == len(seeds):
-            write_json(folder / name / f"{scene.task}.json", evaluate.rows(done[scene.task])[0].as_json())
+    missing = _unmeasured(plan, folder / name)
+    scenes = [Scene("" if task == CUBES else task, seed) for task in missing for seed in seeds]
+    done: dict[str, list[list[evaluate.TaskEpisode]]] = {task: [] for task in missing}
+    for scene, episodes in run_scenes(settings, scenes, jobs):
+        task = scene.task or CUBES
+        done[task].append(episodes)
+        if len(done[task]) == len(seeds):
+            results = evaluate.named_by_task([episode for each in done[task] for episode in each])
+            row = summarise(results, evaluate.AIMS.get(task, Thresholds()))[0]
+            write_json(folder / name / f"{task}.json", row.as_json())
     times.append(now())
     if left != Work():
         spent = [after - before for before, after in pairwise(times)]
@@ -171,13 +181,17 @@ def work(
             missing = sum(stage.steps for stage in changed.stages) - _steps_done(trained / "run")
         new = sum(len(job.seeds) for job in jobs if job.folder not in counted)
         counted |= {trained, *(job.folder for job in jobs)}
-        unmeasured = [task for task in _tasks(plan) if not (folder / name / f"{task}.json").exists()]
-        left[name] = Work(new, missing, len(unmeasured) * len(seeds))
+        instructions = 1 if plan.task else len(INSTRUCTIONS)
+        left[name] = Work(new, missing, len(_unmeasured(plan, folder / name)) * len(seeds) * instructions)
     return left
 
 
-def _tasks(plan: TrainingPlan) -> tuple[str, ...]:
-    return TASKS if plan.task == "all" else (str(plan.task),)
+def _columns(plan: TrainingPlan) -> tuple[str, ...]:
+    return TASKS if plan.task == "all" else (plan.task or CUBES,)
+
+
+def _unmeasured(plan: TrainingPlan, folder: Path) -> list[str]:
+    return [column for column in _columns(plan) if not (folder / f"{column}.json").exists()]
 
 
 def _shards(plan: TrainingPlan, folder: Path) -> list[Any]:
@@ -193,14 +207,16 @@ def _steps_done(run: Path) -> int:
         return int(file.metadata()["step"])
 
 
-def report(folder: Path) -> str:
+def report(folder: Path, plan: TrainingPlan) -> str:
     """Every variant's row as a Markdown table: success and wrong object per task with 95 % intervals, or `not run`, and
     what RoboVLMs found for the same question."""
-    lines = [f"| changed | variant | {' | '.join(TASKS)} | wrong object | RoboVLMs |", "|---" * (len(TASKS) + 4) + "|"]
+    columns = _columns(plan)
+    lines = [f"| changed | variant | {' | '.join(columns)} | wrong object | RoboVLMs |",
+             "|---" * (len(columns) + 4) + "|"]
     for name, variant in VARIANTS.items():
         cells, wrong, count = [], 0, 0
-        for task in TASKS:
-            path = folder / name / f"{task}.json"
+        for column in columns:
+            path = folder / name / f"{column}.json"
             if not path.exists():
                 cells.append("not run")
                 continue

@@ -3,6 +3,7 @@
 Every window is learned under every instruction, the images' features being computed once. Beside the action, the
 action feature must tell where the named cube and all cubes are: without these auxiliary losses a small model averages
 the cubes and ignores the words. The simulator's ground truth serves in training only; a saved policy holds none of it.
+Without it (`ground_truth: false`) there is only what a real robot records: the followed instruction and what was done.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Windows:
 
     images: (B, W, K, S, S, 3) uint8. states: (B, W, P), raw proprioception. hands (B, W, 3), cubes (B, W, C, 3): m in
     the base frame. arm (B, W, C, n, A), opened (B, W, C, n): the expert's chunk for each cube, as the head's targets.
+    followed (B, W) int64: which of the cubes was asked for.
     """
 
     images: Tensor
@@ -42,6 +44,7 @@ class Windows:
     cubes: Tensor
     arm: Tensor
     opened: Tensor
+    followed: Tensor
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Auxiliary(nn.Module):
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars of one step. target_error: m, mean distance between the named cube and where the model sees it. windows:
+    """Scalars of one step. target_error: m, mean distance between the named cube and where the model sees it; NaN where
+    it is not told. windows:
     (B,) the arm's loss of each window, detached, where it is told."""
 
     total: Tensor
@@ -118,56 +122,68 @@ def initialise(policy: VLAPolicy, seed: int) -> None:
 
 
 class Learner(nn.Module):
-    """A policy with what is needed to train it."""
+    """A policy with what is needed to train it. ground_truth: whether the simulator's knowledge may serve; without it a
+    window is learned under the one instruction that its newest frame followed."""
 
     kind = Windows
 
-    def __init__(self, policy: VLAPolicy, recipe: Recipe) -> None:
+    def __init__(self, policy: VLAPolicy, recipe: Recipe, ground_truth: bool = True) -> None:
         super().__init__()
         assert policy.config.action is not None
         self.policy, self.recipe = policy, recipe
-        self.auxiliary = Auxiliary(policy.vlm.hidden_size)
+        self.auxiliary = Auxiliary(policy.vlm.hidden_size) if ground_truth else None
         self._pipeline = ActionPipeline(policy.config.action)
 
     def columns(self, shard: Columns) -> Columns:
         """What is kept of a recorded shard, by `Windows`' names."""
         arm, opened = self._pipeline.encode(shard["labels"])
         return {"states": raw_states(self.policy, shard), "hands": shard["poses"][:, :3, 3], "cubes": shard["cubes"],
-                "arm": arm, "opened": opened.astype(np.float32)}
+                "arm": arm, "opened": opened.astype(np.float32), "followed": shard["followed"]}
 
     def losses(self, windows: Windows, generator: torch.Generator) -> Losses:
-        """The losses of B windows under each of the C instructions. generator: on the windows' device."""
+        """The losses of B windows under each of the C instructions, or without ground truth under the followed one.
+        generator: on the windows' device."""
         recipe, policy = self.recipe, self.policy
         width = windows.states.shape[1]
         images = augment(windows.images, recipe, generator)  # (B, W, K, 3, S, S)
         words = policy.tokenize(list(INSTRUCTIONS))
+        ids, mask = words["input_ids"], words["attention_mask"]
+        if self.auxiliary is None:
+            now = windows.followed[:, -1]
+            ids, mask = ids[now][None], mask[now][None]
         state = noisy_state(policy, windows.states, recipe, generator)
         with mixed_precision(recipe, policy.device):
             names = policy.config.cameras
             visual = policy.vlm.encode_frames({name: images[:, :, k].flatten(0, 1) for k, name in enumerate(names)})
-            features = features_under_instructions(
-                policy.vlm, visual, words["input_ids"], words["attention_mask"], state, width
-            )  # (C B, W, 1, d)
+            features = features_under_instructions(policy.vlm, visual, ids, mask, state, width)  # (C B, W, 1, d)
         return self._compare(features.float(), windows)
 
     def _compare(self, features: Tensor, windows: Windows) -> Losses:
         recipe = self.recipe
         output = self.policy.head(features)
-        arm = windows.arm.movedim(2, 0).flatten(0, 1)  # (C B, W, n, 6)
-        opened = windows.opened.movedim(2, 0).flatten(0, 1)
+        arm, opened = (
+            labels.movedim(2, 0).flatten(0, 1) if self.auxiliary is not None
+            else labels[torch.arange(len(labels)), :, windows.followed[:, -1]]
+            for labels in (windows.arm, windows.opened)
+        )  # (C B, W, n, 6) and (C B, W, n)
         arm_loss = functional.huber_loss(output.arm, arm, delta=recipe.huber) / recipe.huber
         gripper_loss = functional.binary_cross_entropy_with_logits(output.gripper_logits.squeeze(-1), opened)
+        total = recipe.arm * arm_loss + recipe.gripper * gripper_loss
+        error = torch.full_like(arm_loss, float("nan")).detach()
+        if self.auxiliary is not None:
+            aux_loss, error = self._auxiliary_loss(self.auxiliary, features.mean(2), windows)
+            total = total + recipe.auxiliary * aux_loss
+        return Losses(total, arm_loss.detach(), gripper_loss.detach(), error)
+
+    def _auxiliary_loss(self, heads: Auxiliary, token: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+        """The loss, and the mean distance (m) between where the named cube is and where the model sees it."""
         places = (windows.cubes - windows.hands[:, :, None]) / PLACE_SCALE  # (B, W, C, 3)
         named = places.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
-        token = features.mean(2)
-        guess = self.auxiliary.named(token)
-        everything = self.auxiliary.all(token)
-        aux_loss = functional.smooth_l1_loss(guess, named, beta=0.1) + functional.smooth_l1_loss(
+        guess, everything = heads.named(token), heads.all(token)
+        loss = functional.smooth_l1_loss(guess, named, beta=0.1) + functional.smooth_l1_loss(
             everything, places.flatten(2).repeat(len(CUBES), 1, 1), beta=0.1
         )
-        error = (guess.detach() - named).norm(dim=-1).mean() * PLACE_SCALE
-        total = recipe.arm * arm_loss + recipe.gripper * gripper_loss + recipe.auxiliary * aux_loss
-        return Losses(total, arm_loss.detach(), gripper_loss.detach(), error)
+        return loss, (guess.detach() - named).norm(dim=-1).mean() * PLACE_SCALE
 
 
 def raw_states(policy: VLAPolicy, shard: Columns) -> np.ndarray:

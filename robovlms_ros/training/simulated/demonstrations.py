@@ -4,9 +4,9 @@ The expert's law has no memory, so a frame carries the label of EVERY instructio
 episodes that a policy drove are labelled in the same way (dataset aggregation, Ross et al. 2011).
 
 A shard is a folder: `images.npy` (F, cameras, S, S, 3) uint8 and `frames.npz` with `poses` (F, 4, 4), `joints` (F, 7),
-`openings` (F,), `cubes` (F, C, 3) m in the base frame, `labels` (F, C, horizon, 7) per `expert.ACTION_SPEC` and
-`episodes` (F,), the episode's seed. Frames of an episode are adjacent and 50 ms apart. C runs over `task.CUBES`,
-cameras over `world.CAMERAS`.
+`openings` (F,), `cubes` (F, C, 3) m in the base frame, `labels` (F, C, horizon, 7) per `expert.ACTION_SPEC`,
+`followed` (F,), which of the cubes was asked for, and `episodes` (F,), the episode's seed. Frames of an episode are
+adjacent and 50 ms apart. C runs over `task.CUBES`, cameras over `world.CAMERAS`.
 """
 
 import json
@@ -203,5 +203,6 @@ def _row(frame: Frame, seed: int) -> dict[str, Any]:
         "openings": np.float32(state.gripper),
         "cubes": np.stack(cubes).astype(np.float32),
         "labels": np.stack(labels).astype(np.float32),
+        "followed": np.int64(CUBES.index(named_cube(frame.observation.instruction))),
         "episodes": np.int64(seed),
     }

@@ -29,7 +29,7 @@ class TrainingPlan:
     compile: elsewhere than on a CPU the towers go through torch.compile.
 
     task: None for the easy demo's two cubes, or a tabletop task or `all` of them. Then goals: of those recorded, how
-    many a window is learned under in a step; ground_truth: false trains on what a real robot records alone.
+    many a window is learned under in a step. ground_truth: false trains on what a real robot records alone.
     """
 
     policy: dict[str, Any] | None = None

@@ -4,7 +4,7 @@ own; a step lowers the loss; bfloat16 hardly changes it; an interrupted run ends
 GPU too; what is saved answers like what was trained; a training plan is checked before anything is recorded.
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def shards(tmp_path_factory):
         np.savez(
             folder / "frames.npz", poses=np.tile(np.eye(4), (frames, 1, 1)), joints=np.zeros((frames, 7)),
             openings=np.ones(frames, np.float32), cubes=cubes, labels=labels,
-            episodes=np.repeat([2 * shard, 2 * shard + 1], 9),
+            followed=rng.integers(0, len(CUBES), frames), episodes=np.repeat([2 * shard, 2 * shard + 1], 9),
         )
     return find_shards(root)
 
@@ -103,6 +103,7 @@ def test_frames_keep_what_the_running_policy_computes(policy):
     raw = {
         "poses": np.tile(np.eye(4), (5, 1, 1)), "joints": rng.normal(size=(5, 7)), "openings": rng.uniform(size=5),
         "cubes": rng.normal(size=(5, len(CUBES), 3)), "labels": rng.uniform(0, 0.02, (5, len(CUBES), HORIZON, 7)),
+        "followed": rng.integers(0, len(CUBES), 5),
     }
     raw["poses"][:, :3, 3] = rng.normal(size=(5, 3))
     raw["labels"][..., 6] = rng.integers(0, 2, raw["labels"].shape[:-1])
@@ -318,3 +319,24 @@ def test_plans_are_checked(policy_mapping):
         TrainingPlan(policy_mapping, (Stage(10),), episodes=5, shard=6)
     with pytest.raises(ConfigError, match=r"stages\[0\]: unknown key 'step'"):
         build(TrainingPlan, {"policy": policy_mapping, "stages": [{"step": 3}]}, "plan.yaml")
+
+
+def test_without_ground_truth_the_followed_instruction_alone_is_learned(policy, frames):
+    """Of what is told of the cube that was not asked for, and where cubes are, nothing matters."""
+    learner = Learner(policy, Recipe(), ground_truth=False)
+    data = DemonstrationSet(frames, window=2, stride=2)
+    windows = data.windows(data.starts[:6])
+    followed = windows.followed[:, -1]
+    assert set(followed.tolist()) == {0, 1} and learner.auxiliary is None
+
+    def loss(changed):
+        with torch.no_grad():
+            return learner.losses(changed, torch.Generator().manual_seed(0))
+
+    told = loss(windows)
+    assert torch.isnan(told.target_error) and torch.isfinite(told.total)
+    asked = torch.nn.functional.one_hot(followed, len(CUBES)).bool()[:, None, :, None, None]
+    other = replace(windows, arm=torch.where(asked, windows.arm, 9.0), cubes=windows.cubes + 9.0)
+    assert loss(other).total == told.total
+    for change in ({"arm": windows.arm + 0.1}, {"followed": 1 - windows.followed}):
+        assert loss(replace(windows, **change)).total != told.total
