@@ -2,8 +2,8 @@
 
 A glimpse costs one picture of each camera, an episode eighty; but hands that merely hang somewhere above the table
 never show the last centimetres. So a glimpse's hand hangs anywhere, or is about to take a goal's thing, or is at it:
-the thing is held on the way, let down, just let go, or pushed. What to do next follows from that picture alone, as the
-expert has no memory.
+the thing is held on the way, let down, just let go, let go beside its place, or pushed. What to do next follows from
+that picture alone, as the expert has no memory.
 """
 
 import math
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from robovlms_ros.processing.rotations import matrix_from_vector
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.sim.expert import FUNNEL_SLOPE, GRASP_OFFSET, HAND_DOWN
-from robovlms_ros.sim.tasks.expert import CARRY, DROP, LIFT_HEIGHT, PUSH_LEAD, RETREAT, Law
+from robovlms_ros.sim.tasks.expert import CARRY, DROP, LIFT_HEIGHT, PLACED, PUSH_LEAD, RETREAT, Law
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.things import TABLE_Z
+from robovlms_ros.sim.tasks.things import RADIUS, TABLE_Z, TableTruth
 from robovlms_ros.sim.tasks.world import TaskWorld
 
 Array = NDArray[np.float64]
 
-AFAR, BEFORE = 0.35, 0.35
+AFAR, BEFORE = 0.3, 0.3
 """Parts of the moments: the hand is anywhere; it is about to take the thing. In the others it is at it."""
 ANY_TURN = 1.0
 """How far a hand that is about to take the thing may be turned, whatever the thing's turn (rad)."""
@@ -36,10 +36,12 @@ def put_moment(world: TaskWorld, kinematics: Kinematics, goal: Goal, rng: np.ran
     kind = rng.uniform()
     if kind < AFAR:
         return False
-    now = world.joint_state().positions
-    law = Law(goal, world.ground_truth(), kinematics.forward(now), 1.0)
+    now, truth = world.joint_state().positions, world.ground_truth()
+    law = Law(goal, truth, kinematics.forward(now), 1.0)
     for _ in range(ATTEMPTS):
-        moment = _before(law, rng) if kind < AFAR + BEFORE else _at_it(law, rng)
+        moment = _before(law, rng) if kind < AFAR + BEFORE else _at_it(law, truth, rng)
+        if moment is None:
+            continue
         result = kinematics.inverse(moment.hand[None], now)
         if result.reached[0]:
             if moment.thing is not None:
@@ -71,32 +73,53 @@ def _before(law: Law, rng: np.random.Generator) -> _Moment:
     return _Moment(position, yaw, rng.uniform(-0.06, 0.06, 2), opening)
 
 
-def _at_it(law: Law, rng: np.random.Generator) -> _Moment:
+def _at_it(law: Law, truth: TableTruth, rng: np.random.Generator) -> _Moment | None:
+    """None where other things are in the way of what was drawn."""
     if law.goal.task == "push":
         return _pushed(law, rng)
     kind = rng.uniform()
-    if kind < 0.2:  # the fingers are closing, or have closed
+    if kind < 0.15:  # the fingers are closing, or have closed
         return _held(law, law.thing.position, rng, rng.uniform(0.9 * law.thing.grip, 1.0))
-    if law.place is None or kind < 0.4:
+    if law.place is None or kind < 0.25:
         rise = rng.uniform(0.0, LIFT_HEIGHT if law.place is None else CARRY[law.goal.task])
         return _held(law, law.thing.position + np.array((*_disc(rng, 0.01), rise)), rng)
     start, end, carry = law.thing.position, law.place, CARRY[law.goal.task]
-    if kind < 0.6:  # on the way
+    if kind < 0.4:  # on the way
         position = start + rng.uniform() * (end - start)
         position[:2] += _disc(rng, 0.02)
         position[2] = end[2] + carry + rng.uniform(-0.015, 0.025)
         return _held(law, position, rng)
-    if kind < 0.85:  # let down
-        beside = _disc(rng, 0.03) * rng.uniform()
+    if kind < 0.75:  # let down: by the funnel, or too soon
+        beside = _disc(rng, 0.035) * rng.uniform()
         away = max(math.hypot(*beside) - 0.005, 0.0)
-        rise = DROP + min(FUNNEL_SLOPE * away, carry) + rng.uniform(-0.002, 0.02)
+        funnel = min(FUNNEL_SLOPE * away, carry) * (rng.uniform() if rng.uniform() < 0.4 else 1.0)
+        rise = DROP + funnel + rng.uniform(-0.002, 0.02 * rng.uniform())
         return _held(law, end + np.array((*beside, rise)), rng)
+    if kind < 0.87:
+        return _missed(law, truth, rng)
     # Let go: the fingers are opening, or the hand rises.
     lies = end + np.array((*_disc(rng, 0.007), 0.0))
     if rng.uniform() < 0.5:
         return _held(law, lies, rng, rng.uniform(0.9 * law.thing.grip, 1.0))
     moment = _held(law, lies, rng, 1.0)
     moment.hand[2, 3] += rng.uniform(0.0, RETREAT)
+    return moment
+
+
+def _missed(law: Law, truth: TableTruth, rng: np.random.Generator) -> _Moment | None:
+    """The thing lies on the table beside its place, where it was let go or fell, and the hand is still above it."""
+    assert law.place is not None
+    # Clear of a cube that it was to stand on; off the plate's middle.
+    least = law.thing.radius + RADIUS["cube"] if law.goal.task == "stack" else PLACED["put"]
+    angle, away = rng.uniform(0.0, 2 * math.pi), least + rng.uniform(0.002, 0.03)
+    lies = np.array((*law.place[:2], TABLE_Z + law.thing.half_height))
+    lies[:2] += away * np.array((math.cos(angle), math.sin(angle)))
+    others = truth.others(law.goal.thing)
+    if any(math.hypot(*(lies - other.position)[:2]) < law.thing.radius + other.radius for other in others):
+        return None
+    above = np.array((*_disc(rng, 0.02), GRASP_OFFSET + rng.uniform(0.04, 0.15)))
+    moment = _Moment(lies + above, law.yaw + rng.normal() * 0.3, rng.uniform(-0.03, 0.03, 2), 1.0, lies)
+    moment.yaw = rng.uniform(-math.pi / 4, math.pi / 4)
     return moment
 
 

@@ -17,6 +17,7 @@ from robovlms_ros.sim.expert import STEP
 from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Frame, Outcome
 from robovlms_ros.sim.tasks.expert import Law
 from robovlms_ros.sim.tasks.language import LABELLED, Goal, goals, instructions, meaning
+from robovlms_ros.sim.tasks.looks import Looks
 from robovlms_ros.sim.tasks.things import PLATES, THINGS, TableTruth, shape_of
 from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.world import CAMERAS
@@ -34,6 +35,13 @@ SETTINGS = DemonstrationSettings(noise=0.5, random_start=0.4, closed_start=0.3, 
 GLIMPSE = replace(SETTINGS, random_start=0.8, switch=0.0, limit=STEP)
 """One frame of a scene (see `moments`): cheap, and what a policy lacks is scenes."""
 
+GLIMPSED = {"stack": 2.0}
+"""How much more often than of another task a glimpse is of this one, where goals of both fit: it misses its place most
+often."""
+LOOSE = replace(Looks(), camera_shift=0.02, camera_turn=0.052)
+LOOSE_SHARE = 0.25
+"""Part of the recorded scenes whose cameras may stand as far off as an owner's do: 2 cm and 3 degrees per axis."""
+
 
 class TaskRecording:
     """Records one TaskWorld's episodes; see `demonstrations.Recording`. moments: each begins in a moment of any of its
@@ -47,6 +55,8 @@ class TaskRecording:
         """One disturbed episode, drawn from the seed alone."""
         rng = np.random.default_rng((seed, 1))
         world = self._world
+        loose = np.random.default_rng((seed, 3)).uniform() < LOOSE_SHARE
+        world.looks = LOOSE if loose else Looks()
         world.reset(seed)
         spoken = [(0.0, self._begin(loop, settings, rng))]
         if rng.uniform() < settings.switch:
@@ -64,7 +74,9 @@ class TaskRecording:
         """Put the arm where the episode begins; returns its sentence."""
         world, sentence = self._world, ""
         if self._moments:
-            task = rng.choice(sorted({goal.task for goal in world.goals}))
+            tasks = sorted({goal.task for goal in world.goals})
+            weights = np.array([GLIMPSED.get(task, 1.0) for task in tasks])
+            task = rng.choice(tasks, p=weights / weights.sum())
             fitting = [goal for goal in world.goals if goal.task == task]
             goal = fitting[int(rng.integers(len(fitting)))]
             sentence = str(rng.choice(instructions(goal)))
@@ -81,6 +93,7 @@ class TaskRecording:
         own = [goal for goal in others if goal.task == chosen[0].task]
         rng.shuffle(others)
         rng.shuffle(own)
+        own.sort(key=lambda goal: not _are_twins(goal, chosen[0]))
         half = (self._labelled - len(chosen)) // 2
         chosen = list(dict.fromkeys([*chosen, *own[:half], *others]))[: self._labelled]
         return (chosen * self._labelled)[: self._labelled]
@@ -114,6 +127,11 @@ class TaskRecording:
             "yaws": np.array([laws[goal].yaw for goal in order], np.float32),
             "episodes": np.int64(seed),
         }
+
+
+def _are_twins(goal: Goal, other: Goal) -> bool:
+    """Whether only the shape tells their things apart, as in `red can` and `red cube`: what is most often confused."""
+    return goal.thing != other.thing and goal.thing.split()[0] == other.thing.split()[0]
 
 
 def _distance_to_goal(chunk: ActionChunk, frame: Frame) -> float:

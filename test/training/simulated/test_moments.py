@@ -51,7 +51,7 @@ def test_every_phase_comes_and_nothing_is_changed_without_one(loop, task):
         apart = pose[:3, 3] - truth.things[goal.thing].position
         law = Law(goal, truth, pose, state.gripper)
         actions = law.chunk(4)
-        if np.linalg.norm(apart[:2]) > 0.055 or abs(apart[2]) > 0.12:
+        if np.linalg.norm(apart[:2]) > 0.055 or abs(apart[2]) > 0.16:
             pytest.fail(f"{goal}: the hand is {apart} m from the thing")
         if law.place is not None and np.linalg.norm(truth.things[goal.thing].position - law.place) < 0.009:
             phases["at its place"] += 1
@@ -64,7 +64,7 @@ def test_every_phase_comes_and_nothing_is_changed_without_one(loop, task):
             phases["coming down"] += 1
         else:
             phases["other"] += 1
-    assert 15 <= phases["anywhere"] <= 45
+    assert 12 <= phases["anywhere"] <= 40
     wanted = {"anywhere", "coming down"} | (set() if task == "push" else {"raised", "grasping"})
     assert all(phases[phase] >= 4 for phase in wanted), phases
 
