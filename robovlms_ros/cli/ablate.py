@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         require(args.workers >= 0, "--workers", args.workers, "0 or more")
         plan = replace(plan, workers=args.workers)
     require(args.jobs >= 1, "--jobs", args.jobs, "at least 1")
-    names = args.only or list(ablations.VARIANTS)
+    names = args.only or ablations.variants_of(plan)
     left = ablations.work(names, plan, args.output, args.steps, range(args.seeds))
     if not args.report:
         print(costs.table(left, costs.rates(args.output / name for name in ablations.VARIANTS)), flush=True)

@@ -86,14 +86,21 @@ VARIANTS: dict[str, Variant] = {
     "without_wrist_camera": Variant("inputs", _without("cameras", ["static"])),
     "without_proprioception": Variant("inputs", _without("proprioception")),
     "without_ground_truth": Variant("ground truth", plan={"ground_truth": False}),
+    "hindsight": Variant("ground truth", plan={"ground_truth": False, "hindsight": True}),
     **{f"demonstrations_{n}": Variant("demonstrations", plan={"episodes": n}) for n in (25, 50, 100, 200)},
     "seed_1": Variant("training seed", seed=1),
     "seed_2": Variant("training seed", seed=2),
 }
 """`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as one is ready."""
 REFERENCE_EPISODES = 400
+_EASY_DEMO_ONLY = ("hindsight",)
 CUBES = "cubes"
 """The easy demo's column: both of its instructions together."""
+
+
+def variants_of(plan: TrainingPlan) -> tuple[str, ...]:
+    """The variants that `plan` can have, in order."""
+    return tuple(name for name in VARIANTS if plan.task is None or name not in _EASY_DEMO_ONLY)
 
 
 def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
@@ -213,7 +220,8 @@ def report(folder: Path, plan: TrainingPlan) -> str:
     columns = _columns(plan)
     lines = [f"| changed | variant | {' | '.join(columns)} | wrong object | RoboVLMs |",
              "|---" * (len(columns) + 4) + "|"]
-    for name, variant in VARIANTS.items():
+    for name in variants_of(plan):
+        variant = VARIANTS[name]
         cells, wrong, count = [], 0, 0
         for column in columns:
             path = folder / name / f"{column}.json"

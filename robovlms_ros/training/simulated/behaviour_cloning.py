@@ -3,7 +3,8 @@
 Every window is learned under every instruction, the images' features being computed once. Beside the action, the
 action feature must tell where the named cube and all cubes are: without these auxiliary losses a small model averages
 the cubes and ignores the words. The simulator's ground truth serves in training only; a saved policy holds none of it.
-Without it (`ground_truth: false`) there is only what a real robot records: the followed instruction and what was done.
+Without it (`ground_truth: false`) there is only what a real robot records: the followed instruction and what was done,
+and with `hindsight: true` where the hand took hold in the end.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from robovlms_ros.schema import require
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS
 from robovlms_ros.training.data.augment import random_shift
 from robovlms_ros.training.engine.schedule import half_cosine
+from robovlms_ros.training.simulated.hindsight import grasped_places
 from robovlms_ros.training.simulated.shards import Columns
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
 from robovlms_ros.types import RobotState
@@ -35,7 +37,7 @@ class Windows:
 
     images: (B, W, K, S, S, 3) uint8. states: (B, W, P), raw proprioception. hands (B, W, 3), cubes (B, W, C, 3): m in
     the base frame. arm (B, W, C, n, A), opened (B, W, C, n): the expert's chunk for each cube, as the head's targets.
-    followed (B, W) int64: which of the cubes was asked for.
+    followed (B, W) int64: which of the cubes was asked for. grasped (B, W, C, 3): `hindsight.grasped_places`.
     """
 
     images: Tensor
@@ -45,6 +47,7 @@ class Windows:
     arm: Tensor
     opened: Tensor
     followed: Tensor
+    grasped: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,14 @@ class Recipe:
 
 
 class Auxiliary(nn.Module):
-    """From the action feature to where things are: the named cube and all cubes, relative to the hand."""
+    """From the action feature to where things are, relative to the hand: the named cube and, unless `named_alone`, all
+    cubes."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, named_alone: bool = False) -> None:
         super().__init__()
         self.named = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3))
-        self.all = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3 * len(CUBES)))
+        if not named_alone:
+            self.all = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3 * len(CUBES)))
 
 
 @dataclass(frozen=True)
@@ -123,22 +128,27 @@ def initialise(policy: VLAPolicy, seed: int) -> None:
 
 class Learner(nn.Module):
     """A policy with what is needed to train it. ground_truth: whether the simulator's knowledge may serve; without it a
-    window is learned under the one instruction that its newest frame followed."""
+    window is learned under the one instruction that its newest frame followed, and with hindsight the place where the
+    hand took hold under the instruction that it did so for."""
 
     kind = Windows
 
-    def __init__(self, policy: VLAPolicy, recipe: Recipe, ground_truth: bool = True) -> None:
+    def __init__(
+        self, policy: VLAPolicy, recipe: Recipe, ground_truth: bool = True, hindsight: bool = False
+    ) -> None:
         super().__init__()
         assert policy.config.action is not None
-        self.policy, self.recipe = policy, recipe
-        self.auxiliary = Auxiliary(policy.vlm.hidden_size) if ground_truth else None
+        self.policy, self.recipe, self._ground_truth = policy, recipe, ground_truth
+        width = policy.vlm.hidden_size
+        self.auxiliary = Auxiliary(width, not ground_truth) if ground_truth or hindsight else None
         self._pipeline = ActionPipeline(policy.config.action)
 
     def columns(self, shard: Columns) -> Columns:
         """What is kept of a recorded shard, by `Windows`' names."""
         arm, opened = self._pipeline.encode(shard["labels"])
         return {"states": raw_states(self.policy, shard), "hands": shard["poses"][:, :3, 3], "cubes": shard["cubes"],
-                "arm": arm, "opened": opened.astype(np.float32), "followed": shard["followed"]}
+                "arm": arm, "opened": opened.astype(np.float32), "followed": shard["followed"],
+                "grasped": grasped_places(shard)}
 
     def losses(self, windows: Windows, generator: torch.Generator) -> Losses:
         """The losses of B windows under each of the C instructions, or without ground truth under the followed one.
@@ -160,18 +170,21 @@ class Learner(nn.Module):
 
     def _compare(self, features: Tensor, windows: Windows) -> Losses:
         recipe = self.recipe
-        output = self.policy.head(features)
-        arm, opened = (
-            labels.movedim(2, 0).flatten(0, 1) if self.auxiliary is not None
-            else labels[torch.arange(len(labels)), :, windows.followed[:, -1]]
-            for labels in (windows.arm, windows.opened)
-        )  # (C B, W, n, 6) and (C B, W, n)
+        arm, opened = (labels.movedim(2, 0) for labels in (windows.arm, windows.opened))  # (C, B, W, n, ...)
+        if self._ground_truth:
+            acting, arm, opened = features, arm.flatten(0, 1), opened.flatten(0, 1)
+        else:
+            asked = windows.followed[:, -1], torch.arange(len(windows.followed))
+            arm, opened = arm[asked], opened[asked]
+            acting = features if self.auxiliary is None else features.unflatten(0, (len(INSTRUCTIONS), -1))[asked]
+        output = self.policy.head(acting)
         arm_loss = functional.huber_loss(output.arm, arm, delta=recipe.huber) / recipe.huber
         gripper_loss = functional.binary_cross_entropy_with_logits(output.gripper_logits.squeeze(-1), opened)
         total = recipe.arm * arm_loss + recipe.gripper * gripper_loss
         error = torch.full_like(arm_loss, float("nan")).detach()
         if self.auxiliary is not None:
-            aux_loss, error = self._auxiliary_loss(self.auxiliary, features.mean(2), windows)
+            told = self._auxiliary_loss if self._ground_truth else self._hindsight_loss
+            aux_loss, error = told(self.auxiliary, features.mean(2), windows)
             total = total + recipe.auxiliary * aux_loss
         return Losses(total, arm_loss.detach(), gripper_loss.detach(), error)
 
@@ -184,6 +197,16 @@ class Learner(nn.Module):
             everything, places.flatten(2).repeat(len(CUBES), 1, 1), beta=0.1
         )
         return loss, (guess.detach() - named).norm(dim=-1).mean() * PLACE_SCALE
+
+    def _hindsight_loss(self, heads: Auxiliary, token: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+        """The same of where the hand took hold, over the instructions and frames that know it."""
+        grasped = windows.grasped.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
+        known = grasped.isfinite().all(-1)
+        places = ((grasped - windows.hands.repeat(len(CUBES), 1, 1)) / PLACE_SCALE)[known]  # (N, 3)
+        guess = heads.named(token)[known]
+        count = max(len(places), 1)
+        loss = functional.smooth_l1_loss(guess, places, beta=0.1, reduction="sum") / (3 * count)
+        return loss, (guess.detach() - places).norm(dim=-1).sum() / count * PLACE_SCALE
 
 
 def raw_states(policy: VLAPolicy, shard: Columns) -> np.ndarray:

@@ -135,6 +135,6 @@ def _learner(plan: TrainingPlan, device: str) -> Any:
     from robovlms_ros.training.simulated.task_cloning import TaskLearner
 
     if plan.task is None:
-        return partial(Learner, ground_truth=plan.ground_truth)
+        return partial(Learner, ground_truth=plan.ground_truth, hindsight=plan.hindsight)
     compiled = plan.compile and device != "cpu"
     return partial(TaskLearner, chosen=plan.goals, ground_truth=plan.ground_truth, compiled=compiled)

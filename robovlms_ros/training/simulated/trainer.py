@@ -9,6 +9,7 @@ CPU; on a GPU sums are taken in an order that differs from run to run.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -220,7 +221,8 @@ class Trainer:
 
     def _report(self, means: list[float], rate: float, until: int, left: float) -> None:
         total, arm, gripper, error = means
-        log.info("step %d of %d: loss %.3f, arm %.4f, gripper %.4f, target %.1f cm, %.0f min of training left",
-                 self.step, until, total, arm, gripper, 100 * error, left / 60)
+        seen = "" if math.isnan(error) else f"target {100 * error:.1f} cm, "
+        log.info("step %d of %d: loss %.3f, arm %.4f, gripper %.4f, %s%.0f min of training left",
+                 self.step, until, total, arm, gripper, seen, left / 60)
         row = dict(zip(("loss", "arm", "gripper", "target_error_m"), (f"{x:.5f}" for x in means), strict=True))
         append_row(self.folder / STEPS, {"step": self.step, **row, "learning_rate": f"{rate:.2e}"})

@@ -1,13 +1,18 @@
-"""A small tabletop plan, and two recorded episodes of it."""
+"""A small tabletop plan and two recorded episodes of it; a small policy of the easy demo and made-up frames for it."""
 
+import numpy as np
 import pytest
 import yaml
 
+from robovlms_ros.config import config_from_mapping
+from robovlms_ros.policy.checkpoint import build_policy
 from robovlms_ros.resources import share_directory
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.training.simulated.behaviour_cloning import Learner, Recipe
 from robovlms_ros.training.simulated.demonstrations import record_shard
+from robovlms_ros.training.simulated.shards import Frames, find_shards
 from robovlms_ros.training.simulated.task_demonstrations import SETTINGS, TaskRecording
 
 
@@ -35,3 +40,49 @@ def folder(tmp_path_factory):
                             recording=TaskRecording(world))
     assert len(outcomes) == 2
     return shard.parent
+
+
+@pytest.fixture(scope="module")
+def policy_mapping():
+    return {
+        "model": {"backbone": "paligemma", "history_length": 2, "history_step": 0.1, "action_chunk_size": 4},
+        "action_head": {"type": "lstm", "hidden_size": 16, "num_layers": 1},
+        "vlm": {"size": "tiny", "image_size": 28, "vocabulary": ["lift", "the", "red", "green", "cube"]},
+        "cameras": ["static", "wrist"],
+        "proprioception": {"names": ["eef_position", "gripper"]},
+        "action": {
+            "space": "eef_delta", "frame": "base", "rotation": "rotation_vector", "composition": "chained",
+            "step_duration": 0.05, "units": {"translation": 1.0, "rotation": 1.0}, "gripper": {"open_value": 1},
+            "normalization": [{"method": "min_max", "low": [-0.02], "high": [0.02]}],
+        },
+    }
+
+
+@pytest.fixture
+def policy(policy_mapping):
+    return build_policy(config_from_mapping(policy_mapping))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Two made-up shards of two episodes of nine frames: the labels follow from the cubes' places."""
+    root, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
+    for shard in range(2):
+        folder, frames = root / str(shard), 18
+        folder.mkdir()
+        cubes = rng.uniform(-0.1, 0.1, (frames, len(CUBES), 3)).astype(np.float32)
+        labels = np.ones((frames, len(CUBES), 4, 7), np.float32)
+        labels[..., :3] = 0.1 * cubes[:, :, None]
+        labels[..., 3:6] = 0.0
+        np.save(folder / "images.npy", rng.integers(0, 256, (frames, 2, 28, 28, 3), dtype=np.uint8))
+        np.savez(
+            folder / "frames.npz", poses=np.tile(np.eye(4), (frames, 1, 1)), joints=np.zeros((frames, 7)),
+            openings=np.ones(frames, np.float32), cubes=cubes, labels=labels,
+            followed=rng.integers(0, len(CUBES), frames), episodes=np.repeat([2 * shard, 2 * shard + 1], 9),
+        )
+    return find_shards(root)
+
+
+@pytest.fixture
+def frames(policy, shards):
+    return Frames(Learner(policy, Recipe())).add(shards)

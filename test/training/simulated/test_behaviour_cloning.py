@@ -4,7 +4,7 @@ own; a step lowers the loss; bfloat16 hardly changes it; an interrupted run ends
 GPU too; what is saved answers like what was trained; a training plan is checked before anything is recorded.
 """
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -29,58 +29,13 @@ from robovlms_ros.training.simulated.behaviour_cloning import (
 )
 from robovlms_ros.training.simulated.plans import TrainingPlan, load_plan
 from robovlms_ros.training.simulated.recording import shard_jobs
-from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames, find_shards
+from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames
 from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
 from robovlms_ros.training.simulated.trainer import Trainer
 from robovlms_ros.types import RobotState
 
 HORIZON = 4
-
-
-@pytest.fixture(scope="module")
-def policy_mapping():
-    return {
-        "model": {"backbone": "paligemma", "history_length": 2, "history_step": 0.1, "action_chunk_size": HORIZON},
-        "action_head": {"type": "lstm", "hidden_size": 16, "num_layers": 1},
-        "vlm": {"size": "tiny", "image_size": 28, "vocabulary": ["lift", "the", "red", "green", "cube"]},
-        "cameras": ["static", "wrist"],
-        "proprioception": {"names": ["eef_position", "gripper"]},
-        "action": {
-            "space": "eef_delta", "frame": "base", "rotation": "rotation_vector", "composition": "chained",
-            "step_duration": 0.05, "units": {"translation": 1.0, "rotation": 1.0}, "gripper": {"open_value": 1},
-            "normalization": [{"method": "min_max", "low": [-0.02], "high": [0.02]}],
-        },
-    }
-
-
-@pytest.fixture
-def policy(policy_mapping):
-    return build_policy(config_from_mapping(policy_mapping))
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """Two made-up shards of two episodes of nine frames: the labels follow from the cubes' places."""
-    root, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
-    for shard in range(2):
-        folder, frames = root / str(shard), 18
-        folder.mkdir()
-        cubes = rng.uniform(-0.1, 0.1, (frames, len(CUBES), 3)).astype(np.float32)
-        labels = np.ones((frames, len(CUBES), HORIZON, 7), np.float32)
-        labels[..., :3] = 0.1 * cubes[:, :, None]
-        labels[..., 3:6] = 0.0
-        np.save(folder / "images.npy", rng.integers(0, 256, (frames, 2, 28, 28, 3), dtype=np.uint8))
-        np.savez(
-            folder / "frames.npz", poses=np.tile(np.eye(4), (frames, 1, 1)), joints=np.zeros((frames, 7)),
-            openings=np.ones(frames, np.float32), cubes=cubes, labels=labels,
-            followed=rng.integers(0, len(CUBES), frames), episodes=np.repeat([2 * shard, 2 * shard + 1], 9),
-        )
-    return find_shards(root)
-
-
-@pytest.fixture
-def frames(policy, shards):
-    return Frames(Learner(policy, Recipe())).add(shards)
+"""Steps of the fixtures' chunks."""
 
 
 def test_windows_stay_inside_their_episode(policy, shards, frames):
@@ -103,7 +58,7 @@ def test_frames_keep_what_the_running_policy_computes(policy):
     raw = {
         "poses": np.tile(np.eye(4), (5, 1, 1)), "joints": rng.normal(size=(5, 7)), "openings": rng.uniform(size=5),
         "cubes": rng.normal(size=(5, len(CUBES), 3)), "labels": rng.uniform(0, 0.02, (5, len(CUBES), HORIZON, 7)),
-        "followed": rng.integers(0, len(CUBES), 5),
+        "followed": rng.integers(0, len(CUBES), 5), "episodes": np.full(5, 7),
     }
     raw["poses"][:, :3, 3] = rng.normal(size=(5, 3))
     raw["labels"][..., 6] = rng.integers(0, 2, raw["labels"].shape[:-1])
@@ -141,8 +96,9 @@ def test_frames_grow_and_read_no_shard_twice(policy, shards, frames):
     assert late.starts.tolist() == whole.starts.tolist() and late.starts.max() > 18
     for field in fields(Windows):
         wanted = getattr(whole.windows(whole.starts), field.name)
-        assert torch.equal(getattr(late.windows(late.starts), field.name), wanted)
-        assert torch.equal(getattr(early.windows(early.starts), field.name), wanted[: len(early.starts)])
+        assert np.array_equal(getattr(late.windows(late.starts), field.name), wanted, equal_nan=True)
+        first = getattr(early.windows(early.starts), field.name)
+        assert np.array_equal(first, wanted[: len(early.starts)], equal_nan=True)
 
 
 def test_shared_prefix_equals_the_policys_own_features(policy):
@@ -319,24 +275,3 @@ def test_plans_are_checked(policy_mapping):
         TrainingPlan(policy_mapping, (Stage(10),), episodes=5, shard=6)
     with pytest.raises(ConfigError, match=r"stages\[0\]: unknown key 'step'"):
         build(TrainingPlan, {"policy": policy_mapping, "stages": [{"step": 3}]}, "plan.yaml")
-
-
-def test_without_ground_truth_the_followed_instruction_alone_is_learned(policy, frames):
-    """Of what is told of the cube that was not asked for, and where cubes are, nothing matters."""
-    learner = Learner(policy, Recipe(), ground_truth=False)
-    data = DemonstrationSet(frames, window=2, stride=2)
-    windows = data.windows(data.starts[:6])
-    followed = windows.followed[:, -1]
-    assert set(followed.tolist()) == {0, 1} and learner.auxiliary is None
-
-    def loss(changed):
-        with torch.no_grad():
-            return learner.losses(changed, torch.Generator().manual_seed(0))
-
-    told = loss(windows)
-    assert torch.isnan(told.target_error) and torch.isfinite(told.total)
-    asked = torch.nn.functional.one_hot(followed, len(CUBES)).bool()[:, None, :, None, None]
-    other = replace(windows, arm=torch.where(asked, windows.arm, 9.0), cubes=windows.cubes + 9.0)
-    assert loss(other).total == told.total
-    for change in ({"arm": windows.arm + 0.1}, {"followed": 1 - windows.followed}):
-        assert loss(replace(windows, **change)).total != told.total

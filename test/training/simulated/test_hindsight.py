@@ -1,0 +1,114 @@
+"""What a real robot records: the followed instruction and what was done are learned, of where cubes are nothing; in
+hindsight the place where the hand took hold is known, and it alone is learned beside the action.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from robovlms_ros.schema import ConfigError
+from robovlms_ros.sim.rollout import ExpertSession, build_loop
+from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
+from robovlms_ros.sim.world import SimWorld
+from robovlms_ros.training.simulated.behaviour_cloning import PLACE_SCALE, Learner, Recipe, Stage
+from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.training.simulated.hindsight import grasped_places
+from robovlms_ros.training.simulated.plans import TrainingPlan
+from robovlms_ros.training.simulated.shards import DemonstrationSet
+
+
+def test_without_ground_truth_the_followed_instruction_alone_is_learned(policy, frames):
+    """Of what is told of the cube that was not asked for, and where cubes are, nothing matters."""
+    learner = Learner(policy, Recipe(), ground_truth=False)
+    data = DemonstrationSet(frames, window=2, stride=2)
+    windows = data.windows(data.starts[:6])
+    followed = windows.followed[:, -1]
+    assert set(followed.tolist()) == {0, 1} and learner.auxiliary is None
+
+    def loss(changed):
+        with torch.no_grad():
+            return learner.losses(changed, torch.Generator().manual_seed(0))
+
+    told = loss(windows)
+    assert torch.isnan(told.target_error) and torch.isfinite(told.total)
+    asked = torch.nn.functional.one_hot(followed, len(CUBES)).bool()[:, None, :, None, None]
+    other = replace(windows, arm=torch.where(asked, windows.arm, 9.0), cubes=windows.cubes + 9.0)
+    assert loss(other).total == told.total
+    for change in ({"arm": windows.arm + 0.1}, {"followed": 1 - windows.followed}):
+        assert loss(replace(windows, **change)).total != told.total
+
+
+def shard(openings, followed, episodes):
+    """Frames whose hand is at x = the frame's number."""
+    poses = np.tile(np.eye(4), (len(openings), 1, 1))
+    poses[:, 0, 3] = np.arange(len(openings))
+    return {"poses": poses, "openings": np.array(openings), "followed": np.array(followed),
+            "episodes": np.array(episodes)}
+
+
+def test_every_frame_knows_where_the_hand_takes_hold():
+    nan = np.nan
+
+    def known(*columns):
+        places = grasped_places(shard(*columns))[..., 0]
+        return places[:, 0].tolist(), places[:, 1].tolist()
+
+    def alike(found, *wanted):
+        return np.array_equal(found, wanted, equal_nan=True)
+
+    slipped = known([1, 0.4, 1, 0.6, 0.5], [0] * 5, [7] * 5)
+    assert alike(slipped, [3, 3, 3, 3, 4], [nan] * 5)
+    changed = known([1, 0.5, 0.5, 1, 0.5], [0, 0, 1, 1, 1], [7] * 5)  # frames that followed the other know it, too
+    assert alike(changed, [nan] * 5, [4] * 5)
+    failed = known([1, 0.5, 1, 1, 0.5], [0] * 5, [7, 7, 7, 8, 8])
+    assert alike(failed, [nan, nan, nan, 4, 4], [nan] * 5)
+    assert alike(known([0.5, 0.5], [0, 0], [7, 7]), [0, 1], [nan, nan])
+
+
+@pytest.mark.sim
+def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path):
+    world = SimWorld(TRAINING_SEEDS[0])
+    record_shard(tmp_path, TRAINING_SEEDS[:4], build_loop(world), ExpertSession(world), DemonstrationSettings())
+    world.close()
+    with np.load(tmp_path / "frames.npz") as data:
+        frames = {name: data[name] for name in data.files}
+    places = grasped_places(frames)
+    known = np.isfinite(places[..., 0])
+    assert known.any(1).mean() > 0.5
+    assert np.linalg.norm(places - frames["cubes"], axis=2)[known].max() < 0.03
+
+
+def test_hindsight_is_learned_where_it_is_known(policy, frames):
+    learner = Learner(policy, Recipe(), ground_truth=False, hindsight=True)
+    assert not hasattr(learner.auxiliary, "all")
+    data = DemonstrationSet(frames, window=2, stride=2)
+    windows = data.windows(data.starts[:3])
+    nowhere = torch.full_like(windows.grasped, torch.nan)
+    assert torch.equal(windows.grasped.isnan(), nowhere.isnan()), "the made-up hands never close"
+
+    def loss(grasped):
+        learner.zero_grad()
+        told = learner.losses(replace(windows, grasped=grasped, cubes=nowhere), torch.Generator().manual_seed(0))
+        told.total.backward()
+        return told
+
+    unknown = loss(nowhere)
+    assert unknown.target_error == 0 and all(not p.grad.any() for p in learner.auxiliary.parameters())
+    grasped = nowhere.clone()
+    grasped[1, 1, 1 - windows.followed[1, 1]] = windows.hands[1, 1] + PLACE_SCALE
+    told = loss(grasped)
+    assert told.total > unknown.total and any(p.grad.any() for p in learner.auxiliary.parameters())
+    with torch.no_grad():
+        learner.auxiliary.named[-1].weight.zero_()
+        learner.auxiliary.named[-1].bias.fill_(1.0)  # the answer
+    assert loss(grasped).target_error < 1e-6
+    assert float(loss(grasped).total.detach()) == pytest.approx(float(unknown.total.detach()), abs=1e-6)
+
+
+def test_hindsight_takes_the_place_of_ground_truth(policy_mapping):
+    for given in ({}, {"task": "all", "ground_truth": False}):
+        with pytest.raises(ConfigError, match="hindsight = True: must be false"):
+            TrainingPlan(policy_mapping, (Stage(10),), hindsight=True, **given)
+    assert TrainingPlan(policy_mapping, (Stage(10),), ground_truth=False, hindsight=True).hindsight
