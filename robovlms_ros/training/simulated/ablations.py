@@ -1,8 +1,8 @@
 """Ablations of a plan: one thing changed at a time, all on the same demonstrations, measured without ROS.
 
-A folder holds `demonstrations/` (shared), and per variant `NAME/` with the run, its checkpoint, `TASK.json`, one per
-task (`cubes.json` for the easy demo), and what it took (`costs`): what is there is not done again, what is missing is
-listed as not run.
+A folder holds `demonstrations/` (shared; `pairs/` for the variant that has them in twos), and per variant `NAME/` with
+the run, its checkpoint, `TASK.json`, one per task (`cubes.json` for the easy demo), and what it took (`costs`): what is
+there is not done again, what is missing is listed as not run.
 """
 
 import json
@@ -87,13 +87,15 @@ VARIANTS: dict[str, Variant] = {
     "without_proprioception": Variant("inputs", _without("proprioception")),
     "without_ground_truth": Variant("ground truth", plan={"ground_truth": False}),
     "hindsight": Variant("ground truth", plan={"ground_truth": False, "hindsight": True}),
+    "hindsight_paired": Variant("ground truth", plan={"ground_truth": False, "hindsight": True, "paired": True,
+                                                      "shard": 10}),
     **{f"demonstrations_{n}": Variant("demonstrations", plan={"episodes": n}) for n in (25, 50, 100, 200)},
     "seed_1": Variant("training seed", seed=1),
     "seed_2": Variant("training seed", seed=2),
 }
 """`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as one is ready."""
 REFERENCE_EPISODES = 400
-_EASY_DEMO_ONLY = ("hindsight",)
+_EASY_DEMO_ONLY = ("hindsight", "hindsight_paired")
 CUBES = "cubes"
 """The easy demo's column: both of its instructions together."""
 
@@ -148,7 +150,7 @@ def run(
         record(_shards(changed, folder), changed.workers)
     times.append(now())
     if left.steps:
-        train(changed, trained, folder / "demonstrations", device)
+        train(changed, trained, _demonstrations(changed, folder), device)
     times.append(now())
     limit = limit or (evaluate.TIME_LIMIT if plan.task else EASY_TIME_LIMIT)
     settings = BenchSettings(str(trained / "checkpoint"), plan.robot, limit,
@@ -203,7 +205,11 @@ def _unmeasured(plan: TrainingPlan, folder: Path) -> list[str]:
 
 def _shards(plan: TrainingPlan, folder: Path) -> list[Any]:
     seeds = TRAINING_SEEDS[plan.first_scene :][: plan.episodes]
-    return shard_jobs(folder / "demonstrations", seeds, plan.shard, plan.robot, task=plan.task)
+    return shard_jobs(_demonstrations(plan, folder), seeds, plan.shard, plan.robot, task=plan.task, paired=plan.paired)
+
+
+def _demonstrations(plan: TrainingPlan, folder: Path) -> Path:
+    return folder / ("pairs" if plan.paired else "demonstrations")
 
 
 def _steps_done(run: Path) -> int:

@@ -5,8 +5,9 @@ episodes that a policy drove are labelled in the same way (dataset aggregation, 
 
 A shard is a folder: `images.npy` (F, cameras, S, S, 3) uint8 and `frames.npz` with `poses` (F, 4, 4), `joints` (F, 7),
 `openings` (F,), `cubes` (F, C, 3) m in the base frame, `labels` (F, C, horizon, 7) per `expert.ACTION_SPEC`,
-`followed` (F,), which of the cubes was asked for, and `episodes` (F,), the episode's seed. Frames of an episode are
-adjacent and 50 ms apart. C runs over `task.CUBES`, cameras over `world.CAMERAS`.
+`followed` (F,), which of the cubes was asked for, `episodes` (F,), the episode's seed, and `scenes` (F,), alike in
+episodes that begin alike. Frames of an episode are adjacent and 50 ms apart. C runs over `task.CUBES`, cameras over
+`world.CAMERAS`.
 """
 
 import json
@@ -119,13 +120,21 @@ class Recording(Protocol):
 
 
 class CubeRecording:
-    """The easy demo: two cubes, every frame labelled for both."""
+    """The easy demo: two cubes, every frame labelled for both. paired: an even seed's scene is shown by the odd seed
+    after it once more, for the other instruction, and no instruction changes on the way."""
+
+    def __init__(self, paired: bool = False) -> None:
+        self._paired = paired
 
     def run(self, seed: int, loop: ClosedLoop, agent: Agent, settings: DemonstrationSettings) -> Outcome:
-        return run_episode(seed, loop, agent, settings)
+        asked = list(INSTRUCTIONS)[seed % 2] if self._paired else None
+        return run_episode(seed, loop, agent, settings, self._scene(seed), asked)
 
     def row(self, frame: Frame, seed: int) -> dict[str, Any]:
-        return _row(frame, seed)
+        return {**_row(frame, seed), "scenes": np.int64(self._scene(seed))}
+
+    def _scene(self, seed: int) -> int:
+        return seed - seed % 2 if self._paired else seed
 
 
 def record_shard(
@@ -162,10 +171,13 @@ def record_shard(
     return outcomes
 
 
-def run_episode(seed: int, loop: ClosedLoop, agent: Agent, settings: DemonstrationSettings) -> Outcome:
-    """One disturbed episode, drawn from the seed alone."""
+def run_episode(
+    seed: int, loop: ClosedLoop, agent: Agent, settings: DemonstrationSettings, scene: int, asked: str | None = None
+) -> Outcome:
+    """One disturbed episode of a scene, drawn from the seed alone; asked: its one instruction, in the place of those
+    that are drawn."""
     rng = np.random.default_rng((seed, 1))
-    loop.world.reset(seed)
+    loop.world.reset(scene)
     if rng.uniform() < settings.random_start:
         opening = rng.uniform() if rng.uniform() < settings.closed_start else 1.0
         loop.world.set_arm(random_start(rng, loop.kinematics, loop.world.joint_state().positions), opening)
@@ -173,6 +185,8 @@ def run_episode(seed: int, loop: ClosedLoop, agent: Agent, settings: Demonstrati
     spoken = [(0.0, str(first))]
     if rng.uniform() < settings.switch:
         spoken.append((float(rng.uniform(0.2, 2.2)), str(second)))
+    if asked is not None:
+        spoken = [(0.0, asked)]
     loop.disturb = Disturbance(rng.uniform(0, settings.noise), settings.slip, rng)
     loop.settings = EpisodeSettings(latency=(0.03, 0.15), limit=settings.limit, linger=float(rng.uniform(0.2, 0.8)))
     return loop.run(agent, spoken, rng)

@@ -97,7 +97,7 @@ def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> 
     work = []
     for number, stage in enumerate(plan.stages):
         count = stage.demonstrations + (plan.episodes if number == 0 else 0)
-        shown = shard_jobs(demonstrations, seeds[:count], plan.shard, plan.robot, task=plan.task)
+        shown = shard_jobs(demonstrations, seeds[:count], plan.shard, plan.robot, task=plan.task, paired=plan.paired)
         driver = step_folder(folder, starts[number - 1 if stage.ahead else number])
         seeds = seeds[count:]
         shown += glimpse_jobs(folder / f"glimpses_{number}", seeds[: stage.glimpses], plan.robot, plan.task)

@@ -30,7 +30,8 @@ class TrainingPlan:
 
     task: None for the easy demo's two cubes, or a tabletop task or `all` of them. Then goals: of those recorded, how
     many a window is learned under in a step. ground_truth: false trains on what a real robot records alone; then
-    hindsight: true also tells, in the easy demo, where the hand took hold in the end.
+    hindsight: true also tells, in the easy demo, where the hand took hold in the end. paired: the easy demo's
+    episodes come in twos that show one scene, for one instruction and for the other.
     """
 
     policy: dict[str, Any] | None = None
@@ -49,6 +50,7 @@ class TrainingPlan:
     goals: int = 3
     ground_truth: bool = True
     hindsight: bool = False
+    paired: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.stages) > 0, "stages", list(self.stages), "at least one")
@@ -74,6 +76,8 @@ class TrainingPlan:
             require(fits or not stage.glimpses, f"stages[{number}].glimpses", stage.glimpses, "0 without a `task`")
         require(not self.hindsight or (self.task is None and not self.ground_truth), "hindsight", self.hindsight,
                 "false with a `task` or with ground_truth, which tells more")
+        even = self.task is None and not (self.shard % 2 or self.first_scene % 2)
+        require(not self.paired or even, "paired", self.paired, "false with a `task`, an odd shard or first_scene")
         require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")
         total = self.demonstrations + sum(stage.episodes + stage.glimpses for stage in self.stages)
         require(total <= len(TRAINING_SEEDS), "scenes in all", total, f"at most {len(TRAINING_SEEDS)}")
@@ -118,7 +122,7 @@ def require_same(plan: TrainingPlan, folder: Path) -> None:
     kept = json.loads(path.read_text(encoding="utf-8"))
     shared = min(len(kept["stages"]), len(told["stages"]))
     kept["stages"], told["stages"] = kept["stages"][:shared], told["stages"][:shared]
-    kept.setdefault("hindsight", False)  # runs that were begun before there was such a field
+    kept = {"hindsight": False, "paired": False, **kept}  # runs that were begun before there were such fields
     differing = [key for key in told if key not in FREE and kept.get(key) != told[key]]
     if differing:
         values = "; ".join(f"{key}: {kept.get(key)} then, {told[key]} now" for key in differing)

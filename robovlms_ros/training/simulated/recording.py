@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Job:
     """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan. glimpse:
-    of each scene one frame, at a moment, and not an episode."""
+    of each scene one frame, at a moment, and not an episode. paired: as in TrainingPlan."""
 
     folder: Path
     seeds: range
@@ -24,14 +24,16 @@ class Job:
     checkpoint: Path | None = None
     task: str | None = None
     glimpse: bool = False
+    paired: bool = False
 
 
 def shard_jobs(
-    folder: Path, seeds: range, shard: int, robot: str, checkpoint: Path | None = None, task: str | None = None
+    folder: Path, seeds: range, shard: int, robot: str, checkpoint: Path | None = None, task: str | None = None,
+    paired: bool = False,
 ) -> list[Job]:
     """The scenes of `seeds` as shards of `shard` episodes, each named after its first seed."""
     parts = [seeds[i : i + shard] for i in range(0, len(seeds), shard)]
-    return [Job(folder / str(part[0]), part, robot, checkpoint, task) for part in parts]
+    return [Job(folder / str(part[0]), part, robot, checkpoint, task, paired=paired) for part in parts]
 
 
 def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str | None) -> list[Job]:
@@ -66,11 +68,16 @@ def record_job(job: Job) -> str:
     from robovlms_ros.sim.rollout import ExpertSession, build_loop
     from robovlms_ros.sim.tasks.world import TaskWorld
     from robovlms_ros.sim.world import SimWorld
-    from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, Recording, record_shard
+    from robovlms_ros.training.simulated.demonstrations import (
+        CubeRecording,
+        DemonstrationSettings,
+        Recording,
+        record_shard,
+    )
     from robovlms_ros.training.simulated.task_demonstrations import GLIMPSE, SETTINGS, TaskRecording
 
     torch.set_num_threads(1)
-    recording: Recording | None = None
+    recording: Recording = CubeRecording(job.paired)
     if job.task is None:
         world, settings = SimWorld(job.seeds[0]), DemonstrationSettings()
     else:

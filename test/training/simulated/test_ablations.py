@@ -57,7 +57,7 @@ def test_every_variant_learns_and_predicts(small_plan, easy_plan, folder, easy_f
     if easy:
         small_plan, folder = easy_plan, easy_folder
     elif name not in ablations.variants_of(small_plan):
-        with pytest.raises(ConfigError, match="hindsight = True"):
+        with pytest.raises(ConfigError, match="(hindsight|paired) = True"):
             ablations.plan_of(name, small_plan, 10)
         return
     plan = ablations.plan_of(name, small_plan, 10)
@@ -112,7 +112,7 @@ def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, 
     assert (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns == written
     table, note = ablations.report(tmp_path, replace(small_plan, task="all")).split("\n\n")
     lines = {line.split(" | ")[1]: line for line in table.splitlines()[2:]}
-    assert set(lines) == set(ablations.VARIANTS) - {"hindsight"}
+    assert set(lines) == set(ablations.VARIANTS) - {"hindsight", "hindsight_paired"}
     assert "/1 (" in lines["reference"] and lines["reference"].count("not run") == 3
     assert lines["history_16"].count("not run") == 5
     assert "one step 4.04, head over the history 4.49 [1]" in lines["history_1"]

@@ -13,7 +13,7 @@ from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.world import SimWorld
 from robovlms_ros.training.simulated.behaviour_cloning import PLACE_SCALE, Learner, Recipe, Stage
-from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.training.simulated.demonstrations import CubeRecording, DemonstrationSettings, record_shard
 from robovlms_ros.training.simulated.hindsight import grasped_places
 from robovlms_ros.training.simulated.plans import TrainingPlan
 from robovlms_ros.training.simulated.shards import DemonstrationSet
@@ -40,12 +40,12 @@ def test_without_ground_truth_the_followed_instruction_alone_is_learned(policy, 
         assert loss(replace(windows, **change)).total != told.total
 
 
-def shard(openings, followed, episodes):
+def shard(openings, followed, episodes, scenes=None):
     """Frames whose hand is at x = the frame's number."""
     poses = np.tile(np.eye(4), (len(openings), 1, 1))
     poses[:, 0, 3] = np.arange(len(openings))
     return {"poses": poses, "openings": np.array(openings), "followed": np.array(followed),
-            "episodes": np.array(episodes)}
+            "episodes": np.array(episodes), "scenes": np.array(scenes or episodes)}
 
 
 def test_every_frame_knows_where_the_hand_takes_hold():
@@ -65,18 +65,26 @@ def test_every_frame_knows_where_the_hand_takes_hold():
     failed = known([1, 0.5, 1, 1, 0.5], [0] * 5, [7, 7, 7, 8, 8])
     assert alike(failed, [nan, nan, nan, 4, 4], [nan] * 5)
     assert alike(known([0.5, 0.5], [0, 0], [7, 7]), [0, 1], [nan, nan])
+    paired = known([1, 0.5, 0.5, 1, 0.5], [0, 0, 0, 1, 1], [6, 6, 6, 7, 7], [6] * 5)
+    assert alike(paired, [1, 1, 2, 1, 1], [4, 4, 4, 4, 4])
 
 
 @pytest.mark.sim
-def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path):
+@pytest.mark.parametrize("paired", [False, True])
+def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path, paired):
     world = SimWorld(TRAINING_SEEDS[0])
-    record_shard(tmp_path, TRAINING_SEEDS[:4], build_loop(world), ExpertSession(world), DemonstrationSettings())
+    record_shard(tmp_path, TRAINING_SEEDS[:4], build_loop(world), ExpertSession(world), DemonstrationSettings(),
+                 recording=CubeRecording(paired))
     world.close()
     with np.load(tmp_path / "frames.npz") as data:
         frames = {name: data[name] for name in data.files}
     places = grasped_places(frames)
     known = np.isfinite(places[..., 0])
     assert known.any(1).mean() > 0.5
+    if paired:
+        assert known.all() and np.array_equal(frames["scenes"], frames["episodes"] // 2 * 2)
+        assert set(frames["followed"][frames["episodes"] % 2 == 1]) == {1}
+        known &= np.arange(len(CUBES)) == frames["followed"][:, None]  # the other may have been shoved meanwhile
     assert np.linalg.norm(places - frames["cubes"], axis=2)[known].max() < 0.03
 
 
@@ -112,3 +120,10 @@ def test_hindsight_takes_the_place_of_ground_truth(policy_mapping):
         with pytest.raises(ConfigError, match="hindsight = True: must be false"):
             TrainingPlan(policy_mapping, (Stage(10),), hindsight=True, **given)
     assert TrainingPlan(policy_mapping, (Stage(10),), ground_truth=False, hindsight=True).hindsight
+
+
+def test_pairs_stay_together(policy_mapping):
+    for given in ({"task": "all"}, {"shard": 5}, {"first_scene": 3}):
+        with pytest.raises(ConfigError, match="paired = True: must be false with"):
+            TrainingPlan(policy_mapping, (Stage(10),), paired=True, **given)
+    assert TrainingPlan(policy_mapping, (Stage(10),), paired=True).paired

@@ -106,7 +106,9 @@ def test_folder_goes_on_with_its_own_plan(tmp_path):
 
 
 class Straight(torch.nn.Module):
-    """A learner whose loss is its one number."""
+    """A learner whose loss is its one number, and whose distance to the target is `error`."""
+
+    error = 1.0
 
     def __init__(self, *_):
         super().__init__()
@@ -114,7 +116,7 @@ class Straight(torch.nn.Module):
 
     def losses(self, windows, generator):
         one = self.number.sum()
-        return Losses(one, one.detach(), one.detach(), one.detach())
+        return Losses(one, one.detach(), one.detach(), torch.tensor(self.error))
 
 
 def test_log_tells_how_long_is_left(tmp_path, monkeypatch, caplog):
@@ -126,6 +128,16 @@ def test_log_tells_how_long_is_left(tmp_path, monkeypatch, caplog):
         run(data, Stage(4), 0, 64, lambda: next(seconds))
     told = [record.message for record in caplog.records if "left" in record.message]
     assert [line.rpartition(", ")[2] for line in told] == ["5 min of training left", "12 min of training left"]
+    assert "target 100.0 cm" in told[0]
+
+
+def test_log_tells_no_distance_that_is_not_known(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(trainer, "REPORT_EVERY", 1)
+    monkeypatch.setattr(Straight, "error", float("nan"))
+    data = SimpleNamespace(starts=torch.arange(4).numpy(), windows=lambda starts: None)
+    with caplog.at_level(logging.INFO):
+        Trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run(data, Stage(1))
+    assert "gripper" in caplog.text and "nan" not in caplog.text and "target" not in caplog.text
 
 
 def test_ablate_says_first_what_is_left(tmp_path, monkeypatch, capsys):
