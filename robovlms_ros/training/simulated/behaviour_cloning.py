@@ -151,8 +151,8 @@ class Learner(nn.Module):
                 "grasped": grasped_places(shard)}
 
     def losses(self, windows: Windows, generator: torch.Generator) -> Losses:
-        """The losses of B windows under each of the C instructions, or without ground truth under the followed one.
-        generator: on the windows' device."""
+        """The losses of B windows under each of the C instructions; without ground truth that of the action under the
+        followed one alone. generator: on the windows' device."""
         recipe, policy = self.recipe, self.policy
         width = windows.states.shape[1]
         images = augment(windows.images, recipe, generator)  # (B, W, K, 3, S, S)

@@ -31,7 +31,7 @@ class TrainingPlan:
     task: None for the easy demo's two cubes, or a tabletop task or `all` of them. Then goals: of those recorded, how
     many a window is learned under in a step. ground_truth: false trains on what a real robot records alone; then
     hindsight: true also tells, in the easy demo, where the hand took hold in the end. paired: the easy demo's
-    episodes come in twos that show one scene, for one instruction and for the other.
+    demonstrations come in twos that show one scene, for one instruction and for the other; all counts are even then.
     """
 
     policy: dict[str, Any] | None = None
@@ -76,8 +76,14 @@ class TrainingPlan:
             require(fits or not stage.glimpses, f"stages[{number}].glimpses", stage.glimpses, "0 without a `task`")
         require(not self.hindsight or (self.task is None and not self.ground_truth), "hindsight", self.hindsight,
                 "false with a `task` or with ground_truth, which tells more")
-        even = self.task is None and not (self.shard % 2 or self.first_scene % 2)
-        require(not self.paired or even, "paired", self.paired, "false with a `task`, an odd shard or first_scene")
+        counts = {"shard": self.shard, "first_scene": self.first_scene, "episodes": self.episodes} | {
+            f"stages[{number}].{name}": getattr(stage, name)
+            for number, stage in enumerate(self.stages) for name in ("demonstrations", "episodes")
+        }
+        odd = [f"{name} = {count}" for name, count in counts.items() if count % 2]
+        require(not (self.paired and self.task), "paired", self.paired, "false with a `task`")
+        require(not (self.paired and odd), "paired", self.paired,
+                f"false where a count is odd, which parts pairs ({', '.join(odd)})")
         require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")
         total = self.demonstrations + sum(stage.episodes + stage.glimpses for stage in self.stages)
         require(total <= len(TRAINING_SEEDS), "scenes in all", total, f"at most {len(TRAINING_SEEDS)}")

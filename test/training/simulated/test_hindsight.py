@@ -123,7 +123,12 @@ def test_hindsight_takes_the_place_of_ground_truth(policy_mapping):
 
 
 def test_pairs_stay_together(policy_mapping):
-    for given in ({"task": "all"}, {"shard": 5}, {"first_scene": 3}):
-        with pytest.raises(ConfigError, match="paired = True: must be false with"):
+    with pytest.raises(ConfigError, match="paired = True: must be false with"):
+        TrainingPlan(policy_mapping, (Stage(10),), paired=True, task="all")
+    for given in ({"shard": 5}, {"first_scene": 3}, {"episodes": 31}):
+        (name, value), = given.items()
+        with pytest.raises(ConfigError, match=f"paired = True: must be false where .*{name} = {value}"):
             TrainingPlan(policy_mapping, (Stage(10),), paired=True, **given)
+    with pytest.raises(ConfigError, match=r"stages\[1\].episodes = 3"):
+        TrainingPlan(policy_mapping, (Stage(10), Stage(10, episodes=3)), paired=True)
     assert TrainingPlan(policy_mapping, (Stage(10),), paired=True).paired
