@@ -211,7 +211,7 @@ class BaseRoboVLM(nn.Module):
         if head.action_space == "continuous":
             chosen = sequence.select(hidden, (seq.ACTION,))
         else:
-            chosen = sequence.select(_without_pads(hidden, sequence), SOURCES[head.token_source])
+            chosen = sequence.select(seq.without_pads(hidden, sequence), SOURCES[head.token_source])
         frames = 1 if self.config.model.history_type == "video" else window
         return chosen.reshape(input_ids.shape[0], frames, -1, hidden.shape[-1])
 
@@ -226,7 +226,7 @@ class BaseRoboVLM(nn.Module):
         """The spliced sequence of `forward_features`: (B * window, L) for post, (B, L) for pre and video."""
         history, head = self.config.model.history_type, self.config.action_head
         if history == "video":
-            visual = {name: _frames_adjacent(tokens, window) for name, tokens in visual.items()}
+            visual = {name: seq.frames_adjacent(tokens, window) for name, tokens in visual.items()}
             state = None if state is None else state[:, -1:]
         repeats = 1 if history == "video" else window
         ids, mask = (x.repeat_interleave(repeats, dim=0) for x in (input_ids, attention_mask))
@@ -281,22 +281,3 @@ def _drop_output_embeddings(model: nn.Module) -> None:
         for name, child in module.named_children():
             if child is head:
                 setattr(module, name, nn.Identity())
-
-
-def _frames_adjacent(visual: VisualTokens, window: int) -> VisualTokens:
-    """(B * W, n, d) frames as (B, W * n, d)."""
-
-    def fold(x: Tensor) -> Tensor:
-        return x.unflatten(0, (-1, window)).flatten(1, 2)
-
-    return VisualTokens(fold(visual.tokens), tuple(fold(x) for x in visual.layers), visual.grid)
-
-
-def _without_pads(hidden: Tensor, sequence: TokenSequence) -> Tensor:
-    """Padding columns replaced by the row's first text column, which a maximum over the tokens does not notice."""
-    pads = sequence.kinds == seq.PAD
-    if not pads.any():
-        return hidden
-    first = (sequence.kinds == seq.TEXT).int().argmax(1)  # (N,)
-    neutral = hidden[torch.arange(len(hidden), device=hidden.device), first]  # (N, d)
-    return torch.where(pads[..., None], neutral[:, None], hidden)

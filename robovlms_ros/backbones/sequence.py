@@ -133,5 +133,24 @@ def pads_last(sequence: TokenSequence) -> TokenSequence:
     )
 
 
+def frames_adjacent(visual: VisualTokens, window: int) -> VisualTokens:
+    """(B * W, n, d) frames as (B, W * n, d)."""
+
+    def fold(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, window)).flatten(1, 2)
+
+    return VisualTokens(fold(visual.tokens), tuple(fold(x) for x in visual.layers), visual.grid)
+
+
+def without_pads(hidden: Tensor, sequence: TokenSequence) -> Tensor:
+    """Padding columns replaced by the row's first text column, which a maximum over the tokens does not notice."""
+    pads = sequence.kinds == PAD
+    if not pads.any():
+        return hidden
+    first = (sequence.kinds == TEXT).int().argmax(1)  # (N,)
+    neutral = hidden[torch.arange(len(hidden), device=hidden.device), first]  # (N, d)
+    return torch.where(pads[..., None], neutral[:, None], hidden)
+
+
 def _reorder(embeds: Tensor, order: Tensor) -> Tensor:
     return embeds.gather(1, order[..., None].expand_as(embeds))
