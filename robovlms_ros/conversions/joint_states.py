@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.conversions.joint_plausibility import JointPlausibility
 from robovlms_ros.types import NANOSECONDS, ObservationError, RobotState
 
 
@@ -60,6 +61,9 @@ def read_joints(message: JointStateMessage, joints: tuple[str, ...]) -> JointRea
             f"joint '{missing[0]}' is missing; the message has: {', '.join(message.name)}. "
             "Check `joints` in the robot's YAML and the driver."
         )
+    doubles = [joint for joint in joints if list(message.name).count(joint) > 1]
+    if doubles:
+        raise ObservationError(f"joint '{doubles[0]}' is named more than once: each joint must have one value.")
     rows = [index[joint] for joint in joints]
     positions = _pick(message.position, rows, joints, "position", len(message.name))
     velocities = _pick(message.velocity, rows, joints, "velocity", len(message.name)) if len(message.velocity) else None
@@ -79,11 +83,20 @@ def _pick(values: Any, rows: list[int], joints: tuple[str, ...], what: str, name
 class JointStateBuffer:
     """The last `span` seconds of one arm's joint states, and of its gripper, which may be another publisher's.
 
+    plausibility: checks the arm's positions before they are kept; None believes every finite one.
+
     Not thread-safe. A stamp that does not advance is dropped: drivers repeat messages.
     """
 
-    def __init__(self, joints: tuple[str, ...], gripper: Finger | None = None, span: float = 2.0) -> None:
+    def __init__(
+        self,
+        joints: tuple[str, ...],
+        gripper: Finger | None = None,
+        span: float = 2.0,
+        plausibility: JointPlausibility | None = None,
+    ) -> None:
         self._joints = joints
+        self._plausibility = plausibility
         self._gripper = gripper
         self._span_ns = int(span * NANOSECONDS)
         self._readings: deque[JointReading] = deque()
@@ -108,6 +121,10 @@ class JointStateBuffer:
         reading = read_joints(message, self._joints)
         if reading is None or (self._readings and stamp <= self._readings[-1].stamp_ns):
             return False
+        if self._plausibility is not None:
+            newest = self._readings[-1] if self._readings else None
+            last = None if newest is None else (newest.stamp_ns, newest.positions)
+            self._plausibility.check(reading.positions, reading.stamp_ns, last)
         self._readings.append(reading)
         _drop_before(self._readings, stamp - self._span_ns, lambda item: item.stamp_ns)
         return True
@@ -119,6 +136,21 @@ class JointStateBuffer:
         newest = self._readings[-1]
         opening = self._opening_at(newest.stamp_ns)
         return RobotState(newest.stamp_ns, newest.positions, newest.velocities, gripper=opening)
+
+    def speed(self, window: float = 0.1) -> NDArray[np.float64]:
+        """(J,) the mean speed over the last `window` seconds, by positions; infinite where they cover less than half.
+
+        Velocities are optional in a message, and some drivers publish none or zeros.
+        """
+        readings = self._readings
+        if readings:
+            newest = readings[-1]
+            begin_ns = newest.stamp_ns - round(window * NANOSECONDS)
+            oldest = next(reading for reading in readings if reading.stamp_ns >= begin_ns)
+            seconds = (newest.stamp_ns - oldest.stamp_ns) / NANOSECONDS
+            if seconds >= window / 2:
+                return np.abs(newest.positions - oldest.positions) / seconds
+        return np.full(len(self._joints), np.inf)
 
     def at(self, stamp_ns: int, tolerance: float) -> RobotState:
         """The state at `stamp_ns`, linear between the two messages around it.

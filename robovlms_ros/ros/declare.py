@@ -11,6 +11,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
 
+from robovlms_ros.ros.parameter_table import RETIRED
 from robovlms_ros.ros.parameters import (
     NodeParameters,
     Parameter,
@@ -41,6 +42,9 @@ class DeclaredParameters:
         self._problems: dict[str, ConfigError] = {}
         given = {name: value.value for name, value in node._parameter_overrides.items()
                  if name not in FOREIGN and not name.startswith(FOREIGN_PREFIXES)}
+        for name in [name for name in given if name in RETIRED]:
+            node.get_logger().warning(f"parameter {name} has no effect any more: {RETIRED[name]}. Remove it.")
+            del given[name]
         try:
             self._cameras = check_cameras(given.get("cameras", defaults()["cameras"]))
         except (ConfigError, TypeError) as error:

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robovlms_ros.ros.controllers.base import Arm
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor
 from robovlms_ros.runtime.watchdog import Action
 from robovlms_ros.types import Observation, RobotState
+
+Array = NDArray[np.float64]
 
 
 class Senses(Protocol):
@@ -24,6 +27,9 @@ class Senses(Protocol):
 
     def measured(self) -> RobotState | None:
         """The arm's newest state."""
+
+    def speed(self) -> Array:
+        """(J,) the arm's measured speed, rad/s; infinite where the joint states do not cover enough time."""
 
     def problem(self, now_ns: int) -> str | None:
         """What is wrong with what came in, None when all is well."""
@@ -88,6 +94,7 @@ class Guard:
         with self._watch as dog:
             if self._arm is not None:  # counted at every question: a chunk may come before the first tick
                 dog.controller(self._arm.name, self._arm.listeners())
+                dog.commanders(self._arm.name, self._arm.other_commanders())
             report = dog.check(now_ns)
         for fault in report.raised:
             self._log(f"fault: {fault.text}")

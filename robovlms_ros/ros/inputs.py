@@ -3,7 +3,10 @@
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.subscription import Subscription
@@ -12,8 +15,10 @@ from std_msgs.msg import String
 
 from robovlms_ros.conversions.frames import Frame, FrameSet, FrameSync
 from robovlms_ros.conversions.images import to_rgb
+from robovlms_ros.conversions.joint_plausibility import ImplausibleJointState, JointPlausibility, PublisherCheck
 from robovlms_ros.conversions.joint_states import JointStateBuffer, stamp_of
 from robovlms_ros.ros.bridge import pick_converter
+from robovlms_ros.ros.graph import node_names
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION
@@ -65,7 +70,11 @@ class Inputs:
         self._handing_on = threading.Lock()  # images and joint states both complete observations: they keep their order
         # The answer to an image needs the arm at the image's stamp, however late it may come.
         span = max(robot.max_age, robot.max_latency) + parameters.joint_states_tolerance + KEPT_LONGER
-        self._joints = JointStateBuffer(robot.joints, robot.gripper, span)
+        plausibility = JointPlausibility(robot.joints, robot.lower(), robot.upper(), np.array(robot.limits.velocity),
+                                         robot.max_start_jump)
+        self._joints = JointStateBuffer(robot.joints, robot.gripper, span, plausibility)
+        self._arm_joints = frozenset(robot.joints)
+        self._publishers = PublisherCheck()
         self._frames = FrameSync(tuple(camera.name for camera in cameras), parameters.camera_tolerance)
         self._faults: dict[str, str] = {}
         self._pending: deque[FrameSet] = deque(maxlen=8)
@@ -158,14 +167,25 @@ class Inputs:
             self._fault(CLOCKS, None)
         self._on_observation(Observation(frames.stamp_ns, frames.images, self.instruction, state))
 
-    def _on_joints(self, message: JointState) -> None:
+    def _on_joints(self, message: JointState, info: dict[str, Any]) -> None:
+        now = self._node.now_ns()
+        if self._arm_joints.intersection(message.name):
+            two = self._publishers.two_publish(info["publication_sequence_number"], now)
+            names = self._joint_publishers() if two else ()
+            if len(names) > 1:
+                self._distrust(f"{', '.join(names)} publish the same joints. Stop all but one.", now)
         try:
-            ahead = self._ahead(stamp_of(message), self._node.now_ns())
+            ahead = self._ahead(stamp_of(message), now)
             if ahead > 0:
                 raise ObservationError(f"stamped {ahead:.3f} s ahead of the node's clock. Synchronise the machines, "
                                        "and set use_sim_time alike on all nodes.")
             with self._lock:
                 advanced = self._joints.add(message)
+        except ImplausibleJointState as error:
+            names = self._joint_publishers()
+            by = f" Publishers: {', '.join(names)}." if len(names) > 1 else ""
+            self._distrust(f"{error}{by}", now)
+            return
         except ObservationError as error:
             self._fault(JOINTS, str(error))
             return
@@ -177,6 +197,14 @@ class Inputs:
                 with self._watch as dog:
                     dog.joint_state(state.stamp_ns, state.positions, self._node.now_ns())
             self._release()
+
+    def _distrust(self, reason: str, now_ns: int) -> None:
+        with self._watch as dog:
+            dog.implausible_joint_state(reason, now_ns)
+
+    def _joint_publishers(self) -> tuple[str, ...]:
+        topic = self._node.resolve_topic_name(self._parameters.joint_states_topic)
+        return node_names(self._node.get_publishers_info_by_topic(topic))
 
     def _on_instruction(self, message: String) -> None:
         text = message.data.strip()
@@ -223,6 +251,11 @@ class Inputs:
             state = self._joints.latest()
         return None if state is None else self._complete_state(state)
 
+    def speed(self) -> NDArray[np.float64]:
+        """(J,) the arm's measured speed, rad/s; infinite where the joint states do not cover enough time."""
+        with self._lock:
+            return self._joints.speed()
+
     def problem(self, now_ns: int) -> str | None:
         """What is wrong with what came in, None when all is well: an unusable message, or cameras that do not match.
 
@@ -242,7 +275,7 @@ class Inputs:
     def where(self, fault: str) -> str:
         """The topic behind a watchdog's fault, empty where there is none."""
         kind, _, name = fault.partition(" ")
-        if kind == "joint_states_stale":
+        if kind in ("joint_states_stale", "joint_states_implausible"):
             return str(self._node.resolve_topic_name(self._parameters.joint_states_topic))
         if kind == "no_instruction":
             return str(self._node.resolve_topic_name(self._parameters.instruction_topic))

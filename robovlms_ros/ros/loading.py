@@ -14,7 +14,7 @@ from robovlms_ros.policy.history import thinning
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec, load_robot
-from robovlms_ros.runtime.schedule import horizon_shortfall, latency_excess, schedule_for
+from robovlms_ros.runtime.schedule import horizon_shortfall, latency_excess
 from robovlms_ros.schema import ConfigError, did_you_mean
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState
 
@@ -77,7 +77,6 @@ def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> 
     robot = load_robot(parameters.robot)
     age = parameters.max_age or robot.max_age
     robot = replace(robot, max_age=age, max_latency=parameters.max_latency or max(age, robot.max_latency))
-    schedule_for(robot, parameters.schedule)
     if robot.controller.type == "chunk_only" and robot.description_path is None:
         return Body(robot, None)
     source = robot.description_path or description(str(robot.description.topic))

@@ -151,10 +151,6 @@ PARAMETERS = (
         "schedule.ensemble_decay", SCHEDULE.ensemble_decay, "Decay of the weights by age (ensemble).", 0.0, 10.0),
     Parameter("schedule.stop_time", SCHEDULE.stop_time, "s: shortest time of a stop.", 0.02, 5.0),
     Parameter(
-        "schedule.max_deviation", SCHEDULE.max_deviation,
-        "rad: a stop holds the measured pose when the running plan is further away than this; at most the robot's "
-        "max_start_jump, which 0 stands for.", 0.0, 10.0),
-    Parameter(
         "watchdog.clock_tolerance", WATCHDOG.clock_tolerance,
         "s: farthest that an image's stamp may be ahead of the node's clock.", 0.001, 60.0),
     Parameter(
@@ -174,3 +170,8 @@ PARAMETERS = (
         "watchdog.clock_jump", WATCHDOG.clock_jump,
         "s: a step forward of the node's clock that is a jump; back always is.", 0.1, 3600.0),
 )
+
+RETIRED = {
+    "schedule.max_deviation": "a smooth stop always follows the commanded motion",
+}
+"""Parameters of earlier releases that have no effect any more, and the reason. They are accepted with a warning."""

@@ -14,6 +14,7 @@ from robovlms_ros.ros.guard import Guard, Senses, Worker
 from robovlms_ros.ros.status import Report
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor
+from robovlms_ros.runtime.motion_guard import CommandRejected
 from robovlms_ros.runtime.schedule import ScheduleRefused
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RoboVLMsError
 
@@ -130,7 +131,10 @@ class Pilot:
         if self._worker is not None:
             self._worker.reset()
         if self._executor is not None:
-            self._executor.reset()
+            if self._arm is None:
+                self._executor.reset()
+            else:
+                self._executor.restart()
         if self._gripper is not None:
             self._gripper.reset()
         if self._report.state != PAUSED:
@@ -230,8 +234,11 @@ class Pilot:
         if measured is None:
             self._refuse("no joint states have come.")
             return
-        decide = self._executor.shadow if self._arm is None else self._executor.on_chunk
-        decision = decide(chunk, self._senses.state_at(chunk.stamp_ns), measured, now)
+        state = self._senses.state_at(chunk.stamp_ns)
+        if self._arm is None:
+            decision = self._executor.dry_run_chunk(chunk, state, measured, now)
+        else:
+            decision = self._executor.on_chunk(chunk, state, measured, now, self._senses.speed())
         if decision.command is None:
             self._refuse(decision.verdict.reason)
             self.gives_up = self.gives_up or decision.verdict.deactivate
@@ -263,14 +270,13 @@ class Pilot:
         self._moving = False
         now = self._now()
         self._report.last_stop, self._report.last_stop_ns = reason, now
-        measured = self._senses.measured()
-        if self._executor is None or self._arm is None or measured is None:
+        if self._executor is None or self._arm is None:
             return
         try:
-            self._arm.send(self._executor.stop(now, measured), now)
-        except ScheduleRefused as error:
+            self._arm.send(self._executor.smooth_stop(now), now)
+        except (ScheduleRefused, CommandRejected) as error:
             # The last command ends at rest by itself; there is nothing better to send.
-            self._report.last_stop = f"{reason} (no stop could be computed: {error})"
+            self._report.last_stop = f"{reason} (no stop was sent: {error})"
 
     def _set(self, state: str, detail: str) -> None:
         self._report.state, self._report.detail = state, detail

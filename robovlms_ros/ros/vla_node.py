@@ -49,8 +49,9 @@ from robovlms_ros.schema import ConfigError
 from robovlms_ros.types import NANOSECONDS, ActionChunk, RoboVLMsError
 
 TICK_RATE = 20.0
-FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "no_instruction", "inference_late",
-          "inference_died", "controller_absent", "controller_not_following", "clock_jumped")
+FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "joint_states_implausible",
+          "no_instruction", "inference_late", "inference_died", "controller_absent", "controller_shared",
+          "controller_not_following", "clock_jumped")
 
 
 class VLANode(PlainLifecycleNode):

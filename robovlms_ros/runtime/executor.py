@@ -1,4 +1,4 @@
-"""From a chunk to what the arm is told: plan, schedule, gate. Live node, rollouts and bag evaluation all run this."""
+"""One arm's way from a chunk to a command: plan, schedule, gate, motion guard. Node, rollouts and bags all run it."""
 
 from dataclasses import dataclass, replace
 
@@ -7,55 +7,103 @@ import numpy as np
 from robovlms_ros.runtime.gate import SafetyGate, Verdict
 from robovlms_ros.runtime.gripper import GripperSwitch
 from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.motion_guard import (
+    AdmittedCommand,
+    AdmittedOpening,
+    CommandRejected,
+    MotionGuard,
+)
 from robovlms_ros.runtime.planner import PlanRefused, plan_chunk
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.schedule import ScheduleConfig, ScheduleRefused, schedule_for
+from robovlms_ros.runtime.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.runtime.scheduler import ChunkScheduler
 from robovlms_ros.runtime.spline import Array
-from robovlms_ros.types import ActionChunk, JointPlan, RobotState, TrajectoryCommand
+from robovlms_ros.types import ActionChunk, JointPlan, RobotState
+
+AT_COMMAND = 0.02
+"""rad: an arm at rest this near to its last command is there, but for gravity and friction."""
+
+
+REST_SPEED = 0.05
+"""rad/s: a joint that is measured slower than this is at rest."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a chunk.
+    """The executor's answer to a chunk.
 
-    command: to be sent to the arm's controller; None when the chunk is refused: `stop` then holds the arm.
+    command: ready to be sent to the arm's controller; None for a refused chunk, which `smooth_stop` follows.
     gripper: the opening to be commanded now, 0 or 1; None when there is nothing to command.
-    verdict: pass, clamp or refuse, and why. plan: the chunk in joint space; None where it cannot be planned.
+    verdict: pass, clamp or refuse, and the reason. plan: the chunk in joint space; None where it cannot be planned.
     """
 
-    command: TrajectoryCommand | None
-    gripper: float | None
+    command: AdmittedCommand | None
+    gripper: AdmittedOpening | None
     verdict: Verdict
     plan: JointPlan | None
 
 
 class ChunkExecutor:
-    """One arm's way from chunks to commands. Not thread safe; time comes in as stamps.
+    """Turns the chunks of one arm into commands. Not thread safe; time comes in as stamps.
 
     kinematics: None for a policy in joint space.
     """
 
     def __init__(
-        self, robot: RobotSpec, kinematics: Kinematics | None, scheduler: ChunkScheduler, gate: SafetyGate
+        self,
+        robot: RobotSpec,
+        kinematics: Kinematics | None,
+        scheduler: ChunkScheduler,
+        gate: SafetyGate,
+        guard: MotionGuard,
     ) -> None:
-        self.robot, self.kinematics, self.scheduler, self.gate = robot, kinematics, scheduler, gate
+        self.robot = robot
+        self.kinematics = kinematics
+        self.scheduler = scheduler
+        self.gate = gate
+        self.guard = guard
         self._switch = None if robot.gripper is None else GripperSwitch(robot.gripper)
         self._plan: JointPlan | None = None
+        self._resumed = False
 
     def reset(self) -> None:
-        """Activation or a new episode: the next chunk starts at the measured state, wherever the arm was taken."""
-        self.scheduler.reset()
-        self.gate.reset()
+        """Forget everything, the commanded motion included: the next chunk starts at the measured state."""
+        self._forget_motion()
+        self.restart()
+        self._resumed = False
+
+    def restart(self) -> None:
+        """Activation or the end of a pause: forget chunks, counts and gripper steps, not the commanded motion.
+
+        The next chunk continues the commanded motion while that still runs, or while the arm rests at its end;
+        otherwise it starts at the measured state.
+        """
+        self.scheduler.forget_chunks()
+        self.gate.reset_counts()
         self._plan = None
+        self._resumed = True
         if self._switch is not None:
             self._switch.reset()
 
-    def on_chunk(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Decision:
-        """Decide on a chunk that has just become ready.
+    def on_chunk(
+        self,
+        chunk: ActionChunk,
+        state_at_stamp: RobotState,
+        measured: RobotState,
+        now_ns: int,
+        speed: Array | None = None,
+    ) -> Decision:
+        """The decision on a chunk that has just become ready.
 
-        state_at_stamp: the arm when the chunk's image was taken. measured: the arm now.
+        state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,) measured, rad/s,
+        for an arm that is really commanded: a motion that continues no other one starts from rest only.
         """
+        if self._resumed:
+            self._resumed = False
+            self._keep_or_forget_motion(measured, now_ns)
+        if speed is not None and self.guard.commanded is None and not np.abs(speed).max() <= REST_SPEED:
+            joint = int(np.argmax(np.abs(speed)))
+            return Decision(None, None, Verdict("refuse", _moving(self.robot.joints[joint], speed[joint]), None), None)
         plan = None
         try:
             plan = plan_chunk(chunk, state_at_stamp, self.kinematics, self.robot)
@@ -65,32 +113,51 @@ class ChunkExecutor:
         verdict = self.gate.check(proposed, measured, now_ns, chunk.stamp_ns)
         if verdict.command is None:
             return Decision(None, None, verdict, plan)
-        self.scheduler.commit(verdict.command)
+        try:
+            admitted = self.guard.admit(verdict.command, now_ns, measured)
+        except CommandRejected as rejection:
+            self.gate.resume(self.guard.commanded)
+            return Decision(None, None, self.gate.refuse(str(rejection)), plan)
+        self.scheduler.commit(admitted)
+        self.gate.resume(self.guard.commanded)
         self._plan = plan
-        return Decision(verdict.command, self.gripper_at(now_ns), verdict, plan)
+        return Decision(admitted, self.gripper_at(now_ns), verdict, plan)
 
-    def shadow(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Decision:
-        """`on_chunk` for an arm that is not commanded (dry run): judged as if it had followed the plan so far.
+    def dry_run_chunk(
+        self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int
+    ) -> Decision:
+        """`on_chunk` for an arm that is not commanded (dry run): judged as if the arm had followed the plan so far.
 
         After a refusal, and where the plan is further from the arm than max_start_jump (somebody else moves the arm, or
         nobody does), the plan begins again at the measured state. The chunk's targets are composed from the arm's real
-        pose, which is what the policy saw.
+        pose, which is the one that the policy saw.
         """
-        running = self.commanded(now_ns)
-        if running is not None and np.abs(running[0] - measured.positions).max() <= self.robot.max_start_jump:
-            measured = replace(measured, positions=running[0], velocities=running[1], eef_pose=None)
+        then = self.commanded(measured.stamp_ns)
+        if then is not None and np.abs(then[0] - measured.positions).max() <= self.robot.max_start_jump:
+            measured = replace(measured, positions=then[0], velocities=then[1], eef_pose=None)
         else:
-            self._begin_at_the_arm()
+            self._forget_motion()
         decision = self.on_chunk(chunk, state_at_stamp, measured, now_ns)
         if decision.command is None:
-            self._begin_at_the_arm()
+            self._forget_motion()
         return decision
 
-    def _begin_at_the_arm(self) -> None:
-        self.scheduler.reset()
-        self.gate.restart()
+    def _keep_or_forget_motion(self, measured: RobotState, now_ns: int) -> None:
+        motion = self.guard.commanded
+        if motion is None:
+            return
+        if motion.times_ns[0] <= now_ns < motion.end_ns:
+            return
+        apart = np.abs(motion.positions[-1] - measured.positions).max()
+        if not apart <= AT_COMMAND:
+            self._forget_motion()
 
-    def gripper_at(self, t_ns: int) -> float | None:
+    def _forget_motion(self) -> None:
+        self.scheduler.reset()
+        self.gate.forget_motion()
+        self.guard.reset()
+
+    def gripper_at(self, t_ns: int) -> AdmittedOpening | None:
         """The opening to be commanded at a time (not falling from call to call): 0 closed, 1 open, None undecided.
 
         The step under way decides; after the last step its opening stays.
@@ -98,29 +165,39 @@ class ChunkExecutor:
         if self._switch is None:
             return None
         plan = self._plan
-        if plan is None or plan.gripper is None:
-            return self._switch.opening
-        step = min(int(np.searchsorted(plan.times_ns, t_ns)), len(plan.gripper) - 1)
-        return self._switch.update(float(plan.gripper[step]), t_ns)
+        opening = self._switch.opening
+        if plan is not None and plan.gripper is not None:
+            step = min(int(np.searchsorted(plan.times_ns, t_ns)), len(plan.gripper) - 1)
+            opening = self._switch.update(float(plan.gripper[step]), t_ns)
+        return None if opening is None else self.guard.admit_opening(opening)
 
     def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
-        """Positions and velocities (J,) of the running plan, for controllers that are sent one target at a time."""
-        return self.scheduler.commanded(t_ns)
+        """Commanded positions and velocities (J,) at a time, past times included; None before the first command."""
+        return self.guard.commanded_at(t_ns)
 
-    def stop(self, now_ns: int, measured: RobotState) -> TrajectoryCommand:
-        """A smooth stop; chunks and gripper steps are forgotten, and the next chunk continues from where it ends.
+    def smooth_stop(self, now_ns: int) -> AdmittedCommand:
+        """A stop along the commanded motion; the next chunk continues from its end.
 
-        Raises ScheduleRefused when there is neither a plan nor a finite measurement to hold.
+        Chunks and gripper steps are forgotten. Raises ScheduleRefused where no motion is commanded, CommandRejected
+        where the stop itself breaks a limit: the last command then ends at rest by itself.
         """
-        command = self.scheduler.hold(now_ns, measured, self.gate.authority_at(now_ns))
-        self.gate.sent(command)
         self._plan = None
-        return command
+        command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
+        admitted = self.guard.admit(command, now_ns, None)
+        self.gate.resume(self.guard.commanded)
+        return admitted
+
+
+def _moving(joint: str, speed: float) -> str:
+    return (
+        f"{joint} moves at {abs(speed):.2f} rad/s, though nothing is commanded: a motion starts from rest "
+        f"(at most {REST_SPEED} rad/s). Wait until the arm is at rest."
+    )
 
 
 def build_executor(
     robot: RobotSpec, kinematics: Kinematics | None, schedule: ScheduleConfig | None = None
 ) -> ChunkExecutor:
-    """The executor of a robot, as node, rollouts and bag evaluation run it. Raises ConfigError (`schedule_for`)."""
-    scheduler = ChunkScheduler(robot.joints, schedule_for(robot, schedule or ScheduleConfig()), robot.limits)
-    return ChunkExecutor(robot, kinematics, scheduler, SafetyGate(robot, kinematics))
+    """The executor of a robot, as node, rollouts and bag evaluation run it."""
+    scheduler = ChunkScheduler(robot.joints, schedule or ScheduleConfig(), robot.limits)
+    return ChunkExecutor(robot, kinematics, scheduler, SafetyGate(robot, kinematics), MotionGuard(robot))

@@ -12,17 +12,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.runtime.gate_checks import ToolChecks, discontinuity, jump, malformed, stale
+from robovlms_ros.runtime.gate_checks import ARRIVAL_NS, ToolChecks, discontinuity, jump, malformed, stale
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.limiter import limit
-from robovlms_ros.runtime.limits import TOLERANCE, JointBounds, Violation, bounds_of, cut, extremes, violations
+from robovlms_ros.runtime.limits import TOLERANCE, Violation, bounds_of, cut, extremes, relaxed, violations
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.runtime.spline import Spline, curve_of, followed_by
 from robovlms_ros.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
 
-ARRIVAL_NS = 5_000_000  # what the controller will have executed before a message reaches it
 FIRST_AUTHORITY = 0.05  # where the ramp begins, so that the first chunk already moves
 PACES = 4  # attempts at a tool speed within its limit, each slower
 MILD = ("acceleration", "authority")  # noise in a chunk, or the ramp: slowed down, but no sign of a bad policy
@@ -55,19 +54,23 @@ class SafetyGate:
         self.reset()
 
     def reset(self) -> None:
-        """Activation, or a new episode: nothing was sent, nothing counted, and the authority ramps up again."""
+        """A new episode: forget the commanded motion, the counts and the ramp."""
+        self.reset_counts()
+        self.forget_motion()
+
+    def reset_counts(self) -> None:
+        """Activation: nothing is counted, and the authority ramps up again."""
         self.clamps = 0
         self.refusals = 0
-        self._sent: Spline | None = None
         self._began_ns: int | None = None
 
-    def restart(self) -> None:
-        """Nothing is under way any more: what comes next starts at the measured state. Counts and ramp stay."""
-        self._sent = None
+    def forget_motion(self) -> None:
+        """The next command starts at the measured state. Counts and ramp stay."""
+        self._commanded: Spline | None = None
 
-    def sent(self, command: TrajectoryCommand) -> None:
-        """A command that left without a check (a stop): what comes next continues it."""
-        self._sent = curve_of(command, command.stamp_ns)
+    def resume(self, commanded: Spline | None) -> None:
+        """The motion that the next command continues, as the motion guard recorded it; None for none."""
+        self._commanded = commanded
 
     def authority_at(self, t_ns: int) -> float:
         """The part of the speed limits that may be used at a time: a ramp after activation."""
@@ -96,7 +99,7 @@ class SafetyGate:
             return self.refuse("the trajectory is wholly past: the controller would drop it. Inference is too slow.")
         future = cut(curve, now_ns + ARRIVAL_NS)
         path = self._tool.path(future)
-        reason = jump(curve, measured, now_ns, self.robot) or self._tool.outside(path, measured)
+        reason = jump(curve, before, measured, now_ns, self.robot) or self._tool.outside(path, measured)
         if reason is not None:
             return self.refuse(reason)
         faults = self._faults(future, before) + self._tool.too_fast(path)
@@ -151,7 +154,7 @@ class SafetyGate:
         return self._let("clamp", _texts(faults), command, followed_by(cut(before, now_ns), limited))
 
     def _let(self, kind: Literal["pass", "clamp"], reason: str, command: TrajectoryCommand, curve: Spline) -> Verdict:
-        self._sent = curve
+        self._commanded = curve
         sent = replace(
             command,
             stamp_ns=int(curve.times_ns[0]),
@@ -171,22 +174,16 @@ class SafetyGate:
         return Verdict("refuse", reason, None, give_up)
 
     def _before(self, measured: RobotState, now_ns: int) -> Spline:
-        """What the controller executes now: the last curve sent, or a hold where the arm is."""
-        if self._sent is None or now_ns < self._sent.times_ns[0]:
+        """The motion that the controller executes now: the commanded one, or rest at the measured pose."""
+        if self._commanded is None or now_ns < self._commanded.times_ns[0]:
             both = np.stack([measured.positions, measured.positions])
             return Spline(np.array([now_ns, now_ns + ARRIVAL_NS]), both, np.zeros_like(both))
-        return self._sent
+        return self._commanded
 
     def _faults(self, future: Spline, before: Spline) -> list[Violation]:
         """Breaks of the full limits. Where the arm already is outside them, or faster, they give way just so far."""
-        position, velocity = (values[0] for values in before(future.times_ns[:1]))
-        limits = self._bounds
-        bounds = JointBounds(
-            np.minimum(limits.lower, position),
-            np.maximum(limits.upper, position),
-            np.maximum(limits.velocity, np.abs(velocity)),
-            limits.acceleration,
-        )
+        position, velocity = before(future.times_ns[:1])
+        bounds = relaxed(self._bounds, position[0], velocity[0])
         return violations(future, bounds, self.robot.joints)
 
     def _above_authority(self, future: Spline) -> list[Violation]:

@@ -13,6 +13,7 @@ from robovlms_ros.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
 
+ARRIVAL_NS = 5_000_000  # execution of the previous command before a message reaches the controller
 STEP = 2e-4  # rad: the largest step from what was sent before that passes
 WORKSPACE_TOLERANCE = 1e-3  # m
 EEF_SPEED_TOLERANCE = 0.05
@@ -50,9 +51,15 @@ def stale(measured: RobotState, image_stamp_ns: int | None, now_ns: int, robot: 
     return None
 
 
-def jump(curve: Spline, measured: RobotState, now_ns: int, robot: RobotSpec) -> str | None:
-    """Whether the point to be executed now is too far from the measured pose."""
-    apart = np.abs(curve(np.array([now_ns]))[0][0] - measured.positions)
+def jump(curve: Spline, before: Spline, measured: RobotState, now_ns: int, robot: RobotSpec) -> str | None:
+    """The reason to refuse a curve whose point for now is too far from the arm; None for none.
+
+    before: the commanded motion. A measurement is old: the arm is compared with the command at the measurement's own
+    stamp, and its distance from it is assumed to last until now.
+    """
+    (now, then), _ = before(np.array([now_ns, measured.stamp_ns]))
+    arm = measured.positions + (now - then)
+    apart = np.abs(curve(np.array([now_ns]))[0][0] - arm)
     joint = int(np.argmax(apart))
     if apart[joint] <= robot.max_start_jump:
         return None
@@ -71,7 +78,7 @@ def discontinuity(curve: Spline, before: Spline, times_ns: NDArray[np.int64], ki
     step, change = np.abs(positions - sent).max(), np.abs(velocities - sent_velocities)
     if step <= STEP and np.all(change <= kink):
         return []
-    text = f"it starts {step:.4f} rad and {change.max():.3f} rad/s off what was sent before"
+    text = f"it starts {step:.4f} rad and {change.max():.3f} rad/s off the commanded motion"
     return [Violation("continuity", text, np.inf)]
 
 

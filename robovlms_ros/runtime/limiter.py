@@ -68,7 +68,7 @@ def limit(
         share = max(0.0, min(1.0, authority(begin_ns + step * STEP_NS)))
         fastest = max(abs(s) / max(share * joint[0], 1e-9) for s, joint in zip(slope, joints))
         speed = min(pace, max(0.0, min(1.0, 2.0 - lag / LAG)), 1.0 / max(1.0, fastest))
-        moved = [_advance(*each, speed, share) for each in zip(p, v, target, slope, joints)]
+        moved = [advance(*each, speed, share) for each in zip(p, v, target, slope, joints)]
         p, v = [m[0] for m in moved], [m[1] for m in moved]
         phase = min(phase + speed * GRID, float(count - 1))
         positions.append(p)
@@ -82,7 +82,7 @@ def limit(
     return Spline(times_ns, np.array(positions), np.array(velocities))
 
 
-def _advance(
+def advance(
     p: float,
     v: float,
     target: float,
@@ -90,8 +90,9 @@ def _advance(
     joint: tuple[float, float, float, float],
     speed: float,
     share: float,
+    step: float = STEP,
 ) -> tuple[float, float]:
-    """One joint's position and velocity one step later, as near to the curve's as its bounds allow.
+    """One joint's position and velocity `step` seconds later, as near to the curve's as its bounds allow.
 
     slope: the curve's velocity, run at `speed`. joint: its speed, acceleration, lowest and highest position.
     """
@@ -100,14 +101,14 @@ def _advance(
     error = target - p
     back = math.copysign(min(STIFFNESS * abs(error), math.sqrt(acceleration * abs(error))), error)
     wish = max(-ceiling, min(ceiling, speed * slope + back))
-    wish = min(wish, _braking(upper - p, v, acceleration))
-    wish = max(wish, -_braking(p - lower, -v, acceleration))
-    after = max(v - acceleration * STEP, min(v + acceleration * STEP, wish))
-    return p + (v + after) * (STEP / 2), after
+    wish = min(wish, _braking(upper - p, v, acceleration, step))
+    wish = max(wish, -_braking(p - lower, -v, acceleration, step))
+    after = max(v - acceleration * step, min(v + acceleration * step, wish))
+    return p + (v + after) * (step / 2), after
 
 
-def _braking(room: float, v: float, acceleration: float) -> float:
+def _braking(room: float, v: float, acceleration: float, step: float) -> float:
     """The greatest velocity after the next step from which a joint still stops within `room`."""
     a = MARGIN * acceleration
-    under = (a * STEP / 2) ** 2 + 2 * a * (room - v * (STEP / 2))
-    return math.sqrt(max(under, 0.0)) - a * STEP / 2
+    under = (a * step / 2) ** 2 + 2 * a * (room - v * (step / 2))
+    return math.sqrt(max(under, 0.0)) - a * step / 2

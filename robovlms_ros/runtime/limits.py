@@ -35,6 +35,16 @@ def bounds_of(limits: Limits | None, count: int) -> JointBounds:
                          ("position_lower", "position_upper", "velocity", "acceleration")))
 
 
+def relaxed(bounds: JointBounds, position: Array, velocity: Array) -> JointBounds:
+    """Bounds (J,) that give way just so far that a motion already outside them, or faster, may continue."""
+    return JointBounds(
+        np.minimum(bounds.lower, position),
+        np.maximum(bounds.upper, position),
+        np.maximum(bounds.velocity, np.abs(velocity)),
+        bounds.acceleration,
+    )
+
+
 @dataclass(frozen=True)
 class Extremes:
     """Per segment (S) and joint (J) of a curve: lowest and highest position, greatest speed and acceleration."""

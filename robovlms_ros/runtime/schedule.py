@@ -1,18 +1,14 @@
 """How chunks become motion: the settings, and what configure checks about them."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.schema import ConfigError, require
+from robovlms_ros.schema import require
 from robovlms_ros.types import RoboVLMsError
 
 Strategy = Literal["first", "receding", "ensemble", "fade", "blend"]
-
-START_JUMP = 0.2
-"""rad: `max_deviation` of a scheduler that no robot was named to."""
-
 
 class ScheduleRefused(RoboVLMsError):
     """A plan cannot be scheduled: every step is past, or a value is not finite."""
@@ -30,8 +26,6 @@ class ScheduleConfig:
     memory: age after which a chunk counts 1/e (blend).
     ensemble_decay: ACT's m (ensemble).
     stop_time: shortest time in which a plan that runs out comes to rest.
-    max_deviation: rad; a stop holds the measured pose when the running plan is further away than this. 0: the robot's
-        max_start_jump, beyond which the gate refuses whatever continues the running plan.
     """
 
     strategy: Strategy = "blend"
@@ -41,7 +35,6 @@ class ScheduleConfig:
     memory: float = 0.4
     ensemble_decay: float = 0.01
     stop_time: float = 0.1
-    max_deviation: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.execute_steps >= 1, "schedule.execute_steps", self.execute_steps, "1 or more")
@@ -51,7 +44,6 @@ class ScheduleConfig:
             ("memory", 0.01, 100.0),
             ("ensemble_decay", 0.0, 10.0),
             ("stop_time", 0.02, 5.0),
-            ("max_deviation", 0.0, 10.0),
         ):
             value = getattr(self, name)
             require(low <= value <= high, f"schedule.{name}", value, f"from {low:g} to {high:g}")
@@ -72,21 +64,6 @@ def horizon_shortfall(
         f"{needs:.3f} s (latency p99 {latency_p99:.3f} + replan period {replan_period:.3f} + lead {lead:.3f}): the arm "
         f"would stop between chunks. Needed: a horizon of {math.ceil(needs / step_duration)} steps, or a faster policy."
     )
-
-
-def schedule_for(robot: RobotSpec, schedule: ScheduleConfig) -> ScheduleConfig:
-    """The schedule with the robot's own `max_deviation` where it names none.
-
-    Raises ConfigError when it names more than the robot's max_start_jump: between the two, the gate refuses every
-    chunk, and every stop goes on with the very plan that the arm is too far from.
-    """
-    if schedule.max_deviation > robot.max_start_jump:
-        raise ConfigError(
-            f"schedule.max_deviation = {schedule.max_deviation} rad is more than {robot.name}'s max_start_jump = "
-            f"{robot.max_start_jump} rad: an arm between the two would have every chunk refused and every stop follow "
-            "the plan that it is too far from. Lower max_deviation (0: the robot's), or raise max_start_jump."
-        )
-    return replace(schedule, max_deviation=schedule.max_deviation or robot.max_start_jump)
 
 
 def latency_excess(robot: RobotSpec, latency_p99: float) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 from robovlms_ros.runtime.blending import MEMORY_CHUNKS, Agreement, Track, extended, temporal_ensemble
 from robovlms_ros.runtime.limits import bounds_of
 from robovlms_ros.runtime.robot import Limits
-from robovlms_ros.runtime.schedule import START_JUMP, ScheduleConfig, ScheduleRefused
+from robovlms_ros.runtime.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.runtime.smoothing import joining_time, within_acceleration
 from robovlms_ros.runtime.spline import Array, Spline, Stamps, curve_of, followed_by
 from robovlms_ros.runtime.stopping import come_to_rest, stop_within
@@ -113,22 +113,16 @@ class ChunkScheduler:
         self._memory = self._proposed
         self._running = curve_of(command)
 
-    def hold(self, now_ns: int, measured: RobotState, authority: float = 1.0) -> TrajectoryCommand:
+    def smooth_stop(self, now_ns: int, authority: float = 1.0) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
 
-        Where the arm is far from the running plan, or there is none, the measured position is held. The message lasts
-        HOLD_NS longer than the stop. authority: as in `stop_within`. Raises ScheduleRefused when what is measured is
-        not finite.
+        No measurement enters: a wrong or old one would turn the stop into a jump. The message lasts HOLD_NS longer
+        than the stop. authority: as in `stop_within`. Raises ScheduleRefused when no motion is commanded.
         """
-        splice_ns = now_ns + self._lead_ns
         running = self._running_at(now_ns)
-        if running is not None:
-            gap = np.max(np.abs(running(np.array([now_ns]))[0][0] - measured.positions))
-            if gap > (self.config.max_deviation or START_JUMP):
-                running = None
         if running is None:
-            _check_finite("measured positions", measured.positions)
-            running = _at_rest(measured.positions, now_ns, splice_ns)
+            raise ScheduleRefused("no motion is commanded: there is nothing to stop.")
+        splice_ns = now_ns + self._lead_ns
         self.forget_chunks()
         stop = stop_within(running, splice_ns, self.config.stop_time, self._bounds, authority)
         still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])

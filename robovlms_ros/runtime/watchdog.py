@@ -24,6 +24,9 @@ Action = Literal["none", "wait", "hold", "stop"]
 `hold`: a smooth stop is sent, then nothing until the fault is gone. `stop`: nothing is sent and the plan is forgotten,
 because nobody listens or its times mean nothing any more."""
 
+DISTRUST_NS = NANOSECONDS
+"""So long after an implausible joint state none is believed: the wrong ones may come between right ones."""
+
 CLOCK_OFF = 3  # images in a row with a stamp far from now: one or two are a busy machine, whose clock came late
 
 SEVERITY: tuple[Action, ...] = ("none", "wait", "hold", "stop")
@@ -103,6 +106,7 @@ class _Controller:
     error: float = 0.0
     joint: str = ""
     off_since_ns: int | None = None
+    others: tuple[str, ...] = ()
 
 
 @dataclass
@@ -111,6 +115,14 @@ class _Joints:
     ever: bool = False
     stamp_ns: int | None = None
     positions: Array | None = field(default=None)
+
+
+@dataclass
+class _Distrust:
+    """The last reason not to believe joint states, and its time."""
+
+    reason: str = ""
+    since_ns: int | None = None
 
 
 def image_digest(data: bytes | memoryview) -> int:
@@ -139,6 +151,7 @@ class Watchdog:
     def _restart(self, now_ns: int) -> None:
         self._cameras = {name: _Camera(now_ns) for name in self._camera_names}
         self._joints = _Joints(now_ns)
+        self._distrust = _Distrust()
         self._controller.off_since_ns = None
 
     @property
@@ -158,6 +171,17 @@ class Watchdog:
     def joint_state(self, stamp_ns: int, positions: Array, now_ns: int) -> None:
         """Joint positions (J,) arrived, rad."""
         self._joints = _Joints(now_ns, True, stamp_ns, np.asarray(positions, dtype=np.float64))
+
+    def implausible_joint_state(self, reason: str, now_ns: int) -> None:
+        """A joint state came that is not believed. The reason of the first one stays until the fault is gone."""
+        distrust = self._distrust
+        fresh = distrust.since_ns is None or not 0 <= now_ns - distrust.since_ns <= DISTRUST_NS
+        self._distrust = _Distrust(reason if fresh else distrust.reason, now_ns)
+
+    def commanders(self, name: str, others: tuple[str, ...]) -> None:
+        """Nodes beside this one that command the controller. name: the topic or action."""
+        self._controller.name = name
+        self._controller.others = others
 
     def instruction(self, text: str) -> None:
         """The instruction in force; empty for none."""
@@ -261,10 +285,16 @@ class Watchdog:
         heard = seen.heard_ns if seen.stamp_ns is None else min(seen.heard_ns, seen.stamp_ns)
         age = (now_ns - heard) / NANOSECONDS
         if age <= self.config.max_age:
-            return []
+            return self._implausible(now_ns)
         what = "are stale" if seen.ever else "have not come"
         text = f"joint states {what}: {age:.2f} s old, allowed {self.config.max_age} s. Check joint_state_broadcaster."
         return [Fault("joint_states_stale", "hold", text)]
+
+    def _implausible(self, now_ns: int) -> list[Fault]:
+        distrust = self._distrust
+        if distrust.since_ns is None or not 0 <= now_ns - distrust.since_ns <= DISTRUST_NS:
+            return []
+        return [Fault("joint_states_implausible", "hold", f"joint states are not believed: {distrust.reason}")]
 
     def _words(self, now_ns: int) -> list[Fault]:
         if self._instruction:
@@ -288,6 +318,12 @@ class Watchdog:
         if not control.listening:
             text = f"nobody listens to {control.name}: start the controller, or correct its name in the robot's YAML"
             return [Fault("controller_absent", "stop", text)]
+        if control.others:
+            text = (
+                f"{', '.join(control.others)} also commands {control.name}: two that command one arm make it jump. "
+                "Stop one of them."
+            )
+            return [Fault("controller_shared", "hold", text)]
         if control.off_since_ns is None or now_ns - control.off_since_ns <= self.config.following_time * NANOSECONDS:
             return []
         text = (

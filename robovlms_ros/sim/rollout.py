@@ -178,10 +178,14 @@ class ClosedLoop:
 
     def _deliver(self, chunk: ActionChunk, state: RobotState) -> int:
         """Hands the chunk to the executor and its command to the arm; returns 1 for a refusal."""
-        decision = self.executor.on_chunk(chunk, state, self.measured(), self.world.time_ns)
-        command = decision.command or self.executor.stop(self.world.time_ns, self.measured())
-        self.world.arm_controller.accept(command, self.world.time_ns)
-        return int(decision.command is None)
+        now = self.world.time_ns
+        command = self.executor.on_chunk(chunk, state, self.measured(), now).command
+        refused = command is None
+        if refused and self.executor.commanded(now) is not None:
+            command = self.executor.smooth_stop(now)
+        if command is not None:
+            self.world.arm_controller.accept(command, now)
+        return int(refused)
 
     def _move_gripper(self) -> None:
         opening = self.executor.gripper_at(self.world.time_ns)

@@ -87,6 +87,11 @@ class _Segment:
         position, velocity = basis @ self.coefficients
         return position, velocity
 
+    def acceleration(self, time_ns: int) -> Array:
+        """Acceleration (J,) at an absolute time."""
+        t = (time_ns - self.begin_ns) * 1e-9
+        return np.array((0.0, 0.0, 2.0, 6 * t, 12 * t * t, 20 * t**3)) @ self.coefficients
+
 
 @dataclass(frozen=True)
 class _Hold:
@@ -100,11 +105,16 @@ class _Hold:
         velocity = self.point.velocity
         return self.point.position, np.zeros_like(self.point.position) if velocity is None else velocity
 
+    def acceleration(self, time_ns: int) -> Array:
+        acceleration = self.point.acceleration
+        return np.zeros_like(self.point.position) if acceleration is None else acceleration
+
 
 class TrajectoryController:
     """The position command of a joint_trajectory_controller with default tolerances (none).
 
-    A new trajectory begins from its pre-state, at zero acceleration: the measured state, or the last command.
+    A new trajectory begins from its pre-state: the measured state at zero acceleration, or the last command with its
+    acceleration.
 
     joints: the controller's joints, in the order of `measured` and of the answers.
     interpolate_from_desired_state: the pre-state is the last command, at the time it was made.
@@ -132,6 +142,7 @@ class TrajectoryController:
         self._time_ns = 0  # trajectory time: starts at `now`, then advances by the period
         self._made_ns = 0  # when the last command was made
         self._command: tuple[Array, Array] | None = None
+        self._acceleration = np.zeros(len(self.joints))  # of the last command
 
     @property
     def last_command(self) -> tuple[Array, Array] | None:
@@ -173,13 +184,14 @@ class TrajectoryController:
         if segment is None or not segment.begin_ns <= time_ns < segment.end_ns:
             segment = self._segment = self._find_segment(time_ns)
         self._command = segment.sample(time_ns)
+        self._acceleration = segment.acceleration(time_ns)
         self._made_ns = now_ns
         return self._command
 
     def _start(self, now_ns: int, measured: Array, measured_velocities: Array | None) -> None:
         at_rest = np.zeros(len(self.joints))
         if self.interpolate_from_desired_state and self._command is not None:
-            self._before = _Point(self._made_ns, *self._command, at_rest)
+            self._before = _Point(self._made_ns, *self._command, self._acceleration)
         else:
             velocity = None if measured_velocities is None else np.array(measured_velocities, np.float64)
             self._before = _Point(now_ns, np.array(measured, np.float64), velocity, at_rest)

@@ -9,6 +9,7 @@ from robovlms_ros.ros.controllers.base import Context
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.messages import from_time
 from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.motion_guard import MotionGuard
 from robovlms_ros.runtime.robot import load_robot, parse_robot
 from robovlms_ros.schema import read_mapping
 from robovlms_ros.types import RobotState, TrajectoryCommand
@@ -27,6 +28,7 @@ class Stage:
         self.sender, self.hearer = Node("sender", namespace=space), Node("hearer", namespace=space)
         self.spinners = [Spinner(self.sender), Spinner(self.hearer)]
         self.robot = load_robot("panda")
+        self.guard = MotionGuard(self.robot)
         self.position = np.array(self.robot.home)
         self.kinematics = Kinematics(self.robot.description_path, self.robot.joints, self.robot.eef_frame,
                                      self.robot.base_frame)
@@ -72,8 +74,9 @@ class Stage:
         steps = np.linspace(0.0, 1.0, 11)
         smooth = steps**2 * (3 - 2 * steps)
         speeds = 6 * steps * (1 - steps) * delta / seconds
-        return TrajectoryCommand(now_ns + STEP_NS, self.robot.joints, steps * seconds,
-                                 self.position + np.outer(smooth, np.full(7, delta)), np.outer(speeds, np.ones(7)))
+        command = TrajectoryCommand(now_ns + STEP_NS, self.robot.joints, steps * seconds,
+                                    self.position + np.outer(smooth, np.full(7, delta)), np.outer(speeds, np.ones(7)))
+        return MotionGuard(self.robot).admit(command, now_ns, RobotState(now_ns, self.position))
 
     def play(self, arm, begin_ns, end_ns):
         """Tick the adapter from one time to another, 50 Hz, as fast as what it sends is heard."""

@@ -43,19 +43,37 @@ def test_forward_position_is_upsampled_limited_and_ends(stage):
     assert (np.abs(np.diff(targets, axis=0)) <= np.array(stage.robot.limits.velocity) * 0.02 + 1e-9).all()
 
 
-def test_forward_position_never_jumps(stage):
+def test_forward_position_never_jumps_after_late_ticks(stage):
     from std_msgs.msg import Float64MultiArray
 
+    arm = stage.arm(Float64MultiArray, "forward/commands", type="forward_position", topic="forward/commands", rate=50.0)
+    arm.send(stage.command(10**9, delta=0.5), 10**9)
+    stage.play(arm, 10**9 + STEP_NS, 10**9 + 15 * STEP_NS)
+    stage.play(arm, 10**9 + 35 * STEP_NS, 4 * 10**9)  # 0.4 s without a tick in the middle of the motion
+    stage.wait_for(lambda: stage.heard and np.allclose(stage.heard[-1].data, stage.position + 0.5, atol=1e-5), "the end")
+    targets = np.array([list(m.data) for m in stage.heard])
+    limits = stage.robot.limits
+    steps = np.diff(targets, axis=0)
+    assert (np.abs(steps) <= np.array(limits.velocity) * 0.02 + 1e-9).all()
+    assert (np.abs(np.diff(steps, axis=0)) <= np.array(limits.acceleration) * 0.02**2 * 1.05 + 1e-9).all()
+
+
+def test_nothing_is_sent_that_the_motion_guard_has_not_admitted(stage):
+    from std_msgs.msg import Float64MultiArray
+    from trajectory_msgs.msg import JointTrajectory
+
+    from robovlms_ros.ros.controllers.base import ControllerError
     from robovlms_ros.types import TrajectoryCommand
 
-    arm = stage.arm(Float64MultiArray, "forward/commands", type="forward_position", topic="forward/commands", rate=50.0)
-    far = TrajectoryCommand(10**9, stage.robot.joints, np.array([0.0, 1.0]), np.tile(stage.position + 0.3, (2, 1)),
-                            np.zeros((2, 7)))
-    arm.send(far, 10**9)
-    stage.play(arm, 10**9 + STEP_NS, 2 * 10**9)
-    stage.wait_for(lambda: len(stage.heard) >= 40, "targets")
-    targets = np.vstack([stage.position, [list(m.data) for m in stage.heard]])
-    assert (np.abs(np.diff(targets, axis=0)) <= np.array(stage.robot.limits.velocity) * 0.02 + 1e-9).all()
+    arm = stage.arm(JointTrajectory, "arm/joint_trajectory", type="joint_trajectory", topic="arm/joint_trajectory")
+    gripper = stage.gripper(Float64MultiArray, "hand/commands", type="float64_multi_array", topic="hand/commands")
+    plain = TrajectoryCommand(10**9, stage.robot.joints, np.array([0.0, 1.0]), np.tile(stage.position, (2, 1)),
+                              np.zeros((2, 7)))
+    with pytest.raises(ControllerError, match="TrajectoryCommand was not admitted by the motion guard"):
+        arm.send(plain, 10**9)
+    with pytest.raises(ControllerError, match="a gripper opening of 1.0 was not admitted"):
+        gripper.update(1.0)
+    assert stage.sent == 0
 
 
 def pose_matrix(message):
@@ -87,7 +105,7 @@ def test_one_joint_trajectory_gripper_sends_edges(stage):
     gripper = stage.gripper(JointTrajectory, "hand/joint_trajectory", type="one_joint_trajectory",
                             topic="hand/joint_trajectory", travel_time=0.3)
     for opening in (1.0, 1.0, 0.0, 0.0, 0.0, 1.0):
-        gripper.update(opening)
+        gripper.update(stage.guard.admit_opening(opening))
     stage.wait_for(lambda: len(stage.heard) == 3, "three edges")
     assert [m.points[0].positions[0] for m in stage.heard] == pytest.approx([0.04, 0.0, 0.04])
     assert stage.heard[0].points[0].time_from_start.nanosec == 300_000_000
@@ -97,7 +115,7 @@ def test_float64_multi_array_gripper(stage):
     from std_msgs.msg import Float64MultiArray
 
     gripper = stage.gripper(Float64MultiArray, "hand/commands", type="float64_multi_array", topic="hand/commands")
-    gripper.update(0.0)
+    gripper.update(stage.guard.admit_opening(0.0))
     stage.wait_for(lambda: stage.heard, "the command")
     assert list(stage.heard[0].data) == [0.0]
 

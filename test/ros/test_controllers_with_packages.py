@@ -50,7 +50,7 @@ def test_gripper_command(stage):
     gripper = stage.gripper(type="gripper_command", action="hand/gripper_cmd", max_effort=12.0)
     stage.wait_for(gripper.listeners, "the server")
     for opening in (1.0, 0.0, 0.0):
-        gripper.update(opening)
+        gripper.update(stage.guard.admit_opening(opening))
     stage.wait_for(lambda: len(stage.heard) == 2, "two goals")
     assert sorted(goal.command.position for goal in stage.heard) == [0.0, 0.04]
     assert stage.heard[0].command.max_effort == 12.0
@@ -63,7 +63,7 @@ def test_parallel_gripper_command(stage):
     serve(stage, messages.ParallelGripperCommand, "hand/gripper_cmd", lambda result: result)
     gripper = stage.gripper(type="parallel_gripper_command", action="hand/gripper_cmd")
     stage.wait_for(gripper.listeners, "the server")
-    gripper.update(1.0)
+    gripper.update(stage.guard.admit_opening(1.0))
     stage.wait_for(lambda: stage.heard, "the goal")
     assert (list(stage.heard[0].command.name), list(stage.heard[0].command.position)) == (["finger"], [0.04])
 

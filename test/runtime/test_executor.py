@@ -4,9 +4,10 @@
 - whatever cannot be planned, scheduled or passed is refused with the reason, counted, and commands nothing;
 - the gripper follows the step under way, with hysteresis and a shortest time between changes;
 - a stop is smooth, ends what was planned, and the next chunk continues from it;
-- reset starts at the measured state;
+- reset starts at the measured state; restart continues the commanded motion while it runs, or where the arm rests at
+  its end;
+- an arm that moves though nothing is commanded does not start;
 - a dry run judges a chunk as if the arm had followed so far, and begins again at the arm where it is elsewhere;
-- settings that contradict the robot's are refused with both values.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import pytest
 from robovlms_ros.runtime.executor import build_executor
 from robovlms_ros.runtime.gripper import GripperSwitch
 from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.runtime.schedule import ScheduleConfig, ScheduleRefused, latency_excess, schedule_for
+from robovlms_ros.runtime.schedule import ScheduleRefused, latency_excess
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.sim.trajectory_controller import TrajectoryController
 from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
@@ -130,7 +131,7 @@ def test_the_gripper_follows_the_step_under_way(executor, robot):
     # Steps 0 to 7 (open) are targets up to 1.0 + 8 * 0.05.
     seen = {t: executor.gripper_at(ns(t)) for t in (1.2, 1.39, 1.41, 1.7, 5.0)}
     assert list(seen.values()) == [1.0, 1.0, 0.0, 0.0, 0.0]
-    executor.stop(ns(5.0), at(robot, 5.0))
+    executor.smooth_stop(ns(5.0))
     assert executor.gripper_at(ns(5.1)) == 0.0
     executor.reset()
     assert executor.gripper_at(ns(5.2)) is None
@@ -161,7 +162,7 @@ def test_a_stop_is_smooth_and_the_next_chunk_continues_from_it(executor, robot):
             verdicts.append(decision.verdict)
             controller.accept(decision.command, now)
         if tick == 200:
-            controller.accept(executor.stop(now, measured), now)
+            controller.accept(executor.smooth_stop(now), now)
         commands.append(controller.update(now, 2_000_000, measured.positions, np.zeros(7))[0])
     commands = np.array(commands)
     assert [v.kind for v in verdicts] == ["pass"] * 3, verdicts
@@ -170,9 +171,9 @@ def test_a_stop_is_smooth_and_the_next_chunk_continues_from_it(executor, robot):
     assert commands[299, 0] < commands[-1, 0]
 
 
-def test_a_stop_without_plan_and_measurement_is_refused(executor, robot):
-    with pytest.raises(ScheduleRefused, match="measured positions"):
-        executor.stop(ns(1.0), RobotState(ns(1.0), np.full(7, np.nan)))
+def test_a_stop_without_a_commanded_motion_is_refused(executor, robot):
+    with pytest.raises(ScheduleRefused, match="no motion is commanded"):
+        executor.smooth_stop(ns(1.0))
 
 
 def test_reset_starts_at_the_measured_state(executor, robot):
@@ -181,6 +182,39 @@ def test_reset_starts_at_the_measured_state(executor, robot):
     moved = at(robot, 1.2, 0.05)
     decision = executor.on_chunk(chunk(robot, 1.2, reach(robot, 1.2)), moved, moved, ns(1.2))
     np.testing.assert_array_equal(decision.command.positions[0], moved.positions)
+
+
+def test_a_restart_continues_the_motion_under_way(executor, robot):
+    executor.on_chunk(chunk(robot, 1.0, reach(robot, 1.0)), at(robot, 1.0), at(robot, 1.1), ns(1.1))
+    executor.smooth_stop(ns(1.5))
+    before = executor.commanded(ns(1.55))
+    executor.restart()
+    measured = RobotState(ns(1.55), before[0] - 0.01)
+    source = chunk(robot, 1.5, reach(robot, 1.5))
+    executor.on_chunk(source, measured, measured, ns(1.55), speed=np.full(7, 0.2))
+    after = executor.commanded(ns(1.55))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("offset", "kept"), [(0.01, True), (0.03, False)])
+def test_a_restart_at_rest_continues_from_the_command_unless_the_arm_is_elsewhere(executor, robot, offset, kept):
+    executor.on_chunk(chunk(robot, 1.0, reach(robot, 1.0)), at(robot, 1.0), at(robot, 1.1), ns(1.1))
+    end = executor.commanded(ns(9.0))[0]
+    executor.restart()
+    measured = RobotState(ns(9.0), end + offset)
+    source = chunk(robot, 9.0, measured.positions + 0.1 * STEP * np.arange(1, 17)[:, None])
+    executor.on_chunk(source, measured, measured, ns(9.0), speed=np.zeros(7))
+    wanted = end if kept else measured.positions
+    np.testing.assert_allclose(executor.commanded(ns(9.0))[0], wanted, rtol=0, atol=1e-9)
+
+
+def test_an_arm_that_moves_though_nothing_is_commanded_does_not_start(executor, robot):
+    for speed in (np.full(7, 0.06), np.full(7, np.inf), np.full(7, np.nan)):
+        home = at(robot, 1.0)
+        decision = executor.on_chunk(chunk(robot, 1.0, reach(robot, 1.0)), home, home, ns(1.1), speed=speed)
+        assert decision.command is None
+        assert "a motion starts from rest" in decision.verdict.reason
+    assert executor.gate.refusals == 0
 
 
 def test_a_dry_run_is_judged_as_if_the_arm_had_followed(executor, robot):
@@ -194,7 +228,7 @@ def test_a_dry_run_is_judged_as_if_the_arm_had_followed(executor, robot):
         followed = live.commanded(now)
         measured = RobotState(now, place if followed is None else followed[0])
         wanted = live.on_chunk(source, seen, measured, now)
-        got = executor.shadow(source, seen, RobotState(now, place), now)
+        got = executor.dry_run_chunk(source, seen, RobotState(now, place), now)
         assert (got.verdict.kind, got.verdict.reason) == (wanted.verdict.kind, wanted.verdict.reason)
         np.testing.assert_array_equal(got.command.positions, wanted.command.positions)
         np.testing.assert_array_equal(got.command.times, wanted.command.times)
@@ -208,7 +242,7 @@ def test_a_dry_run_begins_again_at_an_arm_that_went_elsewhere_or_after_a_refusal
     def told(stamp, offset, gripper=1.0):
         at_arm = at(robot, stamp, offset)
         source = chunk(robot, stamp, at_arm.positions + 0.05 * STEP * np.arange(1, 17)[:, None] * gripper)
-        return executor.shadow(source, at_arm, at_arm, ns(stamp))
+        return executor.dry_run_chunk(source, at_arm, at_arm, ns(stamp))
 
     told(1.0, 0.0)
     moved = told(1.2, robot.max_start_jump + 0.1)
@@ -217,13 +251,6 @@ def test_a_dry_run_begins_again_at_an_arm_that_went_elsewhere_or_after_a_refusal
     again = told(1.6, robot.max_start_jump + 0.12)
     np.testing.assert_array_equal(again.command.positions[0], at(robot, 1.6, robot.max_start_jump + 0.12).positions)
     assert executor.gate.refusals == 0 and executor.gate.authority_at(ns(1.6)) == pytest.approx(0.6)
-
-
-def test_a_deviation_that_stops_would_follow_and_chunks_would_not_is_refused(robot):
-    with pytest.raises(ConfigError, match=r"max_deviation = 0\.3 rad is more than panda's max_start_jump = 0\.2 rad"):
-        build_executor(robot, None, ScheduleConfig(max_deviation=0.3))
-    assert schedule_for(robot, ScheduleConfig()).max_deviation == robot.max_start_jump
-    assert schedule_for(robot, ScheduleConfig(max_deviation=0.1)).max_deviation == 0.1
 
 
 def test_the_latency_that_the_robot_allows_is_checked_before_it_moves(robot):

@@ -64,13 +64,14 @@ def drive(executor, sequence, lag, lower_to=None):
         if lower_to is not None and count == len(sequence) // 2:
             executor.gate.authority, lowered = lower_to, len(commands)
         measured = RobotState(now_ns, commands[-1 - lag])
-        if event["kind"] == "stop":
-            command = executor.stop(now_ns, measured)
-        else:
+        command = None
+        if event["kind"] != "stop":
             command = executor.on_chunk(chunk(event, now_ns, measured), measured, measured, now_ns).command
-            command = executor.stop(now_ns, measured) if command is None else command
-        check_message(command)
-        controller.accept(command, now_ns)
+        if command is None and executor.commanded(now_ns) is not None:
+            command = executor.smooth_stop(now_ns)
+        if command is not None:
+            check_message(command)
+            controller.accept(command, now_ns)
         for _ in range(round(event["after"] / TICK)):
             commands.append(controller.update(now_ns, TICK_NS, commands[-1 - lag], np.zeros(7))[0])
             now_ns += TICK_NS

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from robovlms_ros.runtime.gate import SafetyGate
 from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.runtime.spline import curve_of
 from robovlms_ros.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 PANDA = load_robot("panda")
@@ -151,7 +152,7 @@ def test_a_start_far_from_the_measured_pose_is_refused(gate):
         (move(-0.6, 1.2, joint=np.eye(7)[3]), "panda_joint4 would go to -3.136 rad, its limit is -3.050 rad"),
         (move(1.5, 1.0), "panda_joint1 would reach a velocity of 2.25 rad/s after 0.00 s, its limit is 1.90 rad/s"),
         (move(0.2, 0.25), "panda_joint1 would reach an acceleration of 19.20 rad/s^2"),
-        (move(0.1, start=HOME + 0.1 * FIRST), "it starts 0.1000 rad and 0.003 rad/s off what was sent before"),
+        (move(0.1, start=HOME + 0.1 * FIRST), "it starts 0.1000 rad and 0.003 rad/s off the commanded motion"),
     ],
 )
 def test_broken_limits_are_clamped_or_refused(gate, message, text):
@@ -190,7 +191,7 @@ def test_noise_in_the_acceleration_never_gives_up(gate):
     for _ in range(10):
         verdict = check(gate, move(0.2, 0.25, stamp_ns=NOW + 20_000_000))
         assert verdict.kind == "clamp" and verdict.reason.startswith("panda_joint1 would reach an acceleration")
-        gate.sent(move(0.0))
+        gate.resume(curve_of(move(0.0)))
 
 
 def test_authority_ramps_without_counting():
@@ -220,11 +221,11 @@ def test_what_was_sent_counts_as_the_start(gate):
     verdict = check(gate, move(0.0, start=HOME, stamp_ns=later), place - 0.02, later)
     assert verdict.kind == "refuse"  # the new start is 0.23 rad from the measured pose
     verdict = check(gate, move(0.0, start=place, stamp_ns=later), place - 0.02, later)
-    assert verdict.kind == "clamp" and "off what was sent before" in verdict.reason
+    assert verdict.kind == "clamp" and "off the commanded motion" in verdict.reason
     now_place, now_speed = sample(verdict.command, np.array([later]))
     np.testing.assert_allclose(now_place[0], place, atol=1e-9)
     np.testing.assert_allclose(now_speed[0], speed, atol=1e-9)
-    gate.sent(move(0.0, start=HOME, stamp_ns=later))
+    gate.resume(curve_of(move(0.0, start=HOME, stamp_ns=later)))
     assert check(gate, move(0.1, stamp_ns=later), HOME, later).kind == "pass"
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robovlms_ros.runtime.executor import build_executor
-from robovlms_ros.runtime.gate import ARRIVAL_NS
+from robovlms_ros.runtime.gate_checks import ARRIVAL_NS
 from robovlms_ros.runtime.robot import load_robot
 from robovlms_ros.sim.trajectory_controller import TrajectoryController
 from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
@@ -59,7 +59,9 @@ def test_no_nearness_of_points_breaks_a_message(sequence):
         running = executor.commanded(now_ns)
         measured = RobotState(now_ns, HOME if running is None else running[0])
         if event["kind"] == "stop":
-            command = executor.stop(now_ns, measured)
+            if running is None:
+                continue
+            command = executor.smooth_stop(now_ns)
         else:
             decision = executor.on_chunk(chunk(now_ns - event["age_ns"], event["speed"]), measured, measured, now_ns)
             command = decision.command

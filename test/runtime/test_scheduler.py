@@ -4,7 +4,7 @@
 - a chunk is placed by its observation's stamp, past steps dropped, whatever the latency;
 - the first chunk starts at the measured state; after `reset` so does the next;
 - a policy that repeats itself is followed exactly; noise is averaged; a changed intent or instruction is followed;
-- a stop leads along the plan within the acceleration limits, or holds the measured pose where the plan is far away;
+- a stop leads along the plan within the acceleration limits, wherever the arm is measured;
 - a stop that arrives late still stops the arm;
 - refused: a chunk that is wholly past, values that are not finite; the running plan stays as it was;
 - what was committed, clamped perhaps, is what the next message continues;
@@ -155,7 +155,7 @@ def test_a_stop_follows_the_plan_within_the_acceleration_limits():
         if tick % 75 == 0 and tick < 225:
             controller.accept(scheduler.update(chunk(now / NANOSECONDS - 0.1, path=line), now, measured), now)
         if tick == 240:
-            controller.accept(scheduler.hold(now, measured), now)
+            controller.accept(scheduler.smooth_stop(now), now)
         commands.append(controller.update(now, TICK_NS, measured.positions, np.zeros(2))[0])
     commands = np.array(commands)
     acceleration = np.diff(commands, n=2, axis=0) / 0.002**2
@@ -166,15 +166,14 @@ def test_a_stop_follows_the_plan_within_the_acceleration_limits():
     assert commands[240, 0] < commands[-1, 0] < 1.2 * 1.9
 
 
-def test_a_stop_holds_the_measured_pose_without_a_plan_or_far_from_it():
+def test_a_stop_without_a_commanded_motion_is_refused():
     scheduler = ChunkScheduler(JOINTS)
-    measured = state(1.0, 0.4, -0.2)
-    for _ in range(2):
-        command = scheduler.hold(ns(1.0), measured)
-        np.testing.assert_array_equal(command.positions, np.tile(measured.positions, (len(command.times), 1)))
-        assert command.stamp_ns <= ns(1.0) < command.stamp_ns + ns(command.times[-1])
-        scheduler.reset()
-        scheduler.update(chunk(1.0), ns(1.0), state(1.0, 0.4 + 1.0, -0.2))
+    with pytest.raises(ScheduleRefused, match="no motion is commanded"):
+        scheduler.smooth_stop(ns(1.0))
+    scheduler.update(chunk(1.0), ns(1.0), state(1.0, 0.0, 0.3))
+    scheduler.reset()
+    with pytest.raises(ScheduleRefused, match="no motion is commanded"):
+        scheduler.smooth_stop(ns(1.0))
 
 
 def test_a_plan_that_runs_out_comes_to_rest_within_the_limits():
@@ -245,7 +244,7 @@ def test_a_stop_that_arrives_late_still_stops_the_arm(late):
     scheduler, controller = ChunkScheduler(JOINTS, limits=LIMITS), TrajectoryController(JOINTS)
     measured = RobotState(ns(1.1), intent(np.array(1.1)))
     controller.accept(scheduler.update(chunk(1.0), ns(1.1), measured), ns(1.1))
-    stop = scheduler.hold(ns(1.3), measured)
+    stop = scheduler.smooth_stop(ns(1.3))
     for tick in range(900):
         now = ns(1.1) + tick * TICK_NS
         if now == ns(1.3 + late):

@@ -51,7 +51,9 @@ class Executor(Protocol):
 
     def reset(self) -> None: ...
     def on_chunk(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Any: ...
-    def shadow(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Any: ...
+    def dry_run_chunk(
+        self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int
+    ) -> Any: ...
 
 
 @dataclass
@@ -126,7 +128,7 @@ class LatencyResult:
 
 
 class LatencyLane:
-    """Runs one latency. continuing False judges every chunk as the node does in dry_run (`shadow`).
+    """Runs one latency. continuing False judges every chunk as the node does in dry_run (`dry_run_chunk`).
 
     The recorded arm stands in for the arm: it did what it was told then, not what the policy says now. So a plan that
     continues drifts off it where policy and recording differ; `off` says how far, and the gate acts on it.
@@ -189,7 +191,7 @@ class LatencyLane:
         result.age += (ready_ns - chunk.stamp_ns) / NANOSECONDS
         covered = machine.scheduler.covered_until_ns
         try:
-            decide = machine.executor.on_chunk if self._continuing else machine.executor.shadow
+            decide = machine.executor.on_chunk if self._continuing else machine.executor.dry_run_chunk
             decision = decide(chunk, start, self._measured or start, ready_ns)
         except RoboVLMsError as error:
             self._count("refuse", str(error))

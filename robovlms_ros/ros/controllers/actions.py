@@ -1,16 +1,20 @@
 """Controllers behind an action: joint_trajectory_controller's, and the two kinds of gripper controller."""
 
+import uuid
 from typing import Any
 
 from builtin_interfaces.msg import Duration
 from rclpy.action import ActionClient
 from rclpy.task import Future
 from sensor_msgs.msg import JointState
+from unique_identifier_msgs.msg import UUID
 
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, message_package
+from robovlms_ros.ros.graph import ForeignGoals
 from robovlms_ros.ros.messages import trajectory_to_message
 from robovlms_ros.runtime import controllers as specs
-from robovlms_ros.types import NANOSECONDS, TrajectoryCommand
+from robovlms_ros.runtime.motion_guard import AdmittedCommand
+from robovlms_ros.types import NANOSECONDS
 
 
 class Goals:
@@ -20,6 +24,7 @@ class Goals:
         self._node = context.node
         self._client = ActionClient(context.node, action, name)
         self.name = name
+        self.foreign = ForeignGoals(context.node, name)
         self._sent = 0
         self.problem: str | None = None
 
@@ -30,7 +35,10 @@ class Goals:
             return
         self._sent += 1
         number = self._sent
-        self._client.send_goal_async(goal).add_done_callback(lambda future: self._on_answer(future, number))
+        identity = UUID(uuid=list(uuid.uuid4().bytes))
+        self.foreign.expect(identity)
+        answer = self._client.send_goal_async(goal, goal_uuid=identity)
+        answer.add_done_callback(lambda future: self._on_answer(future, number))
 
     def _on_answer(self, future: Future, number: int) -> None:
         handle = future.result()
@@ -53,6 +61,7 @@ class Goals:
 
     def close(self) -> None:
         """Give the client back."""
+        self.foreign.close()
         self._client.destroy()
 
 
@@ -65,7 +74,7 @@ class FollowJointTrajectoryArm(Arm):
         nanoseconds = round(spec.goal_time_tolerance * NANOSECONDS)
         self._tolerance = Duration(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
 
-    def send(self, command: TrajectoryCommand, now_ns: int) -> None:
+    def _send(self, command: AdmittedCommand, now_ns: int) -> None:
         goal = self._action.Goal(trajectory=trajectory_to_message(command), goal_time_tolerance=self._tolerance)
         self._goals.send(goal)
 
@@ -75,6 +84,9 @@ class FollowJointTrajectoryArm(Arm):
 
     def listeners(self) -> int:
         return self._goals.listeners()
+
+    def other_commanders(self) -> tuple[str, ...]:
+        return self._goals.foreign.found()
 
     def problem(self) -> str | None:
         return self._goals.problem
@@ -92,7 +104,7 @@ class GripperCommandGripper(Gripper):
         self._max_effort = spec.max_effort
         self._goals = Goals(context, self._action, spec.action)
 
-    def command(self, position: float) -> None:
+    def _command(self, position: float) -> None:
         goal = self._action.Goal()
         goal.command.position, goal.command.max_effort = position, self._max_effort
         self._goals.send(goal)
@@ -113,7 +125,7 @@ class ParallelGripperCommandGripper(Gripper):
         self._joint, self._max_effort = spec.joint, spec.max_effort
         self._goals = Goals(context, self._action, spec.action)
 
-    def command(self, position: float) -> None:
+    def _command(self, position: float) -> None:
         state = JointState(name=[self._joint], position=[position])
         if self._max_effort > 0:
             state.effort = [self._max_effort]

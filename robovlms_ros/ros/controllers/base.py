@@ -14,8 +14,9 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.runtime.controllers import GripperBase
 from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.motion_guard import AdmittedCommand, AdmittedOpening
 from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.types import RobotState, RoboVLMsError, TrajectoryCommand
+from robovlms_ros.types import RobotState, RoboVLMsError
 
 RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -44,9 +45,18 @@ class Arm(ABC):
     rate = 0.0
     """Hz at which `tick` must be called; 0 where it does nothing."""
 
+    def send(self, command: AdmittedCommand, now_ns: int) -> None:
+        """Follow `command` from now on, in place of what came before. A smooth stop is a command like any other.
+
+        Raises ControllerError for a command that the motion guard has not admitted.
+        """
+        if not isinstance(command, AdmittedCommand):
+            raise ControllerError(f"{type(command).__name__} was not admitted by the motion guard: nothing is sent.")
+        self._send(command, now_ns)
+
     @abstractmethod
-    def send(self, command: TrajectoryCommand, now_ns: int) -> None:
-        """Follow `command` from now on, in place of what came before. A smooth stop is a command like any other."""
+    def _send(self, command: AdmittedCommand, now_ns: int) -> None:
+        """Publish an admitted command."""
 
     def tick(self, now_ns: int) -> None:  # noqa: B027
         """Send what is due by time; nothing for a controller that takes whole trajectories."""
@@ -59,6 +69,10 @@ class Arm(ABC):
     @abstractmethod
     def listeners(self) -> int:
         """How many controllers hear what is sent."""
+
+    def other_commanders(self) -> tuple[str, ...]:
+        """Names of the nodes or clients beside this one that command the controller."""
+        return ()
 
     def following(self) -> tuple[str, float] | None:
         """The joint furthest from its command and how far (rad), where the controller tells; else None."""
@@ -83,18 +97,23 @@ class Gripper(ABC):
         self._spec = spec
         self._opening: float | None = None
 
-    def update(self, opening: float) -> None:
-        """Send a command when `opening`, 0 closed to 1 open, is not what was sent last."""
+    def update(self, opening: AdmittedOpening) -> None:
+        """Send a command when `opening`, 0 closed to 1 open, differs from the one sent last.
+
+        Raises ControllerError for an opening that the motion guard has not admitted.
+        """
+        if not isinstance(opening, AdmittedOpening):
+            raise ControllerError(f"a gripper opening of {opening} was not admitted by the motion guard.")
         if opening != self._opening:
             self._opening = opening
-            self.command(self._spec.position(opening))
+            self._command(self._spec.position(opening))
 
     def reset(self) -> None:
         """Forget what was sent: the next opening is a command."""
         self._opening = None
 
     @abstractmethod
-    def command(self, position: float) -> None:
+    def _command(self, position: float) -> None:
         """Send the joint to `position` (m or rad)."""
 
     @abstractmethod

@@ -13,6 +13,7 @@ from rclpy.task import Future
 
 from robovlms_ros.ros.controllers.base import Context, command_publisher, message_package
 from robovlms_ros.ros.controllers.streaming import CartesianPoseArm, StreamingArm, require_kinematics
+from robovlms_ros.ros.graph import other_publishers
 from robovlms_ros.ros.messages import to_time
 from robovlms_ros.runtime import controllers as specs
 
@@ -20,6 +21,9 @@ Array = NDArray[np.float64]
 
 # 1/s: how fast a twist also closes the gap between the planned and the measured pose, which integration alone leaves.
 FEEDBACK = 2.0
+FEEDBACK_SHARE = 0.25  # of the tool's speed limit: more than a plan that is followed ever needs
+FEEDBACK_TURN = 0.5  # rad/s
+TWIST_TOLERANCE = 1.05
 
 # moveit_msgs/ServoStatus codes under which Servo does not follow; the others are OK or slower than asked.
 HALTED = {-1: "INVALID", 2: "HALT_FOR_SINGULARITY", 5: "HALT_FOR_COLLISION", 6: "JOINT_BOUND"}
@@ -112,8 +116,10 @@ class ServoTwistArm(StreamingArm):
         twist = self._kinematics.jacobian(positions) @ velocities  # (6,) m/s, rad/s
         measured = self._context.measured()
         if measured is not None:
-            twist = twist + FEEDBACK * pose_error(self._kinematics.forward(measured.positions),
-                                                  self._kinematics.forward(positions))
+            here = self._kinematics.forward(measured.positions)
+            twist = twist + self._feedback(pose_error(here, self._kinematics.forward(positions)))
+        speed = float(np.linalg.norm(twist[:3]))
+        twist = twist / max(1.0, speed / (TWIST_TOLERANCE * self._context.robot.limits.eef_speed))
         if self._scale is not None:
             twist = twist / self._scale
             twist = twist / max(1.0, float(np.abs(twist).max()))
@@ -124,12 +130,23 @@ class ServoTwistArm(StreamingArm):
         linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = map(float, twist)
         self._publisher.publish(message)
 
+    def _feedback(self, error: Array) -> Array:
+        """The twist (6,) that closes a pose error (6,), bounded: a measurement must not become a fast command."""
+        feedback = FEEDBACK * error
+        bounds = (FEEDBACK_SHARE * self._context.robot.limits.eef_speed, FEEDBACK_TURN)
+        for part, bound in zip((feedback[:3], feedback[3:]), bounds, strict=True):
+            part /= max(1.0, float(np.linalg.norm(part)) / bound)
+        return feedback
+
     @property
     def name(self) -> str:
         return str(self._publisher.topic_name)
 
     def listeners(self) -> int:
         return int(self._publisher.get_subscription_count())
+
+    def other_commanders(self) -> tuple[str, ...]:
+        return other_publishers(self._context.node, self.name)
 
     def problem(self) -> str | None:
         return self._link.problem()

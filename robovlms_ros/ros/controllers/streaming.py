@@ -8,16 +8,14 @@ from numpy.typing import NDArray
 from std_msgs.msg import Float64MultiArray
 
 from robovlms_ros.ros.controllers.base import Arm, Context, ControllerError, Gripper, command_publisher
+from robovlms_ros.ros.graph import other_publishers
 from robovlms_ros.ros.messages import to_time
 from robovlms_ros.runtime import controllers as specs
 from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.spline import Spline, curve_of, followed_by
-from robovlms_ros.types import NANOSECONDS, TrajectoryCommand
+from robovlms_ros.runtime.motion_guard import AdmittedCommand
+from robovlms_ros.runtime.target_stream import TargetStream
 
 Array = NDArray[np.float64]
-
-# After a trajectory's end its last target is repeated for this long, so that one lost message does not matter.
-TAIL_NS = NANOSECONDS // 5
 
 
 class StreamingArm(Arm):
@@ -26,28 +24,16 @@ class StreamingArm(Arm):
     def __init__(self, context: Context, rate: float) -> None:
         self._context = context
         self.rate = rate
-        self._plan: Spline | None = None
+        self._stream = TargetStream(context.robot, rate)
 
-    def send(self, command: TrajectoryCommand, now_ns: int) -> None:
-        self._plan = self._spline(command, now_ns)
+    def _send(self, command: AdmittedCommand, now_ns: int) -> None:
+        self._stream.follow(command, now_ns)
         self.tick(now_ns)
 
-    def _spline(self, command: TrajectoryCommand, now_ns: int) -> Spline:
-        """The command as a curve; one that begins in the future is joined to the measured state."""
-        curve, measured = curve_of(command, now_ns), self._context.measured()
-        if curve.times_ns[0] <= now_ns or measured is None:
-            return curve
-        start = np.zeros_like(measured.positions) if measured.velocities is None else measured.velocities
-        return followed_by(Spline(np.array([now_ns]), measured.positions[None], start[None]), curve)
-
     def tick(self, now_ns: int) -> None:
-        if self._plan is None:
-            return
-        if now_ns > self._plan.end_ns + TAIL_NS:
-            self._plan = None
-            return
-        positions, velocities = self._plan(np.array([now_ns]))
-        self._emit(positions[0], velocities[0], now_ns)
+        target = self._stream.target(now_ns)
+        if target is not None:
+            self._emit(*target, now_ns)
 
     @abstractmethod
     def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
@@ -55,25 +41,14 @@ class StreamingArm(Arm):
 
 
 class ForwardPositionArm(StreamingArm):
-    """forward_command_controller: positions, each within what the joint's velocity limit allows since the last."""
+    """forward_command_controller: one position per joint and tick."""
 
     def __init__(self, context: Context, spec: specs.ForwardPosition) -> None:
         super().__init__(context, spec.rate)
         self._publisher = command_publisher(context, Float64MultiArray, spec.topic)
-        self._limits = np.array(context.robot.limits.velocity)
-        self._last: tuple[int, Array] | None = None
 
     def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
-        measured = self._context.measured()
-        if self._last is None or now_ns - self._last[0] > TAIL_NS:
-            if measured is None:
-                return
-            self._last = (now_ns - int(NANOSECONDS / self.rate), measured.positions)
-        then, last = self._last
-        reach = self._limits * (now_ns - then) / NANOSECONDS
-        target = last + np.clip(positions - last, -reach, reach)
-        self._last = (now_ns, target)
-        self._publisher.publish(Float64MultiArray(data=target.tolist()))
+        self._publisher.publish(Float64MultiArray(data=positions.tolist()))
 
     @property
     def name(self) -> str:
@@ -81,6 +56,9 @@ class ForwardPositionArm(StreamingArm):
 
     def listeners(self) -> int:
         return int(self._publisher.get_subscription_count())
+
+    def other_commanders(self) -> tuple[str, ...]:
+        return other_publishers(self._context.node, self.name)
 
     def close(self) -> None:
         self._context.node.destroy_publisher(self._publisher)
@@ -107,6 +85,9 @@ class CartesianPoseArm(StreamingArm):
     def listeners(self) -> int:
         return int(self._publisher.get_subscription_count())
 
+    def other_commanders(self) -> tuple[str, ...]:
+        return other_publishers(self._context.node, self.name)
+
     def close(self) -> None:
         self._context.node.destroy_publisher(self._publisher)
 
@@ -119,7 +100,7 @@ class Float64MultiArrayGripper(Gripper):
         self._node = context.node
         self._publisher = command_publisher(context, Float64MultiArray, spec.topic)
 
-    def command(self, position: float) -> None:
+    def _command(self, position: float) -> None:
         self._publisher.publish(Float64MultiArray(data=[position]))
 
     def listeners(self) -> int:

@@ -6,8 +6,10 @@ import numpy as np
 from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, command_publisher, message_package
+from robovlms_ros.ros.graph import ForeignGoals, other_publishers
 from robovlms_ros.ros.messages import trajectory_to_message
 from robovlms_ros.runtime import controllers as specs
+from robovlms_ros.runtime.motion_guard import AdmittedCommand
 from robovlms_ros.types import TrajectoryCommand
 
 
@@ -21,6 +23,9 @@ class JointTrajectoryArm(Arm):
     def __init__(self, context: Context, spec: specs.JointTrajectory) -> None:
         self._node = context.node
         self._publisher = command_publisher(context, JointTrajectory, spec.topic)
+        # joint_trajectory_controller serves an action beside its topic: MoveIt commands the same joints by it.
+        namespace = str(self._publisher.topic_name).rpartition("/")[0]
+        self._goals = ForeignGoals(context.node, f"{namespace}/follow_joint_trajectory")
         self._followed: tuple[str, float] | None = None
         self._state = None
         if spec.state_topic is not None:
@@ -34,7 +39,7 @@ class JointTrajectoryArm(Arm):
             worst = int(np.argmax(errors))
             self._followed = (str(message.joint_names[worst]), float(errors[worst]))
 
-    def send(self, command: TrajectoryCommand, now_ns: int) -> None:
+    def _send(self, command: AdmittedCommand, now_ns: int) -> None:
         self._publisher.publish(trajectory_to_message(command))
 
     @property
@@ -44,10 +49,14 @@ class JointTrajectoryArm(Arm):
     def listeners(self) -> int:
         return int(self._publisher.get_subscription_count())
 
+    def other_commanders(self) -> tuple[str, ...]:
+        return other_publishers(self._node, self.name) + self._goals.found()
+
     def following(self) -> tuple[str, float] | None:
         return self._followed
 
     def close(self) -> None:
+        self._goals.close()
         self._node.destroy_publisher(self._publisher)
         if self._state is not None:
             self._node.destroy_subscription(self._state)
@@ -62,7 +71,7 @@ class OneJointTrajectoryGripper(Gripper):
         self._joint, self._travel_time = spec.joint, spec.travel_time
         self._publisher = command_publisher(context, JointTrajectory, spec.topic)
 
-    def command(self, position: float) -> None:
+    def _command(self, position: float) -> None:
         self._publisher.publish(trajectory_to_message(TrajectoryCommand(
             stamp_ns=0, joints=(self._joint,), times=np.array([self._travel_time]),
             positions=np.array([[position]]), velocities=np.zeros((1, 1)))))
