@@ -7,6 +7,7 @@ import numpy as np
 from robovlms_ros.runtime.gate import SafetyGate, Verdict
 from robovlms_ros.runtime.gripper import GripperSwitch
 from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.limits import cut
 from robovlms_ros.runtime.motion_guard import (
     AdmittedCommand,
     AdmittedOpening,
@@ -146,8 +147,8 @@ class ChunkExecutor:
         motion = self.guard.commanded
         if motion is None:
             return
-        if motion.times_ns[0] <= now_ns < motion.end_ns:
-            return
+        if motion.times_ns[0] <= now_ns and np.ptp(cut(motion, now_ns).positions, axis=0).max() > 0.0:
+            return  # still under way
         apart = np.abs(motion.positions[-1] - measured.positions).max()
         if not apart <= AT_COMMAND:
             self._forget_motion()

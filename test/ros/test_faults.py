@@ -62,6 +62,52 @@ def test_silence(graph, what, says, diagnostic):
     recovered(graph, diagnostic)
 
 
+def test_two_who_publish_the_same_joints(graph):
+    """A second publisher of zeros: not believed, not commanded, named; neither is one that agrees."""
+    from rclpy.node import Node
+    from ros_graph import Spinner
+    from sensor_msgs.msg import JointState
+
+    from robovlms_ros.ros.messages import to_time
+
+    for offset in (None, 0.0):
+        graph.run()
+        second = Node("second_driver", namespace=graph.namespace)
+        publisher = second.create_publisher(JointState, "joint_states", 10)
+        arm = graph.arm
+
+        def publish(publisher=publisher, arm=arm, offset=offset):
+            positions = np.zeros(7) if offset is None else arm.positions + offset
+            message = JointState(name=list(arm.robot.joints), position=positions.tolist())
+            message.header.stamp = to_time(arm.now_ns())
+            publisher.publish(message)
+
+        second.create_timer(0.05, publish)
+        spinner = Spinner(second)
+        try:
+            before = arm.positions.copy()
+            holds(graph, "joint states are not believed", "joint_states_implausible")
+            graph.listener.wait_diagnosis("joint_states_implausible", f"/{graph.namespace}/second_driver")
+            assert np.abs(arm.positions - before).max() < 0.2
+        finally:
+            spinner.close()
+        recovered(graph, "joint_states_implausible")
+
+
+def test_two_who_command(graph):
+    from rclpy.node import Node
+    from trajectory_msgs.msg import JointTrajectory
+
+    graph.run()
+    second = Node("stranger", namespace=graph.namespace)
+    second.create_publisher(JointTrajectory, graph.arm.robot.controller.topic, 10)
+    try:
+        holds(graph, f"/{graph.namespace}/stranger also commands", "controller_shared")
+    finally:
+        second.destroy_node()
+    recovered(graph, "controller_shared")
+
+
 def test_image_frozen_while_the_joints_move(graph):
     from fake_policies import Injected, constant
 

@@ -17,7 +17,8 @@ OBJECT_POSES = ("truth", "pose", "tf", "object", "cube")
 def test_hears_only_cameras_joints_and_the_instruction(live):
     space = f"/{live.namespace}"
     heard = {topic for topic, _ in live.node.get_subscriber_names_and_types_by_node("vla", space)}
-    names = ("static/image_raw", "wrist/image_raw", "joint_states", "instruction")
+    status = "panda_arm_controller/follow_joint_trajectory/_action/status"  # goals of other clients
+    names = ("static/image_raw", "wrist/image_raw", "joint_states", "instruction", status)
     assert heard == {f"{space}/{name}" for name in names}
     assert not any(word in topic for topic in heard for word in OBJECT_POSES)
 
