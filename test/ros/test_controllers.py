@@ -50,7 +50,8 @@ def test_forward_position_never_jumps_after_late_ticks(stage):
     arm.send(stage.command(10**9, delta=0.5), 10**9)
     stage.play(arm, 10**9 + STEP_NS, 10**9 + 15 * STEP_NS)
     stage.play(arm, 10**9 + 35 * STEP_NS, 4 * 10**9)  # 0.4 s without a tick in the middle of the motion
-    stage.wait_for(lambda: stage.heard and np.allclose(stage.heard[-1].data, stage.position + 0.5, atol=1e-5), "the end")
+    goal = stage.position + 0.5
+    stage.wait_for(lambda: stage.heard and np.allclose(stage.heard[-1].data, goal, atol=1e-5), "the end")
     targets = np.array([list(m.data) for m in stage.heard])
     limits = stage.robot.limits
     steps = np.diff(targets, axis=0)
