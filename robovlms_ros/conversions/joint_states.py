@@ -13,6 +13,13 @@ from robovlms_ros.conversions.joint_plausibility import JointPlausibility
 from robovlms_ros.types import NANOSECONDS, ObservationError, RobotState
 
 
+REST_WINDOW = 0.3
+"""s: an arm is at rest that was slow for so long."""
+
+SPEED_STEP = 0.05
+"""s between two positions whose difference is a speed: shorter ones measure the encoder's noise."""
+
+
 class JointStateMessage(Protocol):
     """What is read of a sensor_msgs/JointState."""
 
@@ -137,20 +144,31 @@ class JointStateBuffer:
         opening = self._opening_at(newest.stamp_ns)
         return RobotState(newest.stamp_ns, newest.positions, newest.velocities, gripper=opening)
 
-    def speed(self, window: float = 0.1) -> NDArray[np.float64]:
-        """(J,) the mean speed over the last `window` seconds, by positions; infinite where they cover less than half.
+    def speed(self) -> NDArray[np.float64]:
+        """(J,) the greatest speed of the last REST_WINDOW seconds, by positions; infinite where they cover too little.
 
-        Velocities are optional in a message, and some drivers publish none or zeros.
+        Velocities are optional in a message, and some drivers publish none or zeros. A joint that turns round is slow
+        for a moment only: hence the window.
         """
-        readings = self._readings
-        if readings:
-            newest = readings[-1]
-            begin_ns = newest.stamp_ns - round(window * NANOSECONDS)
-            oldest = next(reading for reading in readings if reading.stamp_ns >= begin_ns)
-            seconds = (newest.stamp_ns - oldest.stamp_ns) / NANOSECONDS
-            if seconds >= window / 2:
-                return np.abs(newest.positions - oldest.positions) / seconds
-        return np.full(len(self._joints), np.inf)
+        too_little = np.full(len(self._joints), np.inf)
+        if not self._readings:
+            return too_little
+        begin_ns = self._readings[-1].stamp_ns - round(REST_WINDOW * NANOSECONDS)
+        recent = [reading for reading in self._readings if reading.stamp_ns >= begin_ns]
+        stamps = np.array([reading.stamp_ns for reading in recent])
+        covered = (stamps[-1] - stamps[0]) / NANOSECONDS
+        gap = np.diff(stamps, prepend=stamps[0]).max() / NANOSECONDS
+        if covered < REST_WINDOW / 2 or gap >= REST_WINDOW / 2:
+            return too_little
+        fastest = np.zeros(len(self._joints))
+        first = 0
+        for reading in recent:
+            while reading.stamp_ns - recent[first].stamp_ns >= SPEED_STEP * NANOSECONDS:
+                seconds = (reading.stamp_ns - recent[first].stamp_ns) / NANOSECONDS
+                moved = np.abs(reading.positions - recent[first].positions)
+                fastest = np.maximum(fastest, moved / seconds)
+                first += 1
+        return fastest
 
     def at(self, stamp_ns: int, tolerance: float) -> RobotState:
         """The state at `stamp_ns`, linear between the two messages around it.

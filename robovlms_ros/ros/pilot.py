@@ -141,7 +141,7 @@ class Pilot:
             self._set(WAITING, "")
 
     def _abandon(self, reason: str) -> None:
-        """Let the controller finish what it has: nothing can be sent that it would hear or time rightly."""
+        """Forget the commanded motion: the controller is away, or nothing can be timed. What it has ends at rest."""
         if self._moving:
             self._moving = False
             self._report.last_stop, self._report.last_stop_ns = reason, self._now()
@@ -171,7 +171,7 @@ class Pilot:
             self._guard.tell(self._worker, now)
             action, text = self._guard.faults(now)
             if action == "stop":
-                if self._moving:
+                if self._moving or (self._executor is not None and self._executor.commanded(now) is not None):
                     self._abandon(text)
                 self._set(HOLDING if self._report.state == RUNNING else self._report.state, text)
             elif action == "hold":
@@ -223,6 +223,8 @@ class Pilot:
     def _execute(self, chunk: ActionChunk) -> None:
         now = self._now()
         action, problem = self._guard.faults(now)
+        if action == "stop":
+            self._abandon(problem)
         if action in ("hold", "stop"):
             # What never ran goes on waiting: the state must not depend on whether the tick saw the fault first.
             self._refuse(problem, HOLDING if self._report.state == RUNNING else self._report.state)

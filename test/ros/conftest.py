@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 
 @pytest.fixture(scope="session")
 def ros():
     """rclpy, initialised for the whole run. scripts/test has it and the built messages."""
     import rclpy
 
-    sys.path.insert(0, str(Path(__file__).parent))
     rclpy.init()
     yield rclpy
     rclpy.try_shutdown()

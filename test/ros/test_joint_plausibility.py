@@ -58,14 +58,20 @@ def test_a_joint_with_two_values_is_refused():
     assert buffer.latest() is None
 
 
-def test_speed_is_measured_by_positions():
+def test_speed_is_the_greatest_of_a_while_by_positions():
     buffer = JointStateBuffer(JOINTS)
     assert np.isinf(buffer.speed()).all()
-    buffer.add(message(1.0, 0.0, 1.0))
-    assert np.isinf(buffer.speed()).all()
-    for k in range(1, 11):
+    for k in range(50):
         buffer.add(message(1.0 + 0.02 * k, 0.01 * k, 1.0))
+        if k < 5:
+            assert np.isinf(buffer.speed()).all()
     np.testing.assert_allclose(buffer.speed(), [0.5, 0.0], atol=1e-9)
+    for k in range(50, 60):  # at rest, but not for long enough
+        buffer.add(message(1.0 + 0.02 * k, 0.49, 1.0))
+    assert buffer.speed()[0] > 0.05
+    for k in range(60, 70):
+        buffer.add(message(1.0 + 0.02 * k, 0.49, 1.0))
+    np.testing.assert_array_equal(buffer.speed(), [0.0, 0.0])
 
 
 def test_two_publishers_are_told_from_one_that_restarts():

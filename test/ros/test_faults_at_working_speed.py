@@ -1,0 +1,198 @@
+"""500 faults at random moments of an arm at working speed, judged on the commanded joints.
+
+No command step beyond the speed limits, no acceleration beyond 1.2 times its limit, no position outside the limits;
+after an end the arm is at rest within the stop's own time. Every kind of fault of docs/faults.md is drawn, one at a
+time and two at once.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from fault_simulation import HOME, PANDA, TICK, Simulation
+
+from robovlms_ros.types import NANOSECONDS
+
+pytestmark = pytest.mark.ros
+
+DRAWS = 500
+SEED = 20261129
+LONGEST_STOP = 0.9  # s: from full speed at the acceleration limit, and the lead
+
+
+def ns(seconds):
+    return round(seconds * NANOSECONDS)
+
+
+def silent_joints(sim, rng):
+    sim.joint_hook = lambda state: []
+
+
+def delayed_joints(sim, rng):
+    delay = ns(rng.uniform(0.1, 0.6))
+    sim.joint_hook = lambda state: [(state[0] - delay, state[1], {})]
+
+
+def glitch(sim, rng):
+    joint = rng.integers(7)
+    size = rng.choice([0.6, -0.6, 3.0, 100.0, -100.0])
+    ahead = ns(rng.choice([0.0, 0.09]))
+    count = [0]
+
+    def hook(state):
+        count[0] += 1
+        bad = state[1].copy()
+        bad[joint] += size
+        return [(state[0] + ahead, bad, {})] if count[0] == 1 else [state]
+
+    sim.joint_hook = hook
+
+
+def second_publisher(sim, rng):
+    other = np.zeros(7) if rng.uniform() < 0.5 else HOME
+    every = int(rng.choice([1, 2, 10]))
+    count = [0]
+
+    def hook(state):
+        count[0] += 1
+        wrong = (state[0] + 1000, other, {})
+        return [state, wrong] if count[0] % every == 0 else [state]
+
+    sim.joint_hook = hook
+
+
+def not_finite(sim, rng):
+    sim.joint_hook = lambda state: [(state[0], np.where(np.arange(7) == 3, np.nan, state[1]), {})]
+
+
+def named_twice(sim, rng):
+    names = (*PANDA.joints, PANDA.joints[3])
+    sim.joint_hook = lambda state: [(state[0], [*state[1], 0.0], {"names": names})]
+
+
+def frozen_stamps(sim, rng):
+    stamp = sim.now()
+    sim.joint_hook = lambda state: [(stamp, state[1], {})]
+
+
+def frozen_values(sim, rng):
+    values = sim.commands[-1]
+    sim.joint_hook = lambda state: [(state[0], values, {})]
+
+
+def silent_camera(sim, rng):
+    sim.camera_on = False
+
+
+def no_chunks(sim, rng):
+    sim.chunk_hook = lambda chunk: None
+
+
+def garbage(sim, rng):
+    kind = rng.integers(4)
+    offset = rng.uniform(-2, 2, 8)
+
+    def hook(chunk):
+        values = chunk.values.copy()
+        if kind == 0:
+            values[:] = np.nan
+        elif kind == 1:
+            values += offset
+        elif kind == 2:
+            values = 1e6 * rng.normal(size=values.shape)
+        else:
+            values[:, :7] += rng.normal(0, 0.3, 7)
+        return dataclasses.replace(chunk, values=values)
+
+    sim.chunk_hook = hook
+
+
+def late_chunks(sim, rng):
+    age = ns(rng.uniform(0.2, 1.5))
+    sim.chunk_hook = lambda chunk: dataclasses.replace(chunk, stamp_ns=chunk.stamp_ns - age)
+
+
+def reset(sim, rng):
+    sim.runner.reset("reset")
+
+
+def pause(sim, rng):
+    sim.runner.pause(True)
+
+
+def pause_and_resume(sim, rng):
+    sim.runner.pause(True)
+    sim.runner.pause(False)
+
+
+def deactivate(sim, rng):
+    sim.runner.stop("deactivated")
+
+
+def clock_jump(sim, rng):
+    sim.offset_ns += ns(rng.choice([-50.0, -0.3, 3.0, 60.0]))
+    sim.runner.clock_jumped()
+
+
+def controller_away(sim, rng):
+    sim.arm.listening = 0
+    sim.restart_controller()
+
+
+def second_commander(sim, rng):
+    sim.arm.others = ("/stranger",)
+
+
+KINDS = (silent_joints, delayed_joints, glitch, second_publisher, not_finite, named_twice, frozen_stamps, frozen_values,
+         silent_camera, no_chunks, garbage, late_chunks, reset, pause, pause_and_resume, deactivate, clock_jump,
+         controller_away, second_commander)
+STAYS_AT_REST = {silent_joints, not_finite, named_twice, frozen_stamps, silent_camera, no_chunks, pause, deactivate,
+                 second_commander}
+
+
+def mended(sim):
+    sim.joint_hook = lambda state: [state]
+    sim.chunk_hook = lambda chunk: chunk
+    sim.camera_on = True
+    sim.arm.listening = 1
+    sim.arm.others = ()
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_no_fault_moves_the_arm_beyond_its_limits(part):
+    fastest = 0.0
+    for draw in range(part * DRAWS // 10, (part + 1) * DRAWS // 10):
+        rng = np.random.default_rng([SEED, draw])
+        kinds = [KINDS[draw % len(KINDS)]]
+        if rng.uniform() < 0.3:
+            kinds.append(KINDS[rng.integers(len(KINDS))])
+        sim = Simulation()
+        speed = []
+        at = rng.uniform(0.9, 2.6)
+        events = [(at, lambda s: speed.append(s.speed()))]
+        # Apart by more than a cycle of the controller, which takes up a message before its clock may jump.
+        events += [(at + 0.02 * k, lambda s, kind=kind: kind(s, rng)) for k, kind in enumerate(kinds)]
+        events.append((at + rng.uniform(0.3, 1.2), mended))
+        sim.run(at + 2.2, events)
+        step, acceleration, outside = sim.judged()
+        named = f"draw {draw}: {[kind.__name__ for kind in kinds]} at {at:.3f} s"
+        assert step <= 1.01, f"{named}: a command step of {step:.2f} times the speed limit"
+        assert acceleration <= 1.2, f"{named}: {acceleration:.2f} times the acceleration limit"
+        assert outside <= 1e-6, f"{named}: {outside:.3f} rad outside the limits"
+        fastest = max(fastest, *speed)
+    assert fastest > 0.6
+
+
+@pytest.mark.parametrize("kind", sorted(STAYS_AT_REST, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
+def test_the_arm_is_at_rest_after_the_fault(kind):
+    sim = Simulation()
+    rng = np.random.default_rng(SEED)
+    # max_age (0.5 s) may pass before silence counts; a chunk without a successor ends after its own 0.8 s.
+    sim.run(1.6 + 0.9 + LONGEST_STOP, [(1.6, lambda s: kind(s, rng))])
+    commands = np.array(sim.commands)
+    before = np.abs(commands[round(1.6 / TICK)] - commands[round(1.6 / TICK) - 1]).max() / TICK
+    assert before > 0.5
+    assert np.abs(np.diff(commands[-50:], axis=0)).max() == 0.0
