@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from robovlms_ros.conversions.joint_plausibility import JointPlausibility
 from robovlms_ros.types import NANOSECONDS, ObservationError, RobotState
 
-
 REST_WINDOW = 0.3
 """s: an arm is at rest that was slow for so long."""
 

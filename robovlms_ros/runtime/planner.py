@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from robovlms_ros.processing.rotations import matrix_from, values_from
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.runtime.spline import central_differences
 from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan, RobotState, RoboVLMsError
 
 Array = NDArray[np.float64]
 
 GRIPPER = "gripper"
 EEF_SPACES = ("eef_delta", "eef_pose")
+ABSOLUTE_SPACES = ("eef_pose", "joint_position")
 
 
 class PlanRefused(RoboVLMsError):
@@ -111,7 +113,8 @@ def plan_chunk(
 ) -> JointPlan:
     """The chunk as joint positions and velocities at absolute times, starting from the state measured at its stamp.
 
-    Velocities are central differences over the measured positions and the steps; the last one is one-sided.
+    Velocities are central differences over the steps, with the measured positions before them where the steps are
+    relative to those; the last one is one-sided.
     kinematics may be None for joint-space chunks. Raises PlanRefused with the step and the numbers.
     """
     measured = np.asarray(state_at_stamp.positions, dtype=np.float64)
@@ -128,8 +131,12 @@ def plan_chunk(
         positions = compose_joints(chunk, measured)
     step_ns = chunk.spec.step_duration * NANOSECONDS
     times_ns = chunk.stamp_ns + np.round(np.arange(1, chunk.horizon + 1) * step_ns).astype(np.int64)
-    seconds = np.arange(chunk.horizon + 1) * chunk.spec.step_duration
-    velocities = np.gradient(np.vstack([measured, positions]), seconds, axis=0)[1:]
+    if chunk.spec.space in ABSOLUTE_SPACES and chunk.horizon > 1:
+        # The arm may be anywhere beside an absolute target: the way to the first step is no part of the intent.
+        velocities = central_differences(times_ns, positions)
+    else:
+        seconds = np.arange(chunk.horizon + 1) * chunk.spec.step_duration
+        velocities = np.gradient(np.vstack([measured, positions]), seconds, axis=0)[1:]
     return JointPlan(times_ns, positions, velocities, _gripper(chunk), chunk)
 
 

@@ -184,6 +184,31 @@ def test_reset_starts_at_the_measured_state(executor, robot):
     np.testing.assert_array_equal(decision.command.positions[0], moved.positions)
 
 
+@pytest.mark.parametrize("replan", [25, 50, 100])
+def test_absolute_targets_beside_the_arm_are_reached_however_often_they_come(executor, robot, replan):
+    """The way from the measured arm to an absolute target is no part of the policy's motion."""
+    amplitude = np.array([0.33, 0.18, -0.3, 0.18, 0.3, -0.18, 0.36])
+
+    def path(t):
+        return np.array(robot.home) + amplitude * (1 - np.cos(2.4 * np.asarray(t)[..., None]))
+
+    controller, commands, pending = TrajectoryController(robot.joints), [np.array(robot.home)] * 11, []
+    for tick in range(1500):
+        now, t = ns(100.0) + tick * 2_000_000, 0.3 + 0.002 * tick
+        measured = RobotState(now, commands[-11])
+        if tick % replan == 0:
+            source = chunk(robot, 100.0 + 0.002 * tick, path(t + STEP * np.arange(1, 17)))
+            pending.append((tick + replan // 2, source, measured))
+        while pending and pending[0][0] <= tick:
+            _, source, seen = pending.pop(0)
+            decision = executor.on_chunk(source, seen, measured, now)
+            assert decision.command is not None, decision.verdict.reason
+            controller.accept(decision.command, now)
+        commands.append(controller.update(now, 2_000_000, measured.positions, np.zeros(7))[0])
+    times = 0.3 + 0.002 * np.arange(1490, 1500)
+    assert np.abs(np.array(commands[-10:]) - path(times + 0.002)).max() < 0.02
+
+
 def test_a_restart_continues_the_motion_under_way(executor, robot):
     executor.on_chunk(chunk(robot, 1.0, reach(robot, 1.0)), at(robot, 1.0), at(robot, 1.1), ns(1.1))
     executor.smooth_stop(ns(1.5))
