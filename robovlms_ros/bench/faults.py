@@ -139,6 +139,8 @@ class Stage(Node):
         self._starts += 1
         self.status = PolicyStatus()
         self.node = self._child(f"node{self._starts}", [])
+        # A killed process stays in the graph for a while: its service must not be taken for the new one's.
+        self.wait(lambda: self.status.state == "unconfigured", "the node's first status")
         self.change_state(self._change, Transition.TRANSITION_CONFIGURE)
         self.instruct("lift the red cube")
         self.change_state(self._change, Transition.TRANSITION_ACTIVATE)

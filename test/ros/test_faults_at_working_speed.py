@@ -6,6 +6,7 @@ time and two at once.
 """
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -172,9 +173,9 @@ def test_no_fault_moves_the_arm_beyond_its_limits(part):
         sim = Simulation()
         speed = []
         at = rng.uniform(0.9, 2.6)
-        events = [(at, lambda s: speed.append(s.speed()))]
+        events = [(at, lambda s, speed=speed: speed.append(s.speed()))]
         # Apart by more than a cycle of the controller, which takes up a message before its clock may jump.
-        events += [(at + 0.02 * k, lambda s, kind=kind: kind(s, rng)) for k, kind in enumerate(kinds)]
+        events += [(at + 0.02 * k, partial(kind, rng=rng)) for k, kind in enumerate(kinds)]
         events.append((at + rng.uniform(0.3, 1.2), mended))
         sim.run(at + 2.2, events)
         step, acceleration, outside = sim.judged()
