@@ -6,6 +6,7 @@ Its joints follow the controller's command with a first-order lag. Hooks bend wh
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ PERIOD_NS = round(PERIOD * NANOSECONDS)
 STATES_EVERY = 2  # periods
 IMAGES_EVERY = 10
 LAG = 0.02  # s
+DELAY = 0.03
+"""s: control runs so far behind the clock, with each message at its time of arrival, as a real-time machine would."""
 SIZE = 96
 
 
@@ -57,7 +60,7 @@ class FaultArm(Node):
         self.gripper_closes_s = 0.0
         self._controller = TrajectoryController(self.robot.joints)
         self.positions: Array = np.array(self.robot.home)
-        self._inbox: list[JointTrajectory] = []
+        self._inbox: list[tuple[int, JointTrajectory]] = []
         self._lock = threading.Lock()
         self._times: list[float] = []
         self._commands: list[Array] = []
@@ -92,7 +95,7 @@ class FaultArm(Node):
             self._listening = None
         if listening:
             topic = self.robot.controller.topic  # type: ignore[union-attr]
-            self._listening = self.create_subscription(JointTrajectory, topic, self._inbox.append, 10)
+            self._listening = self.create_subscription(JointTrajectory, topic, self._on_command, 10)
 
     def restart_controller(self) -> None:
         """The controller forgets its trajectory and holds the measured pose."""
@@ -129,6 +132,10 @@ class FaultArm(Node):
         self._running = False
         self._thread.join()
 
+    def _on_command(self, message: JointTrajectory, info: dict[str, Any]) -> None:
+        with self._lock:
+            self._inbox.append((info["received_timestamp"], message))
+
     def _on_gripper(self, message: JointTrajectory) -> None:
         closed = self.robot.gripper.position(0.0)  # type: ignore[union-attr]
         if abs(message.points[-1].positions[0] - closed) < 1e-6:
@@ -141,18 +148,18 @@ class FaultArm(Node):
         while self._running:
             count += 1
             due = begin + count * PERIOD
-            delay = due - time.monotonic()
-            if delay > 0:
-                time.sleep(delay)
+            ahead = due + DELAY - time.monotonic()
+            if ahead > 0:
+                time.sleep(ahead)
             self._control(due)
-            if delay > -PERIOD:
-                self._publish(count)
+            if ahead > -PERIOD:
+                self._publish(count, self._clock_at(due))
 
     def _control(self, now: float) -> None:
         clock_ns = self._clock_at(now)
         with self._lock:
-            while self._inbox:
-                self._accept(self._inbox.pop(0), clock_ns)
+            while self._inbox and self._inbox[0][0] <= clock_ns - self.clock_offset_ns:
+                self._accept(self._inbox.pop(0)[1], clock_ns)
             command = self._controller.update(clock_ns, PERIOD_NS, self.positions, np.zeros(7))[0]
             self.positions = self.positions + (command - self.positions) * (1 - np.exp(-PERIOD / LAG))
             self._times.append(now)
@@ -170,8 +177,8 @@ class FaultArm(Node):
         except TrajectoryRejected as error:
             self.rejected.append(str(error))
 
-    def _publish(self, count: int) -> None:
-        stamp = to_time(self.now_ns())
+    def _publish(self, count: int, clock_ns: int) -> None:
+        stamp = to_time(clock_ns)
         if self.simulated_time:
             self._clock.publish(Clock(clock=stamp))
         if count % STATES_EVERY == 0:

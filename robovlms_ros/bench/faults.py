@@ -391,6 +391,8 @@ def faults() -> tuple[Fault, ...]:
 
 def measure(stage: Stage, fault: Fault) -> Row:
     """Bring the arm to working speed, inject the fault and judge the motion after it."""
+    if stage.status.state == PolicyStatus.INACTIVE:  # the node deactivated itself after many refusals
+        stage.activate()
     stage.wait(lambda: stage.status.state == PolicyStatus.RUNNING, f"running, before '{fault.name}'")
     # The gripper closes once in two of its periods: faults are injected then, where it comes in time.
     deadline = time.monotonic() + 6.0

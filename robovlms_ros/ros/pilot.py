@@ -232,15 +232,21 @@ class Pilot:
         if self._executor is None:
             self._accept(chunk, now)
             return
+        if self._senses.measured() is None:
+            self._refuse("no joint states have come.")
+            return
+        state = self._senses.state_at(chunk.stamp_ns)
+        plan = self._executor.plan(chunk, state)
+        # Inverse kinematics may take longer than the lead: the message is timed by the clock after it.
+        now = self._now()
         measured = self._senses.measured()
         if measured is None:
             self._refuse("no joint states have come.")
             return
-        state = self._senses.state_at(chunk.stamp_ns)
         if self._arm is None:
-            decision = self._executor.dry_run_chunk(chunk, state, measured, now)
+            decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
         else:
-            decision = self._executor.on_chunk(chunk, state, measured, now, self._senses.speed())
+            decision = self._executor.on_chunk(chunk, state, measured, now, self._senses.speed(), plan)
         if decision.command is None:
             self._refuse(decision.verdict.reason)
             self.gives_up = self.gives_up or decision.verdict.deactivate

@@ -86,6 +86,13 @@ class ChunkExecutor:
         if self._switch is not None:
             self._switch.reset()
 
+    def plan(self, chunk: ActionChunk, state_at_stamp: RobotState) -> JointPlan | PlanRefused:
+        """The chunk in joint space, or the reason why there is none. The slow part: inverse kinematics, no time."""
+        try:
+            return plan_chunk(chunk, state_at_stamp, self.kinematics, self.robot)
+        except PlanRefused as refusal:
+            return refusal
+
     def on_chunk(
         self,
         chunk: ActionChunk,
@@ -93,11 +100,13 @@ class ChunkExecutor:
         measured: RobotState,
         now_ns: int,
         speed: Array | None = None,
+        plan: JointPlan | PlanRefused | None = None,
     ) -> Decision:
         """The decision on a chunk that has just become ready.
 
         state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,) measured, rad/s,
-        for an arm that is really commanded: a motion that continues no other one starts from rest only.
+        for an arm that is really commanded: a motion that continues no other one starts from rest only. plan: the
+        answer of `plan`, for a caller that reads the time after it; None computes it here.
         """
         if self._resumed:
             self._resumed = False
@@ -105,11 +114,13 @@ class ChunkExecutor:
         if speed is not None and self.guard.commanded is None and not np.abs(speed).max() <= REST_SPEED:
             joint = int(np.argmax(np.abs(speed)))
             return Decision(None, None, Verdict("refuse", _moving(self.robot.joints[joint], speed[joint]), None), None)
-        plan = None
+        if plan is None:
+            plan = self.plan(chunk, state_at_stamp)
+        if isinstance(plan, PlanRefused):
+            return Decision(None, None, self.gate.refuse(str(plan)), None)
         try:
-            plan = plan_chunk(chunk, state_at_stamp, self.kinematics, self.robot)
             proposed = self.scheduler.propose(plan, now_ns, measured)
-        except (PlanRefused, ScheduleRefused) as refusal:
+        except ScheduleRefused as refusal:
             return Decision(None, None, self.gate.refuse(str(refusal)), plan)
         verdict = self.gate.check(proposed, measured, now_ns, chunk.stamp_ns)
         if verdict.command is None:
@@ -125,7 +136,12 @@ class ChunkExecutor:
         return Decision(admitted, self.gripper_at(now_ns), verdict, plan)
 
     def dry_run_chunk(
-        self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int
+        self,
+        chunk: ActionChunk,
+        state_at_stamp: RobotState,
+        measured: RobotState,
+        now_ns: int,
+        plan: JointPlan | PlanRefused | None = None,
     ) -> Decision:
         """`on_chunk` for an arm that is not commanded (dry run): judged as if the arm had followed the plan so far.
 
@@ -138,7 +154,7 @@ class ChunkExecutor:
             measured = replace(measured, positions=then[0], velocities=then[1], eef_pose=None)
         else:
             self._forget_motion()
-        decision = self.on_chunk(chunk, state_at_stamp, measured, now_ns)
+        decision = self.on_chunk(chunk, state_at_stamp, measured, now_ns, plan=plan)
         if decision.command is None:
             self._forget_motion()
         return decision
