@@ -115,7 +115,7 @@ def build_model(pin: Any, tree: RobotTree, arm: tuple[str, ...], tips: tuple[int
                 pose = pose @ _motion(joint, constant - joint.reference)
             pose = pose @ pose_of(position=-joint.anchor)
         links.append((parent, pose))
-    return ArmModel(model, tuple(links), np.array(coupling).reshape(-1, len(arm)), np.array(offset))
+    return ArmModel(model, tuple(links), np.array(coupling).reshape(len(coupling), len(arm)), np.array(offset))
 
 
 def _followed(

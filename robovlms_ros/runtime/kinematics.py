@@ -156,7 +156,7 @@ class Kinematics:
         q = self._configuration(positions)
         frame = self._pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
         jacobian = self._pin.computeFrameJacobian(self._model, self._data, q, self._eef, frame)
-        jacobian = jacobian if self._identity else jacobian @ self._coupling
+        jacobian = self._per_arm_joint(jacobian)
         return np.vstack([self._base_rotation.T @ jacobian[:3], self._base_rotation.T @ jacobian[3:]])
 
     def inverse(self, targets: Array, seed: Array) -> IKResult:
@@ -206,7 +206,7 @@ class Kinematics:
         error = np.empty(6)
         error[:3] = rest.translation
         error[3:] = self._pin.log3(rest.rotation)
-        return (jacobian if self._identity else jacobian @ self._coupling), error
+        return self._per_arm_joint(jacobian), error
 
     def _advance(self, q: Array, jacobian: Array, error: Array, posture: Array | None = None) -> Array:
         """One iteration: q moved against the error within the limits; joints that meet a limit leave the solution."""
@@ -242,6 +242,10 @@ class Kinematics:
         squares, vectors = np.maximum(solver.eigenvalues(), 0.0), solver.eigenvectors()  # (6,), (6, 6)
         near = np.maximum(1.0 - squares / s.singular_value**2, 1e-9)
         return jacobian.T @ (vectors @ ((vectors.T @ error) / (squares + s.damping**2 * near)))
+
+    def _per_arm_joint(self, jacobian: Array) -> Array:
+        """(6, J) of pinocchio's (6, V); of a single joint pinocchio gives (6,)."""
+        return jacobian.reshape(6, -1) if self._identity else jacobian.reshape(6, -1) @ self._coupling
 
     def _configuration(self, positions: Array) -> Array:
         if self._identity:

@@ -9,7 +9,6 @@
 """
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ pytest.importorskip("pinocchio", reason="pinocchio is not installed: kinematics 
 mujoco = pytest.importorskip("mujoco", reason="mujoco is not installed")
 
 from robovlms_ros.runtime.description import load_tree
-from robovlms_ros.runtime.kinematics import Kinematics, KinematicsError
+from robovlms_ros.runtime.kinematics import Kinematics
 
 CASES = 60
 CLASSES = ("alpha", "beta", "gamma")
