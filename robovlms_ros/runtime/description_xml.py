@@ -78,6 +78,7 @@ class DescriptionReader:
     def _parse(self, text: str) -> Element:
         builder = TreeBuilder()
         depth = 0
+        first = self._elements
 
         def start(name: str, attributes: dict[str, str]) -> None:
             nonlocal depth
@@ -107,9 +108,9 @@ class DescriptionReader:
         try:
             parser.Parse(text.encode("utf-8", "replace"), True)
         except expat.ExpatError as error:
-            raise DescriptionFault(
-                f"cannot be read as XML: {error}. Give a URDF or MJCF."
-            ) from error
+            # tinyxml2 reads no further than the end of the root element.
+            if self._elements == first or depth:
+                raise DescriptionFault(f"{error}. Give a URDF or MJCF") from error
         return builder.close()
 
 

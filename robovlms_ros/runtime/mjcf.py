@@ -52,11 +52,13 @@ class Compiler:
     degrees: bool = True
     autolimits: bool = True
     sequence: str = "xyz"
+    alignfree: bool = False
 
     def read(self, element: Element) -> None:
         """Take over the attributes that an element sets. Raises DescriptionFault."""
         self.degrees = _choice(element, "angle", ("degree", "radian"), self.degrees)
         self.autolimits = _choice(element, "autolimits", ("true", "false"), self.autolimits)
+        self.alignfree = _choice(element, "alignfree", ("true", "false"), self.alignfree)
         self.sequence = element.get("eulerseq", self.sequence)
         if len(self.sequence) != 3 or not set(self.sequence) <= set("xyzXYZ"):
             raise DescriptionFault(
@@ -74,9 +76,9 @@ class Compiler:
 
 
 def _choice(element: Element, name: str, allowed: tuple[str, str], now: bool) -> bool:
-    """True for the first of the allowed words, False for the second, `now` for an absent attribute."""
-    written = element.get(name)
-    if written is None:
+    """True for the first of the allowed words, False for the second, `now` for auto or none."""
+    written = element.get(name, "auto")
+    if written == "auto":
         return now
     if written not in allowed:
         raise DescriptionFault(
@@ -255,6 +257,10 @@ class _Reading:
             raise DescriptionFault(f"{where} lies in the worldbody, which does not move")
         joints = self.links[scope.link].joints
         if element.tag == "freejoint":
+            if _choice(element, "align", ("true", "false"), self.compiler.alignfree):
+                # MuJoCo moves the axes of such a body to its inertia, which is not read.
+                self.links[scope.link].name = ""
+                self.unread["freejoint align"] = None
             joints.append(TreeJoint(name, "floating", np.array([0.0, 0.0, 1.0])))
             return
         attributes = self._resolved(element, scope)
