@@ -34,6 +34,7 @@ KINDS: dict[str, JointKind] = {
     "ball": "ball",
     "free": "floating",
 }
+SEQUENCE = "three letters of xyzXYZ"
 SWITCH = ("auto", "true", "false")
 # One of these, in a class or on the element, takes the place of the others and of quat.
 ORIENTATIONS = ("axisangle", "xyaxes", "zaxis", "euler")
@@ -60,10 +61,8 @@ class Compiler:
         self.autolimits = _choice(element, "autolimits", ("true", "false"), self.autolimits)
         self.alignfree = _choice(element, "alignfree", ("true", "false"), self.alignfree)
         self.sequence = element.get("eulerseq", self.sequence)
-        if len(self.sequence) != 3 or not set(self.sequence) <= set("xyzXYZ"):
-            raise DescriptionFault(
-                f"compiler eulerseq = {quoted(self.sequence)}: must be three letters of xyzXYZ"
-            )
+        if len(self.sequence) != 3:
+            raise DescriptionFault(f"compiler eulerseq = {quoted(self.sequence)}: must be {SEQUENCE}")
         if element.get("coordinate", "local") != "local":
             raise DescriptionFault(
                 f"compiler coordinate = {quoted(element.get('coordinate'))}: must be local. "
@@ -316,7 +315,7 @@ class _Reading:
         fromto = attributes.get("fromto")
         if fromto is None:
             return pose_of(self._rotation(attributes, where), _position(attributes, where))
-        if "pos" in attributes:
+        if _position(attributes, where).any():
             raise DescriptionFault(f"{where}: has both pos and fromto; keep one")
         ends = read_numbers(fromto, 6, f"{where}: fromto")
         # The z axis points from the second end to the first.
@@ -346,6 +345,10 @@ class _Reading:
 
     def _euler(self, values: Array) -> Array:
         """Lower-case letters turn about the axes that have turned already, upper-case ones about the fixed axes."""
+        if not set(self.compiler.sequence) <= set("xyzXYZ"):
+            raise DescriptionFault(
+                f"compiler eulerseq = {quoted(self.compiler.sequence)}: must be {SEQUENCE}"
+            )
         rotation = np.eye(3)
         for letter, value in zip(self.compiler.sequence, values, strict=True):
             axis = np.eye(3)["xyz".index(letter.lower())]

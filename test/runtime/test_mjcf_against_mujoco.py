@@ -9,6 +9,7 @@
 """
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ pytest.importorskip("pinocchio", reason="pinocchio is not installed: kinematics 
 mujoco = pytest.importorskip("mujoco", reason="mujoco is not installed")
 
 from robovlms_ros.runtime.description import load_tree
-from robovlms_ros.runtime.kinematics import Kinematics
+from robovlms_ros.runtime.kinematics import Kinematics, KinematicsError
 
 CASES = 60
 CLASSES = ("alpha", "beta", "gamma")
@@ -225,3 +226,130 @@ def test_collision_shapes_equal_mujoco(seed: int) -> None:
             np.testing.assert_allclose(shape.pose[:3, :3], rotation.reshape(3, 3), atol=1e-9)
             compared += 1
     assert compared > 0
+
+
+def mjcf(world: str, sections: str = "") -> str:
+    return f"<mujoco>{sections}<worldbody>{world}</worldbody></mujoco>"
+
+
+def arm(inner: str, joint: str = '<joint name="j" axis="0 1 0"/>') -> str:
+    geom = '<geom type="sphere" size="0.1"/>'
+    return f'<body name="base" pos="0 0 1">{geom}<body name="link">{geom}{joint}{inner}</body></body>'
+
+
+TIP = '<site name="tip" pos="0.3 0.2 0.1"/>'
+UNLIMITED = '<compiler autolimits="false"/>'
+TURNED = '<site name="tip" euler="1 0 0"/>'
+SLIDES = '<default><default class="b"><joint type="slide"/></default></default>'
+TWICE = "<default><default class='a'/><default class='a'/></default>"
+NESTED = """<default><site pos="0 0 1"/><default class="a"><site euler="30 0 0"/></default></default>
+<default><site pos="0 0 2"/></default>"""
+FROMTO = '<site name="tip" type="capsule" size="0.1" fromto="0 0 0 1 2 3"/>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        mjcf(arm('<site name="tip" class="a"/>'), NESTED),
+        mjcf(arm('<site name="tip"/>'), NESTED),
+        mjcf(arm('<site name="tip" euler="1 0 0"/>'), '<compiler angle="radian"/><compiler eulerseq="ZYX"/>'),
+        mjcf(arm('<site name="tip" quat="1 0 0 1"/>'), '<default><site euler="90 0 0"/></default>'),
+        mjcf(arm(FROMTO)),
+        mjcf(arm(FROMTO.replace("1 2 3", "0 0 -1"))),
+        mjcf(arm(FROMTO.replace("<site", '<site pos="0 0 0" euler="1 2 3"'))),
+        mjcf(f'<frame pos="1 2 3" euler="10 20 30"><frame zaxis="1 1 0">{arm(TIP)}</frame></frame>'),
+        mjcf(arm(f'<frame pos="1 0 0" euler="0 0 90"><joint name="k" pos="1 0 0"/>{TIP}</frame>')),
+        mjcf(arm(TIP, '<joint name="j" pos="0 0 1"/><joint name="k" type="slide" axis="1 1 0" ref="0.3"/>')),
+        mjcf(arm(TIP, '<joint name="j" ref="30" range="-90 90"/>')),
+        mjcf(arm(TIP, '<joint name="j" class="b"/>'), SLIDES),
+        mjcf(arm(TIP) + '<replicate count="3" offset="1 0 0"><body name="b"><geom size="1"/></body></replicate>'),
+        mjcf(arm(TIP, '<joint name="base" axis="0 1 0"/><joint name="tip" type="ball"/>')),
+    ],
+)
+def test_each_feature_equals_mujoco(text: str) -> None:
+    tree = load_tree(text)
+    joints = [name for name, joint in tree.joints().items() if joint.moves]
+    compare(text, joints, ["tip", "link"])
+
+
+def test_a_file_without_limits_has_none() -> None:
+    free = Kinematics(mjcf(arm(TIP, '<joint name="j" range="-90 90" limited="false"/>')), ["j"], "tip")
+    assert free.lower[0] == -np.inf and free.upper[0] == np.inf
+
+
+def test_includes_beside_their_file_and_beside_the_main_one(tmp_path: Path) -> None:
+    (tmp_path / "parts" / "deep").mkdir(parents=True)
+    (tmp_path / "arm.xml").write_text(
+        '<mujoco><compiler angle="degree"/><include file="parts/arm.xml"/><include file="parts/settings.xml"/></mujoco>'
+    )
+    (tmp_path / "parts" / "arm.xml").write_text(
+        "<mujocoinclude><worldbody><body name='link' euler='1 0 0'><geom size='1'/><joint name='j'/>"
+        "<include file='deep/tip.xml'/><include file='parts/deep/end.xml'/></body></worldbody></mujocoinclude>"
+    )
+    (tmp_path / "parts" / "settings.xml").write_text("<x><compiler angle='radian'/></x>")
+    (tmp_path / "parts" / "deep" / "tip.xml").write_text("<x><site name='tip' pos='1 2 3'/></x>")
+    (tmp_path / "parts" / "deep" / "end.xml").write_text("<x><site name='end' euler='0 1 0'/></x>")
+    model = mujoco.MjModel.from_xml_path(str(tmp_path / "arm.xml"))
+    data = mujoco.MjData(model)
+    data.qpos[:] = 0.4
+    mujoco.mj_kinematics(model, data)
+    for name in ("tip", "end"):
+        pose = Kinematics(tmp_path / "arm.xml", ["j"], name).forward(np.array([0.4]))
+        np.testing.assert_allclose(pose, mujoco_pose(model, data, name), atol=1e-9)
+    (tmp_path / "parts" / "settings.xml").write_text("<x><compiler")
+    with pytest.raises(KinematicsError, match=r"settings\.xml', which it includes: unclosed token"):
+        Kinematics(tmp_path / "arm.xml", ["j"], "tip")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (mjcf(arm(TIP), '<compiler coordinate="global"/>'), "coordinate = 'global': must be local"),
+        (mjcf(arm(TIP), '<compiler angle="gon"/>'), "compiler angle = 'gon': must be degree or radian"),
+        (mjcf(arm(TURNED), '<compiler eulerseq="xya"/>'), "eulerseq = 'xya': must be three letters"),
+        (mjcf(arm(TIP), '<compiler eulerseq="xy"/>'), "eulerseq = 'xy': must be three letters"),
+        (mjcf(arm(TIP), '<default class="a"/>'), "top-level default has the class 'a'"),
+        (mjcf(arm(TIP), "<default><default/></default>"), "a default inside the class 'main' has no class"),
+        (mjcf(arm(TIP), TWICE), "two defaults have the class 'a'"),
+        (mjcf(arm('<site name="tip" class="a"/>')), "unknown default class 'a'"),
+        (mjcf(arm('<site name="tip" euler="1 0 0" zaxis="1 0 0"/>')), "'tip' has several orientations, zaxis, euler"),
+        (mjcf(arm('<site name="tip" quat="0 0 0 0"/>')), "site 'tip': quat = .* has no direction"),
+        (mjcf(arm('<site name="tip" zaxis="0 0 0"/>')), "site 'tip': zaxis = .* has no direction"),
+        (mjcf(arm('<site name="tip" xyaxes="1 0 0 2 0 0"/>')), "site 'tip': xyaxes = .* has no direction"),
+        (mjcf(arm('<site name="tip" pos="1 2"/>')), "site 'tip': pos = '1 2': must be 3 numbers"),
+        (mjcf(arm('<site name="tip" pos="1 2 nan"/>')), "site 'tip': pos = 'nan': must be a finite number"),
+        (mjcf(arm(FROMTO.replace("<site", '<site pos="1 0 0"'))), "site 'tip': has both pos and fromto"),
+        (mjcf(arm(TIP, '<joint name="j"/><joint name="j"/>')), "two joint have the name 'j'"),
+        (mjcf(arm(TIP) + arm("")), "two body have the name 'base'"),
+        (mjcf(arm(TIP, '<joint name="j" axis="0 0 0"/>')), "joint 'j': axis = .* has no direction"),
+        (mjcf(arm(TIP, '<joint name="j" type="screw"/>')), "joint 'j': type = 'screw': must be one of hinge"),
+        (mjcf(arm(TIP, '<joint name="j" limited="true"/>')), "joint 'j': is limited, but its range"),
+        (mjcf(arm(TIP, '<joint name="j" range="-1 1"/>'), UNLIMITED), "joint 'j': has a range but not"),
+        (mjcf(arm(TIP + "<spring/>")), "body 'link' holds <spring>, which is not known"),
+        (mjcf('<joint name="j"/>'), "joint 'j' lies in the worldbody"),
+    ],
+    ids=range(23),
+)
+def test_what_mujoco_refuses_is_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(KinematicsError, match=message):
+        Kinematics(text, ["j"], "tip")
+    if "nan" not in text:
+        with pytest.raises(ValueError):
+            mujoco.MjModel.from_xml_string(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (mjcf(arm('<replicate count="2"><site name="tip"/></replicate>')), "frame 'tip' .*also holds <replicate>"),
+        (mjcf(arm("") + '<attach model="m" prefix="x"/>'), "frame 'tip' .*also holds <attach>, whose contents"),
+        (mjcf(arm("") + '<body name="tip"><freejoint align="true"/></body>'), "also holds <freejoint align>"),
+        (mjcf(arm(TIP, '<joint name="j"/><joint name="k"/>'), "<equality><joint joint1='k' joint2='j'/></equality>"),
+         "joint 'k' on the way to the tool follows another joint by <equality>"),
+        (mjcf(arm(TIP, '<joint name="j" type="ball"/>')), "joint 'j' of type ball has not one degree of freedom"),
+    ],
+    ids=("replicate", "attach", "align", "equality", "ball"),
+)
+def test_what_is_not_read_is_refused_where_it_is_needed(text: str, message: str) -> None:
+    with pytest.raises(KinematicsError, match=message):
+        Kinematics(text, ["j"], "tip")

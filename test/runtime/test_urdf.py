@@ -5,7 +5,7 @@
 - a link and a joint of one name; every spelling that ROS accepts and XML parsers refuse;
 - collision shapes survive with their poses;
 - what ROS refuses, and what is larger than a cap, is refused with its reason, element and name;
-- damaged files raise RoboVLMsError and nothing else.
+- damaged files, URDF and MJCF, raise RoboVLMsError and nothing else.
 """
 
 import random
@@ -318,7 +318,7 @@ def damaged(text: str, choice: random.Random) -> str:
     for _ in range(choice.randint(1, 3)):
         begin = choice.randrange(len(text) + 1)
         end = min(len(text), begin + choice.choice((0, 1, 5, 80)))
-        kind = choice.randrange(5)
+        kind = choice.choice((0, 1, 1, 1, 2, 2, 2, 3, 3, 4))
         values = list(re.finditer(r'"[^"]*"', text))
         tags = list(re.finditer(r"<[^<>]*>", text))
         if kind == 0:
@@ -331,10 +331,17 @@ def damaged(text: str, choice: random.Random) -> str:
             text = text[: value.start()] + other.group() + text[value.end() :]
         elif kind == 3 and tags:
             tag = choice.choice(tags)
-            text = text[: tag.start()] + tag.group() * choice.choice((0, 2, 300)) + text[tag.end() :]
+            text = text[: tag.start()] + tag.group() * choice.choice((0, 2, 40)) + text[tag.end() :]
         elif kind == 4:
             text = text[:begin] if choice.random() < 0.5 else text[begin:]
     return text
+
+
+MJCF = """<mujoco><compiler angle="radian" eulerseq="zyx"/><default><joint axis="0 1 0" range="-1 1"/>
+<default class="tip"><site pos="0 0 1" euler="1 2 3"/></default></default>
+<worldbody><frame pos="1 2 3" childclass="tip">
+<body name="base"><body name="arm" pos="0 0 1"><joint name="shoulder"/><joint name="elbow" pos="0 0 1" ref="0.1"/>
+<geom type="capsule" fromto="0 0 0 0 0 1" size="0.1"/><site name="tool"/></body></body></frame></worldbody></mujoco>"""
 
 
 @pytest.fixture(scope="module")
@@ -343,10 +350,11 @@ def sources() -> list[tuple[str, tuple[str, ...], str]]:
     shipped = [load_robot(name) for name in ("panda", "widowx")]
     found = [(r.description_path.read_text(), r.joints, r.eef_frame) for r in shipped]
     case = UrdfCase(5)
-    return [*found, (case.text(), (case.joints[case.free[0]],), case.links[-1]), (ARM, ("shoulder", "elbow"), "tool")]
+    found.append((case.text(), (case.joints[case.free[0]],), case.links[-1]))
+    return [*found, *[(text, ("shoulder", "elbow"), "tool") for text in (ARM, MJCF)]]
 
 
-def test_damaged_files_raise_our_errors_alone(sources, tmp_path: Path) -> None:
+def test_damaged_files_raise_our_errors_alone(sources) -> None:
     choice = random.Random(0)
     refused = 0
     for _ in range(MUTATIONS):
