@@ -1,4 +1,4 @@
-"""Largest sizes of inputs that are read: an input above one of them is refused, and the message names it."""
+"""Largest sizes of inputs. A larger input is refused with a message that names the cap."""
 
 MAX_DESCRIPTION_BYTES = 16 * 2**20
 """Bytes of a robot description, each included file counted."""

@@ -19,7 +19,7 @@ SHOWN_NAMES = 60
 
 
 class KinematicsError(RoboVLMsError):
-    """A description cannot be loaded, or lacks the joints and frames that the robot's YAML names."""
+    """A description cannot be loaded, or lacks joints and frames of the robot's YAML."""
 
 
 def import_pinocchio() -> Any:
@@ -28,8 +28,8 @@ def import_pinocchio() -> Any:
         return importlib.import_module("pinocchio")
     except ImportError as error:
         raise KinematicsError(
-            f"inverse kinematics needs pinocchio, which cannot be imported ({error}). Install it with "
-            "`pip install pin` or, beside an apt ROS, `sudo apt install ros-$ROS_DISTRO-pinocchio`."
+            f"inverse kinematics needs pinocchio, which cannot be imported ({error}). "
+            "Install it with `pip install pin` or, beside an apt ROS, `sudo apt install ros-$ROS_DISTRO-pinocchio`."
         ) from error
 
 
@@ -61,7 +61,8 @@ def load_tree(description: str | Path) -> RobotTree:
             raise KinematicsError(f"{place} cannot be read as XML: {error}.") from error
         raise KinematicsError(f"{place} is not a valid <{kind}> description: {error}.") from error
     raise KinematicsError(
-        f"{place} has the root element <{quoted(kind)[1:-1]}>: must be <robot> (URDF) or <mujoco> (MJCF)."
+        f"{place} has the root element <{quoted(kind)[1:-1]}>: must be <robot> (URDF) or "
+        "<mujoco> (MJCF)."
     )
 
 
@@ -84,8 +85,9 @@ class ArmModel:
 
 
 def build_model(pin: Any, tree: RobotTree, arm: tuple[str, ...], tips: tuple[int, ...]) -> ArmModel:
-    """The model with every joint locked but those of the arm, and those that mimic them on the way to the links `tips`.
+    """The model with every joint locked but those of the arm and their mimics.
 
+    tips: indices of links; mimic joints are followed on the way from the root to these.
     A locked joint lies at position 0 in a URDF, at its `ref` in an MJCF. Raises DescriptionFault.
     """
     known = tree.joints()
@@ -98,7 +100,8 @@ def build_model(pin: Any, tree: RobotTree, arm: tuple[str, ...], tips: tuple[int
         parent, pose = links[link.parent] if index else (0, np.eye(4))
         pose = pose @ link.placement
         for joint in link.joints:
-            row, constant = np.zeros(len(arm)), joint.reference
+            row = np.zeros(len(arm))
+            constant = joint.reference
             if joint.name in arm:
                 row[arm.index(joint.name)] = 1.0
                 constant = 0.0
@@ -115,19 +118,22 @@ def build_model(pin: Any, tree: RobotTree, arm: tuple[str, ...], tips: tuple[int
                 pose = pose @ _motion(joint, constant - joint.reference)
             pose = pose @ pose_of(position=-joint.anchor)
         links.append((parent, pose))
-    return ArmModel(model, tuple(links), np.array(coupling).reshape(len(coupling), len(arm)), np.array(offset))
+    return ArmModel(
+        model, tuple(links), np.array(coupling).reshape(len(coupling), len(arm)), np.array(offset)
+    )
 
 
 def _followed(
     joint: TreeJoint, known: dict[str, TreeJoint], arm: tuple[str, ...], coupled: frozenset[str]
 ) -> tuple[Array, float]:
-    """(J,) and a constant: the position of a joint that is none of the arm's, as a linear function of the arm's."""
+    """(J,) and a constant: the position of another joint as a linear function of the arm's."""
     if joint.name and joint.name in coupled:
         raise DescriptionFault(
-            f"joint {quoted(joint.name)} on the way to the tool follows another joint by <equality>, which is not "
-            "read. Give a description without that joint"
+            f"joint {quoted(joint.name)} on the way to the tool follows another joint by "
+            "<equality>, which is not read. Give a description without that joint"
         )
-    factor, constant = 1.0, 0.0
+    factor = 1.0
+    constant = 0.0
     seen: list[str] = []
     while joint.mimic is not None and joint.name not in arm:
         if joint.name in seen:
@@ -168,7 +174,7 @@ def _joint_model(pin: Any, joint: TreeJoint) -> Any:
 
 
 def check_joints(tree: RobotTree, arm: tuple[str, ...]) -> None:
-    """Refuse joints that the tree lacks, that have no single degree of freedom, or that mimic another joint.
+    """Refuse absent joints, joints without one degree of freedom, and mimics of other joints.
 
     Raises DescriptionFault.
     """
@@ -184,13 +190,13 @@ def check_joints(tree: RobotTree, arm: tuple[str, ...]) -> None:
         joint = known[name]
         if not joint.moves:
             raise DescriptionFault(
-                f"joint '{name}' of type {joint.kind} has not one degree of freedom; an arm's joints are revolute, "
-                "continuous or prismatic"
+                f"joint '{name}' of type {joint.kind} has not one degree of freedom; "
+                "an arm's joints are revolute, continuous or prismatic"
             )
         if joint.mimic is not None:
             raise DescriptionFault(
-                f"joint '{name}' mimics '{joint.mimic.joint}': it is no joint of its own. Name the joint that it "
-                "mimics instead"
+                f"joint '{name}' mimics {quoted(joint.mimic.joint)}: it is no joint of its own. "
+                "Name the joint that it mimics instead"
             )
 
 
@@ -201,9 +207,10 @@ def find_frame(tree: RobotTree, name: str) -> int:
         return found
     child = tree.child_of(name)
     names = sorted({link.name for link in tree.links if link.name})
-    joint = f". '{name}' is a joint: name the link that it moves, '{child}'" if child else ""
+    joint = f". '{name}' is a joint: name the link that it moves, {quoted(child)}" if child else ""
     raise DescriptionFault(
-        f"frame '{name}' is not in the robot's description, which has: {_listed(names)}{joint}{unread_note(tree)}"
+        f"frame '{name}' is not in the robot's description, which has: "
+        f"{_listed(names)}{joint}{unread_note(tree)}"
     )
 
 

@@ -1,7 +1,8 @@
-"""XML of robot descriptions, read as leniently as ROS and MuJoCo read it, and within the caps.
+"""XML of robot descriptions, read as leniently as by ROS and MuJoCo, and within the caps.
 
-Both use tinyxml2. It accepts prefixes without a declaration, blank lines, a byte order mark or comments before the
-XML header, `--` inside comments, a bare `&`, and any encoding; expat alone refuses each of these.
+Both use tinyxml2. It accepts prefixes without a declaration, blank lines, a byte order mark or
+comments before the XML header, `--` inside comments, a bare `&`, any encoding, and text after the
+root element; expat alone refuses each of these.
 """
 
 import re
@@ -33,7 +34,7 @@ def quoted(text: object) -> str:
 
 
 class DescriptionReader:
-    """Reads the XML of one description: its caps hold for the description and its includes together."""
+    """Reads one description and its includes; the caps hold for all of them together."""
 
     def __init__(self) -> None:
         self._bytes = 0
@@ -115,7 +116,7 @@ class DescriptionReader:
 
 
 def _without_comments(text: str) -> str:
-    """The text with each comment replaced by its line breaks, which keeps the line numbers of messages."""
+    """The text with each comment replaced by its line breaks: messages name lines."""
     parts = []
     position = 0
     while True:

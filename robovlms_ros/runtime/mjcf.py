@@ -1,8 +1,8 @@
-"""MJCF as a RobotTree, after the rules of MuJoCo: its defaults, its frames, its compiler settings, its refusals.
+"""MJCF as a RobotTree, by the rules of MuJoCo.
 
-Read are compiler, default, worldbody with body, frame, joint, freejoint, site and geom, the joint couplings of
-equality, and include. What <replicate>, <attach>, <composite> and <flexcomp> make is not read: it moves nothing
-outside of it, and a name that is asked for and missing is refused with a reference to them.
+The reader takes compiler, default, include, worldbody with body, frame, joint, freejoint, site and
+geom, and the joint couplings of equality. It skips <replicate>, <attach>, <composite> and
+<flexcomp>: their contents move nothing outside of them. The error on an absent name refers to them.
 """
 
 import math
@@ -62,7 +62,9 @@ class Compiler:
         self.alignfree = _choice(element, "alignfree", ("true", "false"), self.alignfree)
         self.sequence = element.get("eulerseq", self.sequence)
         if len(self.sequence) != 3:
-            raise DescriptionFault(f"compiler eulerseq = {quoted(self.sequence)}: must be {SEQUENCE}")
+            raise DescriptionFault(
+                f"compiler eulerseq = {quoted(self.sequence)}: must be {SEQUENCE}"
+            )
         if element.get("coordinate", "local") != "local":
             raise DescriptionFault(
                 f"compiler coordinate = {quoted(element.get('coordinate'))}: must be local. "
@@ -95,7 +97,8 @@ def expand_includes(root: Element, folder: Path | None, reader: DescriptionReade
         include = next(root.iter("include"), None)
         if include is not None:
             raise DescriptionFault(
-                f"it includes {quoted(include.get('file'))}, which a description given as text cannot"
+                f"it includes {quoted(include.get('file'))}, which a description given as text "
+                "cannot"
             )
         return
     _expand(root, folder, folder, reader)
@@ -130,7 +133,7 @@ def read_mjcf(root: Element) -> RobotTree:
 
 @dataclass
 class _Scope:
-    """A place in the tree of bodies. pose: (4, 4) of the frames between the link and the element."""
+    """A place in the tree of bodies. pose: (4, 4) of the frames inside the link."""
 
     link: int
     pose: Array
@@ -153,7 +156,8 @@ class _Reading:
         for section in self.root.findall("default"):
             if section.get("class", "main") != "main":
                 raise DescriptionFault(
-                    f"a top-level default has the class {quoted(section.get('class'))}: must be main, or nested"
+                    f"a top-level default has the class {quoted(section.get('class'))}: "
+                    "must be main, or nested"
                 )
             self._read_class(section, "main")
         self.links.append(TreeLink("world", -1, np.eye(4)))
@@ -302,7 +306,8 @@ class _Reading:
             and low < high
         ):
             raise DescriptionFault(
-                f"{where}: has a range but not limited, and compiler autolimits is false. Set limited to true or false"
+                f"{where}: has a range but not limited, and compiler autolimits is false. "
+                "Set limited to true or false"
             )
         if limited == "false" or not low < high:
             return -math.inf, math.inf
@@ -344,7 +349,7 @@ class _Reading:
         return self._euler(values)
 
     def _euler(self, values: Array) -> Array:
-        """Lower-case letters turn about the axes that have turned already, upper-case ones about the fixed axes."""
+        """(3, 3): lower-case letters turn about the turned axes, upper-case ones about the fixed."""
         if not set(self.compiler.sequence) <= set("xyzXYZ"):
             raise DescriptionFault(
                 f"compiler eulerseq = {quoted(self.compiler.sequence)}: must be {SEQUENCE}"
@@ -358,7 +363,10 @@ class _Reading:
 
 
 def _laid_over(default: Attributes, element: Element) -> Attributes:
-    """The attributes of an element over those of a class. Raises DescriptionFault for two orientations on one."""
+    """The attributes of an element over those of a class.
+
+    Raises DescriptionFault for several orientations on one element.
+    """
     written = [name for name in (*ORIENTATIONS, "quat") if name in element.attrib]
     if len(written) > 1:
         raise DescriptionFault(
@@ -380,7 +388,7 @@ def _half_length(fromto: str) -> float:
 
 
 def _turn_z_to(direction: Array, where: str) -> Array:
-    """(3, 3) smallest turn that brings the z axis to a direction; half a turn about x for the opposite one."""
+    """(3, 3) smallest turn of the z axis to a direction; half a turn about x for the opposite."""
     z = unit_vector(direction, where)
     axis = np.array([-z[1], z[0], 0.0])
     sine = float(np.linalg.norm(axis))

@@ -17,8 +17,8 @@ def check_description(robot: RobotSpec, description: str | Path | None = None) -
         if robot.controller.type == "chunk_only":
             return Finding("ok", "description", "not needed: chunk_only commands no joints")
         text = (
-            f"not checked: it comes from the topic '{topic}'. Give the file that robot_state_publisher "
-            "publishes with --description FILE"
+            f"not checked: it comes from the topic '{topic}'. Give the file that "
+            "robot_state_publisher publishes with --description FILE"
         )
         return Finding("warning", "description", text)
     source = robot.description_path if description is None else description

@@ -53,7 +53,10 @@ class TreeJoint:
 
 @dataclass(frozen=True)
 class Geometry:
-    """One collision shape. pose: (4, 4) in its link. attributes: as the description writes them, `type` among them."""
+    """One collision shape.
+
+    pose: (4, 4) in its link. attributes: as the description writes them, `type` among them.
+    """
 
     pose: Array
     attributes: Mapping[str, str]
@@ -61,8 +64,9 @@ class Geometry:
 
 @dataclass
 class TreeLink:
-    """One link, body or site. parent: index in the tree, -1 for the root. placement: (4, 4) in the parent's axes.
+    """One link, body or site.
 
+    parent: index in the tree, -1 for the root. placement: (4, 4) in the parent's axes.
     joints: applied one after the other, the first one next to the parent.
     """
 
@@ -113,7 +117,7 @@ def read_number(text: str, where: str) -> float:
     """A finite number. Raises DescriptionFault."""
     text = text.strip()
     try:
-        # float() also takes underscores and digits of other scripts, which no parser of descriptions takes.
+        # float() also takes underscores and digits of other scripts; ROS and MuJoCo do not.
         well_formed = text.isascii() and "_" not in text and len(text) <= NUMBER_LENGTH
         value = float(text) if well_formed else math.nan
     except ValueError:
@@ -124,7 +128,10 @@ def read_number(text: str, where: str) -> float:
 
 
 def read_numbers(text: str, count: int, where: str) -> Array:
-    """(count,) numbers separated by white space, at most MAX_DESCRIPTION_NUMBER large. Raises DescriptionFault."""
+    """(count,) numbers separated by white space, at most MAX_DESCRIPTION_NUMBER large.
+
+    Raises DescriptionFault.
+    """
     parts = text.split(maxsplit=count)
     if len(parts) != count:
         raise DescriptionFault(

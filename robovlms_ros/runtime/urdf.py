@@ -1,7 +1,7 @@
-"""URDF as a RobotTree, after the format's parser in ROS (urdfdom): the same names, defaults and refusals.
+"""URDF as a RobotTree, by the rules of its parser in ROS, urdfdom.
 
-Read are link, joint, origin, axis, limit (lower and upper), mimic and collision. Everything else is skipped, so that
-effort, inertia, meshes and leftovers of xacro cannot be at fault.
+The reader takes link, joint, origin, axis, limit (lower and upper), mimic and collision. It skips
+everything else, so that effort, inertia, meshes and leftovers of xacro cannot be at fault.
 """
 
 import math
@@ -87,7 +87,7 @@ def _grow(root: str, links: dict[str, Element], children: dict[str, list[Element
 
 
 def _named(root: Element, tag: str) -> dict[str, Element]:
-    """The direct children of a tag by name: a <joint> inside a <transmission> is none of the robot's."""
+    """The direct children of a tag by name: a <joint> in a <transmission> is no joint."""
     named: dict[str, Element] = {}
     for element in root.findall(tag):
         name = element.get("name")
@@ -170,7 +170,7 @@ def _mimic(joint: Element, where: str) -> Mimic | None:
 
 
 def _geometry(link: Element) -> list[Geometry]:
-    """The collision shapes. attributes: those of <box>, <cylinder>, <sphere> or <mesh>, and its tag as `type`."""
+    """The collision shapes, with the attributes of <box>, <mesh> and so on, the tag as `type`."""
     shapes: list[Geometry] = []
     for collision in link.findall("collision"):
         pose = _origin(collision, f"collision of link {quoted(link.get('name'))}")

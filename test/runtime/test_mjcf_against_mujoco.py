@@ -5,7 +5,7 @@
 - The poses and half-lengths of collision shapes equal MuJoCo's.
 - Each feature alone, as public files have it.
 - Includes, nested and beside the main file.
-- What MuJoCo refuses is refused by name; what is not read is named when a name is missing.
+- Refusals of MuJoCo are refusals by name; the error on an absent name refers to elements that are skipped.
 """
 
 import random
@@ -330,7 +330,7 @@ def test_includes_beside_their_file_and_beside_the_main_one(tmp_path: Path) -> N
     ],
     ids=range(23),
 )
-def test_what_mujoco_refuses_is_refused_by_name(text: str, message: str) -> None:
+def test_refusals_of_mujoco(text: str, message: str) -> None:
     with pytest.raises(KinematicsError, match=message):
         Kinematics(text, ["j"], "tip")
     if "nan" not in text:
@@ -350,6 +350,6 @@ def test_what_mujoco_refuses_is_refused_by_name(text: str, message: str) -> None
     ],
     ids=("replicate", "attach", "align", "equality", "ball"),
 )
-def test_what_is_not_read_is_refused_where_it_is_needed(text: str, message: str) -> None:
+def test_skipped_elements_are_named(text: str, message: str) -> None:
     with pytest.raises(KinematicsError, match=message):
         Kinematics(text, ["j"], "tip")

@@ -4,7 +4,7 @@
   name, prefixes, byte order marks) equal an independent forward kinematics, in pose and Jacobian;
 - a link and a joint of one name; every spelling that ROS accepts and XML parsers refuse;
 - collision shapes survive with their poses;
-- what ROS refuses, and what is larger than a cap, is refused with its reason, element and name;
+- refusals of ROS and of the caps carry their reason, the element and its name;
 - damaged files, URDF and MJCF, raise RoboVLMsError and nothing else.
 """
 
@@ -291,7 +291,7 @@ def test_a_joint_without_one_degree_of_freedom(kind: str) -> None:
     np.testing.assert_allclose(Kinematics(text, ["elbow"], "tool").forward(np.zeros(1))[:3, 3], [0, 0, 2])
 
 
-def test_what_is_no_regular_file(tmp_path: Path) -> None:
+def test_paths_without_a_regular_file(tmp_path: Path) -> None:
     for path in (Path("/dev/zero"), tmp_path, tmp_path / "absent.urdf", Path("a\0b")):
         with pytest.raises(KinematicsError, match="cannot be read"):
             Kinematics(path, ["shoulder"], "tool")
