@@ -117,6 +117,7 @@ def inspect(
         if read_weights:
             findings += check_weights(policy, place)
         findings += check_inputs(place.config, policy, situation)
+        findings += check_proprioception(place.config, situation.robot)
         findings += check_action(place.config, situation)
     except RoboVLMsError as error:
         findings.append(Finding("error", "checkpoint", str(error)))
@@ -218,6 +219,19 @@ def _check_spacing(step: float, window: int, tolerance: float, rate: float | Non
     if not near:
         text += f": a frame may lie {0.5 / rate:.4f} s from its place, {tolerance:.4f} s are tolerated"
     return Finding("ok" if near else "warning", "history", text)
+
+
+def check_proprioception(config: PolicyConfig, robot: Robot | None) -> list[Finding]:
+    """The joint positions that the policy takes against the robot's joints."""
+    proprioception = config.proprioception
+    if robot is None or proprioception is None or "joint_positions" not in proprioception.names:
+        return []
+    takes = proprioception.joints
+    has = len(robot.joints)
+    text = f"takes {takes} joint positions; robot '{robot.name}' has {has} joints"
+    if takes != has:
+        text += ". It was trained on another robot: give that one's YAML, or a policy of this robot"
+    return [Finding("ok" if takes == has else "error", "proprioception", text)]
 
 
 def check_action(config: PolicyConfig, situation: Situation) -> list[Finding]:

@@ -80,10 +80,7 @@ def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> 
     if robot.controller.type == "chunk_only" and robot.description_path is None:
         return Body(robot, None)
     source = robot.description_path or description(str(robot.description.topic))
-    make = lambda: Kinematics(  # noqa: E731
-        source, robot.joints, robot.eef_frame, robot.base_frame, robot.lower(), robot.upper(),
-        np.array(robot.home), robot.posture_gain,
-    )
+    make = lambda: Kinematics.for_robot(robot, source)  # noqa: E731
     make()
     return Body(robot, make)
 

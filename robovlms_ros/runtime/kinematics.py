@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.runtime.description import KinematicsError, import_pinocchio, load_model, reduce_model
+from robovlms_ros.runtime.description import (
+    ArmModel,
+    KinematicsError,
+    build_model,
+    check_joints,
+    find_frame,
+    import_pinocchio,
+    load_tree,
+    place_of,
+)
+from robovlms_ros.runtime.description_xml import DescriptionFault
 from robovlms_ros.runtime.robot import IKSettings, RobotSpec
 
 Array = NDArray[np.float64]
@@ -59,27 +69,46 @@ class Kinematics:
     ) -> None:
         self._pin = import_pinocchio()
         self._eigen_solver = importlib.import_module("eigenpy").SelfAdjointEigenSolver
-        model = load_model(self._pin, description)
         self.joints = tuple(joints)
-        self._model = reduce_model(self._pin, model, self.joints)
-        self._data = self._model.createData()
-        order = [self._model.joints[self._model.getJointId(j)].idx_q for j in self.joints]
-        self._order = np.array(order)
-        self._identity = bool(np.array_equal(self._order, np.arange(len(order))))
-        self._eef = self._frame(eef_frame)
-        base = None if base_frame is None else self._frame(base_frame)
-        self._pin.framesForwardKinematics(self._model, self._data, self._pin.neutral(self._model))
-        pose = np.eye(4) if base is None else self._data.oMf[base].homogeneous
-        if base is not None and self._model.frames[base].parentJoint != 0:
-            raise KinematicsError(f"base_frame '{base_frame}' moves with the joints; name one below the first.")
+        place = place_of(description)
+        tree = load_tree(description)
+        try:
+            check_joints(tree, self.joints)
+            eef = find_frame(tree, eef_frame)
+            base = None if base_frame is None else find_frame(tree, base_frame)
+            arm = build_model(self._pin, tree, self.joints, (eef, base or 0))
+            self._use(arm, eef)
+        except DescriptionFault as error:
+            raise KinematicsError(f"{place}: {error}.") from error
+        # pinocchio documents no set of exceptions.
+        except Exception as error:
+            raise KinematicsError(f"{place}: pinocchio cannot build it: {type(error).__name__}: {error}") from error
+        base_joint, pose = (0, np.eye(4)) if base is None else arm.links[base]
+        if base_joint != 0:
+            raise KinematicsError(
+                f"{place}: base_frame '{base_frame}' moves with the joints; name one below the first."
+            )
         self._base_rotation = pose[:3, :3].copy()
         self._base_position = pose[:3, 3].copy()
-        self.lower = self._model.lowerPositionLimit[self._order] if lower is None else np.asarray(lower, float)
-        self.upper = self._model.upperPositionLimit[self._order] if upper is None else np.asarray(upper, float)
+        known = tree.joints()
+        self.lower = np.array([known[j].lower for j in self.joints]) if lower is None else np.asarray(lower, float)
+        self.upper = np.array([known[j].upper for j in self.joints]) if upper is None else np.asarray(upper, float)
         self._posture: Array | None = None if posture is None else np.asarray(posture, float)
         self._posture_gain = posture_gain
         self.settings = settings or IKSettings()
         self._weights = np.array([1.0, 1.0, 1.0, *[self.settings.rotation_weight] * 3])
+
+    def _use(self, arm: ArmModel, eef: int) -> None:
+        """Take a model over, with the tool's frame added."""
+        joint, pose = arm.links[eef]
+        placement = self._pin.SE3(pose[:3, :3], pose[:3, 3])
+        self._eef = arm.model.addFrame(self._pin.Frame("tool", joint, placement, self._pin.FrameType.OP_FRAME))
+        self._model = arm.model
+        self._data = arm.model.createData()
+        self._coupling = arm.coupling
+        self._offset = arm.offset
+        count = len(self.joints)
+        self._identity = np.array_equal(arm.coupling, np.eye(count)) and not arm.offset.any()
 
     @classmethod
     def for_robot(cls, robot: RobotSpec, description: str | Path | None = None) -> "Kinematics":
@@ -127,7 +156,7 @@ class Kinematics:
         q = self._configuration(positions)
         frame = self._pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
         jacobian = self._pin.computeFrameJacobian(self._model, self._data, q, self._eef, frame)
-        jacobian = jacobian if self._identity else jacobian[:, self._order]
+        jacobian = self._per_arm_joint(jacobian)
         return np.vstack([self._base_rotation.T @ jacobian[:3], self._base_rotation.T @ jacobian[3:]])
 
     def inverse(self, targets: Array, seed: Array) -> IKResult:
@@ -177,7 +206,7 @@ class Kinematics:
         error = np.empty(6)
         error[:3] = rest.translation
         error[3:] = self._pin.log3(rest.rotation)
-        return (jacobian if self._identity else jacobian[:, self._order]), error
+        return self._per_arm_joint(jacobian), error
 
     def _advance(self, q: Array, jacobian: Array, error: Array, posture: Array | None = None) -> Array:
         """One iteration: q moved against the error within the limits; joints that meet a limit leave the solution."""
@@ -214,18 +243,14 @@ class Kinematics:
         near = np.maximum(1.0 - squares / s.singular_value**2, 1e-9)
         return jacobian.T @ (vectors @ ((vectors.T @ error) / (squares + s.damping**2 * near)))
 
+    def _per_arm_joint(self, jacobian: Array) -> Array:
+        """(6, J) of pinocchio's (6, V); of a single joint pinocchio gives (6,)."""
+        return jacobian.reshape(6, -1) if self._identity else jacobian.reshape(6, -1) @ self._coupling
+
     def _configuration(self, positions: Array) -> Array:
         if self._identity:
             return np.ascontiguousarray(positions, dtype=np.float64)
-        q = np.empty(len(self.joints))
-        q[self._order] = positions
-        return q
-
-    def _frame(self, name: str) -> int:
-        if not self._model.existFrame(name):
-            names = sorted({f.name for f in self._model.frames})
-            raise KinematicsError(f"frame '{name}' is not in the robot's description, which has: {', '.join(names)}.")
-        return int(self._model.getFrameId(name))
+        return self._coupling @ np.asarray(positions, dtype=np.float64) + self._offset
 
 
 def _norm(vector: Array) -> float:

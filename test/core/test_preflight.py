@@ -23,6 +23,7 @@ from robovlms_ros.policy.checkpoint import build_policy, load_policy, save_polic
 from robovlms_ros.policy.preflight import Report, Situation, inspect
 from robovlms_ros.policy.weights import CheckpointError
 from robovlms_ros.processing.text import TokenizerError
+from robovlms_ros.resources import find
 from robovlms_ros.runtime.robot import load_robot
 
 MakeConfig = Callable[..., PolicyConfig]
@@ -99,6 +100,41 @@ def test_joint_statistics_of_another_arm(make_config: MakeConfig, tmp_path: Path
     narrow = dataclasses.replace(robot, name="six")
     object.__setattr__(narrow, "joints", robot.joints[:6])
     assert "7 joints in the policy, 6 in robot 'six'" in errors(inspect(folder, None, Situation(narrow)))
+
+
+def test_the_description_is_loaded(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pinocchio", reason="pinocchio is not installed")
+    assert main(["check", str(folder), "--robot", "panda"]) == 0
+    assert "panda_link0 to panda_grip_site" in capsys.readouterr().out
+    panda = load_robot("panda")
+    damaged = tmp_path / "damaged.urdf"
+    damaged.write_text(panda.description_path.read_text().replace('name="panda_joint4"', 'name="elbow"'))
+    assert main(["check", str(folder), "--robot", "panda", "--description", str(damaged), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    found = [row["text"] for row in report["findings"] if row["topic"] == "description"]
+    assert "damaged.urdf: joints panda_joint4 are not in the robot's description" in found[0] and not report["pass"]
+    assert main(["check", str(folder), "--description", str(damaged)]) != 0
+    assert "give --robot as well" in capsys.readouterr().err
+
+
+def test_a_description_of_a_topic(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pinocchio", reason="pinocchio is not installed")
+    path = tmp_path / "panda.yaml"
+    data = yaml.safe_load(find("panda", "config/robots").read_text())
+    path.write_text(yaml.safe_dump({**data, "description": {"topic": "robot_description"}}))
+    main(["check", str(folder), "--robot", str(path)])
+    assert "WARN  description: not checked: it comes from the topic 'robot_description'" in capsys.readouterr().out
+    description = str(load_robot("panda").description_path)
+    main(["check", str(folder), "--robot", str(path), "--description", description])
+    assert "  ok  description:" in capsys.readouterr().out
+
+
+def test_proprioception_of_another_robot(make_config: MakeConfig, tmp_path: Path) -> None:
+    proprioception = {"names": ["joint_positions"], "joints": 7}
+    folder = save_policy(build_policy(make_config("kosmos", proprioception=proprioception)), tmp_path / "policy")
+    six = inspect(folder, None, Situation(load_robot("ur5e")))
+    assert "proprioception: takes 7 joint positions; robot 'ur5e' has 6 joints" in errors(six)
+    assert "proprioception" not in errors(inspect(folder, None, Situation(load_robot("panda"))))
 
 
 def test_weights_that_do_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
