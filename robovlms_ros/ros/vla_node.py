@@ -211,7 +211,7 @@ class VLANode(PlainLifecycleNode):
         self._reporter.publish_on_change()
         if gives_up and self.lifecycle_state == "active":
             self.get_logger().error(f"deactivating: {self._report.last_refusal}")
-            self.trigger_deactivate()
+            self.change_state("deactivate")
 
     def _watched(self) -> dict[str, str]:
         """What stands in /diagnostics beside the policy: name -> what is wrong, empty when nothing is."""
