@@ -31,10 +31,10 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.bench.fault_arm import FaultArm
-from robovlms_ros.bench.scripted_policy_node import FAULT_TOPIC
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.demo.processes import Child
+from robovlms_ros.ros.fault_bench.arm import FaultArm
+from robovlms_ros.ros.fault_bench.policy_node import FAULT_TOPIC
 from robovlms_ros.ros.inputs import LATCHED
 from robovlms_ros.ros.messages import from_time, to_time
 from robovlms_ros.types import NANOSECONDS, RoboVLMsError
@@ -151,7 +151,7 @@ class Stage(Node):
             "-p", f"use_sim_time:={str(self.arm.simulated_time).lower()}",
             "-p", "authority_ramp:=0.2", "-p", "watchdog.following_time:=2.0",
         ]  # fmt: skip
-        return Child(name, "robovlms_ros.bench.scripted_policy_node", arguments, self._logs / f"{name}.log", {})
+        return Child(name, "robovlms_ros.ros.fault_bench.policy_node", arguments, self._logs / f"{name}.log", {})
 
     def change_state(self, client: Any, transition: int) -> None:
         """Request a transition. Raises BenchFailed where it is refused."""
