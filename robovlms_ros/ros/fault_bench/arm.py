@@ -44,7 +44,7 @@ class FaultArm(Node):
     """See the module's docstring.
 
     joint_hook, image_hook: applied to each message before it is published; None publishes nothing.
-    clock_offset_ns: added to the system's clock; published on /clock where `simulated_time` is true.
+    simulated_time: its clock is published on /clock.
     """
 
     def __init__(self, simulated_time: bool = False) -> None:
@@ -53,7 +53,8 @@ class FaultArm(Node):
         self.joint_hook: JointHook = lambda message: message
         self.image_hook: ImageHook = lambda message: message
         self.simulated_time = simulated_time
-        self.clock_offset_ns = 0
+        self._offsets: list[tuple[float, int]] = [(0.0, 0)]
+        self._restarts: list[float] = []
         self._epoch = time.monotonic()
         self._epoch_ns = time.time_ns()
         self.rejected: list[str] = []
@@ -86,7 +87,15 @@ class FaultArm(Node):
 
     def _clock_at(self, monotonic: float) -> int:
         """The arm's clock at a monotonic time: one clock for control and record, whatever the interpreter delays."""
-        return self._epoch_ns + round((monotonic - self._epoch) * NANOSECONDS) + self.clock_offset_ns
+        offset_ns = next(offset for since, offset in reversed(self._offsets) if since <= monotonic)
+        return self._system_at(monotonic) + offset_ns
+
+    def _system_at(self, monotonic: float) -> int:
+        return self._epoch_ns + round((monotonic - self._epoch) * NANOSECONDS)
+
+    def jump_clock(self, seconds: float) -> None:
+        """The arm's clock jumps."""
+        self._offsets.append((time.monotonic(), self._offsets[-1][1] + round(seconds * NANOSECONDS)))
 
     def listen(self, listening: bool) -> None:
         """Start or stop the controller's subscription."""
@@ -100,8 +109,7 @@ class FaultArm(Node):
     def restart_controller(self) -> None:
         """The controller forgets its trajectory and holds the measured pose."""
         with self._lock:
-            self._controller.reset()
-            self._own.append(len(self._commands))
+            self._restarts.append(time.monotonic())
 
     def speed(self) -> float:
         """The fastest joint's commanded speed, rad/s."""
@@ -133,8 +141,9 @@ class FaultArm(Node):
         self._thread.join()
 
     def _on_command(self, message: JointTrajectory, info: dict[str, Any]) -> None:
-        with self._lock:
-            self._inbox.append((info["received_timestamp"], message))
+        if self._listening is not None:
+            with self._lock:
+                self._inbox.append((info["received_timestamp"], message))
 
     def _on_gripper(self, message: JointTrajectory) -> None:
         closed = self.robot.gripper.position(0.0)  # type: ignore[union-attr]
@@ -158,8 +167,13 @@ class FaultArm(Node):
     def _control(self, now: float) -> None:
         clock_ns = self._clock_at(now)
         with self._lock:
-            while self._inbox and self._inbox[0][0] <= clock_ns - self.clock_offset_ns:
+            # With simulated time the node's clock is the one published here: as far behind as control itself.
+            while self._inbox and (self.simulated_time or self._inbox[0][0] <= self._system_at(now)):
                 self._accept(self._inbox.pop(0)[1], clock_ns)
+            if self._restarts and self._restarts[0] <= now:
+                self._restarts.pop(0)
+                self._controller.reset()
+                self._own.append(len(self._commands))
             command = self._controller.update(clock_ns, PERIOD_NS, self.positions, np.zeros(7))[0]
             self.positions = self.positions + (command - self.positions) * (1 - np.exp(-PERIOD / LAG))
             self._times.append(now)

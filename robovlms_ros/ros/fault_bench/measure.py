@@ -342,7 +342,7 @@ def _controller_away(stage: Stage) -> None:
 
 def _jump_clock(seconds: float) -> Callable[[Stage], None]:
     def inject(stage: Stage) -> None:
-        stage.arm.clock_offset_ns += round(seconds * NANOSECONDS)
+        stage.arm.jump_clock(seconds)
 
     return inject
 
