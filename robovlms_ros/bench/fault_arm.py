@@ -44,6 +44,7 @@ class FaultArm(Node):
     """See the module's docstring.
 
     joint_hook, image_hook: applied to each message before it is published; None publishes nothing.
+    silent_camera: name of a camera that publishes nothing; empty for none.
     clock_offset_ns: added to the system's clock; published on /clock where `simulated_time` is true.
     """
 
@@ -52,6 +53,7 @@ class FaultArm(Node):
         self.robot = load_robot("panda")
         self.joint_hook: JointHook = lambda message: message
         self.image_hook: ImageHook = lambda message: message
+        self.silent_camera = ""
         self.simulated_time = simulated_time
         self.clock_offset_ns = 0
         self._epoch = time.monotonic()
@@ -67,9 +69,10 @@ class FaultArm(Node):
         self._measured: list[Array] = []
         self._own: list[int] = []
         self._states = self.create_publisher(JointState, "joint_states", 10)
-        self._cameras = [
-            self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data) for name in ("static", "wrist")
-        ]
+        self._cameras = {
+            name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
+            for name in ("static", "wrist")
+        }
         self._clock = self.create_publisher(Clock, "/clock", 10)
         self._pixels = np.random.default_rng(0)
         self._listening = None
@@ -98,8 +101,9 @@ class FaultArm(Node):
             self._listening = self.create_subscription(JointTrajectory, topic, self._on_command, 10)
 
     def restart_controller(self) -> None:
-        """The controller forgets its trajectory and holds the measured pose."""
+        """The controller forgets its trajectory and what it has not yet taken up, and holds the measured pose."""
         with self._lock:
+            self._inbox.clear()
             self._controller.reset()
             self._own.append(len(self._commands))
 
@@ -189,7 +193,9 @@ class FaultArm(Node):
             if bent is not None:
                 self._states.publish(bent)
         if count % IMAGES_EVERY == 0:
-            for publisher in self._cameras:
+            for name, publisher in self._cameras.items():
+                if name == self.silent_camera:
+                    continue
                 image = Image(width=SIZE, height=SIZE, encoding="rgb8", step=3 * SIZE)
                 image.data = self._pixels.integers(0, 256, 3 * SIZE * SIZE, dtype=np.uint8).tobytes()
                 image.header.stamp = stamp
