@@ -45,7 +45,7 @@ class FaultArm(Node):
 
     joint_hook, image_hook: applied to each message before it is published; None publishes nothing.
     silent_camera: name of a camera that publishes nothing; empty for none.
-    clock_offset_ns: added to the system's clock; published on /clock where `simulated_time` is true.
+    received: the number of commands that have arrived. Its clock is published on /clock where `simulated_time` is true.
     """
 
     def __init__(self, simulated_time: bool = False) -> None:
@@ -55,10 +55,11 @@ class FaultArm(Node):
         self.image_hook: ImageHook = lambda message: message
         self.silent_camera = ""
         self.simulated_time = simulated_time
-        self.clock_offset_ns = 0
+        self._jumps = [(0.0, 0)]
         self._epoch = time.monotonic()
         self._epoch_ns = time.time_ns()
         self.rejected: list[str] = []
+        self.received = 0
         self.gripper_closes_s = 0.0
         self._controller = TrajectoryController(self.robot.joints)
         self.positions: Array = np.array(self.robot.home)
@@ -87,9 +88,18 @@ class FaultArm(Node):
         """The arm's clock, ns."""
         return self._clock_at(time.monotonic())
 
+    def jump_clock(self, seconds: float) -> None:
+        """Add seconds to the arm's clock from now on."""
+        self._jumps.append((time.monotonic(), self._jumps[-1][1] + round(seconds * NANOSECONDS)))
+
     def _clock_at(self, monotonic: float) -> int:
         """The arm's clock at a monotonic time: one clock for control and record, whatever the interpreter delays."""
-        return self._epoch_ns + round((monotonic - self._epoch) * NANOSECONDS) + self.clock_offset_ns
+        offset = next(offset for since, offset in reversed(self._jumps) if monotonic >= since)
+        return self._system_at(monotonic) + offset
+
+    def _system_at(self, monotonic: float) -> int:
+        """The system's clock at a monotonic time, ns."""
+        return self._epoch_ns + round((monotonic - self._epoch) * NANOSECONDS)
 
     def listen(self, listening: bool) -> None:
         """Start or stop the controller's subscription."""
@@ -138,6 +148,7 @@ class FaultArm(Node):
 
     def _on_command(self, message: JointTrajectory, info: dict[str, Any]) -> None:
         with self._lock:
+            self.received += 1
             self._inbox.append((info["received_timestamp"], message))
 
     def _on_gripper(self, message: JointTrajectory) -> None:
@@ -157,12 +168,13 @@ class FaultArm(Node):
                 time.sleep(ahead)
             self._control(due)
             if ahead > -PERIOD:
-                self._publish(count, self._clock_at(due))
+                # Control is still before a jump of the clock that is already published.
+                self._publish(count, self._system_at(due) + self._jumps[-1][1])
 
     def _control(self, now: float) -> None:
         clock_ns = self._clock_at(now)
         with self._lock:
-            while self._inbox and self._inbox[0][0] <= clock_ns - self.clock_offset_ns:
+            while self._inbox and self._inbox[0][0] <= self._system_at(now):
                 self._accept(self._inbox.pop(0)[1], clock_ns)
             command = self._controller.update(clock_ns, PERIOD_NS, self.positions, np.zeros(7))[0]
             self.positions = self.positions + (command - self.positions) * (1 - np.exp(-PERIOD / LAG))
@@ -184,7 +196,7 @@ class FaultArm(Node):
     def _publish(self, count: int, clock_ns: int) -> None:
         stamp = to_time(clock_ns)
         if self.simulated_time:
-            self._clock.publish(Clock(clock=stamp))
+            self._clock.publish(Clock(clock=to_time(self.now_ns())))
         if count % STATES_EVERY == 0:
             names = [*self.robot.joints, self.robot.gripper.joint]  # type: ignore[union-attr]
             state = JointState(name=names, position=[*self.positions.tolist(), 0.04])
