@@ -408,11 +408,13 @@ def measure(stage: Stage, fault: Fault) -> FaultRow:
     closing = time.monotonic() - stage.arm.gripper_closes_s < 0.4
     speed = stage.arm.speed()
     since = stage.arm.mark()
+    earlier = stage.status.last_stop
     begin = time.monotonic()
     fault.inject(stage)
     time.sleep(max(0.0, begin + AFTER - time.monotonic()))
     state = stage.status.state
-    detail = stage.status.detail or stage.status.last_stop
+    stopped = stage.status.last_stop
+    detail = stage.status.detail or (stopped if stopped != earlier else "")
     until = stage.arm.mark()
     fault.mend(stage)
     _recover(stage, fault)
