@@ -30,6 +30,10 @@ class ObservationError(RoboVLMsError):
     """An observation cannot be used: an image, a joint state or an instruction is missing, stale or malformed."""
 
 
+class InstructionRefused(ObservationError):
+    """The policy cannot take an instruction: it is empty, too long, or has words or control tokens it must not have."""
+
+
 @dataclass(frozen=True)
 class ActionSpec:
     """What the numbers of an action chunk mean once the action pipeline has run. No field has a silent default.

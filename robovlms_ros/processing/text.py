@@ -1,7 +1,7 @@
 """From an instruction to token ids: prompt templates as RoboVLMs trains them, and a strict wrapper of a tokenizer.
 
 Nothing is cut or replaced in silence: an instruction that is empty, too long, or holds a word that a small vocabulary
-does not know is refused (`ObservationError`) with the reason.
+does not know is refused (`InstructionRefused`) with the reason.
 """
 
 import re
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from robovlms_ros.schema import did_you_mean
-from robovlms_ros.types import ObservationError, RoboVLMsError
+from robovlms_ros.text_safety import printable
+from robovlms_ros.types import InstructionRefused, RoboVLMsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,14 +85,14 @@ class TokenBatch:
 
 
 def check_instruction(instruction: str) -> str:
-    """The instruction, stripped. Raises ObservationError when it is empty or longer than any task."""
+    """The instruction, stripped. Raises InstructionRefused when it is empty or longer than any task."""
     text = instruction.strip()
     if not text:
-        raise ObservationError("The instruction is empty. Give the task in words, for instance 'lift the red cube'.")
+        raise InstructionRefused("The instruction is empty. Give the task in words, for instance 'lift the red cube'.")
     if len(text) > MAX_INSTRUCTION_CHARACTERS:
-        raise ObservationError(
-            f"The instruction has {len(text)} characters ('{text[:40]}...'): at most {MAX_INSTRUCTION_CHARACTERS} are "
-            "accepted. Shorten it to the task itself."
+        raise InstructionRefused(
+            f"The instruction has {len(text)} characters ('{printable(text, 40)}'): at most "
+            f"{MAX_INSTRUCTION_CHARACTERS} are accepted. Shorten it to the task itself."
         )
     return text
 
@@ -132,17 +133,18 @@ class PromptTokenizer:
         return sum(1 if isinstance(entry, str) else len(entry) for entry in listed)
 
     def prompt(self, instruction: str) -> str:
-        """The text that is tokenized. Raises ObservationError for an unusable instruction."""
+        """The text that is tokenized. Raises InstructionRefused for an unusable instruction."""
         text = check_instruction(instruction)
         for token in self.controls:
             if token in text:
-                raise ObservationError(
-                    f"The instruction '{text}' holds '{token}', a control token of the model. Say it in plain words."
+                raise InstructionRefused(
+                    f"The instruction '{printable(text)}' holds '{token}', a control token of the model. Write it in "
+                    "plain words."
                 )
         return self.template.render(text, self.tokenizer.eos_token or "")
 
     def ids(self, instruction: str) -> list[int]:
-        """Token ids of one instruction, unpadded. Raises ObservationError: empty, too long, or unknown words."""
+        """Token ids of one instruction, unpadded. Raises InstructionRefused: empty, too long, or unknown words."""
         prompt = self.prompt(instruction)
         ids = list(self.tokenizer(prompt, add_special_tokens=self.template.add_special_tokens)["input_ids"])
         while self.open_end and len(ids) > 1 and ids[-1] == self.eos_id:
@@ -151,7 +153,7 @@ class PromptTokenizer:
         if unknown is not None and unknown in ids:
             self._refuse_unknown(check_instruction(instruction))
         if len(ids) > self.max_length:
-            raise ObservationError(
+            raise InstructionRefused(
                 f"The instruction makes {len(ids)} tokens, the model takes {self.max_length}. Shorten it."
             )
         return ids
@@ -159,13 +161,13 @@ class PromptTokenizer:
     def encode(self, instructions: Sequence[str], length: int | None = None) -> TokenBatch:
         """Ids of a batch, padded on the right to the longest, or to `length` columns.
 
-        Raises ObservationError for an instruction that is unusable or longer than `length`.
+        Raises InstructionRefused for an instruction that is unusable or longer than `length`.
         """
         rows = [self.ids(text) for text in instructions]
         longest = max(len(row) for row in rows)
         columns = longest if length is None else length
         if longest > columns:
-            raise ObservationError(f"The instruction makes {longest} tokens, at most {columns} fit. Shorten it.")
+            raise InstructionRefused(f"The instruction makes {longest} tokens, at most {columns} fit. Shorten it.")
         padded = [row + [self.pad_id] * (columns - len(row)) for row in rows]
         counts = [[1] * len(row) + [0] * (columns - len(row)) for row in rows]
         return TokenBatch(torch.tensor(padded, dtype=torch.int64), torch.tensor(counts, dtype=torch.int64))
@@ -181,8 +183,10 @@ class PromptTokenizer:
             hint = (
                 did_you_mean(missing[0], known) if len(missing) == 1 else f" Known words: {', '.join(sorted(known))}."
             )
-        named = ", ".join(repr(word) for word in missing)
-        raise ObservationError(f"The instruction '{text}' holds {named}, which this policy never learned.{hint}")
+        named = printable(", ".join(repr(word) for word in missing))
+        raise InstructionRefused(
+            f"The instruction '{printable(text)}' holds {named}, which this policy never learned.{hint}"
+        )
 
 
 def build_word_tokenizer(

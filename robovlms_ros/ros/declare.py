@@ -75,6 +75,9 @@ class DeclaredParameters:
 
     def _on_set(self, parameters: list[RosParameter]) -> SetParametersResult:
         for parameter in parameters:
+            if parameter.name == "use_sim_time" and self._locked() is not None:
+                # rclpy changes the clock at once, under whatever is being timed by it.
+                return SetParametersResult(successful=False, reason=f"use_sim_time: {self._locked()}")
             if parameter.name not in self._table:
                 continue
             reason = None if self._table[parameter.name].live else self._locked()

@@ -100,7 +100,7 @@ class Guard:
             self._log(f"fault: {fault.text}")
         for fault in report.recovered:
             self._log(f"recovered: {fault.name}")
-        worst = [fault for fault in report.faults if fault.action == report.action]
+        worst = report.faults[:1]
         if report.action == "stop":
             return "stop", worst[0].text
         problem = self._senses.problem(now_ns)

@@ -7,6 +7,9 @@ A subclass writes four plain methods. Every way out of `active` goes through `_h
 
 rclpy turns an exception in a transition into an error without a text. Here it is logged, handed to `_failed`, and the
 transition fails, so that the node stays where it was and can be tried again.
+
+rclpy raises for a transition that the present state does not have, out of the service's callback, which ends the
+process. Here such a request fails with a line in the log.
 """
 
 import os
@@ -16,20 +19,23 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import rclpy
+from lifecycle_msgs.srv import ChangeState
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
+from robovlms_ros.ros.checked_node import CheckedNode
 from robovlms_ros.ros.spinning import SteadyExecutor, share_the_interpreter
+from robovlms_ros.text_safety import printable
 from robovlms_ros.types import RoboVLMsError
 
 LAST_WORDS = 1.0
 """Seconds that the last messages get to leave the process."""
 
 
-class PlainLifecycleNode(LifecycleNode):
+class PlainLifecycleNode(LifecycleNode, CheckedNode):
     """See the module's docstring. One transition at a time.
 
     rclpy puts the lifecycle services into the default callback group. What must go on during a long configure belongs
@@ -37,9 +43,10 @@ class PlainLifecycleNode(LifecycleNode):
     """
 
     def __init__(self, name: str, **options: object) -> None:
+        self._transition_lock = threading.RLock()
         super().__init__(name, **options)
         self.work_group = MutuallyExclusiveCallbackGroup()
-        self._transition_lock = threading.RLock()
+        self._service_change_state.callback = self._on_change_state
 
     def _setup(self) -> None:
         """Get everything ready; may take long. May raise: `_teardown` follows."""
@@ -63,6 +70,24 @@ class PlainLifecycleNode(LifecycleNode):
     def lifecycle_state(self) -> str:
         """`unconfigured`, `inactive`, `active`, `finalized`, or a transition's name such as `configuring`."""
         return str(self._state_machine.current_state[1])
+
+    def change_state(self, transition: int | str) -> bool:
+        """Run a transition by its id or label; False where it fails, or where the present state does not have it."""
+        with self._transition_lock:
+            available = {number: label for number, label, *_ in self._state_machine.available_transitions}
+            chosen = [number for number, label in available.items() if transition in (number, label)]
+            if not chosen:
+                allowed = ", ".join(f"{number} ({label})" for number, label in available.items()) or "none"
+                self.get_logger().warning(
+                    f"transition {printable(transition)} is refused: the node is {self.lifecycle_state}. "
+                    f"Allowed now: {allowed}.")
+                return False
+            result = self._LifecycleNodeMixin__change_state(chosen[0])
+            return bool(result == TransitionCallbackReturn.SUCCESS)
+
+    def _on_change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+        response.success = self.change_state(request.transition.label or request.transition.id)
+        return response
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Run `_setup`; on failure everything is freed again."""

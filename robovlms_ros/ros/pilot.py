@@ -16,7 +16,8 @@ from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor
 from robovlms_ros.runtime.motion_guard import CommandRejected
 from robovlms_ros.runtime.schedule import ScheduleRefused
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RoboVLMsError
+from robovlms_ros.text_safety import without_numbers
+from robovlms_ros.types import NANOSECONDS, ActionChunk, InstructionRefused, Observation, RoboVLMsError
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
 PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
@@ -214,11 +215,17 @@ class Pilot:
     def on_error(self, error: Exception) -> None:
         """Inference failed. Called by the worker's thread."""
         text = str(error) if isinstance(error, RoboVLMsError) else f"{type(error).__name__}: {error}"
+        refused = isinstance(error, InstructionRefused)
         with self._lock:
             if self._active and self._report.state != PAUSED:
                 with self._watch as dog:
-                    dog.inference_failed(text)
-                self._refuse(f"inference failed: {text}")
+                    if refused:
+                        dog.instruction_refused(text)
+                    else:
+                        dog.inference_failed(text)
+                self._refuse(f"instruction refused: {text}" if refused else f"inference failed: {text}")
+                # The detail stays that of the worst fault, which the next tick would put there again.
+                self._set(HOLDING, self._guard.faults(self._now())[1])
 
     def _execute(self, chunk: ActionChunk) -> None:
         now = self._now()
@@ -287,4 +294,7 @@ class Pilot:
             self._report.last_stop = f"{reason} (no stop was sent: {error})"
 
     def _set(self, state: str, detail: str) -> None:
-        self._report.state, self._report.detail = state, detail
+        same = state == self._report.state and without_numbers(detail) == without_numbers(self._report.detail)
+        if not same:  # the same complaint with another number is no change
+            self._report.state = state
+            self._report.detail = detail

@@ -1,6 +1,5 @@
 """Says what the node says of itself: the status on every change and twice a second, /diagnostics once a second."""
 
-import re
 import threading
 from collections.abc import Callable
 
@@ -11,7 +10,9 @@ from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.inputs import LATCHED
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
-from robovlms_ros.ros.status import Report, diagnostics_message, status_message
+from robovlms_ros.ros.status import TEXT_LIMIT, Report, diagnostics_message, status_message
+from robovlms_ros.text_safety import RepeatFilter, printable, without_numbers
+from robovlms_ros.types import NANOSECONDS
 
 PERIOD = 0.5
 
@@ -29,6 +30,8 @@ class Reporter:
         self._lock = threading.Lock()
         self._said: tuple[object, ...] = ()
         self._logged = ""
+        self._clock = clock
+        self._repeats = RepeatFilter()
         self._beats = 0
         self._status = node.create_publisher(PolicyStatus, "~/status", LATCHED, event_callbacks=QUIET_PUBLISHER)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10,
@@ -37,6 +40,11 @@ class Reporter:
 
     def _now_ns(self) -> int:
         return int(self._node.get_clock().now().nanoseconds)
+
+    def log_edge(self, line: str) -> None:
+        """Log a line about a change; the same one, numbers aside, again only after a while."""
+        if self._repeats.passes(line, self._clock.now().nanoseconds / NANOSECONDS):
+            self._node.get_logger().info(printable(line, TEXT_LIMIT))
 
     def publish_on_change(self) -> None:
         """Publish the status if a listener must hear of it at once."""
@@ -49,9 +57,9 @@ class Reporter:
             self._said = self._report.headline()
             line = f"{self._report.state}: {self._report.detail}"
             # Edges are logged, not levels: the same complaint with another number is no news.
-            edge = re.sub(r"[0-9.]+", "", line)
+            edge = without_numbers(line)
             if edge != self._logged and self._report.detail:
-                self._node.get_logger().info(line)
+                self.log_edge(line)
             self._logged = edge
             self._status.publish(status_message(self._report, self._now_ns()))
 

@@ -9,6 +9,10 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.messages import to_time
+from robovlms_ros.text_safety import printable
+
+TEXT_LIMIT = 1000
+"""Characters of a status text; the fields of messages in it are cut much shorter where they are quoted."""
 
 LEVELS = {
     PolicyStatus.RUNNING: DiagnosticStatus.OK,
@@ -69,22 +73,22 @@ class Report:
 
     def headline(self) -> tuple[object, ...]:
         """What a listener must hear of at once when it changes."""
-        return (self.state, self.detail, self.instruction, self.policy_id, self.refusals, self.last_stop_ns,
-                self.last_stop)
+        return (self.state, self.detail, self.instruction, self.policy_id, self.last_stop_ns, self.last_stop)
 
 
 def status_message(report: Report, now_ns: int) -> PolicyStatus:
     """The report as a PolicyStatus."""
     message = PolicyStatus(
-        state=report.state, detail=report.detail, instruction=report.instruction, policy_id=report.policy_id,
+        state=report.state, detail=printable(report.detail, TEXT_LIMIT),
+        instruction=printable(report.instruction), policy_id=report.policy_id,
         dry_run=report.dry_run, history_have=report.history[0], history_want=report.history[1],
         chunks=report.chunks, refusals=report.refusals,
         latency_p50=report.reaction.percentile(50), latency_p99=report.reaction.percentile(99),
         inference_p50=report.inference.percentile(50), inference_p99=report.inference.percentile(99),
         latency_count=len(report.reaction),
-        authority=report.authority, clamps=report.clamps, last_clamp=report.last_clamp,
-        last_refusal=report.last_refusal, last_refusal_time=to_time(report.last_refusal_ns),
-        last_stop=report.last_stop, last_stop_time=to_time(report.last_stop_ns),
+        authority=report.authority, clamps=report.clamps, last_clamp=printable(report.last_clamp, TEXT_LIMIT),
+        last_refusal=printable(report.last_refusal, TEXT_LIMIT), last_refusal_time=to_time(report.last_refusal_ns),
+        last_stop=printable(report.last_stop, TEXT_LIMIT), last_stop_time=to_time(report.last_stop_ns),
     )
     message.header.stamp = to_time(now_ns)
     return message
@@ -93,7 +97,7 @@ def status_message(report: Report, now_ns: int) -> PolicyStatus:
 def diagnostics_message(report: Report, node_name: str, watched: dict[str, str], now_ns: int) -> DiagnosticArray:
     """The report, and one status per watched thing: `watched` maps its name to what is wrong, empty when nothing is."""
     values = {
-        "instruction": report.instruction, "policy": report.policy_id, "path": report.path,
+        "instruction": printable(report.instruction), "policy": report.policy_id, "path": report.path,
         "dry_run": str(report.dry_run).lower(),
         "history": f"{report.history[0]} of {report.history[1]}"
                    + (f", one frame in {report.history_every} steps" if report.history_every > 1 else ""),
@@ -103,14 +107,17 @@ def diagnostics_message(report: Report, node_name: str, watched: dict[str, str],
         "authority": f"{report.authority:.2f}", "clamped": str(report.clamps), "last clamp": report.last_clamp,
         "last refusal": report.last_refusal, "last stop": report.last_stop,
     }
+    # An inactive node has a detail only where it deactivated itself.
+    own_end = report.state == PolicyStatus.INACTIVE and bool(report.detail)
+    level = DiagnosticStatus.ERROR if own_end else LEVELS[report.state]
     overall = DiagnosticStatus(
-        level=LEVELS[report.state], name=f"{node_name}: policy", hardware_id=node_name,
-        message=f"{report.state}: {report.detail}" if report.detail else report.state,
-        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+        level=level, name=f"{node_name}: policy", hardware_id=node_name,
+        message=printable(f"{report.state}: {report.detail}" if report.detail else report.state, TEXT_LIMIT),
+        values=[KeyValue(key=key, value=printable(value, TEXT_LIMIT)) for key, value in values.items()],
     )
     parts = [
         DiagnosticStatus(level=DiagnosticStatus.ERROR if text else DiagnosticStatus.OK, name=f"{node_name}: {name}",
-                         hardware_id=node_name, message=text or "ok")
+                         hardware_id=node_name, message=printable(text, TEXT_LIMIT) or "ok")
         for name, text in watched.items()
     ]
     message = DiagnosticArray(status=[overall, *parts])

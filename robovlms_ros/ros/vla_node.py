@@ -40,18 +40,19 @@ from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.pilot import Limbs, Pilot
 from robovlms_ros.ros.reporter import Reporter
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
-from robovlms_ros.ros.status import Report
+from robovlms_ros.ros.status import TEXT_LIMIT, Report
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.executor import ChunkExecutor, build_executor
 from robovlms_ros.runtime.watchdog import Watchdog
 from robovlms_ros.runtime.worker import InferenceWorker
 from robovlms_ros.schema import ConfigError
+from robovlms_ros.text_safety import printable
 from robovlms_ros.types import NANOSECONDS, ActionChunk, RoboVLMsError
 
 TICK_RATE = 20.0
 FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "joint_states_implausible",
-          "no_instruction", "inference_late", "inference_died", "controller_absent", "controller_shared",
-          "controller_not_following", "clock_jumped")
+          "no_instruction", "instruction_refused", "inference_late", "inference_died", "controller_absent",
+          "controller_shared", "controller_not_following", "clock_jumped")
 
 
 class VLANode(PlainLifecycleNode):
@@ -61,6 +62,7 @@ class VLANode(PlainLifecycleNode):
         super().__init__(name, **options)
         self._report = Report()
         self._history_step: float | None = None
+        self._own_end = ""
         # Timers run while a transition in another thread takes apart what they use.
         self._parts = threading.RLock()
         self._pilot: Pilot | None = None
@@ -129,7 +131,7 @@ class VLANode(PlainLifecycleNode):
         limbs = Limbs(_executor(body, parameters), self._arm, self._gripper, parameters.schedule.lead)
         frame = body.robot.base_frame
         self._pilot = Pilot(self._inputs, self._watch, limbs, lambda chunk: self._publish_chunk(chunk, frame),
-                            self.now_ns, self._report, self.get_logger().info)
+                            self.now_ns, self._report, self._reporter.log_edge)
         self._gate = body.robot.gate
         self._pilot.set_authority(*parameters.authority_of(body.robot.gate))
         self._session = brain.session
@@ -145,13 +147,14 @@ class VLANode(PlainLifecycleNode):
 
     def _start(self) -> None:
         assert self._pilot is not None and self._worker is not None
+        self._own_end = ""
         if self._arm is not None:
             self._arm.prepare()
         self._pilot.start(self._worker)
 
     def _halt(self, reason: str) -> None:
         if self._pilot is not None:
-            self._pilot.stop(reason)
+            self._pilot.stop(self._own_end or reason)
 
     def _teardown(self) -> None:
         if self._worker is not None:
@@ -164,12 +167,14 @@ class VLANode(PlainLifecycleNode):
                     part.close()
             self._pilot = self._inputs = self._worker = self._arm = self._gripper = self._tick_timer = None
             self._policy = self._session = None
+        self._own_end = ""
         self._report.policy_id, self._report.history = "", (0, 0)
         _free_memory()
 
     def _entered(self, state: str) -> None:
         if state != "active":
-            self._report.state, self._report.detail = state, ""
+            self._report.state = state
+            self._report.detail = self._own_end if state == "inactive" else ""
         self._reporter.publish()
 
     def _failed(self, transition: str, reason: str) -> None:
@@ -181,7 +186,7 @@ class VLANode(PlainLifecycleNode):
             self._pilot.observe(observation)
 
     def _on_instruction(self, instruction: str) -> None:
-        self.get_logger().info(f"instruction: {instruction or '(none)'}")
+        self._reporter.log_edge(f"instruction: {printable(instruction) or '(none)'}")
         self._report.instruction = instruction
         if self._pilot is not None:
             self._pilot.instruction_changed(instruction)
@@ -197,7 +202,7 @@ class VLANode(PlainLifecycleNode):
     def _on_error(self, error: Exception) -> None:
         pilot = self._pilot
         if not isinstance(error, RoboVLMsError):
-            self.get_logger().error(f"inference failed: {type(error).__name__}: {error}")
+            self._reporter.log_edge(f"inference failed: {type(error).__name__}: {error}")
         if pilot is not None:
             pilot.on_error(error)
             self._reporter.publish_on_change()
@@ -210,8 +215,9 @@ class VLANode(PlainLifecycleNode):
             gives_up = self._pilot.gives_up
         self._reporter.publish_on_change()
         if gives_up and self.lifecycle_state == "active":
-            self.get_logger().error(f"deactivating: {self._report.last_refusal}")
-            self.trigger_deactivate()
+            self._own_end = f"the node deactivated itself: {self._report.last_refusal}"
+            self.get_logger().error(printable(self._own_end, TEXT_LIMIT))
+            self.change_state("deactivate")
 
     def _watched(self) -> dict[str, str]:
         """What stands in /diagnostics beside the policy: name -> what is wrong, empty when nothing is."""

@@ -117,11 +117,11 @@ class ChunkExecutor:
         if plan is None:
             plan = self.plan(chunk, state_at_stamp)
         if isinstance(plan, PlanRefused):
-            return Decision(None, None, self.gate.refuse(str(plan)), None)
+            return Decision(None, None, self.gate.refuse(str(plan), now_ns), None)
         try:
             proposed = self.scheduler.propose(plan, now_ns, measured)
         except ScheduleRefused as refusal:
-            return Decision(None, None, self.gate.refuse(str(refusal)), plan)
+            return Decision(None, None, self.gate.refuse(str(refusal), now_ns), plan)
         verdict = self.gate.check(proposed, measured, now_ns, chunk.stamp_ns)
         if verdict.command is None:
             return Decision(None, None, verdict, plan)
@@ -129,7 +129,7 @@ class ChunkExecutor:
             admitted = self.guard.admit(verdict.command, now_ns, measured)
         except CommandRejected as rejection:
             self.gate.resume(self.guard.commanded)
-            return Decision(None, None, self.gate.refuse(str(rejection)), plan)
+            return Decision(None, None, self.gate.refuse(str(rejection), now_ns), plan)
         self.scheduler.commit(admitted)
         self.gate.resume(self.guard.commanded)
         self._plan = plan

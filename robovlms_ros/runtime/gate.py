@@ -62,6 +62,7 @@ class SafetyGate:
         """Activation: nothing is counted, and the authority ramps up again."""
         self.clamps = 0
         self.refusals = 0
+        self._refusing_since_ns = 0
         self._began_ns: int | None = None
 
     def forget_motion(self) -> None:
@@ -92,16 +93,17 @@ class SafetyGate:
             self._began_ns = now_ns
         reason = malformed(command, self.robot) or stale(measured, image_stamp_ns, now_ns, self.robot)
         if reason is not None:
-            return self.refuse(reason)
+            return self.refuse(reason, now_ns)
         before = self._before(measured, now_ns)
         curve = _from_now(curve_of(command, now_ns), before, now_ns)
         if curve is None:
-            return self.refuse("the trajectory is wholly past: the controller would drop it. Inference is too slow.")
+            reason = "the trajectory is wholly past: the controller would drop it. Inference is too slow."
+            return self.refuse(reason, now_ns)
         future = cut(curve, now_ns + ARRIVAL_NS)
         path = self._tool.path(future)
         reason = jump(curve, before, measured, now_ns, self.robot) or self._tool.outside(path, measured)
         if reason is not None:
-            return self.refuse(reason)
+            return self.refuse(reason, now_ns)
         faults = self._faults(future, before) + self._tool.too_fast(path)
         faults += discontinuity(curve, before, np.array([now_ns, now_ns + ARRIVAL_NS]), self._kink)
         slowed = self._above_authority(future)
@@ -110,7 +112,7 @@ class SafetyGate:
             return self._let("pass", "", command, curve)
         reason = self._gives_up(faults)
         if reason is not None:
-            return self.refuse(reason)
+            return self.refuse(reason, now_ns)
         return self._clamp(command, future, before, now_ns, faults + slowed, self._tool.speed_ratio(path))
 
     def _gives_up(self, faults: list[Violation]) -> str | None:
@@ -149,7 +151,7 @@ class SafetyGate:
             pace *= 0.75
         outside = self._tool.outside(path)
         if left or outside:
-            return self.refuse(f"{_texts(faults)}; clamping does not help: {outside or _texts(left)}")
+            return self.refuse(f"{_texts(faults)}; clamping does not help: {outside or _texts(left)}", now_ns)
         self.refusals = 0
         return self._let("clamp", _texts(faults), command, followed_by(cut(before, now_ns), limited))
 
@@ -165,10 +167,17 @@ class SafetyGate:
         )
         return Verdict(kind, reason, sent)
 
-    def refuse(self, reason: str) -> Verdict:
-        """Count a refusal; also for what goes wrong before a command exists (planning, scheduling)."""
+    def refuse(self, reason: str, now_ns: int) -> Verdict:
+        """Count a refusal; also for failures before a command exists (planning, scheduling).
+
+        Deactivation is requested after `max_refusals` in a row that last `refusal_time` or longer.
+        """
+        if self.refusals == 0 or now_ns < self._refusing_since_ns:
+            self._refusing_since_ns = now_ns
         self.refusals += 1
-        give_up = self.refusals >= self.robot.gate.max_refusals
+        lasted = (now_ns - self._refusing_since_ns) / NANOSECONDS
+        gate = self.robot.gate
+        give_up = self.refusals >= gate.max_refusals and lasted >= gate.refusal_time
         if give_up:
             reason = f"{reason} ({self.refusals} refusals in a row: deactivating)"
         return Verdict("refuse", reason, None, give_up)

@@ -72,7 +72,7 @@ class GateConfig:
     clamp: False refuses what True would slow down or clip.
     max_excess: a speed above this many times its limit is refused, not clamped.
     max_clamps: consecutive chunks that may be clamped; the next one is refused.
-    max_refusals: consecutive refusals after which deactivation is requested.
+    max_refusals, refusal_time: deactivation is requested after so many consecutive refusals that last so long (s).
     authority: part of the speed limits that the arm may use, above 0 to 1.
     authority_ramp: s after activation until it may use that part.
     """
@@ -81,6 +81,7 @@ class GateConfig:
     max_excess: float = 4.0
     max_clamps: int = 50
     max_refusals: int = 10
+    refusal_time: float = 3.0
     authority: float = 1.0
     authority_ramp: float = 1.0
 
@@ -90,6 +91,8 @@ class GateConfig:
         )
         require(self.max_clamps >= 0, "gate.max_clamps", self.max_clamps, "0 or more")
         require(self.max_refusals >= 1, "gate.max_refusals", self.max_refusals, "1 or more")
+        duration = self.refusal_time
+        require(math.isfinite(duration) and duration >= 0, "gate.refusal_time", duration, "seconds, 0 or more")
         require(0 < self.authority <= 1, "gate.authority", self.authority, "above 0, at most 1")
         ramp = self.authority_ramp
         require(math.isfinite(ramp) and ramp >= 0, "gate.authority_ramp", ramp, "seconds, 0 or more")

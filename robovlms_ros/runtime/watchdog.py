@@ -70,7 +70,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Report:
-    """action: the strongest that a present fault asks for. faults: all present. raised, recovered: since the last."""
+    """action: the strongest that a present fault asks for. faults: all present, by severity, then by appearance.
+
+    raised, recovered: since the last check.
+    """
 
     action: Action
     faults: tuple[Fault, ...]
@@ -97,6 +100,7 @@ class _Camera:
 class _Inference:
     started_ns: int | None = None
     failure: str | None = None
+    refused_instruction: str | None = None
 
 
 @dataclass
@@ -185,6 +189,8 @@ class Watchdog:
 
     def instruction(self, text: str) -> None:
         """The instruction in force; empty for none."""
+        if text.strip() != self._instruction:
+            self._inference.refused_instruction = None
         self._instruction = text.strip()
 
     def inference_started(self, now_ns: int) -> None:
@@ -198,6 +204,10 @@ class Watchdog:
     def inference_failed(self, reason: str) -> None:
         """It raised; gone with the next that finishes."""
         self._inference = _Inference(failure=reason)
+
+    def instruction_refused(self, reason: str) -> None:
+        """The policy cannot take the instruction; gone with another instruction."""
+        self._inference = _Inference(refused_instruction=reason)
 
     def controller(self, name: str, subscribers: int) -> None:
         """How many listen to what the node sends; name: the topic or action."""
@@ -215,16 +225,17 @@ class Watchdog:
     def check(self, now_ns: int) -> Report:
         """The state of everything at a time; call it at every tick, for the clock's sake."""
         self._notice_jump(now_ns)
-        now: dict[str, Fault] = {}
-        for watch in self._watches():
-            for fault in watch(now_ns):
-                now[fault.name] = fault
+        found = {fault.name: fault for watch in self._watches() for fault in watch(now_ns)}
+        # A fault keeps its place and its first text while it is present: status and logs change on edges only.
+        now = {name: fault for name, fault in self._present.items() if name in found}
+        now |= {name: fault for name, fault in found.items() if name not in now}
         raised = tuple(fault for name, fault in now.items() if name not in self._present)
         recovered = tuple(fault for name, fault in self._present.items() if name not in now)
         self._present = now
         actions: list[Action] = [fault.action for fault in now.values()]
         action: Action = max(actions, key=SEVERITY.index, default="none")
-        return Report(action, tuple(now.values()), raised, recovered)
+        ordered = sorted(now.values(), key=lambda fault: -SEVERITY.index(fault.action))
+        return Report(action, tuple(ordered), raised, recovered)
 
     def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
         return (self._clock, self._images, self._joint_states, self._words, self._policy, self._listener)
@@ -235,7 +246,7 @@ class Watchdog:
             direction = "back" if step < 0 else "forward"
             self._jumped = f"the clock jumped {direction} by {abs(step):.3f} s: waiting for new images and joint states"
             self._restart(now_ns)
-            self._inference = _Inference(failure=self._inference.failure)
+            self._inference.started_ns = None
         self._now_ns = now_ns
 
     def _clock(self, now_ns: int) -> list[Fault]:
@@ -249,7 +260,7 @@ class Watchdog:
             age = (now_ns - seen.heard_ns) / NANOSECONDS
             if age > self.config.max_age:
                 what = "stopped" if seen.ever else "has not spoken"
-                text = f"camera {name} {what}: no image for {age:.2f} s, allowed {self.config.max_age} s. Check it."
+                text = f"camera {name} {what}: no image for more than {self.config.max_age} s (max_age). Check it."
                 found.append(Fault(f"image_stale {name}", "hold", text))
                 continue
             found += self._stamps(name, seen) + self._frozen(name, seen, now_ns)
@@ -276,7 +287,8 @@ class Watchdog:
         if not seen.frozen:
             return []
         text = (
-            f"camera {name} is frozen: the same bytes for {same:.2f} s while a joint moved {moved:.3f} rad. Restart it."
+            f"camera {name} is frozen: the same bytes for {self.config.frozen_time} s or more while a joint moved "
+            f"{self.config.frozen_motion} rad or more. Restart it."
         )
         return [Fault(f"image_frozen {name}", "hold", text)]
 
@@ -287,7 +299,10 @@ class Watchdog:
         if age <= self.config.max_age:
             return self._implausible(now_ns)
         what = "are stale" if seen.ever else "have not come"
-        text = f"joint states {what}: {age:.2f} s old, allowed {self.config.max_age} s. Check joint_state_broadcaster."
+        text = (
+            f"joint states {what}: none for more than {self.config.max_age} s (max_age). Check "
+            "joint_state_broadcaster."
+        )
         return [Fault("joint_states_stale", "hold", text)]
 
     def _implausible(self, now_ns: int) -> list[Fault]:
@@ -303,6 +318,8 @@ class Watchdog:
 
     def _policy(self, now_ns: int) -> list[Fault]:
         running = self._inference
+        if running.refused_instruction is not None:
+            return [Fault("instruction_refused", "hold", f"instruction refused: {running.refused_instruction}")]
         if running.failure is not None:
             return [Fault("inference_died", "hold", f"inference failed: {running.failure}")]
         if running.started_ns is None:
@@ -311,7 +328,7 @@ class Watchdog:
         if taken <= self.config.inference_timeout:
             return []
         limit = self.config.inference_timeout
-        return [Fault("inference_late", "wait", f"inference takes {taken:.2f} s so far, allowed {limit} s")]
+        return [Fault("inference_late", "wait", f"inference takes too long, allowed {limit} s")]
 
     def _listener(self, now_ns: int) -> list[Fault]:
         control = self._controller

@@ -1,6 +1,6 @@
 """`robovlms bench faults`: the most serious faults through the real graph, and the judgement of a record.
 
-- Silent, wrong and doubled joint states, every end of the process and of the motion: within the limits, at rest in time.
+- Silent, wrong and doubled joint states, the ends of the process and of the motion: within limits, at rest in time.
 - A backward step, a late rest, an acceleration and a position beyond its limit are each found; a smooth motion passes.
 - A controller's own step after its restart is not counted; the next one is.
 """
@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from robovlms_ros.bench.fault_rows import FaultRow, judge, time_to_rest
+from robovlms_ros.ros.fault_bench.rows import FaultRow, judge, time_to_rest
 from robovlms_ros.runtime.robot import load_robot
 
 pytestmark = pytest.mark.ros

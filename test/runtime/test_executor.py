@@ -118,10 +118,16 @@ def test_what_the_gate_clamped_is_the_running_plan(executor, robot):
 
 def test_many_refusals_ask_for_deactivation(executor, robot):
     bad = chunk(robot, 1.0, reach(robot, 1.0) * np.nan)
-    verdicts = [
-        executor.on_chunk(bad, at(robot, 1.0), at(robot, 1.0), ns(1.0)).verdict for _ in range(robot.gate.max_refusals)
-    ]
+    times = 1.0 + np.linspace(0.0, robot.gate.refusal_time, robot.gate.max_refusals)
+    verdicts = [executor.on_chunk(bad, at(robot, 1.0), at(robot, t), ns(t)).verdict for t in times]
     assert [v.deactivate for v in verdicts] == [False] * (len(verdicts) - 1) + [True]
+
+
+def test_many_refusals_within_a_moment_are_no_reason_to_deactivate(executor, robot):
+    bad = chunk(robot, 1.0, reach(robot, 1.0) * np.nan)
+    for tick in range(2 * robot.gate.max_refusals):
+        t = 1.0 + tick / 28.0
+        assert not executor.on_chunk(bad, at(robot, 1.0), at(robot, t), ns(t)).verdict.deactivate
 
 
 def test_the_gripper_follows_the_step_under_way(executor, robot):

@@ -23,7 +23,7 @@ from robovlms_ros.runtime.spline import curve_of
 from robovlms_ros.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 PANDA = load_robot("panda")
-ROBOT = replace(PANDA, gate=replace(PANDA.gate, authority_ramp=0.0, max_clamps=3, max_refusals=4))
+ROBOT = replace(PANDA, gate=replace(PANDA.gate, authority_ramp=0.0, max_clamps=3, max_refusals=4, refusal_time=0.0))
 HOME = np.array([0.0, 0.2, 0.0, -2.536, 0.0, 2.8, 0.785])
 NOW = 10 * NANOSECONDS
 FIRST = np.eye(7)[0]

@@ -61,7 +61,7 @@ def test_a_camera_that_stops(bench):
     bench.tick(5)
     assert not bench.report.faults
     report = bench.tick()
-    bench.expect("image_stale wrist", "hold", "camera wrist stopped: no image for 0.60 s, allowed 0.5 s")
+    bench.expect("image_stale wrist", "hold", "camera wrist stopped: no image for more than 0.5 s")
     assert report.raised == report.faults
     assert bench.tick().raised == ()  # an edge, not a level
     bench.silent = set()
@@ -81,7 +81,7 @@ def test_a_frozen_camera(bench):
     bench.tick(10, speed=0.2)
     bench.expect("image_frozen static", "hold", "same bytes")
     bench.tick(10, speed=0.0)  # the arm is held now, which does not make the camera well
-    bench.expect("image_frozen static", "hold", "a joint moved 0.200 rad")
+    bench.expect("image_frozen static", "hold", "a joint moved 0.05 rad or more")
     bench.frozen = set()
     bench.expect_recovered("image_frozen static")
 
@@ -107,7 +107,7 @@ def test_a_camera_clock_that_is_off(bench, offset, text):
 def test_stale_joint_states(bench):
     bench.joints = False
     bench.tick(6)
-    bench.expect("joint_states_stale", "hold", "joint states are stale: 0.60 s old")
+    bench.expect("joint_states_stale", "hold", "joint states are stale: none for more than 0.5 s")
     bench.joints = True
     bench.expect_recovered("joint_states_stale")
 
@@ -117,7 +117,7 @@ def test_joint_states_that_arrive_but_are_old(bench):
     for _ in range(6):
         bench.dog.joint_state(bench.now_ns - NANOSECONDS, bench.q, bench.now_ns)
         bench.tick()
-    bench.expect("joint_states_stale", "hold", "joint states are stale: 1.1")
+    bench.expect("joint_states_stale", "hold", "joint states are stale: none for more than 0.5 s")
 
 
 def test_no_instruction(bench):
@@ -132,9 +132,51 @@ def test_a_late_inference(bench):
     bench.dog.inference_started(bench.now_ns)
     assert not bench.tick(10).faults
     bench.tick()
-    bench.expect("inference_late", "wait", "inference takes 1.10 s so far, allowed 1.0 s")
+    bench.expect("inference_late", "wait", "inference takes too long, allowed 1.0 s")
     bench.dog.inference_finished()
     bench.expect_recovered("inference_late")
+
+
+def test_texts_change_on_edges_only(bench):
+    bench.silent, bench.offset_ns = {"wrist"}, 300_000_000
+    bench.tick(10)
+    first = bench.report.faults
+    assert len(first) == 2
+    for _ in range(30):
+        bench.offset_ns += 10_000_000
+        bench.tick()
+        assert bench.report.faults == first and not bench.report.raised
+
+
+def test_faults_are_ordered_by_severity_then_by_appearance(bench):
+    bench.dog.instruction("")
+    bench.tick()
+    bench.silent, bench.joints = {"static", "wrist"}, False
+    bench.tick(10)
+    bench.dog.controller("arm/joint_trajectory", 0)
+    bench.tick()
+    names = [fault.name for fault in bench.report.faults]
+    assert names == [
+        "controller_absent", "no_instruction", "image_stale static", "image_stale wrist", "joint_states_stale"]
+    bench.dog.controller("arm/joint_trajectory", 1)
+    bench.dog.instruction("lift the cube")
+    bench.tick()
+    bench.dog.instruction("")
+    bench.tick()
+    assert [fault.name for fault in bench.report.faults] == [*names[2:], "no_instruction"]
+
+
+def test_a_refused_instruction(bench):
+    bench.dog.instruction("fold the laundry")
+    bench.dog.inference_started(bench.now_ns)
+    bench.dog.instruction_refused("the policy never learned 'fold'")
+    bench.tick()
+    bench.expect("instruction_refused", "hold", "instruction refused: the policy never learned 'fold'")
+    bench.dog.instruction("fold the laundry")
+    bench.tick()
+    bench.expect("instruction_refused", "hold", "instruction refused")
+    bench.dog.instruction("lift the red cube")
+    bench.expect_recovered("instruction_refused")
 
 
 def test_a_dead_inference(bench):
@@ -190,10 +232,10 @@ def test_activation_starts_afresh_and_the_strongest_action_wins(bench):
     report = bench.tick(10)
     assert {fault.action for fault in report.faults} == {"hold", "stop"} and report.action == "stop"
     assert [fault.name for fault in report.faults] == [
+        "controller_absent",
         "image_stale static",
         "image_stale wrist",
         "joint_states_stale",
-        "controller_absent",
     ]
     bench.dog.controller("arm/joint_trajectory", 1)
     bench.dog.reset(bench.now_ns)

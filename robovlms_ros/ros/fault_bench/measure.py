@@ -2,7 +2,7 @@
 
 The node is a process of its own, on a domain of its own; the arm is `FaultArm`. For each fault the arm first moves at
 WORKING_SPEED or more. Judged from the fault on, the recovery included: every command step against the joints' speed
-limit, measured speed, commanded and measured acceleration, positions, and the time to rest (`fault_rows`).
+limit, measured speed, commanded and measured acceleration, positions, and the time to rest (`rows`).
 """
 
 import itertools
@@ -32,11 +32,11 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.bench.fault_arm import FaultArm
-from robovlms_ros.bench.fault_rows import FaultRow, judge, time_to_rest
-from robovlms_ros.bench.scripted_policy_node import FAULT_TOPIC
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.demo.processes import Child
+from robovlms_ros.ros.fault_bench.arm import FaultArm
+from robovlms_ros.ros.fault_bench.policy_node import FAULT_TOPIC
+from robovlms_ros.ros.fault_bench.rows import FaultRow, judge, time_to_rest
 from robovlms_ros.ros.inputs import LATCHED
 from robovlms_ros.ros.messages import from_time, to_time
 from robovlms_ros.types import NANOSECONDS, RoboVLMsError
@@ -119,7 +119,7 @@ class Stage(Node):
             "-p", f"use_sim_time:={str(self.arm.simulated_time).lower()}",
             "-p", "authority_ramp:=0.2", "-p", "watchdog.following_time:=2.0",
         ]  # fmt: skip
-        return Child(name, "robovlms_ros.bench.scripted_policy_node", arguments, self._logs / f"{name}.log", {})
+        return Child(name, "robovlms_ros.ros.fault_bench.policy_node", arguments, self._logs / f"{name}.log", {})
 
     def change_state(self, client: Any, transition: int) -> None:
         """Request a transition. Raises BenchFailed where it is refused."""

@@ -1,1 +1,0 @@
-"""Measurements of the package, one module per subject."""

@@ -1,0 +1,1 @@
+"""Faults injected through the real graph into an arm at working speed."""
