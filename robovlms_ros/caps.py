@@ -10,3 +10,18 @@ MAX_DESCRIPTION_INCLUDES = 200
 """Files that an MJCF includes, those that included files include counted."""
 MAX_DESCRIPTION_NUMBER = 1e6
 """Largest magnitude of a length, an angle or an axis component in a robot description."""
+
+MAX_CONFIG_BYTES = 4 * 2**20
+"""Bytes of a YAML or JSON file of configuration."""
+MAX_CONFIG_DEPTH = 60
+"""Levels of nesting in a YAML or JSON file of configuration."""
+MAX_CONFIG_VALUES = 200_000
+"""Values of a YAML file with its aliases expanded."""
+MAX_CONFIG_BASES = 16
+"""Files that a policy configuration builds on, one on the other, by `base`."""
+MAX_TOKENIZER_BYTES = 256 * 2**20
+"""Bytes of each JSON file of a tokenizer."""
+MAX_LAYERS = 1_000
+"""Layers, heads and depths that an architecture may name."""
+MAX_WIDTH = 4_000_000
+"""Widths and vocabulary sizes that an architecture may name."""
