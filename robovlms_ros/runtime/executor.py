@@ -253,7 +253,5 @@ def build_executor(
     robot: RobotSpec, kinematics: Kinematics | None, schedule: ScheduleConfig | None = None
 ) -> ChunkExecutor:
     """The executor of a robot, as node, rollouts and bag evaluation run it."""
-    schedule = schedule or ScheduleConfig()
-    scheduler = ChunkScheduler(robot.joints, schedule, robot.limits)
-    gate = SafetyGate(robot, kinematics, schedule.lead)
-    return ChunkExecutor(robot, kinematics, scheduler, gate, MotionGuard(robot))
+    scheduler = ChunkScheduler(robot.joints, schedule or ScheduleConfig(), robot.limits)
+    return ChunkExecutor(robot, kinematics, scheduler, SafetyGate(robot, kinematics), MotionGuard(robot))

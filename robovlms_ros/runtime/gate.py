@@ -41,15 +41,13 @@ class SafetyGate:
     """One arm's gate. It remembers what it let through, and counts clamps and refusals in a row.
 
     kinematics: checks the tool's workspace and speed; None leaves those two unchecked.
-    lead: s ahead of now at which a clamped command leaves the commanded motion; longer than a message needs.
     authority: the part of the speed limits in use after the ramp, above 0 to 1; authority_ramp: s after activation
     until it is. Both may be set at any time.
     """
 
-    def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None, lead: float = 0.02) -> None:
+    def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None) -> None:
         self.robot = robot
         self.authority, self.authority_ramp = robot.gate.authority, robot.gate.authority_ramp
-        self._lead_ns = max(ARRIVAL_NS, round(lead * NANOSECONDS))
         self._bounds = bounds_of(robot.limits, len(robot.joints))
         self._tool = ToolChecks(robot, kinematics)
         self._kink = self._bounds.acceleration * (1.01 * ARRIVAL_NS / NANOSECONDS)
@@ -132,8 +130,7 @@ class SafetyGate:
         reason = self._gives_up(faults)
         if reason is not None:
             return self.refuse(reason, now_ns)
-        later = cut(curve, now_ns + self._lead_ns)
-        return self._clamp(command, later, before, now_ns, faults + slowed, self._tool.speed_ratio(path))
+        return self._clamp(command, future, before, now_ns, faults + slowed, self._tool.speed_ratio(path))
 
     def _gives_up(self, faults: list[Violation]) -> str | None:
         """Why faults are refused instead of clamped; counts the clamps."""

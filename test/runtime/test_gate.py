@@ -92,13 +92,13 @@ def test_a_later_start_is_led_in_from_where_the_arm_is(gate):
     np.testing.assert_array_equal(verdict.command.positions[0], HOME)
 
 
-def test_a_clamped_command_leaves_the_commanded_motion_only_after_the_lead():
+def test_a_clamped_command_leaves_the_commanded_motion_only_after_its_arrival(gate):
     """What a clamp changes before the message arrives, the controller would jump over."""
-    gate = SafetyGate(ROBOT, None, 0.04)
     before = check(gate, move(0.4)).command
     later_ns = NOW + 300_000_000
     here = sample(before, np.array([later_ns]))[0][0]
-    verdict = check(gate, move(0.8, 0.7, start=here, stamp_ns=later_ns), here, later_ns)
+    message = move(0.8, 0.7, start=here, stamp_ns=later_ns)
+    verdict = gate.check(message, state(here, later_ns), later_ns, later_ns - 50_000_000, 40_000_000)
     assert verdict.kind == "clamp"
     times_ns = later_ns + np.arange(0, 40_000_001, 1_000_000)
     for ours, sent in zip(sample(verdict.command, times_ns), sample(before, times_ns), strict=True):
