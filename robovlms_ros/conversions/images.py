@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from robovlms_ros.caps import MAX_IMAGE_PIXELS
 from robovlms_ros.types import ObservationError
 
 RGB = NDArray[np.uint8]
@@ -70,6 +71,7 @@ def compressed_to_rgb(message: CompressedImageMessage) -> RGB:
         raise ObservationError("the compressed image has no data.")
     try:
         with PillowImage.open(io.BytesIO(bytes(message.data)), formats=("JPEG", "PNG")) as image:
+            check_pixels(*image.size)
             if image.mode.startswith(("I", "F")):
                 raise ObservationError(f"the {image.format} has mode {image.mode}, 16 bit or more; give 8-bit colour.")
             pixels = np.asarray(image.convert("RGB"))
@@ -83,6 +85,13 @@ def compressed_to_rgb(message: CompressedImageMessage) -> RGB:
         pixels = np.ascontiguousarray(pixels[..., ::-1])
     pixels.flags.writeable = False
     return pixels
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raise ObservationError for the header of an image that would decode to too many pixels."""
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ObservationError(f"the image is {width} x {height} pixels by its header, at most {MAX_IMAGE_PIXELS} are "
+                               "decoded (MAX_IMAGE_PIXELS).")
 
 
 def _pixels(message: ImageMessage) -> RGB:
