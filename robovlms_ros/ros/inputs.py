@@ -243,7 +243,11 @@ class Inputs:
         line = f"{source}: {text or 'good again'}"
         if self._repeats.passes(line, time.monotonic()):
             logger = self._node.get_logger()
-            (logger.info if text is None else logger.warning)(printable(line, 1000))
+            # rclpy wants a line of code of its own for each severity.
+            if text is None:
+                logger.info(printable(line, 1000))
+            else:
+                logger.warning(printable(line, 1000))
 
     def state_at(self, stamp_ns: int) -> RobotState:
         """The arm at an image's stamp. Raises ObservationError."""
