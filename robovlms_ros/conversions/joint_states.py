@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.conversions.joint_plausibility import JointPlausibility
+from robovlms_ros.text_safety import printable
 from robovlms_ros.types import NANOSECONDS, ObservationError, RobotState
 
 REST_WINDOW = 0.3
@@ -67,7 +68,7 @@ def read_joints(message: JointStateMessage, joints: tuple[str, ...]) -> JointRea
         return None
     if missing:
         raise ObservationError(
-            f"joint '{missing[0]}' is missing; the message has: {', '.join(message.name)}. "
+            f"joint '{missing[0]}' is missing; the message has: {printable(', '.join(message.name))}. "
             "Check `joints` in the robot's YAML and the driver."
         )
     doubles = [joint for joint in joints if list(message.name).count(joint) > 1]
