@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from robovlms_ros.caps import MAX_CONFIG_BASES
 from robovlms_ros.schema import ConfigError, did_you_mean, read_mapping
 
 BACKBONES = {
@@ -47,19 +48,24 @@ PROFILE_FOLDER = Path(__file__).parent / "profiles"
 ARM_MASK = [True] * 6 + [False]
 
 
-def expand(data: Mapping[str, Any], where: str, folder: Path | None) -> dict[str, Any]:
+def expand(data: Mapping[str, Any], where: str, folder: Path | None, depth: int = 0) -> dict[str, Any]:
     """Our blocks from a file of any of the three kinds.
 
     A file may name another by `base` (looked up beside it) and lay its own blocks on that one's, key by key; `profile`
     names what a RoboVLMs JSON leaves open. Raises ConfigError.
     """
     if "base" in data:
+        if depth >= MAX_CONFIG_BASES:
+            raise ConfigError(
+                f"{where}: `base` leads from file to file more than {MAX_CONFIG_BASES} times (MAX_CONFIG_BASES). Does "
+                "a file name itself?"
+            )
         path = Path(str(data["base"]))
         path = path if folder is None else folder / path
         base = read_mapping(path)
         if data.get("profile") is not None:
             base = {**base, "profile": data["profile"]}
-        blocks = expand(base, path.name, path.parent)
+        blocks = expand(base, path.name, path.parent, depth + 1)
         for name, block in data.items():
             if name not in ("base", "profile"):
                 both = isinstance(block, Mapping) and isinstance(blocks.get(name), Mapping)

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from robovlms_ros.structured_text import TextError, read_values
+from robovlms_ros.text_safety import printable
 from robovlms_ros.types import RoboVLMsError
 
 T = TypeVar("T")
@@ -31,21 +31,26 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else f" Allowed: {', '.join(words) or 'nothing'}."
 
 
+def shown(value: object) -> str:
+    """A value as an error names it: cut, and without control characters."""
+    return printable(repr(value))
+
+
 def require(condition: bool, where: str, value: object, allowed: str) -> None:
     """Raise ConfigError `where = value: must be allowed` unless the condition holds."""
     if not condition:
-        raise ConfigError(f"{where} = {value!r}: must be {allowed}.")
+        raise ConfigError(f"{where} = {shown(value)}: must be {allowed}.")
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file. Raises ConfigError naming the file, and the line where it has one."""
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_values(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give a YAML or JSON file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML or JSON: {error}") from error
+    except TextError as error:
+        raise ConfigError(f"{path}: not valid YAML or JSON: {error}.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds {type(data).__name__}, must be a mapping of names to values.")
     return data
@@ -57,12 +62,12 @@ def build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     Raises ConfigError for an unknown key, a missing key without default, or a value of the wrong type.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} = {data!r}: must be a mapping of names to values.")
+        raise ConfigError(f"{where} = {shown(data)}: must be a mapping of names to values.")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key '{key}'.{did_you_mean(str(key), fields)}")
+            raise ConfigError(f"{where}: unknown key {shown(key)}.{did_you_mean(str(key)[:100], fields)}")
     values = {}
     for name, field in fields.items():
         if name in data:
@@ -80,9 +85,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(args, value, where)
     if origin is typing.Literal:
-        if value in args:
+        if any(type(value) is type(allowed) and value == allowed for allowed in args):
             return value
-        raise ConfigError(f"{where} = {value!r}: not allowed.{did_you_mean(str(value), map(str, args))}")
+        raise ConfigError(f"{where} = {shown(value)}: not allowed.{did_you_mean(str(value)[:100], map(str, args))}")
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list | tuple):
@@ -90,10 +95,17 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {str(k): convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return _as_float(value, where)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise ConfigError(f"{where} = {value!r}: must be {describe(hint)}.")
+    raise ConfigError(f"{where} = {shown(value)}: must be {describe(hint)}.")
+
+
+def _as_float(value: int | float, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{where} = {shown(value)}: must be a number that fits into 64 bits.") from error
 
 
 def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -109,17 +121,17 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
             return convert(member, value, where)
         except ConfigError:
             continue
-    raise ConfigError(f"{where} = {value!r}: must be {' or '.join(describe(a) for a in args)}.")
+    raise ConfigError(f"{where} = {shown(value)}: must be {' or '.join(describe(a) for a in args)}.")
 
 
 def _pick_by_type(members: list[Any], value: Any, where: str) -> Any:
     """The dataclass among `members` whose `type: Literal[...]` field names what `value["type"]` says."""
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} = {value!r}: must be a mapping of names to values, `type` among them.")
+        raise ConfigError(f"{where} = {shown(value)}: must be a mapping of names to values, `type` among them.")
     tags = {tag: m for m in members for tag in typing.get_args(typing.get_type_hints(m)["type"])}
     tag = value.get("type")
-    if tag not in tags:
-        raise ConfigError(f"{where}.type = {tag!r}: not allowed.{did_you_mean(str(tag), tags)}")
+    if not isinstance(tag, str) or tag not in tags:
+        raise ConfigError(f"{where}.type = {shown(tag)}: not allowed.{did_you_mean(str(tag)[:100], tags)}")
     return tags[tag]
 
 

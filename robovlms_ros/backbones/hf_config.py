@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from robovlms_ros.backbones.spec import BackboneError, BackboneSpec
+from robovlms_ros.boundary import file_boundary
+from robovlms_ros.caps import MAX_LAYERS, MAX_WIDTH
 from robovlms_ros.config import VLMConfig
 from robovlms_ros.schema import ConfigError, did_you_mean
+from robovlms_ros.structured_text import from_json
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
@@ -65,13 +68,37 @@ def build_hf_config(
     default = AutoConfig.for_model(model_type).to_dict()
     written = {k: v for k, v in data.items() if k not in vlm.settings}
     _check_names(vlm.settings, merge_settings(default, written), "vlm.settings")
-    return AutoConfig.for_model(model_type, **data)
+    check_sizes(data, str(folder or "vlm.settings"))
+    place = folder or Path("vlm.settings")
+    with file_boundary(place, f"a configuration of {model_type}", BackboneError, "Correct it."):
+        return AutoConfig.for_model(model_type, **data)
+    raise AssertionError("the boundary raises or the configuration was read")
+
+
+def check_sizes(data: Mapping[str, Any], where: str) -> None:
+    """Raise BackboneError for a size that no model has: it would be believed when memory is allocated."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            check_sizes(value, f"{where}: {name}")
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
+        deep = any(word in name for word in ("layers", "depth", "heads"))
+        wide = any(word in name for word in ("size", "dim", "channels"))
+        cap = MAX_LAYERS if deep else MAX_WIDTH
+        if (deep or wide) and value > cap:
+            label = "MAX_LAYERS" if deep else "MAX_WIDTH"
+            raise BackboneError(f"{where}: {name} = {value}: at most {cap} is accepted ({label}).")
 
 
 def raw_config(spec: BackboneSpec, vlm: VLMConfig, folder: Path | None) -> dict[str, Any]:
     """The configuration as written: the folder's, the tiny one, or the shipped one."""
     if folder is not None:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        path = folder / "config.json"
+        with file_boundary(path, "a model's configuration", BackboneError, "Copy the base VLM's file again."):
+            data = from_json(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise BackboneError(f"{path}: holds {type(data).__name__}, must be a mapping of names to values.")
+        return data
     wanted = vlm.settings.get("model_type")
     if vlm.size == "tiny":
         model_type = wanted or spec.model_types[0]

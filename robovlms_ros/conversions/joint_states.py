@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.conversions.joint_plausibility import JointPlausibility
+from robovlms_ros.text_safety import printable
 from robovlms_ros.types import NANOSECONDS, ObservationError, RobotState
 
 REST_WINDOW = 0.3
@@ -41,7 +42,7 @@ class Finger(Protocol):
 
 @dataclass(frozen=True)
 class JointReading:
-    """One message's worth of the arm: (J,) positions, and velocities where the driver publishes them."""
+    """One message's worth of the arm: (J,) positions, and velocities where the driver publishes usable ones."""
 
     stamp_ns: int
     positions: NDArray[np.float64]
@@ -56,7 +57,10 @@ def stamp_of(message: Any) -> int:
 def read_joints(message: JointStateMessage, joints: tuple[str, ...]) -> JointReading | None:
     """The named joints in our order; None when the message names none of them (it is another device's).
 
-    Raises ObservationError when a joint is missing, lists differ in length, or a number is not finite.
+    Velocities are optional in the message: where their list has another length or one of ours is not finite (a
+    broadcaster publishes NaN for an interface that the hardware lacks), they count as not published.
+
+    Raises ObservationError when a joint is missing, names and positions differ in number, or a position is not finite.
     """
     index = {name: i for i, name in enumerate(message.name)}
     missing = [joint for joint in joints if joint not in index]
@@ -64,25 +68,32 @@ def read_joints(message: JointStateMessage, joints: tuple[str, ...]) -> JointRea
         return None
     if missing:
         raise ObservationError(
-            f"joint '{missing[0]}' is missing; the message has: {', '.join(message.name)}. "
+            f"joint '{missing[0]}' is missing; the message has: {printable(', '.join(message.name))}. "
             "Check `joints` in the robot's YAML and the driver."
         )
     doubles = [joint for joint in joints if list(message.name).count(joint) > 1]
     if doubles:
         raise ObservationError(f"joint '{doubles[0]}' is named more than once: each joint must have one value.")
     rows = [index[joint] for joint in joints]
-    positions = _pick(message.position, rows, joints, "position", len(message.name))
-    velocities = _pick(message.velocity, rows, joints, "velocity", len(message.name)) if len(message.velocity) else None
-    return JointReading(stamp_of(message), positions, velocities)
+    positions = _positions(message.position, rows, joints, len(message.name))
+    return JointReading(stamp_of(message), positions, _velocities(message.velocity, rows, len(message.name)))
 
 
-def _pick(values: Any, rows: list[int], joints: tuple[str, ...], what: str, names: int) -> NDArray[np.float64]:
+def _velocities(values: Any, rows: list[int], names: int) -> NDArray[np.float64] | None:
+    """The velocities of the rows, None where the message holds no usable ones."""
     if len(values) != names:
-        raise ObservationError(f"{names} joint names but {len(values)} {what} values: they must be equally many.")
+        return None
+    picked = np.array([values[row] for row in rows], dtype=np.float64)
+    return picked if np.isfinite(picked).all() else None
+
+
+def _positions(values: Any, rows: list[int], joints: tuple[str, ...], names: int) -> NDArray[np.float64]:
+    if len(values) != names:
+        raise ObservationError(f"{names} joint names but {len(values)} position values: they must be equally many.")
     picked = np.array([values[row] for row in rows], dtype=np.float64)
     for joint, value in zip(joints, picked, strict=True):
         if not math.isfinite(value):
-            raise ObservationError(f"{what} of '{joint}' is {value}, not a finite number.")
+            raise ObservationError(f"position of '{joint}' is {value}, not a finite number.")
     return picked
 
 
@@ -119,8 +130,8 @@ class JointStateBuffer:
         if stamp <= 0:
             raise ObservationError("the stamp is zero: the driver must stamp its joint states.")
         if self._gripper is not None and self._gripper.joint in message.name:
-            position = _pick(message.position, [list(message.name).index(self._gripper.joint)],
-                             (self._gripper.joint,), "position", len(message.name))[0]
+            row = list(message.name).index(self._gripper.joint)
+            position = _positions(message.position, [row], (self._gripper.joint,), len(message.name))[0]
             if not self._openings or stamp > self._openings[-1][0]:
                 self._openings.append((stamp, self._gripper.opening(float(position))))
                 _drop_before(self._openings, stamp - self._span_ns, lambda item: item[0])

@@ -1,6 +1,5 @@
 """Weight files: safetensors (one or sharded) and PyTorch archives, memory-mapped, without running any code in them."""
 
-import json
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -8,11 +7,19 @@ from typing import Any
 
 import torch
 
+from robovlms_ros.boundary import file_boundary
 from robovlms_ros.policy.weights import CheckpointError
+from robovlms_ros.structured_text import from_json
+from robovlms_ros.text_safety import printable
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+AGAIN = "The file is truncated or of another kind; fetch it again."
 ARCHIVES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+class _Code(CheckpointError):
+    """An archive that holds more than tensors and plain values."""
 
 
 def find_weights(checkpoint: Path) -> Path:
@@ -41,11 +48,15 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{index}: not an index of safetensors shards ({error}).") from error
-    files = sorted(set(table.values()))
+    with file_boundary(index, "an index of safetensors shards", CheckpointError, AGAIN):
+        table = from_json(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(table.values()))
+        climbing = [name for name in files if Path(name).name != name]
+    if climbing:
+        raise CheckpointError(
+            f"{index}: names the shard '{printable(climbing[0])}': allowed are names of files in the index's own "
+            "folder. Put the shards beside the index."
+        )
     absent = [name for name in files if not (index.parent / name).is_file()]
     if absent:
         raise CheckpointError(f"{index}: shards are missing: {', '.join(absent)}. Fetch them into the same folder.")
@@ -59,32 +70,28 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as safetensors ({error}). The file is truncated or of another kind; fetch it "
-            "again."
-        ) from error
+    with (
+        file_boundary(path, "safetensors", CheckpointError, AGAIN),
+        safe_open(path, framework="pt", device="cpu") as file,
+    ):
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    raise AssertionError("the boundary raises or the file was read")
 
 
 def _read_archive(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        with file_boundary(path, "a PyTorch archive", CheckpointError, AGAIN):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            except UnpicklingError as error:
+                raise _Code(str(error)) from error
+    except _Code as error:
+        reason = printable(str(error).splitlines()[0], 300)
         raise CheckpointError(
             f"{path}: refused: it holds more than tensors and plain values ({reason}), and code in a checkpoint is "
             "never run. Save the state dict alone, or convert it to safetensors where you trust it."
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be read as a PyTorch archive ({reason}). The file is truncated or of another kind; fetch "
-            "it again."
         ) from error
 
 

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from robovlms_ros.boundary import file_boundary
+from robovlms_ros.caps import MAX_TOKENIZER_BYTES
 from robovlms_ros.schema import did_you_mean
+from robovlms_ros.structured_text import from_json
 from robovlms_ros.text_safety import printable
 from robovlms_ros.types import InstructionRefused, RoboVLMsError
 
@@ -222,6 +225,15 @@ def build_word_tokenizer(
     )
 
 
+def check_json(path: Path) -> None:
+    """Raise TokenizerError for a file of a tokenizer that is no JSON: the tokenizer's library aborts on some."""
+    size = path.stat().st_size
+    if size > MAX_TOKENIZER_BYTES:
+        raise TokenizerError(f"{path}: {size} bytes, at most {MAX_TOKENIZER_BYTES} are read (MAX_TOKENIZER_BYTES).")
+    with file_boundary(path, "JSON", TokenizerError, "Copy the tokenizer's files again."):
+        from_json(path.read_text(encoding="utf-8"))
+
+
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in a local folder. Raises TokenizerError that names the files looked for."""
     from transformers import AutoTokenizer
@@ -232,7 +244,9 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
             f"{folder}: no tokenizer there (looked for {', '.join(TOKENIZER_FILES)}). "
             "Copy the tokenizer files of the base VLM into that folder."
         )
-    try:
+    remedy = "Copy the tokenizer files of the base VLM into that folder again."
+    with file_boundary(folder, "a tokenizer", TokenizerError, remedy):
+        for path in sorted(folder.glob("*.json")):
+            check_json(path)
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise TokenizerError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    raise AssertionError("the boundary raises or the tokenizer was read")

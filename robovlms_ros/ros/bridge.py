@@ -7,6 +7,9 @@ import numpy as np
 
 from robovlms_ros.conversions.images import RGB, Converter, convert_with_numpy
 
+CONVERTED = ("bgr8", "rgba8", "bgra8", "mono8")
+"""Encodings that every release of cv_bridge converts alike."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -30,6 +33,8 @@ def pick_converter() -> Converter:
         return convert_with_numpy
 
     def convert(encoding: str, pixels: RGB) -> RGB:
+        if encoding not in CONVERTED:
+            return convert_with_numpy(encoding, pixels)
         source = pixels.squeeze(-1) if encoding == "mono8" else pixels
         return cvtColor2(np.ascontiguousarray(source), encoding, "rgb8")
 

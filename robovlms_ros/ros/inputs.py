@@ -1,6 +1,7 @@
 """What the node hears: cameras, joint states, the instruction; checked, put together, and watched for silence."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION
 from robovlms_ros.ros.watch import Watch
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.runtime.watchdog import image_digest
+from robovlms_ros.text_safety import RepeatFilter, printable, without_numbers
 from robovlms_ros.types import NANOSECONDS, Observation, ObservationError, RobotState
 
 NEWEST_ONLY = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -77,6 +79,7 @@ class Inputs:
         self._publishers = PublisherCheck()
         self._frames = FrameSync(tuple(camera.name for camera in cameras), parameters.camera_tolerance)
         self._faults: dict[str, str] = {}
+        self._repeats = RepeatFilter()
         self._pending: deque[FrameSet] = deque(maxlen=8)
         self._last_set_ns = 0
         self.instruction = parameters.instruction.strip()
@@ -99,7 +102,8 @@ class Inputs:
             subscriptions.append(node.create_subscription(
                 CompressedImage if compressed else Image,
                 f"{camera.topic}/compressed" if compressed else camera.topic,
-                lambda message, name=camera.name: self._on_image(name, message), NEWEST_ONLY,
+                lambda message, name=camera.name, encoding=camera.encoding: self._on_image(name, message, encoding),
+                NEWEST_ONLY,
                 callback_group=camera_group, event_callbacks=QUIET_SUBSCRIPTION))
         return subscriptions
 
@@ -118,12 +122,12 @@ class Inputs:
             self._last_set_ns = 0
             self._faults = {key: text for key, text in self._faults.items() if key == INSTRUCTION}
 
-    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+    def _on_image(self, camera: str, message: Image | CompressedImage, encoding: str | None) -> None:
         try:
             stamp = stamp_of(message)
             if stamp <= 0:
                 raise ObservationError("the stamp is zero: the camera's driver must stamp its images.")
-            frame = Frame(stamp, to_rgb(message, self._convert))
+            frame = Frame(stamp, to_rgb(message, self._convert, encoding))
         except ObservationError as error:
             self._fault(f"camera '{camera}'", str(error))
             return
@@ -232,12 +236,18 @@ class Inputs:
             known = self._faults.get(source)
             if text is None:
                 self._faults.pop(source, None)
-            else:
+            elif known is None or without_numbers(known) != without_numbers(text):
                 self._faults[source] = text
-        if text is not None and known is None:
-            self._node.get_logger().warning(f"{source}: {text}")
-        elif text is None and known is not None:
-            self._node.get_logger().info(f"{source}: good again")
+        if (text is None) == (known is None):
+            return
+        line = f"{source}: {text or 'good again'}"
+        if self._repeats.passes(line, time.monotonic()):
+            logger = self._node.get_logger()
+            # rclpy wants a line of code of its own for each severity.
+            if text is None:
+                logger.info(printable(line, 1000))
+            else:
+                logger.warning(printable(line, 1000))
 
     def state_at(self, stamp_ns: int) -> RobotState:
         """The arm at an image's stamp. Raises ObservationError."""
@@ -270,7 +280,7 @@ class Inputs:
         if now_ns - oldest > self._max_age * NANOSECONDS or age <= self._max_age:
             return None
         return (f"the cameras' newest images within {self._parameters.camera_tolerance:g} s of each other "
-                f"(camera_tolerance) are {min(age, 9999):.2f} s old: their stamps do not match.")
+                f"(camera_tolerance) are more than {self._max_age:g} s old: their stamps do not match.")
 
     def where(self, fault: str) -> str:
         """The topic behind a watchdog's fault, empty where there is none."""

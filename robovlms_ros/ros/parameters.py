@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from robovlms_ros.ros.parameter_table import CAMERA, PARAMETERS, Parameter, Value
+from robovlms_ros.ros.parameter_table import AS_SENT, CAMERA, PARAMETERS, Parameter, Value
 from robovlms_ros.runtime.controllers import ROS_NAME
 from robovlms_ros.runtime.robot import GateConfig
 from robovlms_ros.runtime.schedule import ScheduleConfig
@@ -20,11 +20,27 @@ from robovlms_ros.schema import ConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class CameraParameters:
-    """One camera: its name, base topic and transport."""
+    """One camera: its name, base topic and transport. encoding: of its raw images; None is the messages' own."""
 
     name: str
     topic: str
     transport: Literal["raw", "compressed"]
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        place = f"parameter camera.{self.name}"
+        if self.transport == "compressed" and self.topic.endswith("/compressed"):
+            raise ConfigError(
+                f"{place}.topic = '{self.topic}': the transport `compressed` appends /compressed itself. Give the base "
+                f"topic, '{self.topic.removesuffix('/compressed')}'.")
+        if self.transport == "raw" and self.topic.endswith("/compressed"):
+            raise ConfigError(
+                f"{place}.topic = '{self.topic}': it carries compressed images. Set {place.split()[1]}.transport to "
+                f"compressed, and give the base topic, '{self.topic.removesuffix('/compressed')}'.")
+        if self.transport == "compressed" and self.encoding is not None:
+            raise ConfigError(
+                f"{place}.encoding = '{self.encoding}': only raw images have an encoding. Set it to {AS_SENT}, or the "
+                "transport to raw.")
 
 
 @dataclass(frozen=True)
@@ -110,10 +126,16 @@ def from_values(values: Mapping[str, Any]) -> NodeParameters:
     watchdog = {name: checked[f"watchdog.{name}"] for name in watched}
     fields["watchdog"] = WatchdogConfig(**watchdog)  # type: ignore[arg-type]
     fields["cameras"] = tuple(
-        CameraParameters(name, checked[f"camera.{name}.topic"], checked[f"camera.{name}.transport"])  # type: ignore[arg-type]
+        CameraParameters(
+            name, checked[f"camera.{name}.topic"], checked[f"camera.{name}.transport"],  # type: ignore[arg-type]
+            _encoding(checked[f"camera.{name}.encoding"]))
         for name in cameras
     )
     return NodeParameters(**fields)
+
+
+def _encoding(value: Value) -> str | None:
+    return None if value == AS_SENT else str(value)
 
 
 def defaults(cameras: Iterable[str] | None = None) -> dict[str, Value]:

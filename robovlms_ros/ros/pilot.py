@@ -5,6 +5,7 @@ The node feeds it observations and ticks; the inference worker feeds it chunks. 
 """
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class Pilot:
     """See the module's docstring. log: called with a line when a fault appears or is gone."""
 
     def __init__(self, senses: Senses, watch: Watch, limbs: Limbs, publish_chunk: Callable[[ActionChunk], None],
-                 now: Callable[[], int], report: Report, log: Callable[[str], None]) -> None:
+                 now: Callable[[], int], report: Report, log: Callable[[str], None],
+                 steady_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self._senses = senses
         self._watch = watch
         self._guard = Guard(senses, watch, limbs.executor, limbs.arm, log)
@@ -48,6 +50,7 @@ class Pilot:
         self._lead_ns = round(limbs.lead * NANOSECONDS)
         self._publish_chunk = publish_chunk
         self._now = now
+        self._steady_ns = steady_ns
         self._report = report
         self._lock = threading.RLock()
         self._worker: Worker | None = None
@@ -253,7 +256,9 @@ class Pilot:
         if self._arm is None:
             decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
         else:
-            decision = self._executor.on_chunk(chunk, state, measured, now, self._senses.speed(), plan)
+            decision = self._executor.on_chunk(
+                chunk, state, measured, now, self._senses.speed(), plan, self._advancing(now)
+            )
         if decision.command is None:
             self._refuse(decision.verdict.reason)
             self.gives_up = self.gives_up or decision.verdict.deactivate
@@ -267,6 +272,11 @@ class Pilot:
             self._moving = True
         if self._gripper is not None and decision.gripper is not None:
             self._gripper.update(decision.gripper)
+
+    def _advancing(self, now_ns: int) -> Callable[[], int]:
+        """A clock that reads `now_ns` now and advances steadily, as simulated time does not while a thread computes."""
+        begin_ns = self._steady_ns()
+        return lambda: now_ns + self._steady_ns() - begin_ns
 
     def _accept(self, chunk: ActionChunk, takes_effect_ns: int) -> None:
         self._report.reaction.add((takes_effect_ns - chunk.stamp_ns) / NANOSECONDS)
@@ -298,3 +308,4 @@ class Pilot:
         if not same:  # the same complaint with another number is no change
             self._report.state = state
             self._report.detail = detail
+

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
+from robovlms_ros.ros.checked_node import CheckedNode
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.recorder import Recorder
 from robovlms_ros.runtime.robot import load_robot
@@ -28,6 +28,7 @@ EPISODE = "episode"
 CONFIGURATION = "configuration"
 DISCOVERY_PERIOD = 0.5
 CLOCK_PATIENCE = 3.0
+ENOUGH = 50  # messages after which a topic's loss is said while the recording goes on
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def bag_record_command(options: RecordingOptions) -> str:
     return f"ros2 bag record --storage mcap --output {options.path} --topics {' '.join(options.topics)}"
 
 
-class RecordingNode(Node):
+class RecordingNode(CheckedNode):
     """A node with a Recorder that notices when the first topic falls silent, and publishes markers."""
 
     def __init__(self, options: RecordingOptions) -> None:
@@ -123,9 +124,16 @@ def record(
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
+    recorder = node.recorder
     for topic in options.topics:
         silent = "   (no message came)" if topic in counts else "   (nobody published it)"
+        if topic in recorder.refused:
+            silent = f"   (NOT RECORDED: {recorder.refused[topic]})"
         say(f"  {counts.get(topic, 0):7d}  {topic}" + ("" if counts.get(topic) else silent))
+    for warning in recorder.loss_warnings().values():
+        say(f"WARNING: {warning}")
+    if recorder.failure is not None:
+        raise RoboVLMsError(recorder.failure)
     own = {name for name in counts if name.rsplit("/", 1)[-1] in (EPISODE, CONFIGURATION)}
     if not any(count for name, count in counts.items() if name not in own):
         clock = ", and that somebody publishes /clock" if options.use_sim_time else ""
@@ -142,12 +150,19 @@ def _spin(
 ) -> None:
     begin = heard = time.monotonic()
     first, last, waiting = options.topics[0], 0, options.use_sim_time
+    warned: set[str] = set()
     while options.duration <= 0 or time.monotonic() - begin < options.duration:
         executor.spin_once(timeout_sec=0.1)
         if waiting and time.monotonic() - begin > CLOCK_PATIENCE:
             waiting = False
             if not node.get_clock().now().nanoseconds:
                 say("simulated time, and nobody publishes /clock: nothing is recorded until somebody does")
+        for topic, warning in node.recorder.loss_warnings().items():
+            if topic not in warned and node.recorder.losses[topic].received >= ENOUGH:
+                warned.add(topic)
+                say(f"WARNING: {warning}")
+        if node.recorder.failure is not None:
+            return
         count = node.recorder.counts.get(first, 0)
         if count != last:
             last, heard = count, time.monotonic()

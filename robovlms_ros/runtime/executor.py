@@ -1,5 +1,6 @@
 """One arm's way from a chunk to a command: plan, schedule, gate, motion guard. Node, rollouts and bags all run it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,11 @@ from robovlms_ros.types import ActionChunk, JointPlan, RobotState
 AT_COMMAND = 0.02
 """rad: an arm at rest this near to its last command is there, but for gravity and friction."""
 
+
+MARGIN_NS = 5_000_000
+"""The part of a message's lead that is left for the way to the controller."""
+
+LONGEST_LEAD_NS = 200_000_000
 
 REST_SPEED = 0.05
 """rad/s: a joint that is measured slower than this is at rest."""
@@ -101,12 +107,14 @@ class ChunkExecutor:
         now_ns: int,
         speed: Array | None = None,
         plan: JointPlan | PlanRefused | None = None,
+        clock: Callable[[], int] | None = None,
     ) -> Decision:
         """The decision on a chunk that has just become ready.
 
         state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,) measured, rad/s,
         for an arm that is really commanded: a motion that continues no other one starts from rest only. plan: the
-        answer of `plan`, for a caller that reads the time after it; None computes it here.
+        answer of `plan`, for a caller that reads the time after it; None computes it here. clock: the time now, ns: a
+        message that took longer to compute than it leads is computed once more with a longer lead; None for a replay.
         """
         if self._resumed:
             self._resumed = False
@@ -118,22 +126,46 @@ class ChunkExecutor:
             plan = self.plan(chunk, state_at_stamp)
         if isinstance(plan, PlanRefused):
             return Decision(None, None, self.gate.refuse(str(plan), now_ns), None)
+        counts = self.gate.counts
+        lead_ns = self.scheduler.lead_ns
+        decision = self._decide(chunk, plan, measured, now_ns, lead_ns)
+        if clock is not None and decision.command is not None:
+            spent_ns = clock() - now_ns
+            if spent_ns > lead_ns - MARGIN_NS:
+                self.gate.counts = counts
+                now_ns = clock()
+                lead_ns = min(2 * spent_ns + lead_ns, LONGEST_LEAD_NS)
+                decision = self._decide(chunk, plan, measured, now_ns, lead_ns)
+                late_ns = clock() - now_ns
+                if decision.command is not None and not 0 <= late_ns <= lead_ns - MARGIN_NS:
+                    text = f"the command took {late_ns / 1e6:.0f} ms to compute: it would arrive too late."
+                    decision = Decision(None, None, self.gate.refuse(text, now_ns), plan)
+        if decision.command is None:
+            self.gate.resume(self.guard.commanded)
+            return decision
+        self.guard.record(decision.command, now_ns)
+        self.scheduler.commit(decision.command)
+        self.gate.resume(self.guard.commanded)
+        self._plan = plan
+        return replace(decision, gripper=self.gripper_at(now_ns))
+
+    def _decide(
+        self, chunk: ActionChunk, plan: JointPlan, measured: RobotState, now_ns: int, lead_ns: int
+    ) -> Decision:
+        """Schedule, gate and guard; nothing is committed."""
         try:
-            proposed = self.scheduler.propose(plan, now_ns, measured)
+            proposed = self.scheduler.propose(plan, now_ns, measured, lead_ns)
         except ScheduleRefused as refusal:
             return Decision(None, None, self.gate.refuse(str(refusal), now_ns), plan)
-        verdict = self.gate.check(proposed, measured, now_ns, chunk.stamp_ns)
+        self.gate.resume(self.guard.commanded)
+        verdict = self.gate.check(proposed, measured, now_ns, chunk.stamp_ns, lead_ns)
         if verdict.command is None:
             return Decision(None, None, verdict, plan)
         try:
             admitted = self.guard.admit(verdict.command, now_ns, measured)
         except CommandRejected as rejection:
-            self.gate.resume(self.guard.commanded)
             return Decision(None, None, self.gate.refuse(str(rejection), now_ns), plan)
-        self.scheduler.commit(admitted)
-        self.gate.resume(self.guard.commanded)
-        self._plan = plan
-        return Decision(admitted, self.gripper_at(now_ns), verdict, plan)
+        return Decision(admitted, None, verdict, plan)
 
     def dry_run_chunk(
         self,
@@ -200,7 +232,12 @@ class ChunkExecutor:
         """
         self._plan = None
         command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
-        admitted = self.guard.admit(command, now_ns, None)
+        try:
+            admitted = self.guard.admit(command, now_ns, None)
+        except CommandRejected:
+            self.scheduler.resume(self.guard.commanded)
+            raise
+        self.guard.record(admitted, now_ns)
         self.gate.resume(self.guard.commanded)
         return admitted
 

@@ -65,6 +65,15 @@ class SafetyGate:
         self._refusing_since_ns = 0
         self._began_ns: int | None = None
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Clamps and refusals in a row, and the time of the first refusal (ns): to be set back for a second try."""
+        return self.clamps, self.refusals, self._refusing_since_ns
+
+    @counts.setter
+    def counts(self, counts: tuple[int, int, int]) -> None:
+        self.clamps, self.refusals, self._refusing_since_ns = counts
+
     def forget_motion(self) -> None:
         """The next command starts at the measured state. Counts and ramp stay."""
         self._commanded: Spline | None = None
@@ -82,9 +91,17 @@ class SafetyGate:
         return self.authority * min(1.0, max(FIRST_AUTHORITY, share))
 
     def check(
-        self, command: TrajectoryCommand, measured: RobotState, now_ns: int, image_stamp_ns: int | None
+        self,
+        command: TrajectoryCommand,
+        measured: RobotState,
+        now_ns: int,
+        image_stamp_ns: int | None,
+        arrival_ns: int = ARRIVAL_NS,
     ) -> Verdict:
-        """What happens to a command at a time. image_stamp_ns: the observation behind it; None for none.
+        """The verdict on a command at a time. image_stamp_ns: the observation behind it; None for none.
+
+        arrival_ns: the time that the controller goes on with the previous command, computing time included; a clamped
+        command leaves it untouched.
 
         A command that passes or is clamped counts as sent. Accelerations are left out of what is sent: the controller
         then interpolates the very cubic curve that was checked.
@@ -99,13 +116,13 @@ class SafetyGate:
         if curve is None:
             reason = "the trajectory is wholly past: the controller would drop it. Inference is too slow."
             return self.refuse(reason, now_ns)
-        future = cut(curve, now_ns + ARRIVAL_NS)
+        future = cut(curve, now_ns + arrival_ns)
         path = self._tool.path(future)
         reason = jump(curve, before, measured, now_ns, self.robot) or self._tool.outside(path, measured)
         if reason is not None:
             return self.refuse(reason, now_ns)
         faults = self._faults(future, before) + self._tool.too_fast(path)
-        faults += discontinuity(curve, before, np.array([now_ns, now_ns + ARRIVAL_NS]), self._kink)
+        faults += discontinuity(curve, before, np.array([now_ns, now_ns + arrival_ns]), self._kink)
         slowed = self._above_authority(future)
         if not faults and not slowed:
             self.clamps = self.refusals = 0

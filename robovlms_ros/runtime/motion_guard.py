@@ -65,7 +65,7 @@ class MotionGuard:
         return positions[0], velocities[0]
 
     def admit(self, command: TrajectoryCommand, now_ns: int, measured: RobotState | None) -> AdmittedCommand:
-        """The command, ready to be sent; it counts as commanded from now on.
+        """The command, ready to be sent; `record` it when it is.
 
         measured: the believed pose; read only while nothing has been commanded. Raises CommandRejected.
         """
@@ -83,7 +83,6 @@ class MotionGuard:
         if found:
             texts = "; ".join(violation.text for violation in found)
             raise CommandRejected(f"the motion guard rejected a command: {texts}.")
-        self._record(curve, now_ns)
         return AdmittedCommand(**vars(command))
 
     def admit_opening(self, opening: float) -> AdmittedOpening:
@@ -107,7 +106,9 @@ class MotionGuard:
         begin_ns = min(now_ns, int(curve.times_ns[0]))
         return Spline(np.array([begin_ns, begin_ns + ARRIVAL_NS]), both, np.zeros_like(both))
 
-    def _record(self, curve: Spline, now_ns: int) -> None:
+    def record(self, command: AdmittedCommand, now_ns: int) -> None:
+        """The command counts as commanded from now on."""
+        curve = curve_of(command, now_ns)
         before = self._commanded
         if before is None or before.times_ns[0] > now_ns:
             self._commanded = curve

@@ -64,6 +64,11 @@ class ChunkScheduler:
         self._proposed = self._memory
 
     @property
+    def lead_ns(self) -> int:
+        """The configured lead: how far ahead of now the running plan is left as it is."""
+        return self._lead_ns
+
+    @property
     def covered_until_ns(self) -> int:
         """Until when the running plan follows the policy's steps; after it the arm comes to rest. 0: no plan."""
         return self._memory.covered_until_ns
@@ -81,17 +86,20 @@ class ChunkScheduler:
         self.commit(command)
         return command
 
-    def propose(self, plan: JointPlan, now_ns: int, measured: RobotState) -> TrajectoryCommand:
+    def propose(
+        self, plan: JointPlan, now_ns: int, measured: RobotState, lead_ns: int | None = None
+    ) -> TrajectoryCommand:
         """The message that continues the running plan with a chunk; the running plan itself waits for `commit`.
 
-        Raises ScheduleRefused when every step is past or a value is not finite.
+        lead_ns: in place of the configured lead, for a message that takes longer to compute. Raises ScheduleRefused
+        when every step is past or a value is not finite.
         """
         _check_finite("plan positions", plan.positions)
         _check_finite("plan velocities", plan.velocities)
         _check_finite("measured positions", measured.positions)
         if len(plan.times_ns) == 0 or np.any(np.diff(plan.times_ns) <= 0):
             raise ScheduleRefused(f"a plan of {len(plan.times_ns)} steps: needs steps that strictly increase in time.")
-        splice_ns = now_ns + self._lead_ns
+        splice_ns = now_ns + (self._lead_ns if lead_ns is None else lead_ns)
         running = self._running_at(now_ns) or _at_rest(measured.positions, now_ns, splice_ns)
         usable = np.flatnonzero(plan.times_ns > splice_ns + MIN_GAP_NS)
         if not len(usable):
@@ -129,6 +137,10 @@ class ChunkScheduler:
         command = self._message(running, followed_by(stop, still), now_ns)
         self.commit(command)
         return command
+
+    def resume(self, commanded: Spline | None) -> None:
+        """Take up a commanded motion as the running plan; None for none."""
+        self._running = commanded
 
     def _running_at(self, now_ns: int) -> Spline | None:
         """The running plan, unless the clock jumped back to before it."""

@@ -145,7 +145,7 @@ class Simulation:
         self.report = Report()
         self.chunks = []
         self.runner = Pilot(self.senses, self.watch, Limbs(executor, self.arm, None, 0.02), self.chunks.append,
-                            self.now, self.report, lambda line: None)
+                            self.now, self.report, lambda line: None, steady_ns=lambda: 0)
         self.executor = executor
         self.commands = [HOME] * (LAG + 1)
         self.own_steps = set()  # ticks at which the controller itself, restarted, takes up the measured pose

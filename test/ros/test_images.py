@@ -15,7 +15,10 @@ from robovlms_ros.conversions.images import convert_with_numpy, image_to_rgb, to
 from robovlms_ros.ros.bridge import pick_converter
 from robovlms_ros.types import ObservationError
 
-CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "yuv422_yuy2": 2}
+CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "yuv422_yuy2": 2, "yuyv": 2,
+            "yuv422": 2, "uyvy": 2}
+BAYER = {"bayer_rggb8": cv2.COLOR_BayerRGGB2RGB, "bayer_bggr8": cv2.COLOR_BayerBGGR2RGB,
+         "bayer_gbrg8": cv2.COLOR_BayerGBRG2RGB, "bayer_grbg8": cv2.COLOR_BayerGRBG2RGB}
 
 
 def make_image(encoding, width=8, height=6, padding=0, seed=0):
@@ -41,12 +44,54 @@ def jpeg(pixels, kind="JPEG"):
 @pytest.mark.parametrize("encoding", CHANNELS)
 def test_equals_opencv(encoding, padding):
     codes = {"bgr8": cv2.COLOR_BGR2RGB, "rgba8": cv2.COLOR_RGBA2RGB, "bgra8": cv2.COLOR_BGRA2RGB,
-             "mono8": cv2.COLOR_GRAY2RGB, "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUY2}
+             "mono8": cv2.COLOR_GRAY2RGB, "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUY2, "yuyv": cv2.COLOR_YUV2RGB_YUY2,
+             "yuv422": cv2.COLOR_YUV2RGB_UYVY, "uyvy": cv2.COLOR_YUV2RGB_UYVY}
     message, pixels = make_image(encoding, 64, 48, padding)
     wanted = pixels if encoding == "rgb8" else cv2.cvtColor(np.ascontiguousarray(pixels), codes[encoding])
     rgb = image_to_rgb(message)
     np.testing.assert_array_equal(rgb, wanted)
     assert rgb.flags.c_contiguous and not rgb.flags.writeable
+
+
+@pytest.mark.parametrize("size", [(64, 48), (9, 7), (2, 2)])
+@pytest.mark.parametrize("encoding", BAYER)
+def test_bayer_equals_opencv_inside_the_border(encoding, size):
+    width, height = size
+    message, _ = make_image("mono8", width, height, padding=3)
+    message.encoding = encoding
+    mosaic = np.frombuffer(message.data, np.uint8).reshape(height, -1)[:, :width].copy()
+    rgb = image_to_rgb(message)
+    assert rgb.shape == (height, width, 3)
+    if min(size) > 2:
+        wanted = cv2.cvtColor(mosaic, BAYER[encoding])
+        np.testing.assert_array_equal(rgb[1:-1, 1:-1], wanted[1:-1, 1:-1])
+
+
+def test_bayer_border_by_hand():
+    mosaic = np.array([[100, 10, 100, 10], [20, 200, 20, 200]] * 2, np.uint8)
+    message = SimpleNamespace(width=4, height=4, encoding="bayer_rggb8", step=4, data=mosaic.tobytes())
+    rgb = image_to_rgb(message)
+    assert rgb[..., 0].tolist() == [[100] * 4] * 4 and rgb[..., 2].tolist() == [[200] * 4] * 4
+    assert rgb[..., 1].tolist() == [[15, 10, 15, 10], [20, 15, 20, 15]] * 2
+
+
+def test_the_encoding_of_the_parameter_stands_for_that_of_the_message():
+    message, pixels = make_image("bgr8", 4, 2)
+    message.encoding = "8UC3"
+    np.testing.assert_array_equal(to_rgb(message, encoding="bgr8"), pixels[..., ::-1])
+    np.testing.assert_array_equal(to_rgb(message, encoding="rgb8"), pixels)
+    with pytest.raises(ObservationError, match="set the camera's parameter `encoding` to bgr8 or rgb8"):
+        to_rgb(message)
+
+
+def test_a_long_encoding_is_cut_and_escaped():
+    message, _ = make_image("rgb8")
+    message.encoding = "\x1b[2J\n" + "x" * 1_000_000
+    with pytest.raises(ObservationError) as caught:
+        to_rgb(message)
+    text = str(caught.value)
+    assert len(text) < 500 and "\x1b" not in text and "\n" not in text
+    assert "(1000005 characters)" in text
 
 
 def test_rgb8_without_padding_is_not_copied():
@@ -69,7 +114,7 @@ def test_a_node_converts_with_cv_bridge_where_it_works(monkeypatch):
     ("change", "says"),
     [
         ({"encoding": "16UC1"}, "depth image"),
-        ({"encoding": "bayer_rggb8"}, "Allowed: rgb8"),
+        ({"encoding": "bayer_rggb16"}, "Allowed: rgb8"),
         ({"width": 0}, "empty"),
         ({"height": 0}, "empty"),
         ({"step": 8 * 3 - 1}, "shorter than a row"),

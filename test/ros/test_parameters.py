@@ -3,6 +3,7 @@ names are answered with the nearest known one; the defaults move nothing.
 """
 
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -84,3 +85,20 @@ def test_authority_is_the_robots_unless_given(given, wanted):
 def test_unknown_name():
     with pytest.raises(ConfigError, match=r"'dry_rum'.*Did you mean 'dry_run'"):
         check_known(["dry_run", "dry_rum"], [p.name for p in expand(["static"])])
+
+
+@pytest.mark.parametrize(("values", "says"), [
+    ({"camera.wrist.transport": "compressed", "camera.wrist.topic": "wrist/image_raw/compressed"},
+     "appends /compressed itself. Give the base topic, 'wrist/image_raw'"),
+    ({"camera.wrist.topic": "wrist/image_raw/compressed"}, "Set camera.wrist.transport to compressed"),
+    ({"camera.wrist.transport": "compressed", "camera.wrist.encoding": "bgr8"}, "only raw images have an encoding"),
+    ({"camera.wrist.encoding": "bgr16"}, "camera.wrist.encoding = 'bgr16': not allowed"),
+])
+def test_cameras_that_contradict_themselves(values, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        from_values({**defaults(), **values})
+
+
+def test_the_encoding_of_a_camera():
+    assert from_values(defaults()).cameras[1].encoding is None
+    assert from_values({**defaults(), "camera.wrist.encoding": "bayer_rggb8"}).cameras[1].encoding == "bayer_rggb8"

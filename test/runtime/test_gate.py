@@ -92,6 +92,21 @@ def test_a_later_start_is_led_in_from_where_the_arm_is(gate):
     np.testing.assert_array_equal(verdict.command.positions[0], HOME)
 
 
+def test_a_clamped_command_leaves_the_commanded_motion_only_after_its_arrival(gate):
+    """What a clamp changes before the message arrives, the controller would jump over."""
+    before = check(gate, move(0.4)).command
+    later_ns = NOW + 300_000_000
+    here = sample(before, np.array([later_ns]))[0][0]
+    message = move(0.8, 0.7, start=here, stamp_ns=later_ns)
+    verdict = gate.check(message, state(here, later_ns), later_ns, later_ns - 50_000_000, 40_000_000)
+    assert verdict.kind == "clamp"
+    times_ns = later_ns + np.arange(0, 40_000_001, 1_000_000)
+    for ours, sent in zip(sample(verdict.command, times_ns), sample(before, times_ns), strict=True):
+        np.testing.assert_allclose(ours, sent, rtol=0, atol=1e-7)
+    after_ns = np.array([later_ns + 200_000_000])
+    assert np.abs(sample(verdict.command, after_ns)[0] - sample(before, after_ns)[0]).max() > 1e-3
+
+
 def with_value(field: str, value: float) -> TrajectoryCommand:
     message = move(0.5)
     values = getattr(message, field).copy()

@@ -55,6 +55,8 @@ def guard():
 def test_what_continues_the_motion_is_admitted_and_recorded(guard):
     measured = RobotState(NOW, HOME)
     first = guard.admit(move(), NOW, measured)
+    assert guard.commanded is None
+    guard.record(first, NOW)
     np.testing.assert_array_equal(first.positions, move().positions)
     later = NOW + ns(0.5)
     position, velocity = guard.commanded_at(later)
@@ -66,7 +68,7 @@ def test_what_continues_the_motion_is_admitted_and_recorded(guard):
         np.stack([position, position + velocity * 0.25]),
         np.stack([velocity, np.zeros(7)]),
     )
-    guard.admit(rest, later, None)
+    guard.record(guard.admit(rest, later, None), later)
     # The past stays known, so that an older measurement has its command.
     np.testing.assert_allclose(guard.commanded_at(NOW + ns(0.25))[0][0], HOME[0] + 0.1 * 0.15625)
 
@@ -97,7 +99,7 @@ def test_a_first_command_needs_a_measured_pose(guard):
 
 
 def test_a_step_in_velocity_against_the_commanded_motion_is_rejected(guard):
-    guard.admit(move(), NOW, RobotState(NOW, HOME))
+    guard.record(guard.admit(move(), NOW, RobotState(NOW, HOME)), NOW)
     later = NOW + ns(0.5)
     position, _ = guard.commanded_at(later)
     with pytest.raises(CommandRejected, match="off the commanded motion"):
@@ -173,6 +175,29 @@ def test_a_measurement_is_compared_with_the_command_at_its_own_stamp():
         old = max(1.0, t - 0.45)
         decision = executor.on_chunk(chunk(t), arm(t, line(t)), arm(old, executor.commanded(ns(old))[0]), ns(t))
         assert decision.command is not None, decision.verdict.reason
+
+
+@pytest.mark.parametrize("slow", [1, 2])
+def test_a_command_that_took_longer_than_its_lead_is_computed_again_or_refused(slow):
+    executor = build_executor(replace(PANDA, gate=replace(PANDA.gate, authority_ramp=0.0)), None)
+    readings = []
+
+    def clock():
+        """30 ms for each of the first tries, 1 ms afterwards; with two slow ones, 300 ms for the second."""
+        readings.append(None)
+        late = {1: [30, 30, 31], 2: [30, 30, 330]}[slow]
+        return ns(1.0) + late[min(len(readings), 3) - 1] * 1_000_000
+
+    decision = executor.on_chunk(advancing(1.0), arm(1.0, HOME), arm(1.0, HOME), ns(1.0), clock=clock)
+    if slow == 2:
+        assert decision.command is None and "too late" in decision.verdict.reason
+        assert executor.commanded(ns(1.0)) is None
+        return
+    command = decision.command
+    times = command.stamp_ns + np.round(command.times * NANOSECONDS).astype(np.int64)
+    moved = np.abs(command.positions - HOME).max(axis=1) > 1e-9
+    # 30 ms were spent: the second try leads by twice that and the lead.
+    assert times[moved].min() >= ns(1.03) + ns(0.08)
 
 
 SENDERS = ("publish", "send_goal_async", "send_goal")

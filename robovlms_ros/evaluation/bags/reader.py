@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mcap.exceptions import McapError
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
@@ -21,6 +20,7 @@ from rosbags.typesys.store import Typestore
 from robovlms_ros.evaluation.bags.storage_mcap import McapStorage
 from robovlms_ros.evaluation.bags.storage_sqlite import SqliteError, SqliteStorage
 from robovlms_ros.evaluation.bags.types import typestore
+from robovlms_ros.structured_text import TextError, from_yaml, read_text
 from robovlms_ros.types import NANOSECONDS, RoboVLMsError
 
 WINDOW_NS = NANOSECONDS // 2
@@ -115,10 +115,10 @@ class Bag:
         information: dict[str, Any] = {}
         metadata = self.path / "metadata.yaml"
         try:
-            loaded = yaml.safe_load(metadata.read_text(encoding="utf-8"))
+            loaded = from_yaml(read_text(metadata))
             information = loaded["rosbag2_bagfile_information"]
             names = [self.path / Path(name).name for name in information["relative_file_paths"]]
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (OSError, TextError, KeyError, TypeError) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
             self._notes.append(f"metadata.yaml {reason}; the files of {self.path.name} are read without it, by name.")
             names = sorted(p for p in self.path.iterdir() if p.name.removesuffix(".zstd").endswith(SUFFIXES))

@@ -44,7 +44,8 @@ class FaultArm(Node):
     """See the module's docstring.
 
     joint_hook, image_hook: applied to each message before it is published; None publishes nothing.
-    clock_offset_ns: added to the system's clock; published on /clock where `simulated_time` is true.
+    silent_camera: name of a camera that publishes nothing; empty for none.
+    received: the number of commands that have arrived. Its clock is published on /clock where `simulated_time` is true.
     """
 
     def __init__(self, simulated_time: bool = False) -> None:
@@ -52,11 +53,13 @@ class FaultArm(Node):
         self.robot = load_robot("panda")
         self.joint_hook: JointHook = lambda message: message
         self.image_hook: ImageHook = lambda message: message
+        self.silent_camera = ""
         self.simulated_time = simulated_time
-        self.clock_offset_ns = 0
+        self._jumps = [(0.0, 0)]
         self._epoch = time.monotonic()
         self._epoch_ns = time.time_ns()
         self.rejected: list[str] = []
+        self.received = 0
         self.gripper_closes_s = 0.0
         self._controller = TrajectoryController(self.robot.joints)
         self.positions: Array = np.array(self.robot.home)
@@ -67,9 +70,10 @@ class FaultArm(Node):
         self._measured: list[Array] = []
         self._own: list[int] = []
         self._states = self.create_publisher(JointState, "joint_states", 10)
-        self._cameras = [
-            self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data) for name in ("static", "wrist")
-        ]
+        self._cameras = {
+            name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
+            for name in ("static", "wrist")
+        }
         self._clock = self.create_publisher(Clock, "/clock", 10)
         self._pixels = np.random.default_rng(0)
         self._listening = None
@@ -84,9 +88,18 @@ class FaultArm(Node):
         """The arm's clock, ns."""
         return self._clock_at(time.monotonic())
 
+    def jump_clock(self, seconds: float) -> None:
+        """Add seconds to the arm's clock from now on."""
+        self._jumps.append((time.monotonic(), self._jumps[-1][1] + round(seconds * NANOSECONDS)))
+
     def _clock_at(self, monotonic: float) -> int:
         """The arm's clock at a monotonic time: one clock for control and record, whatever the interpreter delays."""
-        return self._epoch_ns + round((monotonic - self._epoch) * NANOSECONDS) + self.clock_offset_ns
+        offset = next(offset for since, offset in reversed(self._jumps) if monotonic >= since)
+        return self._system_at(monotonic) + offset
+
+    def _system_at(self, monotonic: float) -> int:
+        """The system's clock at a monotonic time, ns."""
+        return self._epoch_ns + round((monotonic - self._epoch) * NANOSECONDS)
 
     def listen(self, listening: bool) -> None:
         """Start or stop the controller's subscription."""
@@ -98,8 +111,9 @@ class FaultArm(Node):
             self._listening = self.create_subscription(JointTrajectory, topic, self._on_command, 10)
 
     def restart_controller(self) -> None:
-        """The controller forgets its trajectory and holds the measured pose."""
+        """The controller forgets its trajectory and what it has not yet taken up, and holds the measured pose."""
         with self._lock:
+            self._inbox.clear()
             self._controller.reset()
             self._own.append(len(self._commands))
 
@@ -134,6 +148,7 @@ class FaultArm(Node):
 
     def _on_command(self, message: JointTrajectory, info: dict[str, Any]) -> None:
         with self._lock:
+            self.received += 1
             self._inbox.append((info["received_timestamp"], message))
 
     def _on_gripper(self, message: JointTrajectory) -> None:
@@ -153,12 +168,13 @@ class FaultArm(Node):
                 time.sleep(ahead)
             self._control(due)
             if ahead > -PERIOD:
-                self._publish(count, self._clock_at(due))
+                # Control is still before a jump of the clock that is already published.
+                self._publish(count, self._system_at(due) + self._jumps[-1][1])
 
     def _control(self, now: float) -> None:
         clock_ns = self._clock_at(now)
         with self._lock:
-            while self._inbox and self._inbox[0][0] <= clock_ns - self.clock_offset_ns:
+            while self._inbox and self._inbox[0][0] <= self._system_at(now):
                 self._accept(self._inbox.pop(0)[1], clock_ns)
             command = self._controller.update(clock_ns, PERIOD_NS, self.positions, np.zeros(7))[0]
             self.positions = self.positions + (command - self.positions) * (1 - np.exp(-PERIOD / LAG))
@@ -180,7 +196,7 @@ class FaultArm(Node):
     def _publish(self, count: int, clock_ns: int) -> None:
         stamp = to_time(clock_ns)
         if self.simulated_time:
-            self._clock.publish(Clock(clock=stamp))
+            self._clock.publish(Clock(clock=to_time(self.now_ns())))
         if count % STATES_EVERY == 0:
             names = [*self.robot.joints, self.robot.gripper.joint]  # type: ignore[union-attr]
             state = JointState(name=names, position=[*self.positions.tolist(), 0.04])
@@ -189,7 +205,9 @@ class FaultArm(Node):
             if bent is not None:
                 self._states.publish(bent)
         if count % IMAGES_EVERY == 0:
-            for publisher in self._cameras:
+            for name, publisher in self._cameras.items():
+                if name == self.silent_camera:
+                    continue
                 image = Image(width=SIZE, height=SIZE, encoding="rgb8", step=3 * SIZE)
                 image.data = self._pixels.integers(0, 256, 3 * SIZE * SIZE, dtype=np.uint8).tobytes()
                 image.header.stamp = stamp

@@ -1,10 +1,11 @@
 """Faults injected through the real graph into an arm at working speed, and the arm's motion judged against its limits.
 
 The node is a process of its own, on a domain of its own; the arm is `FaultArm`. For each fault the arm first moves at
-WORKING_SPEED or more. Judged from the fault on: every command step against the joints' speed limit, measured speed (at
-most 1.05 times its limit), commanded and measured acceleration (at most 1.2 times), and the time to rest.
+WORKING_SPEED or more. Judged from the fault on, the recovery included: every command step against the joints' speed
+limit, measured speed, commanded and measured acceleration, positions, and the time to rest (`rows`).
 """
 
+import itertools
 import math
 import os
 import random
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.demo.processes import Child
 from robovlms_ros.ros.fault_bench.arm import FaultArm
 from robovlms_ros.ros.fault_bench.policy_node import FAULT_TOPIC
+from robovlms_ros.ros.fault_bench.rows import FaultRow, judge, time_to_rest
 from robovlms_ros.ros.inputs import LATCHED
 from robovlms_ros.ros.messages import from_time, to_time
 from robovlms_ros.types import NANOSECONDS, RoboVLMsError
@@ -44,13 +46,10 @@ Array = NDArray[np.float64]
 NODE = "vla_node"
 WORKING_SPEED = 0.6  # rad/s
 AFTER = 2.6  # s recorded after a fault
-REST = 1e-3  # rad/s
+RECOVERY = 1.0  # s recorded after the node runs again
 STOP = 0.9  # s: the longest stop from working speed, the lead and the middleware included
 SILENCE = 0.6  # s until silence counts (max_age), and a tick
 PLAN = 1.3  # s: a chunk's horizon and the stop at its end
-STEP_LIMIT = 1.01
-SPEED_LIMIT = 1.05
-ACCELERATION_LIMIT = 1.2
 PATIENCE = 60.0  # s
 
 
@@ -59,39 +58,8 @@ class BenchFailed(RoboVLMsError):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One fault's measurements. Ratios are parts of the joints' limits; times are seconds, NaN for never at rest.
-
-    rest_allowed: the longest time to rest; NaN where the motion goes on.
-    """
-
-    fault: str
-    speed: float
-    gripper_closing: bool
-    step: float
-    measured_speed: float
-    acceleration: float
-    measured_acceleration: float
-    rest: float
-    rest_allowed: float
-    state: str
-    detail: str
-
-    @property
-    def within(self) -> bool:
-        """True where every measurement is within its bound."""
-        rests = math.isnan(self.rest_allowed) or self.rest <= self.rest_allowed
-        return bool(
-            self.step <= STEP_LIMIT
-            and self.measured_speed <= SPEED_LIMIT
-            and max(self.acceleration, self.measured_acceleration) <= ACCELERATION_LIMIT
-            and rests
-        )
-
-
-@dataclass(frozen=True)
 class Fault:
-    """One fault. inject is called at working speed, mend after the record; rest_allowed as in Row.
+    """One fault. inject is called at working speed, mend after the record; rest_allowed as in FaultRow.
 
     restarts: the node's process has ended and is started again afterwards. simulated_time: needs /clock.
     """
@@ -219,10 +187,11 @@ class Stage(Node):
         self.executor_.add_node(node)
 
     def second_node(self) -> None:
-        """Start a second policy node on the same controller and configure it."""
+        """Start a second policy node on the same controller and activate it."""
         self._second = self._child("second", ["-r", "__node:=second_vla"])
         client = self.create_client(ChangeState, "second_vla/change_state")
         self.change_state(client, Transition.TRANSITION_CONFIGURE)
+        self.change_state(client, Transition.TRANSITION_ACTIVATE)
 
     def remove_strangers(self) -> None:
         """End what `second_...` began."""
@@ -271,6 +240,7 @@ def _hook_images(change: Callable[[Any], Any]) -> Callable[[Stage], None]:
 def _mend_messages(stage: Stage) -> None:
     stage.arm.joint_hook = lambda message: message
     stage.arm.image_hook = lambda message: message
+    stage.arm.silent_camera = ""
 
 
 def _shifted(seconds: float) -> Callable[[Any], Any]:
@@ -311,10 +281,36 @@ def _velocities_not_a_number(message: JointState) -> JointState:
     return message
 
 
+def _one_joint_less(message: JointState) -> JointState:
+    del message.name[6]
+    del message.position[6]
+    return message
+
+
 def _named_twice(message: JointState) -> JointState:
     message.name = [*message.name, message.name[3]]
     message.position = [*message.position, 0.0]
     return message
+
+
+def _same_pose() -> Callable[[JointState], JointState]:
+    kept: list[Any] = []
+
+    def change(message: JointState) -> JointState:
+        kept.append(message.position)
+        message.position = kept[0]
+        return message
+
+    return change
+
+
+def _every_other(change: Callable[[JointState], JointState]) -> Callable[[JointState], JointState]:
+    count = itertools.count()
+    return lambda message: change(message) if next(count) % 2 else message
+
+
+def _without_wrist(stage: Stage) -> None:
+    stage.arm.silent_camera = "wrist"
 
 
 def _frozen_image() -> Callable[[Any], Any]:
@@ -342,7 +338,10 @@ def _controller_away(stage: Stage) -> None:
 
 def _jump_clock(seconds: float) -> Callable[[Stage], None]:
     def inject(stage: Stage) -> None:
-        stage.arm.clock_offset_ns += round(seconds * NANOSECONDS)
+        # No client can take back what is under way to a controller whose clock jumps.
+        before = stage.arm.received
+        stage.wait(lambda: stage.arm.received > before, "a command, before the clock jumps")
+        stage.arm.jump_clock(seconds)
 
     return inject
 
@@ -362,9 +361,14 @@ def faults() -> tuple[Fault, ...]:
         Fault("zeros of a second publisher", lambda s: s.second_publisher(np.zeros(7)), strangers, STOP),
         Fault("a second publisher that agrees", lambda s: s.second_publisher(None), strangers, 0.5 + STOP),
         Fault("a position that is not a number", _hook_joints(_not_a_number), healthy, STOP),
+        Fault("joint states without their last joint", _hook_joints(_one_joint_less), healthy, STOP),
+        Fault("joint states that repeat one pose", lambda s: _hook_joints(_same_pose())(s), healthy, 2.0 + STOP),
+        Fault("every other joint state 0.3 s old", lambda s: _hook_joints(_every_other(_shifted(-0.3)))(s), healthy),
+        Fault("every other joint state 0.09 s ahead", lambda s: _hook_joints(_every_other(_shifted(0.09)))(s), healthy),
         Fault("velocities that are not numbers", _hook_joints(_velocities_not_a_number), healthy),
         Fault("a joint with two values", _hook_joints(_named_twice), healthy, STOP),
         Fault("cameras silent", _hook_images(lambda message: None), healthy, silent),
+        Fault("one of two cameras silent", _without_wrist, healthy, silent),
         Fault("camera clock 8 s ahead", _hook_images(_shifted(8.0)), healthy, silent),
         Fault("cameras frozen", lambda s: _hook_images(_frozen_image())(s), healthy, 1.2 + STOP),
         Fault("empty instruction", lambda s: s.instruct(""), lambda s: s.instruct("lift the red cube"), STOP),
@@ -389,10 +393,8 @@ def faults() -> tuple[Fault, ...]:
     )
 
 
-def measure(stage: Stage, fault: Fault) -> Row:
+def measure(stage: Stage, fault: Fault) -> FaultRow:
     """Bring the arm to working speed, inject the fault and judge the motion after it."""
-    if stage.status.state == PolicyStatus.INACTIVE:  # the node deactivated itself after many refusals
-        stage.activate()
     stage.wait(lambda: stage.status.state == PolicyStatus.RUNNING, f"running, before '{fault.name}'")
     # The gripper closes once in two of its periods: faults are injected then, where it comes in time.
     deadline = time.monotonic() + 6.0
@@ -406,52 +408,31 @@ def measure(stage: Stage, fault: Fault) -> Row:
     closing = time.monotonic() - stage.arm.gripper_closes_s < 0.4
     speed = stage.arm.speed()
     since = stage.arm.mark()
+    earlier = stage.status.last_stop
     begin = time.monotonic()
     fault.inject(stage)
     time.sleep(max(0.0, begin + AFTER - time.monotonic()))
     state = stage.status.state
-    detail = stage.status.detail or stage.status.last_stop
+    stopped = stage.status.last_stop
+    detail = stage.status.detail or (stopped if stopped != earlier else "")
+    until = stage.arm.mark()
+    fault.mend(stage)
+    _recover(stage, fault)
     times, commands, measured, own = stage.arm.recorded(max(0, since - 3))
     judged = judge(times, commands, measured, own, stage.arm.robot)
-    rest = time_to_rest(times[3:], commands[3:])
-    fault.mend(stage)
-    return Row(fault.name, speed, closing, *judged, rest, fault.rest_allowed, state, detail)
+    rest = time_to_rest(times[3 : until - since], commands[3 : until - since])
+    return FaultRow(fault.name, speed, closing, *judged, rest, fault.rest_allowed, state, detail)
 
 
-def judge(
-    times: Array, commands: Array, measured: Array, own: Sequence[int], robot: Any
-) -> tuple[float, float, float, float]:
-    """Worst command step, measured speed, commanded and measured acceleration, as parts of the limits.
-
-    own: indices at which the restarted controller itself takes up the measured pose; no client can prevent that step.
-    """
-    limits = robot.limits
-    ratios = []
-    for values in (commands, measured):
-        step = np.diff(times)[:, None]
-        speeds = np.diff(values, axis=0) / step
-        between = (times[2:] - times[:-2])[:, None] / 2
-        accelerations = np.diff(speeds, axis=0) / between
-        for index in own:
-            speeds[max(0, index - 2) : index + 2] = 0.0
-            # The joints follow the step with their lag.
-            until = index + (40 if values is measured else 3)
-            accelerations[max(0, index - 3) : until] = 0.0
-        ratios.append(float(np.abs(speeds / limits.velocity).max()))
-        ratios.append(float(np.abs(accelerations / limits.acceleration).max()))
-    step_ratio, acceleration, speed_ratio, measured_acceleration = ratios
-    return step_ratio, speed_ratio, acceleration, measured_acceleration
-
-
-def time_to_rest(times: Array, commands: Array) -> float:
-    """Seconds until the commanded joints stay at rest; NaN where they move at the end."""
-    speeds = np.abs(np.diff(commands, axis=0)).max(axis=1) / np.diff(times)
-    moving = np.flatnonzero(speeds > REST)
-    if not len(moving):
-        return 0.0
-    if moving[-1] >= len(speeds) - 20:
-        return math.nan
-    return float(times[moving[-1] + 1] - times[0])
+def _recover(stage: Stage, fault: Fault) -> None:
+    """Bring the node back to running and let the arm move: what a recovery commands is judged like the fault."""
+    if fault.restarts:
+        stage.node.stop()
+        stage.start_node()
+    if stage.status.state == PolicyStatus.INACTIVE:  # the node deactivated itself after many refusals
+        stage.activate()
+    stage.wait(lambda: stage.status.state == PolicyStatus.RUNNING, f"running, after '{fault.name}'")
+    time.sleep(RECOVERY)
 
 
 @contextmanager
@@ -466,7 +447,7 @@ def _stage(simulated_time: bool) -> Iterator[Stage]:
         stage.destroy_node()
 
 
-def run(chosen: Sequence[Fault], report: Callable[[Row], None]) -> list[Row]:
+def run(chosen: Sequence[Fault], report: Callable[[FaultRow], None]) -> list[FaultRow]:
     """Measure the chosen faults; `report` is called with each row. Raises BenchFailed, ChildDied."""
     # A domain of its own, on this machine only: the commands must never reach a real arm on the network.
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -482,33 +463,6 @@ def run(chosen: Sequence[Fault], report: Callable[[Row], None]) -> list[Row]:
                 for fault in group:
                     rows.append(measure(stage, fault))
                     report(rows[-1])
-                    if fault.restarts:
-                        stage.node.stop()
-                        stage.start_node()
     finally:
         rclpy.try_shutdown()
     return rows
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """The table of the rows."""
-    lines = [
-        "| fault | speed at the fault (rad/s) | gripper closing | command step | measured speed | acceleration, "
-        "commanded | acceleration, measured | at rest after (s) | allowed (s) | state: detail |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        allowed = "goes on" if math.isnan(row.rest_allowed) else f"{row.rest_allowed:.1f}"
-        rest = "moves" if math.isnan(row.rest) else f"{row.rest:.2f}"
-        detail = row.detail.replace("|", "/")[:140]
-        lines.append(
-            f"| {row.fault}{'' if row.within else ' **BEYOND**'} | {row.speed:.2f} | "
-            f"{'yes' if row.gripper_closing else 'no'} | {row.step:.2f} | {row.measured_speed:.2f} | "
-            f"{row.acceleration:.2f} | {row.measured_acceleration:.2f} | {rest} | {allowed} | {row.state}: {detail} |"
-        )
-    return "\n".join(lines)
-
-
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as plain values."""
-    return [{**asdict(row), "within": row.within} for row in rows]

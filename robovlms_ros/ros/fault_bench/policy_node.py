@@ -25,7 +25,8 @@ STEP = 0.05  # s
 HORIZON = 16
 AMPLITUDE = np.array([0.36, 0.18, -0.3, 0.18, 0.3, -0.18, 0.36])  # rad
 FREQUENCY = 2.4  # rad/s: the fastest joints reach 0.86 rad/s
-GRIPPER_PERIOD = 1.31  # s between two changes of the opening
+GRIPPER_PERIOD = np.pi / FREQUENCY  # s between two changes of the opening
+CLOSES_AT = 0.5 * np.pi / FREQUENCY  # s: the arm is fastest then
 LATE = 3.0  # s
 
 
@@ -57,7 +58,7 @@ class ScriptedSession:
             self._begin_ns = stamp
         seconds = (stamp - self._begin_ns) / NANOSECONDS + STEP * np.arange(1, HORIZON + 1)
         positions = self._home + AMPLITUDE * (1 - np.cos(FREQUENCY * seconds[:, None]))
-        opening = (seconds % (2 * GRIPPER_PERIOD) < GRIPPER_PERIOD).astype(np.float64)
+        opening = ((seconds - CLOSES_AT) % (2 * GRIPPER_PERIOD) >= GRIPPER_PERIOD).astype(np.float64)
         values = np.hstack([positions, opening[:, None]])
         if self.fault == "not_finite":
             values[:] = np.nan

@@ -10,6 +10,7 @@ import numpy as np
 from robovlms_ros.config import PolicyConfig
 from robovlms_ros.config_action import ActionConfig
 from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, EpisodeSource, Flaw, require_action
+from robovlms_ros.training.data.sources.lerobot import BOTH_READINGS, is_percent_or_degrees
 from robovlms_ros.training.data.statistics import Running
 from robovlms_ros.types import NANOSECONDS
 
@@ -19,7 +20,8 @@ FAST = {"m": 3.0, "rad": 12.0}
 """m/s and rad/s that no arm reaches: at such speeds the numbers are not metres and radians."""
 FAR = {"m": 10.0, "rad": 4 * np.pi}
 """Positions and angles that no arm takes."""
-LIKELY = {"m": "millimetres? Then scale by 0.001", "rad": "degrees? Then scale by 0.017453"}
+LIKELY = {"m": "millimetres? Then scale by 0.001", "rad": "degrees? Then scale by 0.017453. Percent of a range? Then "
+          "scale and offset of each joint"}
 HISTOGRAM_ROWS = 200_000
 SHOWN_EACH = 5
 
@@ -160,7 +162,9 @@ def _motion_flaws(arrays: EpisodeArrays, action: ActionConfig) -> Iterator[Flaw]
         far = 0.0 if delta else float(np.abs(values).max())
         if speed > FAST[unit] or far > FAR[unit]:
             seen = f"moves at {speed:.3g} {unit}/s" if speed > FAST[unit] else f"is at {far:.3g} {unit}"
-            yield Flaw("units", arrays.source, f"the {what} {seen}, as no arm does: {LIKELY[unit]}",
+            likely = f"recorded as {BOTH_READINGS}" if unit == "rad" and is_percent_or_degrees(arrays.robot_type) \
+                else LIKELY[unit]
+            yield Flaw("units", arrays.source, f"the {what} {seen}, as no arm does: {likely}",
                        "say what the numbers are (docs/training_data.md), or repair the recording", refuse=True)
     if still:
         yield Flaw("static", arrays.source, "the arm does not move in it", "exclude it, or check which commands were "

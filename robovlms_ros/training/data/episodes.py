@@ -40,6 +40,7 @@ class EpisodeArrays:
     proprioception: (T, P) float64, as `policy.proprioception.state_vector`; None where the policy takes none.
     chunks: (T, n, D) float64, the n actions that follow each step as one chunk of the policy's `composition`, and
         known: (T, n) bool, those that the recording tells. Both None: a chunk is n rows of `actions`.
+    robot_type: the recording's own name of the robot, "" where it has none.
     """
 
     stamps_ns: NDArray[np.int64]
@@ -49,6 +50,7 @@ class EpisodeArrays:
     source: str
     chunks: Array | None = None
     known: NDArray[np.bool_] | None = None
+    robot_type: str = ""
 
     def __len__(self) -> int:
         return len(self.stamps_ns)
@@ -58,7 +60,8 @@ class EpisodeArrays:
 class Flaw:
     """What a reader saw in the recording itself, which its episodes no longer show.
 
-    kind: `clock`, `gap`, `cameras`, `short`, `lost`. refuse: training on it would go wrong. remedy: what to do.
+    kind: `clock`, `gap`, `cameras`, `short`, `lost`, ... refuse: training on it would go wrong. remedy: what to do.
+    episodes: names of the episodes that it concerns, where `where` is none of them.
     """
 
     kind: str
@@ -66,6 +69,7 @@ class Flaw:
     text: str
     remedy: str
     refuse: bool = False
+    episodes: tuple[str, ...] = ()
 
 
 class EpisodeSource(Protocol):
@@ -73,6 +77,7 @@ class EpisodeSource(Protocol):
 
     cameras: the policy's names. rate_hz: steps per second. flaws: what was wrong with the recordings.
     notes: how the data was understood, one sentence each. accept: kinds of flaws that do not forbid training.
+    dropped: names of recorded episodes that are not among these, and the reason.
     """
 
     cameras: tuple[str, ...]
@@ -80,6 +85,7 @@ class EpisodeSource(Protocol):
     flaws: Sequence[Flaw]
     notes: Sequence[str]
     accept: Sequence[str]
+    dropped: Mapping[str, str]
 
     def __len__(self) -> int:
         """Episodes."""
@@ -110,16 +116,23 @@ class Joined:
         self._sources = list(sources)
         self.accept: Sequence[str] = tuple(accept)
         self.cameras, self.rate_hz = sources[0].cameras, sources[0].rate_hz
-        self.flaws: Sequence[Flaw] = [flaw for source in sources for flaw in source.flaws if flaw.where not in exclude]
+        self.flaws: Sequence[Flaw] = [
+            flaw for source in sources for flaw in source.flaws if not _concerns_only(flaw, exclude)
+        ]
         self.notes: Sequence[str] = [note for source in sources for note in source.notes]
+        self.dropped: Mapping[str, str] = {
+            name: why for source in sources for name, why in source.dropped.items() if name not in exclude
+        }
+        dropped = {name for source in sources for name in source.dropped}
         places = [(s, i) for s, source in enumerate(sources) for i in range(len(source))]
         names = {self._sources[s].origin(i) for s, i in places}
         for name in exclude:
-            if name not in names:
-                raise DataError(f"data.exclude: there is no '{name}'.{did_you_mean(name, names)}")
+            if name not in names | dropped:
+                raise DataError(f"data.exclude: there is no '{name}'.{did_you_mean(name, names | dropped)}")
         self._places = [(s, i) for s, i in places if self._sources[s].origin(i) not in exclude]
         if not self._places:
-            raise DataError("no episode is left to train on. Record some, or exclude fewer.")
+            why = "; ".join(f"{name}: {reason}" for name, reason in list(self.dropped.items())[:5])
+            raise DataError(f"no episode is left to train on. Record some, or exclude fewer.{f' {why}.' if why else ''}")
         for source in sources:
             if abs(source.rate_hz - self.rate_hz) > 0.01 * self.rate_hz:
                 raise DataError(f"sources of {self.rate_hz:g} Hz and of {source.rate_hz:g} Hz cannot be trained on "
@@ -147,6 +160,11 @@ class Joined:
     def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
         source, inner = self._at(i)
         return source.images(inner, steps)
+
+
+def _concerns_only(flaw: Flaw, names: Sequence[str]) -> bool:
+    """True for a flaw of these episodes alone."""
+    return flaw.where in names or (len(flaw.episodes) > 0 and set(flaw.episodes) <= set(names))
 
 
 def open_sources(

@@ -6,6 +6,9 @@
   overlapping annotations are one recording.
 - Spawned workers read what the process itself reads.
 - The annotations' pickle runs nothing: whatever else it names is refused by that name.
+- LeRobot: images by frame number where the timestamps are another clock's, never those of the next episode; scale and
+  offset of each joint, both readings of an SO-101's numbers; missing videos named once; interrupted tables left out.
+- Refused: paths that leave the folder, frame numbers that do not count, images beyond the pixel cap.
 - Refused with a remedy: version 2, another rate, a camera that is not there, too few columns, rows missing, a cut-off
   video, annotations of another shape.
 """
@@ -23,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from robovlms_ros.config import config_from_mapping
 from robovlms_ros.schema import ConfigError
+from robovlms_ros.training.data.checks import check_data
 from robovlms_ros.training.data.episodes import DataError, open_sources
 from robovlms_ros.training.data.windows import WindowDataset
 
@@ -155,7 +159,7 @@ def test_lerobot_refusals(tmp_path):
     with pytest.raises(DataError, match=r"file-001.mp4: cannot be opened as a video"):
         source.images(2, [0])
     other = root / "videos/observation.images.static/chunk-000/file-000.mp4"
-    other.replace(video)  # nine frames: 0.9 s
+    video.write_bytes(other.read_bytes())  # nine frames: 0.9 s
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -169,6 +173,139 @@ def test_lerobot_refusals(tmp_path):
         source.images(2, [0])
     with pytest.raises(DataError, match=r"4 rows of .*, meta/episodes says 7"):
         source.arrays(1)
+
+
+def edit_table(file: Path, change: Any) -> None:
+    """Rewrite a Parquet file with its rows changed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(file).to_pylist()
+    pq.write_table(pa.Table.from_pylist([change(row) for row in rows]), file)
+
+
+def edit_info(root: Path, **changes: Any) -> None:
+    file = root / "meta/info.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+DATA_FILE = "data/chunk-000/file-000.parquet"
+
+
+@pytest.mark.parametrize("rate", [9.6, 10.4])
+def test_images_are_found_by_frame_number_where_timestamps_are_of_another_clock(tmp_path, rate):
+    root = write_lerobot(tmp_path / "set")
+    edit_table(root / DATA_FILE, lambda row: {**row, "timestamp": 7 * row["frame_index"] / rate})
+    source = open_sources([root], config(0.1), LEROBOT)
+    for e in range(3):
+        steps = np.arange(LENGTHS[e])
+        images = source.images(e, steps)["static"]
+        assert np.abs(images.mean(axis=(1, 2, 3)) - [shade(e, t) for t in steps]).max() < 3
+    flaw = next(flaw for flaw in source.flaws if flaw.kind == "timestamps")
+    assert "2 episodes" in flaw.where and "by frame_index" in flaw.text and not flaw.refuse
+
+
+def test_an_image_of_the_next_episode_is_never_taken(tmp_path):
+    root = write_lerobot(tmp_path / "set")
+    video = root / "videos/observation.images.static/chunk-000/file-001.mp4"
+    (root / "videos/observation.images.static/chunk-000/file-000.mp4").write_bytes(video.read_bytes())
+    source = open_sources([root], config(0.1), LEROBOT)  # nine frames are expected, the video has six
+    with pytest.raises(DataError, match=r"no frame at 0.800 s within 0.050 s, the nearest is at 0.500 s"):
+        source.images(1, [3])
+    with pytest.raises(DataError, match=r"steps 3 to 4 of 4"):
+        source.images(1, [3, 4])
+
+
+def test_scale_and_offset_of_each_joint(tmp_path):
+    root = write_lerobot(tmp_path / "set")
+    scale = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
+    offset = [0.5, -0.5, 0.0, 0.1, 0.2, 0.3]
+    mapping = {"lerobot": {**LEROBOT["lerobot"], "scale": scale, "offset": offset}}
+    mapping["lerobot"].pop("proprioception")
+    arrays = open_sources([root], config(0.1), mapping).arrays(2)
+    recorded = np.stack([action(2, t) for t in range(LENGTHS[2])]).astype(np.float64)[:, 1:7]
+    assert np.allclose(arrays.actions[:, :6], recorded * scale + offset)
+    with pytest.raises(ConfigError, match=r"data.lerobot.offset has 2 numbers: must be 1 or 6"):
+        open_sources([root], config(0.1), {"lerobot": {**mapping["lerobot"], "offset": [1.0, 2.0]}})
+    with pytest.raises(ConfigError, match=r"data.lerobot.scale = .*other than 0"):
+        open_sources([root], config(0.1), {"lerobot": {**mapping["lerobot"], "scale": [0.0]}})
+
+
+@pytest.mark.parametrize("robot", ["so101_follower", "so100", "SO-101"])
+def test_both_readings_of_an_so101_are_named(tmp_path, robot):
+    root = write_lerobot(tmp_path / "set")
+    edit_info(root, robot_type=robot)
+    edit_table(root / DATA_FILE, lambda row: {**row, "action": [100.0 * x for x in row["action"]]})
+    joints = {"space": "joint_position", "units": {"joint": 1.0}, "names": [*(f"j{i}" for i in range(6)), "gripper"]}
+    settings = config(0.1, action={**EEF, **joints})
+    mapping = {"lerobot": {**LEROBOT["lerobot"], "gripper_open": 10_000.0}}
+    source = open_sources([root], settings, mapping)
+    assert any("degrees (scale 0.017453)" in note and "-100..100" in note for note in source.notes)
+    flaws, _ = check_data(source, settings)
+    units = [flaw.text for flaw in flaws if flaw.kind == "units"]
+    assert units and all("degrees (scale 0.017453)" in text and "-100..100" in text for text in units)
+
+
+@pytest.mark.parametrize(("key", "pattern"), [
+    ("data_path", "../{chunk_index:03d}.parquet"), ("data_path", "/etc/{chunk_index}/passwd"),
+    ("video_path", "videos/../../{video_key}.mp4"), ("video_path", "C:\\{video_key}.mp4"),
+    ("data_path", "{chunk_index:03000000000d}"), ("data_path", "{chunk_index.__class__}"), ("data_path", 7),
+])
+def test_paths_that_leave_the_folder_are_refused(tmp_path, key, pattern):
+    root = write_lerobot(tmp_path / "set")
+    edit_info(root, **{key: pattern})
+    with pytest.raises(DataError, match=key):
+        open_sources([root], config(0.1), LEROBOT)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/secret.png"])
+def test_an_image_outside_the_folder_is_refused(tmp_path, path):
+    root = write_lerobot(tmp_path / "set")
+    edit_table(root / DATA_FILE, lambda row: {**row, "observation.images.wrist": {"bytes": None, "path": path}})
+    source = open_sources([root], config(0.1), LEROBOT)
+    with pytest.raises(DataError, match=r"must be a relative path that stays inside the folder"):
+        source.images(0, [0])
+
+
+def test_missing_videos_are_named_once(tmp_path):
+    root = write_lerobot(tmp_path / "set")
+    (root / "videos/observation.images.static/chunk-000/file-000.mp4").unlink()
+    source = open_sources([root], config(0.1), LEROBOT)
+    assert len(source) == 1 and source.images(0, [0])["static"].shape == (1, 32, 32, 3)
+    flaws, _ = check_data(source, config(0.1))
+    missing = [flaw for flaw in flaws if flaw.kind == "missing"]
+    assert len(missing) == 1 and missing[0].refuse
+    assert "1 video files are missing, 2 episodes need them: videos/" in missing[0].text
+    excluded = open_sources([root], config(0.1), {**LEROBOT, "exclude": [f"{root}, episode {e}" for e in (0, 1)]})
+    assert not [flaw for flaw in excluded.flaws if flaw.kind == "missing"]
+    with pytest.raises(DataError, match=r"there is no '.*, episode 17'"):
+        open_sources([root], config(0.1), {**LEROBOT, "exclude": [f"{root}, episode 17"]})
+    (root / "videos/observation.images.static/chunk-000/file-001.mp4").unlink()
+    with pytest.raises(DataError, match=r"no episode can be read. 2 video files are missing"):
+        open_sources([root], config(0.1), LEROBOT)
+
+
+def test_an_interrupted_table_costs_its_own_episodes_only(tmp_path):
+    root = write_lerobot(tmp_path / "set")
+    table = root / DATA_FILE
+    table.write_bytes(table.read_bytes()[:-200])
+    source = open_sources([root], config(0.1), LEROBOT)
+    assert [source.origin(i) for i in range(len(source))] == [f"{root}, episode 2"]
+    flaw = next(flaw for flaw in source.flaws if flaw.kind == "interrupted")
+    assert flaw.refuse and "file-000.parquet: the recording was interrupted" in flaw.text
+    assert "2 episodes of it are left out" in flaw.text
+    meta = root / "meta/episodes/chunk-000/file-000.parquet"
+    meta.write_bytes(meta.read_bytes()[:-8])
+    with pytest.raises(DataError, match=r"meta/episodes holds no episode.*the recording was interrupted"):
+        open_sources([root], config(0.1), LEROBOT)
+
+
+def test_frame_numbers_that_do_not_count_are_refused(tmp_path):
+    root = write_lerobot(tmp_path / "set")
+    edit_table(root / DATA_FILE, lambda row: {**row, "frame_index": 2 * row["frame_index"]})
+    source = open_sources([root], config(0.1), LEROBOT)
+    with pytest.raises(DataError, match=r"frame_index of .*episode 0 goes from 0 to 8: must count from 0 to 4"):
+        source.arrays(0)
 
 
 def write_calvin(root: Path, annotations: Any = None) -> Path:

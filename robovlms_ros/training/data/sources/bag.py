@@ -72,11 +72,13 @@ class BagSource:
     def __init__(
         self, path: Path, cameras: tuple[str, ...], rate_hz: float, topics: dict[str, str],
         episodes: Sequence[BagEpisode], flaws: Sequence[Flaw], notes: Sequence[str],
+        dropped: Mapping[str, str],
     ) -> None:
         self.path, self.cameras, self.rate_hz = path, cameras, rate_hz
         self.flaws: Sequence[Flaw] = tuple(flaws)
         self.notes: Sequence[str] = tuple(notes)
         self.accept: Sequence[str] = ()
+        self.dropped = dropped
         self._topics, self._episodes, self._open = topics, list(episodes), OpenBags()
 
     @classmethod
@@ -103,8 +105,12 @@ class BagSource:
                 "clock another than the cameras'?"
             )
         reader.notes += [f"{count} times: {reason}" for reason, count in reader.lost.items()]
+        kept = {episode.origin for episode in episodes}
+        dropped = {recorded.origin: f"no {reader.horizon} steps in a row of it are known"
+                   for recorded in reader.recorded if recorded.origin not in kept}
+        reader.notes += [f"{name} is left out: {why}" for name, why in dropped.items()]
         return cls(path, config.cameras, 1.0 / config.action.step_duration, reader.topics, episodes, reader.flaws,
-                   reader.notes)
+                   reader.notes, dropped)
 
     def __len__(self) -> int:
         return len(self._episodes)

@@ -56,6 +56,7 @@ class CalvinSource:
         self.path, self.cameras, self.rate_hz = path, config.cameras, data.rate_hz
         self.flaws: Sequence[Flaw] = ()
         self.accept: Sequence[str] = ()
+        self.dropped: Mapping[str, str] = {}
         self._action, self._proprioception, self._rotation = config.action, config.proprioception, data.rotation
         step = config.action.step_duration
         if abs(step * data.rate_hz - 1) > 0.01:

@@ -2,10 +2,15 @@
 
 `meta/info.json` names the features, the rate and the files; `meta/episodes` says which rows and which part of which
 video an episode is; `meta/tasks.parquet` holds the instructions. Tables are read by pyarrow, videos by PyAV.
+
+A frame's image is found by its number, at `from_timestamp + frame_index / fps` of the video, and never by the recorded
+timestamp, which may come from another clock than the video's. The recorded timestamps serve the checks of gaps.
 """
 
 import io
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +20,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from robovlms_ros.caps import MAX_EPISODE_STEPS, MAX_EPISODES, MAX_FEATURE_WIDTH, MAX_JSON_BYTES
 from robovlms_ros.config import PolicyConfig
-from robovlms_ros.schema import ConfigError, build, did_you_mean
+from robovlms_ros.conversions.images import check_pixels
+from robovlms_ros.file_boundary import file_boundary, require_file
+from robovlms_ros.schema import ConfigError, build, did_you_mean, require
+from robovlms_ros.text_safety import printable
 from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, Flaw, Images
+from robovlms_ros.training.data.sources.parquet import InterruptedTableError, column_names, read_table
 from robovlms_ros.training.data.sources.video import VideoFrames
 from robovlms_ros.types import NANOSECONDS
 
 INDEX = "__index_level_0__"
 BEYOND = 0.25
+CLOCK_TOLERANCE = 0.005
+"""s by which a timestamp may differ from frame_index / fps without a note."""
+LISTED = 8
+"""Missing files that a message names."""
+FIELD = re.compile(r"\{(video_key|chunk_index|file_index)(?::0?\d{0,2}d?)?\}")
+"""What a path of info.json may hold in braces."""
+REMEDY = "Download the data set again."
+BOTH_READINGS = (
+    "degrees (scale 0.017453) or as percent of each joint's range, -100..100 (scale (upper - lower) / 200, offset "
+    "(upper + lower) / 2, in rad); the calibration in use while recording decides"
+)
+"""The two units of SO-100 and SO-101 recordings."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +53,13 @@ class LeRobotData:
 
     cameras: the policy's camera name -> feature; by default the feature whose last part has that name.
     action: the feature with the recorded actions, in the policy's `action.space`. arm, gripper: its columns; by default
-        the last is the gripper's and the others the arm's. scale: SI units per recorded number of the arm, one for all
-        or one each (degrees: 0.017453). gripper_closed, gripper_open: recorded numbers of a closed and an open gripper.
+        the last is the gripper's and the others the arm's.
+    scale, offset: of the arm, one number for all columns or one each: SI value = scale * recorded number + offset.
+        Degrees: scale 0.017453, offset 0. Percent of a joint's range, -100..100: scale (upper - lower) / 200, offset
+        (upper + lower) / 2, with the ends of the range in rad.
+    gripper_closed, gripper_open: recorded numbers of a closed and an open gripper.
     state: the feature with the measured state; proprioception: name -> its columns, for the names that the policy
-        takes. Joint positions take `scale`, the gripper its own numbers, poses are metres and radians.
+        takes. Joint positions take `scale` and `offset`, the gripper its own numbers, poses are metres and radians.
     """
 
     cameras: dict[str, str] = field(default_factory=dict)
@@ -42,6 +67,7 @@ class LeRobotData:
     arm: tuple[int, ...] = ()
     gripper: int = -1
     scale: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
     gripper_closed: float = 0.0
     gripper_open: float = 1.0
     state: str = "observation.state"
@@ -51,6 +77,11 @@ class LeRobotData:
         if self.gripper_closed == self.gripper_open:
             raise ConfigError(f"data.lerobot: gripper_closed and gripper_open are both {self.gripper_open:g}: must "
                               "differ.")
+        for name in ("scale", "offset"):
+            numbers = getattr(self, name)
+            require(len(numbers) > 0 and all(math.isfinite(x) for x in numbers), f"data.lerobot.{name}", numbers,
+                    "one finite number, or one for each joint")
+        require(all(self.scale), "data.lerobot.scale", self.scale, "other than 0")
 
 
 class LeRobotSource:
@@ -60,8 +91,8 @@ class LeRobotSource:
         self._data = build(LeRobotData, mapping, "data.lerobot")
         assert config.action is not None
         self.path, self.cameras = path, config.cameras
-        self.flaws: Sequence[Flaw] = ()
         self.accept: Sequence[str] = ()
+        self.dropped: dict[str, str] = {}
         self._states = config.proprioception
         self._info = _read_info(path)
         self.rate_hz = float(self._info["fps"])
@@ -73,12 +104,116 @@ class LeRobotSource:
         self._keys = {name: self._camera(name) for name in config.cameras}
         self._columns(config)
         self._tasks = _read_tasks(path)
-        self._episodes = _read_episodes(path, [key for key in self._keys.values() if self._is_video(key)])
+        videos = [key for key in self._keys.values() if self._is_video(key)]
+        self._episodes, flaws = _read_episodes(path, videos)
+        self.robot_type = str(self._info.get("robot_type") or "")
         self._video = VideoFrames(0.5 / self.rate_hz)
-        self._times: dict[int, Array] = {}  # of the frames of an episode, s
+        flaws += [*self._drop_without_video(videos), *self._drop_without_table(), *self._clock_flaws()]
+        self.flaws: Sequence[Flaw] = flaws
+        if not self._episodes:
+            raise DataError(f"{path}: no episode can be read. " + " ".join(f"{flaw.text}." for flaw in flaws))
         self.notes: Sequence[str] = (*(f"camera '{name}': {key}" for name, key in self._keys.items()),
                                      f"actions: {self._data.action}, {self.rate_hz:g} Hz, robot "
-                                     f"{self._info.get('robot_type') or 'not named'}")
+                                     f"{printable(self.robot_type) or 'not named'}",
+                                     *self._unit_note(config))
+
+    def _unit_note(self, config: PolicyConfig) -> list[str]:
+        """Both readings of the numbers of an arm that LeRobot records in either."""
+        assert config.action is not None
+        if not is_percent_or_degrees(self.robot_type) or config.action.space.startswith("eef"):
+            return []
+        data = self._data
+        return [f"LeRobot records the joints of {printable(self.robot_type)} as {BOTH_READINGS}; here scale = "
+                f"{list(data.scale)}, offset = {list(data.offset)}"]
+
+    def _drop_without_video(self, videos: Sequence[str]) -> list[Flaw]:
+        """Leave out the episodes whose video files are missing; one flaw with the list."""
+        kept: list[dict[str, Any]] = []
+        missing: dict[str, None] = {}  # in order
+        dropped: list[str] = []
+        for episode in self._episodes:
+            paths = [self._video_path(episode, key) for key in videos]
+            absent = [path for path in paths if not path.exists()]
+            if not absent:
+                kept.append(episode)
+                continue
+            missing.update(dict.fromkeys(str(path.relative_to(self.path)) for path in absent))
+            dropped.append(self._name(episode))
+        self._episodes = kept
+        self.dropped.update((name, "its video files are missing") for name in dropped)
+        if not missing:
+            return []
+        names = list(missing)
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        return [Flaw("missing", str(self.path), f"{len(names)} video files are missing, {len(dropped)} episodes need "
+                     f"them: {', '.join(names[:LISTED])}{more}", "download them (`git lfs pull`, or the data set again),"
+                     " or train on the other episodes with `data: {accept: [missing]}`", True, tuple(dropped))]
+
+    def _drop_without_table(self) -> list[Flaw]:
+        """Leave out the episodes whose data file has no footer; one flaw for each file."""
+        interrupted: dict[Path, str] = {}
+        lost: dict[Path, list[str]] = {}
+        checked: set[Path] = set()
+        kept: list[dict[str, Any]] = []
+        for episode in self._episodes:
+            path = self._data_path(episode)
+            if path not in checked:
+                checked.add(path)
+                try:
+                    column_names(path)
+                except InterruptedTableError as error:
+                    interrupted[path] = str(error)
+                except DataError:
+                    pass  # `arrays` raises it again, for the episode that is read
+            if path in interrupted:
+                lost.setdefault(path, []).append(self._name(episode))
+            else:
+                kept.append(episode)
+        self._episodes = kept
+        flaws = []
+        for path, names in lost.items():
+            self.dropped.update((name, f"the recording of {path.name} was interrupted") for name in names)
+            flaws.append(_interrupted(self.path, interrupted[path], len(names), tuple(names)))
+        return flaws
+
+    def _clock_flaws(self) -> list[Flaw]:
+        """A note where timestamps are not frame_index / fps."""
+        worst = 0.0
+        places: list[str] = []
+        for path, names in self._by_file().items():
+            try:
+                table = read_table(path, ["episode_index", "frame_index", "timestamp"])
+                with file_boundary(DataError, path, REMEDY):
+                    stamps = table["timestamp"].to_numpy().astype(np.float64)
+                    apart = np.abs(stamps - table["frame_index"].to_numpy() / self.rate_hz)
+                    episodes = table["episode_index"].to_numpy()
+                    wrong = set(episodes[apart > CLOCK_TOLERANCE].tolist())
+                    worst = max(worst, float(apart[np.isfinite(apart)].max(initial=0.0)) if wrong else 0.0)
+            except DataError:
+                continue  # `arrays` raises it again, for the episode that is read
+            places += [name for number, name in names.items() if number in wrong]
+        if not places:
+            return []
+        return [Flaw("timestamps", places[0] if len(places) == 1 else f"{self.path}, {len(places)} episodes",
+                     f"timestamps differ from frame_index / fps by up to {1000 * worst:.0f} ms: the images are found by "
+                     "frame_index, the timestamps are of another clock than the video's",
+                     f"check that the arm was recorded at {self.rate_hz:g} Hz", episodes=tuple(places))]
+
+    def _by_file(self) -> dict[Path, dict[int, str]]:
+        """Data file -> the episodes in it, number -> name."""
+        files: dict[Path, dict[int, str]] = {}
+        for episode in self._episodes:
+            files.setdefault(self._data_path(episode), {})[episode["episode_index"]] = self._name(episode)
+        return files
+
+    def _data_path(self, episode: Mapping[str, Any]) -> Path:
+        return path_inside(self.path, "data_path", self._info["data_path"], chunk_index=episode["data/chunk_index"],
+                           file_index=episode["data/file_index"])
+
+    def _video_path(self, episode: Mapping[str, Any], key: str) -> Path:
+        return path_inside(self.path, "video_path", self._info.get("video_path"), video_key=key,
+                           chunk_index=episode[f"videos/{key}/chunk_index"],
+                           file_index=episode[f"videos/{key}/file_index"])
 
     def _is_video(self, key: str) -> bool:
         return bool(self._features[key]["dtype"] == "video")
@@ -101,16 +236,24 @@ class LeRobotSource:
         if data.action not in self._features:
             raise DataError(f"{self.path}: no feature '{data.action}' with actions."
                             f"{did_you_mean(data.action, self._features)} `data: {{lerobot: {{action: FEATURE}}}}`.")
-        width = int(np.prod(self._features[data.action]["shape"]))
+        width = _width(self.path, self._features, data.action)
         self._gripper = data.gripper % width
         self._arm = list(data.arm) or [i for i in range(width) if i != self._gripper]
-        if len(self._arm) != arm_dims or max(self._arm) >= width:
+        if len(self._arm) != arm_dims or not all(0 <= i < width for i in self._arm):
             names = self._features[data.action].get("names")
             raise DataError(f"{self.path}: '{data.action}' has {width} columns ({names}), {len(self._arm)} of them "
                             f"taken for the arm; the policy has {arm_dims} and the gripper. Set data.lerobot.arm and "
                             ".gripper.")
-        if len(data.scale) not in (1, arm_dims):
-            raise ConfigError(f"data.lerobot.scale has {len(data.scale)} numbers: must be 1 or {arm_dims}.")
+        for name in ("scale", "offset"):
+            count = len(getattr(data, name))
+            if count not in (1, arm_dims):
+                raise ConfigError(f"data.lerobot.{name} has {count} numbers: must be 1 or {arm_dims}.")
+        joints = len(data.proprioception.get("joint_positions", ()))
+        if joints and not {len(data.scale), len(data.offset)} <= {1, joints}:
+            raise ConfigError(
+                f"data.lerobot.proprioception.joint_positions has {joints} columns, scale {len(data.scale)} and offset "
+                f"{len(data.offset)} numbers: must be 1 or {joints}."
+            )
         for name in self._states.names if self._states else ():
             if name not in data.proprioception:
                 raise ConfigError(f"data.lerobot.proprioception.{name} is missing: the policy takes it; say which "
@@ -123,39 +266,61 @@ class LeRobotSource:
     def length(self, i: int) -> int:
         return int(self._episodes[i]["length"])
 
+    def _name(self, episode: Mapping[str, Any]) -> str:
+        return f"{self.path}, episode {episode['episode_index']}"
+
     def origin(self, i: int) -> str:
-        return f"{self.path}, episode {self._episodes[i]['episode_index']}"
+        return self._name(self._episodes[i])
 
     def _rows(self, i: int, columns: list[str]) -> Any:
-        """The episode's rows of the data table, by frame."""
-        import pyarrow.parquet as parquet
-
+        """The episode's rows of the data table, by frame. Raises DataError unless frames count from 0."""
         episode = self._episodes[i]
-        path = self.path / self._info["data_path"].format(
-            chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"])
-        try:
-            table = parquet.read_table(path, columns=[*columns, "frame_index"],
-                                       filters=[("episode_index", "=", episode["episode_index"])])
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path}: cannot be read ({error}). Is it a Git LFS pointer?") from error
+        path = self._data_path(episode)
+        table = read_table(path, [*columns, "frame_index"], episode["episode_index"])
         if len(table) != episode["length"]:
             raise DataError(f"{path}: {len(table)} rows of {self.origin(i)}, meta/episodes says {episode['length']}.")
-        return table.sort_by("frame_index")
+        with file_boundary(DataError, path, REMEDY):
+            table = table.sort_by("frame_index")
+            frames = table["frame_index"].to_numpy()
+        if not np.array_equal(frames, np.arange(len(table))):
+            raise DataError(f"{path}: frame_index of {self.origin(i)} goes from {frames[0]} to {frames[-1]}: must count "
+                            f"from 0 to {len(table) - 1}, for images are found by it.")
+        return table
+
+    def _matrix(self, table: Any, name: str, i: int) -> Array:
+        """(T, width) the numbers of a feature."""
+        with file_boundary(DataError, f"{self.origin(i)}, column '{name}'", REMEDY):
+            return np.stack(table[name].to_pylist()).astype(np.float64).reshape(len(table), -1)
 
     def arrays(self, i: int) -> EpisodeArrays:
         data = self._data
         states = [data.state] if self._states else []
         table = self._rows(i, [data.action, "timestamp", "task_index", *states])
-        recorded = np.stack(table[data.action].to_pylist()).astype(np.float64).reshape(len(table), -1)
-        arm = recorded[:, self._arm] * np.array(data.scale)
+        recorded = self._matrix(table, data.action, i)
+        if recorded.shape[1] <= max(*self._arm, self._gripper):
+            raise DataError(f"{self.origin(i)}: '{data.action}' has {recorded.shape[1]} columns in the table, "
+                            "meta/info.json names more.")
+        arm = self._in_si(recorded[:, self._arm])
         actions = np.column_stack([arm, self._opening(recorded[:, self._gripper])])
-        tasks = set(table["task_index"].to_pylist())
+        with file_boundary(DataError, self.origin(i), REMEDY):
+            tasks = set(table["task_index"].to_pylist())
+            seconds = table["timestamp"].to_numpy().astype(np.float64)
         if len(tasks) != 1:
             raise DataError(f"{self.origin(i)} holds {len(tasks)} tasks: an episode has one instruction. Split it, or "
                             "exclude it.")
-        stamps = np.round(table["timestamp"].to_numpy().astype(np.float64) * NANOSECONDS).astype(np.int64)
-        proprioception = self._proprioception(table) if self._states else None
-        return EpisodeArrays(stamps, actions, proprioception, self._tasks[tasks.pop()], self.origin(i))
+        task = tasks.pop()
+        if task not in self._tasks:
+            raise DataError(f"{self.origin(i)}: task_index {task} is not in meta/tasks.parquet.")
+        if not (np.abs(seconds) < 1e9).all():
+            raise DataError(f"{self.origin(i)}: a timestamp is {seconds[np.argmax(~(np.abs(seconds) < 1e9))]} s: must "
+                            "be a number of seconds from the episode's beginning.")
+        stamps = np.round(seconds * NANOSECONDS).astype(np.int64)
+        proprioception = self._proprioception(table, i) if self._states else None
+        return EpisodeArrays(stamps, actions, proprioception, self._tasks[task], self.origin(i),
+                             robot_type=self.robot_type)
+
+    def _in_si(self, numbers: Array) -> Array:
+        return numbers * np.array(self._data.scale) + np.array(self._data.offset)
 
     def _opening(self, numbers: Array) -> Array:
         data = self._data
@@ -168,46 +333,97 @@ class LeRobotSource:
             )
         return np.clip(opening, 0.0, 1.0)
 
-    def _proprioception(self, table: Any) -> Array:
+    def _proprioception(self, table: Any, i: int) -> Array:
         assert self._states is not None
         data = self._data
-        state = np.stack(table[data.state].to_pylist()).astype(np.float64).reshape(len(table), -1)
+        state = self._matrix(table, data.state, i)
         parts = []
         for name in self._states.names:
-            values = state[:, list(data.proprioception[name])]
+            columns = list(data.proprioception[name])
+            if not all(-state.shape[1] <= column < state.shape[1] for column in columns):
+                raise ConfigError(f"data.lerobot.proprioception.{name} = {columns}: '{data.state}' of {self.path} has "
+                                  f"{state.shape[1]} columns.")
+            values = state[:, columns]
             if name == "joint_positions":
-                values = values * np.array(data.scale)
+                values = self._in_si(values)
             parts.append(self._opening(values) if name == "gripper" else values)
         return np.column_stack(parts)
 
     def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
         steps = np.asarray(steps, dtype=np.int64)
+        if len(steps) and not 0 <= steps.min() <= steps.max() < self.length(i):
+            raise DataError(f"{self.origin(i)}: steps {steps.min()} to {steps.max()} of {self.length(i)}.")
         stored = [key for key in self._keys.values() if not self._is_video(key)]
-        if stored or i not in self._times:
-            table = self._rows(i, ["timestamp", *stored])
-            self._times[i] = table["timestamp"].to_numpy().astype(np.float64)
-        times = self._times[i][steps]
+        table = self._rows(i, stored) if stored else None
+        episode = self._episodes[i]
         found = {}
         for name, key in self._keys.items():
             if self._is_video(key):
-                episode = self._episodes[i]
-                path = self.path / self._info["video_path"].format(
-                    video_key=key, chunk_index=episode[f"videos/{key}/chunk_index"],
-                    file_index=episode[f"videos/{key}/file_index"])
-                found[name] = self._video.at(path, list(times + episode[f"videos/{key}/from_timestamp"]))
+                times = steps / self.rate_hz + episode[f"videos/{key}/from_timestamp"]
+                found[name] = self._video.at(self._video_path(episode, key), list(times))
             else:
-                pictures = table[key].take(steps).to_pylist()
-                found[name] = np.stack([self._picture(picture, key, i) for picture in pictures])
+                assert table is not None
+                with file_boundary(DataError, f"{self.origin(i)}, images '{key}'", REMEDY):
+                    pictures = table[key].take(steps).to_pylist()
+                    found[name] = np.stack([self._picture(picture, key, i) for picture in pictures])
         return found
 
     def _picture(self, stored: Any, key: str, i: int) -> NDArray[np.uint8]:
-        """An image in the table: encoded bytes, or a path beside the folder."""
+        """An image in the table: encoded bytes, or a path inside the folder."""
         try:
-            data = stored["bytes"] or (self.path / stored["path"]).read_bytes()
+            data = stored["bytes"] or path_inside(self.path, f"path of '{key}'", stored["path"]).read_bytes()
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+                check_pixels(*image.size)
                 return np.asarray(image.convert("RGB"))
-        except (OSError, KeyError, TypeError, SyntaxError, ValueError) as error:
-            raise DataError(f"{self.origin(i)}: an image of '{key}' does not decode: {error}.") from error
+        except DataError:
+            raise
+        except Exception as error:  # damaged bytes raise anything in a decoder
+            reason = printable(str(error), 200).rstrip(".")
+            raise DataError(f"{self.origin(i)}: an image of '{key}' does not decode: {reason}.") from error
+
+
+def is_percent_or_degrees(robot_type: str) -> bool:
+    """True for the arms that LeRobot records in degrees or in percent of their range, as the recording chose."""
+    return re.search(r"so[-_ ]?10[01]", robot_type.lower()) is not None
+
+
+def path_inside(root: Path, name: str, pattern: Any, **fields: Any) -> Path:
+    """A path of the data set's own description, its fields filled in. Raises DataError unless it stays in `root`.
+
+    Links inside the folder are followed: download caches are made of them.
+    """
+    if not isinstance(pattern, str) or len(pattern) > 1000:
+        raise DataError(f"{root}: {name} = {printable(pattern)}: must be a text of at most 1000 characters.")
+    filled = pattern
+    if fields:
+        rest = FIELD.sub("", pattern)
+        if "{" in rest or "}" in rest:
+            raise DataError(f"{root}: {name} = {printable(pattern)}: only {{video_key}}, {{chunk_index:03d}} and "
+                            "{file_index:03d} may stand in braces, with a width below 100.")
+        with file_boundary(DataError, f"{root}: {name} = {printable(pattern)}", REMEDY):
+            filled = pattern.format(**fields)
+    parts = re.split(r"[/\\]", filled)
+    if not filled or "\0" in filled or filled[0] in "/\\" or ".." in parts or ":" in parts[0]:
+        raise DataError(f"{root}: {name} leads to {printable(filled)}: must be a relative path that stays inside the "
+                        "folder, without `..`.")
+    return root / filled
+
+
+def _width(root: Path, features: Mapping[str, Any], name: str) -> int:
+    """How many numbers a feature has in a step."""
+    shape = features[name].get("shape")
+    valid = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
+    width = math.prod(shape) if valid else 0
+    if not 1 <= width <= MAX_FEATURE_WIDTH:
+        raise DataError(f"{root / 'meta' / 'info.json'}: shape of '{printable(name)}' is {printable(shape)}: must be a "
+                        f"list of whole numbers with 1 to {MAX_FEATURE_WIDTH} numbers a step (MAX_FEATURE_WIDTH).")
+    return width
+
+
+def _interrupted(root: Path, text: str, lost: int, episodes: tuple[str, ...]) -> Flaw:
+    count = f"{lost} episodes of it are left out" if lost else "its episodes are left out"
+    return Flaw("interrupted", str(root), f"{text.rstrip('.')}; {count}",
+                "record them again, or train on the other episodes with `data: {accept: [interrupted]}`", True, episodes)
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -218,48 +434,68 @@ def _read_info(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: LeRobot's tables are read by pyarrow, which is not installed: pip install "
                         "pyarrow.") from error
     file = path / "meta" / "info.json"
-    try:
+    require_file(DataError, file, MAX_JSON_BYTES, "MAX_JSON_BYTES")
+    with file_boundary(DataError, file, "It is not LeRobot's description of a dataset."):
         info = json.loads(file.read_text(encoding="utf-8"))
-        version, needed = str(info["codebase_version"]), ("fps", "features", "data_path")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not LeRobot's description of a dataset ({error!r}).") from error
+    if not isinstance(info, dict) or "codebase_version" not in info:
+        raise DataError(f"{file}: not LeRobot's description of a dataset (no codebase_version).")
+    version = str(info["codebase_version"])
     if not version.startswith("v3."):
-        raise DataError(f"{path}: LeRobot dataset of version {version}: must be v3. LeRobot's converter makes one: "
-                        "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=...")
-    missing = [name for name in needed if name not in info]
+        raise DataError(f"{path}: LeRobot dataset of version {printable(version)}: must be v3. The script "
+                        "convert_dataset_v21_to_v30.py of the lerobot package makes one (its folder depends on "
+                        "lerobot's release: `find . -name convert_dataset_v21_to_v30.py` in its source).")
+    missing = [name for name in ("fps", "features", "data_path") if name not in info]
     if missing:
         raise DataError(f"{file}: no '{missing[0]}'.")
+    fps = info["fps"]
+    if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps <= 1000:
+        raise DataError(f"{file}: fps = {printable(fps)}: must be above 0 and at most 1000 Hz.")
+    features = info["features"]
+    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+        raise DataError(f"{file}: features must be a mapping of names to mappings.")
     return info
 
 
 def _read_tasks(path: Path) -> dict[int, str]:
     """task index -> instruction; the texts are the table's pandas index, or a column `task`."""
-    import pyarrow.parquet as parquet
-
     file = path / "meta" / "tasks.parquet"
-    try:
-        table = parquet.read_table(file)
-        texts = table[INDEX if INDEX in table.column_names else "task"].to_pylist()
-        return {int(number): str(text) for number, text in zip(table["task_index"].to_pylist(), texts, strict=True)}
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as the table of tasks ({error}).") from error
+    texts = INDEX if INDEX in column_names(file) else "task"
+    table = read_table(file, [texts, "task_index"])
+    with file_boundary(DataError, file, REMEDY):
+        pairs = zip(table["task_index"].to_pylist(), table[texts].to_pylist(), strict=True)
+        return {int(number): str(text) for number, text in pairs}
 
 
-def _read_episodes(path: Path, videos: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of meta/episodes in order, without their statistics."""
-    import pyarrow.parquet as parquet
-
-    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    columns += [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index", "from_timestamp")]
+def _read_episodes(path: Path, videos: Sequence[str]) -> tuple[list[dict[str, Any]], list[Flaw]]:
+    """The rows of meta/episodes in order, without their statistics, and the files that were interrupted."""
+    whole = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    whole += [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index")]
+    columns = [*whole, *(f"videos/{key}/from_timestamp" for key in videos)]
     rows: list[dict[str, Any]] = []
+    flaws: list[Flaw] = []
     for file in sorted((path / "meta" / "episodes").rglob("*.parquet")):
         try:
-            rows += parquet.read_table(file, columns=columns).to_pylist()
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{file}: cannot be read as a table of episodes ({error}).") from error
-        if rows and len(rows[-1]) != len(columns):
-            missing = sorted(set(columns) - rows[-1].keys())
-            raise DataError(f"{file}: no column '{missing[0]}'.")
+            found = read_table(file, columns).to_pylist()
+        except InterruptedTableError as error:
+            flaws.append(_interrupted(path, str(error), 0, ()))
+            continue
+        for row in found:
+            _check_episode(file, row, whole)
+        rows += found
+        if len(rows) > MAX_EPISODES:
+            raise DataError(f"{path}: over {MAX_EPISODES} episodes, no more are read (MAX_EPISODES).")
     if not rows:
-        raise DataError(f"{path}: meta/episodes holds no episode.")
-    return sorted(rows, key=lambda row: row["episode_index"])
+        raise DataError(f"{path}: meta/episodes holds no episode. " + " ".join(f"{flaw.text}." for flaw in flaws))
+    return sorted(rows, key=lambda row: row["episode_index"]), flaws
+
+
+def _check_episode(file: Path, row: Mapping[str, Any], whole: Sequence[str]) -> None:
+    """Raise DataError for a number of an episode that cannot be one."""
+    for name, value in row.items():
+        if name in whole and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise DataError(f"{file}: {name} = {printable(value)}: must be a whole number, 0 or more.")
+        if name not in whole and (not isinstance(value, int | float) or not 0 <= value < 1e9):
+            raise DataError(f"{file}: {name} = {printable(value)}: must be a number of seconds, 0 or more.")
+    if not 1 <= row["length"] <= MAX_EPISODE_STEPS:
+        raise DataError(f"{file}: length = {row['length']} of episode {row['episode_index']}: must be 1 to "
+                        f"{MAX_EPISODE_STEPS} steps (MAX_EPISODE_STEPS).")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.caps import MAX_IMAGE_PIXELS, MAX_VIDEO_FRAMES_SOUGHT
+from robovlms_ros.text_safety import printable
 from robovlms_ros.training.data.episodes import DataError
 
 OPEN_FILES = 8
@@ -60,13 +62,19 @@ class _Video:
             import av
         except ImportError as error:
             raise DataError(f"{path}: video is decoded by PyAV, which is not installed: pip install av.") from error
-        self.path, self._error = path, av.FFmpegError
+        self.path = path
+        if not path.is_file():
+            raise DataError(f"{path}: no such video file. Download it.")
         try:
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
-        except (av.FFmpegError, IndexError, OSError) as error:
-            raise DataError(f"{path}: cannot be opened as a video ({error}). Is it a Git LFS pointer, or cut "
+            pixels = self._stream.width * self._stream.height
+        except Exception as error:  # damaged bytes raise anything in a demuxer
+            raise DataError(f"{path}: cannot be opened as a video ({printable(error)}). Is it a Git LFS pointer, or cut "
                             "off?") from error
+        if pixels > MAX_IMAGE_PIXELS:
+            raise DataError(f"{path}: {self._stream.width} x {self._stream.height} pixels a frame by its header, at "
+                            f"most {MAX_IMAGE_PIXELS} are decoded (MAX_IMAGE_PIXELS).")
         # One thread: the DataLoader's workers are the parallel ones.
         self._stream.thread_type = "NONE"
         self._frames: Any = None
@@ -80,14 +88,18 @@ class _Video:
         """The frame nearest to `time`. Raises DataError when none is within `tolerance`."""
         try:
             best = self._nearest(time)
-        except (self._error, StopIteration) as error:
-            raise DataError(f"{self.path}: does not decode at {time:.3f} s ({error}). Download the file "
+            shown = None if best is None else float(best.time)
+            if best is not None and abs(best.time - time) <= tolerance:
+                return best.to_ndarray(format="rgb24")
+        except DataError:
+            raise
+        except Exception as error:  # damaged bytes raise anything in a decoder
+            self._frames = self._last = self._next = None
+            raise DataError(f"{self.path}: does not decode at {time:.3f} s ({printable(error)}). Download the file "
                             "again.") from error
-        if best is None or abs(best.time - time) > tolerance:
-            near = "none" if best is None else f"the nearest is at {best.time:.3f} s"
-            raise DataError(f"{self.path}: no frame at {time:.3f} s within {tolerance:.3f} s, {near}. The video and "
-                            "the episode table do not belong together, or the file is cut off.")
-        return best.to_ndarray(format="rgb24")
+        near = "none" if shown is None else f"the nearest is at {shown:.3f} s"
+        raise DataError(f"{self.path}: no frame at {time:.3f} s within {tolerance:.3f} s, {near}. The video and the "
+                        "episode table do not belong together, or the file is cut off.")
 
     def _nearest(self, time: float) -> Any:
         behind = self._last is None or self._last.time > time
@@ -96,7 +108,12 @@ class _Video:
             self._container.seek(max(int(time / base), 0), stream=self._stream, backward=True)
             self._frames, self._next = self._container.decode(self._stream), None
             self._last = next(self._frames, None)
+        decoded = 0
         while self._last is not None and self._last.time < time:
+            decoded += 1
+            if decoded > MAX_VIDEO_FRAMES_SOUGHT:
+                raise DataError(f"{self.path}: {MAX_VIDEO_FRAMES_SOUGHT} frames decoded without coming to {time:.3f} s "
+                                "(MAX_VIDEO_FRAMES_SOUGHT).")
             self._next = self._next or next(self._frames, None)
             if self._next is None or self._next.time - time > time - self._last.time:
                 break
