@@ -26,7 +26,7 @@ PLAIN = ("robovlms_ros.ros.parameters",)
 HEAVY = ("torch", "transformers", "mujoco", "robosuite", "pinocchio", "matplotlib", "cv2", "rclpy")
 
 LAYERS = (
-    {"types", "schema", "resources", "boundary", "caps", "structured_text", "text_safety"},
+    {"types", "schema", "resources", "boundary", "caps", "file_boundary", "structured_text", "text_safety"},
     {"registry", "config"},
     {"backbones", "heads", "processing", "conversions"},
     {"policy"},
@@ -40,7 +40,7 @@ LAZY_CIRCLES = (
         "fast.fits", "fast.lstm_window", "fast.runner", "fast.shared", "fast.window", "paths", "policy", "session")},
     {f"robovlms_ros.training.data.{name}" for name in (
         "episodes", "sources.bag", "sources.bag_episodes", "sources.bag_frames", "sources.calvin", "sources.lerobot",
-        "sources.restricted_pickle", "sources.video")},
+        "sources.parquet", "sources.restricted_pickle", "sources.video")},
 )
 PACKAGE_CIRCLES = ({"evaluation", "sim"},)
 # A module beside the packages belongs with the package that it was split from.
