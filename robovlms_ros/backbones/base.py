@@ -113,7 +113,7 @@ class BaseRoboVLM(nn.Module):
 
     @property
     def input_scale(self) -> float:
-        """What the spliced embeddings are multiplied by before `text_tower`, where that does not do it itself."""
+        """Factor of the spliced embeddings before `text_tower`, where the tower does not scale them itself."""
         return 1.0
 
     def model_encode_images(self, images: Tensor) -> Tensor:

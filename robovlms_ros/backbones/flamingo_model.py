@@ -38,7 +38,7 @@ class FlamingoConfig:
 
 @dataclass(frozen=True)
 class Media:
-    """What the decoder layers of one forward pass attend to: tokens (B, M, N, d_vis), locations (B, L) bool."""
+    """Cross-attention inputs of the decoder layers in one pass: tokens (B, M, N, d_vis), locations (B, L) bool."""
 
     tokens: Tensor
     locations: Tensor

@@ -17,7 +17,7 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 
 def find_vlm_folder(model_name: str, beside: Path | None = None) -> Path | None:
-    """Where the files of a pretrained VLM lie: beside a configuration file, as a path, or in the local hub cache."""
+    """Folder of a pretrained VLM's files: beside a configuration file, as a path, or in the local hub cache."""
     candidates = [Path(model_name).expanduser()]
     if beside is not None:
         candidates = [beside / model_name, beside / Path(model_name).name, *candidates]

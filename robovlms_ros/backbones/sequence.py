@@ -37,7 +37,7 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """What the language model is given.
+    """Input of the language model.
 
     embeds: (N, L, d), unscaled. mask: (N, L) bool, True where attended. kinds: (N, L) int64, one of this module's
     constants. layers: DeepStack features, each (N, image tokens, d) in sequence order. grids: one per image, in order.

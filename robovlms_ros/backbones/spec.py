@@ -1,4 +1,4 @@
-"""What distinguishes one VLM family from another, as data: the base class branches on none of it."""
+"""Differences between VLM families, as data: the base class branches on none of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What every continuous policy head shares: how tokens become one vector, and how a vector becomes a chunk."""
+"""Base of the continuous policy heads: tokens are aggregated to one vector, a vector is decoded to a chunk."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -109,7 +109,7 @@ class PolicyHead(nn.Module):
         return self.read_out(self.aggregate(self.reduce(features)))
 
     def read_out(self, hidden: Tensor) -> HeadOutput:
-        """What `aggregate` gives for any number of frames, (B, T, hidden_size * latent), to their chunks."""
+        """Decode aggregated frames, (B, T, hidden_size * latent), to their chunks."""
         arm = torch.tanh(self.actions(hidden)).unflatten(-1, (self.horizon, self.arm_dims))  # (B, W, n, A)
         return HeadOutput(arm, self.gripper(hidden).unsqueeze(-1))  # logits (B, W, n, 1)
 

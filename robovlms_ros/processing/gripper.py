@@ -10,7 +10,7 @@ from robovlms_ros.config_action import GripperConfig
 
 @dataclass(frozen=True)
 class GripperState:
-    """What a rule remembers between executed steps; a fresh one starts an episode.
+    """State of a rule between executed steps; a fresh one starts an episode.
 
     previous: the last class. held: the class that acts. pulse: sticky's change in progress, +1 where class 1 became 0,
     -1 the other way, 0 none. repeats: steps of that pulse so far. streak: how often class 1 came in a row.

@@ -54,7 +54,7 @@ def resize_weights(source: int, target: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def columns_first(height: int, width: int, target: int) -> bool:
-    """Whether the installed Pillow squashes such images along their rows first. Raises ResizeError where neither
+    """True if the installed Pillow resizes such images along their rows first. Raises ResizeError where neither
     order of passes is within one level of it."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     wanted = np.array(Image.fromarray(noise).resize((target, target), Image.Resampling.BICUBIC)).transpose(2, 0, 1)

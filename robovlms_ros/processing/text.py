@@ -34,7 +34,7 @@ class TokenizerError(RoboVLMsError):
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How a family writes an instruction. text holds `{instruction}` and may hold `{eos}`.
+    """Template of a family's instruction. text holds `{instruction}` and may hold `{eos}`.
 
     add_special_tokens: whether the tokenizer adds its own (bos, eos). max_length: tokens at most.
     """
@@ -131,7 +131,7 @@ class PromptTokenizer:
 
     @property
     def special_tokens(self) -> int:
-        """How many entries the tokenizer calls special, each counted once per role (`ActionTokenizer`'s rule)."""
+        """Number of the tokenizer's special entries, each counted once per role (`ActionTokenizer`'s rule)."""
         listed = self.tokenizer.special_tokens_map.values()
         return sum(1 if isinstance(entry, str) else len(entry) for entry in listed)
 
