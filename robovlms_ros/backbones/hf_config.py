@@ -76,7 +76,7 @@ def build_hf_config(
 
 
 def check_sizes(data: Mapping[str, Any], where: str) -> None:
-    """Raise BackboneError for a size that no model has: it would be believed when memory is allocated."""
+    """Raise BackboneError for a size that no model has: memory would be allocated for it."""
     for name, value in data.items():
         if isinstance(value, Mapping):
             check_sizes(value, f"{where}: {name}")

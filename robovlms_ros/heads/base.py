@@ -63,7 +63,8 @@ class TokenReducer(nn.Module):
 
     def __init__(self, method: DownSample, in_features: int, latent: int):
         super().__init__()
-        self.method, self.latent = method, latent
+        self.method = method
+        self.latent = latent
         if method == "resampler":
             self.resampler = PerceiverResampler(in_features, depth=2, num_latents=latent)
 
@@ -95,7 +96,9 @@ class PolicyHead(nn.Module):
         self, in_features: int, horizon: int, hidden_size: int, down_sample: DownSample, latent: int, arm_dims: int
     ):
         super().__init__()
-        self.in_features, self.horizon, self.arm_dims = in_features, horizon, arm_dims
+        self.in_features = in_features
+        self.horizon = horizon
+        self.arm_dims = arm_dims
         self.reduce = TokenReducer(down_sample, in_features, latent)
         self.actions = OutputMLP(hidden_size * latent, horizon * arm_dims)
         self.gripper = OutputMLP(hidden_size * latent, horizon)

@@ -1,6 +1,6 @@
 """From a gripper class per step to a commanded opening: the rules of the CALVIN and SimplerEnv runs.
 
-The rules that remember (sticky, late close) are functions of a state that is passed in and out.
+The rules with a state (sticky, late close) are functions of a state that is passed in and out.
 """
 
 from dataclasses import dataclass, replace
@@ -43,5 +43,6 @@ def _sticky(steps: int, label: int, state: GripperState) -> GripperState:
         pulse = state.previous - label
     held = state.held if state.held is not None else label
     if pulse:
-        held, repeats = (0 if pulse > 0 else 1), repeats + 1
+        held = 0 if pulse > 0 else 1
+        repeats += 1
     return replace(state, previous=label, held=held, pulse=pulse, repeats=repeats)
