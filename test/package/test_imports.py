@@ -94,7 +94,7 @@ def is_ros(name: str) -> bool:
 
 
 def is_plain(name: str) -> bool:
-    """Whether it is, or lies in, one of the ROS layer's modules that need no ROS."""
+    """True if the name is, or lies in, one of the ROS layer's modules that need no ROS."""
     return name.startswith(PLAIN)
 
 

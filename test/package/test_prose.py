@@ -37,9 +37,9 @@ MAXIMA = {
     ("robovlms_ros", PACKED): 12.59,       # 5
     ("robovlms_ros", LONG): 3725,          # 0
     ("robovlms_ros", REPEATED): 18,        # 0
-    ("test", WH_OPENING): 24,              # 0
-    ("test", SPEECH): 82,                  # 0
-    ("test", PACKED): 10.49,                # 5
+    ("test", WH_OPENING): 0,               # 0
+    ("test", SPEECH): 77,                  # 0
+    ("test", PACKED): 10.49,               # 5
     ("test", LONG): 1640,                  # 0
     ("guides", WH_OPENING): 0,             # 0
     ("guides", SPEECH): 1,                 # 0
