@@ -1,4 +1,4 @@
-"""What every test relies on: a ROS graph of this run's own, and threads that do not fight for the processors."""
+"""Environment of every test: a ROS graph of this run's own, and threads that do not fight for the processors."""
 
 import os
 

@@ -113,7 +113,7 @@ class BaseRoboVLM(nn.Module):
 
     @property
     def input_scale(self) -> float:
-        """What the spliced embeddings are multiplied by before `text_tower`, where that does not do it itself."""
+        """Factor of the spliced embeddings before `text_tower`, where the tower does not scale them itself."""
         return 1.0
 
     def model_encode_images(self, images: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class BaseRoboVLM(nn.Module):
     def run_text_tower(self, sequence: TokenSequence, tower: nn.Module | None = None, **kwargs: Any) -> Any:
         """The language model over the sequence; returns transformers' output with `last_hidden_state` (N, L, d).
 
-        tower: stands in for `text_tower`. Further arguments go to it and override what the sequence says.
+        tower: replaces `text_tower`. Further arguments go to it and override the sequence's.
         """
         scale = self.input_scale
         embeds = sequence.embeds
@@ -183,11 +183,11 @@ class BaseRoboVLM(nn.Module):
         """Camera -> (N, 3, S, S) to camera -> visual tokens, each frame through the vision tower once."""
         wanted = self.config.cameras
         if set(images) != set(wanted):
-            raise BackboneError(f"images of cameras {sorted(images)}: the policy wants exactly {sorted(wanted)}.")
+            raise BackboneError(f"images of cameras {sorted(images)}: the policy takes exactly {sorted(wanted)}.")
         return {name: self.encode_images(images[name]) for name in wanted}
 
     def encode_images(self, images: Tensor) -> VisualTokens:
-        """Visual tokens of frames (N, 3, S, S), of one camera or several, resampled where the configuration says so."""
+        """Visual tokens of frames (N, 3, S, S), of one camera or several, resampled by `vision_resampler` if set."""
         visual = self.encode_camera(images)
         return VisualTokens(self.vision_resampler(visual.tokens)) if self.config.vlm.resampler else visual
 
@@ -224,7 +224,8 @@ class BaseRoboVLM(nn.Module):
         window: int = 1,
     ) -> TokenSequence:
         """The spliced sequence of `forward_features`: (B * window, L) for post, (B, L) for pre and video."""
-        history, head = self.config.model.history_type, self.config.action_head
+        history = self.config.model.history_type
+        head = self.config.action_head
         if history == "video":
             visual = {name: seq.frames_adjacent(tokens, window) for name, tokens in visual.items()}
             state = None if state is None else state[:, -1:]
@@ -275,7 +276,10 @@ class BaseRoboVLM(nn.Module):
 
 
 def _drop_output_embeddings(model: nn.Module) -> None:
-    """Only the discrete action space asks for words: elsewhere an untied output matrix would be dead memory."""
+    """Remove the output matrix.
+
+    Only the discrete action space predicts tokens. Elsewhere an untied output matrix would be dead memory.
+    """
     head = model.get_output_embeddings()  # type: ignore[operator]
     for module in model.modules():
         for name, child in module.named_children():

@@ -20,7 +20,7 @@ from robovlms_ros.perceiver import GatedCrossAttention, PerceiverResampler
 @dataclass
 class FlamingoConfig:
     """text_config, vision_config: transformers' (MPT or LLaMA, CLIP vision). media_column: where the prompt's image
-    token stands; columns before it see no image."""
+    token lies; columns before it attend to no image."""
 
     text_config: Any
     vision_config: Any
@@ -38,7 +38,7 @@ class FlamingoConfig:
 
 @dataclass(frozen=True)
 class Media:
-    """What the decoder layers of one forward pass attend to: tokens (B, M, N, d_vis), locations (B, L) bool."""
+    """Cross-attention inputs of the decoder layers in one pass: tokens (B, M, N, d_vis), locations (B, L) bool."""
 
     tokens: Tensor
     locations: Tensor
@@ -78,8 +78,10 @@ class QKNormAttention(nn.Module):
 
     def __init__(self, inner: nn.Module):
         super().__init__()
-        self.Wqkv, self.out_proj = inner.Wqkv, inner.out_proj
-        self.n_heads, self.scale = inner.n_heads, inner.softmax_scale
+        self.Wqkv = inner.Wqkv
+        self.out_proj = inner.out_proj
+        self.n_heads = inner.n_heads
+        self.scale = inner.softmax_scale
         width = inner.hidden_size
         self.q_ln, self.k_ln = (nn.LayerNorm(width, bias=False) for _ in range(2))
 
@@ -106,7 +108,8 @@ class FlamingoModel(nn.Module):
         super().__init__()
         from transformers import AutoModelForCausalLM, CLIPVisionModel
 
-        vision, text = copy.deepcopy(config.vision_config), copy.deepcopy(config.text_config)
+        vision = copy.deepcopy(config.vision_config)
+        text = copy.deepcopy(config.text_config)
         self.vision_encoder = CLIPVisionModel._from_config(vision, attn_implementation=attention)
         self.perceiver = PerceiverResampler(vision.hidden_size)
         # MPT's mask handling is written for eager attention alone.

@@ -17,7 +17,7 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 
 def find_vlm_folder(model_name: str, beside: Path | None = None) -> Path | None:
-    """Where the files of a pretrained VLM lie: beside a configuration file, as a path, or in the local hub cache."""
+    """Folder of a pretrained VLM's files: beside a configuration file, as a path, or in the local hub cache."""
     candidates = [Path(model_name).expanduser()]
     if beside is not None:
         candidates = [beside / model_name, beside / Path(model_name).name, *candidates]
@@ -76,7 +76,7 @@ def build_hf_config(
 
 
 def check_sizes(data: Mapping[str, Any], where: str) -> None:
-    """Raise BackboneError for a size that no model has: it would be believed when memory is allocated."""
+    """Raise BackboneError for a size that no model has: memory would be allocated for it."""
     for name, value in data.items():
         if isinstance(value, Mapping):
             check_sizes(value, f"{where}: {name}")

@@ -53,7 +53,8 @@ class RoboKosMos(BaseRoboVLM):
 
     def build_model(self) -> nn.Module:
         model = super().build_model()
-        # Up to transformers 5.17 it calls itself causal, which sdpa believes: queries would see the first patches only.
+        # Up to transformers 5.17 the module is marked causal, and sdpa applies the mark: queries would attend to the
+        # first patches only.
         model.image_to_text_projection.x_attn.is_causal = False
         return model
 

@@ -86,7 +86,9 @@ class RoboLLaVA(BaseRoboVLM):
     def model_encode_images(self, images: Tensor) -> Tensor:
         if self.hf_config.model_type == "llava":
             return super().model_encode_images(images)
-        count, size, tile = len(images), images.shape[-1], self.tile_size
+        count = len(images)
+        size = images.shape[-1]
+        tile = self.tile_size
         if size == tile:
             return self._one_tile(images)
         base = functional.interpolate(images, (tile, tile), mode="bicubic", antialias=True)[:, None]
@@ -99,7 +101,8 @@ class RoboLLaVA(BaseRoboVLM):
 
     def _one_tile(self, images: Tensor) -> Tensor:
         """Base features and the newline embedding, as transformers packs an image without tiles."""
-        model, config = self.backbone.model, self.hf_config
+        model = self.backbone.model
+        config = self.hf_config
         layer = config.vision_feature_layer
         states = self.vision_tower(images, output_hidden_states=True).hidden_states
         chosen = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)

@@ -14,15 +14,19 @@ def grid_positions(kinds: Tensor, image_kind: int, counted: Tensor, grids: tuple
     for row in range(kinds.shape[0]):
         columns = counted[row].nonzero().flatten().tolist()
         images = (kinds[row] == image_kind).tolist()
-        remaining, position, i = iter(grids), 0, 0
+        remaining = iter(grids)
+        position = 0
+        i = 0
         while i < len(columns):
             if not images[columns[i]]:
                 positions[:, row, columns[i]] = position
-                position, i = position + 1, i + 1
+                position += 1
+                i += 1
                 continue
             t, h, w = next(remaining)
             axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
             run = columns[i : i + t * h * w]
             positions[:, row, run] = torch.stack([axis.flatten() for axis in axes]) + position
-            position, i = position + max(h, w), i + len(run)
+            position += max(h, w)
+            i += len(run)
     return positions.to(kinds.device)

@@ -59,7 +59,7 @@ TINY_IMAGE_SIZE = 64
 
 
 class RoboQwen(BaseRoboVLM):
-    """Every image stands between the model's vision start and end tokens. Positions are on three axes; Qwen3-VL adds
+    """Every image lies between the model's vision start and end tokens. Positions are on three axes; Qwen3-VL adds
     features of earlier vision layers to its first decoder layers (DeepStack)."""
 
     spec = BackboneSpec(

@@ -37,7 +37,7 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """What the language model is given.
+    """Input of the language model.
 
     embeds: (N, L, d), unscaled. mask: (N, L) bool, True where attended. kinds: (N, L) int64, one of this module's
     constants. layers: DeepStack features, each (N, image tokens, d) in sequence order. grids: one per image, in order.
@@ -70,14 +70,16 @@ def text_block(embeds: Tensor, mask: Tensor, bos_offset: int, eos_offset: int, r
     """The text alone: embeds (N, L, d), mask (N, L). Margins (bos, eos) and padding have kinds of their own.
 
     row_end: every row's own last `eos_offset` tokens come last, its padding before them, so that what is spliced in
-    before the last columns stands where it would in the row alone. Otherwise columns stay as they are (RoboVLMs).
+    before the last columns lies where it would in the row alone. Otherwise columns stay as they are (RoboVLMs).
     """
     mask = mask.bool()
     if row_end:
-        rank, length = mask.cumsum(1), mask.sum(1, keepdim=True)
+        rank = mask.cumsum(1)
+        length = mask.sum(1, keepdim=True)
         tail = mask & (rank > length - eos_offset)
         order = torch.argsort(tail.int() * 2 + (~mask).int(), dim=1, stable=True)  # (N, L)
-        embeds, mask = _reorder(embeds, order), mask.gather(1, order)
+        embeds = _reorder(embeds, order)
+        mask = mask.gather(1, order)
     kinds = torch.full(mask.shape, TEXT, device=mask.device)
     kinds[:, :bos_offset] = MARGIN
     if eos_offset:

@@ -33,7 +33,7 @@ TINY = {
     "fake_image_token_id": 498,
     "global_image_token_id": 499,
 }
-# Of SmolVLM2's own tokenizer; its config.json does not say them.
+# Of SmolVLM2's own tokenizer; its config.json omits them.
 SMOLVLM2_IDS = {"fake_image_token_id": 49189, "global_image_token_id": 49152}
 SMOLVLM2_VOCABULARY = 49280
 

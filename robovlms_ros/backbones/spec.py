@@ -1,4 +1,4 @@
-"""What distinguishes one VLM family from another, as data: the base class branches on none of it."""
+"""Differences between VLM families, as data: the base class branches on none of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,8 @@ from typing import Any, Literal
 from robovlms_ros.processing.text import PromptTemplate
 from robovlms_ros.types import RoboVLMsError
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
 # (pattern, replacement) applied in order to both a file's keys and the module's: equal results name the same tensor.
@@ -29,7 +30,7 @@ class BackboneSpec:
     image_prefix, image_suffix: names of configuration entries (token ids) whose word embeddings wrap each image.
     fusion: `splice`, images are tokens of the sequence; `cross_attention`, the language model attends to them.
     image_mean, image_std: of the pixel normalisation after division by 255.
-    vocab_path: where in the configuration the vocabulary size stands.
+    vocab_path: path of the vocabulary size in the configuration.
     key_rules: see KeyRules; bring every generation of transformers' parameter names together.
     published_rules: RoboVLMs' own names of this family's modules, where they are not `backbone.`.
     full: name of a pretrained model to the file of its configuration in `configs/`.

@@ -43,11 +43,12 @@ def _page(table: str, count: int, beyond: list[str]) -> str:
 `./scripts/run robovlms bench faults --markdown docs/results/faults.md`, {today}, {platform.machine()}, {cores}
 shared cores. {count} faults, {len(beyond)} beyond their bounds{": " + ", ".join(beyond) if beyond else ""}.
 
-The policy node runs as a process of its own over Fast DDS. The arm is a model of joint_trajectory_controller with a
-first-order lag of 20 ms; a scripted policy moves it at 0.6 rad/s or more when the fault is injected. Columns are parts
-of the planning limits of `config/robots/panda.yaml`. Bounds: command step 1.01, measured speed 1.05, acceleration 1.2.
-The recovery after each fault is judged, too.
-A restarted controller takes up the measured pose by itself; that one step is the controller's and is not counted.
+The policy node runs as a process of its own over Fast DDS. The arm is a model of
+joint_trajectory_controller with a first-order lag of 20 ms. A scripted policy moves it at 0.6 rad/s
+or more when the fault is injected. Columns are parts of the planning limits of
+`config/robots/panda.yaml`. Bounds: command step 1.01, measured speed 1.05, acceleration 1.2. The
+recovery after each fault is judged, too. A restarted controller takes up the measured pose by
+itself; that one step is the controller's and is not counted.
 
 {table}
 """

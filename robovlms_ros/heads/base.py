@@ -1,4 +1,4 @@
-"""What every continuous policy head shares: how tokens become one vector, and how a vector becomes a chunk."""
+"""Base of the continuous policy heads: tokens are aggregated to one vector, a vector is decoded to a chunk."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -63,7 +63,8 @@ class TokenReducer(nn.Module):
 
     def __init__(self, method: DownSample, in_features: int, latent: int):
         super().__init__()
-        self.method, self.latent = method, latent
+        self.method = method
+        self.latent = latent
         if method == "resampler":
             self.resampler = PerceiverResampler(in_features, depth=2, num_latents=latent)
 
@@ -95,7 +96,9 @@ class PolicyHead(nn.Module):
         self, in_features: int, horizon: int, hidden_size: int, down_sample: DownSample, latent: int, arm_dims: int
     ):
         super().__init__()
-        self.in_features, self.horizon, self.arm_dims = in_features, horizon, arm_dims
+        self.in_features = in_features
+        self.horizon = horizon
+        self.arm_dims = arm_dims
         self.reduce = TokenReducer(down_sample, in_features, latent)
         self.actions = OutputMLP(hidden_size * latent, horizon * arm_dims)
         self.gripper = OutputMLP(hidden_size * latent, horizon)
@@ -109,7 +112,7 @@ class PolicyHead(nn.Module):
         return self.read_out(self.aggregate(self.reduce(features)))
 
     def read_out(self, hidden: Tensor) -> HeadOutput:
-        """What `aggregate` gives for any number of frames, (B, T, hidden_size * latent), to their chunks."""
+        """Decode aggregated frames, (B, T, hidden_size * latent), to their chunks."""
         arm = torch.tanh(self.actions(hidden)).unflatten(-1, (self.horizon, self.arm_dims))  # (B, W, n, A)
         return HeadOutput(arm, self.gripper(hidden).unsqueeze(-1))  # logits (B, W, n, 1)
 

@@ -28,7 +28,8 @@ class ActionTokenizer:
                 f"action tokens: {bins} bins over [{minimum}, {maximum}] do not fit a vocabulary of {vocab_size}. "
                 "n_bin must be at least 2 and below the vocabulary's size, min_action below max_action."
             )
-        self.minimum, self.maximum = minimum, maximum
+        self.minimum = minimum
+        self.maximum = maximum
         self.edges = np.linspace(minimum, maximum, bins)
         self.centres = (self.edges[:-1] + self.edges[1:]) / 2.0
 
@@ -56,7 +57,9 @@ class DiscreteHead(nn.Module):
 
     def __init__(self, tokens: ActionTokenizer, horizon: int, dims: int = 7):
         super().__init__()
-        self.tokens, self.horizon, self.dims = tokens, horizon, dims
+        self.tokens = tokens
+        self.horizon = horizon
+        self.dims = dims
 
     def forward(self, features: Tensor) -> Tensor:
         """Raises HeadError: this head reads generated tokens, not features."""

@@ -1,1 +1,1 @@
-"""What stands between raw data and a model: text, images, actions, rotations. Every step has its mirror."""
+"""Conversions between raw data and a model: text, images, actions, rotations. Every step has its inverse."""

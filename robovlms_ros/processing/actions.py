@@ -73,10 +73,13 @@ def normalization_step(config: NormalizationConfig, dims: int) -> Scale:
 
     keep = per_dimension(config.mask or (True,)) > 0
     if config.method == "mean_std":
-        scale, offset = per_dimension(config.std) + STD_FLOOR, per_dimension(config.mean)
+        scale = per_dimension(config.std) + STD_FLOOR
+        offset = per_dimension(config.mean)
         return Scale(np.where(keep, scale, 1.0), np.where(keep, offset, 0.0))
-    low, high = per_dimension(config.low), per_dimension(config.high)
-    scale, offset = np.where(keep, (high - low) / 2.0, 1.0), np.where(keep, (high + low) / 2.0, 0.0)
+    low = per_dimension(config.low)
+    high = per_dimension(config.high)
+    scale = np.where(keep, (high - low) / 2.0, 1.0)
+    offset = np.where(keep, (high + low) / 2.0, 0.0)
     if not config.clip:
         return Scale(scale, offset)
     return Scale(scale, offset, np.where(keep, low, -np.inf), np.where(keep, high, np.inf))
@@ -136,7 +139,8 @@ class ActionPipeline:
         self._require_finite(values, "the decoded action")
         labels = self.gripper_labels(logits)
         state = state or GripperState()
-        openings, states = [], []
+        openings = []
+        states = []
         for label in labels:
             acting, state = gripper_step(self.config.gripper, int(label), state)
             openings.append(float(acting == self.config.gripper.open_value))

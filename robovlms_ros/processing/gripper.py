@@ -1,6 +1,6 @@
 """From a gripper class per step to a commanded opening: the rules of the CALVIN and SimplerEnv runs.
 
-The rules that remember (sticky, late close) are functions of a state that is passed in and out.
+The rules with a state (sticky, late close) are functions of a state that is passed in and out.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from robovlms_ros.config_action import GripperConfig
 
 @dataclass(frozen=True)
 class GripperState:
-    """What a rule remembers between executed steps; a fresh one starts an episode.
+    """State of a rule between executed steps; a fresh one starts an episode.
 
     previous: the last class. held: the class that acts. pulse: sticky's change in progress, +1 where class 1 became 0,
     -1 the other way, 0 none. repeats: steps of that pulse so far. streak: how often class 1 came in a row.
@@ -43,5 +43,6 @@ def _sticky(steps: int, label: int, state: GripperState) -> GripperState:
         pulse = state.previous - label
     held = state.held if state.held is not None else label
     if pulse:
-        held, repeats = (0 if pulse > 0 else 1), repeats + 1
+        held = 0 if pulse > 0 else 1
+        repeats += 1
     return replace(state, previous=label, held=held, pulse=pulse, repeats=repeats)

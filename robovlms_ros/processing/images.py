@@ -10,8 +10,10 @@ from torch import Tensor
 
 from robovlms_ros.types import ObservationError
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = (0.5, 0.5, 0.5)
+SIGLIP_STD = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class ImageProcessor:
 
 def check_image(image: NDArray[np.uint8], name: str = "image") -> None:
     """Raise ObservationError unless `image` is a non-empty (H, W, 3) uint8 array."""
-    shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
+    shape = getattr(image, "shape", None)
+    dtype = getattr(image, "dtype", None)
     if shape is None or len(shape) != 3 or shape[2] != 3 or dtype != np.uint8 or 0 in shape:
         raise ObservationError(
             f"{name}: an array of shape {shape} and type {dtype}; must be (height, width, 3) uint8 RGB, not empty."

@@ -2,8 +2,8 @@
 
 Pillow resamples uint8 images in two passes, each rounded to uint8, with an antialiased cubic kernel (a = -1/2) whose
 weights are fixed-point numbers of 22 bits (Pillow, src/libImaging/Resample.c). The same weights here, in float32: equal
-to Pillow within one of 255 levels. Which pass comes first depends on the sizes and on Pillow's version, so Pillow is
-asked, once per size.
+to Pillow within one of 255 levels. The order of the passes depends on the sizes and on Pillow's version, so it is
+measured with Pillow, once per size.
 """
 
 import math
@@ -44,7 +44,8 @@ def resize_weights(source: int, target: int) -> Tensor:
     support = 2.0 * stretch
     for i in range(target):
         centre = (i + 0.5) * scale
-        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), source)
+        low = max(int(centre - support + 0.5), 0)
+        high = min(int(centre + support + 0.5), source)
         row = [cubic((x - centre + 0.5) / stretch) for x in range(low, high)]
         total = math.fsum(row)
         weights[i, low:high] = [w / total for w in row]
@@ -54,12 +55,13 @@ def resize_weights(source: int, target: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def columns_first(height: int, width: int, target: int) -> bool:
-    """Whether the installed Pillow squashes such images along their rows first. Raises ResizeError where neither
+    """True if the installed Pillow resizes such images along their rows first. Raises ResizeError where neither
     order of passes is within one level of it."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     wanted = np.array(Image.fromarray(noise).resize((target, target), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     pixels = torch.from_numpy(noise).permute(2, 0, 1).to(torch.float32)
-    across, down = resize_weights(width, target), resize_weights(height, target)
+    across = resize_weights(width, target)
+    down = resize_weights(height, target)
     results = {first: squash(pixels, across, down, first) for first in (True, False)}
     worst = {first: float((x - torch.from_numpy(wanted)).abs().max()) for first, x in results.items()}
     best = worst[True] <= worst[False]
@@ -82,7 +84,9 @@ class DevicePreprocessor:
     """The image processor's work from uint8 on a device. Not thread-safe: on CUDA it keeps pinned buffers."""
 
     def __init__(self, processor: ImageProcessor, device: torch.device, dtype: torch.dtype):
-        self.size, self.device, self.dtype = processor.size, device, dtype
+        self.size = processor.size
+        self.device = device
+        self.dtype = dtype
         self._mean = torch.tensor(processor.mean, device=device)[:, None, None]
         self._std = torch.tensor(processor.std, device=device)[:, None, None]
         self._weights: dict[int, Tensor] = {}

@@ -32,7 +32,8 @@ def matrix_from_vector(vector: ArrayLike) -> Array:
 def vector_from_matrix(matrix: ArrayLike) -> Array:
     """Matrices (..., 3, 3) to rotation vectors (..., 3). At an angle of pi the sign of the axis is a choice."""
     quaternion = quaternion_from_matrix(matrix)
-    w, xyz = quaternion[..., 0], quaternion[..., 1:]
+    w = quaternion[..., 0]
+    xyz = quaternion[..., 1:]
     sine = np.linalg.norm(xyz, axis=-1)
     angle = 2.0 * np.arctan2(sine, w)
     scale = np.where(sine < 1e-12, 2.0, angle / np.maximum(sine, 1e-12))
@@ -42,9 +43,15 @@ def vector_from_matrix(matrix: ArrayLike) -> Array:
 def quaternion_from_matrix(matrix: ArrayLike) -> Array:
     """Matrices (..., 3, 3) to unit quaternions (..., 4) as (w, x, y, z) with w >= 0."""
     m = np.asarray(matrix, dtype=np.float64)
-    xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
-    xw, yw, zw = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
+    xx = m[..., 0, 0]
+    yy = m[..., 1, 1]
+    zz = m[..., 2, 2]
+    xw = m[..., 2, 1] - m[..., 1, 2]
+    yw = m[..., 0, 2] - m[..., 2, 0]
+    zw = m[..., 1, 0] - m[..., 0, 1]
+    xy = m[..., 0, 1] + m[..., 1, 0]
+    xz = m[..., 0, 2] + m[..., 2, 0]
+    yz = m[..., 1, 2] + m[..., 2, 1]
     # Row i is 4 q_i q: the row with the largest q_i is the best conditioned.
     rows = np.stack(
         [
@@ -111,7 +118,8 @@ def world_to_tcp(actions: ArrayLike, tcp_euler: ArrayLike, rotation_scale: float
     tcp_euler (..., 3): the tool's orientation as intrinsic xyz angles (robot_obs[3:6]). The rotation part is in units
     of `rotation_scale` rad; the gripper is kept.
     """
-    actions, tcp_euler = np.asarray(actions, dtype=np.float64), np.asarray(tcp_euler, dtype=np.float64)
+    actions = np.asarray(actions, dtype=np.float64)
+    tcp_euler = np.asarray(tcp_euler, dtype=np.float64)
     tool = matrix_from_euler(tcp_euler, intrinsic=True)
     inverse = np.swapaxes(tool, -1, -2)
     turned = matrix_from_euler(tcp_euler + rotation_scale * actions[..., 3:6], intrinsic=True)

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_INSTRUCTION_CHARACTERS = 1000
-PAD, EOS, BOS, UNKNOWN = "<pad>", "<eos>", "<bos>", "<unk>"
+PAD = "<pad>"
+EOS = "<eos>"
+BOS = "<bos>"
+UNKNOWN = "<unk>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -34,7 +37,7 @@ class TokenizerError(RoboVLMsError):
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How a family writes an instruction. text holds `{instruction}` and may hold `{eos}`.
+    """Template of a family's instruction. text holds `{instruction}` and may hold `{eos}`.
 
     add_special_tokens: whether the tokenizer adds its own (bos, eos). max_length: tokens at most.
     """
@@ -114,7 +117,8 @@ class PromptTokenizer:
         open_end: bool = False,
     ):
         self.open_end = open_end
-        self.tokenizer, self.template = tokenizer, template
+        self.tokenizer = tokenizer
+        self.template = template
         self.max_length = min(template.max_length, max_length or template.max_length)
         self.eos_id = tokenizer.eos_token_id
         self.bos_id = tokenizer.bos_token_id
@@ -131,7 +135,7 @@ class PromptTokenizer:
 
     @property
     def special_tokens(self) -> int:
-        """How many entries the tokenizer calls special, each counted once per role (`ActionTokenizer`'s rule)."""
+        """Number of the tokenizer's special entries, each counted once per role (`ActionTokenizer`'s rule)."""
         listed = self.tokenizer.special_tokens_map.values()
         return sum(1 if isinstance(entry, str) else len(entry) for entry in listed)
 
@@ -198,7 +202,7 @@ def build_word_tokenizer(
     """A word-level tokenizer that knows `words`, the words of `template`, and pad 0, eos 1, bos 2, unknown 3.
 
     Words are separated by blanks and case counts. add_bos, add_eos: what it adds around a prompt where the template
-    asks for special tokens. Ids follow the order of `words`, so that a list that grows keeps a model's embeddings.
+    contains special tokens. Ids follow the order of `words`, so that a list that grows keeps a model's embeddings.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -60,7 +60,7 @@ def variant_policy(make_config: MakeConfig, variant: tuple[str, str, dict[str, A
 
 
 def own_inputs(policy: VLAPolicy, images: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What transformers' full forward wants for images (N, 3, S, S), cameras in the sequence's order, row by row."""
+    """Inputs of transformers' full forward for images (N, 3, S, S), cameras in the sequence's order, row by row."""
     kind = policy.vlm.hf_config.model_type
     ordered = [images[name] for name in reversed(policy.config.cameras)]
     rows = torch.stack(ordered, dim=1)  # (N, cameras, 3, S, S)

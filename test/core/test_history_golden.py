@@ -1,4 +1,4 @@
-"""Which frames a prediction sees, named by hand, and what follows from them.
+"""Frames of a prediction, named by hand, and what follows from them.
 
 Frames come every 50 ms, the history steps 100 ms, a place accepts a frame within 30 ms; four places.
 

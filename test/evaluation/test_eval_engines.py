@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on(bags, expected, tmp_path):
 
 
 def fake_ray(monkeypatch, **resources):
-    """What is used of Ray, in this process; returns what was asked of it."""
+    """The used part of Ray, in this process; returns the received requests."""
     asked = SimpleNamespace(options={}, calls=0)
 
     def remote(**options):

@@ -74,7 +74,7 @@ def test_no_print_and_no_pickle_in_the_package(root: Path) -> None:
 
 
 def in_main(path: Path, call: ast.Call) -> bool:
-    """Whether the call lies in a function `main`, which is a command's entry."""
+    """True if the call lies in a function `main`, which is a command's entry."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name == "main":
             return node.lineno <= call.lineno <= (node.end_lineno or 0)

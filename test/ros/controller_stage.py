@@ -1,4 +1,4 @@
-"""Where the tests of the controller adapters play: an adapter on one node, its peer on another."""
+"""Stage of the controller adapters' tests: an adapter on one node, its peer on another."""
 
 import numpy as np
 from rclpy.node import Node

@@ -129,7 +129,7 @@ class FakeArm(Node):
 
 
 def is_stop(message):
-    """Whether a command brings the arm to rest and keeps it there, as only a stop does."""
+    """True if a command brings the arm to rest and keeps it there, as only a stop does."""
     last, end = message.points[-2:]
     stays = from_time(end.time_from_start) - from_time(last.time_from_start) > 10**9
     return stays and last.positions == end.positions and not any(end.velocities)

@@ -199,7 +199,7 @@ class Graph:
                  lambda: f"running, it is {self.listener.said()}")
 
     def is_quiet(self, seconds=0.5):
-        """Whether nothing that moves is published for a while, from now on."""
+        """True if no motion is published for a while, from now on."""
         moment = time.time_ns()
         time.sleep(seconds)
         return not self.arm.commands_since(moment)

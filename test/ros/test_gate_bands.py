@@ -48,7 +48,7 @@ def speeds(messages):
 
 
 def commands_of(graph, step, count=4, skip=1):
-    """What is sent while the policy asks for a step, after `skip` such chunks: `count` commands, and the verdicts."""
+    """Messages while the policy requests a step, after `skip` such chunks: `count` commands, and the verdicts."""
     from fake_policies import Injected, constant
 
     graph.run()

@@ -1,4 +1,4 @@
-"""What happens to an inference that is under way, on a policy slow enough (added latency) that one always is.
+"""Handling of an inference that is under way, on a policy slow enough (added latency) that one always is.
 
 - A new instruction: the running plan goes on, no chunk of the old words follows once the new ones are heard, the next
   inference's chunk replaces the plan, and the commanded trajectory, by the model of the controller, has no step in it.

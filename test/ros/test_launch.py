@@ -49,7 +49,7 @@ class Launched:
             time.sleep(0.1)
 
     def interrupt(self):
-        """What Ctrl-C in a terminal does: the launch and its children get SIGINT."""
+        """Effect of Ctrl-C in a terminal: the launch and its children get SIGINT."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def exit_code(self):

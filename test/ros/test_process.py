@@ -115,7 +115,7 @@ def test_a_signal_during_configure(start, bystanders, tiny_checkpoint):
 
 
 def test_spinning_goes_on_when_something_is_destroyed_meanwhile(ros):
-    """What rclpy does when an entity is destroyed between being listed and being waited for."""
+    """Reaction of rclpy when an entity is destroyed between being listed and being waited for."""
     from rclpy._rclpy_pybind11 import RCLError
     from rclpy.node import Node
     from rclpy.waitable import Waitable

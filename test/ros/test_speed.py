@@ -1,4 +1,4 @@
-"""What configure says of a policy that is too slow, from its warm-up; needs no graph.
+"""Configure's report on a policy that is too slow, from its warm-up; needs no graph.
 
 - too slow for its horizon, for the robot's max_latency, or for its history's rate: said with the numbers, or refused;
 - `on_slow_inference: thin` thins the history out, and says to what;

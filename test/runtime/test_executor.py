@@ -249,7 +249,7 @@ def test_an_arm_that_moves_though_nothing_is_commanded_does_not_start(executor, 
 
 
 def test_a_dry_run_is_judged_as_if_the_arm_had_followed(executor, robot):
-    """What the live arm would have been sent, point by point, for chunks that agree with where the arm really is."""
+    """Points that the live arm would receive for chunks that agree with the arm's real position."""
     live = build_executor(robot, None)
     for stamp in (1.0, 1.2, 1.4, 1.6, 2.2, 2.6, 2.8):
         now = ns(stamp + 0.1)

@@ -93,7 +93,7 @@ def test_a_later_start_is_led_in_from_where_the_arm_is(gate):
 
 
 def test_a_clamped_command_leaves_the_commanded_motion_only_after_its_arrival(gate):
-    """What a clamp changes before the message arrives, the controller would jump over."""
+    """A change of a clamp before the message's arrival would be a jump at the controller."""
     before = check(gate, move(0.4)).command
     later_ns = NOW + 300_000_000
     here = sample(before, np.array([later_ns]))[0][0]

@@ -127,7 +127,7 @@ class MjcfCase:
         return f'<joint name="{name}" {self._class_of()} {self._joint_attributes()}/>'
 
     def _contents(self, depth: int) -> str:
-        """What lies in a body, or in a frame inside of it."""
+        """Contents of a body, or of a frame inside of it."""
         parts = ['<geom type="box" size="0.1 0.1 0.1"/>']
         parts += [self._joint() for _ in range(self._random.choice((0, 1, 1, 1, 2, 3)))]
         parts += [self._site() for _ in range(self._random.randint(0, 2))]

@@ -1,5 +1,6 @@
-"""Why an episode failed, for scripted situations: each category, and what it is not mistaken for; the truth carries the
-hand, and the scripted expert that is stopped on its way fails by what it had done till then.
+"""Failure categories of episodes, for scripted situations.
+
+Each category is distinguished from its neighbours. The truth carries the hand, and the scripted expert that is stopped on its way fails by what it had done till then.
 """
 
 import numpy as np

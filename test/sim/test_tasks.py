@@ -213,7 +213,7 @@ def test_clearance_is_the_distance_of_the_shapes_that_mujoco_measures():
 
 
 def test_scene_leaves_more_room_than_the_expert_needs():
-    """What a scene asks for, the expert's own rule finds a turn for; the other way round not always."""
+    """The expert's own rule finds a turn for every goal of a scene; the reverse does not always hold."""
     rng, more = np.random.default_rng(1), 0
     for _ in range(300):
         cube = Thing("red cube", np.array((0.5, 0.0, TABLE_Z + 0.02)), rng.uniform(-np.pi / 4, np.pi / 4))

@@ -101,12 +101,13 @@ def markdown(rows: Sequence[FaultRow]) -> str:
     for row in rows:
         allowed = "goes on" if math.isnan(row.rest_allowed) else f"{row.rest_allowed:.1f}"
         rest = "moves" if math.isnan(row.rest) else f"{row.rest:.2f}"
-        detail = row.detail.replace("|", "/")[:140]
+        detail = row.detail.replace("|", "/").replace("`", "'")[:140]
+        quoted = f"`{row.state}: {detail}`"
         lines.append(
             f"| {row.fault}{'' if row.within else ' **BEYOND**'} | {row.speed:.2f} | "
             f"{'yes' if row.gripper_closing else 'no'} | {row.step:.2f} | {row.measured_speed:.2f} | "
             f"{row.acceleration:.2f} | {row.measured_acceleration:.2f} | {row.outside:.3f} | {rest} | "
-            f"{allowed} | {row.state}: {detail} |"
+            f"{allowed} | {quoted} |"
         )
     return "\n".join(lines)
 

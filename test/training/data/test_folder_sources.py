@@ -373,7 +373,7 @@ def test_spawned_workers_read_the_same(tmp_path):
 
 
 class Evil:
-    """What an attacker would put into the file."""
+    """Content that an attacker would put into the file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

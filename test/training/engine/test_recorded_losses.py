@@ -1,4 +1,4 @@
-"""What a training step minimises, against the losses that the reference implementation recorded (within 1e-5).
+"""Losses of a training step, against the losses that the reference implementation recorded (within 1e-5).
 
 - Whole tiny models with every recorded head and history: Huber plus the weighted cross entropy, masked.
 - Action tokens: cross entropy.

@@ -1,4 +1,4 @@
-"""What trains: freezing, adapters, gradient checkpointing, for every backbone.
+"""Trainable parameters: freezing, adapters, gradient checkpointing, for every backbone.
 
 - Every backbone and head trains a step in its tiny size: vision, language model, head and action token move.
 - What is frozen does not move, bit for bit; the last N layers of a frozen language model do.

@@ -1,4 +1,4 @@
-"""What was learned badly is drawn more often: in the stated part, from what is known, and the same after a stop."""
+"""Samples with a high loss are drawn more often: in the configured share, from known samples, alike after a stop."""
 
 from dataclasses import replace
 from types import SimpleNamespace

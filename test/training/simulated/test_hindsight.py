@@ -1,5 +1,5 @@
-"""What a real robot records: the followed instruction and what was done are learned, of where cubes are nothing; in
-hindsight the place where the hand took hold is known, and it alone is learned beside the action.
+"""Recordings of a real robot: the followed instruction and the executed actions are learned, cube
+positions are not. In hindsight the grasp position is known, and it alone is learned beside the action.
 """
 
 from dataclasses import replace
