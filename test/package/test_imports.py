@@ -24,7 +24,7 @@ PLAIN = ("robovlms_ros.ros.parameters",)
 HEAVY = ("torch", "transformers", "mujoco", "robosuite", "pinocchio", "matplotlib", "cv2", "rclpy")
 
 LAYERS = (
-    {"types", "schema", "resources", "caps"},
+    {"types", "schema", "resources", "caps", "text_safety", "file_boundary"},
     {"registry", "config"},
     {"backbones", "heads", "processing", "conversions"},
     {"policy"},

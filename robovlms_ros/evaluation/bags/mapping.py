@@ -10,6 +10,9 @@ from robovlms_ros.schema import ConfigError, did_you_mean
 
 CommandKind = Literal["joint_trajectory", "twist", "pose", "joint_state", "float64_array", "action_chunk"]
 
+Stamps = Literal["header", "bag"]
+"""Time of an image: the sender's stamp, or the bag's reception."""
+
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 JOINT_STATE = "sensor_msgs/msg/JointState"
 STRING = "std_msgs/msg/String"

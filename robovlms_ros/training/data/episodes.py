@@ -132,7 +132,7 @@ class Joined:
         self._places = [(s, i) for s, i in places if self._sources[s].origin(i) not in exclude]
         if not self._places:
             why = "; ".join(f"{name}: {reason}" for name, reason in list(self.dropped.items())[:5])
-            raise DataError(f"no episode is left to train on. Record some, or exclude fewer.{f' {why}.' if why else ''}")
+            raise DataError(f"no episode is left to train on. Record some, or exclude fewer. {why}".rstrip())
         for source in sources:
             if abs(source.rate_hz - self.rate_hz) > 0.01 * self.rate_hz:
                 raise DataError(f"sources of {self.rate_hz:g} Hz and of {source.rate_hz:g} Hz cannot be trained on "

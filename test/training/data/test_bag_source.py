@@ -103,6 +103,25 @@ def test_compressed_images_and_damaged_ones(bags, tmp_path):
         source.images(0, [10])
 
 
+def test_images_without_stamps_by_their_reception(bags, tmp_path):
+    with bags.Script(tmp_path / "bag") as bag:
+        bag.text("/instruction", bags.BEGIN, "lift the cube")
+        for tick in range(200):
+            now = bags.BEGIN + tick * NANOSECONDS // 100
+            bag.joints(now, np.append(bags.told(now), 0.0))
+            if tick % 5 == 0:
+                bag.joints(now, np.append(bags.told(now), 0.0), "/leader/joint_states")
+                bag.image("/static/image_raw", 0, now)
+    with pytest.raises(DataError, match=r"the stamp is zero.*`stamps: bag`"):
+        open_sources([tmp_path / "bag"], bags.config(), bags.MAPPING)
+    mapping = {"bag": {**bags.MAPPING["bag"], "stamps": "bag"}}
+    source = open_sources([tmp_path / "bag"], bags.config(), mapping)
+    assert len(source) == 1 and source.length(0) >= 38
+    assert np.array_equal(np.diff(source.arrays(0).stamps_ns), np.full(source.length(0) - 1, bags.STEP_NS))
+    assert source.images(0, [3, 7])["static"].shape == (2, 8, 8, 3)
+    assert any(note.startswith("stamps: bag: 40 images") for note in source.notes)
+
+
 def test_markers_and_instructions_begin_episodes(bags, tmp_path):
     def also(bag: Any, tick: int, now: int) -> None:
         if tick in (50, 150):

@@ -145,9 +145,11 @@ class LeRobotSource:
             return []
         names = list(missing)
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        return [Flaw("missing", str(self.path), f"{len(names)} video files are missing, {len(dropped)} episodes need "
-                     f"them: {', '.join(names[:LISTED])}{more}", "download them (`git lfs pull`, or the data set again),"
-                     " or train on the other episodes with `data: {accept: [missing]}`", True, tuple(dropped))]
+        text = (f"{len(names)} video files are missing, {len(dropped)} episodes need them: "
+                f"{', '.join(names[:LISTED])}{more}")
+        remedy = ("download them (`git lfs pull`, or the data set again), or train on the other episodes with "
+                  "`data: {accept: [missing]}`")
+        return [Flaw("missing", str(self.path), text, remedy, True, tuple(dropped))]
 
     def _drop_without_table(self) -> list[Flaw]:
         """Leave out the episodes whose data file has no footer; one flaw for each file."""
@@ -194,10 +196,11 @@ class LeRobotSource:
             places += [name for number, name in names.items() if number in wrong]
         if not places:
             return []
-        return [Flaw("timestamps", places[0] if len(places) == 1 else f"{self.path}, {len(places)} episodes",
-                     f"timestamps differ from frame_index / fps by up to {1000 * worst:.0f} ms: the images are found by "
-                     "frame_index, the timestamps are of another clock than the video's",
-                     f"check that the arm was recorded at {self.rate_hz:g} Hz", episodes=tuple(places))]
+        where = places[0] if len(places) == 1 else f"{self.path}, {len(places)} episodes"
+        text = (f"timestamps differ from frame_index / fps by up to {1000 * worst:.0f} ms: the images are found by "
+                "frame_index, the timestamps are of another clock than the video's")
+        remedy = f"check that the arm was recorded at {self.rate_hz:g} Hz"
+        return [Flaw("timestamps", where, text, remedy, episodes=tuple(places))]
 
     def _by_file(self) -> dict[Path, dict[int, str]]:
         """Data file -> the episodes in it, number -> name."""
@@ -283,8 +286,10 @@ class LeRobotSource:
             table = table.sort_by("frame_index")
             frames = table["frame_index"].to_numpy()
         if not np.array_equal(frames, np.arange(len(table))):
-            raise DataError(f"{path}: frame_index of {self.origin(i)} goes from {frames[0]} to {frames[-1]}: must count "
-                            f"from 0 to {len(table) - 1}, for images are found by it.")
+            raise DataError(
+                f"{path}: frame_index of {self.origin(i)} goes from {frames[0]} to {frames[-1]}: must count from 0 to "
+                f"{len(table) - 1}, for images are found by it."
+            )
         return table
 
     def _matrix(self, table: Any, name: str, i: int) -> Array:
@@ -422,8 +427,8 @@ def _width(root: Path, features: Mapping[str, Any], name: str) -> int:
 
 def _interrupted(root: Path, text: str, lost: int, episodes: tuple[str, ...]) -> Flaw:
     count = f"{lost} episodes of it are left out" if lost else "its episodes are left out"
-    return Flaw("interrupted", str(root), f"{text.rstrip('.')}; {count}",
-                "record them again, or train on the other episodes with `data: {accept: [interrupted]}`", True, episodes)
+    remedy = "record them again, or train on the other episodes with `data: {accept: [interrupted]}`"
+    return Flaw("interrupted", str(root), f"{text.rstrip('.')}; {count}", remedy, True, episodes)
 
 
 def _read_info(path: Path) -> dict[str, Any]:
