@@ -6,6 +6,8 @@ needed; a node that has cv_bridge passes its colour conversion in.
 """
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -75,7 +77,10 @@ def compressed_to_rgb(message: CompressedImageMessage) -> RGB:
             if image.mode.startswith(("I", "F")):
                 raise ObservationError(f"the {image.format} has mode {image.mode}, 16 bit or more; give 8-bit colour.")
             pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, PillowImage.DecompressionBombError) as error:
+    except PillowImage.DecompressionBombError as error:
+        raise ObservationError(f"{error} At most {MAX_IMAGE_PIXELS} pixels are decoded (MAX_IMAGE_PIXELS).") from error
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, IndexError, TypeError, KeyError,
+            struct.error, zlib.error) as error:
         raise ObservationError(
             f"the compressed image (format '{message.format}', {len(message.data)} bytes) does not decode as JPEG or "
             f"PNG: {error}."

@@ -25,6 +25,7 @@ from robovlms_ros.evaluation.replay.executor import plain_reason
 from robovlms_ros.evaluation.replay.reference import pose_between
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.text_safety import printable
 from robovlms_ros.types import NANOSECONDS, Observation, ObservationError, RobotState, RoboVLMsError
 
 JUMP_NS = NANOSECONDS
@@ -184,8 +185,9 @@ class Inputs:
         if topic in (mapping.chunks, mapping.commands) and hasattr(message, "dimension_names"):
             try:
                 yield Answered(now_ns, chunk_of_message(message))
-            except RoboVLMsError as error:
-                self.lost[f"{topic}: {error}"] += 1
+            except (RoboVLMsError, AttributeError, TypeError, ValueError) as error:
+                # A bag carries its own definition of the message, of any release of this package.
+                self.lost[f"{topic}: {printable(error)}"] += 1
 
     def _on_image(self, camera: str, message: Any, now_ns: int) -> Iterator[Event]:
         try:
