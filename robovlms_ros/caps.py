@@ -44,3 +44,5 @@ MAX_DECOMPRESSED_BYTES = 256 * 2**20
 """Bytes of a decompressed bag file, whatever its compressed size."""
 MAX_SCHEMA_BYTES = 2**20
 """Bytes of a message definition that is embedded in a bag."""
+MAX_PICKLE_ITEMS = 20_000_000
+"""Values and opcodes of a NumPy file of objects."""

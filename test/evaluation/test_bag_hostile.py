@@ -109,7 +109,8 @@ def test_a_pipe_is_refused(tmp_path, name):
 
 def test_metadata_that_is_a_pipe_or_nonsense_is_left_aside(tools, tmp_path):
     path = tools.write_bag(tmp_path / "bag", 0.2)
-    for text in (b"\xff\xfe", b"[" * 10_000, b"rosbag2_bagfile_information: [1]", b"a: 2001-99-99", b"x: " + b"y" * 2**23):
+    texts = (b"\xff\xfe", b"[" * 10_000, b"rosbag2_bagfile_information: [1]", b"a: 2001-99-99", b"x: " + b"y" * 2**23)
+    for text in texts:
         (path / "metadata.yaml").write_bytes(text)
         messages, _, notes = read(path)
         assert len(messages) > 20 and "metadata.yaml cannot be read" in notes[0]
@@ -153,7 +154,7 @@ def test_lengths_beyond_the_file_end_it(tmp_path, opcode, length):
     data = bytearray(path.read_bytes())
     end = data.index(b"\x0f\x04\x00\x00\x00\x00\x00\x00\x00")  # DataEnd
     path.write_bytes(data[:end] + struct.pack("<BQ", opcode, length) + b"rest")
-    messages, decoded, notes = read(path)
+    _, decoded, notes = read(path)
     assert [d.data for d in decoded] == ["hi"] * 5
     assert any("cut off" in note for note in notes), notes
 
@@ -191,7 +192,8 @@ def test_a_redefined_image_costs_the_topic(tmp_path, definition, lacks):
 
 
 def test_a_definition_with_an_extra_field_is_read(tmp_path):
-    path = mcap_file(tmp_path, definition=b"string data\nuint8 more", data=b"\x00\x01\x00\x00\x03\x00\x00\x00hi\x00\x07")
+    data = b"\x00\x01\x00\x00\x03\x00\x00\x00hi\x00\x07"
+    path = mcap_file(tmp_path, definition=b"string data\nuint8 more", data=data)
     assert [d.data for d in read(path)[1]] == ["hi"] * 5
 
 

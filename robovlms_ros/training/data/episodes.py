@@ -233,7 +233,7 @@ def detect_format(path: Path) -> str:
         raise DataError(f"{path}: does not exist. Give a rosbag, a LeRobot v3 folder or a CALVIN folder.")
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
-    if (path / "ep_start_end_ids.npy").is_file():
+    if (path / "ep_start_end_ids.npy").is_file() or any(path.glob("lang_*/auto_lang_ann.npy")):
         return "calvin"
     names = [path.name] if path.is_file() else sorted(item.name for item in path.iterdir())
     if "metadata.yaml" in names or any(name.removesuffix(".zstd").endswith((".mcap", ".db3")) for name in names):

@@ -362,6 +362,56 @@ def test_calvin_without_annotations_and_absolute(tmp_path):
         source.arrays(0)
 
 
+def test_calvin_words_in_a_folder_of_a_language_model(tmp_path):
+    root = write_calvin(tmp_path / "training")
+    (root / "lang_annotations").rename(root / "lang_MiniLM-L3")
+    source = open_sources([root], config(1 / 30))
+    assert source.arrays(1).instruction == "push it"
+    assert "instructions: lang_MiniLM-L3/auto_lang_ann.npy" in source.notes
+
+
+@pytest.mark.parametrize(("key", "remedy"), [
+    ("rel_actions", r"no 'rel_actions' .*The relative actions are in it.*`action.space: eef_pose`"),
+    ("robot_obs", r"no 'robot_obs' .*leave `proprioception` out"),
+    ("rgb_static", r"no 'rgb_static' .*cameras: \{NAME: KEY\}"),
+])
+def test_calvin_names_what_is_missing(tmp_path, key, remedy):
+    root = write_calvin(tmp_path / "training")
+    for file in root.glob("*.npz"):
+        with np.load(file) as step:
+            kept = {name: step[name] for name in step if name != key}
+        np.savez(file, **kept)
+    with pytest.raises(DataError, match=remedy):
+        open_sources([root], config(1 / 30, proprioception={"names": ["gripper"]}))
+
+
+@pytest.mark.parametrize("spans", [[(0, 10**15)], [(-5, 3)], [(0, 2_000_000)]])
+def test_calvin_episodes_without_end_are_refused(tmp_path, spans):
+    root = write_calvin(tmp_path / "training", {"info": {"indx": spans}, "language": {"ann": ["go"]}})
+    with pytest.raises(DataError, match=r"MAX_EPISODE"):
+        open_sources([root], config(1 / 30))
+
+
+def test_aliases_in_annotations_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("robovlms_ros.training.data.sources.restricted_pickle.MAX_PICKLE_ITEMS", 10_000)
+    bomb: Any = ["x"]
+    for _ in range(40):
+        bomb = [bomb, bomb]
+    root = write_calvin(tmp_path / "training", {"info": {"indx": bomb}, "language": {"ann": []}})
+    with pytest.raises(DataError, match=r"more than 10000 values \(MAX_PICKLE_ITEMS\)"):
+        open_sources([root], config(1 / 30))
+
+
+def test_memo_numbers_of_gigabytes_are_refused(tmp_path):
+    root = write_calvin(tmp_path / "training")
+    file = root / "lang_annotations" / "auto_lang_ann.npy"
+    data = file.read_bytes()
+    begin = data.index(b"\n") + 1
+    file.write_bytes(data[:begin] + b"\x80\x04]r\xff\xff\xff\x7f.")
+    with pytest.raises(DataError, match=r"it numbers its 3th object 2147483647"):
+        open_sources([root], config(1 / 30))
+
+
 def test_spawned_workers_read_the_same(tmp_path):
     settings = config(1 / 30)
     data = WindowDataset(open_sources([write_calvin(tmp_path / "training")], settings), [0, 1, 2], settings)
