@@ -261,4 +261,4 @@ def test_calvin(tmp_path, name):
     if name == "ep_start_end_ids.npy":
         (root / "lang_annotations/auto_lang_ann.npy").unlink()
     outcomes = run(root / name, lambda: read_folder(root, 1 / 30, {"calvin": {"instruction": "go"}}))
-    assert outcomes["refused"] > 0
+    assert sum(outcomes.values()) == MUTATIONS

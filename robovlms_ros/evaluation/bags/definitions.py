@@ -1,5 +1,6 @@
 """Comparison of a bag's own message definitions with ROS 2's."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rosbags.interfaces import Nodetype
@@ -26,6 +27,23 @@ def difference(kind: str, found: Typestore, known: Typestore) -> str | None:
                 return f"field '{field}' of {name} is of another type"
             waiting += _names(description)
     return None
+
+
+def lacking(kinds: Iterable[str], found: Typestore, known: Typestore) -> dict[str, Any]:
+    """The known definitions that the kinds need and the found ones lack, those of their fields' types included."""
+    needed: dict[str, Any] = {}
+    checked: set[str] = set()
+    waiting = [*kinds, *found.fielddefs]
+    while waiting:
+        name = waiting.pop()
+        if name in checked:
+            continue
+        checked.add(name)
+        if name not in found.fielddefs and name in known.fielddefs:
+            needed[name] = known.fielddefs[name]
+        fields = _fields(found, name) or _fields(known, name)
+        waiting += [inner for _, description in fields for inner in _names(description)]
+    return needed
 
 
 def _fields(store: Typestore, name: str) -> list[tuple[str, Any]]:

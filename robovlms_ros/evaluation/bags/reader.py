@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from robovlms_ros.caps import (
     MAX_METADATA_BYTES,
     MAX_SCHEMA_BYTES,
 )
-from robovlms_ros.evaluation.bags.definitions import difference
+from robovlms_ros.evaluation.bags.chunks import CHUNK, TRAJECTORY
+from robovlms_ros.evaluation.bags.definitions import difference, lacking
 from robovlms_ros.evaluation.bags.storage_mcap import McapStorage
 from robovlms_ros.evaluation.bags.storage_sqlite import SqliteError, SqliteStorage
 from robovlms_ros.evaluation.bags.types import typestore
@@ -220,7 +222,7 @@ class Bag:
 
     def _typestore(self) -> Typestore:
         """The definitions embedded in the bag; for types without one, the distribution's and this package's own."""
-        known = typestore(DISTRIBUTIONS.get(self.distribution, Stores.ROS2_JAZZY))
+        known = _known_types(DISTRIBUTIONS.get(self.distribution, Stores.ROS2_JAZZY))
         store = get_typestore(Stores.EMPTY)
         embedded: set[str] = set()
         for storage in self._storages:
@@ -234,7 +236,7 @@ class Bag:
                 except Exception as error:  # a damaged text raises anything in the parser
                     self._notes.append(f"the definition of {printable(kind)} in the bag is unusable "
                                        f"({printable(error)}).")
-        store.register({name: value for name, value in known.fielddefs.items() if name not in store.fielddefs})
+        store.register(lacking([*self.topics.values(), CHUNK, TRAJECTORY], store, known))
         self.embedded = embedded
         self._judge_definitions(store, known)
         return store
@@ -328,6 +330,12 @@ class Bag:
                     if _sorting_helps((topic, time) for topic, _, time, _ in messages):
                         messages.sort(key=lambda message: message[2])
                     yield from messages
+
+
+@cache
+def _known_types(distribution: Stores) -> Typestore:
+    """The types of a ROS distribution and of this package. Shared: they are read only."""
+    return typestore(distribution)
 
 
 def _span(

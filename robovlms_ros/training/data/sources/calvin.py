@@ -1,8 +1,8 @@
 """CALVIN-format folders (https://github.com/mees/calvin, `dataset`): one .npz a step, language beside them.
 
-`auto_lang_ann.npy` in `lang_annotations`, or else in a folder `lang_*` of one language model, names the episodes (first
-and last step, both included) and their instructions; without it, `ep_start_end_ids.npy` does, and the instruction has to
-be given. Relative actions are the robot's own: 1 is
+`auto_lang_ann.npy` in `lang_annotations`, or else in a folder `lang_*` of one language model, names the episodes
+(first and last step, both included) and their instructions; without it, `ep_start_end_ids.npy` does, and the
+instruction has to be given. Relative actions are the robot's own: 1 is
 0.02 m or 0.05 rad, and 1 opens the gripper.
 """
 
@@ -145,10 +145,11 @@ class CalvinSource:
         if key == "robot_obs":
             return "The measured state is in it: leave `proprioception` out of the policy's configuration."
         if key == self._key:
-            other = "eef_pose" if key == "rel_actions" else "eef_delta"
-            name = "relative" if key == "rel_actions" else "absolute"
-            return (f"The {name} actions are in it. Take a release of the data with them, or set `action.space: {other}` "
-                    f"where '{'actions' if key == 'rel_actions' else 'rel_actions'}' is there.")
+            relative = key == "rel_actions"
+            space = "eef_pose" if relative else "eef_delta"
+            other = "actions" if relative else "rel_actions"
+            return (f"The {'relative' if relative else 'absolute'} actions are in it. Take a release of the data with "
+                    f"them, or set `action.space: {space}` where '{other}' is there.")
         return "Give the camera's key: `data: {calvin: {cameras: {NAME: KEY}}}`."
 
     def __len__(self) -> int:

@@ -79,9 +79,7 @@ def read_objects(path: Path) -> Any:
 
 def _require_opcodes(data: bytes) -> None:
     """Refuse memo numbers beyond the opcodes: the unpickler allocates memory up to the number."""
-    count = 0
-    for opcode, argument, _ in pickletools.genops(data):
-        count += 1
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data), start=1):
         if count > MAX_PICKLE_ITEMS:
             raise DataError(f"it has more than {MAX_PICKLE_ITEMS} opcodes (MAX_PICKLE_ITEMS)")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
