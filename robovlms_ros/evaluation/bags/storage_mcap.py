@@ -39,10 +39,6 @@ DAMAGED = (McapError, struct.error, UnicodeDecodeError, ValueError, RuntimeError
 """Exceptions of reading broken bytes, here and in the libraries."""
 
 
-class UnreadableMcapError(McapError):
-    """The file cannot be read even in part."""
-
-
 @dataclass(frozen=True)
 class Block:
     """Where messages lie: one chunk, or a run of messages outside chunks. Times are log times, ns.
@@ -164,8 +160,6 @@ class McapStorage:
         while True:
             try:
                 record = next(records, None)
-            except UnreadableMcapError:
-                raise
             except DAMAGED as error:
                 self.notes.append(f"{self.path.name}: the block at byte {block.offset} is damaged and left out "
                                   f"({printable(f'{type(error).__name__}: {error}')}).")
@@ -196,8 +190,9 @@ class McapStorage:
     def _chunk_records(self, chunk: Chunk, offset: int) -> list[McapRecord]:
         """A chunk's records; what can be had of them, and a note, when it is damaged."""
         if chunk.compression not in COMPRESSIONS:
-            raise UnreadableMcapError(f"chunks compressed with '{printable(chunk.compression)}' are unknown: must be "
-                                      "lz4, zstd or none")
+            self.notes.append(f"{self.path.name}: the chunk at byte {offset} is compressed with "
+                              f"'{printable(chunk.compression)}', must be lz4, zstd or none: it is left out.")
+            return []
         if chunk.uncompressed_size > MAX_CHUNK_BYTES:
             self.notes.append(f"{self.path.name}: the chunk at byte {offset} is {chunk.uncompressed_size} bytes "
                               f"uncompressed, at most {MAX_CHUNK_BYTES} are read (MAX_CHUNK_BYTES): it is left out.")
@@ -240,8 +235,6 @@ class McapStorage:
                     self._learn([record])
                 start, begin = end, begin if times else end
             self._add_run(begin, start, times)
-        except UnreadableMcapError:
-            raise
         except DAMAGED:
             self._add_run(begin, start, times)
             self._cut_off(file, start)
