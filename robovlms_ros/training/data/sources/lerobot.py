@@ -92,7 +92,7 @@ class LeRobotSource:
         assert config.action is not None
         self.path, self.cameras = path, config.cameras
         self.accept: Sequence[str] = ()
-        self.dropped: dict[str, str] = {}
+        self.dropped: Mapping[str, str] = {}
         self._states = config.proprioception
         self._info = _read_info(path)
         self.rate_hz = float(self._info["fps"])
@@ -140,7 +140,7 @@ class LeRobotSource:
             missing.update(dict.fromkeys(str(path.relative_to(self.path)) for path in absent))
             dropped.append(self._name(episode))
         self._episodes = kept
-        self.dropped.update((name, "its video files are missing") for name in dropped)
+        self.dropped = {**self.dropped, **dict.fromkeys(dropped, "its video files are missing")}
         if not missing:
             return []
         names = list(missing)
@@ -174,7 +174,8 @@ class LeRobotSource:
         self._episodes = kept
         flaws = []
         for path, names in lost.items():
-            self.dropped.update((name, f"the recording of {path.name} was interrupted") for name in names)
+            why = f"the recording of {path.name} was interrupted"
+            self.dropped = {**self.dropped, **dict.fromkeys(names, why)}
             flaws.append(_interrupted(self.path, interrupted[path], len(names), tuple(names)))
         return flaws
 

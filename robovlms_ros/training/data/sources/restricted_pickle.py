@@ -82,7 +82,7 @@ def _require_opcodes(data: bytes) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data), start=1):
         if count > MAX_PICKLE_ITEMS:
             raise DataError(f"it has more than {MAX_PICKLE_ITEMS} opcodes (MAX_PICKLE_ITEMS)")
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
             raise DataError(f"it numbers its {count}th object {argument}")
 
 
