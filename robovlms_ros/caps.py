@@ -16,8 +16,8 @@ MAX_JSON_BYTES = 64 * 2**20
 """Bytes of a data set's JSON description."""
 MAX_TABLE_BYTES = 64 * 2**30
 """Bytes of a Parquet file."""
-MAX_TABLE_COLUMN_BYTES = 4 * 2**30
-"""Uncompressed bytes of one column in one row group of a Parquet file, by its footer."""
+MAX_TABLE_GROUP_BYTES = 8 * 2**30
+"""Uncompressed bytes of one row group of a Parquet file, by its footer."""
 MAX_TABLE_ROWS = 100_000_000
 """Rows of a Parquet file, by its footer."""
 MAX_EPISODES = 1_000_000
