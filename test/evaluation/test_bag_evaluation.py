@@ -350,6 +350,22 @@ def test_adding_bags(tools, setting, tmp_path):
     assert both.latencies[0].chunks == sum(p.latencies[0].chunks for p in parts)
 
 
+@pytest.mark.parametrize("velocity", [np.full(8, np.nan), np.zeros(3)])
+def test_velocities_that_are_unusable_cost_nothing(tools, setting, tmp_path, velocity):
+    with tools.BagWriter(tmp_path / "bag") as bag:
+        bag.instruction("go", tools.BEGIN_NS)
+        for tick in range(200):
+            now = tools.BEGIN_NS + tick * NANOSECONDS // 100
+            message = bag.make("sensor_msgs/msg/JointState", header=bag.header(now), name=[
+                *tools.JOINTS, "panda_finger_joint1"], position=np.append(tools.motion(now), 0.04), velocity=velocity,
+                effort=np.empty(0))
+            bag.write("/joint_states", "sensor_msgs/msg/JointState", now, message)
+            if tick % 5 == 0:
+                bag.image("/static/image_raw", now)
+    _, result = evaluate(tmp_path / "bag", setting(("static",)), {"a": tools.FakeSession(tools.follow())})
+    assert result["images"] == 40 and not result["lost"]
+
+
 def write_without_stamps(tools, path, joints_stamped, recorder_ahead=0):
     """Images stamped zero; joint states stamped or not; a recorder whose clock is ahead by so many ns."""
     with tools.BagWriter(path) as bag:

@@ -275,12 +275,13 @@ def test_missing_videos_are_named_once(tmp_path):
     flaws, _ = check_data(source, config(0.1))
     missing = [flaw for flaw in flaws if flaw.kind == "missing"]
     assert len(missing) == 1 and missing[0].refuse
-    assert "1 video files are missing, 2 episodes need them: videos/" in missing[0].text
+    assert "1 video files are missing or Git LFS pointers, 2 episodes need them: videos/" in missing[0].text
     excluded = open_sources([root], config(0.1), {**LEROBOT, "exclude": [f"{root}, episode {e}" for e in (0, 1)]})
     assert not [flaw for flaw in excluded.flaws if flaw.kind == "missing"]
     with pytest.raises(DataError, match=r"there is no '.*, episode 17'"):
         open_sources([root], config(0.1), {**LEROBOT, "exclude": [f"{root}, episode 17"]})
-    (root / "videos/observation.images.static/chunk-000/file-001.mp4").unlink()
+    pointer = root / "videos/observation.images.static/chunk-000/file-001.mp4"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(DataError, match=r"no episode can be read. 2 video files are missing"):
         open_sources([root], config(0.1), LEROBOT)
 

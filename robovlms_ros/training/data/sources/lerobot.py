@@ -27,7 +27,7 @@ from robovlms_ros.file_boundary import file_boundary, require_file
 from robovlms_ros.schema import ConfigError, build, did_you_mean, require
 from robovlms_ros.text_safety import printable
 from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, Flaw, Images
-from robovlms_ros.training.data.sources.parquet import InterruptedTableError, column_names, read_table
+from robovlms_ros.training.data.sources.parquet import POINTER, InterruptedTableError, column_names, read_table
 from robovlms_ros.training.data.sources.video import VideoFrames
 from robovlms_ros.types import NANOSECONDS
 
@@ -131,21 +131,25 @@ class LeRobotSource:
         kept: list[dict[str, Any]] = []
         missing: dict[str, None] = {}  # in order
         dropped: list[str] = []
+        present: dict[Path, bool] = {}
         for episode in self._episodes:
             paths = [self._video_path(episode, key) for key in videos]
-            absent = [path for path in paths if not path.exists()]
+            for path in paths:
+                if path not in present:
+                    present[path] = _is_downloaded(path)
+            absent = [path for path in paths if not present[path]]
             if not absent:
                 kept.append(episode)
                 continue
             missing.update(dict.fromkeys(str(path.relative_to(self.path)) for path in absent))
             dropped.append(self._name(episode))
         self._episodes = kept
-        self.dropped = {**self.dropped, **dict.fromkeys(dropped, "its video files are missing")}
+        self.dropped = {**self.dropped, **dict.fromkeys(dropped, "its video files are missing or Git LFS pointers")}
         if not missing:
             return []
         names = list(missing)
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        text = (f"{len(names)} video files are missing, {len(dropped)} episodes need them: "
+        text = (f"{len(names)} video files are missing or Git LFS pointers, {len(dropped)} episodes need them: "
                 f"{', '.join(names[:LISTED])}{more}")
         remedy = ("download them (`git lfs pull`, or the data set again), or train on the other episodes with "
                   "`data: {accept: [missing]}`")
@@ -413,6 +417,14 @@ def path_inside(root: Path, name: str, pattern: Any, **fields: Any) -> Path:
         raise DataError(f"{root}: {name} leads to {printable(filled)}: must be a relative path that stays inside the "
                         "folder, without `..`.")
     return root / filled
+
+
+def _is_downloaded(path: Path) -> bool:
+    """False for a file that does not exist, and for a Git LFS pointer in its place."""
+    if not path.is_file():
+        return False
+    with file_boundary(DataError, path, REMEDY), path.open("rb") as file:
+        return file.read(len(POINTER)) != POINTER
 
 
 def _width(root: Path, features: Mapping[str, Any], name: str) -> int:

@@ -9,6 +9,8 @@ from robovlms_ros.file_boundary import file_boundary, require_file
 from robovlms_ros.training.data.episodes import DataError
 
 MAGIC = b"PAR1"
+POINTER = b"version https://git-lfs"
+"""Beginning of a Git LFS pointer."""
 REMEDY = "Download or record the file again."
 
 
@@ -50,7 +52,7 @@ def _require_footer(path: Path) -> None:
         head = file.read(64)
         file.seek(max(size - len(MAGIC), 0))
         tail = file.read()
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(POINTER):
         raise DataError(f"{path}: a Git LFS pointer, not the file itself: `git lfs pull` downloads it.")
     if not head.startswith(MAGIC) and head.strip(b"\0"):
         raise DataError(f"{path}: not a Parquet file: it does not begin with PAR1. {REMEDY}")
