@@ -119,7 +119,9 @@ class Joined:
         self.flaws: Sequence[Flaw] = [
             flaw for source in sources for flaw in source.flaws if not _concerns_only(flaw, exclude)
         ]
-        self.notes: Sequence[str] = [note for source in sources for note in source.notes]
+        already = [f"data.exclude: {name} was left out already: {why}" for source in sources
+                   for name, why in source.dropped.items() if name in exclude]
+        self.notes: Sequence[str] = [*(note for source in sources for note in source.notes), *already]
         self.dropped: Mapping[str, str] = {
             name: why for source in sources for name, why in source.dropped.items() if name not in exclude
         }
@@ -194,7 +196,11 @@ def open_sources(
             say(f"{path}: {kind}, {len(source)} episodes")
             for note in source.notes:
                 say(f"  {note}")
-    return Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
+    joined = Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
+    if say is not None:
+        for note in joined.notes[sum(len(source.notes) for source in sources):]:
+            say(note)
+    return joined
 
 
 def _open_all(

@@ -270,10 +270,12 @@ def test_a_dropped_episode_may_be_excluded_by_name(bags, tmp_path):
 
     path = bags.write(tmp_path / "bag", 2.0, also=also)
     source = open_sources([path], bags.config(), bags.MAPPING)
-    dropped = [name for name in source.dropped]
+    dropped = list(source.dropped)
     names = {source.origin(i) for i in range(len(source))}
     assert dropped == [f"{path}, episode 1"] and not names & set(dropped)
-    excluded = open_sources([path], bags.config(), {**bags.MAPPING, "exclude": dropped})
+    lines: list[str] = []
+    excluded = open_sources([path], bags.config(), {**bags.MAPPING, "exclude": dropped}, lines.append)
+    assert lines[-1].startswith(f"data.exclude: {path}, episode 1 was left out already: no 4 steps in a row")
     assert len(excluded) == len(source) and not excluded.dropped
     with pytest.raises(DataError, match=r"there is no '.*episode 9'"):
         open_sources([path], bags.config(), {**bags.MAPPING, "exclude": [f"{path}, episode 9"]})
