@@ -31,8 +31,8 @@ MAX_JSON_BYTES = 64 * 2**20
 """Bytes of a data set's JSON description."""
 MAX_TABLE_BYTES = 64 * 2**30
 """Bytes of a Parquet file."""
-MAX_TABLE_COLUMN_BYTES = 4 * 2**30
-"""Uncompressed bytes of one column in one row group of a Parquet file, by its footer."""
+MAX_TABLE_GROUP_BYTES = 8 * 2**30
+"""Uncompressed bytes of one row group of a Parquet file, by its footer."""
 MAX_TABLE_ROWS = 100_000_000
 """Rows of a Parquet file, by its footer."""
 MAX_EPISODES = 1_000_000
@@ -45,3 +45,19 @@ MAX_VIDEO_FRAMES_SOUGHT = 20_000
 """Video frames decoded on the way to a frame that was asked for."""
 MAX_ARRAY_BYTES = 2**30
 """Bytes of one array in a NumPy file, by its header, and of all its files together uncompressed."""
+MAX_BAG_BYTES = 2**43
+"""Bytes of one file of a bag."""
+MAX_METADATA_BYTES = 4 * 2**20
+"""Bytes of a bag's metadata.yaml."""
+MAX_CHUNK_BYTES = 512 * 2**20
+"""Bytes of an MCAP record, and of an MCAP chunk uncompressed."""
+MAX_MESSAGE_BYTES = 256 * 2**20
+"""Bytes of one recorded message, uncompressed."""
+MAX_DECOMPRESSED_RATIO = 1000
+"""Bytes of a decompressed bag file for one byte of the compressed file, beyond MAX_DECOMPRESSED_BYTES."""
+MAX_DECOMPRESSED_BYTES = 256 * 2**20
+"""Bytes of a decompressed bag file, whatever its compressed size."""
+MAX_SCHEMA_BYTES = 2**20
+"""Bytes of a message definition that is embedded in a bag."""
+MAX_PICKLE_ITEMS = 20_000_000
+"""Values and opcodes of a NumPy file of objects."""

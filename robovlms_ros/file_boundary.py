@@ -7,23 +7,32 @@ from pathlib import Path
 from robovlms_ros.text_safety import printable
 from robovlms_ros.types import RoboVLMsError
 
+PANIC = "PanicException"
+"""The name of pyo3's exception for a panic in a library written in Rust."""
+
 REASON = 200
 """Characters of a library's message that are repeated."""
 
 
 @contextmanager
-def file_boundary(kind: type[RoboVLMsError], place: str | Path, remedy: str) -> Iterator[None]:
+def file_boundary(
+    kind: type[RoboVLMsError], place: str | Path, remedy: str, contents: str = ""
+) -> Iterator[None]:
     """Raise `kind` in place of every exception but this package's own. Damaged bytes raise anything in a parser.
 
-    place: the file, and the position in it where one is known. remedy: a sentence.
+    place: the file, and the position in it where one is known. remedy: a sentence. contents: the file's format.
     """
     try:
         yield
     except RoboVLMsError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception; Ctrl-C and the end of the process are none of ours.
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
         reason = printable(f"{type(error).__name__}: {error}", REASON).rstrip(".")
-        raise kind(f"{place}: not readable ({reason}). {remedy}") from error
+        failed = f"cannot be read as {contents}" if contents else "not readable"
+        raise kind(f"{place}: {failed} ({reason}). {remedy}") from error
 
 
 def require_file(kind: type[RoboVLMsError], path: Path, most: int, cap: str) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from robovlms_ros.backbones.spec import BackboneError, BackboneSpec
-from robovlms_ros.boundary import file_boundary
 from robovlms_ros.caps import MAX_LAYERS, MAX_WIDTH
 from robovlms_ros.config import VLMConfig
+from robovlms_ros.file_boundary import file_boundary
 from robovlms_ros.schema import ConfigError, did_you_mean
 from robovlms_ros.structured_text import from_json
 
@@ -70,7 +70,7 @@ def build_hf_config(
     _check_names(vlm.settings, merge_settings(default, written), "vlm.settings")
     check_sizes(data, str(folder or "vlm.settings"))
     place = folder or Path("vlm.settings")
-    with file_boundary(place, f"a configuration of {model_type}", BackboneError, "Correct it."):
+    with file_boundary(BackboneError, place, "Correct it.", f"a configuration of {model_type}"):
         return AutoConfig.for_model(model_type, **data)
     raise AssertionError("the boundary raises or the configuration was read")
 
@@ -94,7 +94,7 @@ def raw_config(spec: BackboneSpec, vlm: VLMConfig, folder: Path | None) -> dict[
     """The configuration as written: the folder's, the tiny one, or the shipped one."""
     if folder is not None:
         path = folder / "config.json"
-        with file_boundary(path, "a model's configuration", BackboneError, "Copy the base VLM's file again."):
+        with file_boundary(BackboneError, path, "Copy the base VLM's file again.", "a model's configuration"):
             data = from_json(path.read_text(encoding="utf-8"))
             if not isinstance(data, dict):
                 raise BackboneError(f"{path}: holds {type(data).__name__}, must be a mapping of names to values.")

@@ -82,8 +82,8 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
     """(s, chunks) of one pass: opening, reading, decoding, assembling, inferring."""
     from time import perf_counter
 
-    from robovlms_ros.cli.eval_setup import bag_description, read_parameters
-    from robovlms_ros.evaluation.bags.mapping import TopicsConfig, detect
+    from robovlms_ros.cli.eval_setup import read_parameters
+    from robovlms_ros.evaluation.bags.mapping import TopicsConfig, bag_description, detect
     from robovlms_ros.evaluation.bags.reader import Bag
     from robovlms_ros.evaluation.replay.events import Seen
     from robovlms_ros.evaluation.replay.inputs import Inputs

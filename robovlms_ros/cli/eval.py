@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, help="inferences a second at most (default: every image)")
     parser.add_argument("--drop", type=float, help="fraction of images taken away")
     parser.add_argument("--stamps", default="all", help="`all` images, `recorded`: where the live run did, or FILE")
+    parser.add_argument("--image-stamps", choices=("header", "bag"),
+                        help="`bag`: time images by their reception, for recordings whose images are stamped zero")
+    parser.add_argument("--annotate", action=argparse.BooleanOptionalAction,
+                        help="write annotated.mcap, which is larger than the bag (default: yes)")
     parser.add_argument("--quick", action="store_true", help="no sensitivity runs, no annotated bag")
     parser.add_argument("--threshold", action="append", default=[], metavar="NAME=VALUE", help="e.g. max_distance=0.02")
     parser.add_argument("--jobs", type=int, default=1, help="bags at a time (default 1)")
@@ -97,10 +101,12 @@ def evaluation_config(args: argparse.Namespace) -> Any:
     if args.commands:
         topics["commands"] = args.commands
     given = {"instruction": args.instruction, "other_instruction": args.other_instruction, "latencies": args.latency,
-             "rate": args.rate, "drop": args.drop}
+             "rate": args.rate, "drop": args.drop, "stamps": args.image_stamps}
     data = {**data, **{name: value for name, value in given.items() if value is not None}, "topics": topics}
     if args.quick:
         data.update(sensitivity=False, annotate=False)
+    if args.annotate is not None:
+        data["annotate"] = args.annotate
     config = build(EvaluationConfig, data, str(args.evaluation or "evaluation"))
     import dataclasses
 

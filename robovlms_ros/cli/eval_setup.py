@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
+from robovlms_ros.evaluation.bags.mapping import bag_description
 from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, Setting, evaluate_bag, part_key, recorded_stamps
 from robovlms_ros.evaluation.replay.loop import RECORDED, Subject
 from robovlms_ros.resources import find_checkpoint
@@ -124,17 +124,6 @@ def _cameras(wanted: list[tuple[str, ...]], parameters: NodeParameters) -> tuple
             "would answer at different times. Evaluate them one by one."
         )
     return tuple(dict.fromkeys(name for cameras in wanted for name in cameras))
-
-
-def bag_description(bag: Path, topic: str) -> str:
-    """The robot description that a bag recorded. Raises ConfigError when there is none."""
-    with Bag(bag) as opened:
-        named = {name for name in opened.topics if name.rsplit("/", 1)[-1] == topic.rsplit("/", 1)[-1]}
-        for raw in opened.messages(named) if named else ():
-            message = opened.decode(raw) if isinstance(raw, RawMessage) else None
-            if message is not None:
-                return str(message.data)
-    raise ConfigError(f"{bag}: no robot description on '{topic}'. Give the URDF as `description.file` in its YAML.")
 
 
 def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodeParameters:

@@ -8,7 +8,8 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from robovlms_ros.schema import did_you_mean
 from robovlms_ros.types import RoboVLMsError
@@ -26,6 +27,39 @@ COMMANDS = {
     "record": ("record", "record everything that evaluation and training need"),
     "bench": ("bench", "benchmarks; `robovlms bench --help` lists them"),
 }
+
+
+EXTRAS = {
+    "mcap": ("eval", "train"), "rosbags": ("eval", "train"), "lz4": ("eval", "train"), "zstandard": ("eval", "train"),
+    "matplotlib": ("eval", "train"), "cv2": ("eval",), "ray": ("fleet",), "accelerate": ("train",), "peft": ("train",),
+    "av": ("train",), "pyarrow": ("train",), "tensorboard": ("train",), "tqdm": ("train",), "pinocchio": ("arm",),
+    "mujoco": ("sim",), "robosuite": ("sim",), "numba": ("sim",),
+}
+"""Optional module -> the extras of this package that install it."""
+
+
+class MissingModuleError(RoboVLMsError):
+    """An optional module is not installed."""
+
+
+@contextmanager
+def optional_modules(command: str) -> Iterator[None]:
+    """Raise MissingModuleError, with the extra to install, in place of the ModuleNotFoundError of an optional module.
+
+    command: its extra is named where several bring the module.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        extras = EXTRAS.get(name)
+        if extras is None:
+            raise
+        extra = command if command in extras else extras[0]
+        raise MissingModuleError(
+            f"the Python module '{name}' is not installed. `pip install 'robovlms_ros[{extra}]'` brings it, or "
+            f"`pip install -e '.[{extra}]'` in a checkout of the source."
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +80,12 @@ def dispatch(program: str, commands: dict[str, tuple[str, str]], arguments: list
         print(f"{program}: unknown command '{name}'.{did_you_mean(name, commands)}", file=sys.stderr)
         return 2
     module_name, summary = commands[name]
-    module = importlib.import_module(f"robovlms_ros.cli.{module_name}")
+    try:
+        with optional_modules(name):
+            module = importlib.import_module(f"robovlms_ros.cli.{module_name}")
+    except MissingModuleError as error:
+        print(f"{program} {name}: {error}", file=sys.stderr)
+        return 1
     if hasattr(module, "COMMANDS"):
         rest = arguments[1:]
         unnamed = not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help"))
@@ -57,7 +96,9 @@ def dispatch(program: str, commands: dict[str, tuple[str, str]], arguments: list
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)
     try:
-        return int(module.run(parser.parse_args(arguments[1:])))
+        parsed = parser.parse_args(arguments[1:])
+        with optional_modules(name):
+            return int(module.run(parsed))
     except RoboVLMsError as error:
         print(f"{program} {name}: {error}", file=sys.stderr)
         return 1

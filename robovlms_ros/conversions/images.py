@@ -9,6 +9,8 @@ are Y0 U Y1 V; a Bayer pattern is named by its first four pixels, row by row.
 """
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -85,7 +87,9 @@ def image_to_rgb(message: ImageMessage, convert: Converter | None = None, encodi
 def compressed_to_rgb(message: CompressedImageMessage) -> RGB:
     """(H, W, 3) uint8 RGB of a JPEG or PNG. Raises ObservationError when it does not decode completely."""
     if "compressedDepth" in message.format:
-        raise ObservationError(f"format '{printable(message.format)}' is a depth image; give a topic with a colour image.")
+        raise ObservationError(
+            f"format '{printable(message.format)}' is a depth image; give a topic with a colour image."
+        )
     if len(message.data) == 0:
         raise ObservationError("the compressed image has no data.")
     try:
@@ -94,10 +98,13 @@ def compressed_to_rgb(message: CompressedImageMessage) -> RGB:
             if image.mode.startswith(("I", "F")):
                 raise ObservationError(f"the {image.format} has mode {image.mode}, 16 bit or more; give 8-bit colour.")
             pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, PillowImage.DecompressionBombError) as error:
+    except PillowImage.DecompressionBombError as error:
+        raise ObservationError(f"{error} At most {MAX_IMAGE_PIXELS} pixels are decoded (MAX_IMAGE_PIXELS).") from error
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, IndexError, TypeError, KeyError,
+            struct.error, zlib.error) as error:
         raise ObservationError(
-            f"the compressed image (format '{printable(message.format)}', {len(message.data)} bytes) does not decode as JPEG or "
-            f"PNG: {printable(error)}."
+            f"the compressed image (format '{printable(message.format)}', {len(message.data)} bytes) does not decode "
+            f"as JPEG or PNG: {printable(error)}."
         ) from error
     if "compressed rgb" in message.format:
         # image_transport names the channel order it handed to an encoder that takes BGR: `rgb` means stored swapped.
@@ -201,6 +208,7 @@ def _bayer_to_rgb(mosaic: NDArray[np.uint8], pattern: str) -> RGB:
     cross = (wide[1:-1, :-2] + wide[1:-1, 2:] + wide[:-2, 1:-1] + wide[2:, 1:-1] + 2) >> 2
     diagonal = (wide[:-2, :-2] + wide[:-2, 2:] + wide[2:, :-2] + wide[2:, 2:] + 2) >> 2
     rgb = np.empty((height, width, 3), np.uint8)
+    source: Any
     for place, own in enumerate(pattern):
         row = place // 2
         column = place % 2

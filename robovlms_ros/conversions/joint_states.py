@@ -54,9 +54,12 @@ def stamp_of(message: Any) -> int:
     return int(message.header.stamp.sec) * NANOSECONDS + int(message.header.stamp.nanosec)
 
 
-def read_joints(message: JointStateMessage, joints: tuple[str, ...]) -> JointReading | None:
+def read_joints(
+    message: JointStateMessage, joints: tuple[str, ...], stamp_ns: int | None = None
+) -> JointReading | None:
     """The named joints in our order; None when the message names none of them (it is another device's).
 
+    stamp_ns: its time where the header's is not to be used.
     Velocities are optional in the message: where their list has another length or one of ours is not finite (a
     broadcaster publishes NaN for an interface that the hardware lacks), they count as not published.
 
@@ -76,7 +79,8 @@ def read_joints(message: JointStateMessage, joints: tuple[str, ...]) -> JointRea
         raise ObservationError(f"joint '{doubles[0]}' is named more than once: each joint must have one value.")
     rows = [index[joint] for joint in joints]
     positions = _positions(message.position, rows, joints, len(message.name))
-    return JointReading(stamp_of(message), positions, _velocities(message.velocity, rows, len(message.name)))
+    stamp = stamp_of(message) if stamp_ns is None else stamp_ns
+    return JointReading(stamp, positions, _velocities(message.velocity, rows, len(message.name)))
 
 
 def _velocities(values: Any, rows: list[int], names: int) -> NDArray[np.float64] | None:
@@ -124,9 +128,12 @@ class JointStateBuffer:
         self._readings.clear()
         self._openings.clear()
 
-    def add(self, message: JointStateMessage) -> bool:
-        """Keep what the message says; True when it moved the arm's newest state on. Raises ObservationError."""
-        stamp = stamp_of(message)
+    def add(self, message: JointStateMessage, stamp_ns: int | None = None) -> bool:
+        """Keep the message's joints; True when it moved the arm's newest state on. Raises ObservationError.
+
+        stamp_ns: its time where the header's is not to be used.
+        """
+        stamp = stamp_of(message) if stamp_ns is None else stamp_ns
         if stamp <= 0:
             raise ObservationError("the stamp is zero: the driver must stamp its joint states.")
         if self._gripper is not None and self._gripper.joint in message.name:
@@ -135,7 +142,7 @@ class JointStateBuffer:
             if not self._openings or stamp > self._openings[-1][0]:
                 self._openings.append((stamp, self._gripper.opening(float(position))))
                 _drop_before(self._openings, stamp - self._span_ns, lambda item: item[0])
-        reading = read_joints(message, self._joints)
+        reading = read_joints(message, self._joints, stamp)
         if reading is None or (self._readings and stamp <= self._readings[-1].stamp_ns):
             return False
         if self._plausibility is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from robovlms_ros.boundary import file_boundary
+from robovlms_ros.file_boundary import file_boundary
 from robovlms_ros.policy.weights import CheckpointError
 from robovlms_ros.structured_text import from_json
 from robovlms_ros.text_safety import printable
@@ -48,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    with file_boundary(index, "an index of safetensors shards", CheckpointError, AGAIN):
+    with file_boundary(CheckpointError, index, AGAIN, "an index of safetensors shards"):
         table = from_json(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(table.values()))
         climbing = [name for name in files if Path(name).name != name]
@@ -73,7 +73,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import safe_open
 
     with (
-        file_boundary(path, "safetensors", CheckpointError, AGAIN),
+        file_boundary(CheckpointError, path, AGAIN, "safetensors"),
         safe_open(path, framework="pt", device="cpu") as file,
     ):
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -82,7 +82,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_archive(path: Path) -> Any:
     try:
-        with file_boundary(path, "a PyTorch archive", CheckpointError, AGAIN):
+        with file_boundary(CheckpointError, path, AGAIN, "a PyTorch archive"):
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
             except UnpicklingError as error:

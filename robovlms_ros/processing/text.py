@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robovlms_ros.boundary import file_boundary
 from robovlms_ros.caps import MAX_TOKENIZER_BYTES
+from robovlms_ros.file_boundary import file_boundary
 from robovlms_ros.schema import did_you_mean
 from robovlms_ros.structured_text import from_json
 from robovlms_ros.text_safety import printable
@@ -234,7 +234,7 @@ def check_json(path: Path) -> None:
     size = path.stat().st_size
     if size > MAX_TOKENIZER_BYTES:
         raise TokenizerError(f"{path}: {size} bytes, at most {MAX_TOKENIZER_BYTES} are read (MAX_TOKENIZER_BYTES).")
-    with file_boundary(path, "JSON", TokenizerError, "Copy the tokenizer's files again."):
+    with file_boundary(TokenizerError, path, "Copy the tokenizer's files again.", "JSON"):
         from_json(path.read_text(encoding="utf-8"))
 
 
@@ -249,7 +249,7 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
             "Copy the tokenizer files of the base VLM into that folder."
         )
     remedy = "Copy the tokenizer files of the base VLM into that folder again."
-    with file_boundary(folder, "a tokenizer", TokenizerError, remedy):
+    with file_boundary(TokenizerError, folder, remedy, "a tokenizer"):
         for path in sorted(folder.glob("*.json")):
             check_json(path)
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")

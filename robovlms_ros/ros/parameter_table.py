@@ -95,8 +95,8 @@ PARAMETERS = (
         choices=TRANSPORTS),
     Parameter(
         "camera.{camera}.encoding", AS_SENT,
-        "Encoding of the camera's raw images, in place of the one that the messages name: for a driver that sends 8UC3, "
-        "which leaves the order of the colours open, or a wrong name. auto: as the messages say.",
+        "Encoding of the camera's raw images, in place of the one that the messages name: for a driver that sends "
+        "8UC3, which leaves the order of the colours open, or a wrong name. auto: as the messages say.",
         choices=(AS_SENT, *PIXEL_BYTES)),
     Parameter(
         "camera_tolerance", 0.02,

@@ -90,7 +90,8 @@ class Recorder:
                 try:
                     self._subscribe(topic, types[0], qos)
                 except Exception as error:  # rosbags, the import and rclpy raise a kind each; the others go on
-                    self._refuse(topic, f"its type {types[0]} cannot be recorded here ({type(error).__name__}: {error})."
+                    reason = f"{type(error).__name__}: {error}"
+                    self._refuse(topic, f"its type {types[0]} cannot be recorded here ({reason})."
                                         " Install its message package, or record this topic with `ros2 bag record`.")
             if topic in self.losses and len(offers) > 1:
                 self.losses[topic].several = True
@@ -119,8 +120,8 @@ class Recorder:
     def _has_room(self) -> bool:
         free = self._free_bytes(self._path)
         if free < MIN_FREE_BYTES:
-            self.failure = (f"{self._path}: the disk is full: {free // 2**20} MiB are free, {MIN_FREE_BYTES // 2**20} MiB "
-                            "are kept to close the bag. The recording ended there.")
+            self.failure = (f"{self._path}: the disk is full: {free // 2**20} MiB are free, "
+                            f"{MIN_FREE_BYTES // 2**20} MiB are kept to close the bag. The recording ended there.")
         return self.failure is None
 
     def _write(self, connection: Connection, serialized: bytes) -> None:

@@ -29,6 +29,32 @@ def test_help_lists_commands_and_imports_nothing_heavy(capsys: pytest.CaptureFix
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+BLOCKED = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Block())
+from robovlms_ros.cli.main import main
+sys.exit(main({arguments!r}))
+"""
+
+
+@pytest.mark.parametrize(("blocked", "command", "extra"), [
+    ("mcap", ["eval", "a_bag", "--checkpoint", "demo"], "eval"), ("rosbags", ["eval", "a_bag"], "eval"),
+    ("rosbags", ["play", "a_bag"], "eval"),
+])
+def test_a_missing_module_is_a_sentence_with_its_extra(blocked: str, command: list[str], extra: str) -> None:
+    code = BLOCKED.format(blocked=blocked, arguments=command)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert f"robovlms {command[0]}: the Python module '{blocked}' is not installed" in result.stderr
+    assert f"pip install 'robovlms_ros[{extra}]'" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dmeo"]) == 2
     assert "Did you mean 'demo'?" in capsys.readouterr().err

@@ -348,3 +348,47 @@ def test_adding_bags(tools, setting, tmp_path):
     both = merge(parts)
     assert both.scored == 50 and both.sums.steps.sum() == sum(p.sums.steps.sum() for p in parts)
     assert both.latencies[0].chunks == sum(p.latencies[0].chunks for p in parts)
+
+
+@pytest.mark.parametrize("velocity", [np.full(8, np.nan), np.zeros(3)])
+def test_velocities_that_are_unusable_cost_nothing(tools, setting, tmp_path, velocity):
+    with tools.BagWriter(tmp_path / "bag") as bag:
+        bag.instruction("go", tools.BEGIN_NS)
+        for tick in range(200):
+            now = tools.BEGIN_NS + tick * NANOSECONDS // 100
+            message = bag.make("sensor_msgs/msg/JointState", header=bag.header(now), name=[
+                *tools.JOINTS, "panda_finger_joint1"], position=np.append(tools.motion(now), 0.04), velocity=velocity,
+                effort=np.empty(0))
+            bag.write("/joint_states", "sensor_msgs/msg/JointState", now, message)
+            if tick % 5 == 0:
+                bag.image("/static/image_raw", now)
+    _, result = evaluate(tmp_path / "bag", setting(("static",)), {"a": tools.FakeSession(tools.follow())})
+    assert result["images"] == 40 and not result["lost"]
+
+
+def write_without_stamps(tools, path, joints_stamped, recorder_ahead=0):
+    """Images stamped zero; joint states stamped or not; a recorder whose clock is ahead by so many ns."""
+    with tools.BagWriter(path) as bag:
+        bag.instruction("go", tools.BEGIN_NS + recorder_ahead)
+        for tick in range(200):
+            now = tools.BEGIN_NS + tick * NANOSECONDS // 100
+            positions = tools.motion(now)
+            bag.joints(now if joints_stamped else 0, log_ns=now + recorder_ahead, positions=positions)
+            if tick % 5 == 0:
+                bag.image("/static/image_raw", 0, log_ns=now + recorder_ahead)
+    return path
+
+
+@pytest.mark.parametrize(("joints_stamped", "recorder_ahead"), [(True, 0), (False, 0), (True, 3600 * NANOSECONDS)])
+def test_images_without_stamps_by_their_reception(tools, setting, tmp_path, joints_stamped, recorder_ahead):
+    path = write_without_stamps(tools, tmp_path / "bag", joints_stamped, recorder_ahead)
+    session = tools.FakeSession(tools.follow())
+    _, refused = evaluate(path, setting(("static",)), {"a": session})
+    assert refused["images"] == 0
+    assert any("40 times: camera 'static': the stamp is zero" in note and "`stamps: bag`" in note
+               for note in refused["notes"])
+    results, result = evaluate(path, setting(("static",), stamps="bag"), {"a": session})
+    assert result["images"] == 40
+    assert results["a"].sums.table(tools.SPEC.names)["mae"][:7] == pytest.approx([0.0] * 7, abs=1e-9)
+    note = next(note for note in result["notes"] if note.startswith("stamps: bag"))
+    assert "40 images" in note and ("200 joint states" in note) is not joints_stamped

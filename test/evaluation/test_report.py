@@ -139,10 +139,12 @@ def test_evaluation_yaml_and_command_line(tmp_path):
     file = tmp_path / "evaluation.yaml"
     file.write_text("topics: {cameras: {static: /a}}\nlatencies: [0.1]\nthresholds: {max_distance: 0.5}\n")
     args = SimpleNamespace(evaluation=file, camera=["wrist=/b"], commands="motion", instruction=None, drop=None,
-                           other_instruction=None, latency=[0.2], rate=None, quick=True, threshold=["min_cosine=0.1"])
+                           other_instruction=None, latency=[0.2], rate=None, quick=True, threshold=["min_cosine=0.1"],
+                           image_stamps="bag", annotate=True)
     config = command.evaluation_config(args)
     assert config.topics.cameras == {"static": "/a", "wrist": "/b"} and config.topics.commands == "motion"
     assert config.latencies == (0.2,) and not config.sensitivity
+    assert config.stamps == "bag" and config.annotate
     assert config.thresholds == Thresholds(max_distance=0.5, min_cosine=0.1)
     file.write_text("latencys: [0.1]\n")
     with pytest.raises(ConfigError, match=r"unknown key 'latencys'. Did you mean 'latencies'"):

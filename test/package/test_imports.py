@@ -26,7 +26,7 @@ PLAIN = ("robovlms_ros.ros.parameters",)
 HEAVY = ("torch", "transformers", "mujoco", "robosuite", "pinocchio", "matplotlib", "cv2", "rclpy")
 
 LAYERS = (
-    {"types", "schema", "resources", "boundary", "caps", "file_boundary", "structured_text", "text_safety"},
+    {"types", "schema", "resources", "caps", "file_boundary", "structured_text", "text_safety"},
     {"registry", "config"},
     {"backbones", "heads", "processing", "conversions"},
     {"policy"},

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
@@ -9,6 +10,9 @@ from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.schema import ConfigError, did_you_mean
 
 CommandKind = Literal["joint_trajectory", "twist", "pose", "joint_state", "float64_array", "action_chunk"]
+
+Stamps = Literal["header", "bag"]
+"""Time of an image: the sender's stamp, or the bag's reception."""
 
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 JOINT_STATE = "sensor_msgs/msg/JointState"
@@ -238,3 +242,14 @@ def _gripper(bag: Bag, robot: RobotSpec, commands: str | None) -> str | None:
     suffix = _gripper_suffix(robot)
     topics = sorted(t for t, kind in bag.topics.items() if kind in KINDS and t != commands)
     return next((topic for topic in topics if topic.endswith(suffix)), None)
+
+
+def bag_description(bag: Path, topic: str) -> str:
+    """The robot description that a bag recorded. Raises ConfigError when there is none."""
+    with Bag(bag) as opened:
+        named = {name for name in opened.topics if name.rsplit("/", 1)[-1] == topic.rsplit("/", 1)[-1]}
+        for raw in opened.messages(named) if named else ():
+            message = opened.decode(raw) if isinstance(raw, RawMessage) else None
+            if message is not None:
+                return str(message.data)
+    raise ConfigError(f"{bag}: no robot description on '{topic}'. Give the URDF as `description.file` in its YAML.")

@@ -5,6 +5,7 @@ chunk in memory (its ordered reader sorts a clock that jumped back away), and wh
 (it raises, or takes half a record for a whole one).
 """
 
+import dataclasses
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,12 +23,20 @@ from mcap.records import Channel, Chunk, DataEnd, Footer, McapRecord, Message, S
 from mcap.stream_reader import MAGIC_SIZE, StreamReader, breakup_chunk
 from mcap.summary import Summary
 
+from robovlms_ros.caps import MAX_CHUNK_BYTES
+from robovlms_ros.text_safety import printable
+
 BLOCK = 4 << 20
 HEADER = 9
 PIECE = 1 << 14
 COMPRESSIONS = ("", "lz4", "zstd")
-DAMAGED = (McapError, struct.error, UnicodeDecodeError, ValueError, RuntimeError, EOFError, zstandard.ZstdError)
-"""What reading broken bytes raises, here and in the libraries."""
+DEFINITIONS = ("ros2msg", "ros2idl", "")
+"""Schema encodings of ROS 2."""
+CDR = ("cdr", "")
+"""Message encodings of ROS 2; older writers leave the encoding out."""
+DAMAGED = (McapError, struct.error, UnicodeDecodeError, ValueError, RuntimeError, EOFError, zstandard.ZstdError,
+           OverflowError, MemoryError, OSError)
+"""Exceptions of reading broken bytes, here and in the libraries."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +54,60 @@ class Block:
 
 
 class Exact:
-    """A stream that never gives less than was asked for: `mcap` takes what is left of a cut record for the whole."""
+    """A stream that never gives less than was asked for: `mcap` takes what is left of a cut record for the whole.
+
+    A length beyond MAX_CHUNK_BYTES or beyond the end is refused before memory is allocated for it.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
+        self._size = _size_of(stream)
 
     def read(self, length: int) -> bytes:
-        """`length` bytes. Raises EndOfFile."""
+        """`length` bytes. Raises EndOfFile and McapError."""
+        if length > self._size - self._stream.tell():
+            raise EndOfFile()
+        if length > MAX_CHUNK_BYTES:
+            raise McapError(f"a record of {length} bytes: at most {MAX_CHUNK_BYTES} are read (MAX_CHUNK_BYTES)")
         data = self._stream.read(length)
         if len(data) < length:
             raise EndOfFile()
         return data
+
+
+class Clamped:
+    """A stream that gives what is left where more is asked for, without allocating memory for the rest."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._size = _size_of(stream)
+
+    def read(self, length: int = -1) -> bytes:
+        """At most `length` bytes. Raises McapError beyond MAX_CHUNK_BYTES."""
+        left = max(self._size - self._stream.tell(), 0)
+        wanted = left if length < 0 else min(length, left)
+        if wanted > MAX_CHUNK_BYTES:
+            raise McapError(f"a record of {wanted} bytes: at most {MAX_CHUNK_BYTES} are read (MAX_CHUNK_BYTES)")
+        return self._stream.read(wanted)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As of a file."""
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As of a file."""
+        return self._stream.tell()
+
+    def seekable(self) -> bool:
+        """As of a file."""
+        return True
+
+
+def _size_of(stream: IO[bytes]) -> int:
+    here = stream.tell()
+    size = stream.seek(0, 2)
+    stream.seek(here)
+    return size
 
 
 @dataclass
@@ -65,6 +117,7 @@ class McapStorage:
     path: Path
     channels: dict[int, tuple[str, str]] = field(default_factory=dict)  # id -> (topic, type)
     definitions: dict[str, tuple[str, str]] = field(default_factory=dict)  # type -> (encoding, text)
+    foreign: dict[str, str] = field(default_factory=dict)  # topic -> an encoding that is not ROS 2's
     counts: dict[str, int] | None = None
     blocks: list[Block] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -84,7 +137,8 @@ class McapStorage:
         self.counts = dict.fromkeys((topic for topic, _ in self.channels.values()), 0)
         assert summary.statistics is not None
         for channel, count in summary.statistics.channel_message_counts.items():
-            self.counts[self.channels[channel][0]] += count
+            if channel in self.channels:
+                self.counts[self.channels[channel][0]] += count
         self.blocks = [Block(c.chunk_start_offset, c.chunk_length, c.message_start_time, c.message_end_time)
                        for c in sorted(summary.chunk_indexes, key=lambda index: index.chunk_start_offset)]
 
@@ -102,7 +156,16 @@ class McapStorage:
     def _block_messages(
         self, file: BinaryIO, block: Block, wanted: set[str] | None
     ) -> Iterator[tuple[str, str, int, bytes]]:
-        for record in self._block_records(file, block):
+        records = self._block_records(file, block)
+        while True:
+            try:
+                record = next(records, None)
+            except DAMAGED as error:
+                self.notes.append(f"{self.path.name}: the block at byte {block.offset} is damaged and left out "
+                                  f"({printable(f'{type(error).__name__}: {error}')}).")
+                return
+            if record is None:
+                return
             if isinstance(record, Message):
                 topic, kind = self.channels.get(record.channel_id, ("", ""))
                 if topic and (wanted is None or topic in wanted):
@@ -112,7 +175,8 @@ class McapStorage:
         """A chunk's records, or those of a run until it ends."""
         if block.cut:
             file.seek(block.offset + HEADER)
-            yield from self._chunk_records(Chunk.read(ReadDataStream(file)), block.offset)  # as far as it goes
+            # As far as it goes.
+            yield from self._chunk_records(Chunk.read(ReadDataStream(Clamped(file))), block.offset)  # type: ignore[arg-type]
             return
         file.seek(block.offset)
         for record in _stream(file):
@@ -126,12 +190,21 @@ class McapStorage:
     def _chunk_records(self, chunk: Chunk, offset: int) -> list[McapRecord]:
         """A chunk's records; what can be had of them, and a note, when it is damaged."""
         if chunk.compression not in COMPRESSIONS:
-            raise McapError(f"chunks compressed with '{chunk.compression}' are unknown: must be lz4, zstd or none")
-        if chunk.compression or len(chunk.data) == chunk.uncompressed_size:
-            try:
-                return breakup_chunk(chunk)
-            except DAMAGED:
-                pass  # what is left is used, and said
+            self.notes.append(f"{self.path.name}: the chunk at byte {offset} is compressed with "
+                              f"'{printable(chunk.compression)}', must be lz4, zstd or none: it is left out.")
+            return []
+        if chunk.uncompressed_size > MAX_CHUNK_BYTES:
+            self.notes.append(f"{self.path.name}: the chunk at byte {offset} is {chunk.uncompressed_size} bytes "
+                              f"uncompressed, at most {MAX_CHUNK_BYTES} are read (MAX_CHUNK_BYTES): it is left out.")
+            return []
+        whole = chunk
+        if not _size_is_true(chunk):
+            whole = dataclasses.replace(chunk, compression="", data=content_of(chunk))
+        try:
+            if whole.compression or len(whole.data) == chunk.uncompressed_size:
+                return breakup_chunk(whole)
+        except DAMAGED:
+            pass  # the readable beginning is used, and noted
         records, used = salvaged(chunk)
         self.notes.append(
             f"{self.path.name}: the chunk at byte {offset} is damaged or cut off; {used} of {chunk.uncompressed_size} "
@@ -187,7 +260,7 @@ class McapStorage:
         if not chunk:
             return
         try:
-            record = Chunk.read(ReadDataStream(file))
+            record = Chunk.read(ReadDataStream(Clamped(file)))  # type: ignore[arg-type]
         except DAMAGED:
             return  # the cut fell into the chunk's head
         self._learn(self._chunk_records(record, start))
@@ -197,7 +270,11 @@ class McapStorage:
         for record in records:
             if isinstance(record, Schema):
                 self._schemas[record.id] = record.name
+                if record.encoding not in DEFINITIONS:
+                    continue
                 self.definitions[record.name] = (record.encoding, record.data.decode("utf-8", "replace"))
+            elif isinstance(record, Channel) and record.message_encoding not in CDR:
+                self.foreign[record.topic] = record.message_encoding
             elif isinstance(record, Channel):
                 self.channels[record.id] = (record.topic, self._schemas.get(record.schema_id, ""))
             elif isinstance(record, Message) and self.counts is not None and record.channel_id in self.channels:
@@ -214,7 +291,7 @@ def _summary(file: BinaryIO) -> Summary | None:
     """The index at the file's end; None when there is none, or no end."""
     file.seek(0)
     try:
-        return make_reader(file).get_summary()
+        return make_reader(Clamped(file)).get_summary()  # type: ignore[arg-type]
     except (*DAMAGED, OSError):
         return None
 
@@ -230,14 +307,21 @@ def _indexes_everything(summary: Summary) -> bool:
     return not gaps and known and statistics.channel_message_counts.keys() <= summary.channels.keys()
 
 
+def _size_is_true(chunk: Chunk) -> bool:
+    """True where the chunk's data itself names its uncompressed size, so that a library allocates no more."""
+    try:
+        if chunk.compression == "zstd":
+            return bool(zstandard.get_frame_parameters(chunk.data).content_size == chunk.uncompressed_size)
+        if chunk.compression == "lz4":
+            return bool(lz4.frame.get_frame_info(chunk.data)["content_size"] == chunk.uncompressed_size)
+    except DAMAGED:
+        return False
+    return len(chunk.data) == chunk.uncompressed_size
+
+
 def salvaged(chunk: Chunk) -> tuple[list[McapRecord], int]:
     """The whole records at the beginning of a broken chunk, and how many bytes of its content could be had."""
-    content = bytearray()
-    try:
-        for piece in _pieces(chunk):
-            content += piece
-    except DAMAGED:
-        pass  # what came before the damage is what there is
+    content = content_of(chunk)
     records: list[McapRecord] = []
     try:
         for record in _stream(BytesIO(content)):
@@ -247,12 +331,29 @@ def salvaged(chunk: Chunk) -> tuple[list[McapRecord], int]:
     return records, len(content)
 
 
+def content_of(chunk: Chunk) -> bytes:
+    """A chunk's content as far as it decompresses, at most MAX_CHUNK_BYTES and a piece."""
+    content = bytearray()
+    try:
+        for piece in _pieces(chunk):
+            content += piece
+            if len(content) > MAX_CHUNK_BYTES:
+                break
+    except DAMAGED:
+        pass  # the content ends at the damage
+    return bytes(content)
+
+
 def _pieces(chunk: Chunk) -> Iterator[bytes]:
     """Decompressed pieces, small ones, so that a cut loses little."""
     decompress: Callable[[bytes], bytes] = bytes
     if chunk.compression == "zstd":
-        decompress = zstandard.ZstdDecompressor().decompressobj().decompress
-    elif chunk.compression == "lz4":
+        # A few compressed bytes may hold gigabytes: the reader's pieces are of the decompressed data.
+        with zstandard.ZstdDecompressor().stream_reader(chunk.data) as reader:
+            while piece := reader.read(PIECE):
+                yield piece
+        return
+    if chunk.compression == "lz4":
         decompress = lz4.frame.LZ4FrameDecompressor().decompress
     for offset in range(0, len(chunk.data), PIECE):
         yield decompress(chunk.data[offset:offset + PIECE])

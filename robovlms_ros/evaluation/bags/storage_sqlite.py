@@ -7,6 +7,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
+
+from robovlms_ros.caps import MAX_MESSAGE_BYTES, MAX_SCHEMA_BYTES
+from robovlms_ros.text_safety import printable
+
+READ = ("topics", "messages", "schema", "message_definitions")
+"""Names that are read of the database."""
+DAMAGED = (sqlite3.Error, OverflowError, MemoryError, UnicodeDecodeError, ValueError)
+"""Exceptions of reading broken pages."""
 
 
 class SqliteError(Exception):
@@ -23,6 +32,7 @@ class SqliteStorage:
     path: Path
     channels: dict[int, tuple[str, str]] = field(default_factory=dict)  # id -> (topic, type)
     definitions: dict[str, tuple[str, str]] = field(default_factory=dict)  # type -> (encoding, text)
+    foreign: dict[str, str] = field(default_factory=dict)  # topic -> an encoding that is not ROS 2's
     counts: dict[str, int] | None = None
     notes: list[str] = field(default_factory=list)
     distribution: str = ""
@@ -39,27 +49,60 @@ class SqliteStorage:
             )
         with closing(self._connect()) as database:
             try:
+                self._require_tables(database)
                 columns = {row[1] for row in database.execute("PRAGMA table_info(topics)")}
                 if not {"id", "name", "type"} <= columns:
                     raise SqliteError("it has no table of topics")
                 for key, name, kind in database.execute("SELECT id, name, type FROM topics"):
+                    if not (isinstance(key, int) and isinstance(name, str) and isinstance(kind, str)):
+                        raise SqliteError(f"its table of topics holds {printable((key, name, kind))}: must be a "
+                                          "number and two texts")
                     self.channels[key] = (name, kind)
+                self._find_foreign(database, columns)
                 if list(database.execute("PRAGMA table_info(schema)")):
                     self.distribution = str((database.execute("SELECT ros_distro FROM schema").fetchone() or ("",))[0])
                 if list(database.execute("PRAGMA table_info(message_definitions)")):
                     query = "SELECT topic_type, encoding, encoded_message_definition FROM message_definitions"
-                    self.definitions = {kind: (encoding, text) for kind, encoding, text in database.execute(query)}
-            except sqlite3.DatabaseError as error:
-                raise SqliteError(str(error)) from error
+                    self.definitions = {kind: (encoding, text) for kind, encoding, text in database.execute(query)
+                                        if all(isinstance(value, str) for value in (kind, encoding, text))}
+            except DAMAGED as error:
+                raise SqliteError(printable(error)) from error
             try:
                 rows = database.execute("SELECT topic_id, COUNT(*) FROM messages GROUP BY topic_id")
                 found = dict(rows.fetchall())
                 self.counts = {name: found.get(key, 0) for key, (name, _) in self.channels.items()}
-            except sqlite3.DatabaseError:
+            except DAMAGED:
                 self.counts = None
 
+    def _require_tables(self, database: sqlite3.Connection) -> None:
+        """Raise SqliteError for a view or computed column among what is read: it may compute without end."""
+        query = "SELECT name, type, sql FROM sqlite_master"
+        for name, kind, text in database.execute(query):
+            if str(name).lower() not in READ:
+                continue
+            virtual = str(text or "").lstrip().upper().startswith("CREATE VIRTUAL")
+            if kind != "table" or virtual:
+                raise SqliteError(f"'{name}' is a {'virtual table' if virtual else kind}: must be a table, as rosbag2 "
+                                  "writes it")
+            hidden = [row[1] for row in database.execute(f"PRAGMA table_xinfo({str(name).lower()})") if row[6]]
+            if hidden:
+                raise SqliteError(f"column '{printable(hidden[0])}' of table '{name}' is computed: must be stored")
+
+    def _find_foreign(self, database: sqlite3.Connection, columns: set[str]) -> None:
+        """Move the topics that are not in ROS 2's encoding from `channels` to `foreign`."""
+        if "serialization_format" not in columns:
+            return
+        for key, encoding in database.execute("SELECT id, serialization_format FROM topics"):
+            if encoding not in ("cdr", "", None) and key in self.channels:
+                self.foreign[self.channels.pop(key)[0]] = str(encoding)
+
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(f"file:{self._readable}?immutable=1", uri=True)
+        """A read-only connection. Characters of the path that have a meaning in a URI are escaped."""
+        database = sqlite3.connect(f"file:{quote(str(self._readable))}?immutable=1", uri=True)
+        database.execute("PRAGMA trusted_schema=OFF")
+        database.execute("PRAGMA cell_size_check=ON")
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_MESSAGE_BYTES + MAX_SCHEMA_BYTES)
+        return database
 
     def _shortened(self) -> Path | None:
         """A copy of a cut-off file whose header says how many pages there are, None for a whole one.
@@ -90,8 +133,9 @@ class SqliteStorage:
         with closing(self._connect()) as database:
             try:
                 for key, time in database.execute("SELECT topic_id, timestamp FROM messages ORDER BY id"):
-                    yield self.channels[key][0], time
-            except sqlite3.DatabaseError:
+                    if key in self.channels and isinstance(time, int):
+                        yield self.channels[key][0], time
+            except DAMAGED:
                 return
 
     def messages(
@@ -102,14 +146,24 @@ class SqliteStorage:
         marks = ",".join("?" * len(keys))
         order = "timestamp" if by_time else "id"
         times = " AND timestamp BETWEEN ? AND ?" if span else ""
-        query = f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({marks}){times} ORDER BY {order}"
+        data = "CASE WHEN length(data) <= ? THEN data END"
+        query = f"SELECT topic_id, timestamp, {data} FROM messages WHERE topic_id IN ({marks}){times} ORDER BY {order}"
         read = 0
+        unusable = 0
         with closing(self._connect()) as database:
             try:
-                for key, time, data in database.execute(query, [*keys, *(span or ())]):
+                for key, time, content in database.execute(query, [MAX_MESSAGE_BYTES, *keys, *(span or ())]):
+                    if key not in self.channels or not isinstance(time, int) or not isinstance(content, bytes):
+                        unusable += 1
+                        continue
                     read += 1
-                    yield *self.channels[key], time, data
-            except sqlite3.DatabaseError as error:
+                    yield *self.channels[key], time, content
+            except DAMAGED as error:
                 self.notes.append(
-                    f"{self.path.name} is damaged ({error}): the {read} messages before the damage are used."
+                    f"{self.path.name} is damaged ({printable(error)}): the {read} messages before the damage are used."
                 )
+        if unusable:
+            self.notes.append(
+                f"{self.path.name}: {unusable} messages have no whole number as time, no bytes as content, or more "
+                f"than {MAX_MESSAGE_BYTES} of them (MAX_MESSAGE_BYTES), and are left out."
+            )

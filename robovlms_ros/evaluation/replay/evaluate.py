@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robovlms_ros.evaluation.bags.annotate import Annotator
-from robovlms_ros.evaluation.bags.mapping import CHUNK, STATUS, TopicMapping, TopicsConfig, detect
+from robovlms_ros.evaluation.bags.mapping import CHUNK, STATUS, Stamps, TopicMapping, TopicsConfig, detect
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.executor import Machine, MemoKinematics, machine_factory
@@ -36,6 +36,8 @@ class EvaluationConfig:
     through scheduler and gate; the first one judges. sensitivity: also with each camera blanked, and with the other
     instruction; dropped: and with this fraction of images missing from the history; at every variant_stride-th
     inference. drop: fraction of images taken away from everything. block: images through the network together.
+    stamps: `bag` times images by their reception in the bag, for recordings whose images are stamped zero. annotate:
+    write annotated.mcap, which is larger than the bag.
     """
 
     topics: TopicsConfig = field(default_factory=TopicsConfig)
@@ -51,6 +53,7 @@ class EvaluationConfig:
     joint_states_tolerance: float | None = None
     block: int = 32
     annotate: bool = True
+    stamps: Stamps = "header"
     thresholds: Thresholds = field(default_factory=Thresholds)
     calibration: dict[str, Calibration] = field(default_factory=dict)
 
@@ -99,7 +102,8 @@ def evaluate_bag(
             bag, mapping, setting.robot, kinematics, setting.cameras, config.instruction,
             setting.camera_tolerance if config.camera_tolerance is None else config.camera_tolerance,
             setting.state_tolerance if config.joint_states_tolerance is None else config.joint_states_tolerance,
-            everything=annotator is not None, max_instruction=setting.max_instruction, calibration=given)
+            everything=annotator is not None, max_instruction=setting.max_instruction, calibration=given,
+            stamps=config.stamps)
         rows = _RowWriter(output / f"{label}.csv" if output is not None else None, str(path))
         runners = _runners(subjects, setting, kinematics, mapping, rows.write)
         for runner in runners:

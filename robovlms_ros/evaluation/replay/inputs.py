@@ -16,7 +16,7 @@ from robovlms_ros.conversions.frames import Frame, FrameSync
 from robovlms_ros.conversions.images import to_rgb
 from robovlms_ros.conversions.joint_states import JointStateBuffer, stamp_of
 from robovlms_ros.evaluation.bags.chunks import chunk_of_message
-from robovlms_ros.evaluation.bags.mapping import TopicMapping
+from robovlms_ros.evaluation.bags.mapping import Stamps, TopicMapping
 from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
 from robovlms_ros.evaluation.bags.tf import TransformTree
 from robovlms_ros.evaluation.replay.calibration import Calibration, RecordedCamera
@@ -25,12 +25,14 @@ from robovlms_ros.evaluation.replay.executor import plain_reason
 from robovlms_ros.evaluation.replay.reference import pose_between
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec
+from robovlms_ros.text_safety import printable
 from robovlms_ros.types import NANOSECONDS, Observation, ObservationError, RobotState, RoboVLMsError
 
 JUMP_NS = NANOSECONDS
 OTHER_CLOCK_NS = 5 * NANOSECONDS
 TELEPORT = 0.15  # rad
 TF_KEPT = 64
+BY_RECEPTION = "For this recording, `stamps: bag` takes the time at which the bag received each message."
 PAIRING_EDGE = 2  # images at a recording's beginning and end that have no partner, and nobody misses
 
 
@@ -57,6 +59,8 @@ class Inputs:
     """The node's ears for a bag. instruction: until the bag has one.
 
     camera_tolerance, state_tolerance: s, as the node's `camera_tolerance` and `joint_states_tolerance`.
+    stamps: `header`, or `bag`: an image is timed by its reception in the bag, and so are joint states and transforms
+        whose own stamp is zero. A recording without usable stamps is readable so; transport delays stay in the times.
     calibration: of the reference camera; None takes the bag's own camera_info and TF.
     decode: an image message to what stands for its pixels; raises ObservationError for an unusable one.
     lost: reasons why messages or observations could not be used, with counts.
@@ -75,6 +79,7 @@ class Inputs:
     max_instruction: int = 500
     decode: Callable[[Any], Any] = to_rgb
     calibration: Calibration | None = None
+    stamps: Stamps = "header"
     lost: Counter[str] = field(default_factory=Counter)
     instructions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -95,6 +100,7 @@ class Inputs:
         self._told = False
         self._seen = {name: _Rate() for name in self.cameras}
         self._paired = 0
+        self._received: Counter[str] = Counter()
 
     def events(self) -> Iterator[Event]:
         """Everything of interest in the order of reception."""
@@ -113,6 +119,17 @@ class Inputs:
         if self._camera.missing and self.calibration is None:
             self.notes.append(self._camera.missing)
         self._note_unpaired()
+        self._note_reception()
+
+    def _note_reception(self) -> None:
+        """Note the messages that were timed by their reception."""
+        if self.stamps != "bag":
+            return
+        counts = ", ".join(f"{count} {name}" for name, count in self._received.items()) or "no message"
+        self.notes.append(
+            f"stamps: bag: {counts} timed by reception in the bag, not by the sender's stamp. Images may be late by "
+            "their transport, so predictions are compared with a slightly later motion."
+        )
 
     def _note_unpaired(self) -> None:
         """Say how many images of the reference camera found no image of the others, and the cameras' rates."""
@@ -128,9 +145,12 @@ class Inputs:
 
     def _time(self, raw: RawMessage, message: Any) -> int:
         """When the bag received the message, on the clock of the stamps: a recorder's clock may be another."""
-        if self._offset is None and (raw.topic in self._names or raw.topic == self.mapping.joint_states):
+        stamped = raw.topic in self._names and self.stamps == "header"
+        if self._offset is None and (stamped or raw.topic == self.mapping.joint_states):
             stamp = stamp_of(message)
-            if stamp > 0:
+            if stamp <= 0 and self.stamps == "bag":
+                self._offset = 0
+            elif stamp > 0:
                 apart = raw.log_ns - stamp
                 self._offset = apart if abs(apart) > OTHER_CLOCK_NS else 0
                 if self._offset:
@@ -165,14 +185,13 @@ class Inputs:
         if topic in (mapping.chunks, mapping.commands) and hasattr(message, "dimension_names"):
             try:
                 yield Answered(now_ns, chunk_of_message(message))
-            except RoboVLMsError as error:
-                self.lost[f"{topic}: {error}"] += 1
+            except (RoboVLMsError, AttributeError, TypeError, ValueError) as error:
+                # A bag carries its own definition of the message, of any release of this package.
+                self.lost[f"{topic}: {printable(error)}"] += 1
 
     def _on_image(self, camera: str, message: Any, now_ns: int) -> Iterator[Event]:
         try:
-            stamp = stamp_of(message)
-            if stamp <= 0:
-                raise ObservationError("the stamp is zero: the camera's driver must stamp its images.")
+            stamp = self._image_stamp(message, now_ns)
             image = self.decode(message)
         except ObservationError as error:
             self.lost[f"camera '{camera}': {error}"] += 1
@@ -188,6 +207,28 @@ class Inputs:
         for frames in self._frames.add(camera, Frame(stamp, image)):
             self._paired += 1
             yield from self._observe(frames.stamp_ns, frames.images, now_ns)
+
+    def _image_stamp(self, message: Any, now_ns: int) -> int:
+        """ns, an image's time. Raises ObservationError where it has none."""
+        if self.stamps == "bag":
+            if self._offset is None and self.mapping.joint_states is not None:
+                # The first stamped joint state shows whether the recorder's clock is another.
+                raise ObservationError("images before the first joint state.")
+            self._received["images"] += 1
+            return now_ns
+        stamp = stamp_of(message)
+        if stamp <= 0:
+            raise ObservationError(f"the stamp is zero: the camera's driver must stamp its images. {BY_RECEPTION}")
+        return stamp
+
+    def _reception(self, message: Any, now_ns: int) -> int | None:
+        """ns where a joint state is to be timed by its reception, else None. Raises ObservationError."""
+        if stamp_of(message) > 0:
+            return None
+        if self.stamps == "header":
+            raise ObservationError(f"the stamp is zero: the driver must stamp its joint states. {BY_RECEPTION}")
+        self._received["joint states"] += 1
+        return now_ns
 
     def _observe(self, stamp_ns: int, images: Any, now_ns: int) -> Iterator[Event]:
         if not self.instruction:
@@ -243,7 +284,7 @@ class Inputs:
 
     def _on_joints(self, message: Any, now_ns: int) -> Iterator[Event]:
         try:
-            advanced = self._joints.add(message)
+            advanced = self._joints.add(message, self._reception(message, now_ns))
         except ObservationError as error:
             self.lost[f"joint states: {error}"] += 1
             return

@@ -119,7 +119,9 @@ class Joined:
         self.flaws: Sequence[Flaw] = [
             flaw for source in sources for flaw in source.flaws if not _concerns_only(flaw, exclude)
         ]
-        self.notes: Sequence[str] = [note for source in sources for note in source.notes]
+        already = [f"data.exclude: {name} was left out already: {why}" for source in sources
+                   for name, why in source.dropped.items() if name in exclude]
+        self.notes: Sequence[str] = [*(note for source in sources for note in source.notes), *already]
         self.dropped: Mapping[str, str] = {
             name: why for source in sources for name, why in source.dropped.items() if name not in exclude
         }
@@ -132,7 +134,7 @@ class Joined:
         self._places = [(s, i) for s, i in places if self._sources[s].origin(i) not in exclude]
         if not self._places:
             why = "; ".join(f"{name}: {reason}" for name, reason in list(self.dropped.items())[:5])
-            raise DataError(f"no episode is left to train on. Record some, or exclude fewer.{f' {why}.' if why else ''}")
+            raise DataError(f"no episode is left to train on. Record some, or exclude fewer. {why}".rstrip())
         for source in sources:
             if abs(source.rate_hz - self.rate_hz) > 0.01 * self.rate_hz:
                 raise DataError(f"sources of {self.rate_hz:g} Hz and of {source.rate_hz:g} Hz cannot be trained on "
@@ -194,7 +196,11 @@ def open_sources(
             say(f"{path}: {kind}, {len(source)} episodes")
             for note in source.notes:
                 say(f"  {note}")
-    return Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
+    joined = Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
+    if say is not None:
+        for note in joined.notes[sum(len(source.notes) for source in sources):]:
+            say(note)
+    return joined
 
 
 def _open_all(
@@ -233,7 +239,7 @@ def detect_format(path: Path) -> str:
         raise DataError(f"{path}: does not exist. Give a rosbag, a LeRobot v3 folder or a CALVIN folder.")
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
-    if (path / "ep_start_end_ids.npy").is_file():
+    if (path / "ep_start_end_ids.npy").is_file() or any(path.glob("lang_*/auto_lang_ann.npy")):
         return "calvin"
     names = [path.name] if path.is_file() else sorted(item.name for item in path.iterdir())
     if "metadata.yaml" in names or any(name.removesuffix(".zstd").endswith((".mcap", ".db3")) for name in names):

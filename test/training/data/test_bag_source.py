@@ -13,13 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from torch.utils.data import DataLoader
 
 from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
+from robovlms_ros.resources import find
+from robovlms_ros.schema import ConfigError
 from robovlms_ros.training.data.episodes import DataError, open_sources
 from robovlms_ros.training.data.windows import WindowDataset
 from robovlms_ros.types import NANOSECONDS, ActionChunk
+
+EEF_DELTA = {"action_head": {"action_dim": 7}, "action": {
+    "space": "eef_delta", "frame": "base", "rotation": "rotation_vector", "composition": "chained",
+    "step_duration": 0.05, "units": {"translation": 1.0, "rotation": 1.0}, "gripper": {"open_value": 1}}}
 
 
 def test_frames_and_set_points(bags, tmp_path):
@@ -101,6 +108,40 @@ def test_compressed_images_and_damaged_ones(bags, tmp_path):
     assert np.array_equal(image, bags.pixels("/static/image_raw/compressed", bags.BEGIN + 4 * bags.STEP_NS))
     with pytest.raises(DataError, match=r"episode 0: an image of camera 'static' is damaged.*exclude"):
         source.images(0, [10])
+
+
+def test_the_description_is_taken_from_the_bag(bags, tmp_path):
+    shipped = find("panda", "config/robots")
+    robot = yaml.safe_load(shipped.read_text())
+    urdf = (shipped.parent / robot["description"]["file"]).read_text()
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**robot, "description": {"topic": "robot_description"}}))
+    mapping = {"bag": {"robot": str(tmp_path / "own.yaml")}}
+    delta = bags.config(**EEF_DELTA)
+    described = bags.write(tmp_path / "described", 1.0, also=lambda bag, tick, now: tick or bag.text(
+        "/robot_description", now, urdf))
+    expected = open_sources([bags.write(tmp_path / "bag", 1.0)], delta, bags.MAPPING).arrays(0)
+    assert np.allclose(open_sources([described], delta, mapping).arrays(0).actions, expected.actions)
+    with pytest.raises(ConfigError, match=r"bag: no robot description on 'robot_description'"):
+        open_sources([tmp_path / "bag"], delta, mapping)
+
+
+def test_images_without_stamps_by_their_reception(bags, tmp_path):
+    with bags.Script(tmp_path / "bag") as bag:
+        bag.text("/instruction", bags.BEGIN, "lift the cube")
+        for tick in range(200):
+            now = bags.BEGIN + tick * NANOSECONDS // 100
+            bag.joints(now, np.append(bags.told(now), 0.0))
+            if tick % 5 == 0:
+                bag.joints(now, np.append(bags.told(now), 0.0), "/leader/joint_states")
+                bag.image("/static/image_raw", 0, now)
+    with pytest.raises(DataError, match=r"the stamp is zero.*`stamps: bag`"):
+        open_sources([tmp_path / "bag"], bags.config(), bags.MAPPING)
+    mapping = {"bag": {**bags.MAPPING["bag"], "stamps": "bag"}}
+    source = open_sources([tmp_path / "bag"], bags.config(), mapping)
+    assert len(source) == 1 and source.length(0) >= 38
+    assert np.array_equal(np.diff(source.arrays(0).stamps_ns), np.full(source.length(0) - 1, bags.STEP_NS))
+    assert source.images(0, [3, 7])["static"].shape == (2, 8, 8, 3)
+    assert any(note.startswith("stamps: bag: 40 images") for note in source.notes)
 
 
 def test_markers_and_instructions_begin_episodes(bags, tmp_path):
@@ -220,3 +261,21 @@ def test_forked_workers_read_the_same(bags, tmp_path):
     own, theirs = (list(DataLoader(data, 8, num_workers=workers)) for workers in (0, 2))
     for a, b in zip(own, theirs, strict=True):
         assert torch.equal(a["images"]["static"], b["images"]["static"]) and torch.equal(a["actions"], b["actions"])
+
+
+def test_a_dropped_episode_may_be_excluded_by_name(bags, tmp_path):
+    def also(bag: Any, tick: int, now: int) -> None:
+        if tick in (0, 100, 102):
+            bag.text("/episode", now, "go")
+
+    path = bags.write(tmp_path / "bag", 2.0, also=also)
+    source = open_sources([path], bags.config(), bags.MAPPING)
+    dropped = list(source.dropped)
+    names = {source.origin(i) for i in range(len(source))}
+    assert dropped == [f"{path}, episode 1"] and not names & set(dropped)
+    lines: list[str] = []
+    excluded = open_sources([path], bags.config(), {**bags.MAPPING, "exclude": dropped}, lines.append)
+    assert lines[-1].startswith(f"data.exclude: {path}, episode 1 was left out already: no 4 steps in a row")
+    assert len(excluded) == len(source) and not excluded.dropped
+    with pytest.raises(DataError, match=r"there is no '.*episode 9'"):
+        open_sources([path], bags.config(), {**bags.MAPPING, "exclude": [f"{path}, episode 9"]})

@@ -275,12 +275,13 @@ def test_missing_videos_are_named_once(tmp_path):
     flaws, _ = check_data(source, config(0.1))
     missing = [flaw for flaw in flaws if flaw.kind == "missing"]
     assert len(missing) == 1 and missing[0].refuse
-    assert "1 video files are missing, 2 episodes need them: videos/" in missing[0].text
+    assert "1 video files are missing or Git LFS pointers, 2 episodes need them: videos/" in missing[0].text
     excluded = open_sources([root], config(0.1), {**LEROBOT, "exclude": [f"{root}, episode {e}" for e in (0, 1)]})
     assert not [flaw for flaw in excluded.flaws if flaw.kind == "missing"]
     with pytest.raises(DataError, match=r"there is no '.*, episode 17'"):
         open_sources([root], config(0.1), {**LEROBOT, "exclude": [f"{root}, episode 17"]})
-    (root / "videos/observation.images.static/chunk-000/file-001.mp4").unlink()
+    pointer = root / "videos/observation.images.static/chunk-000/file-001.mp4"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(DataError, match=r"no episode can be read. 2 video files are missing"):
         open_sources([root], config(0.1), LEROBOT)
 
@@ -360,6 +361,56 @@ def test_calvin_without_annotations_and_absolute(tmp_path):
     (root / "episode_0000104.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"episode_0000104.npz: a step of the episode is missing or damaged"):
         source.arrays(0)
+
+
+def test_calvin_words_in_a_folder_of_a_language_model(tmp_path):
+    root = write_calvin(tmp_path / "training")
+    (root / "lang_annotations").rename(root / "lang_MiniLM-L3")
+    source = open_sources([root], config(1 / 30))
+    assert source.arrays(1).instruction == "push it"
+    assert "instructions: lang_MiniLM-L3/auto_lang_ann.npy" in source.notes
+
+
+@pytest.mark.parametrize(("key", "remedy"), [
+    ("rel_actions", r"no 'rel_actions' .*The relative actions are in it.*`action.space: eef_pose`"),
+    ("robot_obs", r"no 'robot_obs' .*leave `proprioception` out"),
+    ("rgb_static", r"no 'rgb_static' .*cameras: \{NAME: KEY\}"),
+])
+def test_calvin_names_what_is_missing(tmp_path, key, remedy):
+    root = write_calvin(tmp_path / "training")
+    for file in root.glob("*.npz"):
+        with np.load(file) as step:
+            kept = {name: step[name] for name in step if name != key}
+        np.savez(file, **kept)
+    with pytest.raises(DataError, match=remedy):
+        open_sources([root], config(1 / 30, proprioception={"names": ["gripper"]}))
+
+
+@pytest.mark.parametrize("spans", [[(0, 10**15)], [(-5, 3)], [(0, 2_000_000)]])
+def test_calvin_episodes_without_end_are_refused(tmp_path, spans):
+    root = write_calvin(tmp_path / "training", {"info": {"indx": spans}, "language": {"ann": ["go"]}})
+    with pytest.raises(DataError, match=r"MAX_EPISODE"):
+        open_sources([root], config(1 / 30))
+
+
+def test_aliases_in_annotations_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("robovlms_ros.training.data.sources.restricted_pickle.MAX_PICKLE_ITEMS", 10_000)
+    bomb: Any = ["x"]
+    for _ in range(40):
+        bomb = [bomb, bomb]
+    root = write_calvin(tmp_path / "training", {"info": {"indx": bomb}, "language": {"ann": []}})
+    with pytest.raises(DataError, match=r"more than 10000 values \(MAX_PICKLE_ITEMS\)"):
+        open_sources([root], config(1 / 30))
+
+
+def test_memo_numbers_of_gigabytes_are_refused(tmp_path):
+    root = write_calvin(tmp_path / "training")
+    file = root / "lang_annotations" / "auto_lang_ann.npy"
+    data = file.read_bytes()
+    begin = data.index(b"\n") + 1
+    file.write_bytes(data[:begin] + b"\x80\x04]r\xff\xff\xff\x7f.")
+    with pytest.raises(DataError, match=r"it numbers its 3th object 2147483647"):
+        open_sources([root], config(1 / 30))
 
 
 def test_spawned_workers_read_the_same(tmp_path):

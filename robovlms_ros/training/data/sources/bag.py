@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from robovlms_ros.config import PolicyConfig
 from robovlms_ros.conversions.images import to_rgb
 from robovlms_ros.conversions.joint_states import stamp_of
+from robovlms_ros.evaluation.bags.mapping import bag_description
 from robovlms_ros.evaluation.bags.reader import Bag
 from robovlms_ros.evaluation.replay.steps import step_times
 from robovlms_ros.policy.proprioception import state_vector
@@ -93,7 +94,10 @@ class BagSource:
         robot = load_robot(name)
         states = config.proprioception.names if config.proprioception else ()
         posed = config.action.space in EEF_SPACES or any(state.startswith("eef") for state in states)
-        kinematics = Kinematics.for_robot(robot) if posed else None
+        kinematics = None
+        if posed:
+            source = robot.description_path or bag_description(path, str(robot.description.topic))
+            kinematics = Kinematics.for_robot(robot, source)
         reader = BagReader(path, config, data, robot, kinematics)
         reader.read()
         _require_frames(reader)

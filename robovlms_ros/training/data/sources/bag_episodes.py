@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robovlms_ros.config import PolicyConfig
-from robovlms_ros.conversions.images import image_to_rgb
+from robovlms_ros.conversions.images import check_pixels, image_to_rgb
 from robovlms_ros.conversions.joint_states import stamp_of
-from robovlms_ros.evaluation.bags.mapping import TopicMapping, TopicsConfig, detect
+from robovlms_ros.evaluation.bags.mapping import Stamps, TopicMapping, TopicsConfig, detect
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
 from robovlms_ros.evaluation.replay.commands import CommandTrack
 from robovlms_ros.evaluation.replay.events import Answered, Event, Measured, Restart, Seen, Told
@@ -28,6 +28,7 @@ from robovlms_ros.evaluation.replay.steps import step_times
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
 from robovlms_ros.runtime.robot import RobotSpec
 from robovlms_ros.schema import require
+from robovlms_ros.text_safety import printable
 from robovlms_ros.training.data.episodes import Array, DataError, Flaw
 from robovlms_ros.training.data.sources.bag_frames import Frame, Grid, Picture, Piece, Recorded, WatchedBag, numbers_of
 from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError
@@ -43,6 +44,7 @@ class BagData:
     robot: whose joints and tool they are (a name or a YAML); None is `action.robot`. topics: as in an evaluation YAML;
         `commands: motion` learns the motion that followed, for recordings without commands. instruction: for bags
         without one, or instead of theirs. camera_tolerance, joint_states_tolerance: s, as the node's parameters.
+    stamps: `bag` times images by their reception in the bag, for recordings whose images are stamped zero.
     frame_tolerance: s by which an image may miss its place on the training rate's grid; None is half a step. An episode
         is cut where no image is near enough.
     """
@@ -53,6 +55,7 @@ class BagData:
     camera_tolerance: float = 0.02
     joint_states_tolerance: float = 0.05
     frame_tolerance: float | None = None
+    stamps: Stamps = "header"
 
     def __post_init__(self) -> None:
         for name in ("camera_tolerance", "joint_states_tolerance", "frame_tolerance"):
@@ -94,7 +97,7 @@ class BagReader:
             data = self.data
             inputs = Inputs(bag, mapping, self.robot, self.kinematics, self.config.cameras, data.instruction,
                             data.camera_tolerance, data.joint_states_tolerance,
-                            decode=lambda message: self._look(bag.current, message))
+                            decode=lambda message: self._look(bag.current, message), stamps=data.stamps)
             for event in inputs.events():
                 self._take(event)
             self._settle(None)
@@ -127,13 +130,16 @@ class BagReader:
         """Check an image as far as that is quick, and remember where it is."""
         if hasattr(message, "format"):
             try:
-                Image.open(io.BytesIO(bytes(message.data)), formats=("JPEG", "PNG")).close()
-            except (OSError, SyntaxError) as error:
-                raise ObservationError(f"the compressed image is neither JPEG nor PNG: {error}") from error
+                with Image.open(io.BytesIO(bytes(message.data)), formats=("JPEG", "PNG")) as image:
+                    check_pixels(*image.size)
+            except ObservationError:
+                raise
+            except Exception as error:  # damaged bytes raise anything in a decoder
+                raise ObservationError(f"the compressed image is neither JPEG nor PNG: {printable(error)}") from error
         else:
             image_to_rgb(message)
         stamp = stamp_of(message)
-        self.stamps[self._cameras[raw.topic]].append(stamp)
+        self.stamps[self._cameras[raw.topic]].append(raw.log_ns if self.data.stamps == "bag" else stamp)
         return Picture(raw.log_ns, stamp)
 
     def _take(self, event: Event) -> None:

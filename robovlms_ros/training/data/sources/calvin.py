@@ -1,11 +1,11 @@
 """CALVIN-format folders (https://github.com/mees/calvin, `dataset`): one .npz a step, language beside them.
 
-`lang_annotations/auto_lang_ann.npy` names the episodes (first and last step, both included) and their instructions;
-without it, `ep_start_end_ids.npy` does, and the instruction has to be given. Relative actions are the robot's own: 1 is
+`auto_lang_ann.npy` in `lang_annotations`, or else in a folder `lang_*` of one language model, names the episodes
+(first and last step, both included) and their instructions; without it, `ep_start_end_ids.npy` does, and the
+instruction has to be given. Relative actions are the robot's own: 1 is
 0.02 m or 0.05 rad, and 1 opens the gripper.
 """
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.caps import MAX_ARRAY_BYTES, MAX_EPISODE_STEPS, MAX_EPISODES
 from robovlms_ros.config import PolicyConfig
+from robovlms_ros.file_boundary import file_boundary, require_file
 from robovlms_ros.processing.rotations import matrix_from, vector_from_matrix
 from robovlms_ros.schema import ConfigError, build, require
+from robovlms_ros.text_safety import printable
 from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, Flaw, Images
 from robovlms_ros.training.data.sources.restricted_pickle import read_objects
 from robovlms_ros.types import NANOSECONDS
@@ -24,6 +27,14 @@ from robovlms_ros.types import NANOSECONDS
 RELATIVE = np.array([0.02, 0.02, 0.02, 0.05, 0.05, 0.05])  # m, rad
 OPEN_WIDTH = 0.08  # m, between the fingers
 JOINTS = slice(7, 14)
+ANNOTATIONS = "auto_lang_ann.npy"
+REMEDY = "Download or unpack the folder again."
+
+
+def annotation_files(path: Path) -> list[Path]:
+    """The annotation files of a CALVIN folder, the one to use first."""
+    found = sorted(path.glob(f"lang_*/{ANNOTATIONS}"))
+    return sorted(found, key=lambda file: file.parent.name != "lang_annotations")
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ class CalvinSource:
         self.notes: Sequence[str] = (
             *(f"camera '{name}': {key}" for name, key in self._keys.items()),
             f"actions: {self._key}, {data.rate_hz:g} Hz",
+            f"instructions: {self._words}",
         )
         self._check_first()
 
@@ -85,24 +97,39 @@ class CalvinSource:
 
     def _episodes(self, data: CalvinData) -> tuple[NDArray[np.int64], list[str]]:
         """(E, 2) first and last steps, and their instructions."""
-        annotations = self.path / "lang_annotations" / "auto_lang_ann.npy"
-        if annotations.is_file():
+        files = annotation_files(self.path)
+        self._words = f"{files[0].parent.name}/{files[0].name}" if files else "data.calvin.instruction"
+        if files:
+            annotations = files[0]
             table = read_objects(annotations)
             try:
                 spans = np.array([tuple(span) for span in table["info"]["indx"]], dtype=np.int64)
                 texts = [str(text) for text in table["language"]["ann"]]
-            except (KeyError, TypeError, ValueError) as error:
+            except Exception as error:  # whatever the file holds in place of the two lists
                 raise DataError(
-                    f"{annotations}: not CALVIN's annotations (info.indx, language.ann): {error!r}.") from error
+                    f"{annotations}: not CALVIN's annotations (info.indx, language.ann): "
+                    f"{printable(repr(error))}.") from error
         else:
-            spans = np.load(self.path / "ep_start_end_ids.npy", allow_pickle=False).astype(np.int64)
+            ends = self.path / "ep_start_end_ids.npy"
+            require_file(DataError, ends, MAX_ARRAY_BYTES, "MAX_ARRAY_BYTES")
+            with file_boundary(DataError, ends, REMEDY):
+                spans = np.asarray(np.load(ends, allow_pickle=False)).astype(np.int64)
+                if spans.ndim != 2:
+                    raise DataError(f"{ends}: an array of shape {spans.shape}: must be (episodes, 2).")
             texts = [data.instruction] * len(spans)
             if not data.instruction:
-                raise DataError(f"{self.path}: no lang_annotations/auto_lang_ann.npy, so nothing says what was done. "
-                                "Give `data: {calvin: {instruction: TEXT}}`.")
+                raise DataError(f"{self.path}: no lang_annotations/{ANNOTATIONS} nor lang_*/{ANNOTATIONS}, so nothing "
+                                "says what was done. Give `data: {calvin: {instruction: TEXT}}`.")
         if len(spans) != len(texts) or not len(spans) or spans.shape[1:] != (2,) or (spans[:, 1] < spans[:, 0]).any():
             raise DataError(f"{self.path}: {len(texts)} instructions for episodes of shape {spans.shape}: must be one "
                             "for each (first, last), first not after last.")
+        if len(spans) > MAX_EPISODES or (spans < 0).any() or (spans > 10**9).any():
+            raise DataError(f"{self.path}: episodes name steps {spans.min()} to {spans.max()}: must be 0 to 10^9, and "
+                            f"at most {MAX_EPISODES} episodes (MAX_EPISODES).")
+        longest = int((spans[:, 1] - spans[:, 0]).max()) + 1
+        if longest > MAX_EPISODE_STEPS:
+            raise DataError(f"{self.path}: an episode of {longest} steps, at most {MAX_EPISODE_STEPS} are read "
+                            "(MAX_EPISODE_STEPS).")
         return spans, texts
 
     def _check_first(self) -> None:
@@ -110,8 +137,20 @@ class CalvinSource:
             wanted = [*self._keys.values(), self._key, *(["robot_obs"] if self._proprioception else [])]
             missing = [key for key in wanted if key not in step]
             if missing:
-                raise DataError(f"{self.path}: no '{missing[0]}' in its steps; they hold {', '.join(sorted(step))}. "
-                                "Say which it is: `data: {calvin: {cameras: {NAME: KEY}}}`.")
+                have = printable(", ".join(sorted(step)), 300)
+                raise DataError(f"{self.path}: no '{missing[0]}' in its steps; they hold {have}. "
+                                f"{self._missing_remedy(missing[0])}")
+
+    def _missing_remedy(self, key: str) -> str:
+        if key == "robot_obs":
+            return "The measured state is in it: leave `proprioception` out of the policy's configuration."
+        if key == self._key:
+            relative = key == "rel_actions"
+            space = "eef_pose" if relative else "eef_delta"
+            other = "actions" if relative else "rel_actions"
+            return (f"The {'relative' if relative else 'absolute'} actions are in it. Take a release of the data with "
+                    f"them, or set `action.space: {space}` where '{other}' is there.")
+        return "Give the camera's key: `data: {calvin: {cameras: {NAME: KEY}}}`."
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -126,10 +165,16 @@ class CalvinSource:
     def _step(self, index: int) -> Any:
         path = self.path / f"episode_{index:07d}.npz"
         try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: a step of the episode is missing or damaged ({error}). Download or unpack the "
-                            "folder again.") from error
+            require_file(DataError, path, MAX_ARRAY_BYTES, "MAX_ARRAY_BYTES")
+            step = np.load(path, allow_pickle=False)
+            size = sum(entry.file_size for entry in step.zip.infolist())
+        except Exception as error:  # damaged bytes raise anything in the reader
+            raise DataError(f"{path}: a step of the episode is missing or damaged ({printable(error)}). "
+                            f"{REMEDY}") from error
+        if size > MAX_ARRAY_BYTES:
+            step.close()
+            raise DataError(f"{path}: {size} bytes uncompressed, at most {MAX_ARRAY_BYTES} are read (MAX_ARRAY_BYTES).")
+        return step
 
     def arrays(self, i: int) -> EpisodeArrays:
         actions, states = [], []
@@ -147,10 +192,12 @@ class CalvinSource:
         return EpisodeArrays(stamps, values, proprioception, self._instructions[i], self.origin(i))
 
     def _taken(self, step: Any, key: str, index: int) -> Array:
-        try:
-            return np.asarray(step[key], dtype=np.float64)
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.path}: step {index}: '{key}' is missing or damaged ({error}).") from error
+        size = {"robot_obs": 15}.get(key, 7)
+        with file_boundary(DataError, f"{self.path}: step {index}: '{key}'", REMEDY):
+            values = np.asarray(step[key], dtype=np.float64)
+        if values.ndim != 1 or len(values) < size or (key == self._key and len(values) > size):
+            raise DataError(f"{self.path}: step {index}: '{key}' has shape {values.shape}: must be ({size},).")
+        return values
 
     def _state(self, robot: Array) -> Array:
         """The policy's proprioception out of robot_obs: tcp position, tcp angles, width, seven joints, gripper."""
@@ -166,10 +213,14 @@ class CalvinSource:
             index = int(self._spans[i, 0] + number)
             with self._step(index) as step:
                 for name, key in self._keys.items():
-                    image: Any = step[key] if key in step else np.empty(0)
+                    with file_boundary(DataError, f"{self.path}: step {index}: '{key}'", REMEDY):
+                        image: Any = step[key] if key in step else np.empty(0)
                     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                         raise DataError(f"{self.path}: step {index}: '{key}' is {image.shape} {image.dtype}: must be "
                                         "(H, W, 3) uint8 RGB.")
+                    if found[name] and found[name][0].shape != image.shape:
+                        raise DataError(f"{self.path}: step {index}: '{key}' is {image.shape}, others of the episode "
+                                        f"{found[name][0].shape}.")
                     found[name].append(image)
         return {name: np.stack(images) for name, images in found.items()}
 

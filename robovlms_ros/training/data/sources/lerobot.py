@@ -27,7 +27,7 @@ from robovlms_ros.file_boundary import file_boundary, require_file
 from robovlms_ros.schema import ConfigError, build, did_you_mean, require
 from robovlms_ros.text_safety import printable
 from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, Flaw, Images
-from robovlms_ros.training.data.sources.parquet import InterruptedTableError, column_names, read_table
+from robovlms_ros.training.data.sources.parquet import POINTER, InterruptedTableError, column_names, read_table
 from robovlms_ros.training.data.sources.video import VideoFrames
 from robovlms_ros.types import NANOSECONDS
 
@@ -92,7 +92,7 @@ class LeRobotSource:
         assert config.action is not None
         self.path, self.cameras = path, config.cameras
         self.accept: Sequence[str] = ()
-        self.dropped: dict[str, str] = {}
+        self.dropped: Mapping[str, str] = {}
         self._states = config.proprioception
         self._info = _read_info(path)
         self.rate_hz = float(self._info["fps"])
@@ -131,23 +131,29 @@ class LeRobotSource:
         kept: list[dict[str, Any]] = []
         missing: dict[str, None] = {}  # in order
         dropped: list[str] = []
+        present: dict[Path, bool] = {}
         for episode in self._episodes:
             paths = [self._video_path(episode, key) for key in videos]
-            absent = [path for path in paths if not path.exists()]
+            for path in paths:
+                if path not in present:
+                    present[path] = _is_downloaded(path)
+            absent = [path for path in paths if not present[path]]
             if not absent:
                 kept.append(episode)
                 continue
             missing.update(dict.fromkeys(str(path.relative_to(self.path)) for path in absent))
             dropped.append(self._name(episode))
         self._episodes = kept
-        self.dropped.update((name, "its video files are missing") for name in dropped)
+        self.dropped = {**self.dropped, **dict.fromkeys(dropped, "its video files are missing or Git LFS pointers")}
         if not missing:
             return []
         names = list(missing)
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        return [Flaw("missing", str(self.path), f"{len(names)} video files are missing, {len(dropped)} episodes need "
-                     f"them: {', '.join(names[:LISTED])}{more}", "download them (`git lfs pull`, or the data set again),"
-                     " or train on the other episodes with `data: {accept: [missing]}`", True, tuple(dropped))]
+        text = (f"{len(names)} video files are missing or Git LFS pointers, {len(dropped)} episodes need them: "
+                f"{', '.join(names[:LISTED])}{more}")
+        remedy = ("download them (`git lfs pull`, or the data set again), or train on the other episodes with "
+                  "`data: {accept: [missing]}`")
+        return [Flaw("missing", str(self.path), text, remedy, True, tuple(dropped))]
 
     def _drop_without_table(self) -> list[Flaw]:
         """Leave out the episodes whose data file has no footer; one flaw for each file."""
@@ -172,7 +178,8 @@ class LeRobotSource:
         self._episodes = kept
         flaws = []
         for path, names in lost.items():
-            self.dropped.update((name, f"the recording of {path.name} was interrupted") for name in names)
+            why = f"the recording of {path.name} was interrupted"
+            self.dropped = {**self.dropped, **dict.fromkeys(names, why)}
             flaws.append(_interrupted(self.path, interrupted[path], len(names), tuple(names)))
         return flaws
 
@@ -194,10 +201,11 @@ class LeRobotSource:
             places += [name for number, name in names.items() if number in wrong]
         if not places:
             return []
-        return [Flaw("timestamps", places[0] if len(places) == 1 else f"{self.path}, {len(places)} episodes",
-                     f"timestamps differ from frame_index / fps by up to {1000 * worst:.0f} ms: the images are found by "
-                     "frame_index, the timestamps are of another clock than the video's",
-                     f"check that the arm was recorded at {self.rate_hz:g} Hz", episodes=tuple(places))]
+        where = places[0] if len(places) == 1 else f"{self.path}, {len(places)} episodes"
+        text = (f"timestamps differ from frame_index / fps by up to {1000 * worst:.0f} ms: the images are found by "
+                "frame_index, the timestamps are of another clock than the video's")
+        remedy = f"check that the arm was recorded at {self.rate_hz:g} Hz"
+        return [Flaw("timestamps", where, text, remedy, episodes=tuple(places))]
 
     def _by_file(self) -> dict[Path, dict[int, str]]:
         """Data file -> the episodes in it, number -> name."""
@@ -283,8 +291,10 @@ class LeRobotSource:
             table = table.sort_by("frame_index")
             frames = table["frame_index"].to_numpy()
         if not np.array_equal(frames, np.arange(len(table))):
-            raise DataError(f"{path}: frame_index of {self.origin(i)} goes from {frames[0]} to {frames[-1]}: must count "
-                            f"from 0 to {len(table) - 1}, for images are found by it.")
+            raise DataError(
+                f"{path}: frame_index of {self.origin(i)} goes from {frames[0]} to {frames[-1]}: must count from 0 to "
+                f"{len(table) - 1}, for images are found by it."
+            )
         return table
 
     def _matrix(self, table: Any, name: str, i: int) -> Array:
@@ -409,6 +419,14 @@ def path_inside(root: Path, name: str, pattern: Any, **fields: Any) -> Path:
     return root / filled
 
 
+def _is_downloaded(path: Path) -> bool:
+    """False for a file that does not exist, and for a Git LFS pointer in its place."""
+    if not path.is_file():
+        return False
+    with file_boundary(DataError, path, REMEDY), path.open("rb") as file:
+        return file.read(len(POINTER)) != POINTER
+
+
 def _width(root: Path, features: Mapping[str, Any], name: str) -> int:
     """How many numbers a feature has in a step."""
     shape = features[name].get("shape")
@@ -422,8 +440,8 @@ def _width(root: Path, features: Mapping[str, Any], name: str) -> int:
 
 def _interrupted(root: Path, text: str, lost: int, episodes: tuple[str, ...]) -> Flaw:
     count = f"{lost} episodes of it are left out" if lost else "its episodes are left out"
-    return Flaw("interrupted", str(root), f"{text.rstrip('.')}; {count}",
-                "record them again, or train on the other episodes with `data: {accept: [interrupted]}`", True, episodes)
+    remedy = "record them again, or train on the other episodes with `data: {accept: [interrupted]}`"
+    return Flaw("interrupted", str(root), f"{text.rstrip('.')}; {count}", remedy, True, episodes)
 
 
 def _read_info(path: Path) -> dict[str, Any]:

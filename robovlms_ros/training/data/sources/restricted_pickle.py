@@ -7,11 +7,15 @@ of dictionaries, lists, tuples, texts, numbers and arrays of numbers.
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from robovlms_ros.caps import MAX_ARRAY_BYTES, MAX_PICKLE_ITEMS
+from robovlms_ros.file_boundary import require_file
+from robovlms_ros.text_safety import printable
 from robovlms_ros.training.data.episodes import DataError
 
 ADMITTED = ("ndarray", "dtype", "scalar", "_reconstruct", "_frombuffer")
@@ -53,6 +57,7 @@ class _Reader(pickle.Unpickler):
 
 def read_objects(path: Path) -> Any:
     """The single object in a .npy file. Raises DataError for anything but plain data and arrays of numbers."""
+    require_file(DataError, path, MAX_ARRAY_BYTES, "MAX_ARRAY_BYTES")
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -60,44 +65,63 @@ def read_objects(path: Path) -> Any:
             _, _, dtype = header(file)
             if not dtype.hasobject:
                 raise DataError("it is an array of numbers, not of objects")
-            return _plain(_Reader(io.BytesIO(file.read())).load())
+            data = file.read()
+            _require_opcodes(data)
+            return _Plain().of(_Reader(io.BytesIO(data)).load())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except DataError as error:
         raise DataError(f"{path}: refused: {error}. Only dictionaries, lists, texts, numbers and NumPy arrays of "
                         "numbers are taken from a file that could run code.") from error
     except Exception as error:  # broken bytes can raise anything in the reader
-        raise DataError(f"{path}: not readable as a NumPy file of objects: {error}.") from error
+        raise DataError(f"{path}: not readable as a NumPy file of objects: {printable(error)}.") from error
 
 
-def _plain(value: Any) -> Any:
-    """The data in what was read; a 0-d array of one object is that object."""
-    if isinstance(value, PLAIN):
-        return value
-    if isinstance(value, dict):
-        return {_plain(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(v) for v in value)
-    if isinstance(value, Inert):
-        return _numpy(value)
-    raise DataError(f"it holds a {type(value).__name__}")
+def _require_opcodes(data: bytes) -> None:
+    """Refuse memo numbers beyond the opcodes: the unpickler allocates memory up to the number."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data), start=1):
+        if count > MAX_PICKLE_ITEMS:
+            raise DataError(f"it has more than {MAX_PICKLE_ITEMS} opcodes (MAX_PICKLE_ITEMS)")
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            raise DataError(f"it numbers its {count}th object {argument}")
 
 
-def _numpy(record: Inert) -> Any:
-    if record.name == "scalar":
-        dtype, data = record.arguments
-        return np.frombuffer(data, _dtype(dtype))[0].item()
-    if record.name == "_frombuffer":
-        data, dtype, shape, order = record.arguments
-        return np.frombuffer(data, _dtype(dtype)).reshape(shape, order=order)
-    if record.name != "_reconstruct" or not isinstance(record.state, tuple):
-        raise DataError(f"it holds a {record.name} on its own")
-    _, shape, dtype, fortran, data = record.state
-    if isinstance(data, list):
-        if len(data) != int(np.prod(shape)) or len(shape) > 1:
-            raise DataError(f"it holds an array of objects of shape {shape}")
-        return _plain(data[0]) if shape == () else [_plain(item) for item in data]
-    return np.frombuffer(data, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
+class _Plain:
+    """Turns records into plain data, and counts: a list that holds itself many times over has no end."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def of(self, value: Any) -> Any:
+        """The data in `value`; a 0-d array of one object is that object. Raises DataError."""
+        self._count += 1
+        if self._count > MAX_PICKLE_ITEMS:
+            raise DataError(f"it holds more than {MAX_PICKLE_ITEMS} values (MAX_PICKLE_ITEMS)")
+        if isinstance(value, PLAIN):
+            return value
+        if isinstance(value, dict):
+            return {self.of(k): self.of(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.of(v) for v in value)
+        if isinstance(value, Inert):
+            return self._numpy(value)
+        raise DataError(f"it holds a {type(value).__name__}")
+
+    def _numpy(self, record: Inert) -> Any:
+        if record.name == "scalar":
+            dtype, data = record.arguments
+            return np.frombuffer(data, _dtype(dtype))[0].item()
+        if record.name == "_frombuffer":
+            data, dtype, shape, order = record.arguments
+            return np.frombuffer(data, _dtype(dtype)).reshape(shape, order=order)
+        if record.name != "_reconstruct" or not isinstance(record.state, tuple):
+            raise DataError(f"it holds a {record.name} on its own")
+        _, shape, dtype, fortran, data = record.state
+        if isinstance(data, list):
+            if len(data) != int(np.prod(shape)) or len(shape) > 1:
+                raise DataError(f"it holds an array of objects of shape {shape}")
+            return self.of(data[0]) if shape == () else [self.of(item) for item in data]
+        return np.frombuffer(data, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
 
 
 def _dtype(record: Any) -> np.dtype:

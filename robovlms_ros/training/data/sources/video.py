@@ -70,8 +70,9 @@ class _Video:
             self._stream = self._container.streams.video[0]
             pixels = self._stream.width * self._stream.height
         except Exception as error:  # damaged bytes raise anything in a demuxer
-            raise DataError(f"{path}: cannot be opened as a video ({printable(error)}). Is it a Git LFS pointer, or cut "
-                            "off?") from error
+            raise DataError(
+                f"{path}: cannot be opened as a video ({printable(error)}). Is it a Git LFS pointer, or cut off?"
+            ) from error
         if pixels > MAX_IMAGE_PIXELS:
             raise DataError(f"{path}: {self._stream.width} x {self._stream.height} pixels a frame by its header, at "
                             f"most {MAX_IMAGE_PIXELS} are decoded (MAX_IMAGE_PIXELS).")
