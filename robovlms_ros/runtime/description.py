@@ -29,7 +29,8 @@ def import_pinocchio() -> Any:
     except ImportError as error:
         raise KinematicsError(
             f"inverse kinematics needs pinocchio, which cannot be imported ({error}). "
-            "Install it with `pip install pin` or, beside an apt ROS, `sudo apt install ros-$ROS_DISTRO-pinocchio`."
+            "Install it with `pip install pin` or, beside an apt ROS, "
+            "`sudo apt install ros-$ROS_DISTRO-pinocchio`."
         ) from error
 
 

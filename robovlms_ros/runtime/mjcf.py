@@ -349,7 +349,7 @@ class _Reading:
         return self._euler(values)
 
     def _euler(self, values: Array) -> Array:
-        """(3, 3): lower-case letters turn about the turned axes, upper-case ones about the fixed."""
+        """(3, 3): lower case turns about the turned axes, upper case about the fixed ones."""
         if not set(self.compiler.sequence) <= set("xyzXYZ"):
             raise DescriptionFault(
                 f"compiler eulerseq = {quoted(self.compiler.sequence)}: must be {SEQUENCE}"
