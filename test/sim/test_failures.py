@@ -1,6 +1,7 @@
 """Failure categories of episodes, for scripted situations.
 
-Each category is distinguished from its neighbours. The truth carries the hand, and the scripted expert that is stopped on its way fails by what it had done till then.
+Each category is distinguished from its neighbours. The truth carries the hand, and the scripted
+expert that is stopped on its way fails by what it had done till then.
 """
 
 import numpy as np
