@@ -133,11 +133,26 @@ def plan_chunk(
     times_ns = chunk.stamp_ns + np.round(np.arange(1, chunk.horizon + 1) * step_ns).astype(np.int64)
     if chunk.spec.space in ABSOLUTE_SPACES and chunk.horizon > 1:
         # The arm may be anywhere beside an absolute target: the way to the first step is no part of the intent.
+        _check_reach(positions, measured, chunk.spec.step_duration, robot)
         velocities = central_differences(times_ns, positions)
     else:
         seconds = np.arange(chunk.horizon + 1) * chunk.spec.step_duration
         velocities = np.gradient(np.vstack([measured, positions]), seconds, axis=0)[1:]
     return JointPlan(times_ns, positions, velocities, _gripper(chunk), chunk)
+
+
+def _check_reach(positions: Array, measured: Array, step: float, robot: RobotSpec) -> None:
+    """Raise PlanRefused for absolute targets so far from the arm that the first steps ask for a wild speed."""
+    speeds = np.abs(positions[1] - measured) / (2 * step)
+    ratio = speeds / np.array(robot.limits.velocity)
+    joint = int(np.argmax(ratio))
+    if ratio[joint] > robot.gate.max_excess:
+        raise PlanRefused(
+            f"{robot.joints[joint]} would need {speeds[joint]:.2f} rad/s to the chunk's second step, more than "
+            f"{robot.gate.max_excess:g} times its limit of {robot.limits.velocity[joint]:.2f} rad/s: the target lies "
+            "far from the measured arm.",
+            1,
+        )
 
 
 def _solve(chunk: ActionChunk, state: RobotState, kinematics: Kinematics | None, measured: Array) -> Array:
