@@ -221,8 +221,9 @@ class ChunkExecutor:
         return None if opening is None else self.guard.admit_opening(opening)
 
     def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
-        """Commanded positions and velocities (J,) at a time, past times included; None before the first command.
+        """Commanded positions and velocities (J,) at a time, past times included.
 
+        None before the first command.
         None after a restart until the next chunk: somebody may have moved the arm meanwhile.
         """
         if self._resumed:

@@ -142,15 +142,15 @@ def plan_chunk(
 
 
 def _check_reach(positions: Array, measured: Array, step: float, robot: RobotSpec) -> None:
-    """Raise PlanRefused for absolute targets so far from the arm that the first steps ask for a wild speed."""
+    """Raise PlanRefused for absolute targets whose first steps need an excessive speed."""
     speeds = np.abs(positions[1] - measured) / (2 * step)
     ratio = speeds / np.array(robot.limits.velocity)
     joint = int(np.argmax(ratio))
     if ratio[joint] > robot.gate.max_excess:
         raise PlanRefused(
-            f"{robot.joints[joint]} would need {speeds[joint]:.2f} rad/s to the chunk's second step, more than "
-            f"{robot.gate.max_excess:g} times its limit of {robot.limits.velocity[joint]:.2f} rad/s: the target lies "
-            "far from the measured arm.",
+            f"{robot.joints[joint]} would need {speeds[joint]:.2f} rad/s to the chunk's second step, "
+            f"more than {robot.gate.max_excess:g} times its limit of "
+            f"{robot.limits.velocity[joint]:.2f} rad/s: the target lies far from the measured arm.",
             1,
         )
 
