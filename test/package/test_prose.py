@@ -33,14 +33,14 @@ REPEATED = "class names that are not unique"
 MAXIMA = {
     # (area, kind): maximum                  wanted
     ("robovlms_ros", WH_OPENING): 256,     # 0
-    ("robovlms_ros", SPEECH): 273,         # 0
+    ("robovlms_ros", SPEECH): 276,         # 0
     ("robovlms_ros", PACKED): 12.59,       # 5
-    ("robovlms_ros", LONG): 3725,          # 0
+    ("robovlms_ros", LONG): 3790,          # 0
     ("robovlms_ros", REPEATED): 18,        # 0
     ("test", WH_OPENING): 0,               # 0
     ("test", SPEECH): 77,                  # 0
     ("test", PACKED): 10.49,               # 5
-    ("test", LONG): 1640,                  # 0
+    ("test", LONG): 1725,                  # 0
     ("guides", WH_OPENING): 0,             # 0
     ("guides", SPEECH): 1,                 # 0
     ("guides", LONG): 26,                  # 0
