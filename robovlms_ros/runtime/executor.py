@@ -196,7 +196,9 @@ class ChunkExecutor:
         if motion is None:
             return
         if motion.times_ns[0] <= now_ns and np.ptp(cut(motion, now_ns).positions, axis=0).max() > 0.0:
-            return  # still under way
+            then = motion(np.array([measured.stamp_ns]))[0][0]
+            if np.abs(then - measured.positions).max() <= self.robot.max_start_jump:
+                return  # still under way
         apart = np.abs(motion.positions[-1] - measured.positions).max()
         if not apart <= AT_COMMAND:
             self._forget_motion()
