@@ -154,6 +154,8 @@ class Pilot:
             self._worker.reset()
         if self._executor is not None:
             self._executor.reset()
+        if self._arm is not None:
+            self._arm.abandon()
 
     def observe(self, observation: Observation) -> None:
         """Hand a frame to the policy, unless it is from before the last start or reset."""

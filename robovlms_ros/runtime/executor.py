@@ -25,11 +25,11 @@ from robovlms_ros.types import ActionChunk, JointPlan, RobotState
 AT_COMMAND = 0.02
 """rad: an arm at rest this near to its last command is there, but for gravity and friction."""
 
-
 MARGIN_NS = 5_000_000
 """The part of a message's lead that is left for the way to the controller."""
 
 LONGEST_LEAD_NS = 200_000_000
+"""The longest lead of a message that is computed a second time."""
 
 REST_SPEED = 0.05
 """rad/s: a joint that is measured slower than this is at rest."""
@@ -116,6 +116,9 @@ class ChunkExecutor:
         answer of `plan`, for a caller that reads the time after it; None computes it here. clock: the time now, ns: a
         message that took longer to compute than it leads is computed once more with a longer lead; None for a replay.
         """
+        motion = self.guard.commanded
+        if motion is not None and motion.times_ns[0] > now_ns:
+            self._forget_motion()  # the clock went back: the motion's times mean nothing any more
         if self._resumed:
             self._resumed = False
             self._keep_or_forget_motion(measured, now_ns)
@@ -126,20 +129,7 @@ class ChunkExecutor:
             plan = self.plan(chunk, state_at_stamp)
         if isinstance(plan, PlanRefused):
             return Decision(None, None, self.gate.refuse(str(plan), now_ns), None)
-        counts = self.gate.counts
-        lead_ns = self.scheduler.lead_ns
-        decision = self._decide(chunk, plan, measured, now_ns, lead_ns)
-        if clock is not None and decision.command is not None:
-            spent_ns = clock() - now_ns
-            if spent_ns > lead_ns - MARGIN_NS:
-                self.gate.counts = counts
-                now_ns = clock()
-                lead_ns = min(2 * spent_ns + lead_ns, LONGEST_LEAD_NS)
-                decision = self._decide(chunk, plan, measured, now_ns, lead_ns)
-                late_ns = clock() - now_ns
-                if decision.command is not None and not 0 <= late_ns <= lead_ns - MARGIN_NS:
-                    text = f"the command took {late_ns / 1e6:.0f} ms to compute: it would arrive too late."
-                    decision = Decision(None, None, self.gate.refuse(text, now_ns), plan)
+        decision, now_ns = self._decide_in_time(chunk, plan, measured, now_ns, clock)
         if decision.command is None:
             self.gate.resume(self.guard.commanded)
             return decision
@@ -148,6 +138,33 @@ class ChunkExecutor:
         self.gate.resume(self.guard.commanded)
         self._plan = plan
         return replace(decision, gripper=self.gripper_at(now_ns))
+
+    def _decide_in_time(
+        self,
+        chunk: ActionChunk,
+        plan: JointPlan,
+        measured: RobotState,
+        now_ns: int,
+        clock: Callable[[], int] | None,
+    ) -> tuple[Decision, int]:
+        """A decision whose command reaches the controller before it takes effect, and the time it was made for."""
+        counts = self.gate.counts
+        lead_ns = self.scheduler.lead_ns
+        decision = self._decide(chunk, plan, measured, now_ns, lead_ns)
+        if clock is None or decision.command is None:
+            return decision, now_ns
+        spent_ns = clock() - now_ns
+        if spent_ns <= lead_ns - MARGIN_NS:
+            return decision, now_ns
+        self.gate.counts = counts
+        now_ns = clock()
+        lead_ns = min(2 * spent_ns + lead_ns, LONGEST_LEAD_NS)
+        decision = self._decide(chunk, plan, measured, now_ns, lead_ns)
+        late_ns = clock() - now_ns
+        if decision.command is not None and not 0 <= late_ns <= lead_ns - MARGIN_NS:
+            text = f"the command took {late_ns / 1e6:.0f} ms to compute: it would arrive too late."
+            decision = Decision(None, None, self.gate.refuse(text, now_ns), plan)
+        return decision, now_ns
 
     def _decide(
         self, chunk: ActionChunk, plan: JointPlan, measured: RobotState, now_ns: int, lead_ns: int
@@ -225,8 +242,7 @@ class ChunkExecutor:
     def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
         """Commanded positions and velocities (J,) at a time, past times included.
 
-        None before the first command.
-        None after a restart until the next chunk: somebody may have moved the arm meanwhile.
+        None before the first command, and after a restart until the next chunk: a person may have moved the arm.
         """
         if self._resumed:
             return None

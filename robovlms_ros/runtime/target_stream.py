@@ -34,18 +34,31 @@ class TargetStream:
         self._last_ns = 0
         self._last: tuple[Array, Array] | None = None
         self._on_curve = True
+        self._braking = False
 
     def follow(self, command: AdmittedCommand, now_ns: int) -> None:
         """Take the targets from `command` from now on."""
+        under_way = self._curve is not None or self._braking
+        self._braking = False
         self._curve = curve_of(command, now_ns)
-        if self._last is None or not 0 <= now_ns - self._last_ns <= TAIL_NS:
+        if not under_way:
             positions, velocities = self._curve(np.array([now_ns]))
             self._last = (positions[0], velocities[0])
             self._last_ns = now_ns
             self._on_curve = True
 
+    def brake(self) -> None:
+        """Leave the trajectory: the next targets slow down at the acceleration limits, one period a tick.
+
+        No clock enters, so that a stop is smooth where the clock jumped. At rest nothing more is sent.
+        """
+        self._curve = None
+        self._braking = self._last is not None
+
     def target(self, now_ns: int) -> tuple[Array, Array] | None:
         """Positions and velocities (J,), rad and rad/s, to be sent now; None where there is nothing to send."""
+        if self._braking:
+            return self._slower(now_ns)
         if self._curve is None or self._last is None:
             return None
         if now_ns > self._curve.end_ns + TAIL_NS and self._on_curve:
@@ -57,6 +70,19 @@ class TargetStream:
         late = since_ns > LATE_TICKS * self._period_ns or since_ns < 0
         self._on_curve = self._on_curve and not late
         self._last = wanted if self._on_curve else self._catch_up(wanted, since_ns)
+        self._last_ns = now_ns
+        return self._last
+
+    def _slower(self, now_ns: int) -> tuple[Array, Array] | None:
+        assert self._last is not None
+        positions, velocities = self._last
+        if not velocities.any():
+            self._braking = False
+            return None
+        seconds = self._period_ns / NANOSECONDS
+        change = np.array([acceleration for _, acceleration, _, _ in self._joints]) * seconds
+        slower = velocities - np.clip(velocities, -change, change)
+        self._last = (positions + (velocities + slower) * (seconds / 2), slower)
         self._last_ns = now_ns
         return self._last
 

@@ -239,6 +239,30 @@ def test_a_restart_at_rest_continues_from_the_command_unless_the_arm_is_elsewher
     np.testing.assert_allclose(executor.commanded(ns(9.0))[0], wanted, rtol=0, atol=1e-9)
 
 
+def test_a_restart_while_a_stop_runs_starts_at_an_arm_that_was_taken_elsewhere(executor, robot):
+    executor.on_chunk(chunk(robot, 1.0, reach(robot, 1.0)), at(robot, 1.0), at(robot, 1.1), ns(1.1))
+    executor.smooth_stop(ns(1.5))
+    executor.restart()
+    assert executor.commanded(ns(1.52)) is None
+    elsewhere = RobotState(ns(1.52), np.array(robot.home) + robot.max_start_jump + 0.2)
+    source = chunk(robot, 1.5, elsewhere.positions + 0.1 * STEP * np.arange(1, 17)[:, None])
+    moving = executor.on_chunk(source, elsewhere, elsewhere, ns(1.52), speed=np.full(7, 0.3))
+    assert moving.command is None
+    decision = executor.on_chunk(source, elsewhere, elsewhere, ns(1.52), speed=np.zeros(7))
+    np.testing.assert_array_equal(decision.command.positions[0], elsewhere.positions)
+
+
+def test_a_motion_from_before_a_clock_that_went_back_is_forgotten(executor, robot):
+    later = at(robot, 100.0)
+    executor.on_chunk(chunk(robot, 100.0, reach(robot, 100.0, since=100.0)), later, later, ns(100.1))
+    earlier = at(robot, 1.0, 0.05)
+    source = chunk(robot, 1.0, reach(robot, 1.0) + 0.05)
+    moving = executor.on_chunk(source, earlier, earlier, ns(1.0), speed=np.full(7, 0.3))
+    assert moving.command is None and "a motion starts from rest" in moving.verdict.reason
+    decision = executor.on_chunk(source, earlier, earlier, ns(1.0), speed=np.zeros(7))
+    np.testing.assert_array_equal(decision.command.positions[0], earlier.positions)
+
+
 def test_an_arm_that_moves_though_nothing_is_commanded_does_not_start(executor, robot):
     for speed in (np.full(7, 0.06), np.full(7, np.inf), np.full(7, np.nan)):
         home = at(robot, 1.0)

@@ -61,6 +61,12 @@ class Arm(ABC):
     def tick(self, now_ns: int) -> None:  # noqa: B027
         """Send what is due by time; nothing for a controller that takes whole trajectories."""
 
+    def abandon(self) -> None:  # noqa: B027
+        """Leave the command under way: the controller is away, or the command's times mean nothing any more.
+
+        A controller that takes whole trajectories finishes its own; one that takes targets is brought to rest.
+        """
+
     @property
     @abstractmethod
     def name(self) -> str:

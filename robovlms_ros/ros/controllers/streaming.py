@@ -30,6 +30,9 @@ class StreamingArm(Arm):
         self._stream.follow(command, now_ns)
         self.tick(now_ns)
 
+    def abandon(self) -> None:
+        self._stream.brake()
+
     def tick(self, now_ns: int) -> None:
         target = self._stream.target(now_ns)
         if target is not None:
