@@ -282,6 +282,13 @@ def test_the_speed_of_the_tool(kinematics):
     np.testing.assert_allclose(verdict.command.positions[-1], HOME + 0.6 * FIRST, atol=2e-3)
 
 
+def test_the_way_to_a_command_that_begins_before_it_arrives_is_judged(gate):
+    """1.5e-4 rad within 5 ms is no step, yet 36 rad/s^2."""
+    verdict = check(gate, command([0.005001, 1.0], [HOME + 1.5e-4 * FIRST] * 2))
+    assert verdict.kind == "clamp" and "would reach an acceleration" in verdict.reason
+    within_limits(verdict.command, NOW)
+
+
 def within_limits(message: TrajectoryCommand, now_ns: int) -> None:
     limits = ROBOT.limits
     for values in (message.times, message.positions, message.velocities):
