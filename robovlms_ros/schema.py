@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from robovlms_ros.structured_text import TextError, read_values
+from robovlms_ros.caps import MAX_CONFIG_BYTES
+from robovlms_ros.file_boundary import require_file
+from robovlms_ros.structured_text import TextError, from_json, from_yaml
 from robovlms_ros.text_safety import printable
 from robovlms_ros.types import RoboVLMsError
 
@@ -45,11 +47,13 @@ def require(condition: bool, where: str, value: object, allowed: str) -> None:
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file. Raises ConfigError naming the file, and the line where it has one."""
     path = Path(path)
+    require_file(ConfigError, path, MAX_CONFIG_BYTES, "MAX_CONFIG_BYTES")
     try:
-        data = read_values(path)
+        text = path.read_text(encoding="utf-8")
+        data = from_json(text) if path.suffix == ".json" else from_yaml(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give a YAML or JSON file.") from error
-    except TextError as error:
+    except (TextError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML or JSON: {error}.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds {type(data).__name__}, must be a mapping of names to values.")

@@ -6,13 +6,11 @@ them; YAML 1.1 reads them as text. Aliases may not multiply a file beyond MAX_CO
 
 import json
 import re
-import stat
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from robovlms_ros.caps import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_VALUES
+from robovlms_ros.caps import MAX_CONFIG_DEPTH, MAX_CONFIG_VALUES
 from robovlms_ros.text_safety import printable
 
 FLOAT = re.compile(
@@ -26,7 +24,7 @@ FLOAT = re.compile(
 
 
 class TextError(ValueError):
-    """A file that is not valid YAML or JSON, or is larger than a cap; the text names neither file nor remedy."""
+    """A text that is not valid YAML or JSON, or exceeds a cap; the error names neither file nor remedy."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,25 +36,6 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
-
-
-def read_text(path: Path) -> str:
-    """The text of a regular file of at most MAX_CONFIG_BYTES. Raises OSError, TextError."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise TextError("it is no regular file")
-    if status.st_size > MAX_CONFIG_BYTES:
-        raise TextError(f"it has {status.st_size} bytes, at most {MAX_CONFIG_BYTES} are read (MAX_CONFIG_BYTES)")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError(f"it is not UTF-8 text: {error}") from error
-
-
-def read_values(path: Path) -> Any:
-    """The plain values of a YAML or JSON file, by its suffix. Raises OSError, TextError."""
-    text = read_text(path)
-    return from_json(text) if path.suffix == ".json" else from_yaml(text)
 
 
 def from_json(text: str) -> Any:

@@ -11,7 +11,7 @@ from robovlms_ros.types import NANOSECONDS, ObservationError
 Array = NDArray[np.float64]
 
 SPEED_FACTOR = 2.0
-"""Planning limits lie below the joints' own, and a person may move the arm by hand."""
+"""Of the speed limit: planning limits lie below the joints' own, and a person may guide the arm."""
 
 SLACK = 0.1
 """rad: encoder noise, late stamps."""

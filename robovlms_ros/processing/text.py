@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robovlms_ros.caps import MAX_TOKENIZER_BYTES
-from robovlms_ros.file_boundary import file_boundary
+from robovlms_ros.file_boundary import file_boundary, require_file
 from robovlms_ros.schema import did_you_mean
 from robovlms_ros.structured_text import from_json
 from robovlms_ros.text_safety import printable
@@ -231,9 +231,7 @@ def build_word_tokenizer(
 
 def check_json(path: Path) -> None:
     """Raise TokenizerError for a file of a tokenizer that is no JSON: the tokenizer's library aborts on some."""
-    size = path.stat().st_size
-    if size > MAX_TOKENIZER_BYTES:
-        raise TokenizerError(f"{path}: {size} bytes, at most {MAX_TOKENIZER_BYTES} are read (MAX_TOKENIZER_BYTES).")
+    require_file(TokenizerError, path, MAX_TOKENIZER_BYTES, "MAX_TOKENIZER_BYTES")
     with file_boundary(TokenizerError, path, "Copy the tokenizer's files again.", "JSON"):
         from_json(path.read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Frames of a prediction, named by hand, and what follows from them.
+"""Frames of a prediction, listed one by one, and the properties that follow from the list.
 
 Frames come every 50 ms, the history steps 100 ms, a place accepts a frame within 30 ms; four places.
 

@@ -55,9 +55,9 @@ def test_hostile_yaml_is_refused_with_the_file_and_a_short_text(tmp_path, kind):
 
 def test_a_file_that_is_none_or_too_large_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="must be a regular file"):
         read_mapping(tmp_path / "pipe.yaml")
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="must be a regular file"):
         read_mapping("/dev/zero")
     with (tmp_path / "large.yaml").open("wb") as file:
         file.truncate(caps.MAX_CONFIG_BYTES + 1)

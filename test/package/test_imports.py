@@ -40,6 +40,7 @@ LAZY_CIRCLES = (
         "fast.fits", "fast.lstm_window", "fast.runner", "fast.shared", "fast.window", "paths", "policy", "session")},
     {f"robovlms_ros.training.data.{name}" for name in (
         "episodes", "sources.bag", "sources.bag_episodes", "sources.bag_frames", "sources.calvin", "sources.lerobot",
+        "sources.lerobot_metadata",
         "sources.parquet", "sources.restricted_pickle", "sources.video")},
 )
 PACKAGE_CIRCLES = ({"evaluation", "sim"},)

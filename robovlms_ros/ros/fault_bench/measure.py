@@ -293,12 +293,13 @@ def _named_twice(message: JointState) -> JointState:
     return message
 
 
-def _same_pose() -> Callable[[JointState], JointState]:
+def _frozen(field: str) -> Callable[[Any], Any]:
+    """A field of every message repeats the first message's value."""
     kept: list[Any] = []
 
-    def change(message: JointState) -> JointState:
-        kept.append(message.position)
-        message.position = kept[0]
+    def change(message: Any) -> Any:
+        kept.append(getattr(message, field))
+        setattr(message, field, kept[0])
         return message
 
     return change
@@ -311,17 +312,6 @@ def _every_other(change: Callable[[JointState], JointState]) -> Callable[[JointS
 
 def _without_wrist(stage: Stage) -> None:
     stage.arm.silent_camera = "wrist"
-
-
-def _frozen_image() -> Callable[[Any], Any]:
-    kept: list[Any] = []
-
-    def change(message: Any) -> Any:
-        kept.append(message.data)
-        message.data = kept[0]
-        return message
-
-    return change
 
 
 def _controller_restart(stage: Stage) -> None:
@@ -362,7 +352,7 @@ def faults() -> tuple[Fault, ...]:
         Fault("a second publisher that agrees", lambda s: s.second_publisher(None), strangers, 0.5 + STOP),
         Fault("a position that is not a number", _hook_joints(_not_a_number), healthy, STOP),
         Fault("joint states without their last joint", _hook_joints(_one_joint_less), healthy, STOP),
-        Fault("joint states that repeat one pose", lambda s: _hook_joints(_same_pose())(s), healthy, 2.0 + STOP),
+        Fault("joint states that repeat one pose", lambda s: _hook_joints(_frozen("position"))(s), healthy, 2.0 + STOP),
         Fault("every other joint state 0.3 s old", lambda s: _hook_joints(_every_other(_shifted(-0.3)))(s), healthy),
         Fault("every other joint state 0.09 s ahead", lambda s: _hook_joints(_every_other(_shifted(0.09)))(s), healthy),
         Fault("velocities that are not numbers", _hook_joints(_velocities_not_a_number), healthy),
@@ -370,7 +360,7 @@ def faults() -> tuple[Fault, ...]:
         Fault("cameras silent", _hook_images(lambda message: None), healthy, silent),
         Fault("one of two cameras silent", _without_wrist, healthy, silent),
         Fault("camera clock 8 s ahead", _hook_images(_shifted(8.0)), healthy, silent),
-        Fault("cameras frozen", lambda s: _hook_images(_frozen_image())(s), healthy, 1.2 + STOP),
+        Fault("cameras frozen", lambda s: _hook_images(_frozen("data"))(s), healthy, 1.2 + STOP),
         Fault("empty instruction", lambda s: s.instruct(""), lambda s: s.instruct("lift the red cube"), STOP),
         Fault("inference late", policy("late"), policy(""), PLAN + 0.2),
         Fault("inference failed", policy("died"), policy(""), 0.3 + STOP),

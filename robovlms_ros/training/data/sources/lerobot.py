@@ -8,7 +8,6 @@ timestamp, which may come from another clock than the video's. The recorded time
 """
 
 import io
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,26 +19,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robovlms_ros.caps import MAX_EPISODE_STEPS, MAX_EPISODES, MAX_FEATURE_WIDTH, MAX_JSON_BYTES
 from robovlms_ros.config import PolicyConfig
 from robovlms_ros.conversions.images import check_pixels
-from robovlms_ros.file_boundary import file_boundary, require_file
+from robovlms_ros.file_boundary import file_boundary
 from robovlms_ros.schema import ConfigError, build, did_you_mean, require
 from robovlms_ros.text_safety import printable
 from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, Flaw, Images
-from robovlms_ros.training.data.sources.parquet import POINTER, InterruptedTableError, column_names, read_table
+from robovlms_ros.training.data.sources.lerobot_metadata import (
+    REMEDY,
+    feature_width,
+    interruption_flaw,
+    is_downloaded,
+    path_inside,
+    read_episodes,
+    read_info,
+    read_tasks,
+)
+from robovlms_ros.training.data.sources.parquet import InterruptedTableError, column_names, read_table
 from robovlms_ros.training.data.sources.video import VideoFrames
 from robovlms_ros.types import NANOSECONDS
 
-INDEX = "__index_level_0__"
 BEYOND = 0.25
 CLOCK_TOLERANCE = 0.005
 """s by which a timestamp may differ from frame_index / fps without a note."""
 LISTED = 8
 """Missing files that a message names."""
-FIELD = re.compile(r"\{(video_key|chunk_index|file_index)(?::0?\d{0,2}d?)?\}")
-"""What a path of info.json may hold in braces."""
-REMEDY = "Download the data set again."
 BOTH_READINGS = (
     "degrees (scale 0.017453) or as percent of each joint's range, -100..100 (scale (upper - lower) / 200, offset "
     "(upper + lower) / 2, in rad); the calibration in use while recording decides"
@@ -94,7 +98,7 @@ class LeRobotSource:
         self.accept: Sequence[str] = ()
         self.dropped: Mapping[str, str] = {}
         self._states = config.proprioception
-        self._info = _read_info(path)
+        self._info = read_info(path)
         self.rate_hz = float(self._info["fps"])
         step = config.action.step_duration
         if abs(step * self.rate_hz - 1) > 0.01:
@@ -103,9 +107,9 @@ class LeRobotSource:
         self._features: dict[str, Any] = self._info["features"]
         self._keys = {name: self._camera(name) for name in config.cameras}
         self._columns(config)
-        self._tasks = _read_tasks(path)
+        self._tasks = read_tasks(path)
         videos = [key for key in self._keys.values() if self._is_video(key)]
-        self._episodes, flaws = _read_episodes(path, videos)
+        self._episodes, flaws = read_episodes(path, videos)
         self.robot_type = str(self._info.get("robot_type") or "")
         self._video = VideoFrames(0.5 / self.rate_hz)
         flaws += [*self._drop_without_video(videos), *self._drop_without_table(), *self._clock_flaws()]
@@ -136,7 +140,7 @@ class LeRobotSource:
             paths = [self._video_path(episode, key) for key in videos]
             for path in paths:
                 if path not in present:
-                    present[path] = _is_downloaded(path)
+                    present[path] = is_downloaded(path)
             absent = [path for path in paths if not present[path]]
             if not absent:
                 kept.append(episode)
@@ -180,7 +184,7 @@ class LeRobotSource:
         for path, names in lost.items():
             why = f"the recording of {path.name} was interrupted"
             self.dropped = {**self.dropped, **dict.fromkeys(names, why)}
-            flaws.append(_interrupted(self.path, interrupted[path], len(names), tuple(names)))
+            flaws.append(interruption_flaw(self.path, interrupted[path], len(names), tuple(names)))
         return flaws
 
     def _clock_flaws(self) -> list[Flaw]:
@@ -244,7 +248,7 @@ class LeRobotSource:
         if data.action not in self._features:
             raise DataError(f"{self.path}: no feature '{data.action}' with actions."
                             f"{did_you_mean(data.action, self._features)} `data: {{lerobot: {{action: FEATURE}}}}`.")
-        width = _width(self.path, self._features, data.action)
+        width = feature_width(self.path, self._features, data.action)
         self._gripper = data.gripper % width
         self._arm = list(data.arm) or [i for i in range(width) if i != self._gripper]
         if len(self._arm) != arm_dims or not all(0 <= i < width for i in self._arm):
@@ -395,125 +399,3 @@ class LeRobotSource:
 def is_percent_or_degrees(robot_type: str) -> bool:
     """True for the arms that LeRobot records in degrees or in percent of their range, as the recording chose."""
     return re.search(r"so[-_ ]?10[01]", robot_type.lower()) is not None
-
-
-def path_inside(root: Path, name: str, pattern: Any, **fields: Any) -> Path:
-    """A path of the data set's own description, its fields filled in. Raises DataError unless it stays in `root`.
-
-    Links inside the folder are followed: download caches are made of them.
-    """
-    if not isinstance(pattern, str) or len(pattern) > 1000:
-        raise DataError(f"{root}: {name} = {printable(pattern)}: must be a text of at most 1000 characters.")
-    filled = pattern
-    if fields:
-        rest = FIELD.sub("", pattern)
-        if "{" in rest or "}" in rest:
-            raise DataError(f"{root}: {name} = {printable(pattern)}: only {{video_key}}, {{chunk_index:03d}} and "
-                            "{file_index:03d} may stand in braces, with a width below 100.")
-        with file_boundary(DataError, f"{root}: {name} = {printable(pattern)}", REMEDY):
-            filled = pattern.format(**fields)
-    parts = re.split(r"[/\\]", filled)
-    if not filled or "\0" in filled or filled[0] in "/\\" or ".." in parts or ":" in parts[0]:
-        raise DataError(f"{root}: {name} leads to {printable(filled)}: must be a relative path that stays inside the "
-                        "folder, without `..`.")
-    return root / filled
-
-
-def _is_downloaded(path: Path) -> bool:
-    """False for a file that does not exist, and for a Git LFS pointer in its place."""
-    if not path.is_file():
-        return False
-    with file_boundary(DataError, path, REMEDY), path.open("rb") as file:
-        return file.read(len(POINTER)) != POINTER
-
-
-def _width(root: Path, features: Mapping[str, Any], name: str) -> int:
-    """How many numbers a feature has in a step."""
-    shape = features[name].get("shape")
-    valid = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
-    width = math.prod(shape) if valid else 0
-    if not 1 <= width <= MAX_FEATURE_WIDTH:
-        raise DataError(f"{root / 'meta' / 'info.json'}: shape of '{printable(name)}' is {printable(shape)}: must be a "
-                        f"list of whole numbers with 1 to {MAX_FEATURE_WIDTH} numbers a step (MAX_FEATURE_WIDTH).")
-    return width
-
-
-def _interrupted(root: Path, text: str, lost: int, episodes: tuple[str, ...]) -> Flaw:
-    count = f"{lost} episodes of it are left out" if lost else "its episodes are left out"
-    remedy = "record them again, or train on the other episodes with `data: {accept: [interrupted]}`"
-    return Flaw("interrupted", str(root), f"{text.rstrip('.')}; {count}", remedy, True, episodes)
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    """meta/info.json of a version 3 folder. Raises DataError."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise DataError(f"{path}: LeRobot's tables are read by pyarrow, which is not installed: pip install "
-                        "pyarrow.") from error
-    file = path / "meta" / "info.json"
-    require_file(DataError, file, MAX_JSON_BYTES, "MAX_JSON_BYTES")
-    with file_boundary(DataError, file, "It is not LeRobot's description of a dataset."):
-        info = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(info, dict) or "codebase_version" not in info:
-        raise DataError(f"{file}: not LeRobot's description of a dataset (no codebase_version).")
-    version = str(info["codebase_version"])
-    if not version.startswith("v3."):
-        raise DataError(f"{path}: LeRobot dataset of version {printable(version)}: must be v3. The script "
-                        "convert_dataset_v21_to_v30.py of the lerobot package makes one (its folder depends on "
-                        "lerobot's release: `find . -name convert_dataset_v21_to_v30.py` in its source).")
-    missing = [name for name in ("fps", "features", "data_path") if name not in info]
-    if missing:
-        raise DataError(f"{file}: no '{missing[0]}'.")
-    fps = info["fps"]
-    if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps <= 1000:
-        raise DataError(f"{file}: fps = {printable(fps)}: must be above 0 and at most 1000 Hz.")
-    features = info["features"]
-    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
-        raise DataError(f"{file}: features must be a mapping of names to mappings.")
-    return info
-
-
-def _read_tasks(path: Path) -> dict[int, str]:
-    """task index -> instruction; the texts are the table's pandas index, or a column `task`."""
-    file = path / "meta" / "tasks.parquet"
-    texts = INDEX if INDEX in column_names(file) else "task"
-    table = read_table(file, [texts, "task_index"])
-    with file_boundary(DataError, file, REMEDY):
-        pairs = zip(table["task_index"].to_pylist(), table[texts].to_pylist(), strict=True)
-        return {int(number): str(text) for number, text in pairs}
-
-
-def _read_episodes(path: Path, videos: Sequence[str]) -> tuple[list[dict[str, Any]], list[Flaw]]:
-    """The rows of meta/episodes in order, without their statistics, and the files that were interrupted."""
-    whole = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    whole += [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index")]
-    columns = [*whole, *(f"videos/{key}/from_timestamp" for key in videos)]
-    rows: list[dict[str, Any]] = []
-    flaws: list[Flaw] = []
-    for file in sorted((path / "meta" / "episodes").rglob("*.parquet")):
-        try:
-            found = read_table(file, columns).to_pylist()
-        except InterruptedTableError as error:
-            flaws.append(_interrupted(path, str(error), 0, ()))
-            continue
-        for row in found:
-            _check_episode(file, row, whole)
-        rows += found
-        if len(rows) > MAX_EPISODES:
-            raise DataError(f"{path}: over {MAX_EPISODES} episodes, no more are read (MAX_EPISODES).")
-    if not rows:
-        raise DataError(f"{path}: meta/episodes holds no episode. " + " ".join(f"{flaw.text}." for flaw in flaws))
-    return sorted(rows, key=lambda row: row["episode_index"]), flaws
-
-
-def _check_episode(file: Path, row: Mapping[str, Any], whole: Sequence[str]) -> None:
-    """Raise DataError for a number of an episode that cannot be one."""
-    for name, value in row.items():
-        if name in whole and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise DataError(f"{file}: {name} = {printable(value)}: must be a whole number, 0 or more.")
-        if name not in whole and (not isinstance(value, int | float) or not 0 <= value < 1e9):
-            raise DataError(f"{file}: {name} = {printable(value)}: must be a number of seconds, 0 or more.")
-    if not 1 <= row["length"] <= MAX_EPISODE_STEPS:
-        raise DataError(f"{file}: length = {row['length']} of episode {row['episode_index']}: must be 1 to "
-                        f"{MAX_EPISODE_STEPS} steps (MAX_EPISODE_STEPS).")
