@@ -34,7 +34,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.demo.processes import Child
-from robovlms_ros.ros.fault_bench.arm import FaultArm
+from robovlms_ros.ros.fault_bench.arm import PERIOD, FaultArm
 from robovlms_ros.ros.fault_bench.policy_node import FAULT_TOPIC
 from robovlms_ros.ros.fault_bench.rows import FaultRow, judge, time_to_rest
 from robovlms_ros.ros.inputs import LATCHED
@@ -50,6 +50,9 @@ RECOVERY = 1.0  # s recorded after the node runs again
 STOP = 0.9  # s: the longest stop from working speed, the lead and the middleware included
 SILENCE = 0.6  # s until silence counts (max_age), and a tick
 PLAN = 1.3  # s: a chunk's horizon and the stop at its end
+TAKEN_UP = 2 * PERIOD
+"""s after which the controller has taken up a command that arrived."""
+
 PATIENCE = 60.0  # s
 
 
@@ -331,6 +334,7 @@ def _jump_clock(seconds: float) -> Callable[[Stage], None]:
         # No client can take back what is under way to a controller whose clock jumps.
         before = stage.arm.received
         stage.wait(lambda: stage.arm.received > before, "a command, before the clock jumps")
+        time.sleep(TAKEN_UP)
         stage.arm.jump_clock(seconds)
 
     return inject
