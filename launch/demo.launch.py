@@ -1,11 +1,20 @@
 """The simulated Panda and the policy node that drives it: ros2 launch robovlms_ros demo.launch.py
 
-The one place where dry_run is false by default: this arm cannot hurt anybody. Another task than `instruction`:
+The one place where dry_run is false by default: this arm cannot hurt anybody. Both nodes run on a domain of their own,
+on this machine only, so that no command reaches a real arm. The launch prints the environment in which `ros2 topic`
+finds them. Another task than `instruction`, in that environment:
     ros2 topic pub --once --qos-durability transient_local /instruction std_msgs/msg/String "data: lift the green cube"
 """
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import (
+    DeclareLaunchArgument,
+    GroupAction,
+    IncludeLaunchDescription,
+    LogInfo,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+)
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node, SetParameter
@@ -13,6 +22,15 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from robovlms_ros.resources import share_directory
+from robovlms_ros.ros.isolation import isolated_environment
+
+
+def isolate(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Set the environment of the nodes and of the launch itself, before either joins a graph."""
+    variables = isolated_environment(LaunchConfiguration("domain_id").perform(context))
+    shown = " ".join(f"{name}={value}" for name, value in variables.items())
+    actions = [SetEnvironmentVariable(name, value) for name, value in variables.items()]
+    return [*actions, LogInfo(msg=f"the demo's nodes are found with: {shown} ros2 topic list")]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -43,6 +61,9 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument("namespace", default_value="", description="namespace of both nodes and their topics"),
         DeclareLaunchArgument("autostart", default_value="true", choices=["true", "false"],
                               description="true: configure and activate the policy node"),
+        DeclareLaunchArgument("domain_id", default_value="",
+                              description="ROS_DOMAIN_ID of the demo, on this machine only; empty: a random one"),
+        OpaqueFunction(function=isolate),
         arm,
         GroupAction([
             SetParameter("instruction", ParameterValue(argument("instruction"), value_type=str)),

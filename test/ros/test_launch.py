@@ -5,7 +5,7 @@
 - With a checkpoint the node reaches active and drives the arm; SIGINT leaves the arm held, and ends the launch with 0.
 - autostart:=false keeps the node up and unconfigured, after a refused configure too, which can be tried again.
 - Arguments given on the command line win over the parameter file; those not given leave it as it is.
-- demo.launch.py brings up the simulated arm and the node, out of dry_run.
+- demo.launch.py brings up the simulated arm and the node, out of dry_run, on a domain of its own.
 """
 
 import importlib.util
@@ -189,7 +189,8 @@ def test_demo_drives_the_simulated_arm(launch, ros, tiny_checkpoint):
     listener.create_subscription(JointTrajectory, "panda_arm_controller/joint_trajectory", commands.append, 10)
     spinner = Spinner(listener)
     try:
-        launched = launch("demo.launch.py", checkpoint=tiny_checkpoint, namespace="demo_launch")
+        domain = os.environ["ROS_DOMAIN_ID"]
+        launched = launch("demo.launch.py", checkpoint=tiny_checkpoint, namespace="demo_launch", domain_id=domain)
         launched.wait_for_text("is active")
         wait_for(lambda: listener.status.instruction == "lift the red cube", "the instruction")
         assert not listener.status.dry_run
@@ -198,3 +199,27 @@ def test_demo_drives_the_simulated_arm(launch, ros, tiny_checkpoint):
         assert launched.exit_code() == 0, launched.output
     finally:
         spinner.close()
+
+
+def test_the_demo_cannot_reach_an_arm_on_the_users_domain(launch, ros, tiny_checkpoint):
+    from ros_graph import Listener, Spinner
+
+    pytest.importorskip("robosuite", reason="the simulator is not installed")
+    listener = Listener("vla_node", "demo_apart")
+    spinner = Spinner(listener)
+    try:
+        launched = launch("demo.launch.py", checkpoint=tiny_checkpoint, namespace="demo_apart")
+        launched.wait_for_text("is active")
+        found = [name for name, _ in listener.get_topic_names_and_types() if "joint_trajectory" in name]
+        own = os.environ["ROS_DOMAIN_ID"]
+        if f"ROS_DOMAIN_ID={own} " not in launched.output:  # one random domain in a hundred is the test's own
+            assert not listener.statuses and not found
+        assert "ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST" in launched.output
+    finally:
+        spinner.close()
+
+
+def test_a_domain_that_is_none_ends_the_demo(launch):
+    launched = launch("demo.launch.py", domain_id="my_domain")
+    assert launched.exit_code() != 0
+    assert "domain_id = 'my_domain': must be a whole number from 0 to 232" in launched.output

@@ -1,7 +1,6 @@
 """Run the demo: start both nodes, examine them, write the table's rows, the pictures and the bag."""
 
 import os
-import random
 import signal
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from robovlms_ros.evaluation.closed_loop import Condition, EpisodeResult
 from robovlms_ros.evaluation.demo_report import EpisodeRecording
 from robovlms_ros.ros.demo.examiner import CAMERAS, POLICY, SIM, Examiner
 from robovlms_ros.ros.demo.processes import Child
+from robovlms_ros.ros.isolation import isolated_environment
 from robovlms_ros.ros.recorder import Recorder
 from robovlms_ros.sim.task import LIFTED, named_cube
 from robovlms_ros.sim.tasks.base import judge as judge_of
@@ -87,8 +87,7 @@ def run_demo(
     Raises ChildDied when a node ends, ExaminerError when one refuses or stays silent.
     """
     # A domain of its own, on this machine only: the demo's commands must never reach a real arm on the network.
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 100))
+    os.environ.update(isolated_environment())
     outcome = DemoOutcome()
     with ExitStack() as stack:
         logs = Path(tempfile.mkdtemp(prefix="robovlms_demo_"))

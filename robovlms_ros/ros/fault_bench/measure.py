@@ -8,7 +8,6 @@ limit, measured speed, commanded and measured acceleration, positions, and the t
 import itertools
 import math
 import os
-import random
 import signal
 import tempfile
 import threading
@@ -38,6 +37,7 @@ from robovlms_ros.ros.fault_bench.arm import PERIOD, FaultArm
 from robovlms_ros.ros.fault_bench.policy_node import FAULT_TOPIC
 from robovlms_ros.ros.fault_bench.rows import FaultRow, judge, time_to_rest
 from robovlms_ros.ros.inputs import LATCHED
+from robovlms_ros.ros.isolation import isolated_environment
 from robovlms_ros.ros.messages import from_time, to_time
 from robovlms_ros.types import NANOSECONDS, RoboVLMsError
 
@@ -444,8 +444,7 @@ def _stage(simulated_time: bool) -> Iterator[Stage]:
 def run(chosen: Sequence[Fault], report: Callable[[FaultRow], None]) -> list[FaultRow]:
     """Measure the chosen faults; `report` is called with each row. Raises BenchFailed, ChildDied."""
     # A domain of its own, on this machine only: the commands must never reach a real arm on the network.
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 100))
+    os.environ.update(isolated_environment())
     rows = []
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
