@@ -88,6 +88,7 @@ def test_servo_twist_moves_the_tool_along_the_trajectory(stage):
     from geometry_msgs.msg import TwistStamped
 
     from robovlms_ros.ros.messages import from_time
+    from robovlms_ros.runtime.spline import curve_of
 
     servo = Servo(stage)
     topic = "servo_node/delta_twist_cmds"
@@ -99,9 +100,7 @@ def test_servo_twist_moves_the_tool_along_the_trajectory(stage):
     assert servo.asked[0] == 1
     arm.send(command, 10**9)
     for now in range(10**9 + STEP_NS, 22 * 10**8, STEP_NS):  # the arm does exactly as the plan says
-        curve = arm._plan
-        if curve is not None:
-            stage.position = curve(np.array([now]))[0][0]
+        stage.position = curve_of(command)(np.array([now]))[0][0]
         stage.tick(arm, now)
     stage.wait_for(lambda: stage.stamp() > 21 * 10**8, "the last twists")
     middle = min(stage.heard, key=lambda m: abs(from_time(m.header.stamp) - 152 * 10**7))

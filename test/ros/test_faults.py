@@ -108,6 +108,31 @@ def test_two_who_command(graph):
     recovered(graph, "controller_shared")
 
 
+def test_another_clients_goal_on_the_same_controller(graph):
+    """MoveIt beside the node: a client that is only present is no fault, a goal of its that is under way is one."""
+    from action_msgs.msg import GoalStatus, GoalStatusArray
+    from rclpy.node import Node
+
+    from robovlms_ros.ros.graph import STATUS_QOS
+
+    graph.run()
+    second = Node("move_group", namespace=graph.namespace)
+    controller = graph.arm.robot.controller.topic.rpartition("/")[0]
+    status = second.create_publisher(
+        GoalStatusArray, f"{controller}/follow_joint_trajectory/_action/status", STATUS_QOS
+    )
+    try:
+        goal = GoalStatus(status=GoalStatus.STATUS_EXECUTING)
+        goal.goal_info.goal_id.uuid = [7] * 16
+        status.publish(GoalStatusArray(status_list=[goal]))
+        holds(graph, "another client of", "controller_shared")
+        goal.status = GoalStatus.STATUS_SUCCEEDED
+        status.publish(GoalStatusArray(status_list=[goal]))
+        recovered(graph, "controller_shared")
+    finally:
+        second.destroy_node()
+
+
 def test_image_frozen_while_the_joints_move(graph):
     from fake_policies import Injected, constant
 
