@@ -38,6 +38,7 @@ KEPT_LONGER = 1.0  # s that joint states are kept beyond the latest use
 
 JOINTS = "joint_states"
 INSTRUCTION = "instruction"
+GRIPPER = "gripper"
 CLOCKS = "camera and joint_states"
 
 
@@ -48,6 +49,7 @@ class Inputs:
     behind joint states at 1 kHz nor behind a tick that waits for the inverse kinematics.
 
     cameras: those the policy uses, the reference camera first. needs_state: whether the policy sees the arm's state.
+    needs_gripper: True where the policy sees the gripper's opening.
     complete_state: fills what kinematics knows (the tool's pose) into a measured state.
     on_observation: called with each complete observation; on_instruction: with each instruction that differs.
     """
@@ -57,8 +59,10 @@ class Inputs:
         cameras: tuple[CameraParameters, ...], needs_state: bool, watch: Watch,
         complete_state: Callable[[RobotState], RobotState], on_observation: Callable[[Observation], None],
         on_instruction: Callable[[str], None],
+        needs_gripper: bool = False,
     ) -> None:
         self._needs_state = needs_state
+        self._gripper_joint = robot.gripper.joint if needs_gripper and robot.gripper is not None else None
         self._watch = watch
         self._node = node
         self._parameters = parameters
@@ -169,6 +173,12 @@ class Inputs:
                 self._fault(CLOCKS, str(error))
                 return
             self._fault(CLOCKS, None)
+            if self._gripper_joint is not None and state.gripper is None:
+                topic = self._node.resolve_topic_name(self._parameters.joint_states_topic)
+                self._fault(GRIPPER, f"joint '{self._gripper_joint}' is in no message on {topic}, and the policy takes "
+                                     "the gripper's opening. Check `gripper.joint` in the robot's YAML and the driver.")
+                return
+            self._fault(GRIPPER, None)
         self._on_observation(Observation(frames.stamp_ns, frames.images, self.instruction, state))
 
     def _on_joints(self, message: JointState, info: dict[str, Any]) -> None:

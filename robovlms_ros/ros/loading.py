@@ -15,7 +15,7 @@ from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.runtime.kinematics import Kinematics
 from robovlms_ros.runtime.robot import RobotSpec, load_robot
 from robovlms_ros.runtime.schedule import horizon_shortfall, latency_excess
-from robovlms_ros.schema import ConfigError, did_you_mean
+from robovlms_ros.schema import ConfigError
 from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def load_brain(
 
     if parameters.checkpoint != "random":
         _preflight(parameters, robot)
+        _choose_cameras(_config_of(parameters), parameters)  # before the weights, which take long
     policy = load_policy_of(parameters)
     cameras = _choose_cameras(policy.config, parameters)
     policy.config.require_runnable()
@@ -117,6 +118,14 @@ def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:
     for finding in report.of("warning"):
         log.warning("preflight, %s: %s", finding.topic, finding.text)
     report.require()
+
+
+def _config_of(parameters: NodeParameters) -> "PolicyConfig":
+    """The configuration of the checkpoint, without its weights. Raises RoboVLMsError."""
+    from robovlms_ros.policy.checkpoint import locate
+
+    config = resources.find(parameters.config, "config/backbones") if parameters.config else None
+    return locate(resources.find_checkpoint(parameters.checkpoint), config).config
 
 
 def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
@@ -172,8 +181,8 @@ def _choose_cameras(config: "PolicyConfig", parameters: NodeParameters) -> tuple
     known = {camera.name: camera for camera in parameters.cameras}
     for name in config.cameras:
         if name not in known:
-            raise ConfigError(f"the policy needs camera '{name}', but parameter cameras = {sorted(known)}."
-                              f"{did_you_mean(name, known)}")
+            raise ConfigError(f"the policy takes the cameras {', '.join(config.cameras)}; parameter cameras = "
+                              f"{sorted(known)} lacks '{name}'. Name the node's cameras as the policy does.")
     unused = sorted(set(known) - set(config.cameras))
     if unused:
         log.info("cameras that the policy does not use are not heard: %s", ", ".join(unused))

@@ -53,7 +53,10 @@ class Parameter:
         if kind is list and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             value = list(value)
         if type(value) is not kind:
-            raise ConfigError(f"parameter {self.name} = {value!r}: must be {WORDS[kind]}.")
+            hint = f" ROS reads off, yes, 12 and the like as other types; quote it: {self.name}:=\"'off'\"."
+            raise ConfigError(
+                f"parameter {self.name} = {value!r}: must be {WORDS[kind]}.{hint if kind is str else ''}"
+            )
         if self.choices and value not in self.choices:
             raise ConfigError(f"parameter {self.name} = {value!r}: not allowed.{did_you_mean(value, self.choices)}")
         out_of_range = kind in (int, float) and not self.low <= value <= self.high

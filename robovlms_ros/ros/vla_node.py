@@ -120,10 +120,12 @@ class VLANode(PlainLifecycleNode):
         names = tuple(camera.name for camera in brain.cameras)
         config = replace(parameters.watchdog, max_age=body.robot.max_age)
         self._watch = Watch(Watchdog(config, names, self.now_ns()))
+        proprioception = brain.policy.config.proprioception
         self._inputs = Inputs(self, parameters, body.robot, brain.cameras,
-                              brain.policy.config.proprioception is not None, self._watch,
+                              proprioception is not None, self._watch,
                               PoseFiller(body.make_kinematics and body.make_kinematics()),
-                              self._on_observation, self._on_instruction)
+                              self._on_observation, self._on_instruction,
+                              proprioception is not None and "gripper" in proprioception.names)
         self._report.instruction = self._inputs.instruction
         if not parameters.dry_run:
             context = Context(self, body.robot, self._inputs.measured, body.make_kinematics and body.make_kinematics())

@@ -105,3 +105,28 @@ def test_a_jpeg_that_does_not_decode(make_graph):
     graph.held("holding", "does not decode")
     graph.arm.quirks.clear()
     graph.listener.wait_state("running")
+
+
+def test_a_gripper_joint_that_nobody_publishes_is_named(make_graph, tmp_path):
+    """A policy that takes the gripper's opening, beside a driver that leaves the joint out."""
+    from ros_graph import TINY
+
+    from robovlms_ros.config import config_from_mapping
+    from robovlms_ros.policy.checkpoint import build_policy, save_policy
+
+    config = config_from_mapping({**TINY, "proprioception": {"names": ["gripper"]}})
+    graph = make_graph(checkpoint=str(save_policy(build_policy(config, seed=3), tmp_path / "gripper")))
+    joint = graph.arm.robot.gripper.joint
+
+    def without(message):
+        message.name, message.position, message.velocity = message.name[:-1], message.position[:-1], []
+        return message
+
+    graph.arm.quirks["joint_states"] = without
+    graph.activate()
+    graph.listener.instruct("lift the red cube")
+    text = f"joint '{joint}' is in no message on /{graph.namespace}/joint_states, and the policy takes the gripper's"
+    graph.listener.wait_state("waiting", text)
+    assert not graph.arm.commands
+    graph.arm.quirks.clear()
+    graph.run()

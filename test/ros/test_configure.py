@@ -38,10 +38,12 @@ CASES = {
     "unknown parameter": ({"chekpoint": "x"}, "Did you mean 'checkpoint'"),
     "out of range": ({"max_age": -1.0}, "max_age = -1.0: must be from 0 to 60"),
     "wrong type": ({"max_inference_rate": "fast"}, "must be a number"),
+    "a word that YAML reads as a boolean": ({"instruction": False}, "instruction = False: must be a text.* quote it"),
     "unknown choice": ({"schedule__strategy": "fad"}, "Did you mean 'fade'"),
     "unknown robot": ({"robot": "pandora"}, "shipped config/robots: .*panda"),
     "unknown device": ({"device": "cuda:77"}, "device = 'cuda:77'"),
-    "camera missing": ({"cameras": ["static", "side"]}, "needs camera 'wrist'"),
+    "camera missing": ({"cameras": ["static", "side"]},
+                       r"the policy takes the cameras static, wrist; parameter cameras = .* lacks 'wrist'"),
     "bad camera name": ({"cameras": ["static image"]}, "letters, digits and underscores"),
     "long default instruction": ({"instruction": "lift " * 200}, "999 characters"),
 }
@@ -54,6 +56,13 @@ def test_refuses(make_graph, case):
     reason = refused(graph)
     assert re.search(says, reason), reason
     assert not graph.arm.commands
+
+
+def test_cameras_that_do_not_fit_are_refused_before_the_weights_are_read(make_graph, tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "lacks 'wrist'" in refused(make_graph(checkpoint=str(folder), cameras=["static", "side"]))
 
 
 @pytest.fixture
