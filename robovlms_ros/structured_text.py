@@ -24,7 +24,7 @@ FLOAT = re.compile(
 
 
 class TextError(ValueError):
-    """A text that is not valid YAML or JSON, or exceeds a cap; the error names neither file nor remedy."""
+    """A text that is not valid YAML or JSON, or exceeds a cap; the error does not name the file."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -17,7 +17,7 @@ import yaml
 from robovlms_ros.backbones.empty import parameters_on_meta
 from robovlms_ros.config import PolicyConfig, config_to_mapping, load_config
 from robovlms_ros.policy.files import WEIGHTS, find_weights, read_tensors
-from robovlms_ros.policy.layout import KeyLayout
+from robovlms_ros.policy.layout import KeyLayout, with_tied_embedding
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.prompts import template_of
 from robovlms_ros.policy.weights import CheckpointError, assign, unique_state
@@ -124,6 +124,7 @@ def fill(
     """Put `tensors`, in any known key layout, into `policy`. Raises CheckpointError."""
     tensors = policy.vlm.adapt_tensors(dict(tensors))
     layout = KeyLayout(policy, tensors)
+    tensors = with_tied_embedding(policy, tensors, layout.canonical)
     precision = dtype or DTYPES[policy.config.vlm.precision]
     assign(policy, tensors, layout.canonical, where, layout.ignored, precision)
     policy.is_random = False

@@ -1,7 +1,9 @@
 """Names of parameters: RoboVLMs' published layout, transformers' generations, and ours, brought together."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
 
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.weights import apply_rules
@@ -17,6 +19,30 @@ PUBLISHED = (
 ROOTS = ("backbone.", "act_head.", "action_token", "vision_resampler.", "perceiver.")
 # Tables that older transformers stored and newer ones compute.
 TABLES = re.compile(r"(position_ids|embed_positions\.weights|rotary_emb\.inv_freq)$")
+
+
+HEAD = re.compile(r"(^|\.)lm_head\.weight$")
+
+
+def with_tied_embedding(
+    policy: VLAPolicy, tensors: Mapping[str, Tensor], canonical: Callable[[str], str]
+) -> dict[str, Tensor]:
+    """The tensors, with the word embedding under its own name where a file holds the output matrix alone.
+
+    A model with `tie_word_embeddings` has one matrix for both, and a file may name either.
+    canonical: as in `assign`.
+    """
+    given = dict(tensors)
+    config = policy.vlm.hf_config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    tied = any(getattr(part, "tie_word_embeddings", False) for part in (text, config))
+    embedding = policy.vlm.word_embedding.weight
+    name = next(key for key, parameter in policy.named_parameters() if parameter is embedding)
+    heads = [key for key in given if HEAD.search(key)]
+    absent = canonical(name) not in {canonical(key) for key in given}
+    if tied and absent and len(heads) == 1 and given[heads[0]].shape == embedding.shape:
+        given[name] = given.pop(heads[0])
+    return given
 
 
 class KeyLayout:

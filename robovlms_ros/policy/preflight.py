@@ -14,7 +14,7 @@ from robovlms_ros.config import PolicyConfig
 from robovlms_ros.config_action import ActionConfig
 from robovlms_ros.policy.checkpoint import DTYPES, Place, load_tokenizer_of, locate
 from robovlms_ros.policy.files import read_tensors
-from robovlms_ros.policy.layout import KeyLayout
+from robovlms_ros.policy.layout import KeyLayout, with_tied_embedding
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.weights import CheckpointError, match
 from robovlms_ros.processing.actions import build_steps
@@ -174,6 +174,7 @@ def check_weights(policy: VLAPolicy, place: Place) -> list[Finding]:
     """Every key accounted for, every value finite."""
     tensors = policy.vlm.adapt_tensors(read_tensors(place.weights))
     layout = KeyLayout(policy, tensors)
+    tensors = with_tied_embedding(policy, tensors, layout.canonical)
     found, faults = match(policy, tensors, layout.canonical, str(place.weights), layout.ignored)
     findings = []
     for kind, keys in faults.items():

@@ -8,7 +8,7 @@ import torch
 from robovlms_ros.backbones.hf_config import find_vlm_folder
 from robovlms_ros.config import PolicyConfig
 from robovlms_ros.policy.files import INDEX, WEIGHTS, read_tensors
-from robovlms_ros.policy.layout import VLM, KeyLayout
+from robovlms_ros.policy.layout import VLM, KeyLayout, with_tied_embedding
 from robovlms_ros.policy.policy import VLAPolicy
 from robovlms_ros.policy.weights import CheckpointError, assign
 from robovlms_ros.processing.text import load_tokenizer
@@ -35,8 +35,10 @@ def policy_from_vlm(
     layout = KeyLayout(policy, ())
 
     def canonical(key: str) -> str:
-        return layout.canonical(VLM + key.removeprefix("module."))
+        key = key.removeprefix("module.")
+        return layout.canonical(key if key.startswith(VLM) else VLM + key)
 
+    tensors = with_tied_embedding(policy, tensors, canonical)
     newest = {canonical(key): key for key in tensors}  # the model's own file comes after its parts'
     chosen = {key: tensors[key] for key in newest.values()}
     assign(policy.vlm.backbone, chosen, canonical, str(folder), layout.ignored, dtype or torch.float32)

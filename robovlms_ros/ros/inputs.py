@@ -62,7 +62,8 @@ class Inputs:
         needs_gripper: bool = False,
     ) -> None:
         self._needs_state = needs_state
-        self._gripper_joint = robot.gripper.joint if needs_gripper and robot.gripper is not None else None
+        gripper = robot.gripper if needs_gripper else None
+        self._gripper_joint = None if gripper is None else gripper.joint
         self._watch = watch
         self._node = node
         self._parameters = parameters
@@ -175,8 +176,11 @@ class Inputs:
             self._fault(CLOCKS, None)
             if self._gripper_joint is not None and state.gripper is None:
                 topic = self._node.resolve_topic_name(self._parameters.joint_states_topic)
-                self._fault(GRIPPER, f"joint '{self._gripper_joint}' is in no message on {topic}, and the policy takes "
-                                     "the gripper's opening. Check `gripper.joint` in the robot's YAML and the driver.")
+                text = (
+                    f"joint '{self._gripper_joint}' is in no message on {topic}, and the policy takes the gripper's "
+                    "opening. Check `gripper.joint` in the robot's YAML and the driver."
+                )
+                self._fault(GRIPPER, text)
                 return
             self._fault(GRIPPER, None)
         self._on_observation(Observation(frames.stamp_ns, frames.images, self.instruction, state))

@@ -1,4 +1,4 @@
-"""A ROS graph of its own for simulated arms: their commands must never reach a real arm on the network."""
+"""A ROS graph of its own for simulated arms: their commands must never reach a real arm."""
 
 import random
 
@@ -11,7 +11,7 @@ LARGEST_DOMAIN = 232
 def isolated_environment(domain: str = "") -> dict[str, str]:
     """Environment variables that keep a graph on this machine and on a domain.
 
-    domain: 0 to LARGEST_DOMAIN; empty for a random one from 1 to 100. Raises ConfigError for any other text.
+    domain: 0 to LARGEST_DOMAIN; empty for a random one from 1 to 100. Raises ConfigError for others.
     """
     if not domain:
         domain = str(random.SystemRandom().randint(1, 100))

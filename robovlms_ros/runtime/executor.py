@@ -147,7 +147,7 @@ class ChunkExecutor:
         now_ns: int,
         clock: Callable[[], int] | None,
     ) -> tuple[Decision, int]:
-        """A decision whose command reaches the controller before it takes effect, and the time it was made for."""
+        """A decision whose command arrives before it takes effect, and the time it was made for."""
         counts = self.gate.counts
         lead_ns = self.scheduler.lead_ns
         decision = self._decide(chunk, plan, measured, now_ns, lead_ns)
@@ -242,7 +242,8 @@ class ChunkExecutor:
     def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
         """Commanded positions and velocities (J,) at a time, past times included.
 
-        None before the first command, and after a restart until the next chunk: a person may have moved the arm.
+        None before the first command, and after a restart until the next chunk: a person may have
+        moved the arm.
         """
         if self._resumed:
             return None

@@ -121,7 +121,7 @@ class SafetyGate:
         reason = jump(curve, before, measured, now_ns, self.robot) or self._tool.outside(path, measured)
         if reason is not None:
             return self.refuse(reason, now_ns)
-        # From now on, not from the arrival on: the way to a command that begins in between is judged, too.
+        # From now on, not from the arrival on: a command may begin in between.
         faults = self._faults(cut(curve, now_ns), before) + self._tool.too_fast(path)
         faults += discontinuity(curve, before, np.array([now_ns, now_ns + arrival_ns]), self._kink)
         slowed = self._above_authority(future)

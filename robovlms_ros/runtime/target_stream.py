@@ -48,9 +48,9 @@ class TargetStream:
             self._on_curve = True
 
     def brake(self) -> None:
-        """Leave the trajectory: the next targets slow down at the acceleration limits, one period a tick.
+        """Leave the trajectory: the next targets slow down at the acceleration limits, a period a tick.
 
-        No clock enters, so that a stop is smooth where the clock jumped. At rest nothing more is sent.
+        No clock enters, so that a stop is smooth where the clock jumped. Nothing is sent at rest.
         """
         self._curve = None
         self._braking = self._last is not None

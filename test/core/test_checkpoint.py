@@ -4,6 +4,7 @@
   are stored once; the caller's random state is kept;
 - the published layout loads with `state_dict` or `model_state_dict`, `module.` and `model.` prefixes, fp16 and bf16,
   key names of transformers 4.37 and 4.44, safetensors and shards; a continuous policy's lm_head may be there or not;
+- where a model ties embedding and output matrix, a file may name either; elsewhere one is missing;
 - refused: truncated file, pickle with code, wrong head, wrong hidden size, NaN in half precision,
   JSON missing a key, JSON for another backbone, nothing there, two values for one parameter;
 - loading holds one copy of the weights: peak memory of a process below 1.2 x the file.
@@ -298,3 +299,19 @@ def test_memory_of_loading(make_config: MakeConfig, tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     ratio, dtype = result.stdout.split()[-2:]
     assert float(ratio) < 1.2 and dtype == "torch.bfloat16"
+
+
+@pytest.mark.parametrize(("backbone", "tied"), [("paligemma", True), ("llava", False)])
+def test_a_file_with_the_output_matrix_alone(
+    make_config: MakeConfig, tmp_path: Path, backbone: str, tied: bool
+) -> None:
+    folder = save_policy(build_policy(make_config(backbone), seed=1), tmp_path / backbone)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(key for key in tensors if key.endswith("embed_tokens.weight"))
+    embedding = tensors.pop(name)
+    save_file({**tensors, "vlm.backbone.lm_head.weight": embedding}, folder / "model.safetensors")
+    if not tied:
+        with pytest.raises(CheckpointError, match="1 missing: .*embed_tokens.weight"):
+            load_policy(folder)
+        return
+    assert torch.equal(load_policy(folder).vlm.word_embedding.weight, embedding)

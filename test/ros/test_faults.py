@@ -109,7 +109,7 @@ def test_two_who_command(graph):
 
 
 def test_another_clients_goal_on_the_same_controller(graph):
-    """MoveIt beside the node: a client that is only present is no fault, a goal of its that is under way is one."""
+    """MoveIt beside the node: its presence is no fault, a goal of its that is under way is one."""
     from action_msgs.msg import GoalStatus, GoalStatusArray
     from rclpy.node import Node
 

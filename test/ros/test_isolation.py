@@ -1,4 +1,4 @@
-"""The environment that keeps a simulated arm's graph apart: this machine only, a domain of its own or a given one."""
+"""The environment of a simulated arm's graph: this machine only, a drawn domain or a given one."""
 
 import pytest
 

@@ -21,7 +21,7 @@ ACCELERATION = np.array(PANDA.limits.acceleration)
 
 
 def command(guard, begin_ns=BEGIN_NS, distance=0.8, seconds=2.0):
-    """A smooth motion of every joint from rest at home, continued where the guard has it under way."""
+    """A smooth motion of every joint from rest at home."""
     share = np.linspace(0.0, 1.0, 41)
     smooth = share**2 * (3 - 2 * share)
     speeds = 6 * share * (1 - share) * distance / seconds

@@ -62,9 +62,9 @@ class Arm(ABC):
         """Send what is due by time; nothing for a controller that takes whole trajectories."""
 
     def abandon(self) -> None:  # noqa: B027
-        """Leave the command under way: the controller is away, or the command's times mean nothing any more.
+        """Leave the command under way: the controller is away, or the command's times are void.
 
-        A controller that takes whole trajectories finishes its own; one that takes targets is brought to rest.
+        A controller of whole trajectories finishes its own; one of single targets is brought to rest.
         """
 
     @property

@@ -1,4 +1,4 @@
-"""The metadata of a LeRobot data set of version 3: its description, tasks and episodes, and the paths that it names."""
+"""Metadata of a LeRobot data set of version 3: description, tasks, episodes, and the paths in it."""
 
 import math
 import re
@@ -116,7 +116,7 @@ def read_tasks(path: Path) -> dict[int, str]:
 
 
 def read_episodes(path: Path, videos: Sequence[str]) -> tuple[list[dict[str, Any]], list[Flaw]]:
-    """The rows of meta/episodes in order, without their statistics, and the files that were interrupted."""
+    """The rows of meta/episodes in order, without statistics, and the files that were interrupted."""
     whole = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     whole += [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index")]
     columns = [*whole, *(f"videos/{key}/from_timestamp" for key in videos)]
