@@ -37,6 +37,9 @@ class Senses(Protocol):
     def where(self, fault: str) -> str:
         """The topic behind a watchdog's fault, empty where there is none."""
 
+    def clear_joint_states(self) -> None:
+        """Forget the joint states: the next ones need not be reachable from the last."""
+
     def clear(self) -> None:
         """Forget images and joint states, as after a clock jump. The instruction stays."""
 

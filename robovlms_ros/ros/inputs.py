@@ -118,6 +118,11 @@ class Inputs:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
+    def clear_joint_states(self) -> None:
+        """Forget the joint states: the next ones need not be reachable from the last."""
+        with self._lock:
+            self._joints.clear()
+
     def clear(self) -> None:
         """Forget images and joint states, as after a clock jump. The instruction stays."""
         with self._lock:

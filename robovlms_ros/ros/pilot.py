@@ -130,6 +130,7 @@ class Pilot:
 
     def _begin_afresh(self) -> None:
         self._not_before_ns = self._now()
+        self._senses.clear_joint_states()  # a person may have moved the arm meanwhile
         with self._watch as dog:
             dog.reset(self._not_before_ns)
         if self._worker is not None:

@@ -112,6 +112,9 @@ class Senses:
     def where(self, fault):
         return ""
 
+    def clear_joint_states(self):
+        self.buffer.clear()
+
     def clear(self):
         self.buffer.clear()
 
