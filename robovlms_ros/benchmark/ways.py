@@ -46,7 +46,7 @@ class Session:
 
     def __init__(self, policy: VLAPolicy, frames: Frames, options: FastPathOptions | None):
         self.policy, self._frames = policy, frames
-        self.session = policy.new_session(fast=options)
+        self.session = PolicySession(policy, fast=options)
         fill_history(self.session, frames)
 
     @property
@@ -66,7 +66,7 @@ class Fleet:
     def __init__(self, policy: VLAPolicy, frames: Frames, options: FastPathOptions | None, robots: int):
         self.policy = policy
         self._frames = [frames, *(Frames(frames.cameras, seed, shape=frames.shape) for seed in range(1, robots))]
-        self.sessions = [policy.new_session(fast=options) for _ in self._frames]
+        self.sessions = [PolicySession(policy, fast=options) for _ in self._frames]
         for session, mine in zip(self.sessions, self._frames, strict=True):
             fill_history(session, mine)
 

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     from robovlms_ros.evaluation.replay.block import BlockSession
     from robovlms_ros.policy.checkpoint import load_policy
+    from robovlms_ros.policy.session import PolicySession
     from robovlms_ros.resources import find_checkpoint
 
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="robovlms_bench_") as folder:
         bag = args.bag or _simulated(Path(folder) / "bag", policy, args.robot)
         ways: dict[str, tuple[Callable[[], Any], int]] = {
-            "frame by frame": (lambda: Stepping(policy.new_session()), 1),
+            "frame by frame": (lambda: Stepping(PolicySession(policy)), 1),
             "in blocks": (lambda: BlockSession(policy, batch=args.block), args.block),
         }
         best: dict[str, float] = {}
@@ -110,6 +111,7 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
 def _simulated(path: Path, policy: Any, robot: str) -> Path:
     """Two episodes of the demo, driven by the policy."""
     from robovlms_ros.evaluation.bags.simulated import record_episodes
+    from robovlms_ros.policy.session import PolicySession
     from robovlms_ros.runtime.robot import load_robot
     from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
     from robovlms_ros.sim.task import INSTRUCTIONS
@@ -118,6 +120,6 @@ def _simulated(path: Path, policy: Any, robot: str) -> Path:
     print("recording two simulated episodes", flush=True)
     world = SimWorld(0)
     loop = build_loop(world, robot, EpisodeSettings(limit=8.0))
-    record_episodes(path, loop, policy.new_session(), load_robot(robot), list(enumerate(INSTRUCTIONS)))
+    record_episodes(path, loop, PolicySession(policy), load_robot(robot), list(enumerate(INSTRUCTIONS)))
     world.close()
     return path

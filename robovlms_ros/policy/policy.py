@@ -1,9 +1,9 @@
 """The policy as a module: observations as tensors in, normalised action chunks out."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,8 @@ from robovlms_ros.config import PolicyConfig
 from robovlms_ros.heads.base import HeadOutput
 from robovlms_ros.heads.build import build_discrete_head, build_head
 from robovlms_ros.policy.prompts import template_of
-from robovlms_ros.processing.text import PromptTokenizer
+from robovlms_ros.processing.text import PromptTokenizer, TokenizerError
 from robovlms_ros.registry import resolve
-
-if TYPE_CHECKING:
-    from robovlms_ros.policy.fast.plan import FastPathOptions
-    from robovlms_ros.policy.session import PolicySession
 
 log = logging.getLogger(__name__)
 
@@ -107,24 +103,11 @@ class VLAPolicy(nn.Module):
 
     def require_prompt(self) -> PromptTokenizer:
         """The tokenizer. Raises TokenizerError when the policy was built without one."""
-        from robovlms_ros.processing.text import TokenizerError
-
         if self.prompt is None:
             raise TokenizerError(
                 "the policy has no tokenizer: put the VLM's tokenizer files into the checkpoint's folder."
             )
         return self.prompt
-
-    def new_session(
-        self, now: Callable[[], int] | None = None, fast: "FastPathOptions | None" = None
-    ) -> "PolicySession":
-        """A session for one robot; one policy serves many. `now` (ns) times the inference, nothing else.
-
-        fast: the parts of the fast path that it takes (docs/fast_path.md); None is the plain path.
-        """
-        from robovlms_ros.policy.session import PolicySession
-
-        return PolicySession(self, now, fast)
 
 
 def _prompt(config: PolicyConfig, tokenizer: Any, spec: BackboneSpec) -> PromptTokenizer | None:

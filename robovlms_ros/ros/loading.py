@@ -93,6 +93,7 @@ def load_brain(
     Raises RoboVLMsError.
     """
     from robovlms_ros.policy.fast.verify import open_session
+    from robovlms_ros.policy.session import PolicySession
 
     if parameters.checkpoint != "random":
         _preflight(parameters, robot)
@@ -102,7 +103,7 @@ def load_brain(
     policy.config.require_runnable()
     frames = _warm_up_frames(policy, cameras, parameters.instruction or _example_words(policy), example)
     session = open_session(policy, parameters.fast_path, frames[:VERIFIED_RUNS], now)
-    latency = _warm_up(policy.new_session(None, session.fast), frames)
+    latency = _warm_up(PolicySession(policy, None, session.fast), frames)
     log.info("policy %s on %s, warm inference %.0f ms, %s path", policy.identity, policy.device, 1000 * latency,
              session.path)
     return Brain(policy, session, cameras, latency)

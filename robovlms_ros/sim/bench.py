@@ -110,8 +110,9 @@ class Bench:
 def load_agent(checkpoint: str | Path) -> Agent:
     """A session of the checkpoint."""
     from robovlms_ros.policy.checkpoint import load_policy
+    from robovlms_ros.policy.session import PolicySession
 
-    return load_policy(find_checkpoint(checkpoint)).new_session()
+    return PolicySession(load_policy(find_checkpoint(checkpoint)))
 
 
 def evaluate_task(

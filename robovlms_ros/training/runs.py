@@ -109,7 +109,7 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, say: Callable[[str],
 
 def open_data(paths: Sequence[Path], run: Run, say: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:
     """The episodes at `paths` as the file's `data` block maps them, and the kinds of flaws that it lets through."""
-    from robovlms_ros.training.data.episodes import open_sources
+    from robovlms_ros.training.data.open_sources import open_sources
 
     mapping = dict(run.data)
     accept = tuple(mapping.pop("accept", ()))

@@ -36,6 +36,7 @@ from robovlms_ros.benchmark.ways import BY_HAND, is_own, make_way, options_of
 from robovlms_ros.policy.checkpoint import random_tokenizer
 from robovlms_ros.policy.fast.plan import FastPathError, options_for
 from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.policy.session import PolicySession
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.types import RoboVLMsError
 
@@ -240,8 +241,8 @@ def test_robots_together_answer_as_alone(backbone: str, mode: str) -> None:
     policy = build(tiny(backbone, cameras=2), CPU)
     words = ("pick up the red block", "put the left block into the drawer", "pick up the red block")
     frames = [Frames(policy.config.cameras, seed, shape=SHAPE) for seed in range(3)]
-    together = [policy.new_session(fast=options_for(mode, "cpu")) for _ in words]
-    alone = [policy.new_session() for _ in words]
+    together = [PolicySession(policy, fast=options_for(mode, "cpu")) for _ in words]
+    alone = [PolicySession(policy) for _ in words]
     for index in range(5):
         seen = [replace(f[index], instruction=text) for f, text in zip(frames, words, strict=True)]
         if index == 2:
@@ -262,7 +263,7 @@ def test_robots_together_take_the_fast_path() -> None:
     policy.vlm.text_tower.layers[-1].mlp.register_forward_pre_hook(lambda m, args: widths.append(args[0].shape[:2]))
     words = ("pick up the red block", "put the left block into the drawer", "pick up the red block")
     frames = Frames(policy.config.cameras, shape=SHAPE)
-    sessions = [policy.new_session(fast=options_for("auto", "cpu")) for _ in words]
+    sessions = [PolicySession(policy, fast=options_for("auto", "cpu")) for _ in words]
     for index in range(4):
         predict_together(sessions, [replace(frames[index], instruction=text) for text in words])
     assert len(spliced) == 2 and widths == [(2, 1), (1, 1)] * 4
@@ -272,8 +273,8 @@ def test_robots_of_different_policies_or_paths_are_refused() -> None:
     policies = [build(tiny(), CPU) for _ in range(2)]
     frames = Frames(("static",), shape=SHAPE)
     for sessions, reason in (
-        ([policy.new_session() for policy in policies], "share one policy"),
-        ([policies[0].new_session(), policies[0].new_session(fast=options_for("auto", "cpu"))], "take one path"),
+        ([PolicySession(policy) for policy in policies], "share one policy"),
+        ([PolicySession(policies[0]), PolicySession(policies[0], fast=options_for("auto", "cpu"))], "take one path"),
     ):
         with pytest.raises(RoboVLMsError, match=reason):
             predict_together(sessions, [frames[0], frames[0]])

@@ -16,6 +16,7 @@ from robovlms_ros.backbones.spec import BackboneError
 from robovlms_ros.heads.base import HeadError
 from robovlms_ros.policy.checkpoint import build_policy
 from robovlms_ros.policy.discrete import generate, token_logits, training_logits
+from robovlms_ros.policy.session import PolicySession
 from robovlms_ros.types import Observation
 
 WORDS = ["lift", "the", "red", "cube", *(f"word{i}" for i in range(480))]
@@ -85,7 +86,7 @@ def test_temperature_samples_repeatably(make_policy):
 def test_session_answers_whole_steps(make_policy):
     policy = make_policy(temperature=0.5)
     chunks = [
-        policy.new_session().predict_action_chunk(Observation(1, {"static": frame()}, "lift the cube"))
+        PolicySession(policy).predict_action_chunk(Observation(1, {"static": frame()}, "lift the cube"))
         for _ in range(2)
     ]
     assert chunks[0].values.shape == (2, 7)

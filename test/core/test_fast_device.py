@@ -28,6 +28,7 @@ from robovlms_ros.policy.fast.plan import FastPathError, FastPathOptions
 from robovlms_ros.policy.fast.quantize import LINEARS, quantized_tower
 from robovlms_ros.policy.fast.shared import Shared
 from robovlms_ros.policy.fast.verify import EXACT, QUANTIZED, Tolerance, verify_fast_path
+from robovlms_ros.policy.session import PolicySession
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None
@@ -106,7 +107,7 @@ def test_frames_that_were_only_observed_need_no_other_recording(make_config: Mak
     policy = helpers.lively(make_config(**TWO))
     monkeypatch.setattr(runner, "require", lambda name, policy: None)
     monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", recorder))
-    plain, fast = policy.new_session(), policy.new_session(fast=FastPathOptions(cuda_graphs=True))
+    plain, fast = PolicySession(policy), PolicySession(policy, fast=FastPathOptions(cuda_graphs=True))
     for i in range(9):
         for session in (plain, fast):
             session.predict_action_chunk(helpers.frame(i)) if i % 3 == 2 else session.observe(helpers.frame(i))
@@ -127,7 +128,7 @@ def test_robots_together_are_recorded_as_one_batch(make_config: MakeConfig, monk
     shared = Shared(policy, ONE_BATCH, "none", recorder)
     monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: shared)
     options = FastPathOptions.only(*ONE_BATCH)
-    together, alone = ([policy.new_session(fast=o) for _ in range(3)] for o in (options, None))
+    together, alone = ([PolicySession(policy, fast=o) for _ in range(3)] for o in (options, None))
     for i in range(6):
         seen = [helpers.frame(10 * robot + i) for robot in range(3)]
         seen = [replace(o, stamp_ns=helpers.frame(i).stamp_ns) for o in seen]
@@ -142,7 +143,7 @@ def test_robots_together_are_recorded_as_one_batch(make_config: MakeConfig, monk
 def test_preprocessing_on_the_device(make_config: MakeConfig) -> None:
     policy = helpers.lively(make_config(**TWO))
     assert helpers.largest_difference(policy, FastPathOptions(device_preprocess=True), FRAMES) < 1e-3
-    session = policy.new_session(fast=FastPathOptions(cuda_graphs=True))
+    session = PolicySession(policy, fast=FastPathOptions(cuda_graphs=True))
     assert "without cuda_graphs: the policy runs on cpu" in session.path_reason
 
 
@@ -169,7 +170,7 @@ def test_quantised_policy(make_config: MakeConfig, family: str, preset: str) -> 
     policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
     options = FastPathOptions(quantize=preset)
     assert 0 < helpers.largest_difference(policy, options, FRAMES[:3]) < QUANTIZED[preset].difference
-    assert preset in policy.new_session(fast=options).path_reason
+    assert preset in PolicySession(policy, fast=options).path_reason
     refused = verify_fast_path(policy, FRAMES[:3], options, Tolerance(1.0, 1e-9))
     assert not refused.accepted and "allowed" in refused.reason
     with pytest.raises(FastPathError, match="must be one of int8"):

@@ -25,7 +25,7 @@ from robovlms_ros.config import config_from_mapping
 from robovlms_ros.conversions.images import to_rgb
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
 from robovlms_ros.training.data.checks import check_data
-from robovlms_ros.training.data.episodes import open_sources
+from robovlms_ros.training.data.open_sources import open_sources
 from robovlms_ros.types import RoboVLMsError
 
 MUTATIONS = int(os.environ.get("ROBOVLMS_FUZZ", "200"))

@@ -34,15 +34,6 @@ LAYERS = (
     {"evaluation", "training", "sim", "benchmark"},
     {"ros", "cli"},
 )
-# Circles that imports inside functions, or for types, close today. Wanted: none.
-LAZY_CIRCLES = (
-    {f"robovlms_ros.policy.{name}" for name in (
-        "fast.fits", "fast.lstm_window", "fast.runner", "fast.shared", "fast.window", "paths", "policy", "session")},
-    {f"robovlms_ros.training.data.{name}" for name in (
-        "episodes", "sources.bag", "sources.bag_episodes", "sources.bag_frames", "sources.calvin", "sources.lerobot",
-        "sources.lerobot_metadata",
-        "sources.parquet", "sources.restricted_pickle", "sources.video")},
-)
 PACKAGE_CIRCLES = ({"evaluation", "sim"},)
 # A module beside the packages belongs with the package that it was split from.
 BELONGS = {"perceiver": "heads"}

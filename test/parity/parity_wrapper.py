@@ -90,7 +90,7 @@ class Episode:
     """A session fed one frame per control step, with the head's raw answers kept."""
 
     def __init__(self, policy: VLAPolicy):
-        self.session: PolicySession = policy.new_session()
+        self.session: PolicySession = PolicySession(policy)
         self.policy = policy
         self.raw: list[HeadOutput] = []
         policy.head.register_forward_hook(lambda module, inputs, output: self.raw.append(output))

@@ -100,6 +100,7 @@ def test_equal_actions_at_equal_stamps(ros, make_graph, tmp_path):
 
     from robovlms_ros.config import config_from_mapping
     from robovlms_ros.policy.checkpoint import build_policy, save_policy
+    from robovlms_ros.policy.session import PolicySession
 
     config = copy.deepcopy(TINY)
     config["model"] |= {"history_length": 3, "history_step": GRID * FRAME_NS / 1e9}
@@ -128,5 +129,5 @@ def test_equal_actions_at_equal_stamps(ros, make_graph, tmp_path):
         assert len(common) >= 2 and frame_stamp(on_grid[-1]) in common
         for stamp in common:
             np.testing.assert_allclose(other[stamp], played[stamp], rtol=0, atol=1e-5)
-    alone = graph.node._policy.new_session().predict_action_chunk(heard[-1])
+    alone = PolicySession(graph.node._policy).predict_action_chunk(heard[-1])
     assert np.abs(alone.values.ravel() - played[heard[-1].stamp_ns]).max() > 1e-3, "the history matters"

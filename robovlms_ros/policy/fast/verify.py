@@ -80,17 +80,17 @@ def open_session(
     FastPathError for an unknown mode."""
     wanted = options_for(mode, policy.device.type)
     if wanted is None:
-        return policy.new_session(now)
+        return PolicySession(policy, now)
     refusals = []
     for options in steps_down(wanted):
         judged = verify_fast_path(policy, observations, options)
         if judged.accepted:
-            session = policy.new_session(now, options)
+            session = PolicySession(policy, now, options)
             session.let_plain_weights_go()
             break
         refusals.append(f"refused with {machine_parts(options)}: {judged.reason}")
     else:
-        session = policy.new_session(now)
+        session = PolicySession(policy, now)
     session.path_note = "; ".join([*([judged.reason] if judged.accepted else []), *refusals])
     log.info("session on the %s path: %s", session.path, session.path_reason)
     return session
@@ -122,7 +122,7 @@ def _answers(
     policy: VLAPolicy, observations: Sequence[Observation], options: FastPathOptions | None
 ) -> NDArray[np.float64]:
     """(frames, n, A + 1) normalised answers: the arm, and the gripper's probability."""
-    session = policy.new_session(fast=options)
+    session = PolicySession(policy, fast=options)
     rows = []
     for observation in observations:
         session.predict_action_chunk(observation)

@@ -65,6 +65,7 @@ def record_job(job: Job) -> str:
     import torch
 
     from robovlms_ros.policy.checkpoint import load_policy
+    from robovlms_ros.policy.session import PolicySession
     from robovlms_ros.sim.rollout import ExpertSession, build_loop
     from robovlms_ros.sim.tasks.world import TaskWorld
     from robovlms_ros.sim.world import SimWorld
@@ -86,7 +87,7 @@ def record_job(job: Job) -> str:
     loop = build_loop(world, job.robot)
     agent: Any = ExpertSession(world)
     if job.checkpoint is not None:
-        agent = load_policy(job.checkpoint).new_session()
+        agent = PolicySession(load_policy(job.checkpoint))
         settings = replace(settings, noise=0.3, slip=0.005)
     outcomes = record_shard(job.folder, job.seeds, loop, agent, settings, recording=recording)
     world.close()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.data.episodes import DataError, open_sources
+from robovlms_ros.training.data.episodes import DataError
+from robovlms_ros.training.data.open_sources import open_sources
 from robovlms_ros.types import NANOSECONDS
 
 

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
 from robovlms_ros.resources import find
 from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.data.episodes import DataError, open_sources
+from robovlms_ros.training.data.episodes import DataError
+from robovlms_ros.training.data.open_sources import open_sources
 from robovlms_ros.training.data.windows import WindowDataset
 from robovlms_ros.types import NANOSECONDS, ActionChunk
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.policy.session import PolicySession
 from robovlms_ros.schema import ConfigError
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import TRAINING_SEEDS
@@ -71,7 +72,7 @@ def test_every_variant_learns_and_predicts(small_plan, easy_plan, folder, easy_f
     assert all(p.grad is not None for p in policy.head.parameters())
     images = {camera: np.zeros((96, 96, 3), np.uint8) for camera in ("static", "wrist")}
     state = RobotState(0, np.zeros(7), None, np.eye(4), 1.0)
-    chunk = policy.eval().new_session().predict_action_chunk(Observation(0, images, "lift the red cube", state))
+    chunk = PolicySession(policy.eval()).predict_action_chunk(Observation(0, images, "lift the red cube", state))
     assert chunk.values.shape == (16, 7)
 
 
