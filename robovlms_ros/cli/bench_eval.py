@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.schema import require
-from robovlms_ros.types import ActionChunk, Observation
+from robovlms_ros.core.schema import require
+from robovlms_ros.core.types import ActionChunk, Observation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from robovlms_ros.evaluation.replay.block import BlockSession
-    from robovlms_ros.policy.checkpoint import load_policy
-    from robovlms_ros.policy.session import PolicySession
-    from robovlms_ros.resources import find_checkpoint
+    from robovlms_ros.checkpoints.checkpoint import load_policy
+    from robovlms_ros.inference.session import PolicySession
+    from robovlms_ros.core.resources import find_checkpoint
 
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
     torch.set_num_threads(args.threads)
@@ -87,7 +87,7 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
     from robovlms_ros.evaluation.bags.mapping import TopicsConfig, bag_description, detect
     from robovlms_ros.evaluation.bags.reader import Bag
     from robovlms_ros.evaluation.replay.events import Seen
-    from robovlms_ros.evaluation.replay.inputs import Inputs
+    from robovlms_ros.evaluation.replay.observations import Inputs
     from robovlms_ros.ros.loading import load_body
 
     body = load_body(read_parameters(None, {"robot": robot}), lambda topic: bag_description(bag, topic))
@@ -110,9 +110,9 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
 
 def _simulated(path: Path, policy: Any, robot: str) -> Path:
     """Two episodes of the demo, driven by the policy."""
-    from robovlms_ros.evaluation.bags.simulated import record_episodes
-    from robovlms_ros.policy.session import PolicySession
-    from robovlms_ros.runtime.robot import load_robot
+    from robovlms_ros.sim.bags import record_episodes
+    from robovlms_ros.inference.session import PolicySession
+    from robovlms_ros.control.robot import load_robot
     from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
     from robovlms_ros.sim.task import INSTRUCTIONS
     from robovlms_ros.sim.world import SimWorld

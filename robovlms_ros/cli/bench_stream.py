@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robovlms_ros.evaluation.stream_bench import Condition
+    from robovlms_ros.bench.streaming import Condition
 
 COLUMNS = ("step mean", "median", "p95", "RMS", "max acc", "max jerk", "starved")
 HEADER = f"{'strategy':20} " + " ".join(f"{name:>9}" for name in COLUMNS)
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 when a threshold is missed."""
-    from robovlms_ros.evaluation.stream_bench import REFERENCE, as_json, conditions, measure, missed
-    from robovlms_ros.evaluation.stream_senders import SENDERS
+    from robovlms_ros.bench.streaming import REFERENCE, as_json, conditions, measure, missed
+    from robovlms_ros.bench.stream_senders import SENDERS
 
     print(f"Commands in mrad per 2 ms tick, RMS in mrad, rad/s^2, rad/s^3; {args.seeds} seeds a cell.")
     rows = []

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.schema import ConfigError, build, read_mapping, require
+from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
 
 MISSED = 3
 

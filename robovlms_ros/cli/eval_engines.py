@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from robovlms_ros.cli.eval_setup import Job, run_job
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.schema import ConfigError
 
 
 class Bar(Protocol):

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from robovlms_ros.evaluation.bags.mapping import bag_description
-from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, Setting, evaluate_bag, part_key, recorded_stamps
+from robovlms_ros.evaluation.replay.evaluate import (
+    EvaluationConfig,
+    Setting,
+    evaluate_bag,
+    part_key,
+    recorded_stamps,
+)
 from robovlms_ros.evaluation.replay.loop import RECORDED, Subject
-from robovlms_ros.resources import find_checkpoint
+from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.ros import parameters as node_parameters
 from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.schema import ConfigError, read_mapping
+from robovlms_ros.core.schema import ConfigError, read_mapping
 
 STAMPS = ("all", "recorded")
 
@@ -105,7 +111,7 @@ def _subject(name: str, policy: Any, block: int) -> Subject:
     from time import perf_counter_ns
 
     from robovlms_ros.evaluation.replay.block import BlockSession
-    from robovlms_ros.policy.fast.plan import FastPathOptions
+    from robovlms_ros.inference.optimized.options import FastPathOptions
 
     assert policy.config.action is not None
     model = policy.config.model

@@ -21,7 +21,7 @@ from robovlms_ros.ros.parameters import (
     expand,
     from_values,
 )
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.schema import ConfigError
 
 # Declared by rclpy itself, or by a publisher that lets users override its QoS.
 FOREIGN = ("use_sim_time", "start_type_description_service")

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from robovlms_ros.ros.controllers.base import Arm
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.runtime.executor import ChunkExecutor
-from robovlms_ros.runtime.watchdog import Action
-from robovlms_ros.types import Observation, RobotState
+from robovlms_ros.control.executor import ChunkExecutor
+from robovlms_ros.control.watchdog import Action
+from robovlms_ros.core.types import Observation, RobotState
 
 Array = NDArray[np.float64]
 

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robovlms_ros import resources
-from robovlms_ros.policy.history import thinning
+from robovlms_ros.core import resources
+from robovlms_ros.inference.history import thinning
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import RobotSpec, load_robot
-from robovlms_ros.runtime.schedule import horizon_shortfall, latency_excess
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.robot import RobotSpec, load_robot
+from robovlms_ros.control.schedule import horizon_shortfall, latency_excess
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Observation, RobotState
 
 if TYPE_CHECKING:
     import torch
 
-    from robovlms_ros.config import PolicyConfig
-    from robovlms_ros.policy.policy import VLAPolicy
-    from robovlms_ros.policy.session import PolicySession
+    from robovlms_ros.config.policy import PolicyConfig
+    from robovlms_ros.models.vla_policy import VLAPolicy
+    from robovlms_ros.inference.session import PolicySession
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ def load_brain(
 
     Raises RoboVLMsError.
     """
-    from robovlms_ros.policy.fast.verify import open_session
-    from robovlms_ros.policy.session import PolicySession
+    from robovlms_ros.inference.optimized.verification import open_session
+    from robovlms_ros.inference.session import PolicySession
 
     if parameters.checkpoint != "random":
         _preflight(parameters, robot)
@@ -111,7 +111,7 @@ def load_brain(
 
 def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:
     """What `robovlms check` reports, for this robot: warnings go to the log, errors refuse."""
-    from robovlms_ros.policy.preflight import Situation, inspect
+    from robovlms_ros.checkpoints.preflight import Situation, inspect
 
     config = resources.find(parameters.config, "config/backbones") if parameters.config else None
     situation = Situation(robot, device=str(_device(parameters.device)))
@@ -123,7 +123,7 @@ def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:
 
 def _config_of(parameters: NodeParameters) -> "PolicyConfig":
     """The configuration of the checkpoint, without its weights. Raises RoboVLMsError."""
-    from robovlms_ros.policy.checkpoint import locate
+    from robovlms_ros.checkpoints.checkpoint import locate
 
     config = resources.find(parameters.config, "config/backbones") if parameters.config else None
     return locate(resources.find_checkpoint(parameters.checkpoint), config).config
@@ -131,9 +131,9 @@ def _config_of(parameters: NodeParameters) -> "PolicyConfig":
 
 def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
     """The policy that `checkpoint`, `backbone`, `config`, `device` and `dtype` name. Raises RoboVLMsError."""
-    from robovlms_ros.config import load_config
-    from robovlms_ros.policy.checkpoint import DTYPES, build_policy, load_policy
-    from robovlms_ros.registry import resolve
+    from robovlms_ros.config.policy import load_config
+    from robovlms_ros.checkpoints.checkpoint import DTYPES, build_policy, load_policy
+    from robovlms_ros.core.registry import resolve
 
     if parameters.backbone:
         resolve("backbone", parameters.backbone)
@@ -157,7 +157,7 @@ def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
 
 
 def _preset(backbone: str) -> "PolicyConfig":
-    from robovlms_ros.config import load_config
+    from robovlms_ros.config.policy import load_config
 
     if not backbone:
         raise ConfigError("parameter checkpoint = 'random' needs to know what to build: give backbone or config.")

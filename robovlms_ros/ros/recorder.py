@@ -20,7 +20,7 @@ from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLi
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from robovlms_ros.evaluation.bags.types import typestore
-from robovlms_ros.text_safety import printable
+from robovlms_ros.core.text_safety import printable
 
 MIN_FREE_BYTES = 64 * 2**20
 """Free space that a recording leaves on its disk: enough to close the bag."""

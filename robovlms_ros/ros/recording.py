@@ -21,8 +21,8 @@ from std_msgs.msg import String
 from robovlms_ros.ros.checked_node import CheckedNode
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.recorder import Recorder
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.types import RoboVLMsError
 
 EPISODE = "episode"
 CONFIGURATION = "configuration"

@@ -9,7 +9,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.messages import to_time
-from robovlms_ros.text_safety import printable
+from robovlms_ros.core.text_safety import printable
 
 TEXT_LIMIT = 1000
 """Characters of a status text; the fields of messages in it are cut much shorter where they are quoted."""

@@ -21,7 +21,7 @@ from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.declare import DeclaredParameters
 from robovlms_ros.ros.description import wait_for_description
-from robovlms_ros.ros.inputs import Inputs
+from robovlms_ros.ros.observation_subscriber import Inputs
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode, run_until_signalled
 from robovlms_ros.ros.loading import (
     Body,
@@ -37,17 +37,17 @@ from robovlms_ros.ros.loading import (
 )
 from robovlms_ros.ros.messages import chunk_to_message
 from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.ros.pilot import Limbs, Pilot
-from robovlms_ros.ros.reporter import Reporter
+from robovlms_ros.ros.policy_runner import Limbs, Pilot
+from robovlms_ros.ros.status_publisher import Reporter
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, Report
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.runtime.executor import ChunkExecutor, build_executor
-from robovlms_ros.runtime.watchdog import Watchdog
-from robovlms_ros.runtime.worker import InferenceWorker
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.text_safety import printable
-from robovlms_ros.types import NANOSECONDS, ActionChunk, RoboVLMsError
+from robovlms_ros.control.executor import ChunkExecutor, build_executor
+from robovlms_ros.control.watchdog import Watchdog
+from robovlms_ros.inference.worker import InferenceWorker
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RoboVLMsError
 
 TICK_RATE = 20.0
 FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "joint_states_implausible",

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.processing.rotations import vector_from_matrix
+from robovlms_ros.core.rotations import vector_from_matrix
 from robovlms_ros.sim.scene import CUBE_SIZE, TABLE_HEIGHT
 from robovlms_ros.sim.task import FINGER_OPEN
-from robovlms_ros.types import ActionSpec
+from robovlms_ros.core.types import ActionSpec
 
 Array = NDArray[np.float64]
 

@@ -10,13 +10,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.runtime.controllers import OneJointTrajectory
-from robovlms_ros.runtime.executor import ChunkExecutor, build_executor
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.control.controller_types import OneJointTrajectory
+from robovlms_ros.control.executor import ChunkExecutor, build_executor
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.robot import load_robot
 from robovlms_ros.sim.expert import ACTION_SPEC, STEP
 from robovlms_ros.sim.world import CAMERAS, TICK_NS, GroundTruth, SimWorld, WorldError
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, TrajectoryCommand
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    Observation,
+    RobotState,
+    TrajectoryCommand,
+)
 
 Array = NDArray[np.float64]
 

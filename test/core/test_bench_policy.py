@@ -24,21 +24,27 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from robovlms_ros.backbones.empty import parameters_on_meta
-from robovlms_ros.benchmark.by_hand import with_output_matrix
-from robovlms_ros.benchmark.cases import BACKBONES, Case, Frames, config_of
-from robovlms_ros.benchmark.counting import Ceilings, Operation, OperationCounter, count, roofline
-from robovlms_ros.benchmark.head_window import window_cost
-from robovlms_ros.benchmark.models import build, size_of
-from robovlms_ros.benchmark.presets import PRESETS, preset
-from robovlms_ros.benchmark.together import predict_together
-from robovlms_ros.benchmark.ways import BY_HAND, is_own, make_way, options_of
-from robovlms_ros.policy.checkpoint import random_tokenizer
-from robovlms_ros.policy.fast.plan import FastPathError, options_for
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.policy.session import PolicySession
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
+from robovlms_ros.bench.policy.transformers_baseline import with_output_matrix
+from robovlms_ros.bench.policy.cases import BACKBONES, Case, Frames, config_of
+from robovlms_ros.bench.policy.counting import (
+    Ceilings,
+    Operation,
+    OperationCounter,
+    count,
+    roofline,
+)
+from robovlms_ros.bench.policy.head_window import window_cost
+from robovlms_ros.bench.policy.models import build, size_of
+from robovlms_ros.bench.policy.presets import PRESETS, preset
+from robovlms_ros.bench.policy.several_robots import predict_together
+from robovlms_ros.bench.policy.variants import BY_HAND, is_own, make_way, options_of
+from robovlms_ros.checkpoints.checkpoint import random_tokenizer
+from robovlms_ros.inference.optimized.options import FastPathError, options_for
+from robovlms_ros.models.vla_policy import VLAPolicy
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import RoboVLMsError
 
 CPU = torch.device("cpu")
 SHAPE = (24, 32, 3)

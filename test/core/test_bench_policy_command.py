@@ -21,16 +21,16 @@ from pathlib import Path
 
 import pytest
 
-from robovlms_ros.benchmark import head_window
-from robovlms_ros.benchmark.cases import Case
-from robovlms_ros.benchmark.counting import Ceilings
-from robovlms_ros.benchmark.curves import curves_over, draw
-from robovlms_ros.benchmark.gate import Check, cpu_checks, gpu_checks
-from robovlms_ros.benchmark.head_window import WindowCost
-from robovlms_ros.benchmark.memory import STATUS, peak_memory
-from robovlms_ros.benchmark.results import Results, Row, table
+from robovlms_ros.bench.policy import head_window
+from robovlms_ros.bench.policy.cases import Case
+from robovlms_ros.bench.policy.counting import Ceilings
+from robovlms_ros.bench.policy.curves import curves_over, draw
+from robovlms_ros.bench.policy.thresholds import Check, cpu_checks, gpu_checks
+from robovlms_ros.bench.policy.head_window import WindowCost
+from robovlms_ros.bench.policy.memory import STATUS, peak_memory
+from robovlms_ros.bench.policy.results import Results, Row, table
 from robovlms_ros.cli.main import main
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.schema import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--size", "tiny", "--history", "2", "--rounds", "1", "--threads", "1", "--device", "cpu"]

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.backbones import sequence as seq
-from robovlms_ros.backbones.sequence import Block
-from robovlms_ros.backbones.spec import BackboneError
-from robovlms_ros.heads.base import HeadError
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.discrete import generate, token_logits, training_logits
-from robovlms_ros.policy.session import PolicySession
-from robovlms_ros.types import Observation
+from robovlms_ros.models.backbones import sequence as seq
+from robovlms_ros.models.backbones.sequence import Block
+from robovlms_ros.models.backbones.spec import BackboneError
+from robovlms_ros.models.heads.base import HeadError
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.models.action_tokens import generate, token_logits, training_logits
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.core.types import Observation
 
 WORDS = ["lift", "the", "red", "cube", *(f"word{i}" for i in range(480))]
 BACKBONES = [("kosmos", {}), ("paligemma", {}), ("llava", {}), ("qwen", {}), ("qwen", {"model_type": "qwen3_vl"})]

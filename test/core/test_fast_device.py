@@ -20,15 +20,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from robovlms_ros.benchmark.together import predict_together
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.fast import runner
-from robovlms_ros.policy.fast.graphs import Replayed
-from robovlms_ros.policy.fast.plan import FastPathError, FastPathOptions
-from robovlms_ros.policy.fast.quantize import LINEARS, quantized_tower
-from robovlms_ros.policy.fast.shared import Shared
-from robovlms_ros.policy.fast.verify import EXACT, QUANTIZED, Tolerance, verify_fast_path
-from robovlms_ros.policy.session import PolicySession
+from robovlms_ros.bench.policy.several_robots import predict_together
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.inference.optimized import optimized_inference
+from robovlms_ros.inference.optimized.cuda_graphs import Replayed
+from robovlms_ros.inference.optimized.options import FastPathError, FastPathOptions
+from robovlms_ros.inference.optimized.quantization import LINEARS, quantized_tower
+from robovlms_ros.inference.optimized.shared_stages import Shared
+from robovlms_ros.inference.optimized.verification import (
+    EXACT,
+    QUANTIZED,
+    Tolerance,
+    verify_fast_path,
+)
+from robovlms_ros.inference.session import PolicySession
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None
@@ -92,8 +97,8 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
 def test_recorded_stages_equal_the_plain_path(make_config: MakeConfig, monkeypatch, family: str) -> None:
     backbone, vlm = helpers.FAMILIES[family]
     policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
-    monkeypatch.setattr(runner, "require", lambda name, policy: None)
-    monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", stand_in))
+    monkeypatch.setattr(optimized_inference, "require", lambda name, policy: None)
+    monkeypatch.setattr(optimized_inference, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", stand_in))
     assert helpers.largest_difference(policy, FastPathOptions(cuda_graphs=True), FRAMES) < 1e-5
 
 
@@ -105,8 +110,8 @@ def test_frames_that_were_only_observed_need_no_other_recording(make_config: Mak
         return stand_in(function, inputs)
 
     policy = helpers.lively(make_config(**TWO))
-    monkeypatch.setattr(runner, "require", lambda name, policy: None)
-    monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", recorder))
+    monkeypatch.setattr(optimized_inference, "require", lambda name, policy: None)
+    monkeypatch.setattr(optimized_inference, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", recorder))
     plain, fast = PolicySession(policy), PolicySession(policy, fast=FastPathOptions(cuda_graphs=True))
     for i in range(9):
         for session in (plain, fast):
@@ -124,9 +129,9 @@ def test_robots_together_are_recorded_as_one_batch(make_config: MakeConfig, monk
         return stand_in(function, inputs)
 
     policy = helpers.lively(make_config(**TWO))
-    monkeypatch.setattr(runner, "require", lambda name, policy: None)
+    monkeypatch.setattr(optimized_inference, "require", lambda name, policy: None)
     shared = Shared(policy, ONE_BATCH, "none", recorder)
-    monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: shared)
+    monkeypatch.setattr(optimized_inference, "shared_by", lambda policy, options, parts, _: shared)
     options = FastPathOptions.only(*ONE_BATCH)
     together, alone = ([PolicySession(policy, fast=o) for _ in range(3)] for o in (options, None))
     for i in range(6):

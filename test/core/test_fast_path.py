@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.fast.plan import FastPathError, FastPathOptions, options_for
-from robovlms_ros.policy.fast.towers import prune_last_layer
-from robovlms_ros.policy.session import PolicySession
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.inference.optimized.options import FastPathError, FastPathOptions, options_for
+from robovlms_ros.inference.optimized.text_towers import prune_last_layer
+from robovlms_ros.inference.session import PolicySession
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None

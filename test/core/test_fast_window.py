@@ -20,13 +20,18 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.heads.lstm import LSTMHead
-from robovlms_ros.policy.fast import lstm_window
-from robovlms_ros.policy.fast.lstm_window import AnswerFirstLSTM, OneStepLSTM, lstm_answer, lstm_step
-from robovlms_ros.policy.fast.plan import FastPathOptions
-from robovlms_ros.policy.paths import Encoded
-from robovlms_ros.policy.session import PolicySession
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.models.heads.lstm import LSTMHead
+from robovlms_ros.inference.optimized import lstm_window
+from robovlms_ros.inference.optimized.lstm_window import (
+    AnswerFirstLSTM,
+    OneStepLSTM,
+    lstm_answer,
+    lstm_step,
+)
+from robovlms_ros.inference.optimized.options import FastPathOptions
+from robovlms_ros.inference.reference_inference import Encoded
+from robovlms_ros.inference.session import PolicySession
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None

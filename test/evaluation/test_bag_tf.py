@@ -19,8 +19,8 @@ from robovlms_ros.evaluation.replay.loop import Subject
 from robovlms_ros.evaluation.report.build import build_report
 from robovlms_ros.evaluation.report.html import render
 from robovlms_ros.evaluation.report.thresholds import Thresholds
-from robovlms_ros.processing.rotations import quaternion_from_matrix, vector_from_matrix
-from robovlms_ros.types import NANOSECONDS, ActionSpec
+from robovlms_ros.core.rotations import quaternion_from_matrix, vector_from_matrix
+from robovlms_ros.core.types import NANOSECONDS, ActionSpec
 
 TFMESSAGE, INFO = "tf2_msgs/msg/TFMessage", "sensor_msgs/msg/CameraInfo"
 FOCAL = 200.0

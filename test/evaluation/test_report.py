@@ -22,7 +22,7 @@ from robovlms_ros.evaluation.replay.loop import Subject
 from robovlms_ros.evaluation.report.build import build_report
 from robovlms_ros.evaluation.report.html import render
 from robovlms_ros.evaluation.report.thresholds import Thresholds, misses, with_overrides
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.schema import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from robovlms_ros.cli.main import main
-from robovlms_ros.evaluation import stream_bench
-from robovlms_ros.evaluation.stream_bench import REFERENCE, Condition, measure, missed, simulate
-from robovlms_ros.evaluation.stream_senders import DEFAULT, SENDERS
+from robovlms_ros.bench import streaming
+from robovlms_ros.bench.streaming import REFERENCE, Condition, measure, missed, simulate
+from robovlms_ros.bench.stream_senders import DEFAULT, SENDERS
 
 # Measured with ros2_controllers' trajectory.cpp (Jazzy), 50 seeds: mean worst step (mrad per tick) and mean RMS
 # (mrad), with default parameters and with interpolate_from_desired_state.
@@ -78,7 +78,7 @@ def test_command_line_writes_rows_and_fails_on_a_missed_threshold(tmp_path, monk
     assert row["interpolate_from_desired_state"] is False
     assert {"median", "p95"} <= set(row["worst_step_mrad"])
     assert {"rms_mrad_mean", "max_acc", "max_jerk", "starved_fraction"} <= set(row)
-    monkeypatch.setitem(stream_bench.LIMITS, "mean RMS", 0.1)
+    monkeypatch.setitem(streaming.LIMITS, "mean RMS", 0.1)
     assert main(arguments) == 1
     assert "mean RMS" in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text())["pass"] is False

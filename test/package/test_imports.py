@@ -210,7 +210,7 @@ def test_no_subpackage_takes_a_generated_name() -> None:
 
 
 @pytest.mark.parametrize("statement", [
-    "import robovlms_ros.types, robovlms_ros.schema",
+    "import robovlms_ros.core.types, robovlms_ros.core.schema",
     "from robovlms_ros.cli.main import main; main(['--help'])",
 ])
 def test_light_entries_load_no_heavy_library(statement: str) -> None:

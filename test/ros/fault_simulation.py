@@ -8,17 +8,23 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from robovlms_ros.conversions.joint_plausibility import ImplausibleJointState, JointPlausibility
-from robovlms_ros.conversions.joint_states import JointStateBuffer
+from robovlms_ros.observations.joint_plausibility import ImplausibleJointState, JointPlausibility
+from robovlms_ros.observations.joint_states import JointStateBuffer
 from robovlms_ros.ros.controllers.base import Arm
-from robovlms_ros.ros.pilot import Limbs, Pilot
+from robovlms_ros.ros.policy_runner import Limbs, Pilot
 from robovlms_ros.ros.status import Report
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.runtime.executor import build_executor
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.runtime.watchdog import Watchdog, WatchdogConfig
-from robovlms_ros.sim.trajectory_controller import TrajectoryController
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError, RobotState
+from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
+from robovlms_ros.control.trajectory_controller_model import TrajectoryController
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    ActionSpec,
+    ObservationError,
+    RobotState,
+)
 
 PANDA = load_robot("panda")
 HOME = np.array(PANDA.home)

@@ -270,7 +270,7 @@ def test_controller_absent_from_the_start(make_graph, make_robot, monkeypatch, n
     """It never ran, so it waits, whether the timer or a chunk is first to ask; nothing is sent to nobody."""
     from trajectory_msgs.msg import JointTrajectory
 
-    from robovlms_ros.ros.pilot import Pilot
+    from robovlms_ros.ros.policy_runner import Pilot
 
     graph = make_graph(robot=make_robot(lambda robot: robot["controller"].update(topic="nobody/joint_trajectory")))
     if notices == "chunk":

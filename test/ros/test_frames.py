@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robovlms_ros.conversions.frames import Frame, FrameSync
+from robovlms_ros.observations.camera_sync import Frame, FrameSync
 
 MS = 1_000_000
 

@@ -32,7 +32,7 @@ def write_bag(path, kept):
     from std_msgs.msg import String
 
     from robovlms_ros.ros.messages import to_time
-    from robovlms_ros.runtime.robot import load_robot
+    from robovlms_ros.control.robot import load_robot
 
     robot, rng = load_robot("panda"), np.random.default_rng(5)
     pixels = {(i, camera): rng.integers(0, 256, 32 * 32 * 3, dtype=np.uint8)
@@ -98,9 +98,9 @@ def test_equal_actions_at_equal_stamps(ros, make_graph, tmp_path):
     from fake_policies import Injected
     from ros_graph import TINY
 
-    from robovlms_ros.config import config_from_mapping
-    from robovlms_ros.policy.checkpoint import build_policy, save_policy
-    from robovlms_ros.policy.session import PolicySession
+    from robovlms_ros.config.policy import config_from_mapping
+    from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
+    from robovlms_ros.inference.session import PolicySession
 
     config = copy.deepcopy(TINY)
     config["model"] |= {"history_length": 3, "history_step": GRID * FRAME_NS / 1e9}

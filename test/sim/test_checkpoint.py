@@ -6,12 +6,12 @@ tasks knows their words and drives, not always in vain.
 import numpy as np
 import pytest
 
-from robovlms_ros.policy.checkpoint import load_policy
-from robovlms_ros.policy.session import PolicySession
-from robovlms_ros.resources import share_directory
-from robovlms_ros.sim.bench import evaluate_task
+from robovlms_ros.checkpoints.checkpoint import load_policy
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.sim.scenes import evaluate_task
 from robovlms_ros.sim.tasks.language import goals, instructions
-from robovlms_ros.types import Observation, ObservationError, RobotState
+from robovlms_ros.core.types import Observation, ObservationError, RobotState
 
 pytestmark = pytest.mark.sim
 

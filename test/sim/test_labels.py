@@ -11,7 +11,7 @@ import pytest
 from robovlms_ros.sim.expert import HAND_DOWN
 from robovlms_ros.sim.tasks.expert import Law
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.things import TABLE_Z, TableTruth, Thing
+from robovlms_ros.sim.tasks.objects import TABLE_Z, TableTruth, Thing
 
 GOLDEN = Path(__file__).with_name("golden_labels.json")
 PLATES = {"yellow plate": np.array((0.5, 0.15, TABLE_Z)), "purple plate": np.array((0.6, -0.1, TABLE_Z))}

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 
 from robovlms_ros.cli.main import main
-from robovlms_ros.processing.text import TEMPLATES, PromptTokenizer, build_word_tokenizer
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import read_mapping
+from robovlms_ros.models.tokenization import TEMPLATES, PromptTokenizer, build_word_tokenizer
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import read_mapping
 from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.task import TaskError
-from robovlms_ros.sim.tasks import base, grasps, language
+from robovlms_ros.sim.tasks import base
+from robovlms_ros.sim.tasks import grasps
+from robovlms_ros.sim.tasks import language
 from robovlms_ros.sim.tasks.expert import MAX_SPEED, expert_chunk
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.looks import PLAIN, Looks
-from robovlms_ros.sim.tasks.things import PLATE_RADIUS, PLATES, TABLE_Z, TableTruth, Thing
+from robovlms_ros.sim.tasks.domain_randomization import PLAIN, Looks
+from robovlms_ros.sim.tasks.objects import PLATE_RADIUS, PLATES, TABLE_Z, TableTruth, Thing
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.types import ObservationError
+from robovlms_ros.core.types import ObservationError
 
 pytestmark = pytest.mark.sim
 

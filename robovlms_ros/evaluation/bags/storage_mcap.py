@@ -23,8 +23,8 @@ from mcap.records import Channel, Chunk, DataEnd, Footer, McapRecord, Message, S
 from mcap.stream_reader import MAGIC_SIZE, StreamReader, breakup_chunk
 from mcap.summary import Summary
 
-from robovlms_ros.caps import MAX_CHUNK_BYTES
-from robovlms_ros.text_safety import printable
+from robovlms_ros.core.caps import MAX_CHUNK_BYTES
+from robovlms_ros.core.text_safety import printable
 
 BLOCK = 4 << 20
 HEADER = 9

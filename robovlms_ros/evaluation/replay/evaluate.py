@@ -9,20 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from robovlms_ros.evaluation.bags.annotate import Annotator
-from robovlms_ros.evaluation.bags.mapping import CHUNK, STATUS, Stamps, TopicMapping, TopicsConfig, detect
+from robovlms_ros.evaluation.bags.mapping import (
+    CHUNK,
+    STATUS,
+    Stamps,
+    TopicMapping,
+    TopicsConfig,
+    detect,
+)
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.executor import Machine, MemoKinematics, machine_factory
-from robovlms_ros.evaluation.replay.inputs import Inputs
+from robovlms_ros.evaluation.replay.observations import Inputs
 from robovlms_ros.evaluation.replay.loop import Replay, Runner, Schedule, Subject, WhatIf
 from robovlms_ros.evaluation.replay.samples import Row
 from robovlms_ros.evaluation.replay.scoring import Scorer
 from robovlms_ros.evaluation.report.thresholds import Thresholds
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.scheduler import ScheduleConfig
-from robovlms_ros.schema import require
-from robovlms_ros.types import NANOSECONDS, ActionSpec
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.scheduler import ScheduleConfig
+from robovlms_ros.core.schema import require
+from robovlms_ros.core.types import NANOSECONDS, ActionSpec
 
 COLUMNS = ("bag", "policy", "episode", "sequence", "stamp_ns", "instruction", "distance", "distance_end", "steps_known")
 

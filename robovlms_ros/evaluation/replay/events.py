@@ -5,7 +5,7 @@ from typing import Any
 
 from robovlms_ros.evaluation.bags.reader import RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
-from robovlms_ros.types import ActionChunk, Observation, RobotState
+from robovlms_ros.core.types import ActionChunk, Observation, RobotState
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.evaluation.metrics.errors import number
-from robovlms_ros.runtime.executor import build_executor
-from robovlms_ros.runtime.kinematics import IKResult, Kinematics
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.schedule import ScheduleConfig
-from robovlms_ros.runtime.scheduler import ChunkScheduler
-from robovlms_ros.runtime.spline import Spline, curve_of
-from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState, RoboVLMsError, TrajectoryCommand
+from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.kinematics import IKResult, Kinematics
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.schedule import ScheduleConfig
+from robovlms_ros.control.scheduler import ChunkScheduler
+from robovlms_ros.control.spline import Spline, curve_of
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    RobotState,
+    RoboVLMsError,
+    TrajectoryCommand,
+)
 
 Array = NDArray[np.float64]
 

@@ -13,14 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.evaluation.replay.commands import CommandTrack
-from robovlms_ros.evaluation.replay.events import Answered, Event, Measured, Passed, Restart, Seen, Told
-from robovlms_ros.evaluation.replay.inputs import Inputs
+from robovlms_ros.evaluation.replay.events import (
+    Answered,
+    Event,
+    Measured,
+    Passed,
+    Restart,
+    Seen,
+    Told,
+)
+from robovlms_ros.evaluation.replay.observations import Inputs
 from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.runner import Runner, Subject, WhatIf
 from robovlms_ros.evaluation.replay.samples import Row
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RobotState
 
 Array = NDArray[np.float64]
 RECORDED = "recorded"

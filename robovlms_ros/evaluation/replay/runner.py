@@ -11,7 +11,13 @@ from robovlms_ros.evaluation.replay.executor import LatencyLane, Machine
 from robovlms_ros.evaluation.replay.results import SubjectResult
 from robovlms_ros.evaluation.replay.scoring import Scorer
 from robovlms_ros.evaluation.replay.tracks import Answer
-from robovlms_ros.types import ActionChunk, ActionSpec, Observation, ObservationError, RobotState
+from robovlms_ros.core.types import (
+    ActionChunk,
+    ActionSpec,
+    Observation,
+    ObservationError,
+    RobotState,
+)
 
 
 class Session(Protocol):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from robovlms_ros.schema import ConfigError, did_you_mean
+from robovlms_ros.core.schema import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from robovlms_ros.sim.task import TaskError
 from robovlms_ros.sim.tasks import grasps
 from robovlms_ros.sim.tasks.failures import Story
 from robovlms_ros.sim.tasks.language import Goal, goals, meaning
-from robovlms_ros.sim.tasks.things import LIFTED, TableTruth
+from robovlms_ros.sim.tasks.objects import LIFTED, TableTruth
 
 STEADY_FRAMES = 4
 """Frames in a row (50 ms each) that a thing must be where it belongs, let go."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.evaluation.closed_loop import EpisodeResult, Row, Thresholds, summarise
-from robovlms_ros.evaluation.statistics import wilson_interval
+from robovlms_ros.sim.closed_loop import EpisodeResult, Row, Thresholds, summarise
+from robovlms_ros.core.statistics import wilson_interval
 from robovlms_ros.sim.task import TaskError
 from robovlms_ros.sim.tasks.language import TASKS, meaning
-from robovlms_ros.sim.tasks.looks import Looks
-from robovlms_ros.sim.tasks.things import shape_of
+from robovlms_ros.sim.tasks.domain_randomization import Looks
+from robovlms_ros.sim.tasks.objects import shape_of
 
 TIME_LIMIT = 14.0
 """Simulated seconds per episode of a tabletop task."""

@@ -11,11 +11,19 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.processing.rotations import vector_from_matrix
-from robovlms_ros.sim.expert import FUNNEL_SLOPE, GRASP_OFFSET, HAND_DOWN, HORIZON, MAX_SPEED, Hand, norm
+from robovlms_ros.core.rotations import vector_from_matrix
+from robovlms_ros.sim.expert import (
+    FUNNEL_SLOPE,
+    GRASP_OFFSET,
+    HAND_DOWN,
+    HORIZON,
+    MAX_SPEED,
+    Hand,
+    norm,
+)
 from robovlms_ros.sim.tasks.grasps import best_yaw, candidates, fold, hand_yaw, push_yaw
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.things import TABLE_Z, TableTruth, Thing
+from robovlms_ros.sim.tasks.objects import TABLE_Z, TableTruth, Thing
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.sim.task import LIFTED
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.things import TableTruth
+from robovlms_ros.sim.tasks.objects import TableTruth
 
 Array = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.sim.tasks.things import WIDTH, Thing
+from robovlms_ros.sim.tasks.objects import WIDTH, Thing
 
 Array = NDArray[np.float64]
 

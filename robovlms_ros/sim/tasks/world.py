@@ -7,11 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.sim.task import FINGER_OPEN, TaskError
-from robovlms_ros.sim.tasks import base, expert
+from robovlms_ros.sim.tasks import base
+from robovlms_ros.sim.tasks import expert
 from robovlms_ros.sim.tasks.language import Goal, instructions, meaning
-from robovlms_ros.sim.tasks.looks import Looks, Painter
-from robovlms_ros.sim.tasks.scene import REGION, Contents, Placement, Table, choose, load_model, place
-from robovlms_ros.sim.tasks.things import PLATES, TableTruth, Thing
+from robovlms_ros.sim.tasks.domain_randomization import Looks, Painter
+from robovlms_ros.sim.tasks.scene import (
+    REGION,
+    Contents,
+    Placement,
+    Table,
+    choose,
+    load_model,
+    place,
+)
+from robovlms_ros.sim.tasks.objects import PLATES, TableTruth, Thing
 from robovlms_ros.sim.world import GRIP_SITE, SimWorld
 
 Array = NDArray[np.float64]

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.schema import ConfigError, did_you_mean
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.schema import ConfigError, did_you_mean
+from robovlms_ros.core.types import RoboVLMsError
 
 Array = NDArray[np.float64]
 Images = dict[str, NDArray[np.uint8]]
@@ -31,7 +31,7 @@ class EpisodeArrays:
     stamps_ns: (T,) int64, of the reference camera's images, on the data's own clock.
     actions: (T, D) float64 in the space and frame of the policy's `action` block, metres and radians; the last column
         is the gripper's opening, 0 closed to 1 open. Row t leads from step t to step t + 1.
-    proprioception: (T, P) float64, as `policy.proprioception.state_vector`; None where the policy takes none.
+    proprioception: (T, P) float64, as `inference.proprioception.state_vector`; None where the policy takes none.
     chunks: (T, n, D) float64, the n actions that follow each step as one chunk of the policy's `composition`, and
         known: (T, n) bool, those that the recording tells. Both None: a chunk is n rows of `actions`.
     robot_type: the recording's own name of the robot, "" where it has none.

@@ -7,8 +7,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.schema import ConfigError, did_you_mean
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.training.data.episodes import DataError, EpisodeSource, Joined, require_action
 from robovlms_ros.training.data.sources.bag import BagSource
 from robovlms_ros.training.data.sources.calvin import CalvinSource

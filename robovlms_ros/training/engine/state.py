@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robovlms_ros.policy.weights import tied_groups
+from robovlms_ros.checkpoints.weights import tied_groups
 from robovlms_ros.training.engine.batches import TrainingError
 
 STATE = "state.safetensors"

@@ -24,8 +24,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.data.checks import check_data
 from robovlms_ros.training.data.episodes import DataError
 from robovlms_ros.training.data.open_sources import open_sources

@@ -11,20 +11,22 @@ import pytest
 import torch
 import yaml
 
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.session import PolicySession
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.world import SimWorld
-from robovlms_ros.training.simulated import ablations, costs, published
-from robovlms_ros.training.simulated.behaviour_cloning import Learner, Stage
-from robovlms_ros.training.simulated.costs import Work
-from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, record_shard
-from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.shards import DemonstrationSet, Frames, find_shards
-from robovlms_ros.training.simulated.task_cloning import TaskLearner
-from robovlms_ros.types import Observation, RobotState
+from robovlms_ros.sim.training import ablations
+from robovlms_ros.sim.training import costs
+from robovlms_ros.sim.training import published
+from robovlms_ros.sim.training.behaviour_cloning import Learner, Stage
+from robovlms_ros.sim.training.costs import Work
+from robovlms_ros.sim.training.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.shards import DemonstrationSet, Frames, find_shards
+from robovlms_ros.sim.training.task_cloning import TaskLearner
+from robovlms_ros.core.types import Observation, RobotState
 
 pytestmark = pytest.mark.sim
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.policy.checkpoint import build_policy, load_policy, save_policy
-from robovlms_ros.policy.proprioception import state_vector
-from robovlms_ros.processing.actions import ActionPipeline
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import ConfigError, build
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
+from robovlms_ros.inference.proprioception import state_vector
+from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError, build
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS, TRAINING_SEEDS
-from robovlms_ros.training.simulated.behaviour_cloning import (
+from robovlms_ros.sim.training.behaviour_cloning import (
     SCALARS,
     Learner,
     Recipe,
@@ -27,12 +27,12 @@ from robovlms_ros.training.simulated.behaviour_cloning import (
     initialise,
     learning_rate,
 )
-from robovlms_ros.training.simulated.plans import TrainingPlan, load_plan
-from robovlms_ros.training.simulated.recording import shard_jobs
-from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames
-from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
-from robovlms_ros.training.simulated.trainer import Trainer
-from robovlms_ros.types import RobotState
+from robovlms_ros.sim.training.plans import TrainingPlan, load_plan
+from robovlms_ros.sim.training.recording import shard_jobs
+from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, Frames
+from robovlms_ros.sim.training.shared_prefix import features_under_instructions
+from robovlms_ros.sim.training.trainer import Trainer
+from robovlms_ros.core.types import RobotState
 
 HORIZON = 4
 """Steps of the fixtures' chunks."""

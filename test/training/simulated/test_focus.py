@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.simulated.behaviour_cloning import Losses, Recipe, Stage
-from robovlms_ros.training.simulated.focus import Focus
-from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.trainer import Trainer
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.sim.training.behaviour_cloning import Losses, Recipe, Stage
+from robovlms_ros.sim.training.prioritized_sampling import Focus
+from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.trainer import Trainer
 
 
 def counts(focus, draws=20_000):

@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.world import SimWorld
-from robovlms_ros.training.simulated.behaviour_cloning import PLACE_SCALE, Learner, Recipe, Stage
-from robovlms_ros.training.simulated.demonstrations import CubeRecording, DemonstrationSettings, record_shard
-from robovlms_ros.training.simulated.hindsight import grasped_places
-from robovlms_ros.training.simulated.plans import TrainingPlan
-from robovlms_ros.training.simulated.shards import DemonstrationSet
+from robovlms_ros.sim.training.behaviour_cloning import PLACE_SCALE, Learner, Recipe, Stage
+from robovlms_ros.sim.training.demonstrations import (
+    CubeRecording,
+    DemonstrationSettings,
+    record_shard,
+)
+from robovlms_ros.sim.training.hindsight import grasped_places
+from robovlms_ros.sim.training.plans import TrainingPlan
+from robovlms_ros.sim.training.shards import DemonstrationSet
 
 
 def test_without_ground_truth_the_followed_instruction_alone_is_learned(policy, frames):

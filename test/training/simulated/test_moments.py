@@ -11,7 +11,7 @@ from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.expert import Law
 from robovlms_ros.sim.tasks.language import instructions
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.training.simulated.moments import put_moment
+from robovlms_ros.sim.training.state_sampling import put_moment
 
 pytestmark = pytest.mark.sim
 

@@ -19,13 +19,16 @@ import pytest
 import torch
 
 from robovlms_ros.cli.main import main
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.task import TRAINING_SEEDS
-from robovlms_ros.training.simulated import ablations, pipeline, plans, trainer
-from robovlms_ros.training.simulated.behaviour_cloning import Losses, Recipe, Stage
-from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.trainer import Trainer
+from robovlms_ros.sim.training import ablations
+from robovlms_ros.sim.training import pipeline
+from robovlms_ros.sim.training import plans
+from robovlms_ros.sim.training import trainer
+from robovlms_ros.sim.training.behaviour_cloning import Losses, Recipe, Stage
+from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.trainer import Trainer
 
 TASKS = share_directory() / "config" / "train" / "tasks.yaml"
 

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import build_loop
 from robovlms_ros.sim.scene import BASE_POSITION, WRIST_CAMERA
-from robovlms_ros.sim.tasks.looks import PLAIN
+from robovlms_ros.sim.tasks.domain_randomization import PLAIN
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage
-from robovlms_ros.training.simulated.plans import TrainingPlan
-from robovlms_ros.training.simulated.seeing import NAMED, PATCH, Seeing, project
-from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames, find_shards
-from robovlms_ros.training.simulated.task_cloning import TaskLearner
-from robovlms_ros.training.simulated.trainer import Trainer
+from robovlms_ros.sim.training.behaviour_cloning import Recipe, Stage
+from robovlms_ros.sim.training.plans import TrainingPlan
+from robovlms_ros.sim.training.vision_pretraining import NAMED, PATCH, Seeing, project
+from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, Frames, find_shards
+from robovlms_ros.sim.training.task_cloning import TaskLearner
+from robovlms_ros.sim.training.trainer import Trainer
 
 pytestmark = pytest.mark.sim
 

@@ -16,31 +16,31 @@ import pytest
 import torch
 import yaml
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.policy.checkpoint import build_policy, load_policy
-from robovlms_ros.policy.proprioception import state_vector
-from robovlms_ros.processing.actions import ActionPipeline
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy
+from robovlms_ros.inference.proprioception import state_vector
+from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.expert import expert_chunk
 from robovlms_ros.sim.tasks.language import goals, instructions
-from robovlms_ros.sim.tasks.looks import Looks
-from robovlms_ros.sim.tasks.things import PLATES, THINGS, shape_of
+from robovlms_ros.sim.tasks.domain_randomization import Looks
+from robovlms_ros.sim.tasks.objects import PLATES, THINGS, shape_of
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.training.simulated import pipeline
-from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage, initialise
-from robovlms_ros.training.simulated.demonstrations import record_shard
-from robovlms_ros.training.simulated.pipeline import shards_of_stages, train
-from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.recording import glimpse_jobs, record, record_job
-from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames, find_shards
-from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
-from robovlms_ros.training.simulated.task_cloning import SENTENCES, TaskLearner
-from robovlms_ros.training.simulated.task_demonstrations import GLIMPSE, LOOSE, TaskRecording
-from robovlms_ros.training.simulated.trainer import Trainer
-from robovlms_ros.types import RobotState
+from robovlms_ros.sim.training import pipeline
+from robovlms_ros.sim.training.behaviour_cloning import Recipe, Stage, initialise
+from robovlms_ros.sim.training.demonstrations import record_shard
+from robovlms_ros.sim.training.pipeline import shards_of_stages, train
+from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.recording import glimpse_jobs, record, record_job
+from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, Frames, find_shards
+from robovlms_ros.sim.training.shared_prefix import features_under_instructions
+from robovlms_ros.sim.training.task_cloning import SENTENCES, TaskLearner
+from robovlms_ros.sim.training.task_demonstrations import GLIMPSE, LOOSE, TaskRecording
+from robovlms_ros.sim.training.trainer import Trainer
+from robovlms_ros.core.types import RobotState
 
 pytestmark = pytest.mark.sim
 

@@ -15,23 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.conversions.images import check_pixels, image_to_rgb
-from robovlms_ros.conversions.joint_states import stamp_of
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.observations.images import check_pixels, image_to_rgb
+from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.evaluation.bags.mapping import Stamps, TopicMapping, TopicsConfig, detect
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
 from robovlms_ros.evaluation.replay.commands import CommandTrack
 from robovlms_ros.evaluation.replay.events import Answered, Event, Measured, Restart, Seen, Told
-from robovlms_ros.evaluation.replay.inputs import Inputs
+from robovlms_ros.evaluation.replay.observations import Inputs
 from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.steps import step_times
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.schema import require
-from robovlms_ros.text_safety import printable
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.schema import require
+from robovlms_ros.core.text_safety import printable
 from robovlms_ros.training.data.episodes import Array, DataError, Flaw
-from robovlms_ros.training.data.sources.bag_frames import Frame, Grid, Picture, Piece, Recorded, WatchedBag, numbers_of
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError
+from robovlms_ros.training.data.sources.bag_frames import (
+    Frame,
+    Grid,
+    Picture,
+    Piece,
+    Recorded,
+    WatchedBag,
+    numbers_of,
+)
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError
 
 SETTLED_NS = 2 * NANOSECONDS
 """So long after a chunk's last step everything that bears on it has been recorded."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
 from robovlms_ros.training.data.episodes import Array
-from robovlms_ros.types import RobotState
+from robovlms_ros.core.types import RobotState
 
 
 @dataclass(frozen=True)
