@@ -17,25 +17,25 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
-from robovlms_ros.observations import images as conversion
-from robovlms_ros.msg import ActionChunk as ActionChunkMsg
+from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
+from robovlms_ros.core.types import ActionChunk, ActionSpec, Observation, RoboVLMsError
+from robovlms_ros.inference.worker import InferenceWorker
 from robovlms_ros.models.image_processor import SIGLIP_MEAN, SIGLIP_STD, ImageProcessor
+from robovlms_ros.msg import ActionChunk as ActionChunkMsg
+from robovlms_ros.observations import images as conversion
 from robovlms_ros.ros import observation_subscriber as inputs_module
 from robovlms_ros.ros.controllers.base import Context
 from robovlms_ros.ros.controllers.trajectory_topic import JointTrajectoryArm
-from robovlms_ros.ros.observation_subscriber import Inputs
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.loading import PoseFiller, load_body
 from robovlms_ros.ros.messages import chunk_to_message, to_time
+from robovlms_ros.ros.observation_subscriber import ObservationSubscriber
 from robovlms_ros.ros.parameters import defaults, from_values
-from robovlms_ros.ros.policy_runner import Limbs, Pilot
+from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER, SteadyExecutor, share_the_interpreter
-from robovlms_ros.ros.status import Report
+from robovlms_ros.ros.status import NodeStatus
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.control.executor import build_executor
-from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
-from robovlms_ros.inference.worker import InferenceWorker
-from robovlms_ros.core.types import ActionChunk, ActionSpec, Observation, RoboVLMsError
 
 NAMESPACE = "/bench_node"
 HEIGHT, WIDTH, RATE = 480, 640, 30.0
@@ -161,7 +161,7 @@ class BenchNode(PlainLifecycleNode):
         self.stopwatch = watch = Stopwatch()
         self.messages: list[Any] = []
         shared = Watch(Watchdog(WatchdogConfig(max_age=5.0), CAMERAS, self.now_ns()))
-        self.inputs = Inputs(self, parameters, body.robot, parameters.cameras, False, shared,
+        self.inputs = ObservationSubscriber(self, parameters, body.robot, parameters.cameras, False, shared,
                              PoseFiller(body.make_kinematics()), self._on_observation, lambda text: None)
         executor = build_executor(body.robot, body.make_kinematics(), parameters.schedule)
         self._arm = JointTrajectoryArm(Context(self, body.robot, self.inputs.measured), body.robot.controller)
@@ -176,8 +176,8 @@ class BenchNode(PlainLifecycleNode):
         self._arm.listeners = lambda: 1  # type: ignore[method-assign]
         self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self._frame = body.robot.base_frame
-        limbs = Limbs(executor, self._arm, None, parameters.schedule.lead)
-        self._pilot = Pilot(self.inputs, shared, limbs, self._publish, self.now_ns, Report(), lambda line: None)
+        limbs = CommandInterfaces(executor, self._arm, None, parameters.schedule.lead)
+        self._pilot = PolicyRunner(self.inputs, shared, limbs, self._publish, self.now_ns, NodeStatus(), lambda line: None)
         self.session = PreparingSession(watch)
         self.worker = InferenceWorker(self.session, self.now_ns, self._on_chunk, self._on_error)
         self._pilot.start(self.worker)
@@ -191,7 +191,7 @@ class BenchNode(PlainLifecycleNode):
         self.stopwatch.entered = time.perf_counter()
         if len(self.messages) < 60:
             self.messages.append(message)
-        Inputs._on_image(self.inputs, camera, message)
+        ObservationSubscriber._on_image(self.inputs, camera, message)
 
     def _on_observation(self, observation: Observation) -> None:
         watch = self.stopwatch

@@ -32,7 +32,7 @@ LATENCIES, HORIZONS, RATES = (0.05, 0.15, 0.3), (30, 10), (30, 5)
 
 
 @dataclass(frozen=True)
-class Condition:
+class StreamCondition:
     """latency: s from image to chunk. jitter: s, half the width of the latency's uniform spread. rate: steps per s."""
 
     latency: float
@@ -43,7 +43,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Row:
+class StreamRow:
     """One strategy under one condition, over the seeds.
 
     worst_step, worst_step_mean: largest change of the command per 2 ms tick, mrad: (median, 95th percentile), mean.
@@ -52,7 +52,7 @@ class Row:
     """
 
     strategy: str
-    condition: Condition
+    condition: StreamCondition
     worst_step: tuple[float, float]
     worst_step_mean: float
     rms: float
@@ -66,7 +66,7 @@ class Row:
         return self.strategy == DEFAULT
 
 
-REFERENCE = Condition(0.15, 30, 30)
+REFERENCE = StreamCondition(0.15, 30, 30)
 LIMITS = {"median worst step": 3.3, "95th percentile of the worst step": 3.8, "mean RMS": 13.5}  # mrad
 
 
@@ -75,20 +75,20 @@ def intent(seconds: Array) -> Array:
     return 0.5 * np.sin(2 * np.pi * 0.4 * seconds)
 
 
-def conditions() -> Iterator[Condition]:
+def conditions() -> Iterator[StreamCondition]:
     """The table's conditions: the reference, its jitter, then the others."""
     yield REFERENCE
-    yield Condition(0.15, 30, 30, jitter=0.1)
+    yield StreamCondition(0.15, 30, 30, jitter=0.1)
     for rate in RATES:
         for horizon in HORIZONS:
             for latency in LATENCIES:
                 for desired in (False, True):
-                    condition = Condition(latency, horizon, rate, desired)
+                    condition = StreamCondition(latency, horizon, rate, desired)
                     if condition != REFERENCE:
                         yield condition
 
 
-def measure(strategy: str, condition: Condition, seeds: int = 50) -> Row:
+def measure(strategy: str, condition: StreamCondition, seeds: int = 50) -> StreamRow:
     """One row of the table."""
     groups = min(JITTER_GROUPS, seeds) if condition.jitter else 1
     runs = [simulate(strategy, condition, range(group, seeds, groups)) for group in range(groups)]
@@ -97,7 +97,7 @@ def measure(strategy: str, condition: Condition, seeds: int = 50) -> Row:
     error = commands[first:] - intent(_ticks_ns(first, len(commands)) / NANOSECONDS)[:, None]
     steps = np.abs(np.diff(commands[first - 1 :], axis=0)).max(axis=0) * 1e3
     tick = TICK_NS / NANOSECONDS
-    return Row(
+    return StreamRow(
         strategy,
         condition,
         (float(np.median(steps)), float(np.percentile(steps, 95))),
@@ -109,7 +109,7 @@ def measure(strategy: str, condition: Condition, seeds: int = 50) -> Row:
     )
 
 
-def simulate(strategy: str, condition: Condition, seeds: Sequence[int]) -> tuple[Array, Array]:
+def simulate(strategy: str, condition: StreamCondition, seeds: Sequence[int]) -> tuple[Array, Array]:
     """The controller's commands (ticks, seeds), rad, and (ticks,) whether no step of the policy was left."""
     joints = tuple(f"seed{int(seed)}" for seed in seeds)
     controller = TrajectoryController(joints, condition.interpolate_from_desired_state)
@@ -137,7 +137,7 @@ def _send(controller: TrajectoryController, sender: Sender, message: Message | N
             controller.accept(message, now_ns)
 
 
-def _chunks(condition: Condition, seeds: Sequence[int]) -> Iterator[tuple[int, JointPlan]]:
+def _chunks(condition: StreamCondition, seeds: Sequence[int]) -> Iterator[tuple[int, JointPlan]]:
     """When each chunk is ready (ns), and the chunk, for ever; a joint per seed."""
     biases = [np.random.default_rng(np.random.SeedSequence(0, spawn_key=(int(seed),))) for seed in seeds]
     latencies = np.random.default_rng(1000 + int(seeds[0]))
@@ -159,7 +159,7 @@ def _ticks_ns(first: int, end: int) -> Array:
     return np.arange(first, end, dtype=np.float64) * TICK_NS
 
 
-def missed(rows: Sequence[Row]) -> list[str]:
+def missed(rows: Sequence[StreamRow]) -> list[str]:
     """The thresholds that the default strategy does not keep under the reference condition."""
     row = next(row for row in rows if row.default and row.condition == REFERENCE)
     values = dict(zip(LIMITS, (*row.worst_step, row.rms), strict=True))
@@ -168,7 +168,7 @@ def missed(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def as_json(row: Row) -> dict[str, object]:
+def as_json(row: StreamRow) -> dict[str, object]:
     """The row as plain values."""
     condition = row.condition
     return {

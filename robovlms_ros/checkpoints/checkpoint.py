@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import yaml
 
-from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
-from robovlms_ros.config.policy import PolicyConfig, config_to_mapping, load_config
-from robovlms_ros.checkpoints.weight_files import WEIGHTS, find_weights, read_tensors
 from robovlms_ros.checkpoints.parameter_names import KeyLayout, with_tied_embedding
-from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.models.prompts import template_of
+from robovlms_ros.checkpoints.weight_files import WEIGHTS, find_weights, read_tensors
 from robovlms_ros.checkpoints.weights import CheckpointError, assign, unique_state
+from robovlms_ros.config.policy import PolicyConfig, config_to_mapping, load_config
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
+from robovlms_ros.models.prompts import template_of
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 log = logging.getLogger(__name__)
 CONFIG, VLM_CONFIG = "config.yaml", "config.json"
@@ -61,9 +61,9 @@ def build_policy(config: PolicyConfig, seed: int = 0, folder: Path | None = None
 
 def random_tokenizer(config: PolicyConfig, vlm_folder: Path | None) -> Any:
     """The tokenizer of a policy without a checkpoint."""
+    from robovlms_ros.core.registry import resolve
     from robovlms_ros.models import tokenization
     from robovlms_ros.models.byte_tokenizer import build_byte_tokenizer
-    from robovlms_ros.core.registry import resolve
 
     spec = resolve("backbone", config.model.backbone).spec
     if config.vlm.vocabulary:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
-from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.checkpoints.weights import apply_rules
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 VLM = "vlm.backbone."
 # RoboVLMs' module names as ours; applied once `module.` and Lightning's `model.` are gone.

@@ -9,17 +9,17 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
-from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.config.action import ActionConfig
 from robovlms_ros.checkpoints.checkpoint import DTYPES, Place, load_tokenizer_of, locate
-from robovlms_ros.checkpoints.weight_files import read_tensors
 from robovlms_ros.checkpoints.parameter_names import KeyLayout, with_tied_embedding
-from robovlms_ros.models.vla_policy import VLAPolicy
+from robovlms_ros.checkpoints.weight_files import read_tensors
 from robovlms_ros.checkpoints.weights import CheckpointError, match
-from robovlms_ros.inference.action_pipeline import build_steps
-from robovlms_ros.models.tokenization import TokenizerError
+from robovlms_ros.config.action import ActionConfig
+from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.inference.action_pipeline import build_steps
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
+from robovlms_ros.models.tokenization import TokenizerError
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 Level = Literal["ok", "warning", "error"]
 # Beside the weights: activations, the framework, the images.
@@ -28,8 +28,8 @@ MEMORY_MARGIN = 1.2
 JOINT_SLACK = 0.05
 
 
-class Limits(Protocol):
-    """What the preflight reads of a robot's limits (`control.robot.Limits`)."""
+class LimitsProtocol(Protocol):
+    """What the preflight reads of a robot's limits (`control.robot.LimitsProtocol`)."""
 
     position_lower: tuple[float, ...]
     position_upper: tuple[float, ...]
@@ -73,7 +73,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class PreflightReport:
     """Everything that was found. `require()` raises when the checkpoint must not run."""
 
     checkpoint: str
@@ -102,7 +102,7 @@ def inspect(
     config: str | Path | PolicyConfig | None,
     situation: Situation,
     read_weights: bool = True,
-) -> Report:
+) -> PreflightReport:
     """The preflight of `checkpoint`. Nothing is raised for a checkpoint that does not fit: the report says so.
 
     read_weights: False leaves keys and values to `load_policy`, which checks the same and is about to run.
@@ -121,7 +121,7 @@ def inspect(
         findings += check_action(place.config, situation)
     except RoboVLMsError as error:
         findings.append(Finding("error", "checkpoint", str(error)))
-    return Report(str(checkpoint), tuple(findings))
+    return PreflightReport(str(checkpoint), tuple(findings))
 
 
 def _tokenizer_or_none(place: Place) -> Any:

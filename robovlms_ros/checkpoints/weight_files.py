@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from robovlms_ros.core.file_boundary import file_boundary
 from robovlms_ros.checkpoints.weights import CheckpointError
+from robovlms_ros.core.file_boundary import file_boundary
 from robovlms_ros.core.structured_text import from_json
 from robovlms_ros.core.text_safety import printable
 

@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run what is missing and print the table; returns 0."""
     from robovlms_ros.core.resources import find
-    from robovlms_ros.sim.training import ablations
-    from robovlms_ros.sim.training import costs
+    from robovlms_ros.sim.training import ablations, costs
     from robovlms_ros.sim.training.pipeline import default_device
     from robovlms_ros.sim.training.plans import load_plan
 

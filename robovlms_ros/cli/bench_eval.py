@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure; returns 0 when blocks are fast enough."""
     import torch
 
-    from robovlms_ros.evaluation.replay.block import BlockSession
     from robovlms_ros.checkpoints.checkpoint import load_policy
-    from robovlms_ros.inference.session import PolicySession
     from robovlms_ros.core.resources import find_checkpoint
+    from robovlms_ros.evaluation.replay.block import BlockSession
+    from robovlms_ros.inference.session import PolicySession
 
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
     torch.set_num_threads(args.threads)
@@ -86,8 +86,8 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
     from robovlms_ros.cli.eval_setup import read_parameters
     from robovlms_ros.evaluation.bags.mapping import TopicsConfig, bag_description, detect
     from robovlms_ros.evaluation.bags.reader import Bag
-    from robovlms_ros.evaluation.replay.events import Seen
-    from robovlms_ros.evaluation.replay.observations import Inputs
+    from robovlms_ros.evaluation.replay.events import ObservationEvent
+    from robovlms_ros.evaluation.replay.observations import BagObservations
     from robovlms_ros.ros.loading import load_body
 
     body = load_body(read_parameters(None, {"robot": robot}), lambda topic: bag_description(bag, topic))
@@ -97,8 +97,8 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
     with Bag(bag) as opened:
         mapping, _ = detect(opened, TopicsConfig(), cameras, spec)
         waiting: list[Observation] = []
-        for event in Inputs(opened, mapping, spec, kinematics, cameras).events():
-            if isinstance(event, Seen):
+        for event in BagObservations(opened, mapping, spec, kinematics, cameras).events():
+            if isinstance(event, ObservationEvent):
                 waiting.append(event.observation)
             if len(waiting) == block:
                 chunks += session.predict_block(waiting, [True] * block)
@@ -110,9 +110,9 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
 
 def _simulated(path: Path, policy: Any, robot: str) -> Path:
     """Two episodes of the demo, driven by the policy."""
-    from robovlms_ros.sim.bags import record_episodes
-    from robovlms_ros.inference.session import PolicySession
     from robovlms_ros.control.robot import load_robot
+    from robovlms_ros.inference.session import PolicySession
+    from robovlms_ros.sim.bags import record_episodes
     from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
     from robovlms_ros.sim.task import INSTRUCTIONS
     from robovlms_ros.sim.world import SimWorld

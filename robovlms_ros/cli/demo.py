@@ -24,7 +24,7 @@ from robovlms_ros.core.schema import require
 from robovlms_ros.sim.task import EVALUATION_SEEDS, INSTRUCTIONS
 
 if TYPE_CHECKING:
-    from robovlms_ros.sim.closed_loop import EpisodeResult, Row
+    from robovlms_ros.sim.closed_loop import ClosedLoopRow, EpisodeResult
     from robovlms_ros.sim.nodes.demo_run import DemoOutcome, Trial
     from robovlms_ros.sim.tasks.evaluate import TaskEpisode
 
@@ -84,9 +84,9 @@ def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["Demo
     """Run the trials that the log beside --json does not hold yet; returns what this run measured, and every trial's
     episode in order."""
     from robovlms_ros.core.resources import share_directory
+    from robovlms_ros.sim.episode_log import EpisodeLog, checkpoint_digest, log_beside
     from robovlms_ros.sim.nodes.demo_run import DemoOptions, DemoOutcome, run_demo
     from robovlms_ros.sim.scenes import Scene
-    from robovlms_ros.sim.episode_log import EpisodeLog, checkpoint_digest, log_beside
     from robovlms_ros.sim.tasks.evaluate import TaskEpisode
     from robovlms_ros.sim.tasks.language import is_unseen
 
@@ -146,7 +146,7 @@ def _print_measured(result: dict[str, Any]) -> None:
     print(f"worst measured joint step: {result['worst_joint_step_mrad_per_10ms']:.1f} mrad in 10 ms")
 
 
-def _rows(episodes: Sequence["TaskEpisode"], tabletop: bool) -> tuple[list["Row"], dict[str, Any]]:
+def _rows(episodes: Sequence["TaskEpisode"], tabletop: bool) -> tuple[list["ClosedLoopRow"], dict[str, Any]]:
     """The table's rows, why episodes failed, and for tabletop tasks what the paraphrases came to."""
     from robovlms_ros.sim.closed_loop import failures, summarise
     from robovlms_ros.sim.tasks import evaluate

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from robovlms_ros.core.resources import find_checkpoint
+from robovlms_ros.core.schema import ConfigError, read_mapping
 from robovlms_ros.evaluation.bags.mapping import bag_description
 from robovlms_ros.evaluation.replay.evaluate import (
     EvaluationConfig,
@@ -19,16 +21,14 @@ from robovlms_ros.evaluation.replay.evaluate import (
     recorded_stamps,
 )
 from robovlms_ros.evaluation.replay.loop import RECORDED, Subject
-from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.ros import parameters as node_parameters
 from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.core.schema import ConfigError, read_mapping
 
 STAMPS = ("all", "recorded")
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """One bag to evaluate. checkpoints: (name, folder) pairs; the folder `recorded` stands for the bag's own chunks.
 
     stamps: `all`, `recorded`, or a JSON file with a list of ns. threads: torch threads of the worker, 0 leaves them.
@@ -51,7 +51,7 @@ class Job:
         return self.output / "parts" / f"{self.bag.stem}-{key}.json"
 
 
-def run_job(job: Job, progress: Callable[[float], None] | None = None) -> Path:
+def run_job(job: EvaluationJob, progress: Callable[[float], None] | None = None) -> Path:
     """Evaluate one bag and file the result; returns the file. What is filed already is not computed again."""
     target = job.part
     if target.exists():
@@ -77,7 +77,7 @@ def run_job(job: Job, progress: Callable[[float], None] | None = None) -> Path:
     return target
 
 
-def prepare(job: Job) -> tuple[Setting, list[Subject]]:
+def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
     """The robot, its kinematics and the policies of a job."""
     from robovlms_ros.ros.loading import load_body
 

@@ -106,8 +106,8 @@ def _report(
     """Print one condition's tables; returns its part of the JSON report."""
     from robovlms_ros.sim.closed_loop import failure_table, failures, report, table
     from robovlms_ros.sim.tasks import evaluate as tasks
-    from robovlms_ros.sim.tasks.language import TASKS
     from robovlms_ros.sim.tasks.instruction_following import obedience, obedience_table
+    from robovlms_ros.sim.tasks.language import TASKS
 
     aims = {name: tasks.EXPERT_AIM for name in TASKS} if args.checkpoint is None else tasks.AIMS
     rows, spoken = tasks.rows(episodes, aims), tasks.paraphrases(episodes)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.gripper import GripperSwitch
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.limits import cut
@@ -17,6 +16,7 @@ from robovlms_ros.control.motion_guard import (
 )
 from robovlms_ros.control.planner import PlanRefused, plan_chunk
 from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import Array

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.control.robot import Limits
+from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.spline import SEPARATION_NS, Spline
 from robovlms_ros.core.types import NANOSECONDS
 
@@ -26,7 +26,7 @@ class JointBounds:
     acceleration: Array
 
 
-def bounds_of(limits: Limits | None, count: int) -> JointBounds:
+def bounds_of(limits: JointLimits | None, count: int) -> JointBounds:
     """A robot's limits as arrays; none at all for None."""
     if limits is None:
         unlimited = np.full(count, np.inf)

@@ -7,10 +7,10 @@ written here once, for execution and for training.
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.core.rotations import matrix_from, values_from
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.spline import central_differences
+from robovlms_ros.core.rotations import matrix_from, values_from
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.core import resources
 from robovlms_ros.control.controller_types import ArmController, Gripper, check_ros_name
+from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
 
 
@@ -47,7 +47,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Limits:
+class JointLimits:
     """Planning limits, per joint in the robot's order: rad, rad/s, rad/s^2 (m where prismatic).
 
     eef_speed: linear speed of the tool frame's origin, m/s.
@@ -143,7 +143,7 @@ class RobotSpec:
     base_frame: str
     eef_frame: str
     home: tuple[float, ...]
-    limits: Limits
+    limits: JointLimits
     max_start_jump: float
     max_age: float
     controller: ArmController

@@ -19,7 +19,7 @@ from robovlms_ros.control.blending import (
     temporal_ensemble,
 )
 from robovlms_ros.control.limits import bounds_of
-from robovlms_ros.control.robot import Limits
+from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.smoothing import joining_time, within_acceleration
 from robovlms_ros.control.spline import Array, Spline, Stamps, curve_of, followed_by
@@ -51,7 +51,7 @@ class ChunkScheduler:
     """
 
     def __init__(
-        self, joints: tuple[str, ...], config: ScheduleConfig | None = None, limits: Limits | None = None
+        self, joints: tuple[str, ...], config: ScheduleConfig | None = None, limits: JointLimits | None = None
     ) -> None:
         self.joints = tuple(joints)
         self.config = config or ScheduleConfig()

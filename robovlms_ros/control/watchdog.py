@@ -69,7 +69,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Report:
+class WatchdogReport:
     """action: the strongest that a present fault asks for. faults: all present, by severity, then by appearance.
 
     raised, recovered: since the last check.
@@ -222,7 +222,7 @@ class Watchdog:
         elif control.off_since_ns is None:
             control.off_since_ns = now_ns
 
-    def check(self, now_ns: int) -> Report:
+    def check(self, now_ns: int) -> WatchdogReport:
         """The state of everything at a time; call it at every tick, for the clock's sake."""
         self._notice_jump(now_ns)
         found = {fault.name: fault for watch in self._watches() for fault in watch(now_ns)}
@@ -235,7 +235,7 @@ class Watchdog:
         actions: list[Action] = [fault.action for fault in now.values()]
         action: Action = max(actions, key=SEVERITY.index, default="none")
         ordered = sorted(now.values(), key=lambda fault: -SEVERITY.index(fault.action))
-        return Report(action, tuple(ordered), raised, recovered)
+        return WatchdogReport(action, tuple(ordered), raised, recovered)
 
     def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
         return (self._clock, self._images, self._joint_states, self._words, self._policy, self._listener)

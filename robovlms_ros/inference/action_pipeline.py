@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from robovlms_ros.config.action import ActionConfig, NormalizationConfig
-from robovlms_ros.inference.gripper_rule import GripperState, gripper_step
 from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.inference.gripper_rule import GripperState, gripper_step
 
 Array = NDArray[np.float64]
 STD_FLOOR = 1e-6

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Frame(Generic[T]):
+class HistoryFrame(Generic[T]):
     """One observation's place in time, and what has been computed from it so far (None until it is).
 
     anchor: whether it may stand in the history of a later frame; all do unless the history is thinned out.
@@ -58,7 +58,7 @@ class FrameHistory(Generic[T]):
     def __init__(self, window: int, step_ns: int, tolerance_ns: int, gap: str = "hold", every: int = 1):
         self.window, self.step_ns, self.tolerance_ns, self.gap = window, step_ns, tolerance_ns, gap
         self.every = every
-        self._frames: list[Frame[T]] = []
+        self._frames: list[HistoryFrame[T]] = []
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -71,7 +71,7 @@ class FrameHistory(Generic[T]):
         self.every = every
         self.clear()
 
-    def add(self, stamp_ns: int, content: T) -> Frame[T]:
+    def add(self, stamp_ns: int, content: T) -> HistoryFrame[T]:
         """Keep a frame and drop those that no later window can name.
 
         Raises ObservationError for a frame older than the newest; a frame of the same stamp replaces it.
@@ -87,14 +87,14 @@ class FrameHistory(Generic[T]):
         anchor = self.every == 1 or not self._frames or self._cell(stamp_ns) != self._cell(self._frames[-1].stamp_ns)
         if self._frames and not self._frames[-1].anchor:
             self._frames.pop()
-        self._frames.append(Frame(stamp_ns, content, anchor))
+        self._frames.append(HistoryFrame(stamp_ns, content, anchor))
         horizon = stamp_ns - (self.window - 1) * self.step_ns - self.tolerance_ns
         # One frame before the horizon stays: it stands in when the oldest place has a gap.
         while len(self._frames) > 1 and self._frames[1].stamp_ns < horizon:
             self._frames.pop(0)
         return self._frames[-1]
 
-    def sample(self) -> tuple[list[Frame[T]], HistoryReport]:
+    def sample(self) -> tuple[list[HistoryFrame[T]], HistoryReport]:
         """The window that ends with the newest frame, oldest first. Raises ObservationError when empty or refused."""
         if not self._frames:
             raise ObservationError("no observation yet.")
@@ -122,7 +122,7 @@ class FrameHistory(Generic[T]):
     def _cell(self, stamp_ns: int) -> int:
         return stamp_ns // (self.every * self.step_ns)
 
-    def _is_gap(self, wanted_ns: int, nearest: Frame[T], anchors: list[Frame[T]]) -> bool:
+    def _is_gap(self, wanted_ns: int, nearest: HistoryFrame[T], anchors: list[HistoryFrame[T]]) -> bool:
         if abs(nearest.stamp_ns - wanted_ns) <= self.tolerance_ns:
             return False
         return self.every == 1 or all(self._cell(frame.stamp_ns) != self._cell(wanted_ns) for frame in anchors)

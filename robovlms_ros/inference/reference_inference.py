@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robovlms_ros.core.types import Observation
 from robovlms_ros.models.backbones.sequence import VisualTokens
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.core.types import Observation
 
 # Called with a stage's name: preprocess, vision, projector, text, head, post. The core itself reads no clock.
 Timer = Callable[[str], AbstractContextManager[object]]
@@ -37,7 +37,7 @@ class Encoded:
     visual: dict[str, VisualTokens] | None = None
 
 
-class PlainPath:
+class ReferenceInference:
     """Every stage as training runs it. Holds nothing of a session: any number may share one."""
 
     name = "plain"
@@ -48,7 +48,7 @@ class PlainPath:
     def reset(self) -> None:
         """A new episode or instruction."""
 
-    def let_plain_weights_go(self) -> None:
+    def release_reference_weights(self) -> None:
         """Free the weights that only the plain path needs; here that is none."""
 
     def preprocess(self, frames: Sequence[Images]) -> dict[str, Tensor]:

@@ -8,19 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robovlms_ros.models.backbones.sequence import VisualTokens
-from robovlms_ros.models.heads.base import HeadOutput
-from robovlms_ros.models.heads.discrete import DiscreteHead
-from robovlms_ros.models.action_tokens import generate
-from robovlms_ros.inference.optimized.options import FastPathOptions
-from robovlms_ros.inference.optimized.optimized_inference import path_for
-from robovlms_ros.inference.history import Frame, FrameHistory, HistoryReport
-from robovlms_ros.inference.reference_inference import Encoded, Timer, no_timer
-from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.inference.proprioception import state_vector
-from robovlms_ros.inference.action_pipeline import ActionPipeline
-from robovlms_ros.inference.gripper_rule import GripperState
-from robovlms_ros.models.image_processor import check_image
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
@@ -28,6 +15,19 @@ from robovlms_ros.core.types import (
     Observation,
     ObservationError,
 )
+from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.inference.gripper_rule import GripperState
+from robovlms_ros.inference.history import FrameHistory, HistoryFrame, HistoryReport
+from robovlms_ros.inference.optimized.optimized_inference import path_for
+from robovlms_ros.inference.optimized.options import FastPathOptions
+from robovlms_ros.inference.proprioception import state_vector
+from robovlms_ros.inference.reference_inference import Encoded, Timer, no_timer
+from robovlms_ros.models.action_tokens import generate
+from robovlms_ros.models.backbones.sequence import VisualTokens
+from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.heads.discrete import DiscreteHead
+from robovlms_ros.models.image_processor import check_image
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ class PolicySession:
             raise ObservationError("no chunk yet.")
         return self._normalised
 
-    def let_plain_weights_go(self) -> None:
+    def release_reference_weights(self) -> None:
         """Free the weights that only the plain path needs (a quantised model's originals), for all sessions at once."""
-        self._path.let_plain_weights_go()
+        self._path.release_reference_weights()
 
     def reset(self) -> None:
         """Forget frames, instruction and the gripper rule's state. The chunk counter goes on."""
@@ -159,7 +159,7 @@ class PolicySession:
         otherwise, so answers are the same."""
         self._path.finish()
 
-    def _keep(self, observation: Observation) -> Frame[Encoded]:
+    def _keep(self, observation: Observation) -> HistoryFrame[Encoded]:
         config = self.policy.config
         missing = [name for name in config.cameras if name not in observation.images]
         if missing:

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 MAX_WAITING = 256  # frames kept while one inference runs; older ones no longer matter to any history
 
 
-class Session(Protocol):
+class InferenceSession(Protocol):
     """What the worker asks of a policy session; all of it is called from the worker's thread alone."""
 
     def reset(self) -> None: ...
@@ -34,7 +34,7 @@ class InferenceWorker:
 
     def __init__(
         self,
-        session: Session,
+        session: InferenceSession,
         now: Callable[[], int],
         on_chunk: Callable[[ActionChunk], None],
         on_error: Callable[[Exception], None],

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from robovlms_ros.models.backbones.spec import BackboneSpec
 from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.models.backbones.spec import BackboneSpec
 from robovlms_ros.models.tokenization import PromptTemplate, discrete_template
 
 

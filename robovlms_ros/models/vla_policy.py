@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
 from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.registry import resolve
+from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.heads.build import build_discrete_head, build_head
 from robovlms_ros.models.prompts import template_of
 from robovlms_ros.models.tokenization import PromptTokenizer, TokenizerError
-from robovlms_ros.core.registry import resolve
 
 log = logging.getLogger(__name__)
 

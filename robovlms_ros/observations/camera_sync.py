@@ -12,7 +12,7 @@ KEEP = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class SyncedFrame:
     """One camera's image: (H, W, 3) uint8 RGB and when it was taken."""
 
     stamp_ns: int
@@ -38,7 +38,7 @@ class FrameSync:
     def __init__(self, cameras: tuple[str, ...], tolerance: float) -> None:
         self._reference = cameras[0]
         self._tolerance_ns = int(tolerance * NANOSECONDS)
-        self._frames: dict[str, deque[Frame]] = {name: deque(maxlen=KEEP) for name in cameras}
+        self._frames: dict[str, deque[SyncedFrame]] = {name: deque(maxlen=KEEP) for name in cameras}
         self._last: dict[str, int] = {}
         self.dropped = 0
 
@@ -52,7 +52,7 @@ class FrameSync:
         """When the camera's newest image was taken, ns; None before the first."""
         return self._last.get(camera)
 
-    def add(self, camera: str, frame: Frame) -> list[FrameSet]:
+    def add(self, camera: str, frame: SyncedFrame) -> list[FrameSet]:
         """Take one image; returns the sets that it completes. An image whose stamp does not advance is ignored."""
         if frame.stamp_ns <= self._last.get(camera, -1):
             return []
@@ -71,7 +71,7 @@ class FrameSync:
                 self._forget_until(reference.stamp_ns)
         return complete
 
-    def _partner(self, camera: str, stamp_ns: int) -> Frame | None:
+    def _partner(self, camera: str, stamp_ns: int) -> SyncedFrame | None:
         near = [f for f in self._frames[camera] if abs(f.stamp_ns - stamp_ns) <= self._tolerance_ns]
         return min(near, key=lambda f: abs(f.stamp_ns - stamp_ns), default=None)
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.observations.joint_plausibility import JointPlausibility
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, ObservationError, RobotState
+from robovlms_ros.observations.joint_plausibility import JointPlausibility
 
 REST_WINDOW = 0.3
 """s: an arm is at rest that was slow for so long."""

@@ -4,7 +4,6 @@ import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from robovlms_ros.msg import ActionChunk as ActionChunkMsg
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
@@ -13,6 +12,7 @@ from robovlms_ros.core.types import (
     RoboVLMsError,
     TrajectoryCommand,
 )
+from robovlms_ros.msg import ActionChunk as ActionChunkMsg
 
 
 def to_time(stamp_ns: int) -> Time:

@@ -14,7 +14,11 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from robovlms_ros.observations.camera_sync import Frame, FrameSet, FrameSync
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.watchdog import image_digest
+from robovlms_ros.core.text_safety import RepeatFilter, printable, without_numbers
+from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
+from robovlms_ros.observations.camera_sync import FrameSet, FrameSync, SyncedFrame
 from robovlms_ros.observations.images import to_rgb
 from robovlms_ros.observations.joint_plausibility import (
     ImplausibleJointState,
@@ -22,16 +26,12 @@ from robovlms_ros.observations.joint_plausibility import (
     PublisherCheck,
 )
 from robovlms_ros.observations.joint_states import JointStateBuffer, stamp_of
-from robovlms_ros.ros.image_conversion import pick_converter
 from robovlms_ros.ros.graph import node_names
+from robovlms_ros.ros.image_conversion import pick_converter
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.watchdog import image_digest
-from robovlms_ros.core.text_safety import RepeatFilter, printable, without_numbers
-from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
 
 NEWEST_ONLY = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 JOINT_STATES = qos_profile_sensor_data
@@ -46,7 +46,7 @@ GRIPPER = "gripper"
 CLOCKS = "camera and joint_states"
 
 
-class Inputs:
+class ObservationSubscriber:
     """The node's subscriptions and what came over them. Callbacks only convert and store.
 
     Cameras and joint states have a callback group each: an image, of which only the newest is kept, must wait neither
@@ -141,7 +141,7 @@ class Inputs:
             stamp = stamp_of(message)
             if stamp <= 0:
                 raise ObservationError("the stamp is zero: the camera's driver must stamp its images.")
-            frame = Frame(stamp, to_rgb(message, self._convert, encoding))
+            frame = SyncedFrame(stamp, to_rgb(message, self._convert, encoding))
         except ObservationError as error:
             self._fault(f"camera '{camera}'", str(error))
             return

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from robovlms_ros.ros.parameter_table import AS_SENT, CAMERA, PARAMETERS, Parameter, Value
 from robovlms_ros.control.controller_types import ROS_NAME
 from robovlms_ros.control.robot import GateConfig
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.watchdog import WatchdogConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
+from robovlms_ros.ros.parameter_table import AS_SENT, CAMERA, PARAMETERS, Parameter, Value
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from robovlms_ros.msg import PolicyStatus
-from robovlms_ros.ros.controllers.base import Arm, Gripper
-from robovlms_ros.ros.guard import Guard, Senses, Worker
-from robovlms_ros.ros.status import Report
-from robovlms_ros.ros.watch import Watch
 from robovlms_ros.control.executor import ChunkExecutor
 from robovlms_ros.control.motion_guard import CommandRejected
 from robovlms_ros.control.schedule import ScheduleRefused
@@ -25,13 +20,18 @@ from robovlms_ros.core.types import (
     Observation,
     RoboVLMsError,
 )
+from robovlms_ros.msg import PolicyStatus
+from robovlms_ros.ros.controllers.base import Arm, Gripper
+from robovlms_ros.ros.guard import Guard, ObservationSource, Worker
+from robovlms_ros.ros.status import NodeStatus
+from robovlms_ros.ros.watch import Watch
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
 PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
 
 
 @dataclass(frozen=True)
-class Limbs:
+class CommandInterfaces:
     """What moves, and how. executor: None when chunks are only published. arm, gripper: None in dry_run.
 
     lead: s from a command's publication to its first new point.
@@ -43,11 +43,11 @@ class Limbs:
     lead: float = 0.0
 
 
-class Pilot:
+class PolicyRunner:
     """See the module's docstring. log: called with a line when a fault appears or is gone."""
 
-    def __init__(self, senses: Senses, watch: Watch, limbs: Limbs, publish_chunk: Callable[[ActionChunk], None],
-                 now: Callable[[], int], report: Report, log: Callable[[str], None],
+    def __init__(self, senses: ObservationSource, watch: Watch, limbs: CommandInterfaces, publish_chunk: Callable[[ActionChunk], None],
+                 now: Callable[[], int], report: NodeStatus, log: Callable[[str], None],
                  steady_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self._senses = senses
         self._watch = watch
@@ -63,7 +63,7 @@ class Pilot:
         self._active = False
         self._moving = False
         self._not_before_ns = 0
-        self.gives_up = False
+        self.deactivation_requested = False
         """True once the gate has refused so often that the node should deactivate."""
 
     def start(self, worker: Worker) -> None:
@@ -71,7 +71,7 @@ class Pilot:
         with self._lock:
             self._worker = worker
             self._active = True
-            self.gives_up = False
+            self.deactivation_requested = False
             self._report.chunks = self._report.refusals = self._report.clamps = 0
             self._begin_afresh()
 
@@ -270,7 +270,7 @@ class Pilot:
             )
         if decision.command is None:
             self._refuse(decision.verdict.reason)
-            self.gives_up = self.gives_up or decision.verdict.deactivate
+            self.deactivation_requested = self.deactivation_requested or decision.verdict.deactivate
             return
         if decision.verdict.kind == "clamp":
             self._report.clamps += 1

@@ -6,25 +6,25 @@ from collections.abc import Callable
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock
 
-from robovlms_ros.msg import PolicyStatus
-from robovlms_ros.ros.observation_subscriber import LATCHED
-from robovlms_ros.ros.lifecycle import PlainLifecycleNode
-from robovlms_ros.ros.spinning import QUIET_PUBLISHER
-from robovlms_ros.ros.status import TEXT_LIMIT, Report, diagnostics_message, status_message
 from robovlms_ros.core.text_safety import RepeatFilter, printable, without_numbers
 from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.msg import PolicyStatus
+from robovlms_ros.ros.lifecycle import PlainLifecycleNode
+from robovlms_ros.ros.observation_subscriber import LATCHED
+from robovlms_ros.ros.spinning import QUIET_PUBLISHER
+from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus, diagnostics_message, status_message
 
 PERIOD = 0.5
 
 
-class Reporter:
+class StatusPublisher:
     """Publishes one node's report, from any thread; a status never overtakes a newer one.
 
     watched: what stands in /diagnostics beside the policy: name -> what is wrong, empty when nothing is.
     clock: paces the reports, so that they go on while simulated time stands still.
     """
 
-    def __init__(self, node: PlainLifecycleNode, report: Report, watched: Callable[[], dict[str, str]],
+    def __init__(self, node: PlainLifecycleNode, report: NodeStatus, watched: Callable[[], dict[str, str]],
                  clock: Clock) -> None:
         self._node, self._report, self._watched = node, report, watched
         self._lock = threading.Lock()
@@ -48,13 +48,13 @@ class Reporter:
 
     def publish_on_change(self) -> None:
         """Publish the status if a listener must hear of it at once."""
-        if self._report.headline() != self._said:
+        if self._report.change_key() != self._said:
             self.publish()
 
     def publish(self) -> None:
         """Publish the status."""
         with self._lock:
-            self._said = self._report.headline()
+            self._said = self._report.change_key()
             line = f"{self._report.state}: {self._report.detail}"
             # Edges are logged, not levels: the same complaint with another number is no news.
             edge = without_numbers(line)

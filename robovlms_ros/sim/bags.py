@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
 from robovlms_ros.evaluation.bags.chunks import TRAJECTORY, message_of_command
 from robovlms_ros.evaluation.bags.types import typestore
-from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.sim.rollout import ClosedLoop, Frame, Outcome
+from robovlms_ros.sim.rollout import ClosedLoop, Outcome, RolloutFrame
 from robovlms_ros.sim.world import FINGER_JOINT, SimWorld
-from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
 
 JOINT_PERIOD_NS = NANOSECONDS // 100
 NAMESPACE = "/demo"
@@ -45,7 +45,7 @@ class SimulatedBag:
         if self._world.time_ns % JOINT_PERIOD_NS == 0:
             self._write_joints()
 
-    def on_frame(self, frame: Frame) -> None:
+    def on_frame(self, frame: RolloutFrame) -> None:
         """Both cameras' images, and the instruction when it is another one."""
         observation = frame.observation
         for camera, image in observation.images.items():

@@ -36,7 +36,7 @@ class EpisodeResult:
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class ClosedLoopThresholds:
     """What a run must reach; fractions. `blanked_success` is an upper bound."""
 
     success: float = 0.90
@@ -45,7 +45,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class Row:
+class ClosedLoopRow:
     """The episodes of one instruction under one condition: counts, and fractions with 95 % Wilson intervals."""
 
     instruction: str
@@ -70,7 +70,7 @@ class Row:
         }
 
 
-def summarise(episodes: Sequence[EpisodeResult], thresholds: Thresholds = Thresholds()) -> list[Row]:
+def summarise(episodes: Sequence[EpisodeResult], thresholds: ClosedLoopThresholds = ClosedLoopThresholds()) -> list[ClosedLoopRow]:
     """One row per instruction and condition, in order of first appearance."""
     groups: dict[tuple[Condition, str], list[EpisodeResult]] = {}
     for episode in episodes:
@@ -78,7 +78,7 @@ def summarise(episodes: Sequence[EpisodeResult], thresholds: Thresholds = Thresh
     return [_row(instruction, condition, group, thresholds) for (condition, instruction), group in groups.items()]
 
 
-def _row(instruction: str, condition: Condition, group: list[EpisodeResult], thresholds: Thresholds) -> Row:
+def _row(instruction: str, condition: Condition, group: list[EpisodeResult], thresholds: ClosedLoopThresholds) -> ClosedLoopRow:
     n, success, wrong = len(group), sum(e.success for e in group), sum(e.wrong for e in group)
     times = [e.time_to_success for e in group if e.time_to_success is not None]
     ci95, wrong_ci95 = wilson_interval(success, n), wilson_interval(wrong, n)
@@ -91,7 +91,7 @@ def _row(instruction: str, condition: Condition, group: list[EpisodeResult], thr
             missed.append(f"success below {thresholds.success:.0%}")
         if _above(wrong, n, wrong_ci95, thresholds.wrong):
             missed.append(f"wrong object above {thresholds.wrong:.0%}")
-    return Row(instruction, condition, n, success, wrong, ci95, wrong_ci95, percentile(times, 50),
+    return ClosedLoopRow(instruction, condition, n, success, wrong, ci95, wrong_ci95, percentile(times, 50),
                sum(e.chunks for e in group), sum(e.refusals for e in group), tuple(missed))
 
 
@@ -103,7 +103,7 @@ def _above(count: int, n: int, ci95: tuple[float, float], threshold: float) -> b
     return count / n > threshold if n >= STRICT_FROM else ci95[0] > threshold
 
 
-def report(rows: Sequence[Row], extra: Mapping[str, Any]) -> dict[str, Any]:
+def report(rows: Sequence[ClosedLoopRow], extra: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON report: rows, whatever the caller measured besides, and whether every threshold holds."""
     return {"rows": [row.as_json() for row in rows], **extra, "pass": not any(row.missed for row in rows)}
 
@@ -128,7 +128,7 @@ def failure_table(counts: Mapping[str, Mapping[str, int]], title: str = "failed"
     return aligned([title, *columns, "all"], lines)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ClosedLoopRow]) -> str:
     """The rows for a terminal, one line each, with 95 % intervals."""
     header = ["instruction", "condition", "success", "95 %", "wrong", "time to success", "chunks", "refused"]
     return aligned(header, [[

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.sim.closed_loop import EpisodeResult
 from robovlms_ros.core.resources import find_checkpoint
+from robovlms_ros.sim.closed_loop import EpisodeResult
 from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.task import INSTRUCTIONS
-from robovlms_ros.sim.tasks.evaluate import AS_TRAINED, TIME_LIMIT, Condition, TaskEpisode
+from robovlms_ros.sim.tasks.evaluate import AS_TRAINED, TIME_LIMIT, TaskCondition, TaskEpisode
 from robovlms_ros.sim.tasks.language import is_unseen, meaning, paraphrase
 from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.world import START_NS, SimWorld
@@ -47,7 +47,7 @@ class BenchSettings:
     limit: float = TIME_LIMIT
     blank: bool = False
     every_goal: str = ""
-    conditions: Mapping[str, Condition] = field(default_factory=lambda: {AS_TRAINED: Condition()})
+    conditions: Mapping[str, TaskCondition] = field(default_factory=lambda: {AS_TRAINED: TaskCondition()})
 
 
 class Bench:
@@ -119,12 +119,12 @@ def evaluate_task(
     task: str,
     agent: Agent | str | Path | None,
     seeds: Sequence[int],
-    condition: Condition | None = None,
+    condition: TaskCondition | None = None,
     **settings: Any,
 ) -> list[TaskEpisode]:
     """One episode per seed, in this process. agent: a policy's session or its checkpoint; None is the scripted expert.
     task: empty for the easy demo's cubes (an episode per instruction then). settings: fields of BenchSettings."""
-    chosen = BenchSettings(conditions={AS_TRAINED: condition or Condition()}, **settings)
+    chosen = BenchSettings(conditions={AS_TRAINED: condition or TaskCondition()}, **settings)
     if isinstance(agent, str | Path):
         chosen, agent = replace(chosen, checkpoint=str(agent)), None
     bench = Bench(chosen, agent)

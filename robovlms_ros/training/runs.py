@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
-from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.core.schema import ConfigError, read_mapping
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 RANDOM = "random"
 KEY = "train"

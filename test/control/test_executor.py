@@ -19,8 +19,8 @@ from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.gripper import GripperSwitch
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.schedule import ScheduleRefused, latency_excess
-from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
 
 STEP = 0.05

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robovlms_ros.core.rotations import matrix_from_euler, matrix_from_vector
 from robovlms_ros.control.planner import (
     PlanRefused,
     compose_joints,
@@ -23,6 +22,7 @@ from robovlms_ros.control.planner import (
     plan_chunk,
 )
 from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.rotations import matrix_from_euler, matrix_from_vector
 from robovlms_ros.core.types import ActionChunk, ActionSpec, RobotState
 
 ROBOT = load_robot("panda")

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robovlms_ros.control.robot import Limits
+from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused, horizon_shortfall
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import central_differences
@@ -19,7 +19,7 @@ from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointP
 
 SPEC = ActionSpec("joint_position", "base", "rotation_vector", "chained", 0.05)
 JOINTS = ("a", "b")
-LIMITS = Limits((-20.0, -20.0), (20.0, 20.0), (3.0, 3.0), (6.0, 6.0), 1.0)
+LIMITS = JointLimits((-20.0, -20.0), (20.0, 20.0), (3.0, 3.0), (6.0, 6.0), 1.0)
 TICK_NS = 2_000_000
 START_NS = 1000 * NANOSECONDS
 

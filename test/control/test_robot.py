@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from robovlms_ros.core.resources import share_directory
 from robovlms_ros.control import controller_types
 from robovlms_ros.control.robot import load_robot, parse_robot
+from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
 
 ROBOTS = sorted(p.stem for p in (share_directory() / "config/robots").glob("*.yaml"))

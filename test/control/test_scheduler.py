@@ -14,12 +14,12 @@
 import numpy as np
 import pytest
 
-from robovlms_ros.control.robot import Limits
+from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused, horizon_shortfall
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import central_differences
-from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
@@ -145,7 +145,7 @@ def test_a_new_instruction_replaces_the_plan_within_one_inference_without_a_step
     assert np.abs(np.diff(commands, axis=0)).max() < 0.0045
 
 
-LIMITS = Limits((-3.0, -3.0), (3.0, 3.0), (2.0, 2.0), (5.0, 5.0), 1.0)
+LIMITS = JointLimits((-3.0, -3.0), (3.0, 3.0), (2.0, 2.0), (5.0, 5.0), 1.0)
 
 
 def test_a_stop_follows_the_plan_within_the_acceleration_limits():
@@ -184,7 +184,7 @@ def test_a_stop_without_a_commanded_motion_is_refused():
 
 
 def test_a_plan_that_runs_out_comes_to_rest_within_the_limits():
-    scheduler = ChunkScheduler(JOINTS, limits=Limits((-3.0, -3.0), (3.0, 0.31), (2.0, 2.0), (5.0, 5.0), 1.0))
+    scheduler = ChunkScheduler(JOINTS, limits=JointLimits((-3.0, -3.0), (3.0, 0.31), (2.0, 2.0), (5.0, 5.0), 1.0))
 
     def path(t):
         return np.stack([1.0 * (t - 1.0), np.minimum(0.3, 0.3 * (t - 1.0))], axis=-1)

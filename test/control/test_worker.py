@@ -13,8 +13,8 @@ import threading
 import numpy as np
 import pytest
 
-from robovlms_ros.inference.worker import InferenceWorker
 from robovlms_ros.core.types import ActionChunk, ActionSpec, Observation
+from robovlms_ros.inference.worker import InferenceWorker
 
 SPEC = ActionSpec("eef_delta", "base", "rotation_vector", "chained", 0.05)
 SOON = 10.0  # s, only reached when something is broken

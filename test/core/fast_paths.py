@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.checkpoints.checkpoint import build_policy
-from robovlms_ros.inference.optimized.options import FastPathOptions
-from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.types import NANOSECONDS, Observation, RobotState
+from robovlms_ros.inference.optimized.options import FastPathOptions
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 # Every family, and what differs within one: grouped keys, capped attention, ALiBi, DeepStack, rotary Flamingo.
 LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

@@ -23,7 +23,7 @@ from torch import Tensor
 from robovlms_ros.bench.policy.several_robots import predict_together
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.inference.optimized import optimized_inference
-from robovlms_ros.inference.optimized.cuda_graphs import Replayed
+from robovlms_ros.inference.optimized.cuda_graphs import CudaGraphCallable
 from robovlms_ros.inference.optimized.options import FastPathError, FastPathOptions
 from robovlms_ros.inference.optimized.quantization import LINEARS, quantized_tower
 from robovlms_ros.inference.optimized.shared_stages import Shared
@@ -74,7 +74,7 @@ def test_replayed_function() -> None:
         state += x
         return state * 2, state
 
-    replayed = Replayed("sum", accumulate, recorder)
+    replayed = CudaGraphCallable("sum", accumulate, recorder)
     one, two = torch.zeros(2), torch.zeros(3)
     for i in range(3):
         double, one = replayed(torch.full((2,), 1.0 + i), one)
@@ -88,7 +88,7 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
     def recorder(function: object, inputs: object) -> Callable[[], tuple[Tensor, ...]]:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    replayed = Replayed("text", lambda x: (x + 1,), recorder)
+    replayed = CudaGraphCallable("text", lambda x: (x + 1,), recorder)
     assert torch.equal(replayed(torch.ones(2))[0], torch.full((2,), 2.0))
     assert replayed.refused == "text: operation not permitted when stream is capturing"
 

@@ -21,7 +21,6 @@ import pytest
 import torch
 
 from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.models.heads.lstm import LSTMHead
 from robovlms_ros.inference.optimized import lstm_window
 from robovlms_ros.inference.optimized.lstm_window import (
     AnswerFirstLSTM,
@@ -32,6 +31,7 @@ from robovlms_ros.inference.optimized.lstm_window import (
 from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.reference_inference import Encoded
 from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.heads.lstm import LSTMHead
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
 from robovlms_ros.inference.history import FrameHistory
 from robovlms_ros.inference.session import PolicySession
-from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
 
 MakeConfig = Callable[..., PolicyConfig]
 MS = 1_000_000

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pytest
 
-from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.checkpoints.checkpoint import build_policy
-from robovlms_ros.inference.history import FrameHistory, thinning
-from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.types import ActionChunk, Observation, ObservationError
+from robovlms_ros.inference.history import FrameHistory, thinning
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 MakeConfig = Callable[..., PolicyConfig]
 MS = 1_000_000

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.checkpoints.checkpoint import build_policy
-from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.schedule import ScheduleConfig
-from robovlms_ros.inference.worker import InferenceWorker
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Observation, RobotState
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.inference.worker import InferenceWorker
 
 MS = 1_000_000
 SOON = 60.0  # s, only reached when something is broken

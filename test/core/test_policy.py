@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.models.vla_policy import VLAPolicy
 
 MakeConfig = Callable[..., PolicyConfig]

@@ -17,14 +17,14 @@ import pytest
 import torch
 import yaml
 
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
+from robovlms_ros.checkpoints.preflight import PreflightReport, Situation, inspect
+from robovlms_ros.checkpoints.weights import CheckpointError
 from robovlms_ros.cli.main import main
 from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
-from robovlms_ros.checkpoints.preflight import Report, Situation, inspect
-from robovlms_ros.checkpoints.weights import CheckpointError
-from robovlms_ros.models.tokenization import TokenizerError
-from robovlms_ros.core.resources import find
 from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.resources import find
+from robovlms_ros.models.tokenization import TokenizerError
 
 MakeConfig = Callable[..., PolicyConfig]
 NORM = {"method": "min_max", "low": [-0.5], "high": [0.5]}
@@ -43,7 +43,7 @@ def change(folder: Path, block: str, **values: Any) -> None:
     path.write_text(yaml.safe_dump(data))
 
 
-def errors(report: Report) -> str:
+def errors(report: PreflightReport) -> str:
     return " ".join(f"{f.topic}: {f.text}" for f in report.of("error"))
 
 

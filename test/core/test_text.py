@@ -9,6 +9,7 @@
 
 import pytest
 
+from robovlms_ros.core.types import ObservationError
 from robovlms_ros.models.tokenization import (
     DEFAULT_TEMPLATE,
     TEMPLATES,
@@ -19,7 +20,6 @@ from robovlms_ros.models.tokenization import (
     discrete_template,
     load_tokenizer,
 )
-from robovlms_ros.core.types import ObservationError
 
 WORDS = ["lift", "the", "red", "green", "cube"]
 

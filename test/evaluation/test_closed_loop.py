@@ -13,6 +13,7 @@ import json
 import pytest
 from scipy.stats import binomtest
 
+from robovlms_ros.core.statistics import percentile, wilson_interval
 from robovlms_ros.sim.closed_loop import (
     EpisodeResult,
     failure_table,
@@ -21,7 +22,6 @@ from robovlms_ros.sim.closed_loop import (
     summarise,
     table,
 )
-from robovlms_ros.core.statistics import percentile, wilson_interval
 
 RED = "lift the red cube"
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config.policy import config_from_mapping
-from robovlms_ros.evaluation.replay.block import BlockSession
 from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.types import Observation, RobotState
+from robovlms_ros.evaluation.replay.block import BlockSession
 from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.session import PolicySession
-from robovlms_ros.core.types import Observation, RobotState
 
 FRAME_NS = 50_000_000
 

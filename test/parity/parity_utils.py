@@ -6,11 +6,11 @@ import torch
 from parity_case import LOSS, close, filled_state, image_u8
 
 from robovlms_ros.config.action import NormalizationConfig
-from robovlms_ros.models.perceiver import GatedCrossAttention, PerceiverResampler
 from robovlms_ros.core import rotations
-from robovlms_ros.models import tokenization
 from robovlms_ros.inference.action_pipeline import MuLaw, normalization_step
+from robovlms_ros.models import tokenization
 from robovlms_ros.models.image_processor import ImageProcessor
+from robovlms_ros.models.perceiver import GatedCrossAttention, PerceiverResampler
 from robovlms_ros.training.data.augment import random_shift
 from robovlms_ros.training.data.chunks import action_chunks, episode_windows
 from robovlms_ros.training.engine.schedule import half_cosine

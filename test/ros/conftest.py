@@ -24,8 +24,8 @@ def tiny_checkpoint(ros, tmp_path_factory) -> Path:
     import torch
     from ros_graph import TINY
 
-    from robovlms_ros.config.policy import config_from_mapping
     from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
+    from robovlms_ros.config.policy import config_from_mapping
 
     torch.set_num_threads(1)
     config = config_from_mapping(TINY)

@@ -8,16 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from robovlms_ros.observations.joint_plausibility import ImplausibleJointState, JointPlausibility
-from robovlms_ros.observations.joint_states import JointStateBuffer
-from robovlms_ros.ros.controllers.base import Arm
-from robovlms_ros.ros.policy_runner import Limbs, Pilot
-from robovlms_ros.ros.status import Report
-from robovlms_ros.ros.watch import Watch
 from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.robot import load_robot
-from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
+from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
@@ -25,6 +19,12 @@ from robovlms_ros.core.types import (
     ObservationError,
     RobotState,
 )
+from robovlms_ros.observations.joint_plausibility import ImplausibleJointState, JointPlausibility
+from robovlms_ros.observations.joint_states import JointStateBuffer
+from robovlms_ros.ros.controllers.base import Arm
+from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
+from robovlms_ros.ros.status import NodeStatus
+from robovlms_ros.ros.watch import Watch
 
 PANDA = load_robot("panda")
 HOME = np.array(PANDA.home)
@@ -151,9 +151,9 @@ class Simulation:
         self.arm = ModelArm(self.controller)
         self.senses = Senses(self.watch, self.now)
         executor = build_executor(PANDA, None)
-        self.report = Report()
+        self.report = NodeStatus()
         self.chunks = []
-        self.runner = Pilot(self.senses, self.watch, Limbs(executor, self.arm, None, 0.02), self.chunks.append,
+        self.runner = PolicyRunner(self.senses, self.watch, CommandInterfaces(executor, self.arm, None, 0.02), self.chunks.append,
                             self.now, self.report, lambda line: None, steady_ns=lambda: 0)
         self.executor = executor
         self.commands = [HOME] * (LAG + 1)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from robovlms_ros.core.types import ObservationError
 from robovlms_ros.observations.images import convert_with_numpy, image_to_rgb, to_rgb
 from robovlms_ros.ros.image_conversion import pick_converter
-from robovlms_ros.core.types import ObservationError
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "yuv422_yuy2": 2, "yuyv": 2,
             "yuv422": 2, "uyvy": 2}

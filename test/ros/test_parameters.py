@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.ros.parameters import (
     PARAMETERS,
     NodeParameters,
@@ -18,7 +19,6 @@ from robovlms_ros.ros.parameters import (
     from_values,
     to_yaml,
 )
-from robovlms_ros.core.schema import ConfigError
 
 
 def test_shipped_yaml_is_written_from_the_table():

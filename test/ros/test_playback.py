@@ -31,8 +31,8 @@ def write_bag(path, kept):
     from sensor_msgs.msg import Image, JointState
     from std_msgs.msg import String
 
-    from robovlms_ros.ros.messages import to_time
     from robovlms_ros.control.robot import load_robot
+    from robovlms_ros.ros.messages import to_time
 
     robot, rng = load_robot("panda"), np.random.default_rng(5)
     pixels = {(i, camera): rng.integers(0, 256, 32 * 32 * 3, dtype=np.uint8)
@@ -98,8 +98,8 @@ def test_equal_actions_at_equal_stamps(ros, make_graph, tmp_path):
     from fake_policies import Injected
     from ros_graph import TINY
 
-    from robovlms_ros.config.policy import config_from_mapping
     from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
+    from robovlms_ros.config.policy import config_from_mapping
     from robovlms_ros.inference.session import PolicySession
 
     config = copy.deepcopy(TINY)

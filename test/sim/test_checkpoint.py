@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from robovlms_ros.checkpoints.checkpoint import load_policy
-from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.types import Observation, ObservationError, RobotState
+from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.sim.scenes import evaluate_task
 from robovlms_ros.sim.tasks.language import goals, instructions
-from robovlms_ros.core.types import Observation, ObservationError, RobotState
 
 pytestmark = pytest.mark.sim
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from robovlms_ros.control.planner import compose_targets
+from robovlms_ros.core.types import ActionChunk
 from robovlms_ros.sim.expert import (
     ACTION_SPEC,
     HAND_DOWN,
@@ -18,7 +19,6 @@ from robovlms_ros.sim.expert import (
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import INSTRUCTIONS, named_cube
 from robovlms_ros.sim.world import SimWorld
-from robovlms_ros.core.types import ActionChunk
 
 pytestmark = pytest.mark.sim
 

@@ -7,6 +7,7 @@ import pytest
 
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.types import TrajectoryCommand
 from robovlms_ros.sim.task import CUBES, EVALUATION_SEEDS, TRAINING_SEEDS, TaskError, named_cube
 from robovlms_ros.sim.world import (
     ARM_JOINTS,
@@ -17,7 +18,6 @@ from robovlms_ros.sim.world import (
     SimWorld,
     WorldError,
 )
-from robovlms_ros.core.types import TrajectoryCommand
 
 pytestmark = pytest.mark.sim
 

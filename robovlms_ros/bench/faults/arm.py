@@ -16,7 +16,6 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.ros.messages import from_time, to_time
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
@@ -25,6 +24,7 @@ from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryRejected,
 )
 from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.ros.messages import from_time, to_time
 
 Array = NDArray[np.float64]
 JointHook = Callable[[JointState], JointState | None]

@@ -31,15 +31,15 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.msg import PolicyStatus
-from robovlms_ros.ros.processes import Child
 from robovlms_ros.bench.faults.arm import PERIOD, FaultArm
 from robovlms_ros.bench.faults.policy_node import FAULT_TOPIC
 from robovlms_ros.bench.faults.rows import FaultRow, judge, time_to_rest
-from robovlms_ros.ros.observation_subscriber import LATCHED
+from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
+from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.isolation import isolated_environment
 from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
+from robovlms_ros.ros.observation_subscriber import LATCHED
+from robovlms_ros.ros.processes import Child
 
 Array = NDArray[np.float64]
 
@@ -61,21 +61,21 @@ class BenchFailed(RoboVLMsError):
 
 
 @dataclass(frozen=True)
-class Fault:
+class InjectedFault:
     """One fault. inject is called at working speed, mend after the record; rest_allowed as in FaultRow.
 
     restarts: the node's process has ended and is started again afterwards. simulated_time: needs /clock.
     """
 
     name: str
-    inject: Callable[["Stage"], Any]
-    mend: Callable[["Stage"], Any] = lambda stage: None
+    inject: Callable[["FaultStage"], Any]
+    mend: Callable[["FaultStage"], Any] = lambda stage: None
     rest_allowed: float = math.nan
     restarts: bool = False
     simulated_time: bool = False
 
 
-class Stage(Node):
+class FaultStage(Node):
     """The arm, the node's process and a client of the node's services."""
 
     def __init__(self, logs: Path, simulated_time: bool) -> None:
@@ -226,21 +226,21 @@ class Stage(Node):
         self.arm.destroy_node()
 
 
-def _hook_joints(change: Callable[[JointState], JointState | None]) -> Callable[[Stage], None]:
-    def inject(stage: Stage) -> None:
+def _hook_joints(change: Callable[[JointState], JointState | None]) -> Callable[[FaultStage], None]:
+    def inject(stage: FaultStage) -> None:
         stage.arm.joint_hook = change
 
     return inject
 
 
-def _hook_images(change: Callable[[Any], Any]) -> Callable[[Stage], None]:
-    def inject(stage: Stage) -> None:
+def _hook_images(change: Callable[[Any], Any]) -> Callable[[FaultStage], None]:
+    def inject(stage: FaultStage) -> None:
         stage.arm.image_hook = change
 
     return inject
 
 
-def _mend_messages(stage: Stage) -> None:
+def _mend_messages(stage: FaultStage) -> None:
     stage.arm.joint_hook = lambda message: message
     stage.arm.image_hook = lambda message: message
     stage.arm.silent_camera = ""
@@ -313,24 +313,24 @@ def _every_other(change: Callable[[JointState], JointState]) -> Callable[[JointS
     return lambda message: change(message) if next(count) % 2 else message
 
 
-def _without_wrist(stage: Stage) -> None:
+def _without_wrist(stage: FaultStage) -> None:
     stage.arm.silent_camera = "wrist"
 
 
-def _controller_restart(stage: Stage) -> None:
+def _controller_restart(stage: FaultStage) -> None:
     stage.arm.listen(False)
     stage.arm.restart_controller()
     time.sleep(0.3)
     stage.arm.listen(True)
 
 
-def _controller_away(stage: Stage) -> None:
+def _controller_away(stage: FaultStage) -> None:
     stage.arm.listen(False)
     stage.arm.restart_controller()
 
 
-def _jump_clock(seconds: float) -> Callable[[Stage], None]:
-    def inject(stage: Stage) -> None:
+def _jump_clock(seconds: float) -> Callable[[FaultStage], None]:
+    def inject(stage: FaultStage) -> None:
         # No client can take back what is under way to a controller whose clock jumps.
         before = stage.arm.received
         stage.wait(lambda: stage.arm.received > before, "a command, before the clock jumps")
@@ -340,54 +340,54 @@ def _jump_clock(seconds: float) -> Callable[[Stage], None]:
     return inject
 
 
-def faults() -> tuple[Fault, ...]:
+def faults() -> tuple[InjectedFault, ...]:
     """Every fault of docs/faults.md, each watchdog and each end."""
     healthy = _mend_messages
     silent = SILENCE + STOP
     policy = lambda kind: lambda stage: stage.policy_fault(kind)  # noqa: E731
-    strangers = Stage.remove_strangers
+    strangers = FaultStage.remove_strangers
     return (
-        Fault("joint states silent", _hook_joints(lambda message: None), healthy, silent),
-        Fault("joint states 0.6 s old", _hook_joints(_shifted(-0.6)), healthy, silent),
-        Fault("joint states stamped 8 s ahead", _hook_joints(_shifted(8.0)), healthy, STOP),
-        Fault("one glitch of 0.6 rad", lambda s: _hook_joints(_once(_moved(0, 0.6)))(s), healthy),
-        Fault("one reading of 100 rad", lambda s: _hook_joints(_once(_moved(2, 100.0)))(s), healthy),
-        Fault("zeros of a second publisher", lambda s: s.second_publisher(np.zeros(7)), strangers, STOP),
-        Fault("a second publisher that agrees", lambda s: s.second_publisher(None), strangers, 0.5 + STOP),
-        Fault("a position that is not a number", _hook_joints(_not_a_number), healthy, STOP),
-        Fault("joint states without their last joint", _hook_joints(_one_joint_less), healthy, STOP),
-        Fault("joint states that repeat one pose", lambda s: _hook_joints(_frozen("position"))(s), healthy, 2.0 + STOP),
-        Fault("every other joint state 0.3 s old", lambda s: _hook_joints(_every_other(_shifted(-0.3)))(s), healthy),
-        Fault("every other joint state 0.09 s ahead", lambda s: _hook_joints(_every_other(_shifted(0.09)))(s), healthy),
-        Fault("velocities that are not numbers", _hook_joints(_velocities_not_a_number), healthy),
-        Fault("a joint with two values", _hook_joints(_named_twice), healthy, STOP),
-        Fault("cameras silent", _hook_images(lambda message: None), healthy, silent),
-        Fault("one of two cameras silent", _without_wrist, healthy, silent),
-        Fault("camera clock 8 s ahead", _hook_images(_shifted(8.0)), healthy, silent),
-        Fault("cameras frozen", lambda s: _hook_images(_frozen("data"))(s), healthy, 1.2 + STOP),
-        Fault("empty instruction", lambda s: s.instruct(""), lambda s: s.instruct("lift the red cube"), STOP),
-        Fault("inference late", policy("late"), policy(""), PLAN + 0.2),
-        Fault("inference failed", policy("died"), policy(""), 0.3 + STOP),
-        Fault("chunk not finite", policy("not_finite"), policy(""), 0.3 + STOP),
-        Fault("chunk of 1e6 rad", policy("huge"), policy(""), 0.3 + STOP),
-        Fault("chunk 0.5 rad away", policy("jump"), policy("")),
-        Fault("controller away", _controller_away, lambda s: s.arm.listen(True), STOP),
-        Fault("controller restarted", _controller_restart),
-        Fault("second publisher of commands", lambda s: s.second_commander(), strangers, STOP),
-        Fault("second policy node", lambda s: s.second_node(), strangers, math.nan),
-        Fault("pause", lambda s: s.pause(True), lambda s: s.pause(False), STOP),
-        Fault("pause and resume at once", lambda s: (s.pause(True), s.pause(False))),
-        Fault("reset", lambda s: s.reset()),
-        Fault("deactivate", lambda s: s.deactivate(), lambda s: s.activate(), STOP),
-        Fault("SIGINT", lambda s: s.signal(signal.SIGINT), rest_allowed=STOP, restarts=True),
-        Fault("SIGTERM", lambda s: s.signal(signal.SIGTERM), rest_allowed=STOP, restarts=True),
-        Fault("kill -9", lambda s: s.signal(signal.SIGKILL), rest_allowed=PLAN, restarts=True),
-        Fault("clock 50 s back", _jump_clock(-50.0), rest_allowed=math.nan, simulated_time=True),
-        Fault("clock 60 s forward", _jump_clock(60.0), rest_allowed=math.nan, simulated_time=True),
+        InjectedFault("joint states silent", _hook_joints(lambda message: None), healthy, silent),
+        InjectedFault("joint states 0.6 s old", _hook_joints(_shifted(-0.6)), healthy, silent),
+        InjectedFault("joint states stamped 8 s ahead", _hook_joints(_shifted(8.0)), healthy, STOP),
+        InjectedFault("one glitch of 0.6 rad", lambda s: _hook_joints(_once(_moved(0, 0.6)))(s), healthy),
+        InjectedFault("one reading of 100 rad", lambda s: _hook_joints(_once(_moved(2, 100.0)))(s), healthy),
+        InjectedFault("zeros of a second publisher", lambda s: s.second_publisher(np.zeros(7)), strangers, STOP),
+        InjectedFault("a second publisher that agrees", lambda s: s.second_publisher(None), strangers, 0.5 + STOP),
+        InjectedFault("a position that is not a number", _hook_joints(_not_a_number), healthy, STOP),
+        InjectedFault("joint states without their last joint", _hook_joints(_one_joint_less), healthy, STOP),
+        InjectedFault("joint states that repeat one pose", lambda s: _hook_joints(_frozen("position"))(s), healthy, 2.0 + STOP),
+        InjectedFault("every other joint state 0.3 s old", lambda s: _hook_joints(_every_other(_shifted(-0.3)))(s), healthy),
+        InjectedFault("every other joint state 0.09 s ahead", lambda s: _hook_joints(_every_other(_shifted(0.09)))(s), healthy),
+        InjectedFault("velocities that are not numbers", _hook_joints(_velocities_not_a_number), healthy),
+        InjectedFault("a joint with two values", _hook_joints(_named_twice), healthy, STOP),
+        InjectedFault("cameras silent", _hook_images(lambda message: None), healthy, silent),
+        InjectedFault("one of two cameras silent", _without_wrist, healthy, silent),
+        InjectedFault("camera clock 8 s ahead", _hook_images(_shifted(8.0)), healthy, silent),
+        InjectedFault("cameras frozen", lambda s: _hook_images(_frozen("data"))(s), healthy, 1.2 + STOP),
+        InjectedFault("empty instruction", lambda s: s.instruct(""), lambda s: s.instruct("lift the red cube"), STOP),
+        InjectedFault("inference late", policy("late"), policy(""), PLAN + 0.2),
+        InjectedFault("inference failed", policy("died"), policy(""), 0.3 + STOP),
+        InjectedFault("chunk not finite", policy("not_finite"), policy(""), 0.3 + STOP),
+        InjectedFault("chunk of 1e6 rad", policy("huge"), policy(""), 0.3 + STOP),
+        InjectedFault("chunk 0.5 rad away", policy("jump"), policy("")),
+        InjectedFault("controller away", _controller_away, lambda s: s.arm.listen(True), STOP),
+        InjectedFault("controller restarted", _controller_restart),
+        InjectedFault("second publisher of commands", lambda s: s.second_commander(), strangers, STOP),
+        InjectedFault("second policy node", lambda s: s.second_node(), strangers, math.nan),
+        InjectedFault("pause", lambda s: s.pause(True), lambda s: s.pause(False), STOP),
+        InjectedFault("pause and resume at once", lambda s: (s.pause(True), s.pause(False))),
+        InjectedFault("reset", lambda s: s.reset()),
+        InjectedFault("deactivate", lambda s: s.deactivate(), lambda s: s.activate(), STOP),
+        InjectedFault("SIGINT", lambda s: s.signal(signal.SIGINT), rest_allowed=STOP, restarts=True),
+        InjectedFault("SIGTERM", lambda s: s.signal(signal.SIGTERM), rest_allowed=STOP, restarts=True),
+        InjectedFault("kill -9", lambda s: s.signal(signal.SIGKILL), rest_allowed=PLAN, restarts=True),
+        InjectedFault("clock 50 s back", _jump_clock(-50.0), rest_allowed=math.nan, simulated_time=True),
+        InjectedFault("clock 60 s forward", _jump_clock(60.0), rest_allowed=math.nan, simulated_time=True),
     )
 
 
-def measure(stage: Stage, fault: Fault) -> FaultRow:
+def measure(stage: FaultStage, fault: InjectedFault) -> FaultRow:
     """Bring the arm to working speed, inject the fault and judge the motion after it."""
     stage.wait(lambda: stage.status.state == PolicyStatus.RUNNING, f"running, before '{fault.name}'")
     # The gripper closes once in two of its periods: faults are injected then, where it comes in time.
@@ -418,7 +418,7 @@ def measure(stage: Stage, fault: Fault) -> FaultRow:
     return FaultRow(fault.name, speed, closing, *judged, rest, fault.rest_allowed, state, detail)
 
 
-def _recover(stage: Stage, fault: Fault) -> None:
+def _recover(stage: FaultStage, fault: InjectedFault) -> None:
     """Bring the node back to running and let the arm move: what a recovery commands is judged like the fault."""
     if fault.restarts:
         stage.node.stop()
@@ -430,9 +430,9 @@ def _recover(stage: Stage, fault: Fault) -> None:
 
 
 @contextmanager
-def _stage(simulated_time: bool) -> Iterator[Stage]:
+def _stage(simulated_time: bool) -> Iterator[FaultStage]:
     logs = Path(tempfile.mkdtemp(prefix="robovlms_faults_"))
-    stage = Stage(logs, simulated_time)
+    stage = FaultStage(logs, simulated_time)
     try:
         stage.start_node()
         yield stage
@@ -441,7 +441,7 @@ def _stage(simulated_time: bool) -> Iterator[Stage]:
         stage.destroy_node()
 
 
-def run(chosen: Sequence[Fault], report: Callable[[FaultRow], None]) -> list[FaultRow]:
+def run(chosen: Sequence[InjectedFault], report: Callable[[FaultRow], None]) -> list[FaultRow]:
     """Measure the chosen faults; `report` is called with each row. Raises BenchFailed, ChildDied."""
     # A domain of its own, on this machine only: the commands must never reach a real arm on the network.
     os.environ.update(isolated_environment())

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from std_msgs.msg import String
 
-from robovlms_ros.ros.lifecycle import run_until_signalled
-from robovlms_ros.ros.loading import Body, Brain
-from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.ros.vla_node import VLANode
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, Observation, RoboVLMsError
+from robovlms_ros.ros.lifecycle import run_until_signalled
+from robovlms_ros.ros.loading import LoadedPolicy, RobotModel
+from robovlms_ros.ros.parameters import NodeParameters
+from robovlms_ros.ros.vla_node import VLANode
 
 FAULT_TOPIC = "policy_fault"
 STEP = 0.05  # s
@@ -72,7 +72,7 @@ class ScriptedSession:
 class ScriptedPolicyNode(VLANode):
     """The node with a ScriptedSession; a String on FAULT_TOPIC sets the session's fault."""
 
-    def _wire(self, parameters: NodeParameters, body: Body, brain: Brain) -> None:
+    def _wire(self, parameters: NodeParameters, body: RobotModel, brain: LoadedPolicy) -> None:
         robot = load_robot(parameters.robot)
         scripted = ScriptedSession(brain.session, robot.joints, robot.home)
         self._scripted = scripted

@@ -110,7 +110,7 @@ def config_of(case: Case) -> PolicyConfig:
     }, case.title)
 
 
-class Frames:
+class SyntheticFrames:
     """Observations with pictures that are no noise and repeat after `count`; the stamps go on in steps of STEP s."""
 
     def __init__(self, cameras: tuple[str, ...], seed: int = 0, count: int = 5,

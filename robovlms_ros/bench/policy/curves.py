@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from robovlms_ros.bench.policy.results import Results, Row
+from robovlms_ros.bench.policy.results import PolicyRow, Results
 from robovlms_ros.evaluation.report.svg import PALETTE, number_text, ticks
 
-AXES: dict[str, tuple[str, Callable[[Row], int]]] = {
+AXES: dict[str, tuple[str, Callable[[PolicyRow], int]]] = {
     "history": ("frames of history", lambda row: row.case.history),
     "cameras": ("cameras", lambda row: row.case.cameras),
     "chunk": ("steps of a chunk", lambda row: row.case.chunk),
@@ -26,16 +26,16 @@ class Curve:
     points: tuple[tuple[float, float], ...]
 
 
-def group_over(axis: str, rows: Sequence[Row]) -> list[Row]:
+def group_over(axis: str, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
     """The rows that differ in the axis and the path alone: of all such groups the one with the most values."""
     read = AXES[axis][1]
-    groups: dict[object, list[Row]] = {}
+    groups: dict[object, list[PolicyRow]] = {}
     for row in rows:
         groups.setdefault(_rest(axis, row), []).append(row)
     return max(groups.values(), key=lambda group: len({read(row) for row in group}), default=[])
 
 
-def curves_over(axis: str, rows: Sequence[Row]) -> list[Curve]:
+def curves_over(axis: str, rows: Sequence[PolicyRow]) -> list[Curve]:
     """ms of a step (of all robots) over an axis, a curve per path that has two points; empty where none has."""
     read = AXES[axis][1]
     paths: dict[str, dict[int, float]] = {}
@@ -44,7 +44,7 @@ def curves_over(axis: str, rows: Sequence[Row]) -> list[Curve]:
     return [Curve(path, tuple(sorted(points.items()))) for path, points in paths.items() if len(points) > 1]
 
 
-def _rest(axis: str, row: Row) -> object:
+def _rest(axis: str, row: PolicyRow) -> object:
     """Everything but the axis."""
     others = tuple(read(row) for name, (_, read) in AXES.items() if name != axis)
     return (*others, row.case.backbone, row.case.size, row.case.head, row.case.dtype)

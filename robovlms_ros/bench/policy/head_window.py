@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from robovlms_ros.bench.policy.timing import Alternating, seconds
-from robovlms_ros.models.heads.lstm import LSTMHead
-from robovlms_ros.inference.optimized.cuda_graphs import Replayed
+from robovlms_ros.inference.optimized.cuda_graphs import CudaGraphCallable
 from robovlms_ros.inference.optimized.lstm_window import lstm_answer, lstm_window
 from robovlms_ros.inference.reference_inference import Encoded
+from robovlms_ros.models.heads.lstm import LSTMHead
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Sliding:
 
     def __init__(self, head: LSTMHead, inputs: Tensor, length: int, by_states: bool):
         self.head, self.inputs, self.device = head, inputs, inputs.device
-        step = Replayed("head", partial(lstm_answer, head)) if inputs.is_cuda else None
+        step = CudaGraphCallable("head", partial(lstm_answer, head)) if inputs.is_cuda else None
         self.states = lstm_window(head, length, step) if by_states else None
         self.frames: deque[Encoded] = deque(maxlen=length)
         self.answers: dict[int, Tensor] = {}

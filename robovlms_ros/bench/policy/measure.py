@@ -7,15 +7,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from robovlms_ros.bench.policy.cases import Case, Frames
+from robovlms_ros.bench.policy.cases import Case, SyntheticFrames
 from robovlms_ros.bench.policy.counting import Ceilings, count, roofline
 from robovlms_ros.bench.policy.models import build, size_of
-from robovlms_ros.bench.policy.results import Row
+from robovlms_ros.bench.policy.results import PolicyRow
 from robovlms_ros.bench.policy.timing import Alternating, StageClock, synchronize
 from robovlms_ros.bench.policy.variants import (
     WARM_UP,
     Answers,
-    Way,
+    InferenceVariant,
     countable,
     is_own,
     make_way,
@@ -37,15 +37,15 @@ class Effort:
 
 
 def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[str, ...], effort: Effort,
-            robots: int = 1) -> list[Row]:
+            robots: int = 1) -> list[PolicyRow]:
     """A row per path, in their order. Ratios are to the first path, differences from `plain` (else from the first).
 
     robots: so many sessions stepped together, with the paths `fast` and `plain`; times are of one step of all.
     """
     policy = build(case, device)
-    frames = Frames(policy.config.cameras)
+    frames = SyntheticFrames(policy.config.cameras)
     answers: dict[str, Answers] = {name: {} for name in paths}
-    ways: dict[str, Way] = {}
+    ways: dict[str, InferenceVariant] = {}
     peaks: dict[str, int | None] = {}
     alternating = Alternating({}, device)
     for name in paths:
@@ -69,7 +69,7 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[s
         counted = countable(ways[name], name, policy, frames, robots)
         operations = count(_prepared(counted, ways[name], index + 1, effort.warm_up))
         p50 = float(np.median(steps))
-        rows.append(Row(
+        rows.append(PolicyRow(
             case=case, path=name, p50=p50, p99=float(np.percentile(steps, 99)), steps=len(steps),
             images_per_second=robots * case.cameras / p50, peak_bytes=peaks[name], shares=shares,
             flops=sum(op.flops for op in operations), bytes=sum(op.bytes for op in operations),
@@ -93,7 +93,7 @@ def _rounds(alternating: Alternating, effort: Effort) -> None:
         alternating.round_of(counts, number)
 
 
-def _prepared(counted: Way, way: Way, index: int, warm_up: int) -> Callable[[], object]:
+def _prepared(counted: InferenceVariant, way: InferenceVariant, index: int, warm_up: int) -> Callable[[], object]:
     """The step to count: the next one of a way that ran, or of its twin once it is warm."""
     if counted is way:
         return lambda: way.step(index)

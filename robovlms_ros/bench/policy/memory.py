@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from robovlms_ros.bench.policy.cases import Case, Frames
+from robovlms_ros.bench.policy.cases import Case, SyntheticFrames
 from robovlms_ros.bench.policy.models import build
 from robovlms_ros.bench.policy.variants import WARM_UP, make_way
 from robovlms_ros.core.schema import ConfigError
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     case, path, threads = Case(**json.loads(arguments[0])), arguments[1], int(arguments[2])
     torch.set_num_threads(threads)
     policy = build(case, torch.device("cpu"), seed=None)
-    way = make_way(path, policy, Frames(policy.config.cameras))
+    way = make_way(path, policy, SyntheticFrames(policy.config.cameras))
     for index in range(WARM_UP):
         way.step(index)
     print(high_water())

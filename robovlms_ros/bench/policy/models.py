@@ -5,11 +5,11 @@ import re
 import torch
 from torch import Tensor, nn
 
-from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
 from robovlms_ros.bench.policy.cases import Case, config_of
 from robovlms_ros.checkpoints.checkpoint import DTYPES, random_tokenizer
-from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.checkpoints.weights import tied_groups
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 NORM = re.compile(r"(^|[._])(layer_?norm\d?|layrnorm|norm\d?|ln|ln_\w+|\w+_norm|\w+_layrnorm|\w+_layernorm|norm_\w+)$")
 

@@ -12,7 +12,7 @@ Check = Literal["none", "cpu", "gpu", "head"]
 
 
 @dataclass(frozen=True)
-class Job:
+class MeasurementJob:
     """One call of `measure`. robots: sessions stepped together."""
 
     case: Case
@@ -24,7 +24,7 @@ class Job:
 class Preset:
     """jobs, in order; effort of each; dtypes whose matrix rate is measured; check: which thresholds are judged."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[MeasurementJob, ...]
     effort: Effort
     dtypes: tuple[str, ...]
     check: Check = "none"
@@ -45,7 +45,7 @@ def preset(name: str, on_gpu: bool) -> Preset:
     effort = Effort(seconds=8.0, warm_up=12) if on_gpu else Effort()
     dtypes = ("bfloat16", "float32") if on_gpu else ("float32",)
     if name == "must-show":
-        jobs = [Job(Case(b), ("fast", "careful") + ("logits",) * (b == "paligemma")) for b in BACKBONES]
+        jobs = [MeasurementJob(Case(b), ("fast", "careful") + ("logits",) * (b == "paligemma")) for b in BACKBONES]
         return Preset(tuple(jobs), Effort(rounds=7), ("float32",), "cpu")
     if name == "gpu":
         return Preset(tuple(_gpu_jobs()), Effort(seconds=12.0, warm_up=12), ("bfloat16", "float32"), "gpu")
@@ -56,27 +56,27 @@ def preset(name: str, on_gpu: bool) -> Preset:
     if name == "parts":
         left_out = () if on_gpu else GPU_ONLY
         alone = ("plain", *(f"fast:{part}" for part in PARTS if part not in left_out), "fast")
-        jobs = [Job(Case(b, size, cameras=2, dtype=dtype), alone) for b in ("kosmos", "paligemma")]
+        jobs = [MeasurementJob(Case(b, size, cameras=2, dtype=dtype), alone) for b in ("kosmos", "paligemma")]
         return Preset(tuple(jobs), effort, dtypes)
     if on_gpu:
         paths = (*COMPARED, "logits_float32")
-        return Preset(tuple(Job(Case(b, "full", dtype=dtype), paths) for b in BACKBONES), effort, dtypes)
-    tiny = [Job(Case(b, "tiny", cameras=2), COMPARED) for b in BACKBONES]
-    mid = [Job(Case(b, "mid"), COMPARED) for b in BACKBONES]
+        return Preset(tuple(MeasurementJob(Case(b, "full", dtype=dtype), paths) for b in BACKBONES), effort, dtypes)
+    tiny = [MeasurementJob(Case(b, "tiny", cameras=2), COMPARED) for b in BACKBONES]
+    mid = [MeasurementJob(Case(b, "mid"), COMPARED) for b in BACKBONES]
     return Preset((*tiny, *mid), replace(effort, rounds=3), dtypes)
 
 
-def _gpu_jobs() -> Iterator[Job]:
+def _gpu_jobs() -> Iterator[MeasurementJob]:
     paths = (*COMPARED, "logits_float32")
     for backbone, cameras in (("kosmos", 2), ("paligemma", 2), ("llava", 1), ("llava", 2)):
-        yield Job(Case(backbone, "full", cameras=cameras, dtype="bfloat16"), paths)
+        yield MeasurementJob(Case(backbone, "full", cameras=cameras, dtype="bfloat16"), paths)
 
 
-def _curves(base: Case) -> Iterator[Job]:
+def _curves(base: Case) -> Iterator[MeasurementJob]:
     """One thing varied at a time; the base itself once."""
     own = ("fast", "plain")
-    yield Job(base, own)
-    yield from (Job(replace(base, history=w), own) for w in HISTORIES if w != base.history)
-    yield from (Job(replace(base, cameras=c), own) for c in CAMERAS if c != base.cameras)
-    yield from (Job(replace(base, chunk=n), own) for n in CHUNKS if n != base.chunk)
-    yield from (Job(base, ("fast",), robots) for robots in ROBOTS if robots > 1)
+    yield MeasurementJob(base, own)
+    yield from (MeasurementJob(replace(base, history=w), own) for w in HISTORIES if w != base.history)
+    yield from (MeasurementJob(replace(base, cameras=c), own) for c in CAMERAS if c != base.cameras)
+    yield from (MeasurementJob(replace(base, chunk=n), own) for n in CHUNKS if n != base.chunk)
+    yield from (MeasurementJob(base, ("fast",), robots) for robots in ROBOTS if robots > 1)

@@ -20,7 +20,7 @@ HEADER = (f"{'path':{PATH_WIDTH}} {'p50 ms':>9} {'p99 ms':>9} {'images/s':>9} {'
 
 
 @dataclass(frozen=True)
-class Row:
+class PolicyRow:
     """One path of one case.
 
     path: `fast`, `plain` (the package's), `careful`, `logits` (transformers by hand), `logits_float32`.
@@ -59,7 +59,7 @@ class Results:
 
     machine: dict[str, Any]
     ceilings: Ceilings
-    rows: list[Row] = field(default_factory=list)
+    rows: list[PolicyRow] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     complete: bool = False
 
@@ -76,7 +76,7 @@ class Results:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
-            rows = [Row(**{**row, "case": Case(**row["case"])}) for row in content.pop("rows")]
+            rows = [PolicyRow(**{**row, "case": Case(**row["case"])}) for row in content.pop("rows")]
             return Results(**{**content, "ceilings": Ceilings(**content["ceilings"]), "rows": rows})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{path}: not a file of `robovlms bench policy --json`: {error}") from error
@@ -99,7 +99,7 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[PolicyRow]) -> str:
     """The rows as text, grouped by case."""
     lines = []
     last = None
@@ -115,7 +115,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def line(row: Row) -> str:
+def line(row: PolicyRow) -> str:
     """One row of the table."""
     peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f}"
     stages = " ".join(f"{name} {share:.0%}" for name, share in row.shares.items() if share >= 0.005)

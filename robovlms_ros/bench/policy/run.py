@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from robovlms_ros.bench.policy.measure import measure
-from robovlms_ros.bench.policy.presets import Job, Preset
-from robovlms_ros.bench.policy.results import Results, Row, machine_of
+from robovlms_ros.bench.policy.presets import MeasurementJob, Preset
+from robovlms_ros.bench.policy.results import PolicyRow, Results, machine_of
 from robovlms_ros.bench.policy.timing import measure_ceilings
 from robovlms_ros.core.types import RoboVLMsError
 
 
 def run_preset(chosen: Preset, device: torch.device, path: Path | None, resume: bool,
-               say: Callable[[list[Row]], None]) -> Results:
+               say: Callable[[list[PolicyRow]], None]) -> Results:
     """Measure every job; a job that runs out of memory or is refused is listed in `missing`, and the rest goes on.
 
     path: written after every job. resume: rows that it holds from the same machine and software are kept. say: called
@@ -52,7 +52,7 @@ def _begin(chosen: Preset, device: torch.device, path: Path | None, resume: bool
     return Results(machine, measure_ceilings(device, chosen.dtypes))
 
 
-def _key(job: Job, name: str) -> str:
+def _key(job: MeasurementJob, name: str) -> str:
     return f"{job.case.title}, {job.case.dtype}, {job.robots} x {name}"
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robovlms_ros.models.backbones.sequence import VisualTokens
+from robovlms_ros.core.types import ActionChunk, Observation, RoboVLMsError
 from robovlms_ros.inference.reference_inference import Encoded
 from robovlms_ros.inference.session import PolicySession
-from robovlms_ros.core.types import ActionChunk, Observation, RoboVLMsError
+from robovlms_ros.models.backbones.sequence import VisualTokens
 
 
 def predict_together(sessions: Sequence[PolicySession], observations: Sequence[Observation]) -> list[ActionChunk]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robovlms_ros.bench.policy.head_window import WindowCost
-from robovlms_ros.bench.policy.results import Row
+from robovlms_ros.bench.policy.results import PolicyRow
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Check:
         return f"{'kept  ' if self.kept else 'MISSED'} {self.name}: {value} ({side} {self.bound:g})"
 
 
-def cpu_checks(rows: Sequence[Row], head: WindowCost, memory: dict[str, dict[str, int | None]]) -> list[Check]:
+def cpu_checks(rows: Sequence[PolicyRow], head: WindowCost, memory: dict[str, dict[str, int | None]]) -> list[Check]:
     """Mid-size models on a CPU in float32. memory: backbone to path to peak bytes, `fast` and `careful`."""
     checks = []
     for row in rows:
@@ -58,7 +58,7 @@ def head_checks(head: WindowCost, on_gpu: bool = False) -> list[Check]:
     ]
 
 
-def gpu_checks(rows: Sequence[Row]) -> list[Check]:
+def gpu_checks(rows: Sequence[PolicyRow]) -> list[Check]:
     """Full-size models on a GPU in bfloat16."""
     found = {(row.case.backbone, row.case.cameras, row.path): row for row in rows if row.sessions == 1}
 

@@ -17,21 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robovlms_ros.core.types import Observation
+from robovlms_ros.inference.reference_inference import ReferenceInference, Timer, no_timer
+from robovlms_ros.inference.session import normalised_answer
 from robovlms_ros.models.backbones import sequence as seq
 from robovlms_ros.models.backbones.flamingo_model import Media, attending
 from robovlms_ros.models.backbones.sequence import TokenSequence
-from robovlms_ros.inference.reference_inference import PlainPath, Timer, no_timer
 from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.inference.session import normalised_answer
-from robovlms_ros.core.types import Observation
 
 
-class ByHand:
+class TransformersBaseline:
     """One robot's steps. logits: see the module. features: of the last W frames. History `post`, a continuous head."""
 
     def __init__(self, policy: VLAPolicy, logits: bool):
         self.policy, self.logits = policy, logits
-        self.stages = PlainPath(policy)
+        self.stages = ReferenceInference(policy)
         self.model = with_output_matrix(policy) if logits else None
         self.features: deque[Tensor] = deque(maxlen=policy.config.model.history_length)
         self._tokens: dict[str, Tensor] = {}

@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robovlms_ros.bench.policy.transformers_baseline import ByHand
-from robovlms_ros.bench.policy.cases import STEP, Frames
+from robovlms_ros.bench.policy.cases import STEP, SyntheticFrames
 from robovlms_ros.bench.policy.several_robots import predict_together
-from robovlms_ros.inference.optimized.options import MODES, FastPathOptions, options_for
-from robovlms_ros.inference.reference_inference import Encoded, Timer
-from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.bench.policy.transformers_baseline import TransformersBaseline
 from robovlms_ros.core.schema import require
 from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.inference.optimized.options import MODES, FastPathOptions, options_for
+from robovlms_ros.inference.reference_inference import Encoded, Timer
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 WAYS = ("fast", "fast:PART+...", "fast:QUANTIZATION", "plain", "careful", "logits", "logits_float32", "logits_bfloat16")
 BY_HAND = WAYS[4:]
@@ -26,7 +26,7 @@ WARM_UP = 3
 """Steps until all that a step of a full window does has run: the first ones find states and layouts to be made."""
 
 
-class Way(Protocol):
+class InferenceVariant(Protocol):
     """One robot's steps."""
 
     policy: VLAPolicy
@@ -41,10 +41,10 @@ class Way(Protocol):
         ...
 
 
-class Session:
+class SessionVariant:
     """The package's own session, plain or with the fast path."""
 
-    def __init__(self, policy: VLAPolicy, frames: Frames, options: FastPathOptions | None):
+    def __init__(self, policy: VLAPolicy, frames: SyntheticFrames, options: FastPathOptions | None):
         self.policy, self._frames = policy, frames
         self.session = PolicySession(policy, fast=options)
         fill_history(self.session, frames)
@@ -63,9 +63,9 @@ class Session:
 class Fleet:
     """Several robots on one policy, their frames in one batch; the answer is the first robot's."""
 
-    def __init__(self, policy: VLAPolicy, frames: Frames, options: FastPathOptions | None, robots: int):
+    def __init__(self, policy: VLAPolicy, frames: SyntheticFrames, options: FastPathOptions | None, robots: int):
         self.policy = policy
-        self._frames = [frames, *(Frames(frames.cameras, seed, shape=frames.shape) for seed in range(1, robots))]
+        self._frames = [frames, *(SyntheticFrames(frames.cameras, seed, shape=frames.shape) for seed in range(1, robots))]
         self.sessions = [PolicySession(policy, fast=options) for _ in self._frames]
         for session, mine in zip(self.sessions, self._frames, strict=True):
             fill_history(session, mine)
@@ -81,12 +81,12 @@ class Fleet:
         return self.sessions[0].normalised
 
 
-class Hand:
+class BaselineVariant:
     """transformers by hand."""
 
-    def __init__(self, policy: VLAPolicy, frames: Frames, logits: bool):
+    def __init__(self, policy: VLAPolicy, frames: SyntheticFrames, logits: bool):
         self.policy, self._frames, self._logits = policy, frames, logits
-        self._robot = ByHand(policy, logits)
+        self._robot = TransformersBaseline(policy, logits)
         self._robot.features.extend(stand_in_features(policy))
 
     @property
@@ -114,7 +114,7 @@ def options_of(name: str, device_type: str) -> FastPathOptions | None:
     return FastPathOptions.only(*part.split("+"))
 
 
-def make_way(name: str, policy: VLAPolicy, frames: Frames, robots: int = 1) -> Way:
+def make_way(name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int = 1) -> InferenceVariant:
     """A way by its name, of several robots in one batch where it is the package's own.
 
     `fast:prompt_cache+staggered_lstm` is the fast path with these parts alone, `fast:int8` all of it with quantised
@@ -125,20 +125,20 @@ def make_way(name: str, policy: VLAPolicy, frames: Frames, robots: int = 1) -> W
     kind, _, dtype = name.partition("_")
     if is_own(name):
         options = options_of(name, policy.device.type)
-        return Session(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
+        return SessionVariant(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
     require(robots == 1, f"robots with path '{name}'", robots, "1")
     if dtype:
         policy = copy.deepcopy(policy).to(getattr(torch, dtype))
-    return Hand(policy, frames, kind == "logits")
+    return BaselineVariant(policy, frames, kind == "logits")
 
 
-def countable(way: Way, name: str, policy: VLAPolicy, frames: Frames, robots: int = 1) -> Way:
+def countable(way: InferenceVariant, name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int = 1) -> InferenceVariant:
     """The way itself, or its twin without graphs and compiled code, which show no operations."""
     options = options_of(name, policy.device.type) if is_own(name) else None
     if options is None or not (options.cuda_graphs or options.compile):
         return way
     options = replace(options, cuda_graphs=False, compile=False)
-    return Session(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
+    return SessionVariant(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
 
 
 def stand_in_features(policy: VLAPolicy, seed: int = 0) -> list[Tensor]:
@@ -150,7 +150,7 @@ def stand_in_features(policy: VLAPolicy, seed: int = 0) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def fill_history(session: PolicySession, frames: Frames) -> None:
+def fill_history(session: PolicySession, frames: SyntheticFrames) -> None:
     """Stand-in features as the session's earlier frames; frame 0 comes next. On the fast path the head has answered
     each of them, as in an episode, so that what its window keeps is there."""
     policy = session.policy
@@ -170,7 +170,7 @@ def fill_history(session: PolicySession, frames: Frames) -> None:
 Answers = dict[int, NDArray[np.float64]]
 
 
-def recorded(way: Way, answers: Answers) -> Callable[[int], Any]:
+def recorded(way: InferenceVariant, answers: Answers) -> Callable[[int], Any]:
     """The way's steps, their answers kept."""
 
     def step(index: int) -> None:

@@ -12,8 +12,6 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector
-from robovlms_ros.control.description.xml import DescriptionFault, DescriptionReader, quoted
 from robovlms_ros.control.description.robot_tree import (
     SMALLEST_NORM,
     Array,
@@ -27,6 +25,8 @@ from robovlms_ros.control.description.robot_tree import (
     read_numbers,
     unit_vector,
 )
+from robovlms_ros.control.description.xml import DescriptionFault, DescriptionReader, quoted
+from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector
 
 KINDS: dict[str, JointKind] = {
     "hinge": "revolute",

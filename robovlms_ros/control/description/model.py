@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.core.rotations import matrix_from_vector
-from robovlms_ros.control.description.xml import DescriptionFault, DescriptionReader, quoted
 from robovlms_ros.control.description.mjcf import expand_includes, read_mjcf
 from robovlms_ros.control.description.robot_tree import Array, RobotTree, TreeJoint, pose_of
 from robovlms_ros.control.description.urdf import read_urdf
+from robovlms_ros.control.description.xml import DescriptionFault, DescriptionReader, quoted
+from robovlms_ros.core.rotations import matrix_from_vector
 from robovlms_ros.core.types import RoboVLMsError
 
 SHOWN_NAMES = 60

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.core.caps import MAX_DESCRIPTION_NUMBER
 from robovlms_ros.control.description.xml import DescriptionFault, quoted
+from robovlms_ros.core.caps import MAX_DESCRIPTION_NUMBER
 
 Array = NDArray[np.float64]
 JointKind = Literal["revolute", "prismatic", "fixed", "ball", "floating", "planar"]

@@ -9,8 +9,6 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from robovlms_ros.core.rotations import matrix_from_euler, matrix_from_quaternion
-from robovlms_ros.control.description.xml import DescriptionFault, quoted
 from robovlms_ros.control.description.robot_tree import (
     Array,
     Geometry,
@@ -24,6 +22,8 @@ from robovlms_ros.control.description.robot_tree import (
     read_numbers,
     unit_vector,
 )
+from robovlms_ros.control.description.xml import DescriptionFault, quoted
+from robovlms_ros.core.rotations import matrix_from_euler, matrix_from_quaternion
 
 KINDS: dict[str, JointKind] = {
     "revolute": "revolute",

@@ -7,6 +7,7 @@ from pathlib import Path
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import TypesysError
 
+from robovlms_ros.core.types import ActionChunk, TrajectoryCommand
 from robovlms_ros.evaluation.bags.chunks import (
     CHUNK,
     TRAJECTORY,
@@ -14,7 +15,6 @@ from robovlms_ros.evaluation.bags.chunks import (
     message_of_command,
 )
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
-from robovlms_ros.core.types import ActionChunk, TrajectoryCommand
 
 
 class Annotator:

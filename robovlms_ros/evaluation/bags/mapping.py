@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.schema import ConfigError, did_you_mean
+from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 
 CommandKind = Literal["joint_trajectory", "twist", "pose", "joint_state", "float64_array", "action_chunk"]
 

@@ -25,16 +25,16 @@ from robovlms_ros.core.caps import (
     MAX_METADATA_BYTES,
     MAX_SCHEMA_BYTES,
 )
-from robovlms_ros.evaluation.bags.chunks import CHUNK, TRAJECTORY
-from robovlms_ros.evaluation.bags.definitions import difference, lacking
-from robovlms_ros.evaluation.bags.storage_mcap import McapStorage
-from robovlms_ros.evaluation.bags.storage_sqlite import SqliteError, SqliteStorage
-from robovlms_ros.evaluation.bags.types import typestore
 from robovlms_ros.core.file_boundary import file_boundary, require_file
 from robovlms_ros.core.resources import PACKAGE
 from robovlms_ros.core.structured_text import from_yaml
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
+from robovlms_ros.evaluation.bags.chunks import CHUNK, TRAJECTORY
+from robovlms_ros.evaluation.bags.definitions import difference, lacking
+from robovlms_ros.evaluation.bags.storage_mcap import McapStorage
+from robovlms_ros.evaluation.bags.storage_sqlite import SqliteError, SqliteStorage
+from robovlms_ros.evaluation.bags.types import typestore
 
 WINDOW_NS = NANOSECONDS // 2
 JUMP_NS = NANOSECONDS

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.evaluation.replay.steps import Steps, arm_columns, chunk_with, steps_of_chunk
 from robovlms_ros.control.planner import GRIPPER
 from robovlms_ros.core.types import ActionChunk, RobotState
+from robovlms_ros.evaluation.replay.steps import Steps, arm_columns, chunk_with, steps_of_chunk
 
 Array = NDArray[np.float64]
 

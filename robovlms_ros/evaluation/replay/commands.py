@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.observations.joint_states import stamp_of
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector
+from robovlms_ros.core.types import NANOSECONDS, RobotState
 from robovlms_ros.evaluation.bags.mapping import CommandKind
 from robovlms_ros.evaluation.replay.reference import GAP_NS, Array, Held, Targets, Times
-from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector
-from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.core.types import NANOSECONDS, RobotState
+from robovlms_ros.observations.joint_states import stamp_of
 
 STALE_NS = NANOSECONDS
 

@@ -12,25 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.observations.camera_sync import Frame, FrameSync
-from robovlms_ros.observations.images import to_rgb
-from robovlms_ros.observations.joint_states import JointStateBuffer, stamp_of
-from robovlms_ros.evaluation.bags.chunks import chunk_of_message
-from robovlms_ros.evaluation.bags.mapping import Stamps, TopicMapping
-from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
-from robovlms_ros.evaluation.bags.tf import TransformTree
-from robovlms_ros.evaluation.replay.calibration import Calibration, RecordedCamera
-from robovlms_ros.evaluation.replay.events import (
-    Answered,
-    Event,
-    Measured,
-    Passed,
-    Restart,
-    Seen,
-    Told,
-)
-from robovlms_ros.evaluation.replay.executor import plain_reason
-from robovlms_ros.evaluation.replay.reference import pose_between
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.text_safety import printable
@@ -41,6 +22,25 @@ from robovlms_ros.core.types import (
     RobotState,
     RoboVLMsError,
 )
+from robovlms_ros.evaluation.bags.chunks import chunk_of_message
+from robovlms_ros.evaluation.bags.mapping import Stamps, TopicMapping
+from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
+from robovlms_ros.evaluation.bags.tf import TransformTree
+from robovlms_ros.evaluation.replay.calibration import Calibration, RecordedCamera
+from robovlms_ros.evaluation.replay.events import (
+    CommandEvent,
+    Event,
+    JointStateEvent,
+    ObservationEvent,
+    RawMessageEvent,
+    RecordedChunkEvent,
+    Restart,
+)
+from robovlms_ros.evaluation.replay.executor import plain_reason
+from robovlms_ros.evaluation.replay.reference import pose_between
+from robovlms_ros.observations.camera_sync import FrameSync, SyncedFrame
+from robovlms_ros.observations.images import to_rgb
+from robovlms_ros.observations.joint_states import JointStateBuffer, stamp_of
 
 JUMP_NS = NANOSECONDS
 OTHER_CLOCK_NS = 5 * NANOSECONDS
@@ -69,7 +69,7 @@ class _Rate:
 
 
 @dataclass
-class Inputs:
+class BagObservations:
     """The node's ears for a bag. instruction: until the bag has one.
 
     camera_tolerance, state_tolerance: s, as the node's `camera_tolerance` and `joint_states_tolerance`.
@@ -125,7 +125,7 @@ class Inputs:
                 yield self._restart(raw.to_ns, "the bag's clock jumped back", jump=True)
                 continue
             if self.everything:
-                yield Passed(raw)
+                yield RawMessageEvent(raw)
             if raw.topic in topics:
                 message = self.bag.decode(raw)
                 if message is not None:
@@ -193,12 +193,12 @@ class Inputs:
         elif topic == mapping.status:
             yield from self._on_status(message, now_ns)
         if topic == mapping.commands and mapping.command_kind != "action_chunk":
-            yield Told(now_ns, message, gripper=False)
+            yield CommandEvent(now_ns, message, gripper=False)
         if topic == mapping.gripper_commands:
-            yield Told(now_ns, message, gripper=True)
+            yield CommandEvent(now_ns, message, gripper=True)
         if topic in (mapping.chunks, mapping.commands) and hasattr(message, "dimension_names"):
             try:
-                yield Answered(now_ns, chunk_of_message(message))
+                yield RecordedChunkEvent(now_ns, chunk_of_message(message))
             except (RoboVLMsError, AttributeError, TypeError, ValueError) as error:
                 # A bag carries its own definition of the message, of any release of this package.
                 self.lost[f"{topic}: {printable(error)}"] += 1
@@ -218,7 +218,7 @@ class Inputs:
                 self.lost[f"camera '{camera}': images out of order; they are left out, as the node does."] += 1
             self._stamp = max(stamp, self._stamp) if stamp >= self._stamp - JUMP_NS else stamp
         self._seen[camera].add(stamp)
-        for frames in self._frames.add(camera, Frame(stamp, image)):
+        for frames in self._frames.add(camera, SyncedFrame(stamp, image)):
             self._paired += 1
             yield from self._observe(frames.stamp_ns, frames.images, now_ns)
 
@@ -257,7 +257,7 @@ class Inputs:
             self.lost[plain_reason(str(error))] += 1
             return
         camera = self.calibration or self._camera.calibration()
-        yield Seen(now_ns, Observation(stamp_ns, images, self.instruction, state), self._episode, camera)
+        yield ObservationEvent(now_ns, Observation(stamp_ns, images, self.instruction, state), self._episode, camera)
 
     def state_at(self, stamp_ns: int) -> RobotState:
         """The arm at an image's stamp. Raises ObservationError."""
@@ -274,7 +274,7 @@ class Inputs:
         state = RobotState(stamp or now_ns, np.empty(0), None, pose)
         if not self._tool or state.stamp_ns > self._tool[-1].stamp_ns:
             self._tool.append(state)
-            yield Measured(now_ns, state)
+            yield JointStateEvent(now_ns, state)
 
     def _tool_at(self, stamp_ns: int) -> RobotState:
         """The tool between the transforms around a stamp, as joint states are; raises ObservationError."""
@@ -309,7 +309,7 @@ class Inputs:
             self.lost["the arm was somewhere else all at once; what was recorded before is not compared with"] += 1
             yield self._restart(now_ns, "the arm was put elsewhere", forget=False, jump=True)
         self._newest = state
-        yield Measured(now_ns, state)
+        yield JointStateEvent(now_ns, state)
 
     def _put_elsewhere(self, state: RobotState) -> bool:
         """Whether the arm moved as no arm can: a simulator's reset, or another recording."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.core.rotations import matrix_from_vector, vector_from_matrix
 from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.core.rotations import matrix_from_vector, vector_from_matrix
 from robovlms_ros.core.types import NANOSECONDS, RobotState
 
 Array = NDArray[np.float64]

@@ -19,7 +19,7 @@ WARM_UP = 3
 SHAPES_KEPT = 8
 
 
-class Recorder(Protocol):
+class GraphCapture(Protocol):
     """Records a function on given inputs; what comes back replays it and returns its outputs' buffers."""
 
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]: ...
@@ -47,11 +47,11 @@ def cuda_recorder(function: Function, inputs: Sequence[Tensor]) -> Callable[[], 
     return replay
 
 
-class Replayed:
+class CudaGraphCallable:
     """`function`, recorded once per shape of its inputs. Shared by threads. It may change its inputs in place: callers'
     tensors stay as they are, so what changes has to be among the outputs."""
 
-    def __init__(self, name: str, function: Function, recorder: Recorder = cuda_recorder):
+    def __init__(self, name: str, function: Function, recorder: GraphCapture = cuda_recorder):
         self.name, self.function, self._recorder = name, function, recorder
         self._recorded: dict[tuple[object, ...], tuple[list[Tensor], Callable[[], tuple[Tensor, ...]]] | None] = {}
         self._lock = threading.Lock()

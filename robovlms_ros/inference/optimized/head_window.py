@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robovlms_ros.inference.optimized.lstm_window import NO_FRAME, Step, lstm_window
+from robovlms_ros.inference.optimized.options import FastPathError
+from robovlms_ros.inference.reference_inference import Encoded
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.heads.fc import FCHead
 from robovlms_ros.models.heads.gpt import ATTENTION_HEADS, GPTHead
 from robovlms_ros.models.heads.lstm import LSTMHead
 from robovlms_ros.models.perceiver import merge_heads, split_heads
-from robovlms_ros.inference.optimized.lstm_window import NO_FRAME, Step, lstm_window
-from robovlms_ros.inference.optimized.options import FastPathError
-from robovlms_ros.inference.reference_inference import Encoded
 from robovlms_ros.models.vla_policy import VLAPolicy
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robovlms_ros.inference.reference_inference import Encoded
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.heads.lstm import LSTMHead
-from robovlms_ros.inference.reference_inference import Encoded
 
 GRIDS_KEPT = 8
 NO_FRAME = "no frame yet"

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from robovlms_ros.models.backbones.sequence import VisualTokens
-from robovlms_ros.models.heads.base import HeadOutput
-from robovlms_ros.inference.optimized.support import require
+from robovlms_ros.inference.optimized.head_window import HeadWindow, head_window
+from robovlms_ros.inference.optimized.options import PARTS, FastPathError, FastPathOptions
 from robovlms_ros.inference.optimized.prompt_layout import (
     Layout,
     arguments,
@@ -15,36 +14,37 @@ from robovlms_ros.inference.optimized.prompt_layout import (
     fill,
     read_columns,
 )
-from robovlms_ros.inference.optimized.options import PARTS, FastPathError, FastPathOptions
+from robovlms_ros.inference.optimized.resize import DevicePreprocessor
 from robovlms_ros.inference.optimized.shared_stages import Shared, shared_by
-from robovlms_ros.inference.optimized.head_window import HeadWindow, head_window
+from robovlms_ros.inference.optimized.support import check_supported
 from robovlms_ros.inference.reference_inference import (
     Encoded,
     Images,
-    PlainPath,
+    ReferenceInference,
     Timer,
     VisionTimer,
     no_timer,
 )
+from robovlms_ros.models.backbones.sequence import VisualTokens
+from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.inference.optimized.resize import DevicePreprocessor
 
 GRAPH_BUCKET = 32
 LAYOUTS_KEPT = 4
 
 
-def path_for(policy: VLAPolicy, options: FastPathOptions | None) -> PlainPath:
+def path_for(policy: VLAPolicy, options: FastPathOptions | None) -> ReferenceInference:
     """The stages that a session of `policy` runs with `options`. Parts that do not fit are refused in the reason."""
     if options is None or not options.enabled:
-        return PlainPath(policy)
-    path = FastRunner(policy, options)
+        return ReferenceInference(policy)
+    path = OptimizedInference(policy, options)
     if path.parts or path.quantized:
         return path
     refusals = "; ".join(f"{name}: {reason}" for name, reason in path.refused.items())
-    return PlainPath(policy, refusals or "every part of the fast path is switched off")
+    return ReferenceInference(policy, refusals or "every part of the fast path is switched off")
 
 
-class FastRunner(PlainPath):
+class OptimizedInference(ReferenceInference):
     """The stages of one session. parts: what runs; refused: what does not, and why."""
 
     name = "fast"
@@ -75,15 +75,15 @@ class FastRunner(PlainPath):
         said += [f"without a CUDA graph of {reason}" for reason in self._shared.refusals()]
         return "; ".join(said)
 
-    def let_plain_weights_go(self) -> None:
+    def release_reference_weights(self) -> None:
         """Free the weights that only the plain path needs; see Shared."""
         if self.quantized:
-            self._shared.let_plain_weights_go()
+            self._shared.release_reference_weights()
 
     def _fits(self, name: str) -> bool:
         """Whether a part can run with this policy; a refusal is kept with its reason."""
         try:
-            require(name, self.policy)
+            check_supported(name, self.policy)
         except FastPathError as error:
             self.refused[name] = str(error)
             return False

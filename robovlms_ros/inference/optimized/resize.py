@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from robovlms_ros.models.image_processor import ImageProcessor
 from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.models.image_processor import ImageProcessor
 
 CUBIC = -0.5
 FIXED_POINT = 1 << 22

@@ -9,13 +9,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
-from robovlms_ros.models.heads.lstm import LSTMHead
-from robovlms_ros.inference.optimized.cuda_graphs import Recorder, Replayed, cuda_recorder
+from robovlms_ros.inference.optimized.cuda_graphs import CudaGraphCallable, GraphCapture, cuda_recorder
 from robovlms_ros.inference.optimized.lstm_window import Step, lstm_answer
 from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.optimized.quantization import adopt, quantized_tower
 from robovlms_ros.inference.optimized.text_towers import plainly_causal, prune_last_layer
+from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
+from robovlms_ros.models.heads.lstm import LSTMHead
 from robovlms_ros.models.vla_policy import VLAPolicy
 
 Key = tuple[object, ...]
@@ -36,7 +36,7 @@ def shared_by(policy: VLAPolicy, options: FastPathOptions, parts: tuple[str, ...
 class Shared:
     """recorder: how functions are recorded where `cuda_graphs` is among the parts."""
 
-    def __init__(self, policy: VLAPolicy, parts: tuple[str, ...], quantize: str, recorder: Recorder = cuda_recorder):
+    def __init__(self, policy: VLAPolicy, parts: tuple[str, ...], quantize: str, recorder: GraphCapture = cuda_recorder):
         # The sessions hold the policy; held here too, it would never be let go of.
         self._vlm, self._prune = policy.vlm, "last_layer_action_only" in parts
         self._compile, self.graphs = "compile" in parts, "cuda_graphs" in parts
@@ -44,7 +44,7 @@ class Shared:
         tower = policy.vlm.text_tower
         self._tower = tower if quantize == "none" else quantized_tower(tower, quantize)
         self._towers: dict[Key, tuple[Tensor, nn.Module]] = {}
-        self._replayed: dict[Key, Replayed] = {}
+        self._replayed: dict[Key, CudaGraphCallable] = {}
         encode: Callable[..., tuple[Tensor, ...]] = self._encode
         if self._compile:
             encode = torch.compile(encode, dynamic=False)
@@ -55,7 +55,7 @@ class Shared:
             head = policy.head
             self.lstm_step = self._recorded(("head",), lambda *inputs: lstm_answer(head, *inputs))
 
-    def let_plain_weights_go(self) -> None:
+    def release_reference_weights(self) -> None:
         """The policy's own text model gets the quantised layers: from now on there is no plain path to fall back to."""
         if self._tower is not self._vlm.text_tower:
             adopt(self._vlm.text_tower, self._tower)
@@ -64,9 +64,9 @@ class Shared:
         """What could not be recorded, with reasons."""
         return [replayed.refused for replayed in self._replayed.values() if replayed.refused]
 
-    def _recorded(self, key: Key, function: Callable[..., tuple[Tensor, ...]]) -> Replayed:
+    def _recorded(self, key: Key, function: Callable[..., tuple[Tensor, ...]]) -> CudaGraphCallable:
         if key not in self._replayed:
-            self._replayed[key] = Replayed(str(key[0]), function, self._recorder)
+            self._replayed[key] = CudaGraphCallable(str(key[0]), function, self._recorder)
         return self._replayed[key]
 
     def encode(self, images: Tensor) -> VisualTokens:

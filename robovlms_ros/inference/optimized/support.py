@@ -4,13 +4,13 @@ import torch
 
 from robovlms_ros.inference.optimized.options import FastPathError
 from robovlms_ros.inference.optimized.text_towers import prune_last_layer
-from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.models.image_processor import ImageProcessor
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 OF_CONTINUOUS = ("prompt_cache", "last_layer_action_only", "staggered_lstm", "quantize")
 
 
-def require(name: str, policy: VLAPolicy) -> None:
+def check_supported(name: str, policy: VLAPolicy) -> None:
     """Raise FastPathError where the part `name` cannot run with `policy`, saying why."""
     config, vlm = policy.config, policy.vlm
     if name in OF_CONTINUOUS and config.action_head.action_space == "discrete":

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.models.backbones.flamingo_model import FlamingoLayer, QKNormAttention
 from robovlms_ros.inference.optimized.options import FastPathError
+from robovlms_ros.models.backbones.flamingo_model import FlamingoLayer, QKNormAttention
 
 Module = TypeVar("Module", bound=nn.Module)
 

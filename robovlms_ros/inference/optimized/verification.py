@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.core.types import Observation
 from robovlms_ros.inference.optimized.options import (
     FastPathOptions,
     Quantization,
     options_for,
     steps_down,
 )
-from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.inference.session import PolicySession
-from robovlms_ros.core.types import Observation
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def open_session(
         judged = verify_fast_path(policy, observations, options)
         if judged.accepted:
             session = PolicySession(policy, now, options)
-            session.let_plain_weights_go()
+            session.release_reference_weights()
             break
         refusals.append(f"refused with {machine_parts(options)}: {judged.reason}")
     else:

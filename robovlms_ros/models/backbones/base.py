@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.models.backbones import sequence as seq
-from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
-from robovlms_ros.models.backbones.hf_config import build_hf_config
-from robovlms_ros.models.backbones.sequence import Block, TokenSequence, VisualTokens
-from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
 from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.models.backbones import sequence as seq
+from robovlms_ros.models.backbones.hf_config import build_hf_config
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
+from robovlms_ros.models.backbones.sequence import TokenBlock, TokenSequence, VisualTokens
+from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
 from robovlms_ros.models.perceiver import PerceiverResampler
 
 REQUIRED = {
@@ -240,11 +240,11 @@ class BaseRoboVLM(nn.Module):
             if state is None:
                 raise BackboneError("the policy takes proprioception: give the state (B, window, values).")
             embedded = self.state_embedding(state.flatten(0, 1).to(self.state_embedding.weight.dtype))
-            sequence = seq.insert(sequence, Block(embedded[:, None], seq.STATE), before_end)
+            sequence = seq.insert(sequence, TokenBlock(embedded[:, None], seq.STATE), before_end)
             before_end += 1
         if head.action_space == "continuous":
             tokens = self.action_token.expand(len(sequence.embeds), head.latent, -1)
-            sequence = seq.insert(sequence, Block(tokens, seq.ACTION, not head.fill_zero), before_end)
+            sequence = seq.insert(sequence, TokenBlock(tokens, seq.ACTION, not head.fill_zero), before_end)
         if history == "pre" and window > 1:
             sequence = seq.fold_time(sequence, window)
         return seq.pads_last(sequence) if row_end else sequence
@@ -260,7 +260,7 @@ class BaseRoboVLM(nn.Module):
         prefix, suffix = (self._wrap_tokens(n, sequence) for n in (self.spec.image_prefix, self.spec.image_suffix))
         for tokens in ordered:
             for frame in reversed(tokens.tokens.chunk(frames, dim=1)):
-                for block in (Block(suffix, seq.WRAP), Block(frame, seq.IMAGE), Block(prefix, seq.WRAP)):
+                for block in (TokenBlock(suffix, seq.WRAP), TokenBlock(frame, seq.IMAGE), TokenBlock(prefix, seq.WRAP)):
                     if block.embeds.shape[1]:
                         sequence = seq.insert(sequence, block, self.spec.bos_offset)
         newest_first = ordered[::-1]

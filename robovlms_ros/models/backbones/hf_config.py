@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
-from robovlms_ros.core.caps import MAX_LAYERS, MAX_WIDTH
 from robovlms_ros.config.policy import VLMConfig
+from robovlms_ros.core.caps import MAX_LAYERS, MAX_WIDTH
 from robovlms_ros.core.file_boundary import file_boundary
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.core.structured_text import from_json
+from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 

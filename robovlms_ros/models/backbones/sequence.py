@@ -58,7 +58,7 @@ class TokenSequence:
 
 
 @dataclass(frozen=True)
-class Block:
+class TokenBlock:
     """Columns to splice in: embeds (N, k, d), one kind and one mask value for all of them."""
 
     embeds: Tensor
@@ -89,7 +89,7 @@ def text_block(embeds: Tensor, mask: Tensor, bos_offset: int, eos_offset: int, r
     return TokenSequence(embeds, mask, kinds)
 
 
-def insert(sequence: TokenSequence, block: Block, index: int) -> TokenSequence:
+def insert(sequence: TokenSequence, block: TokenBlock, index: int) -> TokenSequence:
     """`block` before column `index` of every row."""
     shape = block.embeds.shape[:2]
     embeds = block.embeds.to(sequence.embeds.dtype)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from robovlms_ros.models.tokenization import PromptTemplate
 from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.models.tokenization import PromptTemplate
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

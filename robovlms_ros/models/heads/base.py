@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.models.perceiver import PerceiverResampler
 from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.models.perceiver import PerceiverResampler
 
 DownSample = Literal["none", "pooling", "resampler"]
 

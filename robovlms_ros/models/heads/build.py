@@ -3,12 +3,12 @@
 from typing import Any
 
 from robovlms_ros.config.policy import HeadConfig
+from robovlms_ros.core.schema import did_you_mean
 from robovlms_ros.models.heads.base import HeadError, PolicyHead
 from robovlms_ros.models.heads.discrete import ActionTokenizer, DiscreteHead
 from robovlms_ros.models.heads.fc import FCHead
 from robovlms_ros.models.heads.gpt import GPTHead
 from robovlms_ros.models.heads.lstm import LSTMHead
-from robovlms_ros.core.schema import did_you_mean
 
 
 def build_head(config: HeadConfig, in_features: int, horizon: int, window: int) -> PolicyHead:

@@ -50,7 +50,7 @@ class FeedForward(nn.Module):
         return self.dropout(self.c_proj(functional.gelu(self.c_fc(x), approximate="tanh")))
 
 
-class Block(nn.Module):
+class GPTBlock(nn.Module):
     def __init__(self, dim: int, dropout: float):
         super().__init__()
         self.ln_1 = nn.LayerNorm(dim)
@@ -70,7 +70,7 @@ class GPT(nn.Module):
         super().__init__()
         self.wpe = nn.Embedding(window, dim)
         self.dropout = nn.Dropout(dropout)
-        self.h = nn.ModuleList(Block(dim, dropout) for _ in range(num_layers))
+        self.h = nn.ModuleList(GPTBlock(dim, dropout) for _ in range(num_layers))
         self.ln_f = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:

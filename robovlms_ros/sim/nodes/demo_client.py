@@ -22,11 +22,11 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.observations.images import image_to_rgb
-from robovlms_ros.sim.demo_report import EpisodeRecording
-from robovlms_ros.msg import ActionChunk, PolicyStatus
-from robovlms_ros.ros.processes import Child
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError, TrajectoryCommand
+from robovlms_ros.msg import ActionChunk, PolicyStatus
+from robovlms_ros.observations.images import image_to_rgb
+from robovlms_ros.ros.processes import Child
+from robovlms_ros.sim.demo_report import EpisodeRecording
 
 SIM, POLICY = "sim_arm", "vla"
 STEP_NS = 10_000_000
@@ -34,11 +34,11 @@ CAMERAS = ("static", "wrist")
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
-class ExaminerError(RoboVLMsError):
+class DemoClientError(RoboVLMsError):
     """A node did not answer, or refused what it was asked."""
 
 
-class Examiner(Node):
+class DemoClient(Node):
     """Drives one policy node and one simulated arm through episodes.
 
     An executor must be spinning this node in another thread: the methods wait for answers. `children` are checked
@@ -155,7 +155,7 @@ class Examiner(Node):
         request = ChangeState.Request(transition=Transition(id=transition))
         if not self._call(ChangeState, f"{POLICY}/change_state", request, patience).success:
             self.wait_until(lambda: bool(self.status.last_stop), 5.0, "a reason from the policy node")
-            raise ExaminerError(f"the policy node refused to {name}: {self.status.last_stop}")
+            raise DemoClientError(f"the policy node refused to {name}: {self.status.last_stop}")
 
     def pause(self, paused: bool) -> None:
         """Hold the arm (True) or let the policy drive (False)."""
@@ -177,14 +177,14 @@ class Examiner(Node):
         request = SetParameters.Request(parameters=[value.to_parameter_msg() for value in values])
         for result in self._call(SetParameters, f"{SIM}/set_parameters", request, 30.0).results:
             if not result.successful:
-                raise ExaminerError(f"the simulated arm refused a parameter: {result.reason}")
+                raise DemoClientError(f"the simulated arm refused a parameter: {result.reason}")
         self._demand(Trigger, f"{SIM}/reset", Trigger.Request())
         self.wait_until(lambda: self.truth()["resets"] > before, 30.0, f"the scene of seed {seed}")
 
     def _demand(self, kind: type, service: str, request: object) -> None:
         response = self._call(kind, service, request, 30.0)
         if not response.success:
-            raise ExaminerError(f"{service} refused: {response.message}")
+            raise DemoClientError(f"{service} refused: {response.message}")
 
     def _call(self, kind: type, service: str, request: object, patience: float) -> Any:
         client: Client = self.create_client(kind, service)
@@ -203,7 +203,7 @@ class Examiner(Node):
             for child in self._children:
                 child.check()
             if time.monotonic() > deadline:
-                raise ExaminerError(f"waited {patience:.0f} s for {what} in vain.")
+                raise DemoClientError(f"waited {patience:.0f} s for {what} in vain.")
             time.sleep(0.005)
 
 

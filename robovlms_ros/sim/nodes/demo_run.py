@@ -15,16 +15,16 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.ros.isolation import isolated_environment
+from robovlms_ros.ros.processes import Child
+from robovlms_ros.ros.recorder import BagRecorder
 from robovlms_ros.sim.closed_loop import Condition, EpisodeResult
 from robovlms_ros.sim.demo_report import EpisodeRecording
-from robovlms_ros.sim.nodes.demo_client import CAMERAS, POLICY, SIM, Examiner
-from robovlms_ros.ros.processes import Child
-from robovlms_ros.ros.isolation import isolated_environment
-from robovlms_ros.ros.recorder import Recorder
+from robovlms_ros.sim.nodes.demo_client import CAMERAS, POLICY, SIM, DemoClient
 from robovlms_ros.sim.task import LIFTED, named_cube
 from robovlms_ros.sim.tasks.base import judge as judge_of
 from robovlms_ros.sim.tasks.objects import TableTruth
-from robovlms_ros.core.types import NANOSECONDS
 
 NAMESPACE = "/demo"
 SETTLE_TIME = 0.5
@@ -99,7 +99,7 @@ def run_demo(
         recorder = None
         if options.bag:
             outcome.bag = options.output / "bag"
-            recorder = Recorder(examiner, outcome.bag, tuple(f"{NAMESPACE}/{topic}" for topic in RECORDED))
+            recorder = BagRecorder(examiner, outcome.bag, tuple(f"{NAMESPACE}/{topic}" for topic in RECORDED))
             stack.callback(recorder.close)
         wall, simulated = time.monotonic(), examiner.now_ns()
         for index, trial in enumerate(options.trials):
@@ -152,11 +152,11 @@ def _child(name: str, module: str, arguments: Sequence[str], logs: Path) -> Iter
 
 
 @contextmanager
-def _spinning(children: tuple[Child, ...]) -> Iterator[Examiner]:
+def _spinning(children: tuple[Child, ...]) -> Iterator[DemoClient]:
     # Python's own handlers: an interrupted run must unwind through the `with` blocks, which end the children.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    examiner = Examiner(children, NAMESPACE)
+    examiner = DemoClient(children, NAMESPACE)
     executor = SingleThreadedExecutor()
     executor.add_node(examiner)
 
@@ -175,7 +175,7 @@ def _spinning(children: tuple[Child, ...]) -> Iterator[Examiner]:
         rclpy.try_shutdown()
 
 
-def _examine(examiner: Examiner, trial: Trial, limit: float) -> tuple[EpisodeResult, EpisodeRecording | None]:
+def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeResult, EpisodeRecording | None]:
     """One episode: a fresh scene, then success, the wrong object, a policy that gives up, or the time limit."""
     # Also after an episode whose policy went astray, was refused again and again, and deactivated itself.
     examiner.activate()

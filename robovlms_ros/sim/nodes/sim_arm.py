@@ -32,18 +32,18 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.core import resources
-from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.sim.task import TaskError
-from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
     TrajectoryMessage,
     TrajectoryPoint,
     TrajectoryRejected,
 )
-from robovlms_ros.sim.world import CAMERAS, FINGER_OPEN, TICK_NS, SimWorld
+from robovlms_ros.core import resources
 from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.sim.task import TaskError
+from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.sim.world import CAMERAS, FINGER_OPEN, TICK_NS, SimWorld
 
 CAMERA_PERIOD_NS = NANOSECONDS // 20
 JOINT_STATE_PERIOD_NS = NANOSECONDS // 100

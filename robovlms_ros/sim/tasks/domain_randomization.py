@@ -14,7 +14,7 @@ TEXTURES = ("ceramic", "light-wood", "cream-plaster", "gray-felt")
 
 
 @dataclass(frozen=True)
-class Looks:
+class SceneAppearance:
     """Bounds. light: part by which the lamps' brightness may differ; lamp: m by which the lamp may stand elsewhere;
     colour: part by which each channel of a colour may; textures: how many of TEXTURES the table may have. camera_shift
     (m) and camera_turn (rad): how far a camera may be off, each axis. exact: every draw lies on its bound.
@@ -29,7 +29,7 @@ class Looks:
     exact: bool = False
 
 
-PLAIN = Looks(0.0, 0.0, 0.0, 1, 0.0, 0.0)
+PLAIN = SceneAppearance(0.0, 0.0, 0.0, 1, 0.0, 0.0)
 
 
 class Painter:
@@ -46,7 +46,7 @@ class Painter:
         self._head_light = model.vis.headlight.diffuse.copy()
         self._textures = [model.material(f"table_{name}").id for name in TEXTURES]
 
-    def paint(self, looks: Looks, rng: np.random.Generator) -> None:
+    def paint(self, looks: SceneAppearance, rng: np.random.Generator) -> None:
         """Draw one look within the bounds."""
         model = self._model
         for name, value in self._as_built.items():

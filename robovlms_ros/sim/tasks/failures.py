@@ -45,7 +45,7 @@ class _Track:
     held: bool = False
 
 
-class Story:
+class FailureClassifier:
     """Follows one episode under one goal, frame by frame; `why` then names its failure.
 
     The truth must carry the hand's place: without it nothing counts as reached or taken.

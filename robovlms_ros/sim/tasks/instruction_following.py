@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from robovlms_ros.sim.closed_loop import aligned
 from robovlms_ros.core.statistics import wilson_interval
+from robovlms_ros.sim.closed_loop import aligned
 from robovlms_ros.sim.tasks.evaluate import TaskEpisode
 from robovlms_ros.sim.tasks.language import TASKS
 
 
 @dataclass(frozen=True)
-class Obedience:
+class InstructionFollowing:
     """The scenes of one task that were asked for two things or more; fractions have 95 % Wilson intervals.
 
     obeyed: scenes in which every instruction was followed; refused: in which none was; mixed: the others, in which the
@@ -33,7 +33,7 @@ class Obedience:
         return asdict(self)
 
 
-def obedience(episodes: Sequence[TaskEpisode]) -> list[Obedience]:
+def obedience(episodes: Sequence[TaskEpisode]) -> list[InstructionFollowing]:
     """One row per task whose scenes were run, and one over all of them."""
     rates = {}
     for task in TASKS:
@@ -48,7 +48,7 @@ def obedience(episodes: Sequence[TaskEpisode]) -> list[Obedience]:
     return rows if len(rows) < 2 else [*rows, _row("all", list(scenes.values()), rates)]
 
 
-def _row(name: str, scenes: list[list[TaskEpisode]], rates: dict[str, float]) -> Obedience:
+def _row(name: str, scenes: list[list[TaskEpisode]], rates: dict[str, float]) -> InstructionFollowing:
     n = len(scenes)
     obeyed = sum(all(e.result.success for e in scene) for scene in scenes)
     refused = sum(not any(e.result.success for e in scene) for scene in scenes)
@@ -58,11 +58,11 @@ def _row(name: str, scenes: list[list[TaskEpisode]], rates: dict[str, float]) ->
         for episode in scene:
             every, none = every * rates[episode.task], none * (1 - rates[episode.task])
         chance += 1 - every - none
-    return Obedience(name, n, sum(map(len, scenes)), obeyed, refused, mixed, wilson_interval(obeyed, n),
+    return InstructionFollowing(name, n, sum(map(len, scenes)), obeyed, refused, mixed, wilson_interval(obeyed, n),
                      wilson_interval(mixed, n), chance)
 
 
-def obedience_table(rows: Sequence[Obedience]) -> str:
+def obedience_table(rows: Sequence[InstructionFollowing]) -> str:
     """The rows for a terminal."""
     header = ["scenes of", "instructions", "obeyed", "95 %", "none followed", "depends on the words", "by chance"]
     return aligned(header, [[

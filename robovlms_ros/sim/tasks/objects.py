@@ -36,7 +36,7 @@ def shape_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Thing:
+class TableObject:
     """A thing as it lies now. position (3,): its centre in the base frame (m); yaw: rad, about the vertical."""
 
     name: str
@@ -71,15 +71,15 @@ class TableTruth:
     """What only a judge or the scripted expert may see. plates: name -> (3,) centre of the surface, base frame (m).
     obstacles: things without a name. opening: the gripper's. hand (3,): its grip in the base frame (m), where known."""
 
-    things: dict[str, Thing]
+    things: dict[str, TableObject]
     plates: dict[str, Array]
     opening: float = 1.0
-    obstacles: tuple[Thing, ...] = ()
+    obstacles: tuple[TableObject, ...] = ()
     hand: Array | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads back."""
-        def rows(things: Iterable[Thing]) -> list[list[Any]]:
+        def rows(things: Iterable[TableObject]) -> list[list[Any]]:
             return [[thing.name, *thing.position.tolist(), thing.yaw] for thing in things]
 
         return {"things": rows(self.things.values()), "obstacles": rows(self.obstacles), "opening": self.opening,
@@ -89,7 +89,7 @@ class TableTruth:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TableTruth":
         """Ground truth as a node published it."""
-        things, obstacles = ([Thing(name, np.array((x, y, z)), yaw) for name, x, y, z, yaw in data[key]]
+        things, obstacles = ([TableObject(name, np.array((x, y, z)), yaw) for name, x, y, z, yaw in data[key]]
                              for key in ("things", "obstacles"))
         plates = {name: np.array(place) for name, place in data["plates"].items()}
         hand = None if data.get("hand") is None else np.array(data["hand"])
@@ -99,7 +99,7 @@ class TableTruth:
         """Names of what is lifted."""
         return tuple(name for name, thing in self.things.items() if thing.height > LIFTED)
 
-    def others(self, *names: str) -> list[Thing]:
+    def others(self, *names: str) -> list[TableObject]:
         """Everything in the way but the named things."""
         return [thing for name, thing in self.things.items() if name not in names] + list(self.obstacles)
 

@@ -16,15 +16,15 @@ from typing import Any
 
 from safetensors import safe_open
 
-from robovlms_ros.sim.closed_loop import Thresholds, summarise
-from robovlms_ros.core.statistics import wilson_interval
 from robovlms_ros.core.schema import ConfigError, require
-from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, BenchSettings, Scene
+from robovlms_ros.core.statistics import wilson_interval
+from robovlms_ros.sim.closed_loop import ClosedLoopThresholds, summarise
 from robovlms_ros.sim.processes import run_scenes
+from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, BenchSettings, Scene
 from robovlms_ros.sim.task import INSTRUCTIONS, TRAINING_SEEDS
 from robovlms_ros.sim.tasks import evaluate
 from robovlms_ros.sim.tasks.language import TASKS
-from robovlms_ros.sim.training.behaviour_cloning import Stage
+from robovlms_ros.sim.training.behaviour_cloning import TrainingStage
 from robovlms_ros.sim.training.costs import Work, add_time, write_json
 from robovlms_ros.sim.training.pipeline import train
 from robovlms_ros.sim.training.plans import TrainingPlan, without_ground_truth
@@ -39,7 +39,7 @@ def _unchanged(policy: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Variant:
+class AblationVariant:
     """One row. change: of the policy's configuration, in place. plan: fields of the plan that differ. seed: of the
     training. condition: of the rollouts. base: the variant whose checkpoint is measured; empty: its own.
     """
@@ -48,7 +48,7 @@ class Variant:
     change: Change = _unchanged
     plan: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    condition: evaluate.Condition = field(default_factory=evaluate.Condition)
+    condition: evaluate.TaskCondition = field(default_factory=evaluate.TaskCondition)
     base: str = ""
 
 
@@ -75,23 +75,23 @@ def _without(key: str, value: Any = None) -> Change:
     return change
 
 
-VARIANTS: dict[str, Variant] = {
-    "reference": Variant("reference"),
-    "history_1": Variant("history length", _history(1)),
-    "history_16": Variant("history length", _history(16)),
-    "executed_4": Variant("steps executed", condition=evaluate.find_condition("4 steps executed"), base="reference"),
-    "executed_8": Variant("steps executed", condition=evaluate.find_condition("8 steps executed"), base="reference"),
-    "head_gpt": Variant("head", _head("gpt", hidden_size=256, num_layers=2)),
-    "head_fc": Variant("head", _head("fc", hidden_size=256)),
-    "without_wrist_camera": Variant("inputs", _without("cameras", ["static"])),
-    "without_proprioception": Variant("inputs", _without("proprioception")),
-    "without_ground_truth": Variant("ground truth", plan={"ground_truth": False}),
-    "hindsight": Variant("ground truth", plan={"ground_truth": False, "hindsight": True}),
-    "hindsight_paired": Variant("ground truth", plan={"ground_truth": False, "hindsight": True, "paired": True,
+VARIANTS: dict[str, AblationVariant] = {
+    "reference": AblationVariant("reference"),
+    "history_1": AblationVariant("history length", _history(1)),
+    "history_16": AblationVariant("history length", _history(16)),
+    "executed_4": AblationVariant("steps executed", condition=evaluate.find_condition("4 steps executed"), base="reference"),
+    "executed_8": AblationVariant("steps executed", condition=evaluate.find_condition("8 steps executed"), base="reference"),
+    "head_gpt": AblationVariant("head", _head("gpt", hidden_size=256, num_layers=2)),
+    "head_fc": AblationVariant("head", _head("fc", hidden_size=256)),
+    "without_wrist_camera": AblationVariant("inputs", _without("cameras", ["static"])),
+    "without_proprioception": AblationVariant("inputs", _without("proprioception")),
+    "without_ground_truth": AblationVariant("ground truth", plan={"ground_truth": False}),
+    "hindsight": AblationVariant("ground truth", plan={"ground_truth": False, "hindsight": True}),
+    "hindsight_paired": AblationVariant("ground truth", plan={"ground_truth": False, "hindsight": True, "paired": True,
                                                       "shard": 10}),
-    **{f"demonstrations_{n}": Variant("demonstrations", plan={"episodes": n}) for n in (25, 50, 100, 200)},
-    "seed_1": Variant("training seed", seed=1),
-    "seed_2": Variant("training seed", seed=2),
+    **{f"demonstrations_{n}": AblationVariant("demonstrations", plan={"episodes": n}) for n in (25, 50, 100, 200)},
+    "seed_1": AblationVariant("training seed", seed=1),
+    "seed_2": AblationVariant("training seed", seed=2),
 }
 """`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as one is ready."""
 REFERENCE_EPISODES = 400
@@ -120,7 +120,7 @@ def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
     return replace(plan, policy=policy, recipe=recipe, stages=stages, **fields)
 
 
-def _stages(plan: TrainingPlan, steps: int) -> tuple[Stage, ...]:
+def _stages(plan: TrainingPlan, steps: int) -> tuple[TrainingStage, ...]:
     """The plan's stages before the first that the policy drives for, in their proportion, with what the first has."""
     expert = takewhile(lambda stage: not stage.episodes, plan.stages)
     kept = [replace(stage, demonstrations=0, glimpses=0) for stage in expert]
@@ -163,7 +163,7 @@ def run(
         done[task].append(episodes)
         if len(done[task]) == len(seeds):
             results = evaluate.named_by_task([episode for each in done[task] for episode in each])
-            row = summarise(results, evaluate.AIMS.get(task, Thresholds()))[0]
+            row = summarise(results, evaluate.AIMS.get(task, ClosedLoopThresholds()))[0]
             write_json(folder / name / f"{task}.json", row.as_json())
     times.append(now())
     if left != Work():

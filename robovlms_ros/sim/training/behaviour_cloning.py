@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.inference.proprioception import state_vector
-from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.core.schema import require
+from robovlms_ros.core.types import RobotState
+from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.inference.proprioception import state_vector
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS
-from robovlms_ros.training.data.augment import random_shift
-from robovlms_ros.training.engine.schedule import half_cosine
 from robovlms_ros.sim.training.hindsight import grasped_places
 from robovlms_ros.sim.training.shards import Columns
 from robovlms_ros.sim.training.shared_prefix import features_under_instructions
-from robovlms_ros.core.types import RobotState
+from robovlms_ros.training.data.augment import random_shift
+from robovlms_ros.training.engine.schedule import half_cosine
 
 PLACE_SCALE = 0.1
 """Metres per unit of the auxiliary targets."""
@@ -85,7 +85,7 @@ class Recipe:
         require(self.precision in PRECISIONS, "recipe.precision", self.precision, " or ".join(PRECISIONS))
 
 
-class Auxiliary(nn.Module):
+class CubeAuxiliary(nn.Module):
     """From the action feature to where things are, relative to the hand: the named cube and, unless `named_alone`, all
     cubes."""
 
@@ -140,7 +140,7 @@ class Learner(nn.Module):
         assert policy.config.action is not None
         self.policy, self.recipe, self._ground_truth = policy, recipe, ground_truth
         width = policy.vlm.hidden_size
-        self.auxiliary = Auxiliary(width, not ground_truth) if ground_truth or hindsight else None
+        self.auxiliary = CubeAuxiliary(width, not ground_truth) if ground_truth or hindsight else None
         self._pipeline = ActionPipeline(policy.config.action)
 
     def columns(self, shard: Columns) -> Columns:
@@ -188,7 +188,7 @@ class Learner(nn.Module):
             total = total + recipe.auxiliary * aux_loss
         return Losses(total, arm_loss.detach(), gripper_loss.detach(), error)
 
-    def _auxiliary_loss(self, heads: Auxiliary, token: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+    def _auxiliary_loss(self, heads: CubeAuxiliary, token: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
         """The loss, and the mean distance (m) between where the named cube is and where the model sees it."""
         places = (windows.cubes - windows.hands[:, :, None]) / PLACE_SCALE  # (B, W, C, 3)
         named = places.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
@@ -198,7 +198,7 @@ class Learner(nn.Module):
         )
         return loss, (guess.detach() - named).norm(dim=-1).mean() * PLACE_SCALE
 
-    def _hindsight_loss(self, heads: Auxiliary, token: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+    def _hindsight_loss(self, heads: CubeAuxiliary, token: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
         """The same of where the hand took hold, over the instructions and frames that know it."""
         grasped = windows.grasped.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
         known = grasped.isfinite().all(-1)
@@ -252,7 +252,7 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """Part of a run with a learning rate's whole course: `steps` steps, `learning_rate` at its highest.
 
     demonstrations: further episodes of the expert that join the data when the stage begins; they are recorded while the
@@ -286,7 +286,7 @@ class Stage:
             require(getattr(self, name) >= 0, f"stages.{name}", getattr(self, name), "0 or more")
 
 
-def learning_rate(step: int, stage: Stage, recipe: Recipe) -> float:
+def learning_rate(step: int, stage: TrainingStage, recipe: Recipe) -> float:
     """At a stage's step: warm-up, a constant part, then half a cosine."""
     if step < recipe.warmup:
         return stage.learning_rate * (step + 1) / recipe.warmup

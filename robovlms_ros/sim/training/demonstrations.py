@@ -19,13 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.core.rotations import matrix_from_vector
 from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.core.rotations import matrix_from_vector
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk
 from robovlms_ros.sim.expert import HAND_DOWN, MAX_SPEED, STEP, expert_chunk
-from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Frame, Outcome
+from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Outcome, RolloutFrame
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS, named_cube
 from robovlms_ros.sim.world import CAMERAS
-from robovlms_ros.core.types import NANOSECONDS, ActionChunk
 
 Array = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ class DemonstrationSettings:
     limit: float = 6.0
 
 
-def _distance_to_cube(chunk: ActionChunk, frame: Frame) -> float:
+def _distance_to_cube(chunk: ActionChunk, frame: RolloutFrame) -> float:
     state = frame.observation.state
     assert state is not None and state.eef_pose is not None
     return float(np.linalg.norm(state.eef_pose[:3, 3] - frame.truth.cubes[named_cube(chunk.instruction)]))
@@ -70,7 +70,7 @@ class Disturbance:
         sigma: float,
         slip: float,
         rng: np.random.Generator,
-        distance: Callable[[ActionChunk, Frame], float] = _distance_to_cube,
+        distance: Callable[[ActionChunk, RolloutFrame], float] = _distance_to_cube,
         turn: float = 0.0,
     ) -> None:
         self._sigma, self._slip, self._rng = sigma * MAX_SPEED * STEP, slip, rng
@@ -78,7 +78,7 @@ class Disturbance:
         self._noise = rng.normal(size=3)
         self._last_ns: int | None = None
 
-    def __call__(self, chunk: ActionChunk, frame: Frame) -> ActionChunk:
+    def __call__(self, chunk: ActionChunk, frame: RolloutFrame) -> ActionChunk:
         if self._last_ns is not None:
             for _ in range(round((chunk.stamp_ns - self._last_ns) / (STEP * NANOSECONDS))):
                 self._noise = self._next(self._noise)
@@ -101,9 +101,9 @@ class Disturbance:
 
 @dataclass
 class _Recorder:
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[RolloutFrame] = field(default_factory=list)
 
-    def __call__(self, frame: Frame) -> None:
+    def __call__(self, frame: RolloutFrame) -> None:
         self.frames.append(frame)
 
 
@@ -114,7 +114,7 @@ class Recording(Protocol):
         """One episode, drawn from the seed alone."""
         ...
 
-    def row(self, frame: Frame, seed: int) -> dict[str, Any]:
+    def row(self, frame: RolloutFrame, seed: int) -> dict[str, Any]:
         """A frame's row of every column, `images` and `episodes` among them."""
         ...
 
@@ -130,7 +130,7 @@ class CubeRecording:
         asked = list(INSTRUCTIONS)[seed % 2] if self._paired else None
         return run_episode(seed, loop, agent, settings, self._scene(seed), asked)
 
-    def row(self, frame: Frame, seed: int) -> dict[str, Any]:
+    def row(self, frame: RolloutFrame, seed: int) -> dict[str, Any]:
         return {**_row(frame, seed), "scenes": np.int64(self._scene(seed))}
 
     def _scene(self, seed: int) -> int:
@@ -205,7 +205,7 @@ def random_start(rng: np.random.Generator, kinematics: Kinematics, seed: Array, 
             return result.positions[0]
 
 
-def _row(frame: Frame, seed: int) -> dict[str, Any]:
+def _row(frame: RolloutFrame, seed: int) -> dict[str, Any]:
     state = frame.observation.state
     assert state is not None and state.eef_pose is not None and state.gripper is not None
     cubes = [frame.truth.cubes[name] for name in CUBES]

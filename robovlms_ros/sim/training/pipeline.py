@@ -20,7 +20,7 @@ from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.training.plans import TrainingPlan, require_same
-from robovlms_ros.sim.training.recording import Job, glimpse_jobs, record, shard_jobs
+from robovlms_ros.sim.training.recording import RecordingJob, glimpse_jobs, record, shard_jobs
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
     from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
     from robovlms_ros.sim.expert import STEP
     from robovlms_ros.sim.training.behaviour_cloning import initialise
-    from robovlms_ros.sim.training.shards import DemonstrationSet, Frames
+    from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames
     from robovlms_ros.sim.training.trainer import Trainer
 
     torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
             save_policy(policy, step_folder(folder, 0))
     trainer = Trainer(policy, plan.recipe, folder / "run", _learner(plan, device), plan.save_every, plan.threads,
                       device)
-    frames, model = Frames(trainer.learner, device), plan.policy_config.model
+    frames, model = ShardFrames(trainer.learner, device), plan.policy_config.model
     stride, begin = round((model.history_step or STEP) / STEP), 0
     with ThreadPoolExecutor(1) as background, _set_at_the_end(Event()) as stop:
         for number, stage in enumerate(plan.stages):
@@ -86,8 +86,8 @@ def _set_at_the_end(event: Event) -> Iterator[Event]:
 class StageShards:
     """What joins the data when a stage begins. ahead: those that may be recorded while the stage before it runs."""
 
-    jobs: list[Job]
-    ahead: list[Job]
+    jobs: list[RecordingJob]
+    ahead: list[RecordingJob]
 
 
 def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> list[StageShards]:

@@ -10,7 +10,7 @@ from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.language import LABELLED, TASKS
-from robovlms_ros.sim.training.behaviour_cloning import Recipe, Stage
+from robovlms_ros.sim.training.behaviour_cloning import Recipe, TrainingStage
 
 FREE = ("workers", "threads", "save_every", "compile")
 """Fields of a plan that may differ when its run goes on."""
@@ -25,7 +25,7 @@ class TrainingPlan:
     first_scene: of the training scenes, for a run that is to see others than `start` did. robot:
     name or path of the robot's YAML. episodes: demonstrations of the expert that the first stage has. shard: episodes
     per shard. workers: processes that record, 0 for one a processor but one. threads: that train on a CPU, each with a
-    part of a step's windows. stages: see `Stage`. save_every: steps between saved states.
+    part of a step's windows. stages: see `TrainingStage`. save_every: steps between saved states.
     compile: elsewhere than on a CPU the towers go through torch.compile.
 
     task: None for the easy demo's two cubes, or a tabletop task or `all` of them. Then goals: of those recorded, how
@@ -35,7 +35,7 @@ class TrainingPlan:
     """
 
     policy: dict[str, Any] | None = None
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[TrainingStage, ...] = ()
     start: str | None = None
     first_scene: int = 0
     recipe: Recipe = field(default_factory=Recipe)

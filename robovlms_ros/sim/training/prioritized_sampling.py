@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 
-class Focus:
+class PrioritizedSampling:
     """count: windows that there are. losses (count,): the last loss of each, NaN before it was drawn."""
 
     share = 0.0

@@ -14,7 +14,7 @@ NOT_STUDIED = "not studied"
 
 
 @dataclass(frozen=True)
-class Finding:
+class PublishedFinding:
     """text: what was found; source: where it stands."""
 
     text: str
@@ -24,15 +24,15 @@ class Finding:
 _DATA = "a tenth of the data 2.52, all of it 4.49, five times 4.51"
 _EXECUTED = "PaliGemma, one step, flow matching, trained on ABC: first action 2.45, whole chunk 3.68"
 _HEADS = "with history: MLP 1.357, GPT 4.06, LSTM 4.086"
-FINDINGS: dict[str, Finding] = {
-    "reference": Finding("4.49"),
-    "history_1": Finding("one step 4.04, head over the history 4.49"),
-    "executed_4": Finding(_EXECUTED),
-    "executed_8": Finding(_EXECUTED),
-    "head_gpt": Finding(_HEADS, EARLIER),
-    "head_fc": Finding(_HEADS, EARLIER),
-    "without_wrist_camera": Finding("static camera alone, after 5 epochs: 3.59", TABLES),
-    **{f"demonstrations_{n}": Finding(_DATA) for n in (25, 50, 100, 200)},
+FINDINGS: dict[str, PublishedFinding] = {
+    "reference": PublishedFinding("4.49"),
+    "history_1": PublishedFinding("one step 4.04, head over the history 4.49"),
+    "executed_4": PublishedFinding(_EXECUTED),
+    "executed_8": PublishedFinding(_EXECUTED),
+    "head_gpt": PublishedFinding(_HEADS, EARLIER),
+    "head_fc": PublishedFinding(_HEADS, EARLIER),
+    "without_wrist_camera": PublishedFinding("static camera alone, after 5 epochs: 3.59", TABLES),
+    **{f"demonstrations_{n}": PublishedFinding(_DATA) for n in (25, 50, 100, 200)},
 }
 """By variant of `ablations.VARIANTS`; the others were not studied."""
 

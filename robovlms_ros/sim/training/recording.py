@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class RecordingJob:
     """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan. glimpse:
     of each scene one frame, at a moment, and not an episode. paired: as in TrainingPlan."""
 
@@ -30,18 +30,18 @@ class Job:
 def shard_jobs(
     folder: Path, seeds: range, shard: int, robot: str, checkpoint: Path | None = None, task: str | None = None,
     paired: bool = False,
-) -> list[Job]:
+) -> list[RecordingJob]:
     """The scenes of `seeds` as shards of `shard` episodes, each named after its first seed."""
     parts = [seeds[i : i + shard] for i in range(0, len(seeds), shard)]
-    return [Job(folder / str(part[0]), part, robot, checkpoint, task, paired=paired) for part in parts]
+    return [RecordingJob(folder / str(part[0]), part, robot, checkpoint, task, paired=paired) for part in parts]
 
 
-def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str | None) -> list[Job]:
+def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str | None) -> list[RecordingJob]:
     """One frame of each of the scenes of `seeds`."""
     return [replace(job, glimpse=True) for job in shard_jobs(folder, seeds, GLIMPSES_PER_SHARD, robot, task=task)]
 
 
-def record(jobs: list[Job], workers: int, stop: Event | None = None) -> None:
+def record(jobs: list[RecordingJob], workers: int, stop: Event | None = None) -> None:
     """Record the shards that are missing, in `workers` processes of one thread each (0: see TrainingPlan). stop: once
     it is set, no other shard is begun."""
     missing = [job for job in jobs if not (job.folder / "frames.npz").exists()]
@@ -60,7 +60,7 @@ def record(jobs: list[Job], workers: int, stop: Event | None = None) -> None:
             log.info("%s", shard.result())
 
 
-def record_job(job: Job) -> str:
+def record_job(job: RecordingJob) -> str:
     """Record one shard in this process; returns a line about it."""
     import torch
 
@@ -68,7 +68,6 @@ def record_job(job: Job) -> str:
     from robovlms_ros.inference.session import PolicySession
     from robovlms_ros.sim.rollout import ExpertSession, build_loop
     from robovlms_ros.sim.tasks.world import TaskWorld
-    from robovlms_ros.sim.world import SimWorld
     from robovlms_ros.sim.training.demonstrations import (
         CubeRecording,
         DemonstrationSettings,
@@ -76,6 +75,7 @@ def record_job(job: Job) -> str:
         record_shard,
     )
     from robovlms_ros.sim.training.task_demonstrations import GLIMPSE, SETTINGS, TaskRecording
+    from robovlms_ros.sim.world import SimWorld
 
     torch.set_num_threads(1)
     recording: Recording = CubeRecording(job.paired)

@@ -32,7 +32,7 @@ class Reader(Protocol):
         ...
 
 
-class Frames:
+class ShardFrames:
     """All frames of some shards, for one learner; shards may be added.
 
     device: where the columns are. On a CPU images stay on disk (memory-mapped), elsewhere they are there too (two
@@ -55,7 +55,7 @@ class Frames:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def add(self, shards: Sequence[Path]) -> "Frames":
+    def add(self, shards: Sequence[Path]) -> "ShardFrames":
         """Append those shards that are not here yet, in order. Raises DatasetError without any, and for one
         that lacks a column."""
         new = [shard for shard in shards if shard not in self._shards]
@@ -114,7 +114,7 @@ class DemonstrationSet:
     """Windows of frames. window, stride: a window's length in frames and the distance between its frames. Raises
     DatasetError."""
 
-    def __init__(self, frames: Frames, window: int, stride: int) -> None:
+    def __init__(self, frames: ShardFrames, window: int, stride: int) -> None:
         self._frames, self.window, self.stride = frames, window, stride
         episodes = frames.episodes
         span = (window - 1) * stride

@@ -11,10 +11,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.core.rotations import matrix_from_vector
 from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.core.rotations import matrix_from_vector
 from robovlms_ros.sim.expert import FUNNEL_SLOPE, GRASP_OFFSET, HAND_DOWN
-from robovlms_ros.sim.tasks.expert import CARRY, DROP, LIFT_HEIGHT, PLACED, PUSH_LEAD, RETREAT, Law
+from robovlms_ros.sim.tasks.expert import CARRY, DROP, LIFT_HEIGHT, PLACED, PUSH_LEAD, RETREAT, ExpertPolicy
 from robovlms_ros.sim.tasks.language import Goal
 from robovlms_ros.sim.tasks.objects import RADIUS, TABLE_Z, TableTruth
 from robovlms_ros.sim.tasks.world import TaskWorld
@@ -37,7 +37,7 @@ def put_moment(world: TaskWorld, kinematics: Kinematics, goal: Goal, rng: np.ran
     if kind < AFAR:
         return False
     now, truth = world.joint_state().positions, world.ground_truth()
-    law = Law(goal, truth, kinematics.forward(now), 1.0)
+    law = ExpertPolicy(goal, truth, kinematics.forward(now), 1.0)
     for _ in range(ATTEMPTS):
         moment = _before(law, rng) if kind < AFAR + BEFORE else _at_it(law, truth, rng)
         if moment is None:
@@ -62,7 +62,7 @@ class _Moment:
         self.opening, self.thing, self.yaw = opening, thing, yaw
 
 
-def _before(law: Law, rng: np.random.Generator) -> _Moment:
+def _before(law: ExpertPolicy, rng: np.random.Generator) -> _Moment:
     """Above the thing, in a cone that is wider than the expert's funnel; the fingers closed only where that is free."""
     height = 0.11 * rng.uniform() ** 2
     beside = _disc(rng, 0.004 + 0.45 * height)
@@ -73,7 +73,7 @@ def _before(law: Law, rng: np.random.Generator) -> _Moment:
     return _Moment(position, yaw, rng.uniform(-0.06, 0.06, 2), opening)
 
 
-def _at_it(law: Law, truth: TableTruth, rng: np.random.Generator) -> _Moment | None:
+def _at_it(law: ExpertPolicy, truth: TableTruth, rng: np.random.Generator) -> _Moment | None:
     """None where other things are in the way of what was drawn."""
     if law.goal.task == "push":
         return _pushed(law, rng)
@@ -106,7 +106,7 @@ def _at_it(law: Law, truth: TableTruth, rng: np.random.Generator) -> _Moment | N
     return moment
 
 
-def _missed(law: Law, truth: TableTruth, rng: np.random.Generator) -> _Moment | None:
+def _missed(law: ExpertPolicy, truth: TableTruth, rng: np.random.Generator) -> _Moment | None:
     """The thing lies on the table beside its place, where it was let go or fell, and the hand is still above it."""
     assert law.place is not None
     # Clear of a cube that it was to stand on; off the plate's middle.
@@ -123,7 +123,7 @@ def _missed(law: Law, truth: TableTruth, rng: np.random.Generator) -> _Moment | 
     return moment
 
 
-def _held(law: Law, thing: Array, rng: np.random.Generator, opening: float | None = None) -> _Moment:
+def _held(law: ExpertPolicy, thing: Array, rng: np.random.Generator, opening: float | None = None) -> _Moment:
     """The fingers about the thing, which lies flat against them."""
     yaw = law.yaw + rng.normal() * 0.08
     across = rng.uniform(-0.005, 0.005) * np.array((math.cos(yaw), math.sin(yaw)))
@@ -132,7 +132,7 @@ def _held(law: Law, thing: Array, rng: np.random.Generator, opening: float | Non
     return _Moment(position, yaw, rng.uniform(-0.03, 0.03, 2), closed if opening is None else opening, thing)
 
 
-def _pushed(law: Law, rng: np.random.Generator) -> _Moment:
+def _pushed(law: ExpertPolicy, rng: np.random.Generator) -> _Moment:
     """The open fingers on both sides of a thing somewhere on its way, one of them mostly touching it."""
     assert law.place is not None
     way = law.place[:2] - law.thing.position[:2]

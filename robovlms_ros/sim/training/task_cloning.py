@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.models.backbones.sequence import VisualTokens
 from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.sim.tasks.language import goals, instructions
 from robovlms_ros.sim.tasks.objects import THINGS
 from robovlms_ros.sim.training.behaviour_cloning import (
@@ -28,9 +28,9 @@ from robovlms_ros.sim.training.behaviour_cloning import (
     noisy_state,
     raw_states,
 )
-from robovlms_ros.sim.training.vision_pretraining import NAMED, PLACE_SCALE, Seeing
 from robovlms_ros.sim.training.shards import Columns
 from robovlms_ros.sim.training.shared_prefix import features_under_instructions, text_model
+from robovlms_ros.sim.training.vision_pretraining import NAMED, PLACE_SCALE, Seeing
 
 GOALS = goals()
 SENTENCES = tuple(instructions(goal) for goal in GOALS)
@@ -60,7 +60,7 @@ class TaskWindows:
     opened: Tensor
 
 
-class Auxiliary(nn.Module):
+class TaskAuxiliary(nn.Module):
     """From the action feature (N, width) to where the named thing and its place are, relative to the hand, and to the
     sine and cosine of twice the yaw: (N, 8)."""
 
@@ -86,7 +86,7 @@ class TaskLearner(nn.Module):
         self.policy, self.recipe, self.ground_truth = policy, recipe, ground_truth
         self.chosen = chosen if ground_truth else 1
         width = policy.vlm.hidden_size
-        self.auxiliary = Auxiliary(width) if ground_truth else None
+        self.auxiliary = TaskAuxiliary(width) if ground_truth else None
         self.sight = Seeing(self._grids(), width) if ground_truth else None
         self._pipeline = ActionPipeline(policy.config.action)
         compiler = partial(torch.compile, dynamic=False) if compiled else lambda function: function

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.core.types import ActionChunk
 from robovlms_ros.sim.expert import STEP
-from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Frame, Outcome
-from robovlms_ros.sim.tasks.expert import Law
+from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, Outcome, RolloutFrame
+from robovlms_ros.sim.tasks.domain_randomization import SceneAppearance
+from robovlms_ros.sim.tasks.expert import ExpertPolicy
 from robovlms_ros.sim.tasks.language import LABELLED, Goal, goals, instructions, meaning
-from robovlms_ros.sim.tasks.domain_randomization import Looks
 from robovlms_ros.sim.tasks.objects import PLATES, THINGS, TableTruth, shape_of
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.sim.world import CAMERAS
 from robovlms_ros.sim.training.demonstrations import (
     DemonstrationSettings,
     Disturbance,
     random_start,
 )
 from robovlms_ros.sim.training.state_sampling import put_moment
-from robovlms_ros.core.types import ActionChunk
+from robovlms_ros.sim.world import CAMERAS
 
 Array = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ GLIMPSE = replace(SETTINGS, random_start=0.8, switch=0.0, limit=STEP)
 GLIMPSED = {"stack": 2.0}
 """How much more often than of another task a glimpse is of this one, where goals of both fit: it misses its place most
 often."""
-LOOSE = replace(Looks(), camera_shift=0.02, camera_turn=0.052)
+LOOSE = replace(SceneAppearance(), camera_shift=0.02, camera_turn=0.052)
 LOOSE_SHARE = 0.25
 """Part of the recorded scenes whose cameras may stand as far off as an owner's do: 2 cm and 3 degrees per axis."""
 
@@ -60,7 +60,7 @@ class TaskRecording:
         rng = np.random.default_rng((seed, 1))
         world = self._world
         loose = np.random.default_rng((seed, 3)).uniform() < LOOSE_SHARE
-        world.looks = LOOSE if loose else Looks()
+        world.looks = LOOSE if loose else SceneAppearance()
         world.reset(seed)
         spoken = [(0.0, self._begin(loop, settings, rng))]
         if rng.uniform() < settings.switch:
@@ -102,12 +102,12 @@ class TaskRecording:
         chosen = list(dict.fromkeys([*chosen, *own[:half], *others]))[: self._labelled]
         return (chosen * self._labelled)[: self._labelled]
 
-    def row(self, frame: Frame, seed: int) -> dict[str, Any]:
+    def row(self, frame: RolloutFrame, seed: int) -> dict[str, Any]:
         state, truth = frame.observation.state, frame.truth
         assert state is not None and state.eef_pose is not None and state.gripper is not None
         assert isinstance(truth, TableTruth)
         pose, opening = state.eef_pose, state.gripper
-        laws = {goal: Law(goal, truth, pose, opening) for goal in dict.fromkeys(self._goals)}
+        laws = {goal: ExpertPolicy(goal, truth, pose, opening) for goal in dict.fromkeys(self._goals)}
         chunks = {goal: law.chunk() for goal, law in laws.items()}
         # The followed goal first: a robot without a simulator has no other label.
         now = meaning(frame.observation.instruction)
@@ -138,7 +138,7 @@ def _are_twins(goal: Goal, other: Goal) -> bool:
     return goal.thing != other.thing and goal.thing.split()[0] == other.thing.split()[0]
 
 
-def _distance_to_goal(chunk: ActionChunk, frame: Frame) -> float:
+def _distance_to_goal(chunk: ActionChunk, frame: RolloutFrame) -> float:
     """From the hand to the thing, and once that is held, from the thing to its place (m)."""
     goal, truth, state = meaning(chunk.instruction), frame.truth, frame.observation.state
     assert state is not None and state.eef_pose is not None and isinstance(truth, TableTruth)

@@ -23,19 +23,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.training.engine.curves import STEPS, append_row
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.sim.training.behaviour_cloning import (
     SCALARS,
     Learner,
     Losses,
     Recipe,
-    Stage,
+    TrainingStage,
     learning_rate,
 )
-from robovlms_ros.sim.training.prioritized_sampling import Focus
+from robovlms_ros.sim.training.prioritized_sampling import PrioritizedSampling
 from robovlms_ros.sim.training.shards import DemonstrationSet
+from robovlms_ros.training.engine.curves import STEPS, append_row
 
 log = logging.getLogger(__name__)
 Now = Callable[[], float]
@@ -76,7 +76,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.learner = learner(policy.to(self.device), recipe).to(self.device)
         self.step = 0
-        self._focus: Focus | None = None
+        self._focus: PrioritizedSampling | None = None
         self._parameters = dict(self.learner.named_parameters())
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
         decayed = [p for p in self._parameters.values() if p.ndim > 1]
@@ -88,7 +88,7 @@ class Trainer:
             self._restore()
 
     def run(
-        self, data: DemonstrationSet, stage: Stage, begin: int = 0, total: int | None = None, now: Now = time.monotonic
+        self, data: DemonstrationSet, stage: TrainingStage, begin: int = 0, total: int | None = None, now: Now = time.monotonic
     ) -> None:
         """Train through `stage`, which begins at step `begin`, saving as it goes.
 
@@ -110,7 +110,7 @@ class Trainer:
             if self.step % self.save_every == 0 or self.step == until:
                 self.save()
 
-    def train_step(self, data: DemonstrationSet, rate: float, stage: Stage | None = None) -> Losses:
+    def train_step(self, data: DemonstrationSet, rate: float, stage: TrainingStage | None = None) -> Losses:
         """One step of AdamW at a learning rate, and of the average. stage: what is learned, from how many windows."""
         recipe = self.recipe
         count = stage.windows if stage and stage.windows else recipe.windows
@@ -136,10 +136,10 @@ class Trainer:
             torch._foreach_lerp_(list(self._average.values()), list(self._parameters.values()), 1 - keep)
         return losses
 
-    def _focus_on(self, data: DemonstrationSet, stage: Stage | None) -> Focus:
+    def _focus_on(self, data: DemonstrationSet, stage: TrainingStage | None) -> PrioritizedSampling:
         """What was learned how well so far, of the windows of this stage."""
         if self._focus is None or len(self._focus.losses) != len(data.starts):
-            self._focus = Focus(len(data.starts))
+            self._focus = PrioritizedSampling(len(data.starts))
         self._focus.share = stage.focus if stage else 0.0
         return self._focus
 
@@ -216,7 +216,7 @@ class Trainer:
                     key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
                 }
         if "focus" in tensors:
-            self._focus = Focus(len(tensors["focus"]), tensors["focus"].cpu().numpy())
+            self._focus = PrioritizedSampling(len(tensors["focus"]), tensors["focus"].cpu().numpy())
         log.info("going on at step %d of %s", self.step, self.folder)
 
     def _report(self, means: list[float], rate: float, until: int, left: float) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.config.action import ActionConfig
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.training.data.episodes import (
     Array,
     DataError,
@@ -19,7 +20,6 @@ from robovlms_ros.training.data.episodes import (
 )
 from robovlms_ros.training.data.sources.lerobot import BOTH_READINGS, is_percent_or_degrees
 from robovlms_ros.training.data.statistics import Running
-from robovlms_ros.core.types import NANOSECONDS
 
 STILL = {"m": 1e-3, "rad": 2e-3}
 """An arm that moves less than this in a whole episode does not move."""

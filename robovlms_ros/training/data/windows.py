@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.training.data.episodes import (
     DataError,
     EpisodeArrays,

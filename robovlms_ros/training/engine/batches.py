@@ -17,10 +17,10 @@ from torch import Tensor
 
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.config.training import AugmentConfig
+from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.models.heads.discrete import DiscreteHead
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.data.augment import augment_windows
-from robovlms_ros.core.types import RoboVLMsError
 
 
 class TrainingError(RoboVLMsError):

@@ -88,7 +88,7 @@ class Engine:
         self.epoch_steps = math.ceil(self.batches / self.training.accumulation)
         planned = self.epoch_steps * self.training.epochs
         self.total = min(planned, self.training.max_steps or planned)
-        self.progress = states.Progress(setup=setup(config, self.sampler.length, processes))
+        self.progress = states.TrainingProgress(setup=setup(config, self.sampler.length, processes))
         self._resume()
         self.curves = Curves(folder, self.progress.step, self.total, self.accelerator.is_main_process)
 

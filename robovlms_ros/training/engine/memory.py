@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.config.training import LoraConfig, TrainingConfig
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
 from robovlms_ros.models.heads.discrete import DiscreteHead
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.batches import action_tokens
@@ -88,8 +88,8 @@ def step_peak(policy: VLAPolicy, batch: dict[str, Any], half: torch.dtype | None
 
 def meta_policy(config: PolicyConfig, folder: Path | None) -> VLAPolicy:
     """The policy without memory for its parameters."""
-    from robovlms_ros.models.backbones.hf_config import find_vlm_folder
     from robovlms_ros.checkpoints.checkpoint import random_tokenizer
+    from robovlms_ros.models.backbones.hf_config import find_vlm_folder
 
     name = config.vlm.model_name
     place = find_vlm_folder(name, folder) if config.vlm.size == "full" and name is not None else None

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.models.heads.discrete import DiscreteHead
-from robovlms_ros.models.action_tokens import training_logits
-from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.models.action_tokens import training_logits
+from robovlms_ros.models.heads.discrete import DiscreteHead
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.losses import action_loss, token_loss
 
 

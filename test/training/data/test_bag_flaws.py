@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.training.data.episodes import DataError
 from robovlms_ros.training.data.open_sources import open_sources
-from robovlms_ros.core.types import NANOSECONDS
 
 
 @pytest.mark.parametrize(("written", "cameras", "message"), [

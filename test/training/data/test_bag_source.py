@@ -17,13 +17,13 @@ import yaml
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from torch.utils.data import DataLoader
 
-from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
 from robovlms_ros.core.resources import find
 from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk
+from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
 from robovlms_ros.training.data.episodes import DataError
 from robovlms_ros.training.data.open_sources import open_sources
 from robovlms_ros.training.data.windows import WindowDataset
-from robovlms_ros.core.types import NANOSECONDS, ActionChunk
 
 EEF_DELTA = {"action_head": {"action_dim": 7}, "action": {
     "space": "eef_delta", "frame": "base", "rotation": "rotation_vector", "composition": "chained",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config.training import AugmentConfig
 from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.training import AugmentConfig
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.data.augment import augment_windows, luma, turn_hue
 from robovlms_ros.training.engine.batches import Collate, model_batch

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from robovlms_ros.config.policy import config_to_mapping
 from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import config_to_mapping
 from robovlms_ros.training.engine.batches import TrainingError
 from robovlms_ros.training.engine.curves import read_rows
 from robovlms_ros.training.engine.fit import fit
