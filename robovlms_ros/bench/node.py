@@ -177,7 +177,9 @@ class BenchNode(PlainLifecycleNode):
         self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self._frame = body.robot.base_frame
         limbs = CommandInterfaces(executor, self._arm, None, parameters.schedule.lead)
-        self._pilot = PolicyRunner(self.inputs, shared, limbs, self._publish, self.now_ns, NodeStatus(), lambda line: None)
+        self._pilot = PolicyRunner(
+            self.inputs, shared, limbs, self._publish, self.now_ns, NodeStatus(), lambda line: None
+        )
         self.session = PreparingSession(watch)
         self.worker = InferenceWorker(self.session, self.now_ns, self._on_chunk, self._on_error)
         self._pilot.start(self.worker)
@@ -186,12 +188,12 @@ class BenchNode(PlainLifecycleNode):
         """The node's clock, ns."""
         return int(self.get_clock().now().nanoseconds)
 
-    def on_image(self, camera: str, message: Any) -> None:
-        """In place of the inputs' callback: notes when it was entered."""
+    def on_image(self, camera: str, message: Any, encoding: str | None) -> None:
+        """Replacement of the subscriber's callback that records its entry time."""
         self.stopwatch.entered = time.perf_counter()
         if len(self.messages) < 60:
             self.messages.append(message)
-        ObservationSubscriber._on_image(self.inputs, camera, message)
+        ObservationSubscriber._on_image(self.inputs, camera, message, encoding)
 
     def _on_observation(self, observation: Observation) -> None:
         watch = self.stopwatch

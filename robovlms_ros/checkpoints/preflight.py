@@ -29,7 +29,7 @@ JOINT_SLACK = 0.05
 
 
 class LimitsProtocol(Protocol):
-    """What the preflight reads of a robot's limits (`control.robot.LimitsProtocol`)."""
+    """What the preflight reads of a robot's limits (`control.robot.JointLimits`)."""
 
     position_lower: tuple[float, ...]
     position_upper: tuple[float, ...]

@@ -16,7 +16,7 @@ def share_directory() -> Path:
     """
     prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
     places = [Path(__file__).resolve().parents[2]]
-    # <prefix>/lib/python3.x/site-packages/robovlms_ros/core/resources.py: where `pip install --user` or --prefix put it.
+    # pip install --user or --prefix: <prefix>/lib/python3.x/site-packages/robovlms_ros/core/.
     own_prefix = map(str, Path(__file__).resolve().parents[5:6])
     places += [Path(prefix) / "share" / PACKAGE for prefix in [*prefixes, sys.prefix, *own_prefix]]
     for place in places:

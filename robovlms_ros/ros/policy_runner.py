@@ -46,9 +46,17 @@ class CommandInterfaces:
 class PolicyRunner:
     """See the module's docstring. log: called with a line when a fault appears or is gone."""
 
-    def __init__(self, senses: ObservationSource, watch: Watch, limbs: CommandInterfaces, publish_chunk: Callable[[ActionChunk], None],
-                 now: Callable[[], int], report: NodeStatus, log: Callable[[str], None],
-                 steady_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+    def __init__(
+        self,
+        senses: ObservationSource,
+        watch: Watch,
+        limbs: CommandInterfaces,
+        publish_chunk: Callable[[ActionChunk], None],
+        now: Callable[[], int],
+        report: NodeStatus,
+        log: Callable[[str], None],
+        steady_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
         self._senses = senses
         self._watch = watch
         self._guard = Guard(senses, watch, limbs.executor, limbs.arm, log)

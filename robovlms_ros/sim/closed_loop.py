@@ -70,7 +70,9 @@ class ClosedLoopRow:
         }
 
 
-def summarise(episodes: Sequence[EpisodeResult], thresholds: ClosedLoopThresholds = ClosedLoopThresholds()) -> list[ClosedLoopRow]:
+def summarise(
+    episodes: Sequence[EpisodeResult], thresholds: ClosedLoopThresholds = ClosedLoopThresholds()
+) -> list[ClosedLoopRow]:
     """One row per instruction and condition, in order of first appearance."""
     groups: dict[tuple[Condition, str], list[EpisodeResult]] = {}
     for episode in episodes:
@@ -78,7 +80,9 @@ def summarise(episodes: Sequence[EpisodeResult], thresholds: ClosedLoopThreshold
     return [_row(instruction, condition, group, thresholds) for (condition, instruction), group in groups.items()]
 
 
-def _row(instruction: str, condition: Condition, group: list[EpisodeResult], thresholds: ClosedLoopThresholds) -> ClosedLoopRow:
+def _row(
+    instruction: str, condition: Condition, group: list[EpisodeResult], thresholds: ClosedLoopThresholds
+) -> ClosedLoopRow:
     n, success, wrong = len(group), sum(e.success for e in group), sum(e.wrong for e in group)
     times = [e.time_to_success for e in group if e.time_to_success is not None]
     ci95, wrong_ci95 = wilson_interval(success, n), wilson_interval(wrong, n)

@@ -174,7 +174,9 @@ class ClosedLoop:
         observation = Observation(self.world.time_ns, images, instruction, self.measured())
         return RolloutFrame(observation, self.world.ground_truth())
 
-    def _infer(self, agent: Agent, frame: RolloutFrame, rng: np.random.Generator) -> tuple[int, ActionChunk, RobotState]:
+    def _infer(
+        self, agent: Agent, frame: RolloutFrame, rng: np.random.Generator
+    ) -> tuple[int, ActionChunk, RobotState]:
         chunk = agent.predict_action_chunk(frame.observation)
         if self.disturb is not None:
             chunk = self.disturb(chunk, frame)

@@ -97,8 +97,12 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
 def test_recorded_stages_equal_the_plain_path(make_config: MakeConfig, monkeypatch, family: str) -> None:
     backbone, vlm = helpers.FAMILIES[family]
     policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
-    monkeypatch.setattr(optimized_inference, "require", lambda name, policy: None)
-    monkeypatch.setattr(optimized_inference, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", stand_in))
+    monkeypatch.setattr(optimized_inference, "check_supported", lambda name, policy: None)
+    monkeypatch.setattr(
+        optimized_inference,
+        "shared_by",
+        lambda policy, options, parts, _: Shared(policy, parts, "none", stand_in),
+    )
     assert helpers.largest_difference(policy, FastPathOptions(cuda_graphs=True), FRAMES) < 1e-5
 
 
@@ -110,8 +114,10 @@ def test_frames_that_were_only_observed_need_no_other_recording(make_config: Mak
         return stand_in(function, inputs)
 
     policy = helpers.lively(make_config(**TWO))
-    monkeypatch.setattr(optimized_inference, "require", lambda name, policy: None)
-    monkeypatch.setattr(optimized_inference, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", recorder))
+    monkeypatch.setattr(optimized_inference, "check_supported", lambda name, policy: None)
+    monkeypatch.setattr(
+        optimized_inference, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", recorder)
+    )
     plain, fast = PolicySession(policy), PolicySession(policy, fast=FastPathOptions(cuda_graphs=True))
     for i in range(9):
         for session in (plain, fast):
@@ -129,7 +135,7 @@ def test_robots_together_are_recorded_as_one_batch(make_config: MakeConfig, monk
         return stand_in(function, inputs)
 
     policy = helpers.lively(make_config(**TWO))
-    monkeypatch.setattr(optimized_inference, "require", lambda name, policy: None)
+    monkeypatch.setattr(optimized_inference, "check_supported", lambda name, policy: None)
     shared = Shared(policy, ONE_BATCH, "none", recorder)
     monkeypatch.setattr(optimized_inference, "shared_by", lambda policy, options, parts, _: shared)
     options = FastPathOptions.only(*ONE_BATCH)

@@ -1,4 +1,4 @@
-"""Checks of `heads/`: policy heads over a window and frame by frame, their losses, and the action tokens."""
+"""Checks of `models/heads/`: policy heads over a window and frame by frame, their losses, and the action tokens."""
 
 import dataclasses
 from typing import Any

@@ -153,8 +153,16 @@ class Simulation:
         executor = build_executor(PANDA, None)
         self.report = NodeStatus()
         self.chunks = []
-        self.runner = PolicyRunner(self.senses, self.watch, CommandInterfaces(executor, self.arm, None, 0.02), self.chunks.append,
-                            self.now, self.report, lambda line: None, steady_ns=lambda: 0)
+        self.runner = PolicyRunner(
+            self.senses,
+            self.watch,
+            CommandInterfaces(executor, self.arm, None, 0.02),
+            self.chunks.append,
+            self.now,
+            self.report,
+            lambda line: None,
+            steady_ns=lambda: 0,
+        )
         self.executor = executor
         self.commands = [HOME] * (LAG + 1)
         self.own_steps = set()  # ticks at which the controller itself, restarted, takes up the measured pose

@@ -21,7 +21,10 @@ PLATES = {"yellow plate": np.array((*YELLOW, TABLE_Z)), "purple plate": np.array
 def frame(hand, opening=1.0, plates=None, **places):
     """red, green, blue: (x, y) or (x, y, z) of the cubes; those not named lie at rest."""
     lying = {"red": RED, "green": GREEN, "blue": BLUE} | places
-    things = {f"{colour} cube": TableObject(f"{colour} cube", np.array((*xyz, REST)[:3])) for colour, xyz in lying.items()}
+    things = {
+        f"{colour} cube": TableObject(f"{colour} cube", np.array((*xyz, REST)[:3]))
+        for colour, xyz in lying.items()
+    }
     return TableTruth(things, plates or {}, opening, hand=np.array(hand))
 
 

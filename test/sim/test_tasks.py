@@ -217,8 +217,14 @@ def test_scene_leaves_more_room_than_the_expert_needs():
     rng, more = np.random.default_rng(1), 0
     for _ in range(300):
         cube = TableObject("red cube", np.array((0.5, 0.0, TABLE_Z + 0.02)), rng.uniform(-np.pi / 4, np.pi / 4))
-        others = [TableObject(name, np.array((*rng.uniform((0.43, -0.07), (0.57, 0.07)), TABLE_Z + 0.02)), rng.uniform(-1, 1))
-                  for name in ("green cube", "blue can", "blue ball")]
+        others = [
+            TableObject(
+                name,
+                np.array((*rng.uniform((0.43, -0.07), (0.57, 0.07)), TABLE_Z + 0.02)),
+                rng.uniform(-1, 1),
+            )
+            for name in ("green cube", "blue can", "blue ball")
+        ]
         free = grasps.best_yaw(cube, others)[1] >= grasps.CLEARANCE
         room = grasps.has_room(cube, others)
         assert free or not room

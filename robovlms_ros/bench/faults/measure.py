@@ -350,22 +350,62 @@ def faults() -> tuple[InjectedFault, ...]:
         InjectedFault("joint states silent", _hook_joints(lambda message: None), healthy, silent),
         InjectedFault("joint states 0.6 s old", _hook_joints(_shifted(-0.6)), healthy, silent),
         InjectedFault("joint states stamped 8 s ahead", _hook_joints(_shifted(8.0)), healthy, STOP),
-        InjectedFault("one glitch of 0.6 rad", lambda s: _hook_joints(_once(_moved(0, 0.6)))(s), healthy),
-        InjectedFault("one reading of 100 rad", lambda s: _hook_joints(_once(_moved(2, 100.0)))(s), healthy),
-        InjectedFault("zeros of a second publisher", lambda s: s.second_publisher(np.zeros(7)), strangers, STOP),
-        InjectedFault("a second publisher that agrees", lambda s: s.second_publisher(None), strangers, 0.5 + STOP),
-        InjectedFault("a position that is not a number", _hook_joints(_not_a_number), healthy, STOP),
-        InjectedFault("joint states without their last joint", _hook_joints(_one_joint_less), healthy, STOP),
-        InjectedFault("joint states that repeat one pose", lambda s: _hook_joints(_frozen("position"))(s), healthy, 2.0 + STOP),
-        InjectedFault("every other joint state 0.3 s old", lambda s: _hook_joints(_every_other(_shifted(-0.3)))(s), healthy),
-        InjectedFault("every other joint state 0.09 s ahead", lambda s: _hook_joints(_every_other(_shifted(0.09)))(s), healthy),
-        InjectedFault("velocities that are not numbers", _hook_joints(_velocities_not_a_number), healthy),
+        InjectedFault(
+            "one glitch of 0.6 rad", lambda s: _hook_joints(_once(_moved(0, 0.6)))(s), healthy
+        ),
+        InjectedFault(
+            "one reading of 100 rad", lambda s: _hook_joints(_once(_moved(2, 100.0)))(s), healthy
+        ),
+        InjectedFault(
+            "zeros of a second publisher",
+            lambda s: s.second_publisher(np.zeros(7)),
+            strangers,
+            STOP,
+        ),
+        InjectedFault(
+            "a second publisher that agrees",
+            lambda s: s.second_publisher(None),
+            strangers,
+            0.5 + STOP,
+        ),
+        InjectedFault(
+            "a position that is not a number", _hook_joints(_not_a_number), healthy, STOP
+        ),
+        InjectedFault(
+            "joint states without their last joint", _hook_joints(_one_joint_less), healthy, STOP
+        ),
+        InjectedFault(
+            "joint states that repeat one pose",
+            lambda s: _hook_joints(_frozen("position"))(s),
+            healthy,
+            2.0 + STOP,
+        ),
+        InjectedFault(
+            "every other joint state 0.3 s old",
+            lambda s: _hook_joints(_every_other(_shifted(-0.3)))(s),
+            healthy,
+        ),
+        InjectedFault(
+            "every other joint state 0.09 s ahead",
+            lambda s: _hook_joints(_every_other(_shifted(0.09)))(s),
+            healthy,
+        ),
+        InjectedFault(
+            "velocities that are not numbers", _hook_joints(_velocities_not_a_number), healthy
+        ),
         InjectedFault("a joint with two values", _hook_joints(_named_twice), healthy, STOP),
         InjectedFault("cameras silent", _hook_images(lambda message: None), healthy, silent),
         InjectedFault("one of two cameras silent", _without_wrist, healthy, silent),
         InjectedFault("camera clock 8 s ahead", _hook_images(_shifted(8.0)), healthy, silent),
-        InjectedFault("cameras frozen", lambda s: _hook_images(_frozen("data"))(s), healthy, 1.2 + STOP),
-        InjectedFault("empty instruction", lambda s: s.instruct(""), lambda s: s.instruct("lift the red cube"), STOP),
+        InjectedFault(
+            "cameras frozen", lambda s: _hook_images(_frozen("data"))(s), healthy, 1.2 + STOP
+        ),
+        InjectedFault(
+            "empty instruction",
+            lambda s: s.instruct(""),
+            lambda s: s.instruct("lift the red cube"),
+            STOP,
+        ),
         InjectedFault("inference late", policy("late"), policy(""), PLAN + 0.2),
         InjectedFault("inference failed", policy("died"), policy(""), 0.3 + STOP),
         InjectedFault("chunk not finite", policy("not_finite"), policy(""), 0.3 + STOP),
@@ -373,17 +413,29 @@ def faults() -> tuple[InjectedFault, ...]:
         InjectedFault("chunk 0.5 rad away", policy("jump"), policy("")),
         InjectedFault("controller away", _controller_away, lambda s: s.arm.listen(True), STOP),
         InjectedFault("controller restarted", _controller_restart),
-        InjectedFault("second publisher of commands", lambda s: s.second_commander(), strangers, STOP),
+        InjectedFault(
+            "second publisher of commands", lambda s: s.second_commander(), strangers, STOP
+        ),
         InjectedFault("second policy node", lambda s: s.second_node(), strangers, math.nan),
         InjectedFault("pause", lambda s: s.pause(True), lambda s: s.pause(False), STOP),
         InjectedFault("pause and resume at once", lambda s: (s.pause(True), s.pause(False))),
         InjectedFault("reset", lambda s: s.reset()),
         InjectedFault("deactivate", lambda s: s.deactivate(), lambda s: s.activate(), STOP),
-        InjectedFault("SIGINT", lambda s: s.signal(signal.SIGINT), rest_allowed=STOP, restarts=True),
-        InjectedFault("SIGTERM", lambda s: s.signal(signal.SIGTERM), rest_allowed=STOP, restarts=True),
-        InjectedFault("kill -9", lambda s: s.signal(signal.SIGKILL), rest_allowed=PLAN, restarts=True),
-        InjectedFault("clock 50 s back", _jump_clock(-50.0), rest_allowed=math.nan, simulated_time=True),
-        InjectedFault("clock 60 s forward", _jump_clock(60.0), rest_allowed=math.nan, simulated_time=True),
+        InjectedFault(
+            "SIGINT", lambda s: s.signal(signal.SIGINT), rest_allowed=STOP, restarts=True
+        ),
+        InjectedFault(
+            "SIGTERM", lambda s: s.signal(signal.SIGTERM), rest_allowed=STOP, restarts=True
+        ),
+        InjectedFault(
+            "kill -9", lambda s: s.signal(signal.SIGKILL), rest_allowed=PLAN, restarts=True
+        ),
+        InjectedFault(
+            "clock 50 s back", _jump_clock(-50.0), rest_allowed=math.nan, simulated_time=True
+        ),
+        InjectedFault(
+            "clock 60 s forward", _jump_clock(60.0), rest_allowed=math.nan, simulated_time=True
+        ),
     )
 
 

@@ -65,7 +65,13 @@ class Fleet:
 
     def __init__(self, policy: VLAPolicy, frames: SyntheticFrames, options: FastPathOptions | None, robots: int):
         self.policy = policy
-        self._frames = [frames, *(SyntheticFrames(frames.cameras, seed, shape=frames.shape) for seed in range(1, robots))]
+        self._frames = [
+            frames,
+            *(
+                SyntheticFrames(frames.cameras, seed, shape=frames.shape)
+                for seed in range(1, robots)
+            ),
+        ]
         self.sessions = [PolicySession(policy, fast=options) for _ in self._frames]
         for session, mine in zip(self.sessions, self._frames, strict=True):
             fill_history(session, mine)
@@ -132,7 +138,9 @@ def make_way(name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int 
     return BaselineVariant(policy, frames, kind == "logits")
 
 
-def countable(way: InferenceVariant, name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int = 1) -> InferenceVariant:
+def countable(
+    way: InferenceVariant, name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int = 1
+) -> InferenceVariant:
     """The way itself, or its twin without graphs and compiled code, which show no operations."""
     options = options_of(name, policy.device.type) if is_own(name) else None
     if options is None or not (options.cuda_graphs or options.compile):

@@ -225,7 +225,11 @@ class McapStorage:
                 if isinstance(record, Chunk):
                     self._add_run(begin, start, times)
                     self._learn(self._chunk_records(record, start))
-                    self.blocks.append(McapBlock(start, end - start, record.message_start_time, record.message_end_time))
+                    self.blocks.append(
+                        McapBlock(
+                            start, end - start, record.message_start_time, record.message_end_time
+                        )
+                    )
                 elif isinstance(record, Message):
                     times.append(record.log_time)
                     self._learn([record])

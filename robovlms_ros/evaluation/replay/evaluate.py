@@ -25,8 +25,9 @@ from robovlms_ros.evaluation.bags.mapping import (
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.executor import CachedKinematics, ExecutorStack, machine_factory
-from robovlms_ros.evaluation.replay.loop import Perturbations, Replay, Runner, Schedule, Subject
+from robovlms_ros.evaluation.replay.loop import Replay, Schedule
 from robovlms_ros.evaluation.replay.observations import BagObservations
+from robovlms_ros.evaluation.replay.runner import Perturbations, Runner, Subject
 from robovlms_ros.evaluation.replay.samples import Row
 from robovlms_ros.evaluation.replay.scoring import Scorer
 from robovlms_ros.evaluation.report.thresholds import EvaluationThresholds

@@ -26,8 +26,7 @@ from robovlms_ros.evaluation.replay.events import (
 )
 from robovlms_ros.evaluation.replay.observations import BagObservations
 from robovlms_ros.evaluation.replay.reference import MotionTrack
-from robovlms_ros.evaluation.replay.runner import Runner, Subject
-from robovlms_ros.evaluation.replay.samples import Row
+from robovlms_ros.evaluation.replay.runner import Runner
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
 
 Array = NDArray[np.float64]
@@ -222,6 +221,3 @@ class Replay:
 
 def _no_state() -> RobotState:
     return RobotState(0, np.empty(0))
-
-
-__all__ = ["RECORDED", "Replay", "Row", "Runner", "Schedule", "Subject", "WhatIf"]

@@ -97,7 +97,9 @@ class Runner:
             for lane in [*self.lanes, *([self.gate] if self.gate else [])]:
                 lane.reset()
 
-    def predict(self, seen: Sequence[ObservationEvent], wanted: Sequence[bool], others: Sequence[str]) -> dict[int, Any]:
+    def predict(
+        self, seen: Sequence[ObservationEvent], wanted: Sequence[bool], others: Sequence[str]
+    ) -> dict[int, Any]:
         """Stamp -> (chunk, ((label, variant's chunk), ...)). others: another instruction for each, "" without one."""
         if self._session is None or not seen:
             return {}

@@ -36,7 +36,13 @@ def shared_by(policy: VLAPolicy, options: FastPathOptions, parts: tuple[str, ...
 class Shared:
     """recorder: how functions are recorded where `cuda_graphs` is among the parts."""
 
-    def __init__(self, policy: VLAPolicy, parts: tuple[str, ...], quantize: str, recorder: GraphCapture = cuda_recorder):
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        parts: tuple[str, ...],
+        quantize: str,
+        recorder: GraphCapture = cuda_recorder,
+    ):
         # The sessions hold the policy; held here too, it would never be let go of.
         self._vlm, self._prune = policy.vlm, "last_layer_action_only" in parts
         self._compile, self.graphs = "compile" in parts, "cuda_graphs" in parts

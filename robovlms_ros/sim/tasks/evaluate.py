@@ -42,7 +42,9 @@ AS_TRAINED = "as trained"
 CONDITIONS: dict[str, TaskCondition] = {
     AS_TRAINED: TaskCondition(),
     "light +-50 %": TaskCondition(SceneAppearance(light=0.5, exact=True)),
-    "camera 2 cm, 3 degrees": TaskCondition(SceneAppearance(camera_shift=0.02, camera_turn=np.radians(3.0), exact=True)),
+    "camera 2 cm, 3 degrees": TaskCondition(
+        SceneAppearance(camera_shift=0.02, camera_turn=np.radians(3.0), exact=True)
+    ),
     "two distractors": TaskCondition(obstacles=2),
     "latency 0 ms": TaskCondition(latency=(0.0, 0.0)),
     "latency 150 ms": TaskCondition(latency=(0.15, 0.15)),
@@ -80,7 +82,9 @@ class TaskEpisode:
         return cls(data["task"], EpisodeResult(**data["result"]), data["unseen"], data["scene"])
 
 
-def rows(episodes: Sequence[TaskEpisode], aims: Mapping[str, ClosedLoopThresholds] | None = None) -> list[ClosedLoopRow]:
+def rows(
+    episodes: Sequence[TaskEpisode], aims: Mapping[str, ClosedLoopThresholds] | None = None
+) -> list[ClosedLoopRow]:
     """One row per task and condition, in order of first appearance, against the task's aim."""
     aims = aims or AIMS
     tasks = [task for task in TASKS if any(e.task == task for e in episodes)]

@@ -54,8 +54,16 @@ class ExpertPolicy:
         self.thing: TableObject = truth.things[goal.thing]
         self._grasp = np.array((0.0, 0.0, GRASP_OFFSET))
         self.place = self._resting_place(truth)
-        self._hand = HandPose(pose[:3, 3].copy(), np.zeros(3), float(opening), np.array(self.thing.position, np.float64),
-                          self.thing.grip, TURN_GAIN, MAX_TURN, CLOSE_RADIUS)
+        self._hand = HandPose(
+            pose[:3, 3].copy(),
+            np.zeros(3),
+            float(opening),
+            np.array(self.thing.position, np.float64),
+            self.thing.grip,
+            TURN_GAIN,
+            MAX_TURN,
+            CLOSE_RADIUS,
+        )
         self.yaw = self._choose_yaw(truth, pose, opening)
         wanted = np.array(((math.cos(self.yaw), -math.sin(self.yaw), 0.0),
                            (math.sin(self.yaw), math.cos(self.yaw), 0.0), (0.0, 0.0, 1.0))) @ HAND_DOWN

@@ -79,17 +79,25 @@ VARIANTS: dict[str, AblationVariant] = {
     "reference": AblationVariant("reference"),
     "history_1": AblationVariant("history length", _history(1)),
     "history_16": AblationVariant("history length", _history(16)),
-    "executed_4": AblationVariant("steps executed", condition=evaluate.find_condition("4 steps executed"), base="reference"),
-    "executed_8": AblationVariant("steps executed", condition=evaluate.find_condition("8 steps executed"), base="reference"),
+    "executed_4": AblationVariant(
+        "steps executed", condition=evaluate.find_condition("4 steps executed"), base="reference"
+    ),
+    "executed_8": AblationVariant(
+        "steps executed", condition=evaluate.find_condition("8 steps executed"), base="reference"
+    ),
     "head_gpt": AblationVariant("head", _head("gpt", hidden_size=256, num_layers=2)),
     "head_fc": AblationVariant("head", _head("fc", hidden_size=256)),
     "without_wrist_camera": AblationVariant("inputs", _without("cameras", ["static"])),
     "without_proprioception": AblationVariant("inputs", _without("proprioception")),
     "without_ground_truth": AblationVariant("ground truth", plan={"ground_truth": False}),
     "hindsight": AblationVariant("ground truth", plan={"ground_truth": False, "hindsight": True}),
-    "hindsight_paired": AblationVariant("ground truth", plan={"ground_truth": False, "hindsight": True, "paired": True,
-                                                      "shard": 10}),
-    **{f"demonstrations_{n}": AblationVariant("demonstrations", plan={"episodes": n}) for n in (25, 50, 100, 200)},
+    "hindsight_paired": AblationVariant(
+        "ground truth", plan={"ground_truth": False, "hindsight": True, "paired": True, "shard": 10}
+    ),
+    **{
+        f"demonstrations_{n}": AblationVariant("demonstrations", plan={"episodes": n})
+        for n in (25, 50, 100, 200)
+    },
     "seed_1": AblationVariant("training seed", seed=1),
     "seed_2": AblationVariant("training seed", seed=2),
 }

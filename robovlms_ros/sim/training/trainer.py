@@ -88,7 +88,12 @@ class Trainer:
             self._restore()
 
     def run(
-        self, data: DemonstrationSet, stage: TrainingStage, begin: int = 0, total: int | None = None, now: Now = time.monotonic
+        self,
+        data: DemonstrationSet,
+        stage: TrainingStage,
+        begin: int = 0,
+        total: int | None = None,
+        now: Now = time.monotonic,
     ) -> None:
         """Train through `stage`, which begins at step `begin`, saving as it goes.
 

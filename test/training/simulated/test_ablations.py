@@ -79,8 +79,15 @@ def test_every_variant_learns_and_predicts(small_plan, easy_plan, folder, easy_f
 def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "REFERENCE_EPISODES", 5)
 
-    small_plan = replace(small_plan, stages=(TrainingStage(2, seeing=True, history=1), TrainingStage(4, demonstrations=8),
-                                               TrainingStage(9, episodes=7), TrainingStage(5)))
+    small_plan = replace(
+        small_plan,
+        stages=(
+            TrainingStage(2, seeing=True, history=1),
+            TrainingStage(4, demonstrations=8),
+            TrainingStage(9, episodes=7),
+            TrainingStage(5),
+        ),
+    )
 
     def left(*names):
         return ablations.work(names, small_plan, tmp_path, 3, range(1))
