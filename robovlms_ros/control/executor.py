@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from robovlms_ros.control.collision_model import CollisionModel
 from robovlms_ros.control.gripper import GripperSwitch
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.limits import cut
@@ -19,8 +20,9 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.spline import Array
-from robovlms_ros.core.types import ActionChunk, JointPlan, RobotState
+from robovlms_ros.control.spline import Array, Spline, curve_of
+from robovlms_ros.control.stopping import SHORTEST_STOP
+from robovlms_ros.core.types import ActionChunk, JointPlan, RobotState, TrajectoryCommand
 
 AT_COMMAND = 0.02
 """rad: an arm at rest this near to its last command is there, but for gravity and friction."""
@@ -72,6 +74,8 @@ class ChunkExecutor:
         self._switch = None if robot.gripper is None else GripperSwitch(robot.gripper)
         self._plan: JointPlan | None = None
         self._resumed = False
+        self.stop_conflict = ""
+        """The collision that the last stop was changed for, or could not avoid; empty for none."""
 
     def reset(self) -> None:
         """Forget everything, the commanded motion included: the next chunk starts at the measured state."""
@@ -252,12 +256,18 @@ class ChunkExecutor:
     def smooth_stop(self, now_ns: int) -> AdmittedCommand:
         """A stop along the commanded motion; the next chunk continues from its end.
 
-        Chunks and gripper steps are forgotten. Raises ScheduleRefused where no motion is commanded, CommandRejected
-        where the stop itself breaks a limit: the last command then ends at rest by itself.
+        Chunks and gripper steps are forgotten. A stop that would collide gives way to the shortest one within the
+        limits, that to the end of the running plan, where these are free; `stop_conflict` reports it. Raises
+        ScheduleRefused where no motion is commanded, CommandRejected where the stop itself breaks a limit or the
+        running plan's end is preferred: the last command then ends at rest by itself.
         """
         self._plan = None
+        self.stop_conflict = ""
+        running = self.guard.commanded
         command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
         try:
+            if running is not None:
+                command = self._free_stop(command, running, now_ns)
             admitted = self.guard.admit(command, now_ns, None)
         except CommandRejected:
             self.scheduler.resume(self.guard.commanded)
@@ -265,6 +275,27 @@ class ChunkExecutor:
         self.guard.record(admitted, now_ns)
         self.gate.resume(self.guard.commanded)
         return admitted
+
+    def _free_stop(
+        self, command: TrajectoryCommand, running: Spline, now_ns: int
+    ) -> TrajectoryCommand:
+        """The stop, or a shorter one in its place. Raises CommandRejected to prefer the running plan's end."""
+        contact = self.gate.sweep(curve_of(command), now_ns).contact
+        if contact is None:
+            return command
+        text = f"the smooth stop: {contact.text(now_ns)}"
+        self.scheduler.resume(running)
+        authority = self.gate.authority_at(now_ns)
+        shortest = self.scheduler.smooth_stop(now_ns, authority, SHORTEST_STOP)
+        if self.gate.sweep(curve_of(shortest), now_ns).contact is None:
+            self.stop_conflict = f"{text}; the shortest stop was sent"
+            return shortest
+        if self.gate.sweep(running, now_ns).contact is None:
+            self.stop_conflict = f"{text}; the running plan ends at rest without contact"
+            raise CommandRejected(self.stop_conflict)
+        # A stop is never withheld: the shortest one meets the body at the least speed.
+        self.stop_conflict = f"{text}; no stop avoids it, the shortest one was sent"
+        return shortest
 
 
 def _moving(joint: str, speed: float) -> str:
@@ -275,8 +306,15 @@ def _moving(joint: str, speed: float) -> str:
 
 
 def build_executor(
-    robot: RobotSpec, kinematics: Kinematics | None, schedule: ScheduleConfig | None = None
+    robot: RobotSpec,
+    kinematics: Kinematics | None,
+    schedule: ScheduleConfig | None = None,
+    collision: CollisionModel | None = None,
 ) -> ChunkExecutor:
-    """The executor of a robot, as node, rollouts and bag evaluation run it."""
+    """The executor of a robot, as node, rollouts and bag evaluation run it.
+
+    collision: from `CollisionModel.for_robot`; None leaves collisions unchecked.
+    """
     scheduler = ChunkScheduler(robot.joints, schedule or ScheduleConfig(), robot.limits)
-    return ChunkExecutor(robot, kinematics, scheduler, SafetyGate(robot, kinematics), MotionGuard(robot))
+    gate = SafetyGate(robot, kinematics, collision)
+    return ChunkExecutor(robot, kinematics, scheduler, gate, MotionGuard(robot))
