@@ -63,7 +63,7 @@ class CollisionConfig:
 
     check: `self` checks the robot against itself, `all` against the world too; `auto` is `all` for a
         YAML with a `world` block and `none` for one without.
-    margin: m, distance that is kept between two bodies.
+    margin: m, distance that is kept from world bodies. self_margin: m, between two links.
     touch_depth: m, largest overlap of a body and a link that may touch it.
     meshes: the shape that takes the place of a collision mesh.
     srdf: file with `disable_collisions`, relative to the YAML.
@@ -72,6 +72,7 @@ class CollisionConfig:
 
     check: CollisionScope = "auto"
     margin: float = 0.01
+    self_margin: float = 0.005
     touch_depth: float = 0.005
     meshes: MeshShape = "hull"
     srdf: str | None = None
@@ -79,6 +80,7 @@ class CollisionConfig:
 
     def __post_init__(self) -> None:
         _check_margin("collision.margin", self.margin)
+        _check_margin("collision.self_margin", self.self_margin)
         depth = self.touch_depth
         allowed = "from 0 to 0.1 m"
         require(0 <= depth <= 0.1, "collision.touch_depth", depth, allowed)

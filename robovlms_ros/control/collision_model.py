@@ -502,9 +502,9 @@ def _pairs(
         second = model.solids[j]
         body = bodies.get(second.body)
         allowed = body is not None and first.body in body.may_touch
-        margin = robot.collision.margin
-        if body is not None and body.margin is not None:
-            margin = body.margin
+        margin = robot.collision.self_margin
+        if body is not None:
+            margin = robot.collision.margin if body.margin is None else body.margin
         margins.append(-robot.collision.touch_depth if allowed else margin)
         intended.append(allowed)
         reach.append(_relative_reach(robot, model, first, second))
@@ -565,6 +565,6 @@ def _require_free_home(robot: RobotSpec, model: CollisionModel, pairs: SolidPair
             names = (model.solids[i].body, model.solids[j].body)
             raise CollisionGeometryError(
                 f"at home {names[0]} and {names[1]} are {distance:.3f} m apart, allowed is "
-                f"{pairs.margin[p]:.3f} m (collision.margin, a world body's margin). Correct the "
+                f"{pairs.margin[p]:.3f} m (margin or self_margin of collision, or a world body's). Correct the "
                 f"world block or the margin, or name the pair {list(names)} in collision.ignore"
             )
