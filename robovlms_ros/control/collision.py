@@ -2,7 +2,7 @@
 
 Between two checked configurations no point of the robot moves by more than STEP. A capsule around
 every solid gives a lower bound of each pair's distance, at first at every BLOCK-th configuration:
-the pair's motion since then (measured for the world, bounded by the joints' for two links) decides
+the pair's motion in between (measured for the world, bounded by the joints' for two links) decides
 where the bound is computed again. coal computes the distance itself where a bound falls below the
 margin, and skips the configurations that the distance rules out (conservative advancement; Mirtich,
 "Impulse-based dynamic simulation of rigid body systems", 1996).
@@ -28,7 +28,7 @@ AIM = 0.9
 REFINEMENTS = 3
 SUBDIVISIONS = 200
 BLOCK = 8
-QUERIES = 8
+QUERIES = 4
 """Distances that are computed to settle the least clearance."""
 TINY = 1e-12
 RELEASE = 1e-6
@@ -119,7 +119,24 @@ class _Bounds:
 
     values: Array
     rows: Index
+    pairs: Index
+
+
+@dataclass
+class _Motion:
+    """Pairs (A,) that a motion might bring too near, and their relative motion.
+
+    moved: (N, A) m, summed from the first sample. columns: (P,) of a pair in `moved`, -1 for others.
+    """
+
+    pairs: Index
+    moved: Array
     columns: Index
+
+    def since(self, pair: int, rows: Index, row: int) -> Array:
+        """m by which a pair moves at most between samples `rows` and `row`."""
+        moved = self.moved[:, self.columns[pair]]
+        return np.abs(moved[rows] - moved[row])
 
 
 class CollisionChecker:
@@ -140,32 +157,37 @@ class CollisionChecker:
         second_fixed = self._carriers[pairs.second] == 0
         self._both_move = ~second_fixed & (self._carriers[pairs.first] != 0)
         self._mover = np.where(second_fixed, pairs.first, pairs.second)
-        fixed = np.where(second_fixed, pairs.second, pairs.first)
-        self._fixed = np.where(self._both_move, -1, fixed)
-        most = max([1, *(len(s.planes) for s in solids if s.planes is not None)])
-        # Padding with an infinite offset never is the largest excess.
-        self._planes = np.zeros((len(solids) + 1, most, 4))
-        self._planes[:, :, 3] = np.inf
-        for i, solid in enumerate(solids):
-            if solid.planes is not None:
-                self._planes[i, : len(solid.planes)] = solid.planes
-        self._has_planes = np.isfinite(self._planes[self._fixed, 0, 3])
-        flat = np.array([s.ends is None or s.shape.kind == "box" for s in solids] + [False])
-        self._has_capsules = ~(self._has_planes & flat[self._fixed])
-        self._groups_of_pairs = (pairs.world & ~pairs.intended, ~pairs.world & ~pairs.intended)
+        self._fixed = np.where(second_fixed, pairs.second, pairs.first)
+        slabs = [solid.slab is not None for solid in solids]
+        boxes = [solid.ends is None or solid.shape.kind == "box" for solid in solids]
+        self._has_slab = np.array(slabs, dtype=np.bool_)[self._fixed] & ~self._both_move
+        # The faces of a box bound it more closely than the capsule around it.
+        self._has_capsules = ~(self._has_slab & np.array(boxes, dtype=np.bool_)[self._fixed])
+        self._slabs = np.stack([np.zeros((2, 3)) if s.slab is None else s.slab for s in solids])
+        self._poses = np.stack([solid.pose for solid in solids])
+        self._counted = (pairs.world & ~pairs.intended, ~pairs.world)
 
     def sweep(self, curve: Spline, begin_ns: int) -> Sweep:
         """The first contact of a curve from begin_ns to its end, and the least clearances."""
         if not len(self.model.pairs.first):
             return Sweep(None, None, None)
         samples = self._sample(curve, begin_ns)
-        moved = self._motion(samples)
-        bounds, margin = self._bounds(samples, moved)
-        hit = self._first_contact(samples, moved, margin, bounds)
-        last = len(moved) if hit is None else hit[0] + 1
-        nearest = [
-            self._nearest(samples, moved, bounds, last, chosen) for chosen in self._groups_of_pairs
-        ]
+        every = np.arange(len(self.model.pairs.first))
+        last = len(samples.times_ns) - 1
+        first = self._lower_bounds(samples, np.zeros_like(every), every)
+        final = self._lower_bounds(samples, np.full_like(every, last), every)
+        margin = self._margins(samples, first)
+        wanted = self._wanted(margin, np.minimum(first, final))
+        motion = self._motion(samples, 0.5 * (first + final) - wanted)
+        bounds = self._bounds(samples, motion, margin)
+        ends = _Bounds(
+            np.concatenate([first, final]),
+            np.repeat([0, last], len(every)),
+            np.tile(every, 2),
+        )
+        hit = self._first_contact(samples, motion, margin, bounds)
+        end = last if hit is None else hit[0]
+        nearest = [self._nearest(samples, motion, ends, bounds, end, c) for c in self._counted]
         contact = None if hit is None else self._contact(samples, float(margin[hit[1]]), *hit)
         return Sweep(contact, *nearest)
 
@@ -182,8 +204,9 @@ class CollisionChecker:
             begins = np.repeat(samples.times_ns[:-1], parts)
             lengths = np.repeat(np.diff(samples.times_ns) / parts, parts)
             index = np.arange(len(begins)) - np.repeat(np.cumsum(parts) - parts, parts)
+            between = index > 0
             inner = begins + np.round(index * lengths).astype(np.int64)
-            samples = self._at(curve, np.append(inner, samples.times_ns[-1]))
+            samples = self._merged(samples, self._at(curve, inner[between]))
         return samples
 
     def _at(self, curve: Spline, times_ns: Stamps) -> _Samples:
@@ -194,56 +217,85 @@ class CollisionChecker:
             points = self._local[members].reshape(-1, 3)
             placed = points @ rotations[joint].transpose(0, 2, 1) + origins[joint][:, None]
             ends[:, members] = placed.reshape(len(times_ns), -1, 2, 3)
-        shifts = np.sqrt(np.square(np.diff(ends, axis=0)).sum(axis=3).max(axis=2))
+        displacements = self._displacements(rotations, ends)
+        return _Samples(times_ns, positions, rotations, origins, ends, displacements)
+
+    def _merged(self, first: _Samples, then: _Samples) -> _Samples:
+        times_ns = np.concatenate([first.times_ns, then.times_ns])
+        order = np.argsort(times_ns, kind="stable")
+        rotations = np.concatenate([first.rotations, then.rotations], axis=1)[:, order]
+        ends = np.concatenate([first.ends, then.ends])[order]
+        return _Samples(
+            times_ns[order],
+            np.concatenate([first.positions, then.positions])[order],
+            rotations,
+            np.concatenate([first.origins, then.origins], axis=1)[:, order],
+            ends,
+            self._displacements(rotations, ends),
+        )
+
+    def _displacements(self, rotations: Array, ends: Array) -> Array:
+        shift = ends[1:] - ends[:-1]
+        squares = np.einsum("nsej,nsej->nse", shift, shift)
+        shifts = np.sqrt(np.maximum(squares[:, :, 0], squares[:, :, 1]))
         # The trace of a rotation is 1 + 2 cos: a point at radius r moves by r sqrt(3 - trace).
         trace = np.einsum("vnij,vnij->nv", rotations[:, 1:], rotations[:, :-1])
         turns = np.sqrt(np.maximum(0.0, 3.0 - trace))
-        displacements = shifts + turns[:, self._carriers] * self._radius
-        return _Samples(times_ns, positions, rotations, origins, ends, displacements)
+        return shifts + turns[:, self._carriers] * self._radius
 
-    def _motion(self, samples: _Samples) -> Array:
-        """(N, P) m: the motion of two solids against each other, summed from the first sample."""
+    def _wanted(self, margin: Array, bounds: Array) -> Array:
+        """(P,) m: distances below which a pair matters, for a contact or for the least clearance."""
+        wanted = margin.copy()
+        for chosen in self._counted:
+            if chosen.any():
+                least = min(float(bounds[chosen].min()), SHOWN_WITHIN) - STEP
+                wanted[chosen] = np.maximum(wanted[chosen], least)
+        return wanted
+
+    def _motion(self, samples: _Samples, room: Array) -> _Motion:
+        """The motion of the pairs whose whole motion exceeds twice their room (P,), m."""
         pairs = self.model.pairs
         solid = samples.displacements
         joints = np.abs(np.diff(samples.positions, axis=0))
-        both = solid[:, pairs.first] + solid[:, pairs.second]
-        relative = np.minimum(joints @ pairs.reach.T, both)
-        moved = np.zeros((len(solid) + 1, len(pairs.first)))
-        step = np.where(self._both_move, relative, solid[:, self._mover])
-        np.cumsum(step, axis=0, out=moved[1:])
-        return moved
+        travel = solid.sum(axis=0)
+        whole = travel[pairs.first] + travel[pairs.second]
+        relative = pairs.reach @ joints.sum(axis=0)
+        whole = np.where(self._both_move, np.minimum(whole, relative), travel[self._mover])
+        active = np.flatnonzero(0.5 * whole > room)
+        columns = np.full(len(room), -1, dtype=np.int64)
+        columns[active] = np.arange(len(active))
+        both = solid[:, pairs.first[active]] + solid[:, pairs.second[active]]
+        relative = np.minimum(joints @ pairs.reach[active].T, both)
+        alone = solid[:, self._mover[active]]
+        moved = np.zeros((len(solid) + 1, len(active)))
+        np.cumsum(np.where(self._both_move[active], relative, alone), axis=0, out=moved[1:])
+        return _Motion(active, moved, columns)
 
-    def _bounds(self, samples: _Samples, moved: Array) -> tuple[_Bounds, Array]:
-        """Lower bounds of the distances, and the margin (P,) of every pair.
-
-        All pairs at every BLOCK-th sample, and a pair at the samples of a block where its motion
-        might bring it below its margin, or below the least clearance by STEP.
-        """
+    def _bounds(self, samples: _Samples, motion: _Motion, margin: Array) -> _Bounds:
+        """Lower bounds at every BLOCK-th sample, and at all samples of a block where a pair's
+        motion might bring it below its margin, or below the least clearance by STEP."""
+        moved = motion.moved
         count, width = moved.shape
         grid = np.append(np.arange(0, count - 1, BLOCK), count - 1)
         rows = np.repeat(grid, width)
-        columns = np.tile(np.arange(width), len(grid))
-        coarse = self._lower_bounds(samples, rows, columns).reshape(len(grid), width)
-        margin = self._margins(samples, coarse[0])
-        wanted = margin.copy()
-        for chosen in self._groups_of_pairs:
-            if chosen.any():
-                least = min(float(coarse[:, chosen].min()), SHOWN_WITHIN) - STEP
-                wanted[chosen] = np.maximum(wanted[chosen], least)
+        pairs = np.tile(motion.pairs, len(grid))
+        coarse = self._lower_bounds(samples, rows, pairs)
+        table = np.full(len(margin), np.inf)
+        np.minimum.at(table, pairs, coarse)
+        wanted = self._wanted(margin, table)[motion.pairs]
+        values = coarse.reshape(len(grid), width)
         # By the triangle inequality, from both ends of a block.
-        least = 0.5 * (coarse[:-1] + coarse[1:] - (moved[grid[1:]] - moved[grid[:-1]]))
-        block, pair = np.nonzero(least < wanted)
+        least = 0.5 * (values[:-1] + values[1:] - (moved[grid[1:]] - moved[grid[:-1]]))
+        block, column = np.nonzero(least < wanted)
         fine = (grid[block][:, None] + np.arange(1, BLOCK)).ravel()
-        column = np.repeat(pair, BLOCK - 1)
         inside = fine < np.repeat(grid[block + 1], BLOCK - 1)
         fine = fine[inside]
-        column = column[inside]
-        values = self._lower_bounds(samples, fine, column)
+        pair = motion.pairs[np.repeat(column, BLOCK - 1)[inside]]
         return _Bounds(
-            np.concatenate([coarse.ravel(), values]),
+            np.concatenate([coarse, self._lower_bounds(samples, fine, pair)]),
             np.concatenate([rows, fine]),
-            np.concatenate([columns, column]),
-        ), margin
+            np.concatenate([pairs, pair]),
+        )
 
     def _margins(self, samples: _Samples, bounds: Array) -> Array:
         """(P,) m, smaller where the motion begins inside a margin: it may leave, or stay.
@@ -251,39 +303,43 @@ class CollisionChecker:
         bounds: (P,) lower bounds of the distances at the first sample.
         """
         margin = self.model.pairs.margin.copy()
-        for p in np.flatnonzero(bounds < margin):
-            distance = self._distance(samples, 0, int(p))[0]
+        for p in np.flatnonzero(bounds < margin).tolist():
+            distance = self._distance(samples, 0, p)[0]
             if distance < margin[p] - SLACK:
                 margin[p] = distance - RELEASE
             elif distance < margin[p]:
                 margin[p] -= SLACK
         return margin
 
-    def _lower_bounds(self, samples: _Samples, rows: Index, columns: Index) -> Array:
-        """(K,) m: lower bounds of the distances of pairs `columns` at samples `rows`."""
+    def _lower_bounds(self, samples: _Samples, rows: Index, pairs: Index) -> Array:
+        """(K,) m: lower bounds of the distances of `pairs` at samples `rows`."""
         bounds = np.full(len(rows), -np.inf)
-        chosen = np.flatnonzero(self._has_capsules[columns])
-        if len(chosen):
-            first = self.model.pairs.first[columns[chosen]]
-            second = self.model.pairs.second[columns[chosen]]
-            row = rows[chosen]
-            apart = _segment_distances(samples.ends[row, first], samples.ends[row, second])
-            bounds[chosen] = apart - self._radius[first] - self._radius[second]
-        chosen = np.flatnonzero(self._has_planes[columns])
-        if len(chosen):
-            mover = self._mover[columns[chosen]]
-            planes = self._planes[self._fixed[columns[chosen]]]  # (K, F, 4)
-            ends = samples.ends[rows[chosen], mover]  # (K, 2, 3)
-            heights = planes[:, :, :3] @ ends.transpose(0, 2, 1)  # (K, F, 2)
-            excess = (heights.min(axis=2) - planes[:, :, 3]).max(axis=1)
-            bounds[chosen] = np.maximum(bounds[chosen], excess - self._radius[mover])
+        chosen = np.flatnonzero(self._has_capsules[pairs])
+        first = self.model.pairs.first[pairs[chosen]]
+        second = self.model.pairs.second[pairs[chosen]]
+        row = rows[chosen]
+        apart = _segment_distances(samples.ends[row, first], samples.ends[row, second])
+        bounds[chosen] = apart - self._radius[first] - self._radius[second]
+        chosen = np.flatnonzero(self._has_slab[pairs])
+        mover = self._mover[pairs[chosen]]
+        fixed = self._fixed[pairs[chosen]]
+        pose = self._poses[fixed]  # (K, 4, 4)
+        ends = samples.ends[rows[chosen], mover] - pose[:, None, :3, 3]
+        ends = np.einsum("kej,kji->kei", ends, pose[:, :3, :3])  # in the body's axes
+        low = self._slabs[fixed, 0]
+        high = self._slabs[fixed, 1]
+        above = np.minimum(ends[:, 0], ends[:, 1]) - high
+        below = low - np.maximum(ends[:, 0], ends[:, 1])
+        excess = np.maximum(above, below)  # (K, 3)
+        excess = np.maximum(np.maximum(excess[:, 0], excess[:, 1]), excess[:, 2])
+        bounds[chosen] = np.maximum(bounds[chosen], excess - self._radius[mover])
         return bounds
 
-    def _distance(self, samples: _Samples, row: int, column: int) -> tuple[float, Array]:
+    def _distance(self, samples: _Samples, row: int, pair: int) -> tuple[float, Array]:
         """The distance of a pair at a sample, m, and the point (3,) of its second solid."""
         pairs = self.model.pairs
-        first = self.model.solids[pairs.first[column]]
-        second = self.model.solids[pairs.second[column]]
+        first = self.model.solids[pairs.first[pair]]
+        second = self.model.solids[pairs.second[pair]]
         poses = [
             (samples.rotations[solid.joint, row], samples.origins[solid.joint, row])
             for solid in (first, second)
@@ -291,68 +347,74 @@ class CollisionChecker:
         return solid_distance(first, poses[0], second, poses[1])
 
     def _first_contact(
-        self, samples: _Samples, moved: Array, margin: Array, bounds: _Bounds
+        self, samples: _Samples, motion: _Motion, margin: Array, bounds: _Bounds
     ) -> tuple[int, int] | None:
         """Sample and pair of the first contact."""
-        near = bounds.values < margin[bounds.columns]
+        near = bounds.values < margin[bounds.pairs]
         rows = bounds.rows[near]
-        columns = bounds.columns[near]
+        pairs = bounds.pairs[near]
         found: tuple[int, int] | None = None
-        for p in np.unique(columns).tolist():
-            waiting = np.sort(rows[columns == p])
+        for pair in np.unique(pairs).tolist():
+            waiting = np.sort(rows[pairs == pair])
             if found is not None:
                 waiting = waiting[waiting < found[0]]
             while len(waiting):
                 row = int(waiting[0])
-                distance = self._distance(samples, row, p)[0]
-                if distance < margin[p]:
-                    found = (row, p)
+                distance = self._distance(samples, row, pair)[0]
+                if distance < margin[pair]:
+                    found = (row, pair)
                     break
                 # As far as the distance reaches, the pair cannot meet.
-                free = moved[waiting, p] - moved[row, p] < distance - margin[p]
+                free = motion.since(pair, waiting, row) < distance - margin[pair]
                 free[0] = True
                 waiting = waiting[~free]
         return found
 
     def _nearest(
-        self, samples: _Samples, moved: Array, bounds: _Bounds, last: int, chosen: Flags
+        self,
+        samples: _Samples,
+        motion: _Motion,
+        ends: _Bounds,
+        inner: _Bounds,
+        end: int,
+        chosen: Flags,
     ) -> Clearance | None:
-        """The least distance of some pairs before sample `last`, to within STEP."""
-        kept = np.flatnonzero(chosen[bounds.columns] & (bounds.rows < last))
-        if not len(kept):
+        """The least distance of some pairs up to sample `end`, to within STEP."""
+        if not chosen.any():
             return None
-        values = bounds.values[kept].copy()
-        rows = bounds.rows[kept]
-        columns = bounds.columns[kept]
-        settled = self.model.pairs.exact[columns]
+        kept = [chosen[found.pairs] & (found.rows <= end) for found in (ends, inner)]
+        values = np.concatenate([ends.values[kept[0]], inner.values[kept[1]]])
+        rows = np.concatenate([ends.rows[kept[0]], inner.rows[kept[1]]])
+        pairs = np.concatenate([ends.pairs[kept[0]], inner.pairs[kept[1]]])
+        settled = self.model.pairs.exact[pairs]
         for _ in range(QUERIES):
             k = int(np.argmin(values))
             if settled[k] or values[k] > SHOWN_WITHIN:
                 break
-            column = int(columns[k])
-            distance = self._distance(samples, int(rows[k]), column)[0]
-            same = columns == column
-            away = np.abs(moved[rows[same], column] - moved[rows[k], column])
-            values[same] = np.maximum(values[same], distance - away)
+            pair = int(pairs[k])
+            distance = self._distance(samples, int(rows[k]), pair)[0]
+            if motion.columns[pair] >= 0:
+                same = pairs == pair
+                away = motion.since(pair, rows[same], int(rows[k]))
+                values[same] = np.maximum(values[same], distance - away)
+            values[k] = distance
             settled[k] = True
         k = int(np.argmin(values))
         at_least = not settled[k] or values[k] > SHOWN_WITHIN
-        pairs = self.model.pairs
-        return Clearance(
-            self.model.solids[pairs.first[columns[k]]].body,
-            self.model.solids[pairs.second[columns[k]]].body,
-            min(float(values[k]), SHOWN_WITHIN),
-            float(samples.times_ns[rows[k]] - samples.times_ns[0]) / NANOSECONDS,
-            at_least,
-        )
+        bodies = [self.model.solids[i[pairs[k]]].body for i in self._ends_of_pairs]
+        seconds = float(samples.times_ns[rows[k]] - samples.times_ns[0]) / NANOSECONDS
+        return Clearance(*bodies, min(float(values[k]), SHOWN_WITHIN), seconds, at_least)
 
-    def _contact(self, samples: _Samples, margin: float, row: int, column: int) -> Contact:
-        distance, point = self._distance(samples, row, column)
-        pairs = self.model.pairs
+    @property
+    def _ends_of_pairs(self) -> tuple[Index, Index]:
+        return self.model.pairs.first, self.model.pairs.second
+
+    def _contact(self, samples: _Samples, margin: float, row: int, pair: int) -> Contact:
+        distance, point = self._distance(samples, row, pair)
         base = self.model.base
+        bodies = [self.model.solids[i[pair]].body for i in self._ends_of_pairs]
         return Contact(
-            self.model.solids[pairs.first[column]].body,
-            self.model.solids[pairs.second[column]].body,
+            *bodies,
             int(samples.times_ns[row]),
             int(samples.times_ns[max(0, row - 1)]),
             base[:3, :3].T @ (point - base[:3, 3]),

@@ -1,12 +1,13 @@
 """A robot and its surroundings as convex solids, and the pairs of them that must not touch.
 
-The solids come from the same tree as the kinematics (URDF or MJCF). The fingers are present at both
-ends of the gripper's stroke and in its middle, whatever the gripper does. Joints that are neither
+The solids come from the same tree as the kinematics (URDF or MJCF). A link that the gripper
+moves is the hull of its whole stroke, whatever the gripper does. Joints that are neither
 the arm's nor the gripper's stay at their neutral position.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -26,24 +27,26 @@ from robovlms_ros.control.description.model import (
     load_tree,
     place_of,
 )
-from robovlms_ros.control.description.robot_tree import Array, RobotTree, pose_of
+from robovlms_ros.control.description.robot_tree import Array, RobotTree, apply, pose_of
 from robovlms_ros.control.description.shapes import (
     CollisionGeometryError,
     Shape,
     bounding_capsule,
+    hull_shape,
     import_coal,
     link_shapes,
     make_hull,
+    outline,
 )
 from robovlms_ros.control.description.xml import DescriptionFault, DescriptionReader, quoted
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.core.rotations import matrix_from_euler, matrix_from_vector
+from robovlms_ros.core.rotations import matrix_from_euler, skew
 from robovlms_ros.core.schema import did_you_mean
 
 Index = NDArray[np.int64]
 
-STROKE = (0.0, 0.5, 1.0)
-"""Openings of the gripper at which its fingers are checked."""
+STROKE = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Openings of the gripper whose hull is checked."""
 
 ALWAYS = 0.95
 """A pair that collides in this part of random configurations is left out, as by MoveIt."""
@@ -57,7 +60,8 @@ class Solid:
 
     geometry: coal's; pose: (4, 4) of it in the joint's axes. ends (2, 3), radius: of the capsule that
     contains it, in the joint's axes; None for a half-space. exact: it is that capsule.
-    planes: (F, 4) unit normals and offsets in the root's axes of the faces of a fixed solid.
+    slab: (2, 3) lowest and highest coordinates of a fixed box, cylinder or half-space in its own
+        axes, infinite where its faces do not bound it; None for other solids.
     """
 
     body: str
@@ -68,7 +72,7 @@ class Solid:
     ends: Array | None
     radius: float
     exact: bool
-    planes: Array | None = None
+    slab: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -117,23 +121,34 @@ class CollisionModel:
 
         positions: (N, J). Vectorised over N; equals pinocchio's forward kinematics.
         """
-        values = positions @ self.coupling.T + self.offset  # (N, V)
+        values = (positions @ self.coupling.T + self.offset).T  # (V, N)
         count = len(positions)
         rotations = np.empty((len(self.joints) + 1, count, 3, 3))
         origins = np.empty((len(self.joints) + 1, count, 3))
         rotations[0] = np.eye(3)
         origins[0] = 0.0
+        # Rodrigues' formula behind the placement: constant, sine and 1 - cosine parts.
+        still, along, across = self._turns
+        local = still + along * np.sin(values)[:, :, None, None]
+        local += across * (1.0 - np.cos(values))[:, :, None, None]  # (V, N, 3, 3)
         for index, joint in enumerate(self.joints, start=1):
-            value = values[:, index - 1]
             parent = rotations[joint.parent]
-            origins[index] = origins[joint.parent] + parent @ joint.placement[:3, 3]
-            fixed = parent @ joint.placement[:3, :3]
+            np.matmul(parent, local[index - 1], out=rotations[index])
+            np.matmul(parent, joint.placement[:3, 3], out=origins[index])
+            origins[index] += origins[joint.parent]
             if joint.kind == "prismatic":
-                rotations[index] = fixed
-                origins[index] += (fixed @ joint.axis) * value[:, None]
-            else:
-                rotations[index] = fixed @ _turns(joint.axis, value)
+                origins[index] += (rotations[index] @ joint.axis) * values[index - 1][:, None]
         return rotations, origins
+
+    @cached_property
+    def _turns(self) -> Array:
+        """(3, V, 1, 3, 3): the joints' rotations are first + sine * second + (1 - cosine) * third."""
+        parts = []
+        for joint in self.joints:
+            placement = joint.placement[:3, :3]
+            generator = skew(joint.axis) if joint.kind == "revolute" else np.zeros((3, 3))
+            parts.append([placement, placement @ generator, placement @ generator @ generator])
+        return np.array(parts).reshape(-1, 3, 1, 3, 3).swapaxes(0, 1)
 
     @classmethod
     def for_robot(
@@ -161,15 +176,6 @@ class CollisionModel:
         except (DescriptionFault, CollisionGeometryError) as error:
             text = str(error).rstrip(".")
             raise CollisionGeometryError(f"{place_of(source)}: {text}.") from error
-
-
-def _turns(axis: Array, angles: Array) -> Array:
-    """(N, 3, 3) rotations by angles (N,) about a unit axis."""
-    x, y, z = axis
-    skew = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    sine = np.sin(angles)[:, None, None]
-    rest = (1.0 - np.cos(angles))[:, None, None]
-    return np.eye(3) + sine * skew + rest * (skew @ skew)
 
 
 def _build(robot: RobotSpec, tree: RobotTree, folder: Path | None) -> CollisionModel:
@@ -251,15 +257,18 @@ def path_to_root(joints: tuple[ArmJoint, ...], joint: int) -> list[int]:
 def _link_solids(
     tree: RobotTree, arms: list[ArmModel], shapes: Mapping[int, list[Shape]]
 ) -> list[Solid]:
+    """The solids of the links; a link that the gripper moves is the hull of its whole stroke."""
     solids = []
     for index, found in shapes.items():
-        placed: list[Array] = []
-        for arm in arms:
-            joint, pose = arm.links[index]
-            if any(np.allclose(pose, other, atol=1e-6) for other in placed):
-                continue
-            placed.append(pose)
-            solids += [_solid(tree.links[index].name or f"body {index}", joint, pose, s) for s in found]
+        name = tree.links[index].name or f"body {index}"
+        joint, pose = arms[0].links[index]
+        placed = [arm.links[index][1] for arm in arms]
+        if all(np.allclose(pose, other, atol=1e-6) for other in placed):
+            solids += [_solid(name, joint, pose, shape) for shape in found]
+        else:
+            points = [apply(other @ s.pose, outline(s)) for s in found for other in placed]
+            stroke = hull_shape(np.concatenate(points), "hull", name)
+            solids.append(_solid(name, joint, np.eye(4), stroke))
     return solids
 
 
@@ -267,13 +276,13 @@ def _solid(body: str, joint: int, link: Array, shape: Shape) -> Solid:
     """link: (4, 4) of the link in the joint's axes."""
     pose = link @ shape.pose
     bound = bounding_capsule(shape)
-    planes = _planes(shape, pose) if joint == 0 else None
+    slab = _slab(shape) if joint == 0 else None
     if bound is None:
         if joint:
             raise CollisionGeometryError(f"'{body}' moves and is a half-space: give it a finite shape")
-        return Solid(body, joint, shape, _geometry(shape), pose, None, 0.0, False, planes)
+        return Solid(body, joint, shape, _geometry(shape), pose, None, 0.0, False, slab)
     ends = bound.ends @ link[:3, :3].T + link[:3, 3]
-    return Solid(body, joint, shape, _geometry(shape), pose, ends, bound.radius, bound.exact, planes)
+    return Solid(body, joint, shape, _geometry(shape), pose, ends, bound.radius, bound.exact, slab)
 
 
 def _geometry(shape: Shape) -> Any:
@@ -290,21 +299,20 @@ def _geometry(shape: Shape) -> Any:
     return getattr(coal, shape.kind.capitalize())(size[0], 2.0 * size[1])
 
 
-def _planes(shape: Shape, pose: Array) -> Array | None:
-    """(F, 4) faces n, d of a fixed solid, solid where n x <= d; their largest excess is a lower bound."""
-    rotation = pose[:3, :3]
+def _slab(shape: Shape) -> Array | None:
+    high = np.full(3, np.inf)
+    low = -high
     if shape.kind == "half_space":
-        normals = rotation[:, 2:].T
-        extents = np.zeros(1)
+        high[2] = 0.0
     elif shape.kind == "box":
-        normals = np.concatenate([rotation.T, -rotation.T])
-        extents = np.array([*shape.size, *shape.size])
+        high[:] = shape.size
+        low[:] = -high
     elif shape.kind == "cylinder":
-        normals = np.stack([rotation[:, 2], -rotation[:, 2]])
-        extents = np.full(2, shape.size[1])
+        high[2] = shape.size[1]
+        low[2] = -shape.size[1]
     else:
         return None
-    return np.column_stack([normals, normals @ pose[:3, 3] + extents])
+    return np.stack([low, high])
 
 
 def _world_solid(body: WorldBody, tree: RobotTree, arm: ArmModel, base: Array) -> Solid:

@@ -179,3 +179,8 @@ def pose_of(rotation: Array | None = None, position: Array | None = None) -> Arr
     if position is not None:
         pose[:3, 3] = position
     return pose
+
+
+def apply(pose: Array, points: Array) -> Array:
+    """(N, 3) points at a pose (4, 4)."""
+    return points @ pose[:3, :3].T + pose[:3, 3]

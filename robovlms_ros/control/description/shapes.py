@@ -20,6 +20,7 @@ from robovlms_ros.control.description.robot_tree import (
     Geometry,
     MeshAsset,
     RobotTree,
+    apply,
     pose_of,
     read_number,
     read_numbers,
@@ -346,7 +347,7 @@ def _fit_box(points: Array) -> Shape:
 
 def _corners(shape: Shape) -> Array:
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
-    return (signs * np.array(shape.size)) @ shape.pose[:3, :3].T + shape.pose[:3, 3]
+    return apply(shape.pose, signs * np.array(shape.size))
 
 
 def _fit_capsule(points: Array) -> Shape:
@@ -380,7 +381,21 @@ def _capsule_surface(shape: Shape) -> Array:
     directions = rng.normal(size=(ERROR_SAMPLES, 3))
     directions *= radius / np.linalg.norm(directions, axis=1, keepdims=True)
     directions[:, 2] += half * np.sign(directions[:, 2])
-    return directions @ shape.pose[:3, :3].T + shape.pose[:3, 3]
+    return apply(shape.pose, directions)
+
+
+def outline(shape: Shape) -> Array:
+    """(V, 3) points in the shape's own axes whose hull contains it."""
+    if shape.kind == "hull":
+        assert shape.vertices is not None
+        return shape.vertices
+    if shape.kind == "box":
+        return _corners(replace(shape, pose=np.eye(4)))
+    radius = shape.size[0]
+    half = shape.size[1] if len(shape.size) > 1 else 0.0
+    if shape.kind in ("sphere", "capsule"):
+        half += radius
+    return _corners(Shape("box", (radius, radius, half), np.eye(4)))
 
 
 def bounding_capsule(shape: Shape) -> BoundingCapsule | None:
