@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.control.collision_model import CollisionModel, solid_distance
+from robovlms_ros.control.collision_solids import CollisionModel, Index, solid_distance
 from robovlms_ros.control.description.robot_tree import Array
 from robovlms_ros.control.spline import Spline, Stamps
 from robovlms_ros.core.types import NANOSECONDS
 
 Flags = NDArray[np.bool_]
-Index = NDArray[np.int64]
 
 STEP = 0.01
 """m: largest motion of any point of the robot between two checked configurations."""
@@ -401,20 +400,22 @@ class CollisionChecker:
             settled[k] = True
         k = int(np.argmin(values))
         at_least = not settled[k] or values[k] > SHOWN_WITHIN
-        bodies = [self.model.solids[i[pairs[k]]].body for i in self._ends_of_pairs]
+        first, second = self._bodies(int(pairs[k]))
         seconds = float(samples.times_ns[rows[k]] - samples.times_ns[0]) / NANOSECONDS
-        return Clearance(*bodies, min(float(values[k]), SHOWN_WITHIN), seconds, at_least)
+        return Clearance(first, second, min(float(values[k]), SHOWN_WITHIN), seconds, at_least)
 
-    @property
-    def _ends_of_pairs(self) -> tuple[Index, Index]:
-        return self.model.pairs.first, self.model.pairs.second
+    def _bodies(self, pair: int) -> tuple[str, str]:
+        solids = self.model.solids
+        pairs = self.model.pairs
+        return solids[pairs.first[pair]].body, solids[pairs.second[pair]].body
 
     def _contact(self, samples: _Samples, margin: float, row: int, pair: int) -> Contact:
         distance, point = self._distance(samples, row, pair)
         base = self.model.base
-        bodies = [self.model.solids[i[pair]].body for i in self._ends_of_pairs]
+        first, second = self._bodies(pair)
         return Contact(
-            *bodies,
+            first,
+            second,
             int(samples.times_ns[row]),
             int(samples.times_ns[max(0, row - 1)]),
             base[:3, :3].T @ (point - base[:3, 3]),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from robovlms_ros.control.collision_model import CollisionModel
+from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.gripper import GripperSwitch
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.limits import cut
@@ -313,7 +313,7 @@ def build_executor(
 ) -> ChunkExecutor:
     """The executor of a robot, as node, rollouts and bag evaluation run it.
 
-    collision: from `CollisionModel.for_robot`; None leaves collisions unchecked.
+    collision: from `load_collision_model`; None leaves collisions unchecked.
     """
     scheduler = ChunkScheduler(robot.joints, schedule or ScheduleConfig(), robot.limits)
     gate = SafetyGate(robot, kinematics, collision)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.control.collision import Clearance, CollisionChecker, Sweep
-from robovlms_ros.control.collision_model import CollisionModel
+from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.gate_checks import (
     ARRIVAL_NS,
     ToolChecks,

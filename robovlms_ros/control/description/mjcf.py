@@ -1,8 +1,9 @@
 """MJCF as a RobotTree, by the rules of MuJoCo.
 
 The reader takes compiler, default, include, worldbody with body, frame, joint, freejoint, site and
-geom, mesh assets, excluded contacts, and the joint couplings of equality. It skips <replicate>, <attach>, <composite> and
-<flexcomp>: their contents move nothing outside of them. The error on an absent name refers to them.
+geom, mesh assets, excluded contacts, and the joint couplings of equality. It skips <replicate>,
+<attach>, <composite> and <flexcomp>: their contents move nothing outside of them. The error on an
+absent name refers to them.
 """
 
 import math

@@ -8,12 +8,13 @@ deepest concavity that the hull fills.
 import importlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robovlms_ros.control.description.robot_tree import (
     Array,
@@ -30,6 +31,7 @@ from robovlms_ros.core.caps import MAX_MESH_BYTES
 from robovlms_ros.core.file_boundary import file_boundary, require_file
 from robovlms_ros.core.types import RoboVLMsError
 
+Indices = NDArray[np.int64]
 ShapeKind = Literal["sphere", "capsule", "cylinder", "box", "hull", "half_space"]
 UNLIMITED = 1e-9
 """Half-spaces have no radius; shapes below this size are points."""
@@ -136,10 +138,11 @@ def _bits(attributes: Mapping[str, str], name: str, where: str) -> int:
     return int(read_number(attributes.get(name, "1"), f"{where}: {name}"))
 
 
-def _positive(values: Sequence[float], where: str) -> tuple[float, ...]:
-    if not all(value > 0 for value in values):
-        raise DescriptionFault(f"{where} has the size {list(values)}: must be above 0")
-    return tuple(float(value) for value in values)
+def _positive(values: Iterable[float], where: str) -> tuple[float, ...]:
+    size = tuple(float(value) for value in values)
+    if not all(value > 0 for value in size):
+        raise DescriptionFault(f"{where} has the size {list(size)}: must be above 0")
+    return size
 
 
 def _urdf_primitive(kind: str, attributes: Mapping[str, str], where: str) -> Shape:
@@ -253,7 +256,7 @@ def hull_shape(
     vertices: Array,
     meshes: Literal["hull", "box", "capsule"],
     where: str,
-    triangles: Array | None = None,
+    triangles: Indices | None = None,
 ) -> Shape:
     """The hull of points (V, 3), or the box or capsule around it.
 
@@ -281,7 +284,7 @@ def hull_shape(
     return replace(shape, error=error)
 
 
-def _convex_hull(coal: Any, vertices: Array) -> tuple[Any, Array, Any]:
+def _convex_hull(coal: Any, vertices: Array) -> tuple[Any, Array, Indices]:
     """coal's hull, its vertices (V, 3) and its faces (F, 3)."""
     points = coal.StdVec_Vec3s() if hasattr(coal, "StdVec_Vec3s") else coal.StdVec_Vec3f()
     for vertex in np.unique(vertices, axis=0):
@@ -313,7 +316,7 @@ def _point_distance(coal: Any, geometry: Any, point: Array) -> float:
     return max(0.0, float(coal.distance(dot, here, geometry, origin, request, result)))
 
 
-def _concavity(coal: Any, vertices: Array, triangles: Array, faces: Array) -> float:
+def _concavity(coal: Any, vertices: Array, triangles: Indices, faces: Array) -> float:
     """m, the largest distance from the middle of one of the hull's faces (F, 3, 3) to the mesh."""
     mesh = coal.BVHModelOBBRSS()
     mesh.beginModel(len(triangles), len(vertices))
