@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from robovlms_ros.checkpoints.preflight import Situation, inspect
-    from robovlms_ros.control.preflight import check_description
+    from robovlms_ros.control.preflight import check_collision, check_description
     from robovlms_ros.control.robot import load_robot
 
     if args.description is not None and args.robot is None:
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     report = inspect(find_checkpoint(args.checkpoint), args.config, situation)
     if robot is not None:
         description = None if args.description is None else Path(args.description)
-        report = replace(report, findings=(*report.findings, check_description(robot, description)))
+        found = (check_description(robot, description), check_collision(robot, description))
+        report = replace(report, findings=(*report.findings, *found))
     if args.json:
         print(report.to_json())
     else:

@@ -94,7 +94,8 @@ def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
         cameras.append(policy.config.cameras)
         subjects.append(_subject(name, policy, job.config.block))
     setting = Setting(body.robot, kinematics, parameters.schedule, _cameras(cameras, parameters), job.config,
-                      parameters.camera_tolerance, parameters.joint_states_tolerance, parameters.max_instruction_length)
+                      parameters.camera_tolerance, parameters.joint_states_tolerance, parameters.max_instruction_length,
+                      body.collision)
     return setting, subjects
 
 
