@@ -166,8 +166,11 @@ class CollisionChecker:
         self._poses = np.stack([solid.pose for solid in solids])
         self._counted = (pairs.world & ~pairs.intended, ~pairs.world)
 
-    def sweep(self, curve: Spline, begin_ns: int) -> Sweep:
-        """The first contact of a curve from begin_ns to its end, and the least clearances."""
+    def sweep(self, curve: Spline, begin_ns: int, share: float = 1.0) -> Sweep:
+        """The first contact of a curve from begin_ns to its end, and the least clearances.
+
+        share: 0 to 1, the part of the margins that is kept.
+        """
         if not len(self.model.pairs.first):
             return Sweep(None, None, None)
         samples = self._sample(curve, begin_ns)
@@ -175,7 +178,7 @@ class CollisionChecker:
         last = len(samples.times_ns) - 1
         first = self._lower_bounds(samples, np.zeros_like(every), every)
         final = self._lower_bounds(samples, np.full_like(every, last), every)
-        margin = self._margins(samples, first)
+        margin = self._margins(samples, first, share)
         wanted = self._wanted(margin, np.minimum(first, final))
         motion = self._motion(samples, 0.5 * (first + final) - wanted)
         bounds = self._bounds(samples, motion, margin)
@@ -296,12 +299,12 @@ class CollisionChecker:
             np.concatenate([pairs, pair]),
         )
 
-    def _margins(self, samples: _Samples, bounds: Array) -> Array:
+    def _margins(self, samples: _Samples, bounds: Array, share: float) -> Array:
         """(P,) m, smaller where the motion begins inside a margin: it may leave, or stay.
 
         bounds: (P,) lower bounds of the distances at the first sample.
         """
-        margin = self.model.pairs.margin.copy()
+        margin = self.model.pairs.margin * np.where(self.model.pairs.intended, 1.0, share)
         for p in np.flatnonzero(bounds < margin).tolist():
             distance = self._distance(samples, 0, p)[0]
             if distance < margin[p] - SLACK:

@@ -33,6 +33,9 @@ MARGIN_NS = 5_000_000
 LONGEST_LEAD_NS = 200_000_000
 """The longest lead of a message that is computed a second time."""
 
+STOP_MARGIN = 0.5
+"""Part of the collision margins that a stop keeps: it may leave the plan's path by a part of them."""
+
 REST_SPEED = 0.05
 """rad/s: a joint that is measured slower than this is at rest."""
 
@@ -280,17 +283,17 @@ class ChunkExecutor:
         self, command: TrajectoryCommand, running: Spline, now_ns: int
     ) -> TrajectoryCommand:
         """The stop, or a shorter one in its place. Raises CommandRejected to prefer the running plan's end."""
-        contact = self.gate.sweep(curve_of(command), now_ns).contact
+        contact = self.gate.sweep(curve_of(command), now_ns, STOP_MARGIN).contact
         if contact is None:
             return command
         text = f"the smooth stop: {contact.text(now_ns)}"
         self.scheduler.resume(running)
         authority = self.gate.authority_at(now_ns)
         shortest = self.scheduler.smooth_stop(now_ns, authority, SHORTEST_STOP)
-        if self.gate.sweep(curve_of(shortest), now_ns).contact is None:
+        if self.gate.sweep(curve_of(shortest), now_ns, STOP_MARGIN).contact is None:
             self.stop_conflict = f"{text}; the shortest stop was sent"
             return shortest
-        if self.gate.sweep(running, now_ns).contact is None:
+        if self.gate.sweep(running, now_ns, STOP_MARGIN).contact is None:
             self.stop_conflict = f"{text}; the running plan ends at rest without contact"
             raise CommandRejected(self.stop_conflict)
         # A stop is never withheld: the shortest one meets the body at the least speed.

@@ -61,6 +61,6 @@ def check_collision(robot: RobotSpec, description: str | Path | None = None) -> 
         pairs = ", ".join(" and ".join(pair) for pair in model.left_out)
         text += f"; left out, because they always collide: {pairs}"
     if model.errors:
-        link, error = max(model.errors.items(), key=lambda item: item[1])
-        text += f"; solids extend up to {1e3 * error:.0f} mm beyond the meshes ({link})"
+        link, excess = max(model.errors.items(), key=lambda item: item[1])
+        text += f"; solids extend up to {1e3 * excess:.0f} mm beyond the meshes ({link})"
     return Finding("ok", "collision", text)

@@ -167,11 +167,14 @@ class SafetyGate:
             return self.refuse(reason, now_ns)
         return self._clamp(command, future, before, now_ns, arrival_ns, faults + slowed, self._tool.speed_ratio(path))
 
-    def sweep(self, curve: Spline, now_ns: int) -> Sweep:
-        """The first contact and the clearances of a curve from now on; none without a collision check."""
+    def sweep(self, curve: Spline, now_ns: int, share: float = 1.0) -> Sweep:
+        """The first contact and the clearances of a curve from now on; none without a collision check.
+
+        share: the part of the margins that is kept.
+        """
         if self._collision is None:
             return Sweep(None, None, None)
-        return self._collision.sweep(curve, now_ns)
+        return self._collision.sweep(curve, now_ns, share)
 
     def _rest_before(
         self,

@@ -1,0 +1,336 @@
+"""The gate's collision check against MuJoCo's contacts, against the tabletop's expert, and by the clock.
+
+Driven chunks lead from near home to a random configuration. One is kept where the simulator's
+kinematics meets the table, a post or the arm itself on the way. The chunk is then executed through
+planner, scheduler, gate and controller, and repeated every REPLAN seconds from where the arm is, as
+by a policy that insists. The simulator's contact list is the judge.
+"""
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from robovlms_ros.control.collision import CollisionChecker
+from robovlms_ros.control.collision_config import WorldBody
+from robovlms_ros.control.collision_model import load_collision_model
+from robovlms_ros.control.collision_solids import CollisionModel
+from robovlms_ros.control.executor import ChunkExecutor, Decision, build_executor
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.motion_guard import CommandRejected
+from robovlms_ros.control.robot import RobotSpec, load_robot
+from robovlms_ros.control.safety_gate import SafetyGate
+from robovlms_ros.control.schedule import ScheduleConfig
+from robovlms_ros.control.scheduler import ChunkScheduler
+from robovlms_ros.control.spline import Array, central_differences, curve_of
+from robovlms_ros.core.rotations import matrix_from_vector
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan, RobotState
+from robovlms_ros.sim.scenes import Bench, BenchSettings, Scene
+from robovlms_ros.sim.world import HOME, SimWorld
+
+STEPS = 30
+STEP = 1 / 20
+"""Seconds a step: 1.5 s a chunk."""
+REPLAN = 0.3
+POST_RADIUS = 0.03
+POST_HEIGHT = 0.5
+POST = (0.5, 0.22)
+"""x and y of the post on the table, m in the base frame."""
+FINGERS = ("panda_leftfinger", "panda_rightfinger")
+KINDS = ("table", "post", "itself")
+COLLISION_TEXT = "would come within"
+
+
+class PostWorld(SimWorld):
+    """The simulated arm with a post in the place of the red cube, and without the green one."""
+
+    def _load_model(self) -> mujoco.MjModel:
+        model = copy.deepcopy(super()._load_model())
+        post = model.geom("red_cube_g0").id
+        half = np.array([POST_RADIUS, POST_RADIUS, 0.5 * POST_HEIGHT])
+        model.geom_type[post] = mujoco.mjtGeom.mjGEOM_CYLINDER
+        model.geom_size[post] = (POST_RADIUS, 0.5 * POST_HEIGHT, 0.0)
+        model.geom_rbound[post] = np.hypot(POST_RADIUS, 0.5 * POST_HEIGHT)
+        model.geom_aabb[post] = (0.0, 0.0, 0.0, *half)
+        model.body_mass[model.body("red_cube_main").id] = 100.0
+        # A body of fixed pose: gravity must not tip it before the arm comes.
+        model.body_gravcomp[model.body("red_cube_main").id] = 1.0
+        model.body_gravcomp[model.body("green_cube_main").id] = 1.0
+        return model
+
+    def _place_objects(self, rng: np.random.Generator) -> None:
+        height = self._table_height + 0.5 * POST_HEIGHT + 0.001
+        self.put_cube("red", np.array([*POST, height]))
+        self.put_cube("green", np.array([5.0, 5.0, 0.5]))
+
+    @property
+    def _table_height(self) -> float:
+        """m in the base frame."""
+        table = self._model.geom("table_collision")
+        top = self._model.body("table").pos[2] + table.size[2]
+        return float(top - self._base[2])
+
+    def contacts(self) -> set[tuple[str, str]]:
+        """Pairs of bodies in contact of which the arm is one; the fingers' own does not count."""
+        model = self._model
+        found = set()
+        for contact in self._data.contact:
+            if contact.dist > 0.0:
+                continue
+            geoms = (contact.geom1, contact.geom2)
+            names = sorted(model.body(model.geom_bodyid[geom]).name for geom in geoms)
+            if not any(name.startswith(("robot0_", "gripper0_")) for name in names):
+                continue
+            if all("finger" in name for name in names):
+                continue
+            found.add((names[0], names[1]))
+        return found
+
+    def contacts_at(self, positions: Array) -> set[tuple[str, str]]:
+        """`contacts` at arm positions (7,), by kinematics alone."""
+        self._data.qpos[:7] = positions
+        mujoco.mj_forward(self._model, self._data)
+        return self.contacts()
+
+
+def kind_of(contacts: set[tuple[str, str]]) -> str:
+    """One of KINDS, or empty for another body."""
+    names = {name for pair in contacts for name in pair}
+    if "red_cube_main" in names:
+        return "post"
+    if "table" in names:
+        return "table"
+    arm = all(name.startswith(("robot0_", "gripper0_")) for name in names)
+    return "itself" if arm and names else ""
+
+
+def bench_robot(fingers_may_touch: bool = False) -> RobotSpec:
+    """The Panda in the simulator with the post; every contact is forbidden, or but the fingers'."""
+    robot = load_robot("panda")
+    touch = FINGERS if fingers_may_touch else ()
+    world = tuple(replace(body, may_touch=touch) for body in robot.world)
+    table = next(body for body in world if body.name == "table")
+    top = table.position[2] + 0.5 * table.size[2]
+    post = WorldBody(
+        "post", "cylinder", (POST_RADIUS, POST_HEIGHT), (*POST, top + 0.5 * POST_HEIGHT)
+    )
+    limits = replace(robot.limits, workspace=None)
+    gate = replace(robot.gate, authority_ramp=0.0)
+    return replace(robot, world=(*world, post), limits=limits, gate=gate)
+
+
+def joint_spec(robot: RobotSpec) -> ActionSpec:
+    """Joint positions, without a gripper."""
+    return ActionSpec(
+        "joint_position", "base", "rotation_vector", "from_observation", STEP, robot.joints
+    )
+
+
+@dataclass(frozen=True)
+class DrivenChunk:
+    """start, goal (7,) rad; kind: the body that the straight way meets first."""
+
+    start: Array
+    goal: Array
+    kind: str
+
+
+def driven_chunks(world: PostWorld, robot: RobotSpec, count: int, seed: int) -> Iterator[DrivenChunk]:
+    """`count` chunks a kind, from a free start through the table, the post or the arm itself."""
+    rng = np.random.default_rng(seed)
+    missing = {kind: count for kind in KINDS}
+    low = robot.lower() + 0.05
+    high = robot.upper() - 0.05
+    while any(missing.values()):
+        start = np.clip(np.array(HOME) + rng.normal(0.0, 0.15, 7), low, high)
+        goal = np.clip(np.array(HOME) + rng.normal(0.0, 0.9, 7), low, high)
+        if missing["itself"] and not (missing["table"] or missing["post"]):
+            goal = rng.uniform(low, high)
+        if world.contacts_at(start):
+            continue
+        for share in np.linspace(0.0, 1.0, 60):
+            found = world.contacts_at(start + share * (goal - start))
+            if found:
+                kind = kind_of(found)
+                if missing.get(kind):
+                    missing[kind] -= 1
+                    yield DrivenChunk(start, goal, kind)
+                break
+
+
+@dataclass
+class DriveResult:
+    """The end of one driven chunk. verdicts: in order. contacts: pairs that met in the simulator."""
+
+    chunk: DrivenChunk
+    verdicts: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    contacts: set[tuple[str, str]] = field(default_factory=set)
+
+
+def drive(
+    world: PostWorld, robot: RobotSpec, collision: CollisionModel | None, chunk: DrivenChunk
+) -> DriveResult:
+    """Execute one driven chunk in the simulator's physics, repeated from where the arm is."""
+    world.reset(0)
+    world.set_arm(chunk.start)
+    executor = build_executor(robot, None, collision=collision)
+    result = DriveResult(chunk)
+    begin_ns = world.time_ns
+    end_ns = begin_ns + round((STEPS * STEP + 1.0) * NANOSECONDS)
+    next_ns = begin_ns
+    while world.time_ns < end_ns:
+        now = world.time_ns
+        if now >= next_ns:
+            next_ns += round(REPLAN * NANOSECONDS)
+            decision = _send(world, executor, robot, chunk, now)
+            result.verdicts.append(decision.verdict.kind)
+            result.reasons.append(decision.verdict.reason)
+        world.step()
+        result.contacts |= world.contacts()
+        if result.contacts:
+            break
+    return result
+
+
+def _send(
+    world: PostWorld, executor: ChunkExecutor, robot: RobotSpec, chunk: DrivenChunk, now: int
+) -> Decision:
+    state = world.joint_state()
+    commanded = executor.commanded(now)
+    here = state.positions if commanded is None else commanded[0]
+    way = chunk.goal - here
+    # As fast as the joints' limits allow, but for a margin.
+    seconds = float(np.max(np.abs(way) / (0.8 * np.array(robot.limits.velocity))))
+    shares = np.minimum(1.0, STEP * np.arange(1, STEPS + 1) / max(seconds, STEP))
+    values = here + shares[:, None] * way
+    action = ActionChunk(now, values.astype(np.float32), joint_spec(robot), "drive", "bench", 0)
+    decision = executor.on_chunk(action, state, state, now)
+    command: Any = decision.command
+    if command is None and executor.commanded(now) is not None:
+        # As in the node: where no stop is sent, the last command ends at rest by itself.
+        with suppress(CommandRejected):
+            command = executor.smooth_stop(now)
+    if command is not None:
+        world.arm_controller.accept(command, now)
+    return decision
+
+
+class CountingExecutor(ChunkExecutor):
+    """An executor that counts its verdicts: `pass`, `clamp`, `refuse`, and `collision` among them."""
+
+    counts: Counter[str]
+
+    def on_chunk(self, *args: Any, **kwargs: Any) -> Decision:
+        """As ChunkExecutor.on_chunk."""
+        decision = super().on_chunk(*args, **kwargs)
+        self.counts[decision.verdict.kind] += 1
+        if COLLISION_TEXT in decision.verdict.reason:
+            self.counts["collision"] += 1
+            self.counts[decision.verdict.reason.partition(" m of ")[0].split(" would")[0]] += 1
+        return decision
+
+
+def count_expert(tasks: tuple[str, ...], seeds: int) -> tuple[Counter[str], int, int]:
+    """Verdicts on the expert's chunks, episodes that succeeded, and episodes."""
+    bench = Bench(BenchSettings())
+    counts: Counter[str] = Counter()
+    succeeded = 0
+    episodes = 0
+    for task in tasks:
+        for seed in range(seeds):
+            scene = Scene(task, seed)
+            loop = bench._loop_of(scene)
+            loop.executor.__class__ = CountingExecutor
+            loop.executor.counts = counts  # type: ignore[attr-defined]
+            for episode in bench.run(scene):
+                episodes += 1
+                succeeded += episode.result.success
+    bench.close()
+    return counts, succeeded, episodes
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """Times of the gate for a chunk, ms of processor time: (median, 99th percentile)."""
+
+    scene: str
+    chunks: int
+    without: tuple[float, float]
+    sweep: tuple[float, float]
+    whole: tuple[float, float]
+
+
+def measure_time(chunks: int, seed: int = 0) -> list[TimeRow]:
+    """The gate with and without the check on chunks of STEPS steps: free motions, and driven ones."""
+    robot = bench_robot(fingers_may_touch=True)
+    collision = load_collision_model(robot)
+    kinematics = Kinematics.for_robot(robot)
+    rng = np.random.default_rng(seed)
+    world = PostWorld()
+    tabletop = [_tabletop_plan(kinematics, robot, rng) for _ in range(chunks)]
+    driven = [_driven_plan(robot, c) for c in driven_chunks(world, robot, chunks // 6, seed)]
+    rows = []
+    for name, plans in (("at the table, 0.15 m/s", tabletop), ("into a body, full speed", driven)):
+        times = np.array([_gate_times(robot, kinematics, collision, plan) for plan in plans])
+        p50, p99 = np.percentile(1e3 * times, [50, 99], axis=0)
+        pairs = [(float(p50[i]), float(p99[i])) for i in range(3)]
+        rows.append(TimeRow(name, len(plans), *pairs))
+    return rows
+
+
+def _tabletop_plan(kinematics: Kinematics, robot: RobotSpec, rng: np.random.Generator) -> JointPlan:
+    """A straight line with a steady turn, 0.15 m/s and 0.3 rad/s, that begins near the table."""
+    start = np.array(robot.home) + rng.normal(0.0, 0.1, len(robot.joints))
+    pose = kinematics.forward(start)
+    shift, turn = (rng.normal(size=3) for _ in range(2))
+    shift *= 0.15 * STEP / np.linalg.norm(shift)
+    turn *= 0.3 * STEP / np.linalg.norm(turn)
+    count = np.arange(1, STEPS + 1)[:, None]
+    targets = np.tile(pose, (STEPS, 1, 1))
+    targets[:, :3, 3] += count * shift
+    targets[:, :3, :3] = matrix_from_vector(count * turn) @ pose[:3, :3]
+    positions = np.vstack([start, kinematics.inverse(targets, start).positions])
+    return _plan(positions)
+
+
+def _driven_plan(robot: RobotSpec, chunk: DrivenChunk) -> JointPlan:
+    way = chunk.goal - chunk.start
+    seconds = float(np.max(np.abs(way) / (0.8 * np.array(robot.limits.velocity))))
+    shares = np.minimum(1.0, STEP * np.arange(STEPS + 1) / seconds)
+    return _plan(chunk.start + shares[:, None] * way)
+
+
+def _plan(positions: Array) -> JointPlan:
+    """A plan whose first row is the pose at rest."""
+    times_ns = NANOSECONDS + np.arange(len(positions)) * round(STEP * NANOSECONDS)
+    velocities = central_differences(times_ns, positions)
+    return JointPlan(times_ns[1:], positions[1:], velocities[1:])
+
+
+def _gate_times(
+    robot: RobotSpec, kinematics: Kinematics, collision: CollisionModel | None, plan: JointPlan
+) -> tuple[float, float, float]:
+    """Seconds of the gate without the check, of one sweep of the command, and of the gate with it."""
+    now = NANOSECONDS
+    start = plan.positions[0] - (plan.positions[1] - plan.positions[0])
+    measured = RobotState(now, start)
+    scheduler = ChunkScheduler(robot.joints, ScheduleConfig(), robot.limits)
+    command = scheduler.propose(plan, now, measured)
+    spent = []
+    for model in (None, collision):
+        gate = SafetyGate(robot, kinematics, model)
+        begin = time.thread_time()
+        gate.check(command, measured, now, now)
+        spent.append(time.thread_time() - begin)
+    assert collision is not None
+    checker = CollisionChecker(collision)
+    begin = time.thread_time()
+    checker.sweep(curve_of(command), now)
+    return spent[0], time.thread_time() - begin, spent[1]
