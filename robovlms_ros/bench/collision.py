@@ -43,6 +43,11 @@ POST_HEIGHT = 0.5
 POST = (0.5, 0.22)
 """x and y of the post on the table, m in the base frame."""
 FINGERS = ("panda_leftfinger", "panda_rightfinger")
+SPEED = 0.3
+"""Part of the joints' speed limits: the simulated motors follow it."""
+FREE_POSITIONS = slice(9, None)
+FREE_VELOCITIES = slice(9, None)
+"""Of post and cube, behind the arm's joints and the fingers'."""
 KINDS = ("table", "post", "itself")
 COLLISION_TEXT = "would come within"
 
@@ -58,16 +63,19 @@ class PostWorld(SimWorld):
         model.geom_size[post] = (POST_RADIUS, 0.5 * POST_HEIGHT, 0.0)
         model.geom_rbound[post] = np.hypot(POST_RADIUS, 0.5 * POST_HEIGHT)
         model.geom_aabb[post] = (0.0, 0.0, 0.0, *half)
-        model.body_mass[model.body("red_cube_main").id] = 100.0
-        # A body of fixed pose: gravity must not tip it before the arm comes.
-        model.body_gravcomp[model.body("red_cube_main").id] = 1.0
-        model.body_gravcomp[model.body("green_cube_main").id] = 1.0
         return model
+
+    def step(self) -> None:
+        """One tick; post and cube stay where they are."""
+        super().step()
+        self._data.qpos[FREE_POSITIONS] = self._places
+        self._data.qvel[FREE_VELOCITIES] = 0.0
 
     def _place_objects(self, rng: np.random.Generator) -> None:
         height = self._table_height + 0.5 * POST_HEIGHT + 0.001
         self.put_cube("red", np.array([*POST, height]))
         self.put_cube("green", np.array([5.0, 5.0, 0.5]))
+        self._places = self._data.qpos[FREE_POSITIONS].copy()
 
     @property
     def _table_height(self) -> float:
@@ -183,7 +191,7 @@ def drive(
     executor = build_executor(robot, None, collision=collision)
     result = DriveResult(chunk)
     begin_ns = world.time_ns
-    end_ns = begin_ns + round((STEPS * STEP + 1.0) * NANOSECONDS)
+    end_ns = begin_ns + round((_duration(robot, chunk.goal - chunk.start) + 1.0) * NANOSECONDS)
     next_ns = begin_ns
     while world.time_ns < end_ns:
         now = world.time_ns
@@ -199,6 +207,11 @@ def drive(
     return result
 
 
+def _duration(robot: RobotSpec, way: Array) -> float:
+    """Seconds of a way (7,) at SPEED."""
+    return float(np.max(np.abs(way) / (SPEED * np.array(robot.limits.velocity))))
+
+
 def _send(
     world: PostWorld, executor: ChunkExecutor, robot: RobotSpec, chunk: DrivenChunk, now: int
 ) -> Decision:
@@ -206,9 +219,7 @@ def _send(
     commanded = executor.commanded(now)
     here = state.positions if commanded is None else commanded[0]
     way = chunk.goal - here
-    # As fast as the joints' limits allow, but for a margin.
-    seconds = float(np.max(np.abs(way) / (0.8 * np.array(robot.limits.velocity))))
-    shares = np.minimum(1.0, STEP * np.arange(1, STEPS + 1) / max(seconds, STEP))
+    shares = np.minimum(1.0, STEP * np.arange(1, STEPS + 1) / max(_duration(robot, way), STEP))
     values = here + shares[:, None] * way
     action = ActionChunk(now, values.astype(np.float32), joint_spec(robot), "drive", "bench", 0)
     decision = executor.on_chunk(action, state, state, now)
@@ -302,8 +313,7 @@ def _tabletop_plan(kinematics: Kinematics, robot: RobotSpec, rng: np.random.Gene
 
 def _driven_plan(robot: RobotSpec, chunk: DrivenChunk) -> JointPlan:
     way = chunk.goal - chunk.start
-    seconds = float(np.max(np.abs(way) / (0.8 * np.array(robot.limits.velocity))))
-    shares = np.minimum(1.0, STEP * np.arange(STEPS + 1) / seconds)
+    shares = np.minimum(1.0, STEP * np.arange(STEPS + 1) / _duration(robot, way))
     return _plan(chunk.start + shares[:, None] * way)
 
 
