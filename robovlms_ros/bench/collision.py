@@ -237,6 +237,7 @@ class CountingExecutor(ChunkExecutor):
     """An executor that counts its verdicts: `pass`, `clamp`, `refuse`, and `collision` among them."""
 
     counts: Counter[str]
+    reasons: list[str]
 
     def on_chunk(self, *args: Any, **kwargs: Any) -> Decision:
         """As ChunkExecutor.on_chunk."""
@@ -244,7 +245,7 @@ class CountingExecutor(ChunkExecutor):
         self.counts[decision.verdict.kind] += 1
         if COLLISION_TEXT in decision.verdict.reason:
             self.counts["collision"] += 1
-            self.counts[decision.verdict.reason.partition(" m of ")[0].split(" would")[0]] += 1
+            self.reasons.append(decision.verdict.reason)
         return decision
 
 

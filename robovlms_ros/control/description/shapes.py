@@ -317,7 +317,7 @@ def _point_distance(coal: Any, geometry: Any, point: Array) -> float:
 
 
 def _concavity(coal: Any, vertices: Array, triangles: Indices, faces: Array) -> float:
-    """m, the largest distance from the middle of one of the hull's faces (F, 3, 3) to the mesh."""
+    """m, the largest distance of middles of the hull's faces (F, 3, 3) and edges to the mesh."""
     mesh = coal.BVHModelOBBRSS()
     mesh.beginModel(len(triangles), len(vertices))
     mesh.addVertices(np.ascontiguousarray(vertices))
@@ -327,7 +327,10 @@ def _concavity(coal: Any, vertices: Array, triangles: Indices, faces: Array) -> 
         np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0]), axis=1
     )
     largest = np.argsort(-areas)[:ERROR_SAMPLES]
-    return max(_point_distance(coal, mesh, faces[i].mean(axis=0)) for i in largest)
+    chosen = faces[largest]
+    edges = 0.5 * (chosen + np.roll(chosen, 1, axis=1))
+    points = np.concatenate([chosen.mean(axis=1), edges.reshape(-1, 3)])
+    return max(_point_distance(coal, mesh, point) for point in points)
 
 
 def _principal_axes(points: Array) -> Array:
