@@ -195,17 +195,17 @@ def _candidates(
     for i, first in enumerate(solids):
         for j in range(i + 1, len(solids)):
             second = solids[j]
-            # Two bodies of the world never concern the robot, nor do rigidly joined ones.
-            if first.joint == second.joint or {first.body, second.body} <= bodies:
+            if first.joint == second.joint:
                 continue
             if frozenset((first.body, second.body)) in excluded:
                 continue
-            world = second.body in bodies
+            world = bool({first.body, second.body} & bodies)
             if not world and _adjacent(model.joints, first.joint, second.joint):
                 continue
             if not world and not _collide_by_bits(first.shape, second.shape):
                 continue
-            found.append((i, j))
+            # Messages name the one that moves first.
+            found.append((i, j) if first.joint else (j, i))
     return found
 
 
@@ -239,7 +239,7 @@ def _without_always_colliding(
     bodies = {body.name for body in robot.world}
     for i, j in candidates:
         names = (model.solids[i].body, model.solids[j].body)
-        if names[1] not in bodies:
+        if not bodies & set(names):
             by_links.setdefault(names, []).append((i, j))
     always = {
         names
@@ -274,17 +274,20 @@ def _pairs(
     margins = []
     reach = []
     intended = []
+    world = []
     exact = []
     for i, j in kept:
         first = model.solids[i]
         second = model.solids[j]
-        body = bodies.get(second.body)
-        allowed = body is not None and first.body in body.may_touch
+        body = bodies.get(second.body) or bodies.get(first.body)
+        names = {first.body, second.body}
+        allowed = body is not None and bool(names & set(body.may_touch))
         margin = robot.collision.self_margin
         if body is not None:
             margin = robot.collision.margin if body.margin is None else body.margin
         margins.append(-robot.collision.touch_depth if allowed else margin)
         intended.append(allowed)
+        world.append(body is not None)
         reach.append(_relative_reach(robot, model, first, second))
         # A half-space's plane gives the distance of a capsule itself.
         plane = second.shape.kind == "half_space" and first.exact
@@ -294,7 +297,7 @@ def _pairs(
         np.array([j for _, j in kept], dtype=np.int64),
         np.array(margins),
         np.array(reach).reshape(len(kept), len(robot.joints)),
-        np.array([model.solids[j].body in bodies for _, j in kept], dtype=np.bool_),
+        np.array(world, dtype=np.bool_),
         np.array(intended, dtype=np.bool_),
         np.array(exact, dtype=np.bool_),
     )

@@ -21,7 +21,6 @@ from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import Array, Spline, curve_of
-from robovlms_ros.control.stopping import SHORTEST_STOP
 from robovlms_ros.core.types import ActionChunk, JointPlan, RobotState, TrajectoryCommand
 
 AT_COMMAND = 0.02
@@ -289,7 +288,7 @@ class ChunkExecutor:
         text = f"the smooth stop: {contact.text(now_ns)}"
         self.scheduler.resume(running)
         authority = self.gate.authority_at(now_ns)
-        shortest = self.scheduler.smooth_stop(now_ns, authority, SHORTEST_STOP)
+        shortest = self.scheduler.smooth_stop(now_ns, authority, shortest=True)
         if self.gate.sweep(curve_of(shortest), now_ns, STOP_MARGIN).contact is None:
             self.stop_conflict = f"{text}; the shortest stop was sent"
             return shortest

@@ -23,7 +23,7 @@ from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.smoothing import joining_time, within_acceleration
 from robovlms_ros.control.spline import Array, Spline, Stamps, curve_of, followed_by
-from robovlms_ros.control.stopping import come_to_rest, stop_within
+from robovlms_ros.control.stopping import come_to_rest, shortest_stop, stop_within
 from robovlms_ros.core.types import NANOSECONDS, JointPlan, RobotState, TrajectoryCommand
 
 MIN_GAP_NS = 5_000_000  # between the splice and the first step after it
@@ -128,12 +128,12 @@ class ChunkScheduler:
         self._running = curve_of(command)
 
     def smooth_stop(
-        self, now_ns: int, authority: float = 1.0, stop_time: float | None = None
+        self, now_ns: int, authority: float = 1.0, shortest: bool = False
     ) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
 
         No measurement enters: a wrong or old one would turn the stop into a jump. The message lasts HOLD_NS longer
-        than the stop. authority: as in `stop_within`. stop_time: s, in place of the configured one. Raises
+        than the stop. authority: as in `stop_within`. shortest: within the limits, whatever stop_time is. Raises
         ScheduleRefused when no motion is commanded.
         """
         running = self._running_at(now_ns)
@@ -141,8 +141,10 @@ class ChunkScheduler:
             raise ScheduleRefused("no motion is commanded: there is nothing to stop.")
         splice_ns = now_ns + self._lead_ns
         self.forget_chunks()
-        duration = self.config.stop_time if stop_time is None else stop_time
-        stop = stop_within(running, splice_ns, duration, self._bounds, authority)
+        if shortest:
+            stop = shortest_stop(running, splice_ns, self._bounds, authority)
+        else:
+            stop = stop_within(running, splice_ns, self.config.stop_time, self._bounds, authority)
         still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])
         command = self._message(running, followed_by(stop, still), now_ns)
         self.commit(command)

@@ -11,8 +11,8 @@ from robovlms_ros.control.spline import Array, Spline, followed_by
 from robovlms_ros.core.types import NANOSECONDS
 
 GAP_NS = 25_000_000  # between points
-SHORTEST_STOP = 0.02
-"""s: shorter stops differ by less than a controller's period."""
+SHORT_STOPS = (0.02, 0.05, 0.08, 0.12, 0.18, 0.27)
+"""s: durations of which the shortest within the bounds is taken."""
 RESTING = 1e-3
 """rad/s: slower joints rest."""
 
@@ -62,7 +62,7 @@ def rests_before(
 
     begin_ns: from here on the plan may be slowed down. All but the last keep the plan's path.
     """
-    for duration in (stop_time, 0.5 * stop_time, SHORTEST_STOP):
+    for duration in (stop_time, 0.5 * stop_time):
         stop_ns = latest_ns - round(0.5 * duration * NANOSECONDS)
         for _ in range(3):
             if stop_ns < begin_ns:
@@ -76,10 +76,26 @@ def rests_before(
     position, velocity = plan(np.array([begin_ns]))
     if np.abs(velocity).max() <= RESTING:
         still = Spline(
-            np.array([begin_ns, begin_ns + GAP_NS]), position.repeat(2, axis=0), np.zeros((2, len(position[0])))
+            np.array([begin_ns, begin_ns + GAP_NS]),
+            position.repeat(2, axis=0),
+            np.zeros((2, position.shape[1])),
         )
         yield followed_by(plan, still)
-    yield followed_by(plan, stop_within(plan, begin_ns, SHORTEST_STOP, bounds))
+    yield followed_by(plan, shortest_stop(plan, begin_ns, bounds))
+
+
+def shortest_stop(
+    plan: Spline, begin_ns: int, bounds: JointBounds, authority: float = 1.0
+) -> Spline:
+    """The plan from begin_ns on, slowed down to rest along its path as soon as the bounds allow.
+
+    Where they allow no such stop: as in `stop_within`.
+    """
+    for duration in SHORT_STOPS:
+        stop = slow_down(plan, begin_ns, duration, bounds.acceleration)
+        if np.all(extremes(stop).acceleration <= bounds.acceleration * (1 + TOLERANCE)):
+            return stop
+    return stop_within(plan, begin_ns, SHORT_STOPS[-1], bounds, authority)
 
 
 def slow_down(plan: Spline, begin_ns: int, stop_time: float, acceleration: Array) -> Spline:
