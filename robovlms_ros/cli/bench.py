@@ -8,5 +8,6 @@ COMMANDS = {
     "node": ("bench_node", "what the ROS node adds to a step"),
     "faults": ("bench_faults", "faults through the real graph at working speed, against the arm's limits"),
     "ik": ("bench_ik", "inverse kinematics of a whole chunk"),
+    "collision": ("bench_collision", "the gate's collision check against the simulator's contacts"),
     "eval": ("bench_eval", "bag evaluation: frames in blocks against frame by frame"),
 }
