@@ -176,22 +176,25 @@ class CollisionChecker:
         if not len(self.model.pairs.first):
             return Sweep(None, None, None)
         samples = self._sample(curve, begin_ns)
-        every = np.arange(len(self.model.pairs.first))
+        count = len(self.model.pairs.first)
         last = len(samples.times_ns) - 1
-        first = self._lower_bounds(samples, np.zeros_like(every), every)
-        final = self._lower_bounds(samples, np.full_like(every, last), every)
+        rows = np.repeat([0, last], count)
+        every = np.tile(np.arange(count), 2)
+        ends = _Bounds(self._lower_bounds(samples, rows, every), rows, every)
+        first = ends.values[:count]
+        final = ends.values[count:]
         margin = self._margins(samples, first, share)
         wanted = self._wanted(margin, np.minimum(first, final))
         motion = self._motion(samples, 0.5 * (first + final) - wanted)
         bounds = self._bounds(samples, motion, margin)
-        ends = _Bounds(
-            np.concatenate([first, final]),
-            np.repeat([0, last], len(every)),
-            np.tile(every, 2),
-        )
         hit = self._first_contact(samples, motion, margin, bounds)
         end = last if hit is None else hit[0]
-        nearest = [self._nearest(samples, motion, ends, bounds, end, c) for c in self._counted]
+        everything = _Bounds(
+            np.concatenate([ends.values, bounds.values]),
+            np.concatenate([rows, bounds.rows]),
+            np.concatenate([every, bounds.pairs]),
+        )
+        nearest = [self._nearest(samples, motion, everything, end, c) for c in self._counted]
         contact = None if hit is None else self._contact(samples, float(margin[hit[1]]), *hit)
         return Sweep(contact, *nearest)
 
@@ -378,21 +381,15 @@ class CollisionChecker:
         return found
 
     def _nearest(
-        self,
-        samples: _Samples,
-        motion: _Motion,
-        ends: _Bounds,
-        inner: _Bounds,
-        end: int,
-        chosen: Flags,
+        self, samples: _Samples, motion: _Motion, bounds: _Bounds, end: int, chosen: Flags
     ) -> Clearance | None:
         """The least distance of some pairs up to sample `end`, to within STEP."""
         if not chosen.any():
             return None
-        kept = [chosen[found.pairs] & (found.rows <= end) for found in (ends, inner)]
-        values = np.concatenate([ends.values[kept[0]], inner.values[kept[1]]])
-        rows = np.concatenate([ends.rows[kept[0]], inner.rows[kept[1]]])
-        pairs = np.concatenate([ends.pairs[kept[0]], inner.pairs[kept[1]]])
+        kept = np.flatnonzero(chosen[bounds.pairs] & (bounds.rows <= end))
+        values = bounds.values[kept]
+        rows = bounds.rows[kept]
+        pairs = bounds.pairs[kept]
         settled = self.model.pairs.exact[pairs]
         for _ in range(QUERIES):
             k = int(np.argmin(values))
@@ -442,8 +439,13 @@ def _segment_distances(first: Array, second: Array) -> Array:
     c = np.einsum("ij,ij->i", u, w)
     e = np.einsum("ij,ij->i", v, v) + TINY
     f = np.einsum("ij,ij->i", v, w)
-    s = np.clip((b * f - c * e) / np.maximum(a * e - b * b, TINY * TINY), 0.0, 1.0)
-    t = np.clip((b * s + f) / e, 0.0, 1.0)
-    s = np.clip((b * t - c) / a, 0.0, 1.0)
+    s = _to_unit((b * f - c * e) / np.maximum(a * e - b * b, TINY * TINY))
+    t = _to_unit((b * s + f) / e)
+    s = _to_unit((b * t - c) / a)
     apart = w + s[:, None] * u - t[:, None] * v
     return np.sqrt(np.einsum("ij,ij->i", apart, apart))
+
+
+def _to_unit(values: Array) -> Array:
+    """Values clipped to 0 to 1; np.clip takes three times as long on so few."""
+    return np.minimum(np.maximum(values, 0.0), 1.0)
