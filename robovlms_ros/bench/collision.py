@@ -1,4 +1,4 @@
-"""The gate's collision check against MuJoCo's contacts, against the tabletop's expert, and by the clock.
+"""The gate's collision check against MuJoCo's contacts, the tabletop's expert, and by the clock.
 
 Driven chunks lead from near home to a random configuration. One is kept where the simulator's
 kinematics meets the table, a post or the arm itself on the way. The chunk is then executed through
@@ -153,7 +153,9 @@ class DrivenChunk:
     kind: str
 
 
-def driven_chunks(world: PostWorld, robot: RobotSpec, count: int, seed: int) -> Iterator[DrivenChunk]:
+def driven_chunks(
+    world: PostWorld, robot: RobotSpec, count: int, seed: int
+) -> Iterator[DrivenChunk]:
     """`count` chunks a kind, from a free start through the table, the post or the arm itself."""
     rng = np.random.default_rng(seed)
     missing = {kind: count for kind in KINDS}
@@ -178,7 +180,7 @@ def driven_chunks(world: PostWorld, robot: RobotSpec, count: int, seed: int) -> 
 
 @dataclass
 class DriveResult:
-    """The end of one driven chunk. verdicts: in order. contacts: pairs that met in the simulator."""
+    """The end of one driven chunk. contacts: pairs of bodies that met in the simulator."""
 
     chunk: DrivenChunk
     verdicts: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The gate's collision check: chunks driven into bodies judged by the simulator, false alarms, and time.
+"""The gate's collision check: driven chunks judged by the simulator, false alarms, and time.
 
 300 chunks are driven through the table, a post and the arm itself, with the check and without it;
 the simulator's contact list is the judge. The tabletop's expert shows how often the check stops a
@@ -20,9 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--chunks, --expert, --timed, --seed, --json."""
     parser.add_argument("--chunks", type=int, default=300, help="driven chunks (default 300)")
     parser.add_argument(
-        "--expert", type=int, default=20, help="scenes per tabletop task for the expert (default 20)"
+        "--expert",
+        type=int,
+        default=20,
+        help="scenes per tabletop task for the expert (default 20)",
     )
-    parser.add_argument("--timed", type=int, default=300, help="chunks that are timed (default 300)")
+    parser.add_argument(
+        "--timed", type=int, default=300, help="chunks that are timed (default 300)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
 

@@ -102,8 +102,8 @@ class Sweep:
 class _Samples:
     """Configurations of a motion: stamps (N,), positions (N, J), joint poses, capsule ends.
 
-    ends: (N, S, 2, 3). displacements: (N - 1, S) m, bound of the motion of a solid's points from one
-    configuration to the next one.
+    ends: (N, S, 2, 3). displacements: (N - 1, S) m, bound of the motion of a solid's points from
+    one configuration to the next one.
     """
 
     times_ns: Stamps
@@ -127,7 +127,7 @@ class _Bounds:
 class _Motion:
     """Pairs (A,) that a motion might bring too near, and their relative motion.
 
-    moved: (N, A) m, summed from the first sample. columns: (P,) of a pair in `moved`, -1 for others.
+    moved: (N, A) m, summed from the first sample. columns: (P,) of a pair in it, -1 for others.
     """
 
     pairs: Index
@@ -199,8 +199,8 @@ class CollisionChecker:
         return Sweep(contact, *nearest)
 
     def _sample(self, curve: Spline, begin_ns: int) -> _Samples:
-        """Configurations SPACING_NS apart or at the curve's points, whichever are fewer, and as many
-        between them as STEP asks for."""
+        """Configurations at the curve's points, SPACING_NS apart or more, and as many between them
+        as STEP asks for."""
         later = curve.times_ns[curve.times_ns > begin_ns]
         chosen = np.unique((later - begin_ns) // SPACING_NS, return_index=True)[1]
         times_ns = np.concatenate([[begin_ns], later[chosen], later[-1:]]).astype(np.int64)
@@ -254,7 +254,7 @@ class CollisionChecker:
         return shifts + turns[:, self._carriers] * self._radius
 
     def _wanted(self, margin: Array, bounds: Array) -> Array:
-        """(P,) m: distances below which a pair matters, for a contact or for the least clearance."""
+        """(P,) m: distances below which a pair matters, for a contact or the least clearance."""
         wanted = margin.copy()
         for chosen in self._counted:
             if chosen.any():

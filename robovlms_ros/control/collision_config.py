@@ -1,4 +1,4 @@
-"""Collision settings of a robot's YAML: the `collision` block and the bodies of the `world` block."""
+"""Collision settings of a robot's YAML: the blocks `collision` and `world`."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ _SIZE_COUNTS = {"box": 3, "cylinder": 2, "sphere": 1, "half_space": 0}
 class WorldBody:
     """A body of the robot's surroundings.
 
-    size: m; `BODY_SIZES` lists the numbers. A cylinder's axis is z. A half-space is solid below z = 0.
+    size: m; `BODY_SIZES` lists the numbers. A cylinder's axis is z. A half-space is solid below
+        z = 0.
     position, rpy: m and rad (fixed axes x, y, z), pose of the body in `frame`.
     frame: a link of the description, None is base_frame. A body of a moving link moves with it.
     margin: m, distance that the robot keeps; None is collision.margin.
@@ -61,8 +62,8 @@ class WorldBody:
 class CollisionConfig:
     """The gate's collision check.
 
-    check: `self` checks the robot against itself, `all` against the world too; `auto` is `all` for a
-        YAML with a `world` block and `none` for one without.
+    check: `self` checks the robot against itself, `all` against the world too; `auto` is `all` for
+        a YAML with a `world` block and `none` for one without.
     margin: m, distance that is kept from world bodies. self_margin: m, between two links.
     touch_depth: m, largest overlap of a body and a link that may touch it.
     meshes: the shape that takes the place of a collision mesh.

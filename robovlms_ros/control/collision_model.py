@@ -104,8 +104,14 @@ def _build(robot: RobotSpec, tree: RobotTree, folder: Path | None) -> CollisionM
     }
     pairs = _pairs(robot, partial, kept)
     return CollisionModel(
-        partial.joints, partial.coupling, partial.offset, base_pose, partial.solids, pairs,
-        left_out, errors,
+        partial.joints,
+        partial.coupling,
+        partial.offset,
+        base_pose,
+        partial.solids,
+        pairs,
+        left_out,
+        errors,
     )
 
 
@@ -174,7 +180,9 @@ def read_srdf(path: Path) -> set[frozenset[str]]:
             "relative to its YAML"
         ) from error
     if root.tag != "robot":
-        raise CollisionGeometryError(f"{path}: the root is <{quoted(root.tag)[1:-1]}>, must be <robot>")
+        raise CollisionGeometryError(
+            f"{path}: the root is <{quoted(root.tag)[1:-1]}>, must be <robot>"
+        )
     return {_srdf_pair(element, path) for element in root.findall("disable_collisions")}
 
 
@@ -211,7 +219,7 @@ def _candidates(
 
 def _adjacent(joints: tuple[ArmJoint, ...], first: int, second: int) -> bool:
     parents = [0 if joint == 0 else joints[joint - 1].parent for joint in (first, second)]
-    return (first and parents[0] == second) or (second and parents[1] == first)  # type: ignore[return-value]
+    return bool((first and parents[0] == second) or (second and parents[1] == first))
 
 
 def _collide_by_bits(first: Shape, second: Shape) -> bool:
@@ -247,9 +255,7 @@ def _without_always_colliding(
         if _always_collide(model, pairs, rotations, origins)
     }
     kept = [
-        (i, j)
-        for i, j in candidates
-        if (model.solids[i].body, model.solids[j].body) not in always
+        (i, j) for i, j in candidates if (model.solids[i].body, model.solids[j].body) not in always
     ]
     return kept, tuple(sorted(always))
 
@@ -266,9 +272,7 @@ def _always_collide(
     return True
 
 
-def _pairs(
-    robot: RobotSpec, model: CollisionModel, kept: list[tuple[int, int]]
-) -> SolidPairs:
+def _pairs(robot: RobotSpec, model: CollisionModel, kept: list[tuple[int, int]]) -> SolidPairs:
     """The kept pairs as arrays. Raises CollisionGeometryError for one that is too near at home."""
     bodies = {body.name: body for body in robot.world}
     margins = []
@@ -305,9 +309,7 @@ def _pairs(
     return pairs
 
 
-def _relative_reach(
-    robot: RobotSpec, model: CollisionModel, first: Solid, second: Solid
-) -> Array:
+def _relative_reach(robot: RobotSpec, model: CollisionModel, first: Solid, second: Solid) -> Array:
     """(J,) m per rad or m: bound of the motion of two moving solids against each other."""
     reach = np.zeros(len(robot.joints))
     if first.joint == 0 or second.joint == 0:
@@ -346,6 +348,6 @@ def _require_free_home(robot: RobotSpec, model: CollisionModel, pairs: SolidPair
             names = (model.solids[i].body, model.solids[j].body)
             raise CollisionGeometryError(
                 f"at home {names[0]} and {names[1]} are {distance:.3f} m apart, allowed is "
-                f"{pairs.margin[p]:.3f} m (margin or self_margin of collision, or a world body's). Correct the "
+                f"{pairs.margin[p]:.3f} m (margin or self_margin of collision, or a world body's). "
                 f"world block or the margin, or name the pair {list(names)} in collision.ignore"
             )

@@ -32,10 +32,11 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Solid:
-    """One solid. body: name of its link or world body. joint: model joint that carries it, 0 is fixed.
+    """One solid. body: name of its link or world body.
 
-    geometry: coal's; pose: (4, 4) of it in the joint's axes. ends (2, 3), radius: of the capsule that
-    contains it, in the joint's axes; None for a half-space. exact: it is that capsule.
+    joint: model joint that carries it, 0 is fixed. geometry: coal's; pose: (4, 4) of it in the
+    joint's axes. ends (2, 3), radius: of the capsule around it, in the joint's axes; None for a
+    half-space. exact: it is that capsule.
     slab: (2, 3) lowest and highest coordinates of a fixed box, cylinder or half-space in its own
         axes, infinite where its faces do not bound it; None for other solids.
     """
@@ -55,8 +56,8 @@ class Solid:
 class SolidPairs:
     """Pairs of solids, (P,) each: indices, distances to keep (m), and of which kind they are.
 
-    reach: (P, J) m per rad (or m per m), bound of the relative motion of two bodies; the rows of pairs
-        with a fixed body are 0, their motion is measured.
+    reach: (P, J) m per rad (or m per m), bound of the relative motion of two bodies; the rows of
+        pairs with a fixed body are 0, their motion is measured.
     world: one is a world body. intended: contact within touch_depth is allowed.
     exact: the capsules or planes give the distance itself.
     """
@@ -74,7 +75,7 @@ class SolidPairs:
 class CollisionModel:
     """Solids, pairs and the forward kinematics of one robot. Read-only: any thread may use it.
 
-    base: (4, 4) pose of base_frame in the root's axes. left_out: pairs of links that are not checked.
+    base: (4, 4) pose of base_frame in the root's axes. left_out: links that always collide.
     errors: m, by link, by which shapes extend beyond the meshes that they take the place of.
     """
 
@@ -118,7 +119,7 @@ class CollisionModel:
 
     @cached_property
     def _turns(self) -> Array:
-        """(3, V, 1, 3, 3): the joints' rotations are first + sine * second + (1 - cosine) * third."""
+        """(3, V, 1, 3, 3): a joint's rotation is first + sine * second + (1 - cosine) * third."""
         parts = []
         for joint in self.joints:
             placement = joint.placement[:3, :3]
@@ -161,7 +162,9 @@ def _solid(body: str, joint: int, link: Array, shape: Shape) -> Solid:
     slab = _slab(shape) if joint == 0 else None
     if bound is None:
         if joint:
-            raise CollisionGeometryError(f"'{body}' moves and is a half-space: give it a finite shape")
+            raise CollisionGeometryError(
+                f"'{body}' moves and is a half-space: give it a finite shape"
+            )
         return Solid(body, joint, shape, _geometry(shape), pose, None, 0.0, False, slab)
     ends = bound.ends @ link[:3, :3].T + link[:3, 3]
     return Solid(body, joint, shape, _geometry(shape), pose, ends, bound.radius, bound.exact, slab)

@@ -33,7 +33,7 @@ LONGEST_LEAD_NS = 200_000_000
 """The longest lead of a message that is computed a second time."""
 
 STOP_MARGIN = 0.5
-"""Part of the collision margins that a stop keeps: it may leave the plan's path by a part of them."""
+"""Part of the collision margins that a stop keeps: it may leave the plan's path by the rest."""
 
 REST_SPEED = 0.05
 """rad/s: a joint that is measured slower than this is at rest."""
@@ -258,10 +258,11 @@ class ChunkExecutor:
     def smooth_stop(self, now_ns: int) -> AdmittedCommand:
         """A stop along the commanded motion; the next chunk continues from its end.
 
-        Chunks and gripper steps are forgotten. A stop that would collide gives way to the shortest one within the
-        limits, that to the end of the running plan, where these are free; `stop_conflict` reports it. Raises
-        ScheduleRefused where no motion is commanded, CommandRejected where the stop itself breaks a limit or the
-        running plan's end is preferred: the last command then ends at rest by itself.
+        Chunks and gripper steps are forgotten. A stop that would collide gives way to the shortest
+        one within the limits, that to the end of the running plan, where these are free;
+        `stop_conflict` reports it. Raises ScheduleRefused where no motion is commanded,
+        CommandRejected where the stop itself breaks a limit or the running plan's end is preferred:
+        the last command then ends at rest by itself.
         """
         self._plan = None
         self.stop_conflict = ""
@@ -281,7 +282,7 @@ class ChunkExecutor:
     def _free_stop(
         self, command: TrajectoryCommand, running: Spline, now_ns: int
     ) -> TrajectoryCommand:
-        """The stop, or a shorter one in its place. Raises CommandRejected to prefer the running plan's end."""
+        """The stop, or a shorter one. Raises CommandRejected to prefer the running plan's end."""
         contact = self.gate.sweep(curve_of(command), now_ns, STOP_MARGIN).contact
         if contact is None:
             return command

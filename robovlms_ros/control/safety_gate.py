@@ -1,9 +1,10 @@
 """The last thing before a controller: every trajectory passes, is clamped and slowed, or is refused with the reason.
 
 Refused: values that are not finite, malformed or wholly past trajectories, old images or joint states, a jump from the
-measured pose, the tool leaving the workspace, a speed far above its limit, too many clamps in a row, a collision that
-no stop within the limits prevents. Clamped: positions, speeds, accelerations, the tool's speed, a jump from what was
-sent before, and a motion that would collide: it rests before the contact. What leaves is finite, within
+measured pose, the tool leaving the workspace, a speed far above its limit, too many clamps in a
+row, a collision that no stop within the limits prevents. Clamped: positions, speeds, accelerations,
+the tool's speed, a jump from what was sent before, and a motion that would collide: it rests before
+the contact. What leaves is finite, within
 limits, strictly increasing in time, at rest at its end, and continuous with what left before.
 """
 
@@ -49,9 +50,10 @@ MILD = ("acceleration", "authority")  # noise in a chunk, or the ramp: slowed do
 
 @dataclass(frozen=True)
 class Verdict:
-    """pass, clamp or refuse; why; the command to send (None when refused); whether to deactivate the policy.
+    """pass, clamp or refuse; the reason; the command to send, None when refused.
 
-    clearances: the nearest bodies along the command, to the world and of the robot itself; empty without a check.
+    deactivate: the policy should be deactivated. clearances: the nearest bodies along the command,
+    to the world and of the robot itself; empty without a check.
     """
 
     kind: Literal["pass", "clamp", "refuse"]
@@ -165,10 +167,11 @@ class SafetyGate:
         reason = self._gives_up(faults)
         if reason is not None:
             return self.refuse(reason, now_ns)
-        return self._clamp(command, future, before, now_ns, arrival_ns, faults + slowed, self._tool.speed_ratio(path))
+        speed = self._tool.speed_ratio(path)
+        return self._clamp(command, future, before, now_ns, arrival_ns, faults + slowed, speed)
 
     def sweep(self, curve: Spline, now_ns: int, share: float = 1.0) -> Sweep:
-        """The first contact and the clearances of a curve from now on; none without a collision check.
+        """The first contact and the clearances of a curve from now on; none without a check.
 
         share: the part of the margins that is kept.
         """
@@ -186,7 +189,10 @@ class SafetyGate:
         sweep: Sweep,
         faults: list[Violation],
     ) -> Verdict:
-        """The curve up to a rest before its contact, or a refusal. faults: for which it was clamped already."""
+        """The curve up to a rest before its contact, or a refusal.
+
+        faults: for which it was clamped already.
+        """
         assert sweep.contact is not None
         collision = Violation("collision", sweep.contact.text(now_ns), np.inf)
         counted = any(fault.kind not in MILD for fault in faults)
@@ -204,7 +210,10 @@ class SafetyGate:
         return self.refuse(f"{collision.text}; no stop within the limits prevents it", now_ns)
 
     def _gives_up(self, faults: list[Violation], counted: bool = False) -> str | None:
-        """Why faults are refused instead of clamped; counts the clamps. counted: this command's was."""
+        """The reason to refuse faults instead of clamping them; counts the clamps.
+
+        counted: this command's clamp is among them.
+        """
         gate = self.robot.gate
         for fault in faults:
             if fault.kind == "velocity" and fault.ratio > gate.max_excess:

@@ -133,8 +133,8 @@ class ChunkScheduler:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
 
         No measurement enters: a wrong or old one would turn the stop into a jump. The message lasts HOLD_NS longer
-        than the stop. authority: as in `stop_within`. shortest: within the limits, whatever stop_time is. Raises
-        ScheduleRefused when no motion is commanded.
+        than the stop. authority: as in `stop_within`. shortest: within the limits, whatever
+        stop_time is. Raises ScheduleRefused when no motion is commanded.
         """
         running = self._running_at(now_ns)
         if running is None:

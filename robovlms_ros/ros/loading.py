@@ -36,9 +36,9 @@ WARM_UP_SIZE = (480, 640)
 
 @dataclass(frozen=True)
 class RobotModel:
-    """The robot as described, and its kinematics as a factory: each thread needs its own (None without an arm).
+    """The robot as described, and its kinematics as a factory: each thread needs its own.
 
-    collision: None where the collision check is off.
+    make_kinematics: None without an arm. collision: None where the collision check is off.
     """
 
     robot: RobotSpec

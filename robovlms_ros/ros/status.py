@@ -48,8 +48,8 @@ class Latencies:
 class NodeStatus:
     """The facts behind a status, kept by whoever knows them. Stamps in ns, 0 for never.
 
-    authority: the part of the speed limits in use now; NaN where there is no gate. clearance: the nearest bodies along
-    the newest command and their distances, empty without a collision check.
+    authority: the part of the speed limits in use now; NaN where there is no gate. clearance: the
+    nearest bodies along the newest command and their distances, empty without a collision check.
     """
 
     state: str = PolicyStatus.UNCONFIGURED

@@ -1,14 +1,16 @@
 """The gate's collision check:
-- shapes: a URDF's cylinder with two balls is a capsule, meshes become hulls, boxes or capsules that contain them, with
-  the error; a missing mesh file and a link without geometry are refused by name, with the way to turn the check off;
+- shapes: a URDF's cylinder with two balls is a capsule, meshes become hulls, boxes or capsules that
+  contain them, with the error; a missing mesh file and a link without geometry are refused by name,
+  with the way to turn the check off;
 - the vectorised forward kinematics equals pinocchio's;
-- adjacent links, links that always collide, and pairs of the SRDF, the MJCF or the YAML are left out;
-- a sweep finds the first contact and the least clearance of a motion; what it calls free is free wherever it is sampled
-  (property test), and free of contacts in MuJoCo (property test);
+- adjacent links, links that always collide, and pairs of SRDF, MJCF or YAML are left out;
+- a sweep finds the first contact and the least clearance of a motion; what it calls free is free
+  wherever it is sampled (property test), and free of contacts in MuJoCo (property test);
 - a motion that begins inside a margin may leave it, and come no nearer;
-- the gate cuts a motion to rest before its contact within the limits, or refuses it; the status names bodies, time and
-  place; intended contacts pass up to their depth;
-- a stop that would collide gives way to a shorter one or to the running plan's end, and is never withheld.
+- the gate cuts a motion to rest before its contact within the limits, or refuses it; the status
+  names bodies, time and place; intended contacts pass up to their depth;
+- a stop that would collide gives way to a shorter one or to the running plan's end, and is never
+  withheld.
 """
 
 import math
@@ -54,7 +56,8 @@ SLIDER = """
   <link name="arm">
     <collision><origin xyz="0.2 0 0"/><geometry><box size="0.4 0.02 0.02"/></geometry></collision>
   </link>
-  <joint name="slide" type="prismatic"><parent link="base"/><child link="carriage"/><axis xyz="1 0 0"/>
+  <joint name="slide" type="prismatic">
+    <parent link="base"/><child link="carriage"/><axis xyz="1 0 0"/>
     <limit lower="-2" upper="2" effort="1" velocity="2"/></joint>
   <joint name="turn" type="revolute"><parent link="carriage"/><child link="arm"/><axis xyz="0 0 1"/>
     <limit lower="-3" upper="3" effort="1" velocity="2"/></joint>
@@ -64,13 +67,31 @@ SLIDER = """
 
 def slider(**changes) -> RobotSpec:
     data = {
-        "name": "slider", "joints": ["slide", "turn"], "description": {"topic": "robot_description"},
-        "base_frame": "base", "eef_frame": "arm", "home": [0.0, 0.0],
-        "limits": {"position_lower": [-2, -3], "position_upper": [2, 3], "velocity": [2, 2],
-                   "acceleration": [8, 8], "eef_speed": 10.0},
-        "max_start_jump": 0.2, "max_age": 0.5, "gate": {"authority_ramp": 0.0},
+        "name": "slider",
+        "joints": ["slide", "turn"],
+        "description": {"topic": "robot_description"},
+        "base_frame": "base",
+        "eef_frame": "arm",
+        "home": [0.0, 0.0],
+        "limits": {
+            "position_lower": [-2, -3],
+            "position_upper": [2, 3],
+            "velocity": [2, 2],
+            "acceleration": [8, 8],
+            "eef_speed": 10.0,
+        },
+        "max_start_jump": 0.2,
+        "max_age": 0.5,
+        "gate": {"authority_ramp": 0.0},
         "controller": {"type": "joint_trajectory", "topic": "arm/joint_trajectory"},
-        "world": [{"name": "wall", "type": "half_space", "position": [1.0, 0.0, 0.0], "rpy": [0.0, -math.pi / 2, 0.0]}],
+        "world": [
+            {
+                "name": "wall",
+                "type": "half_space",
+                "position": [1.0, 0.0, 0.0],
+                "rpy": [0.0, -math.pi / 2, 0.0],
+            }
+        ],
     }
     return parse_robot({**data, **changes}, "slider.yaml")
 
@@ -83,7 +104,9 @@ def move(start, end, duration: float = 1.0, stamp_ns: int = NOW) -> TrajectoryCo
     """From rest to rest."""
     positions = np.array([start, end], dtype=np.float64)
     joints = ("slide", "turn") if positions.shape[1] == 2 else PANDA.joints
-    return TrajectoryCommand(stamp_ns, joints, np.array([0.0, duration]), positions, np.zeros_like(positions))
+    return TrajectoryCommand(
+        stamp_ns, joints, np.array([0.0, duration]), positions, np.zeros_like(positions)
+    )
 
 
 def sweep(robot: RobotSpec, start, end, text: str = SLIDER):
@@ -111,7 +134,8 @@ def least_distance(model, positions) -> float:
 
 def test_a_cylinder_with_balls_on_its_ends_is_one_capsule():
     text = """<robot name="r"><link name="a">
-      <collision><origin xyz="0 0 1"/><geometry><cylinder radius="0.1" length="0.4"/></geometry></collision>
+      <collision><origin xyz="0 0 1"/>
+        <geometry><cylinder radius="0.1" length="0.4"/></geometry></collision>
       <collision><origin xyz="0 0 1.2"/><geometry><sphere radius="0.1"/></geometry></collision>
       <collision><origin xyz="0 0 0.8"/><geometry><sphere radius="0.1"/></geometry></collision>
       <collision><origin xyz="0 0 0.7"/><geometry><sphere radius="0.1"/></geometry></collision>
@@ -164,7 +188,8 @@ def test_mesh_files_are_read_scaled_and_their_concavity_is_the_error(tmp_path, m
     (share / "l.obj").write_text("\n".join([*obj, *faces]) + "\n")
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
     text = """<robot name="r"><link name="a"><collision><origin xyz="0 0 1"/><geometry>
-      <mesh filename="package://my_arm/meshes/l.obj" scale="0.1 0.1 0.1"/></geometry></collision></link></robot>"""
+      <mesh filename="package://my_arm/meshes/l.obj" scale="0.1 0.1 0.1"/>
+      </geometry></collision></link></robot>"""
     (shape,) = link_shapes(load_tree(text), None, "hull")[0]
     np.testing.assert_allclose(np.ptp(shape.vertices, axis=0), [0.2, 0.2, 0.1], atol=1e-9)
     # The middle of the hull's slanted face is 0.05 m from both inner walls.
@@ -183,12 +208,16 @@ def test_a_missing_mesh_file_is_refused_by_name(name):
     text = SLIDER.replace('<sphere radius="0.1"/>', f'<mesh filename="{name}"/>')
     with pytest.raises(CollisionGeometryError) as error:
         model_of(slider(), text)
-    assert name in str(error.value) and MISSING[name] in str(error.value) and "carriage" in str(error.value)
+    assert (
+        name in str(error.value)
+        and MISSING[name] in str(error.value)
+        and "carriage" in str(error.value)
+    )
 
 
 def test_a_description_without_geometry_is_refused_with_the_way_to_turn_the_check_off():
     bare = SLIDER.replace('<collision><geometry><sphere radius="0.1"/></geometry></collision>', "")
-    bare = bare.replace(bare[bare.index("<collision>"): bare.index("</collision>") + 12], "")
+    bare = bare.replace(bare[bare.index("<collision>") : bare.index("</collision>") + 12], "")
     with pytest.raises(CollisionGeometryError, match=r"collision\.check: none"):
         model_of(slider(), bare)
     off = slider(collision={"check": "none"})
@@ -229,7 +258,11 @@ def test_wrong_settings_are_refused(case):
 
 UNKNOWN = {
     "ignore": {"collision": {"ignore": [["carriage", "wal"]]}},
-    "may_touch": {"world": [{"name": "w", "type": "half_space", "position": [0, 0, -1], "may_touch": ["finger"]}]},
+    "may_touch": {
+        "world": [
+            {"name": "w", "type": "half_space", "position": [0, 0, -1], "may_touch": ["finger"]}
+        ]
+    },
 }
 
 
@@ -267,15 +300,25 @@ def names_of(model) -> set[frozenset[str]]:
     }
 
 
-THREE = SLIDER.replace("</robot>", """
-  <link name="tip"><collision><origin xyz="{x} 0 0"/><geometry><sphere radius="0.05"/></geometry></collision></link>
-  <joint name="bend" type="revolute"><parent link="arm"/><child link="tip"/><origin xyz="0.4 0 0"/><axis xyz="0 0 1"/>
-    <limit lower="-3" upper="3" effort="1" velocity="2"/></joint></robot>""")
+THREE = SLIDER.replace(
+    "</robot>",
+    """
+  <link name="tip"><collision><origin xyz="{x} 0 0"/>
+    <geometry><sphere radius="0.05"/></geometry></collision></link>
+  <joint name="bend" type="revolute"><parent link="arm"/><child link="tip"/>
+    <origin xyz="0.4 0 0"/><axis xyz="0 0 1"/>
+    <limit lower="-3" upper="3" effort="1" velocity="2"/></joint></robot>""",
+)
 
 
 def three(**changes) -> RobotSpec:
-    limits = {"position_lower": [-2, -3, -3], "position_upper": [2, 3, 3], "velocity": [2, 2, 2],
-              "acceleration": [8, 8, 8], "eef_speed": 10.0}
+    limits = {
+        "position_lower": [-2, -3, -3],
+        "position_upper": [2, 3, 3],
+        "velocity": [2, 2, 2],
+        "acceleration": [8, 8, 8],
+        "eef_speed": 10.0,
+    }
     return slider(joints=["slide", "turn", "bend"], home=[0.0, 0.0, 0.0], limits=limits, **changes)
 
 
@@ -294,7 +337,9 @@ def test_pairs_of_srdf_and_yaml_are_left_out(tmp_path):
     names = names_of(model_of(ignored, THREE.format(x=0.1)))
     assert pair not in names and frozenset(("tip", "wall")) not in names
     srdf = tmp_path / "arm.srdf"
-    srdf.write_text('<robot name="r"><disable_collisions link1="tip" link2="carriage" reason="Never"/></robot>')
+    srdf.write_text(
+        '<robot name="r"><disable_collisions link1="tip" link2="carriage" reason="Never"/></robot>'
+    )
     assert read_srdf(srdf) == {pair}
     robot = replace(three(collision={"srdf": "arm.srdf"}), folder=tmp_path)
     assert pair not in names_of(model_of(robot, THREE.format(x=0.1)))
@@ -305,18 +350,32 @@ def test_pairs_of_srdf_and_yaml_are_left_out(tmp_path):
 MJCF = """<mujoco><asset><mesh name="cube" scale=".1 .1 .1"
   vertex="-1 -1 -1 1 -1 -1 -1 1 -1 1 1 -1 -1 -1 1 1 -1 1 -1 1 1 1 1 1"/>
   </asset><worldbody><geom type="plane" size="0 0 1" pos="0 0 -1"/>
-  <body name="a"><joint name="j1" axis="0 1 0"/><geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.05"/>
-    <body name="b" pos="0.5 0 0"><joint name="j2" axis="0 1 0"/><geom type="mesh" mesh="cube" pos="0.1 0 0"/>
+  <body name="a"><joint name="j1" axis="0 1 0"/>
+    <geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.05"/>
+    <body name="b" pos="0.5 0 0"><joint name="j2" axis="0 1 0"/>
+      <geom type="mesh" mesh="cube" pos="0.1 0 0"/>
       <geom type="sphere" size="9" contype="0" conaffinity="0"/>
-      <body name="c" pos="0.3 0 0"><joint name="j3" axis="0 1 0"/><geom type="box" size="0.05 0.02 0.02"/></body>
+      <body name="c" pos="0.3 0 0"><joint name="j3" axis="0 1 0"/>
+        <geom type="box" size="0.05 0.02 0.02"/></body>
   </body></body></worldbody>{rest}</mujoco>"""
 
 
 def test_mjcf_shapes_contact_bits_and_exclusions():
-    robot = slider(joints=["j1", "j2", "j3"], base_frame="world", eef_frame="c", home=[0.0] * 3, world=[],
-                   collision={"check": "self"},
-                   limits={"position_lower": [-1] * 3, "position_upper": [1] * 3, "velocity": [2] * 3,
-                           "acceleration": [8] * 3, "eef_speed": 10.0})
+    robot = slider(
+        joints=["j1", "j2", "j3"],
+        base_frame="world",
+        eef_frame="c",
+        home=[0.0] * 3,
+        world=[],
+        collision={"check": "self"},
+        limits={
+            "position_lower": [-1] * 3,
+            "position_upper": [1] * 3,
+            "velocity": [2] * 3,
+            "acceleration": [8] * 3,
+            "eef_speed": 10.0,
+        },
+    )
     model = model_of(robot, MJCF.format(rest=""))
     kinds = sorted(solid.shape.kind for solid in model.solids)
     assert kinds == ["box", "capsule", "half_space", "hull"]
@@ -331,7 +390,7 @@ def test_mjcf_shapes_contact_bits_and_exclusions():
 
 
 def test_a_sweep_finds_the_contact_and_the_least_clearance():
-    """The carriage's ball of 0.1 m meets the wall at x = 1 m; the arm of 0.4 m points away from it."""
+    """The carriage's ball of 0.1 m meets the wall at x = 1 m; the arm points away from it."""
     robot = slider(home=[0.0, 2.9])
     found = sweep(robot, [0.0, 2.9], [0.7, 2.9])
     assert found.contact is None
@@ -344,7 +403,9 @@ def test_a_sweep_finds_the_contact_and_the_least_clearance():
     before, after = curve(np.array([contact.free_until_ns, contact.t_ns]))[0][:, 0]
     assert before <= 0.89 < after <= before + STEP + 1e-9
     np.testing.assert_allclose(contact.point, [1.0, 0.0, 0.0], atol=1e-6)
-    assert "carriage would come within" in contact.text(NOW) and "of wall after 0.79 s" in contact.text(NOW)
+    assert "carriage would come within" in contact.text(
+        NOW
+    ) and "of wall after 0.79 s" in contact.text(NOW)
 
 
 def test_a_motion_may_leave_a_margin_and_comes_no_nearer():
@@ -356,8 +417,22 @@ def test_a_motion_may_leave_a_margin_and_comes_no_nearer():
 
 
 def test_a_body_of_a_moving_link_moves_with_it():
-    camera = {"name": "camera", "type": "sphere", "size": [0.05], "position": [0.5, 0.0, 0.0], "frame": "arm"}
-    world = [{"name": "wall", "type": "half_space", "position": [1.0, 0, 0], "rpy": [0, -math.pi / 2, 0]}, camera]
+    camera = {
+        "name": "camera",
+        "type": "sphere",
+        "size": [0.05],
+        "position": [0.5, 0.0, 0.0],
+        "frame": "arm",
+    }
+    world = [
+        {
+            "name": "wall",
+            "type": "half_space",
+            "position": [1.0, 0, 0],
+            "rpy": [0, -math.pi / 2, 0],
+        },
+        camera,
+    ]
     contact = sweep(slider(world=world), [0.0, 0.0], [0.5, 0.0]).contact
     assert contact is not None and contact.first == "camera"
     names = names_of(model_of(slider(world=world)))
@@ -365,11 +440,27 @@ def test_a_body_of_a_moving_link_moves_with_it():
 
 
 ROBOTS = {
-    "slider": (slider(world=[
-        {"name": "post", "type": "cylinder", "size": [0.05, 1.0], "position": [0.9, 0.4, 0.0]},
-        {"name": "box", "type": "box", "size": [0.3, 0.2, 0.1], "position": [-0.8, 0.3, 0.02], "rpy": [0.2, 0.1, 0.5]},
-        {"name": "ball", "type": "sphere", "size": [0.1], "position": [0.6, -0.5, 0.0]},
-    ]), SLIDER),
+    "slider": (
+        slider(
+            world=[
+                {
+                    "name": "post",
+                    "type": "cylinder",
+                    "size": [0.05, 1.0],
+                    "position": [0.9, 0.4, 0.0],
+                },
+                {
+                    "name": "box",
+                    "type": "box",
+                    "size": [0.3, 0.2, 0.1],
+                    "position": [-0.8, 0.3, 0.02],
+                    "rpy": [0.2, 0.1, 0.5],
+                },
+                {"name": "ball", "type": "sphere", "size": [0.1], "position": [0.6, -0.5, 0.0]},
+            ]
+        ),
+        SLIDER,
+    ),
     "panda": (PANDA, None),
 }
 MODELS = {name: load_collision_model(robot, text) for name, (robot, text) in ROBOTS.items()}
@@ -396,14 +487,18 @@ def test_a_free_motion_is_free_wherever_it_is_sampled(name, seed, size):
     curve = Spline(NOW + np.arange(4) * NANOSECONDS // 2, np.array(points), velocities)
     found = CollisionChecker(model).sweep(curve, NOW)
     contact = found.contact
-    times = np.linspace(NOW, curve.end_ns if contact is None else contact.free_until_ns, 60).astype(np.int64)
+    times = np.linspace(NOW, curve.end_ns if contact is None else contact.free_until_ns, 60).astype(
+        np.int64
+    )
     distance = least_distance(model, curve(times)[0])
-    # Between two configurations that were checked, each point moves by half of STEP at most from one of them.
+    # Between two checked configurations each point is half of STEP away from one of them at most.
     assert distance >= -STEP
     assert distance >= -0.5 * STEP or contact is not None
     if contact is None:
         clearances = [clearance.distance for clearance in found.clearances]
-        assert min(clearances, default=1.0) <= distance + model.pairs.margin.max() + STEP + 0.5 * STEP
+        assert (
+            min(clearances, default=1.0) <= distance + model.pairs.margin.max() + STEP + 0.5 * STEP
+        )
     else:
         assert least_distance(model, curve(np.array([contact.t_ns]))[0]) < 0.0
 
@@ -425,7 +520,9 @@ def test_the_solids_of_a_pair_are_as_far_apart_as_coal_says_at_their_poses():
 @pytest.fixture(scope="module")
 def simulated():
     """The simulated arm without its cubes: (world, contacts of the arm at positions (7,))."""
-    pytest.importorskip("robosuite", reason="robosuite is not installed: MuJoCo's contacts cannot be compared")
+    pytest.importorskip(
+        "robosuite", reason="robosuite is not installed: MuJoCo's contacts cannot be compared"
+    )
     from robovlms_ros.bench.collision import PostWorld
 
     return PostWorld(0)
@@ -452,12 +549,18 @@ def test_what_is_free_here_is_free_of_contacts_in_mujoco(simulated):
 
 @pytest.mark.sim
 def test_hulls_of_an_mjcf_collide_exactly_where_mujoco_says():
-    robosuite = pytest.importorskip("robosuite", reason="robosuite is not installed: its MJCF cannot be read")
+    robosuite = pytest.importorskip(
+        "robosuite", reason="robosuite is not installed: its MJCF cannot be read"
+    )
     import mujoco
 
     file = Path(robosuite.__file__).parent / "models" / "assets" / "robots" / "panda" / "robot.xml"
     robot = replace(
-        PANDA, joints=tuple(f"joint{i}" for i in range(1, 8)), base_frame="base", eef_frame="right_hand", world=(),
+        PANDA,
+        joints=tuple(f"joint{i}" for i in range(1, 8)),
+        base_frame="base",
+        eef_frame="right_hand",
+        world=(),
         collision=CollisionConfig("self"),
     )
     model = load_collision_model(robot, file)
@@ -472,7 +575,9 @@ def test_hulls_of_an_mjcf_collide_exactly_where_mujoco_says():
         touching = any(contact.dist < 0.0 for contact in data.contact)
         rotations, origins = model.poses(positions[None])
         pairs = zip(model.pairs.first, model.pairs.second, strict=True)
-        least = min(distance_at(model, int(i), int(j), rotations[:, 0], origins[:, 0]) for i, j in pairs)
+        least = min(
+            distance_at(model, int(i), int(j), rotations[:, 0], origins[:, 0]) for i, j in pairs
+        )
         disagreeing += touching != (least < 0.0) and abs(least) > 1e-4
         colliding += touching
     assert disagreeing == 0 and colliding > 10
@@ -501,11 +606,16 @@ def test_a_motion_is_cut_to_rest_before_its_contact():
     robot = slider(home=[0.0, 2.9])
     verdict = check(gate_of(robot), move([0.0, 2.9], [1.2, 2.9], 2.0))
     assert verdict.kind == "clamp"
-    assert verdict.reason.startswith("carriage would come within") and "of wall after" in verdict.reason
+    assert (
+        verdict.reason.startswith("carriage would come within")
+        and "of wall after" in verdict.reason
+    )
     end = verdict.command.positions[-1]
     assert 0.8 < end[0] <= 0.89 + 1e-9
     assert not verdict.command.velocities[-1].any()
-    assert verdict.clearances[0].first == "carriage" and verdict.clearances[0].distance >= 0.01 - 1e-9
+    assert (
+        verdict.clearances[0].first == "carriage" and verdict.clearances[0].distance >= 0.01 - 1e-9
+    )
 
 
 def test_the_same_motion_is_refused_with_clamp_false():
@@ -515,16 +625,24 @@ def test_the_same_motion_is_refused_with_clamp_false():
 
 
 def test_a_contact_that_no_stop_prevents_is_refused():
-    """The commanded motion is taken over at 1.5 m/s, 5 cm before the margin; stopping takes 14 cm."""
+    """The commanded motion runs at 1.5 m/s, 5 cm before the margin; stopping takes 14 cm."""
     robot = slider(home=[0.0, 2.9])
     gate = gate_of(robot)
     times = NOW + np.array([0, 400, 560]) * NANOSECONDS // 1000
-    fast = Spline(times, np.array([[0.4, 2.9], [0.7, 2.9], [0.84, 2.9]]),
-                  np.array([[0.0, 0.0], [1.5, 0.0], [0.0, 0.0]]))
+    fast = Spline(
+        times,
+        np.array([[0.4, 2.9], [0.7, 2.9], [0.84, 2.9]]),
+        np.array([[0.0, 0.0], [1.5, 0.0], [0.0, 0.0]]),
+    )
     now = NOW + 400 * NANOSECONDS // 1000
     gate.resume(fast)
-    ahead = TrajectoryCommand(now, robot.joints, np.array([0.0, 0.4]), np.array([[0.7, 2.9], [1.1, 2.9]]),
-                              np.array([[1.5, 0.0], [0.0, 0.0]]))
+    ahead = TrajectoryCommand(
+        now,
+        robot.joints,
+        np.array([0.0, 0.4]),
+        np.array([[0.7, 2.9], [1.1, 2.9]]),
+        np.array([[1.5, 0.0], [0.0, 0.0]]),
+    )
     near = replace(robot, world=(replace(robot.world[0], position=(0.86, 0.0, 0.0)),))
     gate = gate_of(near)
     gate.resume(fast)
@@ -551,8 +669,13 @@ def test_pressing_on_holds_the_arm_and_counts_as_clamps():
 
 
 def test_intended_contact_passes_up_to_its_depth():
-    wall = {"name": "wall", "type": "half_space", "position": [1.0, 0.0, 0.0], "rpy": [0.0, -math.pi / 2, 0.0],
-            "may_touch": ["arm"]}
+    wall = {
+        "name": "wall",
+        "type": "half_space",
+        "position": [1.0, 0.0, 0.0],
+        "rpy": [0.0, -math.pi / 2, 0.0],
+        "may_touch": ["arm"],
+    }
     robot = slider(world=[wall], collision={"touch_depth": 0.02})
     # The arm's tip lies 0.4 m before the slide.
     assert check(gate_of(robot), move([0.0, 0.0], [0.615, 0.0], 2.0)).kind == "pass"
@@ -621,7 +744,9 @@ def moving_executor():
     state = RobotState(NOW, np.array([0.0, 2.9]))
     from robovlms_ros.core.types import ActionChunk, ActionSpec
 
-    spec = ActionSpec("joint_position", "base", "rotation_vector", "from_observation", 1 / 30, ROBOT.joints)
+    spec = ActionSpec(
+        "joint_position", "base", "rotation_vector", "from_observation", 1 / 30, ROBOT.joints
+    )
     chunk = ActionChunk(NOW, positions.astype(np.float32), spec, "go", "test", 0)
     decision = executor.on_chunk(chunk, state, state, NOW, plan=replace(plan, chunk=chunk))
     assert decision.command is not None and decision.verdict.clearances
@@ -644,7 +769,9 @@ def test_a_stop_that_would_collide_gives_way_to_the_shortest_one(monkeypatch):
 
     Stops(monkeypatch, executor, colliding)
     stop = executor.smooth_stop(now)
-    assert "the shortest stop was sent" in executor.stop_conflict and "wall" in executor.stop_conflict
+    assert (
+        "the shortest stop was sent" in executor.stop_conflict and "wall" in executor.stop_conflict
+    )
     assert ends[1] <= ends[0] and not stop.velocities[-1].any()
 
 

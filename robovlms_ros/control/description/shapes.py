@@ -82,8 +82,8 @@ def import_coal() -> Any:
         except ImportError:
             continue
     raise CollisionGeometryError(
-        "the collision check needs coal, which comes with pinocchio and cannot be imported. Install "
-        "it with `pip install pin` or, beside an apt ROS, `sudo apt install "
+        "the collision check needs coal, which comes with pinocchio and cannot be imported. "
+        "Install it with `pip install pin` or, beside an apt ROS, `sudo apt install "
         "ros-$ROS_DISTRO-pinocchio`, or set collision.check: none in the robot's YAML."
     )
 
@@ -99,7 +99,9 @@ def link_shapes(
     found = {}
     for index, link in enumerate(tree.links):
         where = f"link {quoted(link.name)}"
-        shapes = [_shape(geometry, tree.meshes, folder, meshes, where) for geometry in link.geometry]
+        shapes = [
+            _shape(geometry, tree.meshes, folder, meshes, where) for geometry in link.geometry
+        ]
         solid = [shape for shape in shapes if shape is not None and any(shape.contact)]
         if solid:
             found[index] = _merge_capsules(solid)
@@ -176,7 +178,10 @@ def _mjcf_primitive(kind: str, written: str, where: str) -> Shape:
         error = max(size) * (math.sqrt(3.0) - 1.0)
         return Shape("box", size, np.eye(4), error=error)
     kinds: dict[str, ShapeKind] = {
-        "sphere": "sphere", "capsule": "capsule", "cylinder": "cylinder", "box": "box"
+        "sphere": "sphere",
+        "capsule": "capsule",
+        "cylinder": "cylinder",
+        "box": "box",
     }
     return Shape(kinds[kind], size, np.eye(4))
 
@@ -192,7 +197,7 @@ def _mjcf_mesh(
     if attributes["type"] != "mesh":
         raise DescriptionFault(
             f"{where}: a primitive fitted to the mesh {quoted(name)} is not supported: write its "
-            "size, or type=\"mesh\""
+            'size, or type="mesh"'
         )
     if name not in assets:
         raise DescriptionFault(f"{where}: the mesh {quoted(name)} is not among the assets")
@@ -323,9 +328,7 @@ def _concavity(coal: Any, vertices: Array, triangles: Indices, faces: Array) -> 
     mesh.addVertices(np.ascontiguousarray(vertices))
     mesh.addTriangles(np.ascontiguousarray(triangles))
     mesh.endModel()
-    areas = np.linalg.norm(
-        np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0]), axis=1
-    )
+    areas = np.linalg.norm(np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0]), axis=1)
     largest = np.argsort(-areas)[:ERROR_SAMPLES]
     chosen = faces[largest]
     edges = 0.5 * (chosen + np.roll(chosen, 1, axis=1))
