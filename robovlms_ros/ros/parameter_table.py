@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from robovlms_ros.conversions.images import PIXEL_BYTES
+from robovlms_ros.conversions.images import AS_SENT, Encoding
 from robovlms_ros.runtime.controllers import ROS_NAME
 from robovlms_ros.runtime.schedule import ScheduleConfig, Strategy
 from robovlms_ros.runtime.watchdog import WatchdogConfig
@@ -12,7 +12,6 @@ from robovlms_ros.schema import ConfigError, did_you_mean
 
 Value = str | bool | int | float | list[str]
 TRANSPORTS = ("raw", "compressed")
-AS_SENT = "auto"
 WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list of texts"}
 CAMERA = "{camera}"
 SCHEDULE = ScheduleConfig()
@@ -100,7 +99,7 @@ PARAMETERS = (
         "camera.{camera}.encoding", AS_SENT,
         "Encoding of the camera's raw images, in place of the one that the messages name: for a driver that sends "
         "8UC3, which leaves the order of the colours open, or a wrong name. auto: as the messages say.",
-        choices=(AS_SENT, *PIXEL_BYTES)),
+        choices=get_args(Encoding)),
     Parameter(
         "camera_tolerance", 0.02,
         "s: images of several cameras belong together when their stamps differ by at most this. At least half the "
