@@ -21,7 +21,7 @@ from launch_ros.actions import Node, SetParameter
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from robovlms_ros.resources import share_directory
+from robovlms_ros.core.resources import share_directory
 from robovlms_ros.ros.isolation import isolated_environment
 
 

@@ -10,7 +10,7 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import LifecycleNode
 
-from robovlms_ros.resources import share_directory
+from robovlms_ros.core.resources import share_directory
 from robovlms_ros.ros.autostart import autostart, fail_with
 
 BOOLEANS = {"true": True, "false": False}

@@ -11,7 +11,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from robovlms_ros.schema import require
+from robovlms_ros.core.schema import require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing and print the table; returns 0."""
-    from robovlms_ros.resources import find
-    from robovlms_ros.training.simulated import ablations, costs
-    from robovlms_ros.training.simulated.pipeline import default_device
-    from robovlms_ros.training.simulated.plans import load_plan
+    from robovlms_ros.core.resources import find
+    from robovlms_ros.sim.training import ablations, costs
+    from robovlms_ros.sim.training.pipeline import default_device
+    from robovlms_ros.sim.training.plans import load_plan
 
     require(args.steps >= 1, "--steps", args.steps, "at least 1")
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")

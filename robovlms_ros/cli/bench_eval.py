@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.schema import require
-from robovlms_ros.types import ActionChunk, Observation
+from robovlms_ros.core.schema import require
+from robovlms_ros.core.types import ActionChunk, Observation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +45,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure; returns 0 when blocks are fast enough."""
     import torch
 
+    from robovlms_ros.checkpoints.checkpoint import load_policy
+    from robovlms_ros.core.resources import find_checkpoint
     from robovlms_ros.evaluation.replay.block import BlockSession
-    from robovlms_ros.policy.checkpoint import load_policy
-    from robovlms_ros.resources import find_checkpoint
+    from robovlms_ros.inference.session import PolicySession
 
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
     torch.set_num_threads(args.threads)
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="robovlms_bench_") as folder:
         bag = args.bag or _simulated(Path(folder) / "bag", policy, args.robot)
         ways: dict[str, tuple[Callable[[], Any], int]] = {
-            "frame by frame": (lambda: Stepping(policy.new_session()), 1),
+            "frame by frame": (lambda: Stepping(PolicySession(policy)), 1),
             "in blocks": (lambda: BlockSession(policy, batch=args.block), args.block),
         }
         best: dict[str, float] = {}
@@ -85,8 +86,8 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
     from robovlms_ros.cli.eval_setup import read_parameters
     from robovlms_ros.evaluation.bags.mapping import TopicsConfig, bag_description, detect
     from robovlms_ros.evaluation.bags.reader import Bag
-    from robovlms_ros.evaluation.replay.events import Seen
-    from robovlms_ros.evaluation.replay.inputs import Inputs
+    from robovlms_ros.evaluation.replay.events import ObservationEvent
+    from robovlms_ros.evaluation.replay.observations import BagObservations
     from robovlms_ros.ros.loading import load_body
 
     body = load_body(read_parameters(None, {"robot": robot}), lambda topic: bag_description(bag, topic))
@@ -96,8 +97,8 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
     with Bag(bag) as opened:
         mapping, _ = detect(opened, TopicsConfig(), cameras, spec)
         waiting: list[Observation] = []
-        for event in Inputs(opened, mapping, spec, kinematics, cameras).events():
-            if isinstance(event, Seen):
+        for event in BagObservations(opened, mapping, spec, kinematics, cameras).events():
+            if isinstance(event, ObservationEvent):
                 waiting.append(event.observation)
             if len(waiting) == block:
                 chunks += session.predict_block(waiting, [True] * block)
@@ -109,8 +110,9 @@ def _pass(bag: Path, session: Any, block: int, cameras: tuple[str, ...], robot: 
 
 def _simulated(path: Path, policy: Any, robot: str) -> Path:
     """Two episodes of the demo, driven by the policy."""
-    from robovlms_ros.evaluation.bags.simulated import record_episodes
-    from robovlms_ros.runtime.robot import load_robot
+    from robovlms_ros.control.robot import load_robot
+    from robovlms_ros.inference.session import PolicySession
+    from robovlms_ros.sim.bags import record_episodes
     from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
     from robovlms_ros.sim.task import INSTRUCTIONS
     from robovlms_ros.sim.world import SimWorld
@@ -118,6 +120,6 @@ def _simulated(path: Path, policy: Any, robot: str) -> Path:
     print("recording two simulated episodes", flush=True)
     world = SimWorld(0)
     loop = build_loop(world, robot, EpisodeSettings(limit=8.0))
-    record_episodes(path, loop, policy.new_session(), load_robot(robot), list(enumerate(INSTRUCTIONS)))
+    record_episodes(path, loop, PolicySession(policy), load_robot(robot), list(enumerate(INSTRUCTIONS)))
     world.close()
     return path

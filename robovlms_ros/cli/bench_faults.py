@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure; returns 1 when a fault is beyond its bounds."""
-    from robovlms_ros.ros.fault_bench import measure as faults
-    from robovlms_ros.ros.fault_bench import rows as fault_rows
+    from robovlms_ros.bench.faults import measure as faults
+    from robovlms_ros.bench.faults import rows as fault_rows
 
     chosen = [f for f in faults.faults() if not args.only or any(text in f.name for text in args.only)]
     if not chosen:

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per chunk length."""
-    from robovlms_ros.runtime.kinematics import Kinematics
-    from robovlms_ros.runtime.robot import load_robot
+    from robovlms_ros.control.kinematics import Kinematics
+    from robovlms_ros.control.robot import load_robot
 
     robot = load_robot(args.robot)
     kinematics = Kinematics.for_robot(robot)
@@ -45,7 +45,7 @@ def _measure(kinematics: Any, robot: Any, steps: int, chunks: int, seed: int) ->
     """Solve `chunks` chunks; the errors are of the steps that were reached."""
     import numpy as np
 
-    from robovlms_ros.processing.rotations import matrix_from_vector
+    from robovlms_ros.core.rotations import matrix_from_vector
 
     rng = np.random.default_rng(seed)
     lower, upper = robot.lower(), robot.upper()

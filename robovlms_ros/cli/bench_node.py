@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure raw and compressed images; returns 0 when both aims are met."""
-    from robovlms_ros.ros.bench import measure
+    from robovlms_ros.bench.node import measure
 
     rows = [measure(transport, args.encoding, args.seconds) for transport in ("raw", "compressed")]
     print("ms, two 640x480 cameras at 30 Hz; p50 / p99\n")

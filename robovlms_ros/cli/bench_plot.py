@@ -13,8 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw; 1 when the file holds no two rows that differ in one of these alone."""
-    from robovlms_ros.benchmark.curves import draw
-    from robovlms_ros.benchmark.results import Results
+    from robovlms_ros.bench.policy.curves import draw
+    from robovlms_ros.bench.policy.results import Results
 
     written = draw(Results.read(args.file), args.out, args.prefix)
     for path in written:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from robovlms_ros.benchmark.cases import Size
-    from robovlms_ros.benchmark.gate import Check
-    from robovlms_ros.benchmark.head_window import WindowCost
-    from robovlms_ros.benchmark.presets import Preset
-    from robovlms_ros.benchmark.results import Results, Row
+    from robovlms_ros.bench.policy.cases import Size
+    from robovlms_ros.bench.policy.head_window import WindowCost
+    from robovlms_ros.bench.policy.presets import Preset
+    from robovlms_ros.bench.policy.results import PolicyRow, Results
+    from robovlms_ros.bench.policy.thresholds import Check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from robovlms_ros.benchmark.results import machine_of
-    from robovlms_ros.benchmark.run import run_preset
+    from robovlms_ros.bench.policy.results import machine_of
+    from robovlms_ros.bench.policy.run import run_preset
 
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
@@ -74,18 +74,18 @@ def run(args: argparse.Namespace) -> int:
     return 0 if results.complete and all(check.kept for check in checks) else 1
 
 
-def _show(rows: "list[Row]") -> None:
+def _show(rows: "list[PolicyRow]") -> None:
     """The rows of one model, as they come."""
-    from robovlms_ros.benchmark.results import table
+    from robovlms_ros.bench.policy.results import table
 
     if rows:
         print(table(rows), flush=True)
 
 
 def _chosen(args: argparse.Namespace, on_gpu: bool) -> "Preset":
-    from robovlms_ros.benchmark.cases import Case
-    from robovlms_ros.benchmark.presets import Job, Preset, preset
-    from robovlms_ros.benchmark.ways import is_own
+    from robovlms_ros.bench.policy.cases import Case
+    from robovlms_ros.bench.policy.presets import MeasurementJob, Preset, preset
+    from robovlms_ros.bench.policy.variants import is_own
 
     chosen = preset(args.preset, on_gpu)
     if args.backbone:
@@ -97,7 +97,7 @@ def _chosen(args: argparse.Namespace, on_gpu: bool) -> "Preset":
             case = Case(backbone, size, args.head, cameras, history, chunk, dtype)
             names = tuple(args.paths.split(","))
             own = tuple(name for name in names if robots == 1 or is_own(name))
-            jobs.append(Job(case, own, robots))
+            jobs.append(MeasurementJob(case, own, robots))
         chosen = Preset(tuple(jobs), replace(chosen.effort, rounds=7), tuple(dict.fromkeys((dtype, "float32"))))
     effort = chosen.effort
     given: dict[str, Any] = {"rounds": args.rounds, "seconds": args.seconds}
@@ -111,8 +111,8 @@ def _ceilings(results: "Results") -> str:
 
 def _checks(chosen: "Preset", results: "Results", threads: int, device: "torch.device") -> "list[Check]":
     """The thresholds of the preset, with what they need beside the rows."""
-    from robovlms_ros.benchmark.gate import cpu_checks, gpu_checks, head_checks
-    from robovlms_ros.benchmark.memory import peak_memory
+    from robovlms_ros.bench.policy.memory import peak_memory
+    from robovlms_ros.bench.policy.thresholds import cpu_checks, gpu_checks, head_checks
 
     if chosen.check == "gpu":
         return gpu_checks(results.rows)
@@ -134,7 +134,7 @@ def _head(device: "torch.device | None") -> "WindowCost":
     """The LSTM head's window, measured and printed; None is the CPU."""
     import torch
 
-    from robovlms_ros.benchmark.head_window import window_cost
+    from robovlms_ros.bench.policy.head_window import window_cost
 
     device = device or torch.device("cpu")
     head = window_cost(device, torch.float32 if device.type == "cpu" else torch.bfloat16)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robovlms_ros.evaluation.stream_bench import Condition
+    from robovlms_ros.bench.streaming import StreamCondition
 
 COLUMNS = ("step mean", "median", "p95", "RMS", "max acc", "max jerk", "starved")
 HEADER = f"{'strategy':20} " + " ".join(f"{name:>9}" for name in COLUMNS)
 
 
-def _title(condition: "Condition") -> str:
+def _title(condition: "StreamCondition") -> str:
     jitter = f" +- {condition.jitter * 1e3:.0f}" if condition.jitter else ""
     desired = ", interpolate_from_desired_state" if condition.interpolate_from_desired_state else ""
     return f"{condition.latency * 1e3:.0f}{jitter} ms, chunk of {condition.horizon} at {condition.rate} Hz{desired}"
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 when a threshold is missed."""
-    from robovlms_ros.evaluation.stream_bench import REFERENCE, as_json, conditions, measure, missed
-    from robovlms_ros.evaluation.stream_senders import SENDERS
+    from robovlms_ros.bench.stream_senders import SENDERS
+    from robovlms_ros.bench.streaming import REFERENCE, as_json, conditions, measure, missed
 
     print(f"Commands in mrad per 2 ms tick, RMS in mrad, rad/s^2, rad/s^3; {args.seeds} seeds a cell.")
     rows = []

@@ -7,8 +7,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from robovlms_ros.resources import find_checkpoint
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.resources import find_checkpoint
+from robovlms_ros.core.schema import ConfigError
 
 MARKS = {"ok": "  ok ", "warning": "WARN ", "error": "ERROR"}
 
@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from robovlms_ros.policy.preflight import Situation, inspect
-    from robovlms_ros.runtime.preflight import check_description
-    from robovlms_ros.runtime.robot import load_robot
+    from robovlms_ros.checkpoints.preflight import Situation, inspect
+    from robovlms_ros.control.preflight import check_description
+    from robovlms_ros.control.robot import load_robot
 
     if args.description is not None and args.robot is None:
         raise ConfigError("--description belongs to a robot: give --robot as well.")

@@ -20,12 +20,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robovlms_ros.schema import require
+from robovlms_ros.core.schema import require
 from robovlms_ros.sim.task import EVALUATION_SEEDS, INSTRUCTIONS
 
 if TYPE_CHECKING:
-    from robovlms_ros.evaluation.closed_loop import EpisodeResult, Row
-    from robovlms_ros.ros.demo.runner import DemoOutcome, Trial
+    from robovlms_ros.sim.closed_loop import ClosedLoopRow, EpisodeResult
+    from robovlms_ros.sim.nodes.demo_run import DemoOutcome, Trial
     from robovlms_ros.sim.tasks.evaluate import TaskEpisode
 
 
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns 0 when every threshold holds."""
-    from robovlms_ros.evaluation.closed_loop import failure_table, report, table
-    from robovlms_ros.evaluation.demo_report import write_gif, write_timeline
+    from robovlms_ros.sim.closed_loop import failure_table, report, table
+    from robovlms_ros.sim.demo_report import write_gif, write_timeline
 
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
     trials = tuple(_table_trials(args) if args.task else _trials(args.seeds, args.first_seed, not args.no_controls))
@@ -83,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
 def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["DemoOutcome", list["TaskEpisode"]]:
     """Run the trials that the log beside --json does not hold yet; returns what this run measured, and every trial's
     episode in order."""
-    from robovlms_ros.resources import share_directory
-    from robovlms_ros.ros.demo.runner import DemoOptions, DemoOutcome, run_demo
-    from robovlms_ros.sim.bench import Scene
+    from robovlms_ros.core.resources import share_directory
     from robovlms_ros.sim.episode_log import EpisodeLog, checkpoint_digest, log_beside
+    from robovlms_ros.sim.nodes.demo_run import DemoOptions, DemoOutcome, run_demo
+    from robovlms_ros.sim.scenes import Scene
     from robovlms_ros.sim.tasks.evaluate import TaskEpisode
     from robovlms_ros.sim.tasks.language import is_unseen
 
@@ -146,9 +146,9 @@ def _print_measured(result: dict[str, Any]) -> None:
     print(f"worst measured joint step: {result['worst_joint_step_mrad_per_10ms']:.1f} mrad in 10 ms")
 
 
-def _rows(episodes: Sequence["TaskEpisode"], tabletop: bool) -> tuple[list["Row"], dict[str, Any]]:
+def _rows(episodes: Sequence["TaskEpisode"], tabletop: bool) -> tuple[list["ClosedLoopRow"], dict[str, Any]]:
     """The table's rows, why episodes failed, and for tabletop tasks what the paraphrases came to."""
-    from robovlms_ros.evaluation.closed_loop import failures, summarise
+    from robovlms_ros.sim.closed_loop import failures, summarise
     from robovlms_ros.sim.tasks import evaluate
 
     if not tabletop:
@@ -165,7 +165,7 @@ def _say(line: str) -> None:
 
 
 def _table_trials(args: argparse.Namespace) -> Iterator["Trial"]:
-    from robovlms_ros.ros.demo.runner import Trial
+    from robovlms_ros.sim.nodes.demo_run import Trial
     from robovlms_ros.sim.tasks.base import find_task
     from robovlms_ros.sim.tasks.language import TASKS
 
@@ -178,7 +178,7 @@ def _table_trials(args: argparse.Namespace) -> Iterator["Trial"]:
 
 def _trials(seeds: int, first: int, controls: bool):  # type: ignore[no-untyped-def]
     """Each instruction in its own scenes; then the same scenes with the other instruction; then without cameras."""
-    from robovlms_ros.ros.demo.runner import Trial
+    from robovlms_ros.sim.nodes.demo_run import Trial
 
     scenes = {words: range(first + i * seeds, first + (i + 1) * seeds) for i, words in enumerate(INSTRUCTIONS)}
     other = dict(zip(INSTRUCTIONS, reversed(list(INSTRUCTIONS)), strict=True))

@@ -8,7 +8,7 @@ runs the expert of the tabletop tasks over --episodes evaluation scenes each and
 import argparse
 from pathlib import Path
 
-from robovlms_ros.schema import require
+from robovlms_ros.core.schema import require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Record the shards; returns 0."""
     from robovlms_ros.sim.task import TRAINING_SEEDS
     from robovlms_ros.sim.tasks.base import find_task
-    from robovlms_ros.training.simulated.recording import record, shard_jobs
+    from robovlms_ros.sim.training.recording import record, shard_jobs
 
     require(args.workers >= 1, "--workers", args.workers, "at least 1")
     require(args.episodes >= 1, "--episodes", args.episodes, "at least 1")
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure_expert(task: str, scenes: int, robot: str) -> int:
-    from robovlms_ros.evaluation.closed_loop import failure_table, failures, report, table
-    from robovlms_ros.sim.bench import evaluate_task
+    from robovlms_ros.sim.closed_loop import failure_table, failures, report, table
+    from robovlms_ros.sim.scenes import evaluate_task
     from robovlms_ros.sim.tasks.evaluate import EXPERT_AIM, named_by_task, rows
     from robovlms_ros.sim.tasks.language import TASKS
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.schema import ConfigError, build, read_mapping, require
+from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
 
 MISSED = 3
 
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0, or MISSED when a threshold does not hold."""
     from robovlms_ros.cli.eval_engines import run_jobs
-    from robovlms_ros.cli.eval_setup import Job, named_checkpoints, read_parameters
+    from robovlms_ros.cli.eval_setup import EvaluationJob, named_checkpoints, read_parameters
 
     config = evaluation_config(args)
     parameters = read_parameters(args.config, {
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     if args.fresh:
         shutil.rmtree(args.output / "parts", ignore_errors=True)
     threads = 1 if args.jobs > 1 or args.engine == "ray" else 0
-    jobs = [Job(bag, checkpoints, parameters, config, args.output, args.stamps, threads) for bag in args.bags]
-    parts = run_jobs(jobs, args.engine, args.jobs, Progress(len(jobs)))
+    jobs = [EvaluationJob(bag, checkpoints, parameters, config, args.output, args.stamps, threads) for bag in args.bags]
+    parts = run_jobs(jobs, args.engine, args.jobs, ProgressLine(len(jobs)))
     return finish([json.loads(part.read_text(encoding="utf-8")) for part in parts], jobs, args.output)
 
 
@@ -162,7 +162,7 @@ def _record(args: argparse.Namespace, parameters: Any) -> Path:
     return path
 
 
-class Progress:
+class ProgressLine:
     """A bar on the terminal with the time left; nothing when the output is not a terminal, apart from finished bags."""
 
     def __init__(self, jobs: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from robovlms_ros.cli.eval_setup import Job, run_job
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.cli.eval_setup import EvaluationJob, run_job
+from robovlms_ros.core.schema import ConfigError
 
 
 class Bar(Protocol):
@@ -19,7 +19,7 @@ class Bar(Protocol):
     def done(self, name: str) -> None: ...
 
 
-def run_jobs(jobs: Sequence[Job], engine: str, at_a_time: int, bar: Bar) -> list[Path]:
+def run_jobs(jobs: Sequence[EvaluationJob], engine: str, at_a_time: int, bar: Bar) -> list[Path]:
     """Run all jobs; returns their result files in order. Raises ConfigError for an engine that is not installed."""
     if engine == "ray":
         _on_ray(jobs, bar)
@@ -32,7 +32,7 @@ def run_jobs(jobs: Sequence[Job], engine: str, at_a_time: int, bar: Bar) -> list
     return [job.part for job in jobs]
 
 
-def _in_processes(jobs: Sequence[Job], at_a_time: int, bar: Bar) -> None:
+def _in_processes(jobs: Sequence[EvaluationJob], at_a_time: int, bar: Bar) -> None:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -43,7 +43,7 @@ def _in_processes(jobs: Sequence[Job], at_a_time: int, bar: Bar) -> None:
             bar.done(str(futures[future].bag))
 
 
-def _on_ray(jobs: Sequence[Job], bar: Bar) -> None:
+def _on_ray(jobs: Sequence[EvaluationJob], bar: Bar) -> None:
     """On the cluster that RAY_ADDRESS names, else on one that starts here. It shares the files and the installation."""
     try:
         import ray
@@ -62,7 +62,7 @@ def _on_ray(jobs: Sequence[Job], bar: Bar) -> None:
         bar.done(str(waiting.pop(ready[0]).bag))
 
 
-def run_job_in(folder: str, job: Job) -> Path:
+def run_job_in(folder: str, job: EvaluationJob) -> Path:
     """`run_job` where the paths of the command line mean what they mean there."""
     os.chdir(folder)
     return run_job(job)

@@ -10,19 +10,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from robovlms_ros.core.resources import find_checkpoint
+from robovlms_ros.core.schema import ConfigError, read_mapping
 from robovlms_ros.evaluation.bags.mapping import bag_description
-from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, Setting, evaluate_bag, part_key, recorded_stamps
-from robovlms_ros.evaluation.replay.loop import RECORDED, Subject
-from robovlms_ros.resources import find_checkpoint
+from robovlms_ros.evaluation.replay.evaluate import (
+    EvaluationConfig,
+    Setting,
+    evaluate_bag,
+    part_key,
+    recorded_stamps,
+)
+from robovlms_ros.evaluation.replay.loop import RECORDED
+from robovlms_ros.evaluation.replay.runner import Subject
 from robovlms_ros.ros import parameters as node_parameters
 from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.schema import ConfigError, read_mapping
 
 STAMPS = ("all", "recorded")
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """One bag to evaluate. checkpoints: (name, folder) pairs; the folder `recorded` stands for the bag's own chunks.
 
     stamps: `all`, `recorded`, or a JSON file with a list of ns. threads: torch threads of the worker, 0 leaves them.
@@ -45,7 +52,7 @@ class Job:
         return self.output / "parts" / f"{self.bag.stem}-{key}.json"
 
 
-def run_job(job: Job, progress: Callable[[float], None] | None = None) -> Path:
+def run_job(job: EvaluationJob, progress: Callable[[float], None] | None = None) -> Path:
     """Evaluate one bag and file the result; returns the file. What is filed already is not computed again."""
     target = job.part
     if target.exists():
@@ -71,7 +78,7 @@ def run_job(job: Job, progress: Callable[[float], None] | None = None) -> Path:
     return target
 
 
-def prepare(job: Job) -> tuple[Setting, list[Subject]]:
+def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
     """The robot, its kinematics and the policies of a job."""
     from robovlms_ros.ros.loading import load_body
 
@@ -114,7 +121,7 @@ def _subject(name: str, policy: Any, block: int) -> Subject:
     from time import perf_counter_ns
 
     from robovlms_ros.evaluation.replay.block import BlockSession
-    from robovlms_ros.policy.fast.plan import FastPathOptions
+    from robovlms_ros.inference.optimized.options import FastPathOptions
 
     assert policy.config.action is not None
     model = policy.config.model

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from robovlms_ros.schema import did_you_mean
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.core.schema import did_you_mean
+from robovlms_ros.core.types import RoboVLMsError
 
 COMMANDS = {
     "demo": ("demo", "drive the simulated arm through the real ROS graph and report"),

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from robovlms_ros.schema import ConfigError, require
+from robovlms_ros.core.schema import ConfigError, require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,10 +21,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robovlms_ros.schema import require
+from robovlms_ros.core.schema import require
 
 if TYPE_CHECKING:
-    from robovlms_ros.sim.bench import BenchSettings, Scene
+    from robovlms_ros.sim.scenes import BenchSettings, Scene
     from robovlms_ros.sim.tasks.evaluate import TaskEpisode
 
 
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cubes(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
-    from robovlms_ros.evaluation.closed_loop import failure_table, failures, report, summarise, table
-    from robovlms_ros.sim.bench import EASY_TIME_LIMIT, Scene
+    from robovlms_ros.sim.closed_loop import failure_table, failures, report, summarise, table
+    from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, Scene
     from robovlms_ros.sim.tasks.evaluate import AS_TRAINED
 
     settings = _settings(args, [AS_TRAINED], args.time_limit or EASY_TIME_LIMIT)
@@ -84,7 +84,7 @@ def _cubes(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
 
 def _tabletop(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
     """Every condition asked for, each with its tables; the report holds the first one's rows and all of them."""
-    from robovlms_ros.sim.bench import Scene
+    from robovlms_ros.sim.scenes import Scene
     from robovlms_ros.sim.tasks import evaluate as tasks
     from robovlms_ros.sim.tasks.base import find_task
     from robovlms_ros.sim.tasks.language import TASKS
@@ -104,10 +104,10 @@ def _report(
     args: argparse.Namespace, settings: "BenchSettings", condition: str, episodes: list["TaskEpisode"]
 ) -> dict[str, Any]:
     """Print one condition's tables; returns its part of the JSON report."""
-    from robovlms_ros.evaluation.closed_loop import failure_table, failures, report, table
+    from robovlms_ros.sim.closed_loop import failure_table, failures, report, table
     from robovlms_ros.sim.tasks import evaluate as tasks
+    from robovlms_ros.sim.tasks.instruction_following import obedience, obedience_table
     from robovlms_ros.sim.tasks.language import TASKS
-    from robovlms_ros.sim.tasks.obedience import obedience, obedience_table
 
     aims = {name: tasks.EXPERT_AIM for name in TASKS} if args.checkpoint is None else tasks.AIMS
     rows, spoken = tasks.rows(episodes, aims), tasks.paraphrases(episodes)
@@ -136,7 +136,7 @@ def _report(
 def _settings(args: argparse.Namespace, conditions: Sequence[str], limit: float) -> "BenchSettings":
     from dataclasses import replace
 
-    from robovlms_ros.sim.bench import BenchSettings
+    from robovlms_ros.sim.scenes import BenchSettings
     from robovlms_ros.sim.tasks.evaluate import find_condition
 
     chosen = {name: find_condition(name) for name in conditions}

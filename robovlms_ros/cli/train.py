@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robovlms_ros.schema import ConfigError, require
+from robovlms_ros.core.schema import ConfigError, require
 
 if TYPE_CHECKING:
     from robovlms_ros.training.runs import Run
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume; returns 0, or 1 when --inspect found data that would train badly."""
-    from robovlms_ros.resources import find, find_checkpoint
+    from robovlms_ros.core.resources import find, find_checkpoint
     from robovlms_ros.training.runs import RANDOM, is_plan, read_run
 
     path = find(args.config, "config/train")
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_plan(path: Path, args: argparse.Namespace) -> int:
-    from robovlms_ros.training.simulated.pipeline import default_device, train
-    from robovlms_ros.training.simulated.plans import load_plan, without_ground_truth
+    from robovlms_ros.sim.training.pipeline import default_device, train
+    from robovlms_ros.sim.training.plans import load_plan, without_ground_truth
 
     if args.data or args.start or args.inspect or args.dry_run:
         raise ConfigError(

@@ -7,7 +7,7 @@ from rclpy.service import Service
 from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
 
-from robovlms_ros.text_safety import printable
+from robovlms_ros.core.text_safety import printable
 
 
 class CheckedNode(Node):

@@ -11,6 +11,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
 
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.ros.parameter_table import RETIRED
 from robovlms_ros.ros.parameters import (
     NodeParameters,
@@ -21,7 +22,6 @@ from robovlms_ros.ros.parameters import (
     expand,
     from_values,
 )
-from robovlms_ros.schema import ConfigError
 
 # Declared by rclpy itself, or by a publisher that lets users override its QoS.
 FOREIGN = ("use_sim_time", "start_type_description_service")

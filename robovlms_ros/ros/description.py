@@ -6,8 +6,8 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from std_msgs.msg import String
 
-from robovlms_ros.ros.inputs import LATCHED
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.ros.observation_subscriber import LATCHED
 
 PATIENCE = 10.0
 

@@ -6,16 +6,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.executor import ChunkExecutor
+from robovlms_ros.control.watchdog import Action
+from robovlms_ros.core.types import Observation, RobotState
 from robovlms_ros.ros.controllers.base import Arm
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.runtime.executor import ChunkExecutor
-from robovlms_ros.runtime.watchdog import Action
-from robovlms_ros.types import Observation, RobotState
 
 Array = NDArray[np.float64]
 
 
-class Senses(Protocol):
+class ObservationSource(Protocol):
     """What the pilot asks of the node's inputs."""
 
     @property
@@ -64,7 +64,7 @@ class Guard:
     executor, arm: None where nothing is commanded. log: called with a line when a fault appears or is gone.
     """
 
-    def __init__(self, senses: Senses, watch: Watch, executor: ChunkExecutor | None, arm: Arm | None,
+    def __init__(self, senses: ObservationSource, watch: Watch, executor: ChunkExecutor | None, arm: Arm | None,
                  log: Callable[[str], None]) -> None:
         self._senses, self._watch, self._executor, self._arm, self._log = senses, watch, executor, arm, log
 

@@ -2,7 +2,7 @@
 
 import random
 
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.schema import ConfigError
 
 LARGEST_DOMAIN = 232
 """The largest ROS_DOMAIN_ID whose ports fit into 16 bits (RTPS 2.2, 9.6.1.1)."""

@@ -27,10 +27,10 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
+from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.ros.checked_node import CheckedNode
 from robovlms_ros.ros.spinning import SteadyExecutor, share_the_interpreter
-from robovlms_ros.text_safety import printable
-from robovlms_ros.types import RoboVLMsError
 
 TRIGGERED = ("configure", "cleanup", "activate", "deactivate", "shutdown")
 """Labels of the transitions that rclpy has a `trigger_*` method for."""

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robovlms_ros import resources
-from robovlms_ros.policy.history import thinning
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.robot import RobotSpec, load_robot
+from robovlms_ros.control.schedule import horizon_shortfall, latency_excess
+from robovlms_ros.core import resources
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Observation, RobotState
+from robovlms_ros.inference.history import thinning
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import RobotSpec, load_robot
-from robovlms_ros.runtime.schedule import horizon_shortfall, latency_excess
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState
 
 if TYPE_CHECKING:
     import torch
 
-    from robovlms_ros.config import PolicyConfig
-    from robovlms_ros.policy.policy import VLAPolicy
-    from robovlms_ros.policy.session import PolicySession
+    from robovlms_ros.config.policy import PolicyConfig
+    from robovlms_ros.inference.session import PolicySession
+    from robovlms_ros.models.vla_policy import VLAPolicy
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ WARM_UP_SIZE = (480, 640)
 
 
 @dataclass(frozen=True)
-class Body:
+class RobotModel:
     """The robot as described, and its kinematics as a factory: each thread needs its own (None without an arm)."""
 
     robot: RobotSpec
@@ -41,7 +41,7 @@ class Body:
 
 
 @dataclass(frozen=True)
-class Brain:
+class LoadedPolicy:
     """A policy that has been loaded and warmed up. latency: s, the slowest warm inference."""
 
     policy: "VLAPolicy"
@@ -72,27 +72,28 @@ def check_weights(parameters: NodeParameters) -> None:
         )
 
 
-def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> Body:
+def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> RobotModel:
     """The robot and its kinematics. `description(topic)` waits for a robot description. Raises RoboVLMsError."""
     robot = load_robot(parameters.robot)
     age = parameters.max_age or robot.max_age
     robot = replace(robot, max_age=age, max_latency=parameters.max_latency or max(age, robot.max_latency))
     if robot.controller.type == "chunk_only" and robot.description_path is None:
-        return Body(robot, None)
+        return RobotModel(robot, None)
     source = robot.description_path or description(str(robot.description.topic))
     make = lambda: Kinematics.for_robot(robot, source)  # noqa: E731
     make()
-    return Body(robot, make)
+    return RobotModel(robot, make)
 
 
 def load_brain(
     parameters: NodeParameters, now: Callable[[], int], example: RobotState, robot: RobotSpec | None = None
-) -> Brain:
+) -> LoadedPolicy:
     """The policy, loaded and warmed up on made-up images and the state `example`, after the preflight for `robot`.
 
     Raises RoboVLMsError.
     """
-    from robovlms_ros.policy.fast.verify import open_session
+    from robovlms_ros.inference.optimized.verification import open_session
+    from robovlms_ros.inference.session import PolicySession
 
     if parameters.checkpoint != "random":
         _preflight(parameters, robot)
@@ -102,15 +103,15 @@ def load_brain(
     policy.config.require_runnable()
     frames = _warm_up_frames(policy, cameras, parameters.instruction or _example_words(policy), example)
     session = open_session(policy, parameters.fast_path, frames[:VERIFIED_RUNS], now)
-    latency = _warm_up(policy.new_session(None, session.fast), frames)
+    latency = _warm_up(PolicySession(policy, None, session.fast), frames)
     log.info("policy %s on %s, warm inference %.0f ms, %s path", policy.identity, policy.device, 1000 * latency,
              session.path)
-    return Brain(policy, session, cameras, latency)
+    return LoadedPolicy(policy, session, cameras, latency)
 
 
 def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:
     """What `robovlms check` reports, for this robot: warnings go to the log, errors refuse."""
-    from robovlms_ros.policy.preflight import Situation, inspect
+    from robovlms_ros.checkpoints.preflight import Situation, inspect
 
     config = resources.find(parameters.config, "config/backbones") if parameters.config else None
     situation = Situation(robot, device=str(_device(parameters.device)))
@@ -122,7 +123,7 @@ def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:
 
 def _config_of(parameters: NodeParameters) -> "PolicyConfig":
     """The configuration of the checkpoint, without its weights. Raises RoboVLMsError."""
-    from robovlms_ros.policy.checkpoint import locate
+    from robovlms_ros.checkpoints.checkpoint import locate
 
     config = resources.find(parameters.config, "config/backbones") if parameters.config else None
     return locate(resources.find_checkpoint(parameters.checkpoint), config).config
@@ -130,9 +131,9 @@ def _config_of(parameters: NodeParameters) -> "PolicyConfig":
 
 def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
     """The policy that `checkpoint`, `backbone`, `config`, `device` and `dtype` name. Raises RoboVLMsError."""
-    from robovlms_ros.config import load_config
-    from robovlms_ros.policy.checkpoint import DTYPES, build_policy, load_policy
-    from robovlms_ros.registry import resolve
+    from robovlms_ros.checkpoints.checkpoint import DTYPES, build_policy, load_policy
+    from robovlms_ros.config.policy import load_config
+    from robovlms_ros.core.registry import resolve
 
     if parameters.backbone:
         resolve("backbone", parameters.backbone)
@@ -156,7 +157,7 @@ def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
 
 
 def _preset(backbone: str) -> "PolicyConfig":
-    from robovlms_ros.config import load_config
+    from robovlms_ros.config.policy import load_config
 
     if not backbone:
         raise ConfigError("parameter checkpoint = 'random' needs to know what to build: give backbone or config.")
@@ -218,7 +219,7 @@ def _warm_up(session: "PolicySession", frames: list[Observation]) -> float:
     return max(spent[2:])
 
 
-def check_speed(parameters: NodeParameters, brain: Brain, robot: RobotSpec) -> list[str]:
+def check_speed(parameters: NodeParameters, brain: LoadedPolicy, robot: RobotSpec) -> list[str]:
     """What is too slow for smooth motion, for the robot or for the history; ConfigError where parameters refuse it."""
     config, latency = brain.policy.config, brain.latency + parameters.added_latency
     assert config.action is not None
@@ -237,14 +238,14 @@ def check_speed(parameters: NodeParameters, brain: Brain, robot: RobotSpec) -> l
     return [text for text in (shortfall, late, slow) if text is not None]
 
 
-def thinning_of(parameters: NodeParameters, brain: Brain) -> int:
+def thinning_of(parameters: NodeParameters, brain: LoadedPolicy) -> int:
     """Every how many steps a frame of the history is to be seen: 1 where it keeps up, or must not be thinned out."""
     if brain.history_step is None or parameters.on_slow_inference != "thin":
         return 1
     return thinning(brain.latency, brain.history_step)
 
 
-def example_state(body: Body) -> RobotState:
+def example_state(body: RobotModel) -> RobotState:
     """The robot at home: what a policy with proprioception is warmed up with."""
     home = np.array(body.robot.home)
     pose = np.eye(4) if body.make_kinematics is None else body.make_kinematics().forward(home)

@@ -4,8 +4,15 @@ import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    ActionSpec,
+    ChunkTiming,
+    RoboVLMsError,
+    TrajectoryCommand,
+)
 from robovlms_ros.msg import ActionChunk as ActionChunkMsg
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, ChunkTiming, RoboVLMsError, TrajectoryCommand
 
 
 def to_time(stamp_ns: int) -> Time:

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from robovlms_ros.conversions.images import AS_SENT, Encoding
-from robovlms_ros.runtime.controllers import ROS_NAME
-from robovlms_ros.runtime.schedule import ScheduleConfig, Strategy
-from robovlms_ros.runtime.watchdog import WatchdogConfig
-from robovlms_ros.schema import ConfigError, did_you_mean
+from robovlms_ros.control.controller_types import ROS_NAME
+from robovlms_ros.control.schedule import ScheduleConfig, Strategy
+from robovlms_ros.control.watchdog import WatchdogConfig
+from robovlms_ros.core.schema import ConfigError, did_you_mean
+from robovlms_ros.observations.images import AS_SENT, Encoding
 
 Value = str | bool | int | float | list[str]
 TRANSPORTS = ("raw", "compressed")

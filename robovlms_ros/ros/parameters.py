@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from robovlms_ros.conversions.images import AS_SENT, only_raw
+from robovlms_ros.control.controller_types import ROS_NAME
+from robovlms_ros.control.robot import GateConfig
+from robovlms_ros.control.schedule import ScheduleConfig
+from robovlms_ros.control.watchdog import WatchdogConfig
+from robovlms_ros.core.schema import ConfigError, did_you_mean
+from robovlms_ros.observations.images import AS_SENT, only_raw
 from robovlms_ros.ros.parameter_table import CAMERA, PARAMETERS, Parameter, Value
-from robovlms_ros.runtime.controllers import ROS_NAME
-from robovlms_ros.runtime.robot import GateConfig
-from robovlms_ros.runtime.schedule import ScheduleConfig
-from robovlms_ros.runtime.watchdog import WatchdogConfig
-from robovlms_ros.schema import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, ClockJump, RawMessage
 from robovlms_ros.ros.recorder import message_class
-from robovlms_ros.types import NANOSECONDS
 
 CLOCK_PERIOD_NS = NANOSECONDS // 100
 LATCHED_NAMES = ("instruction", "robot_description", "tf_static", "configuration")

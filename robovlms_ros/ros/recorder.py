@@ -19,8 +19,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 
+from robovlms_ros.core.text_safety import printable
 from robovlms_ros.evaluation.bags.types import typestore
-from robovlms_ros.text_safety import printable
 
 MIN_FREE_BYTES = 64 * 2**20
 """Free space that a recording leaves on its disk: enough to close the bag."""
@@ -52,7 +52,7 @@ class LossCount:
         return 0.0 if self.several or not self.lost else self.lost / (self.lost + self.received)
 
 
-class Recorder:
+class BagRecorder:
     """Writes the topics named to `path` (a new folder) until `close`.
 
     topics: absolute names. Call `discover` now and then: it subscribes what has appeared since.

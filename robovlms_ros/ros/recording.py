@@ -18,11 +18,11 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.ros.checked_node import CheckedNode
 from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.ros.recorder import Recorder
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.ros.recorder import BagRecorder
 
 EPISODE = "episode"
 CONFIGURATION = "configuration"
@@ -78,7 +78,7 @@ class RecordingNode(CheckedNode):
         if options.parameters is not None:
             text = json.dumps(dataclasses.asdict(options.parameters), default=str)
             self._configuration.publish(String(data=text))
-        self.recorder = Recorder(self, options.path, options.topics)
+        self.recorder = BagRecorder(self, options.path, options.topics)
         self.episodes = 0
         self.create_timer(DISCOVERY_PERIOD, self.recorder.discover)
 

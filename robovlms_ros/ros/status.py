@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from robovlms_ros.core.text_safety import printable
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.messages import to_time
-from robovlms_ros.text_safety import printable
 
 TEXT_LIMIT = 1000
 """Characters of a status text; the fields of messages in it are cut much shorter where they are quoted."""
@@ -45,7 +45,7 @@ class Latencies:
 
 
 @dataclass
-class Report:
+class NodeStatus:
     """The facts behind a status, kept by whoever knows them. Stamps in ns, 0 for never.
 
     authority: the part of the speed limits in use now; NaN where there is no gate.
@@ -71,12 +71,12 @@ class Report:
     reaction: Latencies = field(default_factory=Latencies)
     inference: Latencies = field(default_factory=Latencies)
 
-    def headline(self) -> tuple[object, ...]:
+    def change_key(self) -> tuple[object, ...]:
         """What a listener must hear of at once when it changes."""
         return (self.state, self.detail, self.instruction, self.policy_id, self.last_stop_ns, self.last_stop)
 
 
-def status_message(report: Report, now_ns: int) -> PolicyStatus:
+def status_message(report: NodeStatus, now_ns: int) -> PolicyStatus:
     """The report as a PolicyStatus."""
     message = PolicyStatus(
         state=report.state, detail=printable(report.detail, TEXT_LIMIT),
@@ -94,7 +94,7 @@ def status_message(report: Report, now_ns: int) -> PolicyStatus:
     return message
 
 
-def diagnostics_message(report: Report, node_name: str, watched: dict[str, str], now_ns: int) -> DiagnosticArray:
+def diagnostics_message(report: NodeStatus, node_name: str, watched: dict[str, str], now_ns: int) -> DiagnosticArray:
     """The report, and one status per watched thing: `watched` maps its name to what is wrong, empty when nothing is."""
     values = {
         "instruction": printable(report.instruction), "policy": report.policy_id, "path": report.path,

@@ -16,18 +16,23 @@ from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from std_srvs.srv import SetBool, Trigger
 
+from robovlms_ros.control.executor import ChunkExecutor, build_executor
+from robovlms_ros.control.watchdog import Watchdog
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RoboVLMsError
+from robovlms_ros.inference.worker import InferenceWorker
 from robovlms_ros.msg import ActionChunk as ActionChunkMsg
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.declare import DeclaredParameters
 from robovlms_ros.ros.description import wait_for_description
-from robovlms_ros.ros.inputs import Inputs
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode, run_until_signalled
 from robovlms_ros.ros.loading import (
-    Body,
-    Brain,
     DelayedSession,
+    LoadedPolicy,
     PoseFiller,
+    RobotModel,
     check_speed,
     check_weights,
     example_state,
@@ -36,18 +41,13 @@ from robovlms_ros.ros.loading import (
     thinning_of,
 )
 from robovlms_ros.ros.messages import chunk_to_message
+from robovlms_ros.ros.observation_subscriber import ObservationSubscriber
 from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.ros.pilot import Limbs, Pilot
-from robovlms_ros.ros.reporter import Reporter
+from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
-from robovlms_ros.ros.status import TEXT_LIMIT, Report
+from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
+from robovlms_ros.ros.status_publisher import StatusPublisher
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.runtime.executor import ChunkExecutor, build_executor
-from robovlms_ros.runtime.watchdog import Watchdog
-from robovlms_ros.runtime.worker import InferenceWorker
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.text_safety import printable
-from robovlms_ros.types import NANOSECONDS, ActionChunk, RoboVLMsError
 
 TICK_RATE = 20.0
 FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "joint_states_implausible",
@@ -60,13 +60,13 @@ class VLANode(PlainLifecycleNode):
 
     def __init__(self, name: str = "vla_node", **options: object) -> None:
         super().__init__(name, **options)
-        self._report = Report()
+        self._report = NodeStatus()
         self._history_step: float | None = None
         self._own_end = ""
         # Timers run while a transition in another thread takes apart what they use.
         self._parts = threading.RLock()
-        self._pilot: Pilot | None = None
-        self._inputs: Inputs | None = None
+        self._pilot: PolicyRunner | None = None
+        self._inputs: ObservationSubscriber | None = None
         self._worker: InferenceWorker | None = None
         self._arm: Arm | None = None
         self._gripper: Gripper | None = None
@@ -78,7 +78,7 @@ class VLANode(PlainLifecycleNode):
         self.create_service(SetBool, "~/pause", self._on_pause, callback_group=self.work_group)
         # Reports go on while simulated time stands still; decisions use the node's clock alone.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._reporter = Reporter(self, self._report, self._watched, self._steady)
+        self._reporter = StatusPublisher(self, self._report, self._watched, self._steady)
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
         self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
         self._reporter.publish()
@@ -115,13 +115,13 @@ class VLANode(PlainLifecycleNode):
         brain.session.thin_history(thinning_of(parameters, brain))
         self._wire(parameters, body, brain)
 
-    def _wire(self, parameters: NodeParameters, body: Body, brain: Brain) -> None:
+    def _wire(self, parameters: NodeParameters, body: RobotModel, brain: LoadedPolicy) -> None:
         """Everything between the topics and the policy."""
         names = tuple(camera.name for camera in brain.cameras)
         config = replace(parameters.watchdog, max_age=body.robot.max_age)
         self._watch = Watch(Watchdog(config, names, self.now_ns()))
         proprioception = brain.policy.config.proprioception
-        self._inputs = Inputs(self, parameters, body.robot, brain.cameras,
+        self._inputs = ObservationSubscriber(self, parameters, body.robot, brain.cameras,
                               proprioception is not None, self._watch,
                               PoseFiller(body.make_kinematics and body.make_kinematics()),
                               self._on_observation, self._on_instruction,
@@ -130,9 +130,9 @@ class VLANode(PlainLifecycleNode):
         if not parameters.dry_run:
             context = Context(self, body.robot, self._inputs.measured, body.make_kinematics and body.make_kinematics())
             self._arm, self._gripper = make_arm(context), make_gripper(context)
-        limbs = Limbs(_executor(body, parameters), self._arm, self._gripper, parameters.schedule.lead)
+        limbs = CommandInterfaces(_executor(body, parameters), self._arm, self._gripper, parameters.schedule.lead)
         frame = body.robot.base_frame
-        self._pilot = Pilot(self._inputs, self._watch, limbs, lambda chunk: self._publish_chunk(chunk, frame),
+        self._pilot = PolicyRunner(self._inputs, self._watch, limbs, lambda chunk: self._publish_chunk(chunk, frame),
                             self.now_ns, self._report, self._reporter.log_edge)
         self._gate = body.robot.gate
         self._pilot.set_authority(*parameters.authority_of(body.robot.gate))
@@ -214,9 +214,9 @@ class VLANode(PlainLifecycleNode):
             if self._pilot is None:
                 return
             self._pilot.tick()
-            gives_up = self._pilot.gives_up
+            deactivation_requested = self._pilot.deactivation_requested
         self._reporter.publish_on_change()
-        if gives_up and self.lifecycle_state == "active":
+        if deactivation_requested and self.lifecycle_state == "active":
             self._own_end = f"the node deactivated itself: {self._report.last_refusal}"
             self.get_logger().error(printable(self._own_end, TEXT_LIMIT))
             self.change_state("deactivate")
@@ -274,7 +274,7 @@ class VLANode(PlainLifecycleNode):
         self._chunks.publish(chunk_to_message(chunk, frame_id))
 
 
-def _executor(body: Body, parameters: NodeParameters) -> ChunkExecutor | None:
+def _executor(body: RobotModel, parameters: NodeParameters) -> ChunkExecutor | None:
     robot = body.robot
     if robot.controller.type == "chunk_only" or body.make_kinematics is None:
         return None

@@ -2,7 +2,7 @@
 
 import threading
 
-from robovlms_ros.runtime.watchdog import Watchdog
+from robovlms_ros.control.watchdog import Watchdog
 
 
 class Watch:

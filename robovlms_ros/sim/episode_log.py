@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-from robovlms_ros.resources import find_checkpoint
-from robovlms_ros.sim.bench import BenchSettings, Scene
+from robovlms_ros.core.resources import find_checkpoint
+from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.sim.scenes import BenchSettings, Scene
 from robovlms_ros.sim.tasks.evaluate import TaskEpisode
-from robovlms_ros.types import RoboVLMsError
 
 FORMAT = 1
 _WEIGHED = (".json", ".yaml", ".yml", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".model")

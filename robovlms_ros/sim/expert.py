@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.processing.rotations import vector_from_matrix
+from robovlms_ros.core.rotations import vector_from_matrix
+from robovlms_ros.core.types import ActionSpec
 from robovlms_ros.sim.scene import CUBE_SIZE, TABLE_HEIGHT
 from robovlms_ros.sim.task import FINGER_OPEN
-from robovlms_ros.types import ActionSpec
 
 Array = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ FINGER_STEP = 0.07
 
 
 @dataclass
-class Hand:
+class HandPose:
     """The forward model that a law is followed on: the hand, and the thing that it is to take.
 
     position, thing (3,): the grip and the thing's centre in the base frame (m). tilt: the rotation vector that brings
@@ -135,12 +135,12 @@ def expert_chunk(pose: Array, opening: float, cube: Array, horizon: int = HORIZO
     Returns (horizon, 7) float64: translation (m) and rotation vector (rad) in the base frame, chained; opening 0 or 1.
     """
     tilt = vector_from_matrix(HAND_DOWN @ pose[:3, :3].T)
-    hand = Hand(pose[:3, 3].copy(), tilt, float(opening), np.array(cube, np.float64), 0.5 * CUBE_SIZE / FINGER_OPEN,
+    hand = HandPose(pose[:3, 3].copy(), tilt, float(opening), np.array(cube, np.float64), 0.5 * CUBE_SIZE / FINGER_OPEN,
                 TURN_GAIN, MAX_TURN, CLOSE_RADIUS)
     return np.stack([hand.step(*_goal(hand)) for _ in range(horizon)])
 
 
-def _goal(hand: Hand) -> tuple[Array, bool]:
+def _goal(hand: HandPose) -> tuple[Array, bool]:
     """Where the law sends the hand, and whether the fingers close."""
     grasp = hand.thing + np.array((0.0, 0.0, GRASP_OFFSET))
     if hand.at_grip():

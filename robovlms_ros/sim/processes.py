@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 
-from robovlms_ros.sim.bench import Bench, BenchSettings, Scene
+from robovlms_ros.sim.scenes import Bench, BenchSettings, Scene
 from robovlms_ros.sim.tasks.evaluate import TaskEpisode
 from robovlms_ros.sim.world import WorldError
 

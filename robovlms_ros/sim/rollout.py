@@ -10,13 +10,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.runtime.controllers import OneJointTrajectory
-from robovlms_ros.runtime.executor import ChunkExecutor, build_executor
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.control.controller_types import OneJointTrajectory
+from robovlms_ros.control.executor import ChunkExecutor, build_executor
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    Observation,
+    RobotState,
+    TrajectoryCommand,
+)
 from robovlms_ros.sim.expert import ACTION_SPEC, STEP
 from robovlms_ros.sim.world import CAMERAS, TICK_NS, GroundTruth, SimWorld, WorldError
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
 
@@ -34,7 +40,7 @@ class Agent(Protocol):
 
 
 @dataclass(frozen=True)
-class Frame:
+class RolloutFrame:
     """One camera frame with what was true at its stamp."""
 
     observation: Observation
@@ -104,8 +110,8 @@ class ClosedLoop:
         executor: ChunkExecutor,
         gripper: OneJointTrajectory,
         settings: EpisodeSettings | None = None,
-        disturb: Callable[[ActionChunk, Frame], ActionChunk] | None = None,
-        on_frame: Callable[[Frame], None] | None = None,
+        disturb: Callable[[ActionChunk, RolloutFrame], ActionChunk] | None = None,
+        on_frame: Callable[[RolloutFrame], None] | None = None,
     ) -> None:
         self.world, self.kinematics, self.executor, self._gripper = world, kinematics, executor, gripper
         self.settings, self.disturb, self.on_frame = settings or EpisodeSettings(), disturb, on_frame
@@ -163,12 +169,14 @@ class ClosedLoop:
             state.stamp_ns, state.positions, state.velocities, self.kinematics.forward(state.positions), state.gripper
         )
 
-    def _capture(self, instruction: str) -> Frame:
+    def _capture(self, instruction: str) -> RolloutFrame:
         images = {name: self.world.render(name) for name in CAMERAS}
         observation = Observation(self.world.time_ns, images, instruction, self.measured())
-        return Frame(observation, self.world.ground_truth())
+        return RolloutFrame(observation, self.world.ground_truth())
 
-    def _infer(self, agent: Agent, frame: Frame, rng: np.random.Generator) -> tuple[int, ActionChunk, RobotState]:
+    def _infer(
+        self, agent: Agent, frame: RolloutFrame, rng: np.random.Generator
+    ) -> tuple[int, ActionChunk, RobotState]:
         chunk = agent.predict_action_chunk(frame.observation)
         if self.disturb is not None:
             chunk = self.disturb(chunk, frame)

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.core.types import RoboVLMsError
 
 CUBES = ("red", "green")
 INSTRUCTIONS = {f"lift the {name} cube": name for name in CUBES}

@@ -12,12 +12,12 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.trajectory_controller_model import TrajectoryController
+from robovlms_ros.core.types import NANOSECONDS, RobotState, RoboVLMsError
 from robovlms_ros.sim import scene
 from robovlms_ros.sim.cameras import CameraRenderer
 from robovlms_ros.sim.expert import expert_chunk
 from robovlms_ros.sim.task import CUBES, FINGER_OPEN, LIFTED, Judge, LiftJudge, named_cube
-from robovlms_ros.sim.trajectory_controller import TrajectoryController
-from robovlms_ros.types import NANOSECONDS, RobotState, RoboVLMsError
 
 Array = NDArray[np.float64]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from robovlms_ros.config import PolicyConfig, config_from_mapping
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.schema import ConfigError, read_mapping
+from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
+from robovlms_ros.core.schema import ConfigError, read_mapping
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 RANDOM = "random"
 KEY = "train"
@@ -53,15 +53,15 @@ def read_run(path: Path, start: str | None = None) -> Run:
 
 
 def _config_of(checkpoint: Path) -> Path:
-    from robovlms_ros.policy.checkpoint import locate_config
+    from robovlms_ros.checkpoints.checkpoint import locate_config
 
     return locate_config(checkpoint)
 
 
 def starting_policy(run: Run, say: Callable[[str], None]) -> VLAPolicy:
     """The policy that training begins with, in float32. Raises CheckpointError, ConfigError, BackboneError."""
-    from robovlms_ros.policy.checkpoint import build_policy, load_policy
-    from robovlms_ros.policy.pretrained import policy_from_vlm
+    from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy
+    from robovlms_ros.checkpoints.pretrained import policy_from_vlm
 
     config, seed = run.config, run.config.training.seed
     if run.start not in (None, RANDOM):
@@ -109,7 +109,7 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, say: Callable[[str],
 
 def open_data(paths: Sequence[Path], run: Run, say: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:
     """The episodes at `paths` as the file's `data` block maps them, and the kinds of flaws that it lets through."""
-    from robovlms_ros.training.data.episodes import open_sources
+    from robovlms_ros.training.data.open_sources import open_sources
 
     mapping = dict(run.data)
     accept = tuple(mapping.pop("accept", ()))

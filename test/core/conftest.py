@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from robovlms_ros.config import PolicyConfig, config_from_mapping
+from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
 
 ACTION = {
     "space": "eef_delta",

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.fast.plan import FastPathOptions
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.types import NANOSECONDS, Observation, RobotState
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.types import NANOSECONDS, Observation, RobotState
+from robovlms_ros.inference.optimized.options import FastPathOptions
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 # Every family, and what differs within one: grouped keys, capped attention, ALiBi, DeepStack, rotary Flamingo.
 LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -55,7 +56,7 @@ def frame(
 
 def largest_difference(policy: VLAPolicy, options: FastPathOptions, frames: list[Observation]) -> float:
     """Between the two paths' normalised answers to the same frames, one session each."""
-    plain, fast = policy.new_session(), policy.new_session(fast=options)
+    plain, fast = PolicySession(policy), PolicySession(policy, fast=options)
     worst = 0.0
     for observation in frames:
         plain.predict_action_chunk(observation)

@@ -14,10 +14,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "add_a_backbone.md"
 RUN = '''
 import torch
 torch.set_num_threads(1)
-from robovlms_ros.backbones import sequence as seq
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.policy.checkpoint import build_policy, load_policy, save_policy
-from robovlms_ros.registry import names
+from robovlms_ros.models.backbones import sequence as seq
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
+from robovlms_ros.core.registry import names
 
 assert "internvl" in names("backbone")
 config = config_from_mapping({

@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch import nn
 
-from robovlms_ros.backbones import sequence as seq
-from robovlms_ros.backbones.base import REQUIRED
-from robovlms_ros.backbones.paligemma import RoboPaligemma
-from robovlms_ros.backbones.positions import grid_positions
-from robovlms_ros.backbones.qwen import to_patches
-from robovlms_ros.backbones.spec import BackboneError
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.registry import BACKBONES, resolve
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.registry import BACKBONES, resolve
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.models.backbones import sequence as seq
+from robovlms_ros.models.backbones.base import REQUIRED
+from robovlms_ros.models.backbones.grid_positions import grid_positions
+from robovlms_ros.models.backbones.paligemma import RoboPaligemma
+from robovlms_ros.models.backbones.qwen import to_patches
+from robovlms_ros.models.backbones.spec import BackboneError
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 MakeConfig = Callable[..., PolicyConfig]
 # backbone, model type, other vlm settings

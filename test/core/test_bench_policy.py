@@ -24,20 +24,27 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from robovlms_ros.backbones.empty import parameters_on_meta
-from robovlms_ros.benchmark.by_hand import with_output_matrix
-from robovlms_ros.benchmark.cases import BACKBONES, Case, Frames, config_of
-from robovlms_ros.benchmark.counting import Ceilings, Operation, OperationCounter, count, roofline
-from robovlms_ros.benchmark.head_window import window_cost
-from robovlms_ros.benchmark.models import build, size_of
-from robovlms_ros.benchmark.presets import PRESETS, preset
-from robovlms_ros.benchmark.together import predict_together
-from robovlms_ros.benchmark.ways import BY_HAND, is_own, make_way, options_of
-from robovlms_ros.policy.checkpoint import random_tokenizer
-from robovlms_ros.policy.fast.plan import FastPathError, options_for
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.bench.policy.cases import BACKBONES, Case, SyntheticFrames, config_of
+from robovlms_ros.bench.policy.counting import (
+    Ceilings,
+    Operation,
+    OperationCounter,
+    count,
+    roofline,
+)
+from robovlms_ros.bench.policy.head_window import window_cost
+from robovlms_ros.bench.policy.models import build, size_of
+from robovlms_ros.bench.policy.presets import PRESETS, preset
+from robovlms_ros.bench.policy.several_robots import predict_together
+from robovlms_ros.bench.policy.transformers_baseline import with_output_matrix
+from robovlms_ros.bench.policy.variants import BY_HAND, is_own, make_way, options_of
+from robovlms_ros.checkpoints.checkpoint import random_tokenizer
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.inference.optimized.options import FastPathError, options_for
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 CPU = torch.device("cpu")
 SHAPE = (24, 32, 3)
@@ -61,7 +68,7 @@ def test_random_weights_are_seeded_tied_and_of_the_asked_precision() -> None:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_way_answers_alike(backbone: str) -> None:
     policy = build(tiny(backbone, cameras=2), CPU)
-    frames = Frames(policy.config.cameras, shape=SHAPE)
+    frames = SyntheticFrames(policy.config.cameras, shape=SHAPE)
     names = ("plain", "fast", "fast:staggered_lstm+batch_cameras", "careful", "logits", "logits_float32")
     ways = [make_way(name, policy, frames) for name in names]
     for index in range(5):
@@ -73,7 +80,7 @@ def test_every_way_answers_alike(backbone: str) -> None:
 
 def test_a_bfloat16_copy_leaves_the_policy_alone() -> None:
     policy = build(tiny(), CPU)
-    way = make_way("logits_bfloat16", policy, Frames(policy.config.cameras, shape=SHAPE))
+    way = make_way("logits_bfloat16", policy, SyntheticFrames(policy.config.cameras, shape=SHAPE))
     assert way.policy.dtype == torch.bfloat16 and policy.dtype == torch.float32
 
 
@@ -89,7 +96,7 @@ def test_parts_and_quantisation_by_name() -> None:
 
 def test_an_unknown_way_and_robots_by_hand_are_refused() -> None:
     policy = build(tiny(), CPU)
-    frames = Frames(policy.config.cameras, shape=SHAPE)
+    frames = SyntheticFrames(policy.config.cameras, shape=SHAPE)
     with pytest.raises(ConfigError, match="plain, careful, logits"):
         make_way("quick", policy, frames)
     with pytest.raises(ConfigError, match="robots"):
@@ -190,7 +197,7 @@ def test_cudnns_lstm_counts_like_the_whole_one() -> None:
 def test_counts_of_a_whole_step_are_the_sum_over_its_matrices() -> None:
     """LLaVA: every linear layer's weights times its rows, attention, patches; one camera, a window of one frame."""
     policy = build(tiny("llava", history=1, head="fc"), CPU)
-    frames = Frames(policy.config.cameras, shape=SHAPE)
+    frames = SyntheticFrames(policy.config.cameras, shape=SHAPE)
     way = make_way("careful", policy, frames)
     way.step(0)
     # transformers' rotary tables are an outer product, in some versions by bmm.
@@ -218,7 +225,7 @@ def tower_layers(policy: VLAPolicy) -> list[nn.Module]:
 
 def test_fast_counts_less_than_plain() -> None:
     policy = build(tiny(cameras=2), CPU)
-    frames = Frames(policy.config.cameras, shape=SHAPE)
+    frames = SyntheticFrames(policy.config.cameras, shape=SHAPE)
     flops = {}
     for name in ("fast", "plain", "logits"):
         way = make_way(name, policy, frames)
@@ -239,9 +246,9 @@ def test_roofline_is_the_larger_of_arithmetic_and_traffic_by_operation() -> None
 def test_robots_together_answer_as_alone(backbone: str, mode: str) -> None:
     policy = build(tiny(backbone, cameras=2), CPU)
     words = ("pick up the red block", "put the left block into the drawer", "pick up the red block")
-    frames = [Frames(policy.config.cameras, seed, shape=SHAPE) for seed in range(3)]
-    together = [policy.new_session(fast=options_for(mode, "cpu")) for _ in words]
-    alone = [policy.new_session() for _ in words]
+    frames = [SyntheticFrames(policy.config.cameras, seed, shape=SHAPE) for seed in range(3)]
+    together = [PolicySession(policy, fast=options_for(mode, "cpu")) for _ in words]
+    alone = [PolicySession(policy) for _ in words]
     for index in range(5):
         seen = [replace(f[index], instruction=text) for f, text in zip(frames, words, strict=True)]
         if index == 2:
@@ -261,8 +268,8 @@ def test_robots_together_take_the_fast_path() -> None:
     policy.vlm.build_sequence = lambda *args: spliced.append(1) or make(*args)  # type: ignore[method-assign,func-returns-value]
     policy.vlm.text_tower.layers[-1].mlp.register_forward_pre_hook(lambda m, args: widths.append(args[0].shape[:2]))
     words = ("pick up the red block", "put the left block into the drawer", "pick up the red block")
-    frames = Frames(policy.config.cameras, shape=SHAPE)
-    sessions = [policy.new_session(fast=options_for("auto", "cpu")) for _ in words]
+    frames = SyntheticFrames(policy.config.cameras, shape=SHAPE)
+    sessions = [PolicySession(policy, fast=options_for("auto", "cpu")) for _ in words]
     for index in range(4):
         predict_together(sessions, [replace(frames[index], instruction=text) for text in words])
     assert len(spliced) == 2 and widths == [(2, 1), (1, 1)] * 4
@@ -270,10 +277,10 @@ def test_robots_together_take_the_fast_path() -> None:
 
 def test_robots_of_different_policies_or_paths_are_refused() -> None:
     policies = [build(tiny(), CPU) for _ in range(2)]
-    frames = Frames(("static",), shape=SHAPE)
+    frames = SyntheticFrames(("static",), shape=SHAPE)
     for sessions, reason in (
-        ([policy.new_session() for policy in policies], "share one policy"),
-        ([policies[0].new_session(), policies[0].new_session(fast=options_for("auto", "cpu"))], "take one path"),
+        ([PolicySession(policy) for policy in policies], "share one policy"),
+        ([PolicySession(policies[0]), PolicySession(policies[0], fast=options_for("auto", "cpu"))], "take one path"),
     ):
         with pytest.raises(RoboVLMsError, match=reason):
             predict_together(sessions, [frames[0], frames[0]])

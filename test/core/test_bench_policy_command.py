@@ -21,16 +21,16 @@ from pathlib import Path
 
 import pytest
 
-from robovlms_ros.benchmark import head_window
-from robovlms_ros.benchmark.cases import Case
-from robovlms_ros.benchmark.counting import Ceilings
-from robovlms_ros.benchmark.curves import curves_over, draw
-from robovlms_ros.benchmark.gate import Check, cpu_checks, gpu_checks
-from robovlms_ros.benchmark.head_window import WindowCost
-from robovlms_ros.benchmark.memory import STATUS, peak_memory
-from robovlms_ros.benchmark.results import Results, Row, table
+from robovlms_ros.bench.policy import head_window
+from robovlms_ros.bench.policy.cases import Case
+from robovlms_ros.bench.policy.counting import Ceilings
+from robovlms_ros.bench.policy.curves import curves_over, draw
+from robovlms_ros.bench.policy.head_window import WindowCost
+from robovlms_ros.bench.policy.memory import STATUS, peak_memory
+from robovlms_ros.bench.policy.results import PolicyRow, Results, table
+from robovlms_ros.bench.policy.thresholds import Check, cpu_checks, gpu_checks
 from robovlms_ros.cli.main import main
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.schema import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--size", "tiny", "--history", "2", "--rounds", "1", "--threads", "1", "--device", "cpu"]
@@ -46,16 +46,16 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def row(path: str = "fast", **changes: object) -> Row:
+def row(path: str = "fast", **changes: object) -> PolicyRow:
     case = Case("kosmos", "full", cameras=2, dtype="bfloat16")
     values = {"case": case, "path": path, "p50": 0.02, "p99": 0.022, "steps": 70, "images_per_second": 100.0,
               "peak_bytes": None, "shares": {"text": 0.7, "rest": 0.3}, "flops": 10**12, "bytes": 10**9,
               "roofline": 0.01, "ratio": 1.0, "difference": 0.0,
               "parameters": {"all": 1_700_000_000, "without_embedding": 1_600_000_000}}
-    return Row(**{**values, **changes})  # type: ignore[arg-type]
+    return PolicyRow(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def results(*rows: Row) -> Results:
+def results(*rows: PolicyRow) -> Results:
     machine = {"device": "cpu", "name": "a processor", "threads": 1}
     return Results(machine, Ceilings({"float32": 1e11}, 1e10), list(rows), complete=True)
 
@@ -134,7 +134,7 @@ def test_thresholds_on_a_cpu() -> None:
     memory: dict[str, dict[str, int | None]] = {"paligemma": {"fast": 100, "careful": 100}}
     assert all(check.kept for check in cpu_checks(good, head, memory))
 
-    def missed(rows: list[Row] = good, head: WindowCost = head, memory: dict = memory) -> list[str]:
+    def missed(rows: list[PolicyRow] = good, head: WindowCost = head, memory: dict = memory) -> list[str]:
         return [check.name for check in cpu_checks(rows, head, memory) if not check.kept]
 
     slower, near = replace(good[1], ratio=0.96), replace(good[2], ratio=1.2)

@@ -23,13 +23,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from robovlms_ros.backbones.empty import parameters_on_meta
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.checkpoint import build_policy, load_policy, save_policy
-from robovlms_ros.policy.convert import convert
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.policy.weights import CheckpointError
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
+from robovlms_ros.checkpoints.convert import convert
+from robovlms_ros.checkpoints.weights import CheckpointError
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 MakeConfig = Callable[..., PolicyConfig]
 
@@ -273,8 +273,8 @@ import resource, sys
 import torch
 torch.set_num_threads(1)
 import safetensors.torch
-from robovlms_ros.policy.checkpoint import load_policy
-import robovlms_ros.backbones.paligemma, transformers.models.paligemma.modeling_paligemma
+from robovlms_ros.checkpoints.checkpoint import load_policy
+import robovlms_ros.models.backbones.paligemma, transformers.models.paligemma.modeling_paligemma
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 before = peak()

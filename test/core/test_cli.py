@@ -15,9 +15,9 @@ from typing import Literal
 import pytest
 
 from robovlms_ros.cli.main import COMMANDS, main
-from robovlms_ros.resources import find, share_directory
-from robovlms_ros.schema import ConfigError, build, read_mapping
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.core.resources import find, share_directory
+from robovlms_ros.core.schema import ConfigError, build, read_mapping
+from robovlms_ros.core.types import RoboVLMsError
 
 
 def test_help_lists_commands_and_imports_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from robovlms_ros.config import PolicyConfig, config_from_mapping, config_to_mapping, load_config
-from robovlms_ros.registry import BACKBONES
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.config.policy import (
+    PolicyConfig,
+    config_from_mapping,
+    config_to_mapping,
+    load_config,
+)
+from robovlms_ros.core.registry import BACKBONES
+from robovlms_ros.core.schema import ConfigError
 
 TUTORIAL = {
     "model": {"backbone": "paligemma", "action_head": "lstm", "history_length": 16, "action_chunk_size": 10},

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.backbones import sequence as seq
-from robovlms_ros.backbones.sequence import Block
-from robovlms_ros.backbones.spec import BackboneError
-from robovlms_ros.heads.base import HeadError
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.discrete import generate, token_logits, training_logits
-from robovlms_ros.types import Observation
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.core.types import Observation
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.action_tokens import generate, token_logits, training_logits
+from robovlms_ros.models.backbones import sequence as seq
+from robovlms_ros.models.backbones.sequence import TokenBlock
+from robovlms_ros.models.backbones.spec import BackboneError
+from robovlms_ros.models.heads.base import HeadError
 
 WORDS = ["lift", "the", "red", "cube", *(f"word{i}" for i in range(480))]
 BACKBONES = [("kosmos", {}), ("paligemma", {}), ("llava", {}), ("qwen", {}), ("qwen", {"model_type": "qwen3_vl"})]
@@ -64,7 +65,7 @@ def test_cache_changes_nothing(make_policy, backbone, settings):
         hidden = policy.vlm.run_text_tower(sequence).last_hidden_state[:, -1]
         token = token_logits(policy.vlm, hidden).argmax(-1)
         without.append(int(token))
-        block = Block(policy.vlm.embed_text(token[:, None]), seq.TEXT)
+        block = TokenBlock(policy.vlm.embed_text(token[:, None]), seq.TEXT)
         sequence = seq.insert(sequence, block, sequence.embeds.shape[1])
     assert ids == without
     assert len(set(ids)) == 7
@@ -85,7 +86,7 @@ def test_temperature_samples_repeatably(make_policy):
 def test_session_answers_whole_steps(make_policy):
     policy = make_policy(temperature=0.5)
     chunks = [
-        policy.new_session().predict_action_chunk(Observation(1, {"static": frame()}, "lift the cube"))
+        PolicySession(policy).predict_action_chunk(Observation(1, {"static": frame()}, "lift the cube"))
         for _ in range(2)
     ]
     assert chunks[0].values.shape == (2, 7)

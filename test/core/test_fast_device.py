@@ -20,14 +20,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from robovlms_ros.benchmark.together import predict_together
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.fast import runner
-from robovlms_ros.policy.fast.graphs import Replayed
-from robovlms_ros.policy.fast.plan import FastPathError, FastPathOptions
-from robovlms_ros.policy.fast.quantize import LINEARS, quantized_tower
-from robovlms_ros.policy.fast.shared import Shared
-from robovlms_ros.policy.fast.verify import EXACT, QUANTIZED, Tolerance, verify_fast_path
+from robovlms_ros.bench.policy.several_robots import predict_together
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.inference.optimized import optimized_inference
+from robovlms_ros.inference.optimized.cuda_graphs import CudaGraphCallable
+from robovlms_ros.inference.optimized.options import FastPathError, FastPathOptions
+from robovlms_ros.inference.optimized.quantization import LINEARS, quantized_tower
+from robovlms_ros.inference.optimized.shared_stages import Shared
+from robovlms_ros.inference.optimized.verification import (
+    EXACT,
+    QUANTIZED,
+    Tolerance,
+    verify_fast_path,
+)
+from robovlms_ros.inference.session import PolicySession
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None
@@ -68,7 +74,7 @@ def test_replayed_function() -> None:
         state += x
         return state * 2, state
 
-    replayed = Replayed("sum", accumulate, recorder)
+    replayed = CudaGraphCallable("sum", accumulate, recorder)
     one, two = torch.zeros(2), torch.zeros(3)
     for i in range(3):
         double, one = replayed(torch.full((2,), 1.0 + i), one)
@@ -82,7 +88,7 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
     def recorder(function: object, inputs: object) -> Callable[[], tuple[Tensor, ...]]:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    replayed = Replayed("text", lambda x: (x + 1,), recorder)
+    replayed = CudaGraphCallable("text", lambda x: (x + 1,), recorder)
     assert torch.equal(replayed(torch.ones(2))[0], torch.full((2,), 2.0))
     assert replayed.refused == "text: operation not permitted when stream is capturing"
 
@@ -91,8 +97,12 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
 def test_recorded_stages_equal_the_plain_path(make_config: MakeConfig, monkeypatch, family: str) -> None:
     backbone, vlm = helpers.FAMILIES[family]
     policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
-    monkeypatch.setattr(runner, "require", lambda name, policy: None)
-    monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", stand_in))
+    monkeypatch.setattr(optimized_inference, "check_supported", lambda name, policy: None)
+    monkeypatch.setattr(
+        optimized_inference,
+        "shared_by",
+        lambda policy, options, parts, _: Shared(policy, parts, "none", stand_in),
+    )
     assert helpers.largest_difference(policy, FastPathOptions(cuda_graphs=True), FRAMES) < 1e-5
 
 
@@ -104,9 +114,11 @@ def test_frames_that_were_only_observed_need_no_other_recording(make_config: Mak
         return stand_in(function, inputs)
 
     policy = helpers.lively(make_config(**TWO))
-    monkeypatch.setattr(runner, "require", lambda name, policy: None)
-    monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", recorder))
-    plain, fast = policy.new_session(), policy.new_session(fast=FastPathOptions(cuda_graphs=True))
+    monkeypatch.setattr(optimized_inference, "check_supported", lambda name, policy: None)
+    monkeypatch.setattr(
+        optimized_inference, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", recorder)
+    )
+    plain, fast = PolicySession(policy), PolicySession(policy, fast=FastPathOptions(cuda_graphs=True))
     for i in range(9):
         for session in (plain, fast):
             session.predict_action_chunk(helpers.frame(i)) if i % 3 == 2 else session.observe(helpers.frame(i))
@@ -123,11 +135,11 @@ def test_robots_together_are_recorded_as_one_batch(make_config: MakeConfig, monk
         return stand_in(function, inputs)
 
     policy = helpers.lively(make_config(**TWO))
-    monkeypatch.setattr(runner, "require", lambda name, policy: None)
+    monkeypatch.setattr(optimized_inference, "check_supported", lambda name, policy: None)
     shared = Shared(policy, ONE_BATCH, "none", recorder)
-    monkeypatch.setattr(runner, "shared_by", lambda policy, options, parts, _: shared)
+    monkeypatch.setattr(optimized_inference, "shared_by", lambda policy, options, parts, _: shared)
     options = FastPathOptions.only(*ONE_BATCH)
-    together, alone = ([policy.new_session(fast=o) for _ in range(3)] for o in (options, None))
+    together, alone = ([PolicySession(policy, fast=o) for _ in range(3)] for o in (options, None))
     for i in range(6):
         seen = [helpers.frame(10 * robot + i) for robot in range(3)]
         seen = [replace(o, stamp_ns=helpers.frame(i).stamp_ns) for o in seen]
@@ -142,7 +154,7 @@ def test_robots_together_are_recorded_as_one_batch(make_config: MakeConfig, monk
 def test_preprocessing_on_the_device(make_config: MakeConfig) -> None:
     policy = helpers.lively(make_config(**TWO))
     assert helpers.largest_difference(policy, FastPathOptions(device_preprocess=True), FRAMES) < 1e-3
-    session = policy.new_session(fast=FastPathOptions(cuda_graphs=True))
+    session = PolicySession(policy, fast=FastPathOptions(cuda_graphs=True))
     assert "without cuda_graphs: the policy runs on cpu" in session.path_reason
 
 
@@ -169,7 +181,7 @@ def test_quantised_policy(make_config: MakeConfig, family: str, preset: str) -> 
     policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
     options = FastPathOptions(quantize=preset)
     assert 0 < helpers.largest_difference(policy, options, FRAMES[:3]) < QUANTIZED[preset].difference
-    assert preset in policy.new_session(fast=options).path_reason
+    assert preset in PolicySession(policy, fast=options).path_reason
     refused = verify_fast_path(policy, FRAMES[:3], options, Tolerance(1.0, 1e-9))
     assert not refused.accepted and "allowed" in refused.reason
     with pytest.raises(FastPathError, match="must be one of int8"):

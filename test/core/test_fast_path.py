@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.fast.plan import FastPathError, FastPathOptions, options_for
-from robovlms_ros.policy.fast.towers import prune_last_layer
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.inference.optimized.options import FastPathError, FastPathOptions, options_for
+from robovlms_ros.inference.optimized.text_towers import prune_last_layer
+from robovlms_ros.inference.session import PolicySession
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None
@@ -39,7 +40,7 @@ def test_every_part_on_every_family(make_config: MakeConfig, family: str) -> Non
     parts = ONE_BY_ONE if family == "paligemma" else ONE_BY_ONE[:2]
     for options in (*(FastPathOptions.only(name) for name in parts), FastPathOptions(prompt_bucket=16)):
         assert helpers.largest_difference(policy, options, FRAMES) < 1e-5, options
-    session = policy.new_session(fast=FastPathOptions())
+    session = PolicySession(policy, fast=FastPathOptions())
     assert all(name in session.path_reason for name in ONE_BY_ONE)
 
 
@@ -77,7 +78,7 @@ def test_a_bucket_has_one_shape(make_config: MakeConfig) -> None:
     policy.vlm.text_tower.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True)
     for bucket in (16, 1):
-        session = policy.new_session(fast=FastPathOptions(last_layer_action_only=False, prompt_bucket=bucket))
+        session = PolicySession(policy, fast=FastPathOptions(last_layer_action_only=False, prompt_bucket=bucket))
         for observation in FRAMES:
             session.predict_action_chunk(observation)
     padded, exact = lengths[: len(FRAMES)], lengths[len(FRAMES):]
@@ -90,7 +91,7 @@ def test_once_per_instruction(make_config: MakeConfig) -> None:
     build = policy.vlm.build_sequence
     policy.vlm.build_sequence = lambda *args: spliced.append(1) or build(*args)  # type: ignore[method-assign]
     policy.vlm.text_tower.layers[-1].mlp.register_forward_pre_hook(lambda m, args: widths.append(args[0].shape[1]))
-    session = policy.new_session(fast=FastPathOptions())
+    session = PolicySession(policy, fast=FastPathOptions())
     for observation in FRAMES:
         session.predict_action_chunk(observation)
     assert len(spliced) == 2 and set(widths) == {1}
@@ -101,7 +102,7 @@ def test_an_unknown_last_layer_is_refused(make_config: MakeConfig) -> None:
     policy.vlm.text_tower.layers[-1].extra = torch.nn.Identity()
     with pytest.raises(FastPathError, match=r"GemmaDecoderLayer holds extra"):
         prune_last_layer(policy.vlm.text_tower, torch.zeros(1, dtype=torch.int64))
-    session = policy.new_session(fast=FastPathOptions())
+    session = PolicySession(policy, fast=FastPathOptions())
     assert "without last_layer_action_only" in session.path_reason and "prompt_cache" in session.path_reason
     assert helpers.largest_difference(policy, FastPathOptions(), FRAMES) < 1e-5
 
@@ -120,7 +121,7 @@ def test_stages_are_timed_one_after_the_other(make_config: MakeConfig) -> None:
             yield
             open_ones.pop()
 
-        policy.new_session(fast=options).predict_action_chunk(FRAMES[0], timer)
+        PolicySession(policy, fast=options).predict_action_chunk(FRAMES[0], timer)
         order = list(dict.fromkeys(entered))
         assert [name for name in order if name != "projector"] == ["preprocess", "vision", "text", "head", "post"]
         assert "projector" in order and not open_ones
@@ -130,7 +131,7 @@ def test_the_model_itself_is_left_as_it_is(make_config: MakeConfig) -> None:
     policy = helpers.lively(make_config(**TWO))
     before = list(policy.state_dict())
     layer = policy.vlm.text_tower.layers[-1]
-    policy.new_session(fast=FastPathOptions()).predict_action_chunk(FRAMES[0])
+    PolicySession(policy, fast=FastPathOptions()).predict_action_chunk(FRAMES[0])
     assert list(policy.state_dict()) == before and policy.vlm.text_tower.layers[-1] is layer
 
 
@@ -143,15 +144,15 @@ def test_refused_by_name(make_config: MakeConfig) -> None:
     assert options_for("int8", "cpu") == FastPathOptions(quantize="int8")
     assert options_for("max", "cuda") == FastPathOptions(device_preprocess=True, cuda_graphs=True, compile=True)
     policy = helpers.lively(make_config(**TWO))
-    nothing = policy.new_session(fast=FastPathOptions.only())
-    assert (nothing.path, policy.new_session().path) == ("plain", "plain")
-    assert "switched off" in nothing.path_reason and "not asked" in policy.new_session().path_reason
+    nothing = PolicySession(policy, fast=FastPathOptions.only())
+    assert (nothing.path, PolicySession(policy).path) == ("plain", "plain")
+    assert "switched off" in nothing.path_reason and "not asked" in PolicySession(policy).path_reason
 
 
 def test_a_discrete_head_keeps_generating(make_config: MakeConfig) -> None:
     head = {"type": "discrete", "action_space": "discrete", "num_layers": None, "n_bin": 16}
     vlm = {"vocabulary": [], "size": "tiny"}
     policy = helpers.lively(make_config(action_head=head, vlm=vlm, model={"action_chunk_size": 2}, **TWO))
-    session = policy.new_session(fast=FastPathOptions())
+    session = PolicySession(policy, fast=FastPathOptions())
     assert "the discrete head generates words" in session.path_reason
     assert helpers.largest_difference(policy, FastPathOptions(), FRAMES[:2]) == 0.0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.processing.images import ImageProcessor
-from robovlms_ros.processing.resize import DevicePreprocessor, resize_weights
+from robovlms_ros.inference.optimized.resize import DevicePreprocessor, resize_weights
+from robovlms_ros.models.image_processor import ImageProcessor
 
 CPU = torch.device("cpu")
 

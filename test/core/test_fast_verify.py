@@ -14,10 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.fast import shared
-from robovlms_ros.policy.fast.plan import FastPathOptions
-from robovlms_ros.policy.fast.verify import EXACT, QUANTIZED, open_session, tolerance_of, verify_fast_path
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.inference.optimized import shared_stages
+from robovlms_ros.inference.optimized.options import FastPathOptions
+from robovlms_ros.inference.optimized.verification import (
+    EXACT,
+    QUANTIZED,
+    open_session,
+    tolerance_of,
+    verify_fast_path,
+)
+from robovlms_ros.inference.session import PolicySession
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None
@@ -42,11 +49,11 @@ def test_an_open_session_is_verified_and_keeps_one_set_of_weights(make_config: M
     policy = helpers.lively(make_config(backbone, vlm=vlm))
     assert open_session(policy, "off", FRAMES).path == "plain"
     assert "cosine 1.0" in open_session(policy, "auto", FRAMES).path_reason
-    tower, before = policy.vlm.text_tower, policy.new_session(fast=FastPathOptions(quantize="int8"))
+    tower, before = policy.vlm.text_tower, PolicySession(policy, fast=FastPathOptions(quantize="int8"))
     count = sum(p.numel() for p in tower.parameters())
     session = open_session(policy, "int8", FRAMES)
     assert session.path == "fast" and sum(p.numel() for p in tower.parameters()) < 0.7 * count
-    plain = policy.new_session()
+    plain = PolicySession(policy)
     for observation in FRAMES:
         for one in (before, session, plain):
             one.predict_action_chunk(observation)
@@ -55,8 +62,8 @@ def test_an_open_session_is_verified_and_keeps_one_set_of_weights(make_config: M
 
 
 def break_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    run = shared.Shared.read
-    monkeypatch.setattr(shared.Shared, "read", lambda self, *args: change(run(self, *args)))
+    run = shared_stages.Shared.read
+    monkeypatch.setattr(shared_stages.Shared, "read", lambda self, *args: change(run(self, *args)))
 
 
 @pytest.mark.parametrize("change", ["scaled", "nan", "fails"])

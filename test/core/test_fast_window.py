@@ -20,12 +20,18 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.heads.lstm import LSTMHead
-from robovlms_ros.policy.fast import lstm_window
-from robovlms_ros.policy.fast.lstm_window import AnswerFirstLSTM, OneStepLSTM, lstm_answer, lstm_step
-from robovlms_ros.policy.fast.plan import FastPathOptions
-from robovlms_ros.policy.paths import Encoded
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.inference.optimized import lstm_window
+from robovlms_ros.inference.optimized.lstm_window import (
+    AnswerFirstLSTM,
+    OneStepLSTM,
+    lstm_answer,
+    lstm_step,
+)
+from robovlms_ros.inference.optimized.options import FastPathOptions
+from robovlms_ros.inference.reference_inference import Encoded
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.heads.lstm import LSTMHead
 
 _spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
 assert _spec is not None and _spec.loader is not None
@@ -61,7 +67,7 @@ def test_frames_between_the_grid_keep_their_own_states(make_config: MakeConfig) 
     policy = policy_with(make_config, "lstm")
     frames = [helpers.frame(i, step=0.1 / 3) for i in range(24)]
     assert helpers.largest_difference(policy, WINDOW, frames) < 1e-6
-    session = policy.new_session(fast=WINDOW)
+    session = PolicySession(policy, fast=WINDOW)
     for observation in frames:
         session.predict_action_chunk(observation)
     assert "LSTM by its oldest state" in session.path_reason
@@ -69,7 +75,7 @@ def test_frames_between_the_grid_keep_their_own_states(make_config: MakeConfig) 
 
 def test_a_grid_that_moves(make_config: MakeConfig) -> None:
     policy = policy_with(make_config, "lstm")
-    plain, fast = policy.new_session(), policy.new_session(fast=WINDOW)
+    plain, fast = PolicySession(policy), PolicySession(policy, fast=WINDOW)
     said = []
     # Ten frames on the grid, one a third of a step later, then on the grid that this one begins.
     stamps = [*range(10), *(i + 1 / 3 for i in range(9, 19))]
@@ -87,7 +93,7 @@ def test_a_grid_that_moves(make_config: MakeConfig) -> None:
 
 def test_the_same_frame_twice_and_two_sessions(make_config: MakeConfig) -> None:
     policy = policy_with(make_config, "lstm")
-    plain, fast, other = policy.new_session(), policy.new_session(fast=WINDOW), policy.new_session(fast=WINDOW)
+    plain, fast, other = PolicySession(policy), PolicySession(policy, fast=WINDOW), PolicySession(policy, fast=WINDOW)
     for i in range(8):
         answers = []
         for session in (plain, fast, fast):
@@ -100,7 +106,7 @@ def test_the_same_frame_twice_and_two_sessions(make_config: MakeConfig) -> None:
 
 
 def test_what_gpt_says(make_config: MakeConfig) -> None:
-    session = policy_with(make_config, "gpt").new_session(fast=WINDOW)
+    session = PolicySession(policy_with(make_config, "gpt"), fast=WINDOW)
     said = []
     for i in range(6):
         session.predict_action_chunk(helpers.frame(i))

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.history import FrameHistory
-from robovlms_ros.types import NANOSECONDS, Observation, ObservationError, RobotState
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
+from robovlms_ros.inference.history import FrameHistory
+from robovlms_ros.inference.session import PolicySession
 
 MakeConfig = Callable[..., PolicyConfig]
 MS = 1_000_000
@@ -92,7 +93,7 @@ def test_equals_a_fresh_computation(make_config: MakeConfig, history: str) -> No
     seen: list[int] = []
     encode = policy.vlm.encode_frames
     policy.vlm.encode_frames = lambda images: seen.append(len(images["static"])) or encode(images)  # type: ignore
-    session = policy.new_session()
+    session = PolicySession(policy)
     observations = [observation(0.1 * i, ("static", "wrist")) for i in range(5)]
     for i, current in enumerate(observations):
         chunk = session.predict_action_chunk(current)
@@ -117,7 +118,7 @@ def test_observed_frames_are_encoded_only_when_named(make_config: MakeConfig) ->
     seen: list[int] = []
     encode = policy.vlm.encode_frames
     policy.vlm.encode_frames = lambda images: seen.append(len(images["static"])) or encode(images)  # type: ignore
-    session = policy.new_session()
+    session = PolicySession(policy)
     for i in range(10):
         session.observe(observation(i / 30))
     assert not seen
@@ -127,7 +128,7 @@ def test_observed_frames_are_encoded_only_when_named(make_config: MakeConfig) ->
 
 def test_a_new_instruction_starts_anew(make_config: MakeConfig) -> None:
     policy = build_policy(make_config())
-    session, fresh = policy.new_session(), policy.new_session()
+    session, fresh = PolicySession(policy), PolicySession(policy)
     for i in range(3):
         session.predict_action_chunk(observation(0.1 * i))
     swapped = observation(0.3, words="lift the green cube")
@@ -138,7 +139,7 @@ def test_a_new_instruction_starts_anew(make_config: MakeConfig) -> None:
 
 def test_bad_observations(make_config: MakeConfig) -> None:
     policy = build_policy(make_config(proprioception={"names": ["gripper"]}))
-    session = policy.new_session()
+    session = PolicySession(policy)
     good = observation(0.0)
     bad = {
         r"camera static": dataclasses.replace(good, images={"wrist": good.images["static"]}),

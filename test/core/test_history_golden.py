@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pytest
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.history import FrameHistory, thinning
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.policy.session import PolicySession
-from robovlms_ros.types import ActionChunk, Observation, ObservationError
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.types import ActionChunk, Observation, ObservationError
+from robovlms_ros.inference.history import FrameHistory, thinning
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 MakeConfig = Callable[..., PolicyConfig]
 MS = 1_000_000
@@ -100,8 +100,8 @@ def used(answers: dict, stamp: int) -> tuple[int, ...]:
 
 def test_dropped_frames(make_policy, capsys) -> None:
     policy = make_policy()
-    whole = run(policy.new_session(), ALL, list(GOLDEN_DROPPED))
-    answers = run(policy.new_session(), [s for s in ALL if s not in DROPPED], list(GOLDEN_DROPPED))
+    whole = run(PolicySession(policy), ALL, list(GOLDEN_DROPPED))
+    answers = run(PolicySession(policy), [s for s in ALL if s not in DROPPED], list(GOLDEN_DROPPED))
     for stamp, (frames, held) in GOLDEN_DROPPED.items():
         assert used(answers, stamp) == frames
         assert used(whole, stamp) == (stamp - 300, stamp - 200, stamp - 100, stamp)
@@ -114,7 +114,7 @@ def test_dropped_frames(make_policy, capsys) -> None:
 
 
 def test_gaps_are_refused_where_the_policy_says_so(make_policy) -> None:
-    session = make_policy("refuse").new_session()
+    session = PolicySession(make_policy("refuse"))
     for stamp in (s for s in ALL if s not in DROPPED):
         if stamp in GOLDEN_DROPPED:
             with pytest.raises(ObservationError, match="no frame within 30 ms of the place"):
@@ -125,11 +125,11 @@ def test_gaps_are_refused_where_the_policy_says_so(make_policy) -> None:
 
 def test_jitter(make_policy, capsys) -> None:
     policy = make_policy()
-    answers = run(policy.new_session(), JITTERED, list(GOLDEN_JITTER))
+    answers = run(PolicySession(policy), JITTERED, list(GOLDEN_JITTER))
     changes = []
     for stamp, frames in GOLDEN_JITTER.items():
         assert used(answers, stamp) == frames and answers[stamp][1].held == 0
-        even = run(policy.new_session(), [stamp - 300, stamp - 200, stamp - 100, stamp], [stamp])
+        even = run(PolicySession(policy), [stamp - 300, stamp - 200, stamp - 100, stamp], [stamp])
         changes.append(np.abs(answers[stamp][0].values - even[stamp][0].values).max(axis=0))
     with capsys.disabled():
         print("\n12 ms of jitter: largest change of each action value:", np.max(changes, axis=0).round(5))
@@ -138,10 +138,10 @@ def test_jitter(make_policy, capsys) -> None:
 def test_frames_off_the_grid_and_the_rate_of_inference_do_not_matter(make_policy) -> None:
     policy = make_policy()
     grid = [s for s in ALL if s % 100 == 0]
-    often = run(policy.new_session(), ALL, grid)
-    without = run(policy.new_session(), grid, grid)
-    seldom = run(policy.new_session(), ALL, [700, 1300, 1900])
-    at_odds = run(policy.new_session(), ALL, [50, 350, 700, 1150, 1300, 1450, 1900])
+    often = run(PolicySession(policy), ALL, grid)
+    without = run(PolicySession(policy), grid, grid)
+    seldom = run(PolicySession(policy), ALL, [700, 1300, 1900])
+    at_odds = run(PolicySession(policy), ALL, [50, 350, 700, 1150, 1300, 1450, 1900])
     for others in (without, seldom, at_odds):
         for stamp in set(others) & set(often):
             np.testing.assert_allclose(others[stamp][0].values, often[stamp][0].values, rtol=0, atol=1e-5)
@@ -159,7 +159,7 @@ def test_each_frame_goes_through_the_vision_tower_once(make_policy, at, every, s
     counted: list[int] = []
     encode = policy.vlm.encode_frames
     policy.vlm.encode_frames = lambda images: counted.append(len(images["static"])) or encode(images)
-    session = policy.new_session()
+    session = PolicySession(policy)
     session.thin_history(every)
     run(session, ALL, at)
     assert sum(counted) == seen
@@ -170,7 +170,7 @@ def test_thinned_out(make_policy) -> None:
     cases = {(): GOLDEN_THINNED, **GOLDEN_THINNED_DROPPED}
     for dropped, golden in cases.items():
         for at in (list(golden), [*golden, 650, 700, 850]):  # whatever else is predicted
-            session = policy.new_session()
+            session = PolicySession(policy)
             session.thin_history(3)
             answers = run(session, [s for s in ALL if s not in dropped], at)
             for stamp, (frames, held) in golden.items():

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.session import PolicySession
-from robovlms_ros.runtime.executor import build_executor
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.runtime.schedule import ScheduleConfig
-from robovlms_ros.runtime.worker import InferenceWorker
-from robovlms_ros.types import NANOSECONDS, ActionChunk, Observation, RobotState
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.schedule import ScheduleConfig
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Observation, RobotState
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.inference.worker import InferenceWorker
 
 MS = 1_000_000
 SOON = 60.0  # s, only reached when something is broken
@@ -81,7 +81,7 @@ def test_equal_actions_at_equal_stamps(make_config: Callable[..., PolicyConfig],
     stamps = [stamp for stamp, keep in zip(FRAMES, kept, strict=True) if keep]
     played = {}
     for speed in (1.0, 0.5, 3.0):
-        session = policy.new_session()
+        session = PolicySession(policy)
         session.thin_history(every)
         played[speed] = play(session, stamps, speed)
     assert len(played[0.5]) > len(played[1.0]) > len(played[3.0]) >= 5
@@ -99,7 +99,7 @@ def test_what_is_executed_does_not_reach_the_policy(make_config: Callable[..., P
     home = RobotState(0, np.array(robot.home))
     answers = []
     for schedule in (ScheduleConfig("first"), ScheduleConfig("receding", execute_steps=2), ScheduleConfig("blend")):
-        session, executor, values = policy.new_session(), build_executor(robot, kinematics, schedule), []
+        session, executor, values = PolicySession(policy), build_executor(robot, kinematics, schedule), []
         for stamp in range(0, 1000, 100):
             chunk = session.predict_action_chunk(observation(stamp))
             now = (stamp + 50) * MS

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 MakeConfig = Callable[..., PolicyConfig]
 

@@ -17,14 +17,14 @@ import pytest
 import torch
 import yaml
 
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
+from robovlms_ros.checkpoints.preflight import PreflightReport, Situation, inspect
+from robovlms_ros.checkpoints.weights import CheckpointError
 from robovlms_ros.cli.main import main
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.checkpoint import build_policy, load_policy, save_policy
-from robovlms_ros.policy.preflight import Report, Situation, inspect
-from robovlms_ros.policy.weights import CheckpointError
-from robovlms_ros.processing.text import TokenizerError
-from robovlms_ros.resources import find
-from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.resources import find
+from robovlms_ros.models.tokenization import TokenizerError
 
 MakeConfig = Callable[..., PolicyConfig]
 NORM = {"method": "min_max", "low": [-0.5], "high": [0.5]}
@@ -43,7 +43,7 @@ def change(folder: Path, block: str, **values: Any) -> None:
     path.write_text(yaml.safe_dump(data))
 
 
-def errors(report: Report) -> str:
+def errors(report: PreflightReport) -> str:
     return " ".join(f"{f.topic}: {f.text}" for f in report.of("error"))
 
 
@@ -167,7 +167,7 @@ def test_without_an_action_block(make_config: MakeConfig, tmp_path: Path) -> Non
 
 
 def test_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robovlms_ros.policy.preflight.available_memory", lambda device: 1000)
+    monkeypatch.setattr("robovlms_ros.checkpoints.preflight.available_memory", lambda device: 1000)
     assert "memory:" in errors(inspect(folder, None, Situation()))
 
 

@@ -16,16 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robovlms_ros.backbones.empty import parameters_on_meta
-from robovlms_ros.backbones.flamingo import OPEN_CLIP
-from robovlms_ros.backbones.hf_config import build_hf_config
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.policy.pretrained import policy_from_vlm
-from robovlms_ros.policy.weights import CheckpointError
-from robovlms_ros.processing.text import build_word_tokenizer
-from robovlms_ros.registry import resolve
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.checkpoints.pretrained import policy_from_vlm
+from robovlms_ros.checkpoints.weights import CheckpointError
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.registry import resolve
+from robovlms_ros.models.backbones.flamingo import OPEN_CLIP
+from robovlms_ros.models.backbones.hf_config import build_hf_config
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
+from robovlms_ros.models.tokenization import build_word_tokenizer
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 MakeConfig = Callable[..., PolicyConfig]
 FAMILIES = [

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from robovlms_ros.config_action import ActionConfig, GripperConfig, NormalizationConfig, UnitsConfig
-from robovlms_ros.processing import rotations as rot
-from robovlms_ros.processing.actions import ActionError, ActionPipeline
-from robovlms_ros.processing.gripper import GripperState, gripper_step
-from robovlms_ros.processing.images import SIGLIP_MEAN, SIGLIP_STD, ImageProcessor
-from robovlms_ros.types import ObservationError
+from robovlms_ros.config.action import ActionConfig, GripperConfig, NormalizationConfig, UnitsConfig
+from robovlms_ros.core import rotations as rot
+from robovlms_ros.core.types import ObservationError
+from robovlms_ros.inference.action_pipeline import ActionError, ActionPipeline
+from robovlms_ros.inference.gripper_rule import GripperState, gripper_step
+from robovlms_ros.models.image_processor import SIGLIP_MEAN, SIGLIP_STD, ImageProcessor
 
 FEW = settings(deadline=None, max_examples=30)
 ANGLES = arrays(np.float64, (4, 3), elements=st.floats(-3.0, 3.0))

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 import robovlms_ros
-from robovlms_ros import caps
-from robovlms_ros.backbones.hf_config import check_sizes
-from robovlms_ros.backbones.spec import BackboneError
-from robovlms_ros.config import load_config
-from robovlms_ros.policy.files import read_tensors
-from robovlms_ros.policy.weights import CheckpointError
-from robovlms_ros.schema import ConfigError, read_mapping
-from robovlms_ros.structured_text import from_yaml
+from robovlms_ros.checkpoints.weight_files import read_tensors
+from robovlms_ros.checkpoints.weights import CheckpointError
+from robovlms_ros.config.policy import load_config
+from robovlms_ros.core import caps
+from robovlms_ros.core.schema import ConfigError, read_mapping
+from robovlms_ros.core.structured_text import from_yaml
+from robovlms_ros.models.backbones.hf_config import check_sizes
+from robovlms_ros.models.backbones.spec import BackboneError
 
 
 def written(tmp_path, name, text):

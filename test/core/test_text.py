@@ -9,7 +9,8 @@
 
 import pytest
 
-from robovlms_ros.processing.text import (
+from robovlms_ros.core.types import ObservationError
+from robovlms_ros.models.tokenization import (
     DEFAULT_TEMPLATE,
     TEMPLATES,
     PromptTemplate,
@@ -19,7 +20,6 @@ from robovlms_ros.processing.text import (
     discrete_template,
     load_tokenizer,
 )
-from robovlms_ros.types import ObservationError
 
 WORDS = ["lift", "the", "red", "green", "cube"]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.scheduler import ScheduleConfig
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec
 from robovlms_ros.evaluation.bags.types import typestore
 from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, Setting
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.runtime.scheduler import ScheduleConfig
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec
 
 BEGIN_NS = 1_000 * NANOSECONDS
 STEP = 0.05

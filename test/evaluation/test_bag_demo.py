@@ -15,9 +15,9 @@ def test_the_demo_bag_end_to_end(tmp_path):
     import torch
 
     from robovlms_ros.cli.main import main
-    from robovlms_ros.evaluation.bags.simulated import record_episodes
-    from robovlms_ros.resources import share_directory
-    from robovlms_ros.runtime.robot import load_robot
+    from robovlms_ros.control.robot import load_robot
+    from robovlms_ros.core.resources import share_directory
+    from robovlms_ros.sim.bags import record_episodes
     from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
     from robovlms_ros.sim.world import SimWorld
 

@@ -14,14 +14,14 @@ import json
 import numpy as np
 import pytest
 
+from robovlms_ros.core.rotations import quaternion_from_matrix, vector_from_matrix
+from robovlms_ros.core.schema import ConfigError, build
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec
 from robovlms_ros.evaluation.bags.mapping import BagCamera, TopicsConfig
 from robovlms_ros.evaluation.bags.reader import BagError
 from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, evaluate_bag, recorded_stamps
-from robovlms_ros.evaluation.replay.loop import Subject
 from robovlms_ros.evaluation.replay.results import SubjectResult, merge
-from robovlms_ros.processing.rotations import quaternion_from_matrix, vector_from_matrix
-from robovlms_ros.schema import ConfigError, build
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec
+from robovlms_ros.evaluation.replay.runner import Subject
 
 
 def evaluate(path, setting, sessions, **arguments):

@@ -20,9 +20,9 @@ import pytest
 import zstandard
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
-from robovlms_ros.conversions.images import to_rgb
+from robovlms_ros.core.types import ObservationError
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
-from robovlms_ros.types import ObservationError
+from robovlms_ros.observations.images import to_rgb
 
 SQLITE = StoragePlugin.SQLITE3
 

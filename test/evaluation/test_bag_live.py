@@ -17,13 +17,18 @@ import rclpy
 pytestmark = pytest.mark.ros
 sys.path.insert(0, str(Path(__file__).parents[1] / "ros"))
 
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.evaluation.bags.chunks import chunk_of_message
 from robovlms_ros.evaluation.bags.reader import Bag
 from robovlms_ros.evaluation.replay.block import BlockSession
-from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, Setting, evaluate_bag, recorded_stamps
-from robovlms_ros.evaluation.replay.loop import Subject
+from robovlms_ros.evaluation.replay.evaluate import (
+    EvaluationConfig,
+    Setting,
+    evaluate_bag,
+    recorded_stamps,
+)
 from robovlms_ros.evaluation.replay.results import SubjectResult
-from robovlms_ros.types import NANOSECONDS
+from robovlms_ros.evaluation.replay.runner import Subject
 
 TINY = {
     "model": {"backbone": "paligemma", "history_length": 3, "action_chunk_size": 6, "history_step": 0.2},
@@ -70,8 +75,8 @@ def test_live_equals_offline(tools, context, robot, kinematics, tmp_path):
     from rclpy.parameter import Parameter
     from ros_graph import Spinner, wait_for
 
-    from robovlms_ros.config import config_from_mapping
-    from robovlms_ros.policy.checkpoint import build_policy, load_policy, save_policy
+    from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
+    from robovlms_ros.config.policy import config_from_mapping
     from robovlms_ros.ros.player import Player, PlayOptions
     from robovlms_ros.ros.recording import RecordingNode, RecordingOptions, topics_of
     from robovlms_ros.ros.vla_node import VLANode
@@ -177,8 +182,8 @@ def test_the_player_keeps_the_bags_time(tools, context, tmp_path):
 
 
 def test_recording_never_writes_over_another(context, tmp_path):
+    from robovlms_ros.core.types import RoboVLMsError
     from robovlms_ros.ros.recording import RecordingOptions, bag_record_command, record
-    from robovlms_ros.types import RoboVLMsError
 
     options = RecordingOptions(tmp_path, ("/a", "/b"))
     with pytest.raises(RoboVLMsError, match="exists already"):

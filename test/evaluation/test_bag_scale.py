@@ -9,9 +9,9 @@ import tracemalloc
 import pytest
 from rosbags.rosbag2 import CompressionMode
 
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.evaluation.replay.evaluate import evaluate_bag
-from robovlms_ros.evaluation.replay.loop import Subject
-from robovlms_ros.types import NANOSECONDS
+from robovlms_ros.evaluation.replay.runner import Subject
 
 IMAGE = 96
 

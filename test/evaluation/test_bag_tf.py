@@ -12,15 +12,15 @@ import json
 import numpy as np
 import pytest
 
+from robovlms_ros.core.rotations import quaternion_from_matrix, vector_from_matrix
+from robovlms_ros.core.types import NANOSECONDS, ActionSpec
 from robovlms_ros.evaluation.bags.mapping import TopicsConfig
 from robovlms_ros.evaluation.metrics.errors import ErrorSums
 from robovlms_ros.evaluation.replay.evaluate import evaluate_bag
-from robovlms_ros.evaluation.replay.loop import Subject
+from robovlms_ros.evaluation.replay.runner import Subject
 from robovlms_ros.evaluation.report.build import build_report
 from robovlms_ros.evaluation.report.html import render
-from robovlms_ros.evaluation.report.thresholds import Thresholds
-from robovlms_ros.processing.rotations import quaternion_from_matrix, vector_from_matrix
-from robovlms_ros.types import NANOSECONDS, ActionSpec
+from robovlms_ros.evaluation.report.thresholds import EvaluationThresholds
 
 TFMESSAGE, INFO = "tf2_msgs/msg/TFMessage", "sensor_msgs/msg/CameraInfo"
 FOCAL = 200.0
@@ -132,7 +132,7 @@ def test_both_motions_are_drawn_where_the_camera_sees_them(tools, setting, robot
         points = np.array([kinematics.forward(tools.motion(t))[:3, 3] for t in times])
         expected = 16.0 + (pixels(points) - 16.0) * half
         np.testing.assert_allclose(moment["pixels"][name], expected, atol=0.1)
-    page = render(build_report([result], Thresholds()))
+    page = render(build_report([result], EvaluationThresholds()))
     assert page.count("<polyline") > 2 and 'viewBox="0 0 32 32"' in page
 
 

@@ -13,8 +13,15 @@ import json
 import pytest
 from scipy.stats import binomtest
 
-from robovlms_ros.evaluation.closed_loop import EpisodeResult, failure_table, failures, report, summarise, table
-from robovlms_ros.evaluation.statistics import percentile, wilson_interval
+from robovlms_ros.core.statistics import percentile, wilson_interval
+from robovlms_ros.sim.closed_loop import (
+    EpisodeResult,
+    failure_table,
+    failures,
+    report,
+    summarise,
+    table,
+)
 
 RED = "lift the red cube"
 

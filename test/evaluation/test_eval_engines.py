@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from robovlms_ros.cli.main import main
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec
 from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec
 
 
 def write(tools, path, seconds):

@@ -42,8 +42,8 @@ def chunks(tmp_path_factory):
     from lifecycle_msgs.msg import Transition
     from lifecycle_msgs.srv import ChangeState
 
+    from robovlms_ros.core.resources import share_directory
     from robovlms_ros.msg import ActionChunk
-    from robovlms_ros.resources import share_directory
 
     config, logs = share_directory() / "config", tmp_path_factory.mktemp("logs")
     names = ["--ros-args", "-r", f"__ns:=/{NAMESPACE}", "--params-file"]
@@ -91,7 +91,7 @@ def chunks(tmp_path_factory):
 
 
 def demo_parameters():
-    from robovlms_ros.resources import share_directory
+    from robovlms_ros.core.resources import share_directory
 
     return str(share_directory() / "config" / "demo.yaml")
 

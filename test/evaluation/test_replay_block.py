@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config import config_from_mapping
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.types import Observation, RobotState
 from robovlms_ros.evaluation.replay.block import BlockSession
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.policy.fast.plan import FastPathOptions
-from robovlms_ros.types import Observation, RobotState
+from robovlms_ros.inference.optimized.options import FastPathOptions
+from robovlms_ros.inference.session import PolicySession
 
 FRAME_NS = 50_000_000
 
@@ -44,7 +45,7 @@ def test_blocks_equal_stepping(history_type, head):
     torch.set_num_threads(1)
     policy, seen = tiny(history_type, head), observations(14)
     wanted = [i % 3 != 1 for i in range(len(seen))]
-    stepping, expected = policy.new_session(), []
+    stepping, expected = PolicySession(policy), []
     for observation, want in zip(seen, wanted, strict=True):
         if want:
             expected.append(stepping.predict_action_chunk(observation))

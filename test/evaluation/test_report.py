@@ -16,13 +16,13 @@ import pytest
 
 from robovlms_ros.cli import eval as command
 from robovlms_ros.cli import eval_setup
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.evaluation.metrics.paired import mean_interval, paired_interval
 from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, evaluate_bag
-from robovlms_ros.evaluation.replay.loop import Subject
+from robovlms_ros.evaluation.replay.runner import Subject
 from robovlms_ros.evaluation.report.build import build_report
 from robovlms_ros.evaluation.report.html import render
-from robovlms_ros.evaluation.report.thresholds import Thresholds, misses, with_overrides
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.evaluation.report.thresholds import EvaluationThresholds, misses, with_overrides
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +45,18 @@ def part(bag, setting):
 
 
 def test_the_report_answers_first(part):
-    report = build_report([part], Thresholds(max_distance=0.001))
+    report = build_report([part], EvaluationThresholds(max_distance=0.001))
     assert len(report["answer"]) == 3 and report["answer"][0].startswith("exact is on average 0.0 mrad")
     assert report["answer"][2].startswith("NOT PASSED: late: distance = ")
     assert set(report["missed"]) == {"late"} and report["pass"] is False
-    assert build_report([part], Thresholds(max_distance=1.0))["pass"] is True
+    assert build_report([part], EvaluationThresholds(max_distance=1.0))["pass"] is True
     (pair,) = report["comparisons"]
     assert pair["difference"]["low"] > 0, "late is clearly further"
     json.dumps(report, allow_nan=False)
 
 
 def test_the_page_loads_nothing(part):
-    page = render(build_report([part], Thresholds()))
+    page = render(build_report([part], EvaluationThresholds()))
     assert "<script" not in page and not re.search(r"(src|href)=\"(?!data:)", page) and "@import" not in page
     text = page[page.index("<main>"):]
     assert text.index('class="answer') < text.index("<table") and page.count("data:image/jpeg;base64,") >= 1
@@ -66,19 +66,19 @@ def test_the_page_loads_nothing(part):
 
 def test_nothing_evaluated_is_not_a_pass(bag, setting):
     _, path = bag
-    report = build_report([evaluate_bag(path, [Subject("recorded", None)], setting())], Thresholds())
+    report = build_report([evaluate_bag(path, [Subject("recorded", None)], setting())], EvaluationThresholds())
     assert report["pass"] is False and report["policies"] == {}
     assert "Nothing was evaluated" in render(report)
 
 
 def test_thresholds():
-    bounds = with_overrides(Thresholds(min_cosine=0.5), ["max-distance=0.02", "max_refused=0"])
+    bounds = with_overrides(EvaluationThresholds(min_cosine=0.5), ["max-distance=0.02", "max_refused=0"])
     assert misses({"distance": 0.03, "cosine": 0.6, "refused": None}, bounds) == [
         "distance = 0.03, must be at most 0.02", "refused could not be measured (max_refused = 0)"]
     with pytest.raises(ConfigError, match=r"unknown name 'max_distanc'. Did you mean 'max_distance'"):
-        with_overrides(Thresholds(), ["max_distanc=1"])
+        with_overrides(EvaluationThresholds(), ["max_distanc=1"])
     with pytest.raises(ConfigError, match="'much' must be a number"):
-        with_overrides(Thresholds(), ["max_distance=much"])
+        with_overrides(EvaluationThresholds(), ["max_distance=much"])
 
 
 def test_paired_intervals():
@@ -111,12 +111,12 @@ def test_a_run_resumes_and_new_settings_start_anew(bag, tmp_path, monkeypatch):
     monkeypatch.setattr(eval_setup, "prepare", fake_prepare)
     parameters = eval_setup.read_parameters(None, {})
     config = EvaluationConfig(sensitivity=False, latencies=(0.05,))
-    job = eval_setup.Job(path, (("a", "nowhere"),), parameters, config, tmp_path)
+    job = eval_setup.EvaluationJob(path, (("a", "nowhere"),), parameters, config, tmp_path)
     first = eval_setup.run_job(job)
     assert eval_setup.run_job(job) == first and len(runs) == 1
     first.unlink()
     assert eval_setup.run_job(job) == first and len(runs) == 2, "a part that was not finished is made again"
-    other = eval_setup.Job(path, (("a", "nowhere"),), parameters, EvaluationConfig(rate=5.0), tmp_path)
+    other = eval_setup.EvaluationJob(path, (("a", "nowhere"),), parameters, EvaluationConfig(rate=5.0), tmp_path)
     assert other.part != first
     code = command.finish([json.loads(first.read_text())], [job], tmp_path)
     assert code == 0
@@ -145,7 +145,7 @@ def test_evaluation_yaml_and_command_line(tmp_path):
     assert config.topics.cameras == {"static": "/a", "wrist": "/b"} and config.topics.commands == "motion"
     assert config.latencies == (0.2,) and not config.sensitivity
     assert config.stamps == "bag" and config.annotate
-    assert config.thresholds == Thresholds(max_distance=0.5, min_cosine=0.1)
+    assert config.thresholds == EvaluationThresholds(max_distance=0.5, min_cosine=0.1)
     file.write_text("latencys: [0.1]\n")
     with pytest.raises(ConfigError, match=r"unknown key 'latencys'. Did you mean 'latencies'"):
         command.evaluation_config(args)
@@ -153,7 +153,7 @@ def test_evaluation_yaml_and_command_line(tmp_path):
 
 def test_progress_tells_the_time_left():
     now = [0.0]
-    bar = command.Progress(4, lambda: now[0])
+    bar = command.ProgressLine(4, lambda: now[0])
     now[0] = 30.0
     assert bar.left(0.25) == "1:30 min left" and bar.left(0.0) == "starting"
     now[0] = 59.0

@@ -11,10 +11,10 @@ import json
 import numpy as np
 import pytest
 
+from robovlms_ros.bench import streaming
+from robovlms_ros.bench.stream_senders import DEFAULT, SENDERS
+from robovlms_ros.bench.streaming import REFERENCE, StreamCondition, measure, missed, simulate
 from robovlms_ros.cli.main import main
-from robovlms_ros.evaluation import stream_bench
-from robovlms_ros.evaluation.stream_bench import REFERENCE, Condition, measure, missed, simulate
-from robovlms_ros.evaluation.stream_senders import DEFAULT, SENDERS
 
 # Measured with ros2_controllers' trajectory.cpp (Jazzy), 50 seeds: mean worst step (mrad per tick) and mean RMS
 # (mrad), with default parameters and with interpolate_from_desired_state.
@@ -29,7 +29,7 @@ REAL = {
 @pytest.mark.parametrize("desired", [False, True])
 @pytest.mark.parametrize("strategy", REAL)
 def test_the_usual_ways_measure_as_with_the_real_code(strategy, desired):
-    row = measure(strategy, Condition(0.15, 30, 30, desired))
+    row = measure(strategy, StreamCondition(0.15, 30, 30, desired))
     np.testing.assert_allclose((row.worst_step_mean, row.rms), REAL[strategy][desired], rtol=0.1)
 
 
@@ -39,7 +39,7 @@ FADE = {0.15: (3.17, 12.95), 0.3: (2.97, 17.7)}
 
 @pytest.mark.parametrize("latency", FADE)
 def test_the_fade_measures_as_the_trial_that_the_thresholds_come_from(latency):
-    row = measure("fade", Condition(latency, 30, 30))
+    row = measure("fade", StreamCondition(latency, 30, 30))
     np.testing.assert_allclose((row.worst_step_mean, row.rms), FADE[latency], rtol=0.1)
 
 
@@ -54,17 +54,17 @@ def test_the_default_keeps_its_thresholds_and_beats_every_other_strategy():
 
 def test_the_default_never_meets_the_controllers_pre_state():
     default = simulate(DEFAULT, REFERENCE, range(5))[0]
-    desired = simulate(DEFAULT, Condition(0.15, 30, 30, True), range(5))[0]
+    desired = simulate(DEFAULT, StreamCondition(0.15, 30, 30, True), range(5))[0]
     np.testing.assert_allclose(default[100:], desired[100:], rtol=0, atol=1e-9)
 
 
 def test_a_chunk_shorter_than_its_latency_starves():
-    assert measure("blend", Condition(0.3, 10, 30), 3).starved > 0.5
-    assert measure("blend", Condition(0.3, 30, 30), 3).starved == 0
+    assert measure("blend", StreamCondition(0.3, 10, 30), 3).starved > 0.5
+    assert measure("blend", StreamCondition(0.3, 30, 30), 3).starved == 0
 
 
 def test_jitter_does_not_make_the_default_step():
-    row = measure("blend", Condition(0.15, 30, 30, jitter=0.1), 10)
+    row = measure("blend", StreamCondition(0.15, 30, 30, jitter=0.1), 10)
     assert row.worst_step[1] < 3.8 and row.starved == 0
 
 
@@ -78,7 +78,7 @@ def test_command_line_writes_rows_and_fails_on_a_missed_threshold(tmp_path, monk
     assert row["interpolate_from_desired_state"] is False
     assert {"median", "p95"} <= set(row["worst_step_mrad"])
     assert {"rms_mrad_mean", "max_acc", "max_jerk", "starved_fraction"} <= set(row)
-    monkeypatch.setitem(stream_bench.LIMITS, "mean RMS", 0.1)
+    monkeypatch.setitem(streaming.LIMITS, "mean RMS", 0.1)
     assert main(arguments) == 1
     assert "mean RMS" in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text())["pass"] is False

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.core.types import RoboVLMsError
 
 SECONDS = 20
 GIBIBYTES = 2.0

@@ -10,12 +10,12 @@ import pytest
 import torch
 from harness import judge
 
-from robovlms_ros.config import config_from_mapping, load_config
-from robovlms_ros.policy.checkpoint import build_policy, save_policy
-from robovlms_ros.policy.files import read_tensors
-from robovlms_ros.processing.text import load_tokenizer
-from robovlms_ros.resources import share_directory
-from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
+from robovlms_ros.checkpoints.weight_files import read_tensors
+from robovlms_ros.config.policy import config_from_mapping, load_config
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.models.tokenization import load_tokenizer
 
 SEED = 15
 POLICY = {

@@ -21,12 +21,12 @@ import zstandard
 from mcap.writer import CompressionType, Writer
 from PIL import Image
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.conversions.images import to_rgb
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
+from robovlms_ros.observations.images import to_rgb
 from robovlms_ros.training.data.checks import check_data
-from robovlms_ros.training.data.episodes import open_sources
-from robovlms_ros.types import RoboVLMsError
+from robovlms_ros.training.data.open_sources import open_sources
 
 MUTATIONS = int(os.environ.get("ROBOVLMS_FUZZ", "200"))
 EXTREMES = (b"\x00", b"\xff", b"\x7f", b"\xff\xff\xff\xff", b"\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x00" * 8, b"\x80")

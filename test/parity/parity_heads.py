@@ -1,4 +1,4 @@
-"""Checks of `heads/`: policy heads over a window and frame by frame, their losses, and the action tokens."""
+"""Checks of `models/heads/`: policy heads over a window and frame by frame, their losses, and the action tokens."""
 
 import dataclasses
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from parity_case import LOSS, close, filled_state
 
-from robovlms_ros.config import HeadConfig
-from robovlms_ros.heads.base import HeadOutput, PolicyHead
-from robovlms_ros.heads.build import build_head
-from robovlms_ros.heads.discrete import ActionTokenizer
+from robovlms_ros.config.policy import HeadConfig
+from robovlms_ros.models.heads.base import HeadOutput, PolicyHead
+from robovlms_ros.models.heads.build import build_head
+from robovlms_ros.models.heads.discrete import ActionTokenizer
 from robovlms_ros.training.engine.losses import action_loss, token_loss
 
 TYPES = {"LSTMDecoder": "lstm", "GPTDecoder": "gpt", "FCDecoder": "fc"}

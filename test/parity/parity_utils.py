@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from parity_case import LOSS, close, filled_state, image_u8
 
-from robovlms_ros.config_action import NormalizationConfig
-from robovlms_ros.perceiver import GatedCrossAttention, PerceiverResampler
-from robovlms_ros.processing import rotations, text
-from robovlms_ros.processing.actions import MuLaw, normalization_step
-from robovlms_ros.processing.images import ImageProcessor
+from robovlms_ros.config.action import NormalizationConfig
+from robovlms_ros.core import rotations
+from robovlms_ros.inference.action_pipeline import MuLaw, normalization_step
+from robovlms_ros.models import tokenization
+from robovlms_ros.models.image_processor import ImageProcessor
+from robovlms_ros.models.perceiver import GatedCrossAttention, PerceiverResampler
 from robovlms_ros.training.data.augment import random_shift
 from robovlms_ros.training.data.chunks import action_chunks, episode_windows
 from robovlms_ros.training.engine.schedule import half_cosine
@@ -87,7 +88,7 @@ def check_chunk_data(record: dict[str, Any], key: str) -> None:
 def check_prompts(records: dict[str, Any], key: str) -> None:
     instruction = key.removeprefix("prompts_for_").strip("'")
     for family, record in records.items():
-        template, kwargs = text.TEMPLATES.get(family, text.DEFAULT_TEMPLATE), record["kwargs"]
+        template, kwargs = tokenization.TEMPLATES.get(family, tokenization.DEFAULT_TEMPLATE), record["kwargs"]
         assert template.render(instruction, record["eos"]) == record["text"], family
         assert template.max_length == kwargs["max_length"], family
         assert template.add_special_tokens == kwargs.get("add_special_tokens", True), family
@@ -96,7 +97,7 @@ def check_prompts(records: dict[str, Any], key: str) -> None:
 def check_discrete_prompts(records: dict[str, str], key: str) -> None:
     for name, expected in records.items():
         closing = {} if expected.endswith("</s>") else {"closing": ""}
-        assert text.discrete_template(11, **closing).render("pick up the cube", "</s>") == expected, name
+        assert tokenization.discrete_template(11, **closing).render("pick up the cube", "</s>") == expected, name
 
 
 def check_preprocess(records: dict[str, Any], key: str) -> None:

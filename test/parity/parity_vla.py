@@ -10,12 +10,12 @@ from parity_case import LOSS, OTHER_ATTENTION, TOLERANCE, close, filled_state
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.config import PolicyConfig, config_from_mapping
-from robovlms_ros.heads.base import HeadOutput
-from robovlms_ros.policy.discrete import generate, training_logits
-from robovlms_ros.policy.layout import KeyLayout
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.policy.weights import assign
+from robovlms_ros.checkpoints.parameter_names import KeyLayout
+from robovlms_ros.checkpoints.weights import assign
+from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
+from robovlms_ros.models.action_tokens import generate, training_logits
+from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.losses import action_loss, token_loss
 
 

@@ -13,16 +13,16 @@ from parity_case import BFLOAT16, TOLERANCE, UNDECIDED, close, filled_state, ima
 from parity_vla import configuration, settings_of
 from torch import Tensor
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.config_action import GripperConfig
-from robovlms_ros.heads.base import HeadOutput
-from robovlms_ros.policy.checkpoint import fill, load_policy
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.policy.session import PolicySession
-from robovlms_ros.processing.gripper import GripperState, gripper_step
-from robovlms_ros.processing.rotations import matrix_from_euler, vector_from_matrix
-from robovlms_ros.processing.text import PromptTemplate, TokenBatch
-from robovlms_ros.types import ActionChunk, Observation
+from robovlms_ros.checkpoints.checkpoint import fill, load_policy
+from robovlms_ros.config.action import GripperConfig
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.rotations import matrix_from_euler, vector_from_matrix
+from robovlms_ros.core.types import ActionChunk, Observation
+from robovlms_ros.inference.gripper_rule import GripperState, gripper_step
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.tokenization import PromptTemplate, TokenBatch
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 STATIC_SIZE, HAND_SIZE, SIMPLER_SIZE = (200, 200), (84, 84), (480, 640)
 
@@ -90,7 +90,7 @@ class Episode:
     """A session fed one frame per control step, with the head's raw answers kept."""
 
     def __init__(self, policy: VLAPolicy):
-        self.session: PolicySession = policy.new_session()
+        self.session: PolicySession = PolicySession(policy)
         self.policy = policy
         self.raw: list[HeadOutput] = []
         policy.head.register_forward_hook(lambda module, inputs, output: self.raw.append(output))

@@ -24,8 +24,8 @@ def tiny_checkpoint(ros, tmp_path_factory) -> Path:
     import torch
     from ros_graph import TINY
 
-    from robovlms_ros.config import config_from_mapping
-    from robovlms_ros.policy.checkpoint import build_policy, save_policy
+    from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
+    from robovlms_ros.config.policy import config_from_mapping
 
     torch.set_num_threads(1)
     config = config_from_mapping(TINY)
@@ -37,7 +37,7 @@ def make_robot(tmp_path_factory):
     """A function that writes the Panda's YAML, changed by a function, and returns its path."""
     import yaml
 
-    from robovlms_ros.resources import share_directory
+    from robovlms_ros.core.resources import share_directory
 
     robots = share_directory() / "config" / "robots"
 

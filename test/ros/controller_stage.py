@@ -4,15 +4,15 @@ import numpy as np
 from rclpy.node import Node
 from ros_graph import Spinner, wait_for
 
-from robovlms_ros.resources import share_directory
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.motion_guard import MotionGuard
+from robovlms_ros.control.robot import load_robot, parse_robot
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import read_mapping
+from robovlms_ros.core.types import RobotState, TrajectoryCommand
 from robovlms_ros.ros.controllers.base import Context
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.messages import from_time
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.motion_guard import MotionGuard
-from robovlms_ros.runtime.robot import load_robot, parse_robot
-from robovlms_ros.schema import read_mapping
-from robovlms_ros.types import RobotState, TrajectoryCommand
 
 STEP_NS = 20_000_000
 

@@ -10,14 +10,14 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.sim.trajectory_controller import (
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
     TrajectoryMessage,
     TrajectoryPoint,
     TrajectoryRejected,
 )
+from robovlms_ros.ros.messages import from_time, to_time
 
 SIZE = 32
 PERIOD_NS = 40_000_000  # of the joint states; the cameras' is four times that

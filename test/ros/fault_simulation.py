@@ -8,17 +8,23 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from robovlms_ros.conversions.joint_plausibility import ImplausibleJointState, JointPlausibility
-from robovlms_ros.conversions.joint_states import JointStateBuffer
+from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.trajectory_controller_model import TrajectoryController
+from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    ActionSpec,
+    ObservationError,
+    RobotState,
+)
+from robovlms_ros.observations.joint_plausibility import ImplausibleJointState, JointPlausibility
+from robovlms_ros.observations.joint_states import JointStateBuffer
 from robovlms_ros.ros.controllers.base import Arm
-from robovlms_ros.ros.pilot import Limbs, Pilot
-from robovlms_ros.ros.status import Report
+from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
+from robovlms_ros.ros.status import NodeStatus
 from robovlms_ros.ros.watch import Watch
-from robovlms_ros.runtime.executor import build_executor
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.runtime.watchdog import Watchdog, WatchdogConfig
-from robovlms_ros.sim.trajectory_controller import TrajectoryController
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError, RobotState
 
 PANDA = load_robot("panda")
 HOME = np.array(PANDA.home)
@@ -145,10 +151,18 @@ class Simulation:
         self.arm = ModelArm(self.controller)
         self.senses = Senses(self.watch, self.now)
         executor = build_executor(PANDA, None)
-        self.report = Report()
+        self.report = NodeStatus()
         self.chunks = []
-        self.runner = Pilot(self.senses, self.watch, Limbs(executor, self.arm, None, 0.02), self.chunks.append,
-                            self.now, self.report, lambda line: None, steady_ns=lambda: 0)
+        self.runner = PolicyRunner(
+            self.senses,
+            self.watch,
+            CommandInterfaces(executor, self.arm, None, 0.02),
+            self.chunks.append,
+            self.now,
+            self.report,
+            lambda line: None,
+            steady_ns=lambda: 0,
+        )
         self.executor = executor
         self.commands = [HOME] * (LAG + 1)
         self.own_steps = set()  # ticks at which the controller itself, restarted, takes up the measured pose

@@ -111,8 +111,8 @@ def test_a_gripper_joint_that_nobody_publishes_is_named(make_graph, tmp_path):
     """A policy that takes the gripper's opening, beside a driver that leaves the joint out."""
     from ros_graph import TINY
 
-    from robovlms_ros.config import config_from_mapping
-    from robovlms_ros.policy.checkpoint import build_policy, save_policy
+    from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
+    from robovlms_ros.config.policy import config_from_mapping
 
     config = config_from_mapping({**TINY, "proprioception": {"names": ["gripper"]}})
     graph = make_graph(checkpoint=str(save_policy(build_policy(config, seed=3), tmp_path / "gripper")))

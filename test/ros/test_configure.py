@@ -135,7 +135,7 @@ def test_the_robot_description_may_come_from_a_topic(make_graph, make_robot):
     from ros_graph import LATCHED
     from std_msgs.msg import String
 
-    from robovlms_ros.resources import share_directory
+    from robovlms_ros.core.resources import share_directory
 
     urdf = share_directory() / "config" / "robots" / "panda.urdf"
     graph = make_graph(robot=make_robot(lambda robot: robot.update(description={"topic": "robot_description"})))

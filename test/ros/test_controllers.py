@@ -63,8 +63,8 @@ def test_nothing_is_sent_that_the_motion_guard_has_not_admitted(stage):
     from std_msgs.msg import Float64MultiArray
     from trajectory_msgs.msg import JointTrajectory
 
+    from robovlms_ros.core.types import TrajectoryCommand
     from robovlms_ros.ros.controllers.base import ControllerError
-    from robovlms_ros.types import TrajectoryCommand
 
     arm = stage.arm(JointTrajectory, "arm/joint_trajectory", type="joint_trajectory", topic="arm/joint_trajectory")
     gripper = stage.gripper(Float64MultiArray, "hand/commands", type="float64_multi_array", topic="hand/commands")

@@ -87,8 +87,8 @@ class Servo:
 def test_servo_twist_moves_the_tool_along_the_trajectory(stage):
     from geometry_msgs.msg import TwistStamped
 
+    from robovlms_ros.control.spline import curve_of
     from robovlms_ros.ros.messages import from_time
-    from robovlms_ros.runtime.spline import curve_of
 
     servo = Servo(stage)
     topic = "servo_node/delta_twist_cmds"

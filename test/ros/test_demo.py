@@ -17,7 +17,7 @@ from PIL import Image
 from rosbags.highlevel import AnyReader
 
 from robovlms_ros.cli.main import main
-from robovlms_ros.evaluation.closed_loop import EpisodeResult
+from robovlms_ros.sim.closed_loop import EpisodeResult
 
 pytestmark = pytest.mark.ros
 
@@ -70,7 +70,7 @@ def test_tabletop_tasks_have_a_policy_of_their_own(tmp_path: Path) -> None:
 def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     """The nodes are left out: two episodes, then Ctrl-C; the command again; and once more."""
-    from robovlms_ros.ros.demo import runner
+    from robovlms_ros.sim.nodes import demo_run
 
     ran: list[int] = []
 
@@ -83,9 +83,9 @@ def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         if len(ran) == 2:
             raise KeyboardInterrupt
         last = EpisodeResult("", "named", 2, True, False, 2.0, 9)
-        return runner.DemoOutcome([last], real_time_factor=0.9, worst_step=0.0)
+        return demo_run.DemoOutcome([last], real_time_factor=0.9, worst_step=0.0)
 
-    monkeypatch.setattr(runner, "run_demo", two_episodes)
+    monkeypatch.setattr(demo_run, "run_demo", two_episodes)
     numbers = tmp_path / "demo.json"
     arguments = ["demo", "--task", "lift", "--seeds", "3", "--no-controls", "--no-bag",
                  "--json", str(numbers), "--output", str(tmp_path / "outputs")]

@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from robovlms_ros.ros.fault_bench.rows import FaultRow, judge, time_to_rest
-from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.bench.faults.rows import FaultRow, judge, time_to_rest
+from robovlms_ros.control.robot import load_robot
 
 pytestmark = pytest.mark.ros
 

@@ -270,11 +270,11 @@ def test_controller_absent_from_the_start(make_graph, make_robot, monkeypatch, n
     """It never ran, so it waits, whether the timer or a chunk is first to ask; nothing is sent to nobody."""
     from trajectory_msgs.msg import JointTrajectory
 
-    from robovlms_ros.ros.pilot import Pilot
+    from robovlms_ros.ros.policy_runner import PolicyRunner
 
     graph = make_graph(robot=make_robot(lambda robot: robot["controller"].update(topic="nobody/joint_trajectory")))
     if notices == "chunk":
-        monkeypatch.setattr(Pilot, "tick", lambda pilot: None)
+        monkeypatch.setattr(PolicyRunner, "tick", lambda pilot: None)
     graph.activate()
     graph.listener.instruct("lift the red cube")
     graph.listener.wait_state("waiting", "nobody listens to")

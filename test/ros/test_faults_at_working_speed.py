@@ -15,7 +15,7 @@ pytest.importorskip("rclpy")
 
 from fault_simulation import HOME, PANDA, TICK, Simulation
 
-from robovlms_ros.types import NANOSECONDS
+from robovlms_ros.core.types import NANOSECONDS
 
 pytestmark = pytest.mark.ros
 

@@ -6,13 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robovlms_ros.conversions.frames import Frame, FrameSync
+from robovlms_ros.observations.camera_sync import FrameSync, SyncedFrame
 
 MS = 1_000_000
 
 
 def frame(milliseconds, value=0):
-    return Frame(milliseconds * MS, np.full((1, 1, 3), value, np.uint8))
+    return SyncedFrame(milliseconds * MS, np.full((1, 1, 3), value, np.uint8))
 
 
 def test_one_camera_passes_through():

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from robovlms_ros.conversions.images import (
+from robovlms_ros.core.types import ObservationError
+from robovlms_ros.observations.images import (
     AS_SENT,
     PIXEL_BYTES,
     Encoding,
@@ -20,8 +21,7 @@ from robovlms_ros.conversions.images import (
     image_to_rgb,
     to_rgb,
 )
-from robovlms_ros.ros.bridge import pick_converter
-from robovlms_ros.types import ObservationError
+from robovlms_ros.ros.image_conversion import pick_converter
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "yuv422_yuy2": 2, "yuyv": 2,
             "yuv422": 2, "uyvy": 2}

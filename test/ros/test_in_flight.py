@@ -37,7 +37,7 @@ def towards_its_colour(original, observation):
 
 def worst_step(sent, joints):
     """rad per 2 ms tick that a controller makes of commands [(decided ns, command)], from the second one on."""
-    from robovlms_ros.sim.trajectory_controller import TrajectoryController
+    from robovlms_ros.control.trajectory_controller_model import TrajectoryController
 
     controller = TrajectoryController(joints)
     commands = list(sent)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.ros.isolation import isolated_environment
-from robovlms_ros.schema import ConfigError
 
 
 def test_a_domain_is_drawn_or_taken():

@@ -7,9 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from robovlms_ros.conversions.joint_plausibility import ImplausibleJointState, JointPlausibility, PublisherCheck
-from robovlms_ros.conversions.joint_states import JointStateBuffer
-from robovlms_ros.types import NANOSECONDS, ObservationError
+from robovlms_ros.core.types import NANOSECONDS, ObservationError
+from robovlms_ros.observations.joint_plausibility import (
+    ImplausibleJointState,
+    JointPlausibility,
+    PublisherCheck,
+)
+from robovlms_ros.observations.joint_states import JointStateBuffer
 
 JOINTS = ("a", "b")
 BOUNDS = JointPlausibility(JOINTS, np.array([-1.0, 0.5]), np.array([1.0, 2.0]), np.array([2.0, 1.0]), 0.2)

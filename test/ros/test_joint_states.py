@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from robovlms_ros.conversions.joint_states import JointStateBuffer
-from robovlms_ros.types import NANOSECONDS, ObservationError
+from robovlms_ros.core.types import NANOSECONDS, ObservationError
+from robovlms_ros.observations.joint_states import JointStateBuffer
 
 JOINTS = ("a", "b")
 

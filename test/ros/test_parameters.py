@@ -8,9 +8,17 @@ import re
 import pytest
 import yaml
 
-from robovlms_ros.resources import share_directory
-from robovlms_ros.ros.parameters import PARAMETERS, NodeParameters, check_known, defaults, expand, from_values, to_yaml
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.ros.parameters import (
+    PARAMETERS,
+    NodeParameters,
+    check_known,
+    defaults,
+    expand,
+    from_values,
+    to_yaml,
+)
 
 
 def test_shipped_yaml_is_written_from_the_table():
@@ -76,7 +84,7 @@ def test_a_whole_number_serves_as_a_number():
     ({"authority": 1, "authority_ramp": 5}, (1.0, 5.0)),
 ])
 def test_authority_is_the_robots_unless_given(given, wanted):
-    from robovlms_ros.runtime.robot import GateConfig
+    from robovlms_ros.control.robot import GateConfig
 
     gate = GateConfig(authority=0.6, authority_ramp=2.0)
     assert from_values({**defaults(), **given}).authority_of(gate) == wanted

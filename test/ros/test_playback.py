@@ -31,8 +31,8 @@ def write_bag(path, kept):
     from sensor_msgs.msg import Image, JointState
     from std_msgs.msg import String
 
+    from robovlms_ros.control.robot import load_robot
     from robovlms_ros.ros.messages import to_time
-    from robovlms_ros.runtime.robot import load_robot
 
     robot, rng = load_robot("panda"), np.random.default_rng(5)
     pixels = {(i, camera): rng.integers(0, 256, 32 * 32 * 3, dtype=np.uint8)
@@ -98,8 +98,9 @@ def test_equal_actions_at_equal_stamps(ros, make_graph, tmp_path):
     from fake_policies import Injected
     from ros_graph import TINY
 
-    from robovlms_ros.config import config_from_mapping
-    from robovlms_ros.policy.checkpoint import build_policy, save_policy
+    from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
+    from robovlms_ros.config.policy import config_from_mapping
+    from robovlms_ros.inference.session import PolicySession
 
     config = copy.deepcopy(TINY)
     config["model"] |= {"history_length": 3, "history_step": GRID * FRAME_NS / 1e9}
@@ -128,5 +129,5 @@ def test_equal_actions_at_equal_stamps(ros, make_graph, tmp_path):
         assert len(common) >= 2 and frame_stamp(on_grid[-1]) in common
         for stamp in common:
             np.testing.assert_allclose(other[stamp], played[stamp], rtol=0, atol=1e-5)
-    alone = graph.node._policy.new_session().predict_action_chunk(heard[-1])
+    alone = PolicySession(graph.node._policy).predict_action_chunk(heard[-1])
     assert np.abs(alone.values.ravel() - played[heard[-1].stamp_ns]).max() > 1e-3, "the history matters"

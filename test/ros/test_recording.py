@@ -14,7 +14,7 @@ def recorded(ros, tmp_path):
     from ros_graph import wait_for
 
     from robovlms_ros.ros.checked_node import CheckedNode
-    from robovlms_ros.ros.recorder import Recorder
+    from robovlms_ros.ros.recorder import BagRecorder
 
     node = CheckedNode("recording_test", namespace="recording_test")
     executor = SingleThreadedExecutor()
@@ -22,7 +22,7 @@ def recorded(ros, tmp_path):
     recorders = []
 
     def make(topics, **options):
-        recorders.append(Recorder(node, tmp_path / "bag", topics, **options))
+        recorders.append(BagRecorder(node, tmp_path / "bag", topics, **options))
         return recorders[-1]
 
     def spin(condition, what):

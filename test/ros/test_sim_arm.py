@@ -24,7 +24,7 @@ def sim(ros):
     from std_srvs.srv import Trigger
     from trajectory_msgs.msg import JointTrajectory
 
-    from robovlms_ros.ros.sim_arm_node import SimArmNode
+    from robovlms_ros.sim.nodes.sim_arm import SimArmNode
 
     class Ears(Node):
         def __init__(self):
@@ -76,7 +76,7 @@ def test_topics_and_rates(sim):
 def test_compressed_shows_the_same(sim):
     from ros_graph import wait_for
 
-    from robovlms_ros.conversions.images import to_rgb
+    from robovlms_ros.observations.images import to_rgb
 
     pairs = []
 
@@ -117,9 +117,9 @@ def test_the_same_scene_again_is_judged_afresh(sim):
     """The examiner goes on with the new scene's truth, not with what was left of the same scene before."""
     from ros_graph import Spinner
 
-    from robovlms_ros.ros.demo.examiner import Examiner
+    from robovlms_ros.sim.nodes.demo_client import DemoClient
 
-    examiner = Examiner((), "/simtest")
+    examiner = DemoClient((), "/simtest")
     spinner = Spinner(examiner)
     try:
         counts = []
@@ -144,8 +144,8 @@ def test_blanked_cameras(sim):
 def test_follows_a_trajectory_and_rejects_a_bad_one(sim):
     from ros_graph import wait_for
 
+    from robovlms_ros.core.types import TrajectoryCommand
     from robovlms_ros.ros.messages import trajectory_to_message
-    from robovlms_ros.types import TrajectoryCommand
 
     reset(sim, 1)
     joints = tuple(sim.truth()["joints"])
@@ -165,8 +165,8 @@ def test_follows_a_trajectory_and_rejects_a_bad_one(sim):
 def test_the_gripper_closes(sim):
     from ros_graph import wait_for
 
+    from robovlms_ros.core.types import TrajectoryCommand
     from robovlms_ros.ros.messages import trajectory_to_message
-    from robovlms_ros.types import TrajectoryCommand
 
     reset(sim, 1)
     close = TrajectoryCommand(0, ("panda_finger_joint1",), np.array([0.2]), np.zeros((1, 1)), np.zeros((1, 1)))

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.ros.loading import check_speed, load_body, thinning_of
 from robovlms_ros.ros.parameters import defaults, from_values
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.schema import ConfigError
 
 
 def brain(latency, horizon=30, step=0.1):

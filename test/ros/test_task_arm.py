@@ -20,7 +20,7 @@ def sim(ros):
     from std_msgs.msg import String
     from std_srvs.srv import Trigger
 
-    from robovlms_ros.ros.sim_arm_node import SimArmNode
+    from robovlms_ros.sim.nodes.sim_arm import SimArmNode
 
     node = SimArmNode(parameter_overrides=[Parameter("task", value="stack"), Parameter("publish_clock", value=True)],
                       cli_args=["--ros-args", "-r", "__ns:=/tasktest"])
@@ -56,7 +56,7 @@ def scene(sim, seed, task):
 def test_scene_comes_with_its_sentence_and_what_the_judge_reads(sim):
     from robovlms_ros.sim.tasks.base import judge
     from robovlms_ros.sim.tasks.language import meaning
-    from robovlms_ros.sim.tasks.things import TableTruth
+    from robovlms_ros.sim.tasks.objects import TableTruth
     from robovlms_ros.sim.tasks.world import TaskWorld
 
     truth = scene(sim, 0, "stack")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from robovlms_ros.resources import share_directory
+from robovlms_ros.core.resources import share_directory
 
 RAW_IMAGE = 640 * 480 * 3
 PROFILE = share_directory() / "config" / "fastdds.xml"

@@ -6,11 +6,12 @@ tasks knows their words and drives, not always in vain.
 import numpy as np
 import pytest
 
-from robovlms_ros.policy.checkpoint import load_policy
-from robovlms_ros.resources import share_directory
-from robovlms_ros.sim.bench import evaluate_task
+from robovlms_ros.checkpoints.checkpoint import load_policy
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.types import Observation, ObservationError, RobotState
+from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.sim.scenes import evaluate_task
 from robovlms_ros.sim.tasks.language import goals, instructions
-from robovlms_ros.types import Observation, ObservationError, RobotState
 
 pytestmark = pytest.mark.sim
 
@@ -31,7 +32,7 @@ def test_is_small_and_predicts_far_enough(checkpoint):
 
 
 def test_unknown_words_are_refused():
-    session = load_policy(CHECKPOINT).new_session()
+    session = PolicySession(load_policy(CHECKPOINT))
     images = {name: np.zeros((96, 96, 3), np.uint8) for name in ("static", "wrist")}
     state = RobotState(0, np.zeros(7), None, np.eye(4), 1.0)
     with pytest.raises(ObservationError, match="blue"):

@@ -5,12 +5,20 @@ closes at the cube, lifts what it holds, opens again after a miss; and it lifts 
 import numpy as np
 import pytest
 
-from robovlms_ros.runtime.planner import compose_targets
-from robovlms_ros.sim.expert import ACTION_SPEC, HAND_DOWN, HORIZON, MAX_SPEED, REST_Z, STEP, expert_chunk
+from robovlms_ros.control.planner import compose_targets
+from robovlms_ros.core.types import ActionChunk
+from robovlms_ros.sim.expert import (
+    ACTION_SPEC,
+    HAND_DOWN,
+    HORIZON,
+    MAX_SPEED,
+    REST_Z,
+    STEP,
+    expert_chunk,
+)
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import INSTRUCTIONS, named_cube
 from robovlms_ros.sim.world import SimWorld
-from robovlms_ros.types import ActionChunk
 
 pytestmark = pytest.mark.sim
 

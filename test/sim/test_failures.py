@@ -10,7 +10,7 @@ import pytest
 from robovlms_ros.sim.task import LiftJudge
 from robovlms_ros.sim.tasks import base, failures
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.things import TABLE_Z, TableTruth, Thing
+from robovlms_ros.sim.tasks.objects import TABLE_Z, TableObject, TableTruth
 
 RED, GREEN, BLUE = (0.5, 0.0), (0.6, 0.1), (0.45, -0.15)
 YELLOW, PURPLE = (0.55, 0.2), (0.55, -0.05)
@@ -21,7 +21,10 @@ PLATES = {"yellow plate": np.array((*YELLOW, TABLE_Z)), "purple plate": np.array
 def frame(hand, opening=1.0, plates=None, **places):
     """red, green, blue: (x, y) or (x, y, z) of the cubes; those not named lie at rest."""
     lying = {"red": RED, "green": GREEN, "blue": BLUE} | places
-    things = {f"{colour} cube": Thing(f"{colour} cube", np.array((*xyz, REST)[:3])) for colour, xyz in lying.items()}
+    things = {
+        f"{colour} cube": TableObject(f"{colour} cube", np.array((*xyz, REST)[:3]))
+        for colour, xyz in lying.items()
+    }
     return TableTruth(things, plates or {}, opening, hand=np.array(hand))
 
 
@@ -137,7 +140,7 @@ def test_cubes_of_the_easy_demo():
 
 @pytest.mark.sim
 def test_expert_that_runs_out_of_time_fails_by_what_it_had_done():
-    from robovlms_ros.sim.bench import evaluate_task
+    from robovlms_ros.sim.scenes import evaluate_task
 
     def reasons(limit):
         return [e.result.why for e in evaluate_task("stack", None, range(100, 102), limit=limit)]

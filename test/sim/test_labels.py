@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from robovlms_ros.sim.expert import HAND_DOWN
-from robovlms_ros.sim.tasks.expert import Law
+from robovlms_ros.sim.tasks.expert import ExpertPolicy
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.things import TABLE_Z, TableTruth, Thing
+from robovlms_ros.sim.tasks.objects import TABLE_Z, TableObject, TableTruth
 
 GOLDEN = Path(__file__).with_name("golden_labels.json")
 PLATES = {"yellow plate": np.array((0.5, 0.15, TABLE_Z)), "purple plate": np.array((0.6, -0.1, TABLE_Z))}
@@ -27,12 +27,12 @@ def cases():
         goal = GOALS[number % len(GOALS)]
         things = {}
         for name in ("red cube", "green cube", "blue ball"):
-            flat = Thing(name, np.zeros(3))
+            flat = TableObject(name, np.zeros(3))
             place = np.array((rng.uniform(0.4, 0.65), rng.uniform(-0.2, 0.2), TABLE_Z + flat.half_height))
-            things[name] = Thing(name, place, rng.uniform(-0.8, 0.8))
+            things[name] = TableObject(name, place, rng.uniform(-0.8, 0.8))
         if goal.place and number % 4 == 0:
             above = PLATES[goal.place] if goal.place in PLATES else things[goal.place].position
-            things[goal.thing] = Thing(goal.thing, above + np.array((0.004, 0.002, 0.04)), 0.1)
+            things[goal.thing] = TableObject(goal.thing, above + np.array((0.004, 0.002, 0.04)), 0.1)
         pose = np.eye(4)
         turn, tilt = rng.normal(0, 0.4), rng.normal(0, 0.08)
         about_z = np.array(((np.cos(turn), -np.sin(turn), 0), (np.sin(turn), np.cos(turn), 0), (0, 0, 1)))
@@ -46,7 +46,7 @@ def labels():
     """Per case the yaw, the first action, and the sum of all: enough to tell any change."""
     rows = []
     for goal, truth, pose, opening in cases():
-        law = Law(goal, truth, pose, opening)
+        law = ExpertPolicy(goal, truth, pose, opening)
         chunk = law.chunk()
         rows.append([law.yaw, *chunk[0].tolist(), *chunk.sum(axis=0).tolist()])
     return rows

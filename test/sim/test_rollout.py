@@ -10,13 +10,13 @@ from dataclasses import replace
 import pytest
 
 from robovlms_ros.cli.main import main
-from robovlms_ros.evaluation.closed_loop import EpisodeResult
-from robovlms_ros.sim.bench import Bench, BenchSettings, Scene
+from robovlms_ros.sim.closed_loop import EpisodeResult
 from robovlms_ros.sim.episode_log import EpisodeLog, LogError, identity_of
 from robovlms_ros.sim.processes import run_scenes
+from robovlms_ros.sim.scenes import Bench, BenchSettings, Scene
 from robovlms_ros.sim.tasks.evaluate import TaskEpisode, taken_instead
+from robovlms_ros.sim.tasks.instruction_following import obedience, obedience_table
 from robovlms_ros.sim.tasks.language import Goal, instructions, is_unseen, meaning, paraphrase
-from robovlms_ros.sim.tasks.obedience import obedience, obedience_table
 from robovlms_ros.sim.tasks.world import TaskWorld
 
 SHORT = BenchSettings(limit=4.0)

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from robovlms_ros.cli.main import main
-from robovlms_ros.processing.text import TEMPLATES, PromptTokenizer, build_word_tokenizer
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import read_mapping
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import read_mapping
+from robovlms_ros.core.types import ObservationError
+from robovlms_ros.models.tokenization import TEMPLATES, PromptTokenizer, build_word_tokenizer
 from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.task import TaskError
 from robovlms_ros.sim.tasks import base, grasps, language
+from robovlms_ros.sim.tasks.domain_randomization import PLAIN, SceneAppearance
 from robovlms_ros.sim.tasks.expert import MAX_SPEED, expert_chunk
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.looks import PLAIN, Looks
-from robovlms_ros.sim.tasks.things import PLATE_RADIUS, PLATES, TABLE_Z, TableTruth, Thing
+from robovlms_ros.sim.tasks.objects import PLATE_RADIUS, PLATES, TABLE_Z, TableObject, TableTruth
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.types import ObservationError
 
 pytestmark = pytest.mark.sim
 
@@ -33,9 +33,9 @@ def world():
 
 
 def at(name, x, y, z=None, yaw=0.0):
-    thing = Thing(name, np.zeros(3), yaw)
+    thing = TableObject(name, np.zeros(3), yaw)
     height = TABLE_Z + thing.half_height if z is None else z
-    return Thing(name, np.array((x, y, height)), yaw)
+    return TableObject(name, np.array((x, y, height)), yaw)
 
 
 def table(*things, opening=1.0, plates=None):
@@ -120,7 +120,7 @@ def test_looks_stay_within_bounds_and_plain_is_plain():
     assert np.array_equal(image, plain.render("static"))
     camera = plain._model.camera("static")
     where = camera.pos.copy()
-    plain.looks = Looks(camera_shift=0.02, exact=True)
+    plain.looks = SceneAppearance(camera_shift=0.02, exact=True)
     for seed in range(5):
         plain.reset(seed)
         assert np.allclose(np.abs(camera.pos - where), 0.02)
@@ -216,9 +216,15 @@ def test_scene_leaves_more_room_than_the_expert_needs():
     """The expert's own rule finds a turn for every goal of a scene; the reverse does not always hold."""
     rng, more = np.random.default_rng(1), 0
     for _ in range(300):
-        cube = Thing("red cube", np.array((0.5, 0.0, TABLE_Z + 0.02)), rng.uniform(-np.pi / 4, np.pi / 4))
-        others = [Thing(name, np.array((*rng.uniform((0.43, -0.07), (0.57, 0.07)), TABLE_Z + 0.02)), rng.uniform(-1, 1))
-                  for name in ("green cube", "blue can", "blue ball")]
+        cube = TableObject("red cube", np.array((0.5, 0.0, TABLE_Z + 0.02)), rng.uniform(-np.pi / 4, np.pi / 4))
+        others = [
+            TableObject(
+                name,
+                np.array((*rng.uniform((0.43, -0.07), (0.57, 0.07)), TABLE_Z + 0.02)),
+                rng.uniform(-1, 1),
+            )
+            for name in ("green cube", "blue can", "blue ball")
+        ]
         free = grasps.best_yaw(cube, others)[1] >= grasps.CLEARANCE
         room = grasps.has_room(cube, others)
         assert free or not room
@@ -228,7 +234,7 @@ def test_scene_leaves_more_room_than_the_expert_needs():
 
 def test_hand_that_has_begun_to_turn_goes_on():
     for turned in (np.pi / 4 - 0.05, np.pi / 4 + 0.05):
-        cube = Thing("red cube", np.array((0.5, 0.0, TABLE_Z + 0.02)), turned)
+        cube = TableObject("red cube", np.array((0.5, 0.0, TABLE_Z + 0.02)), turned)
         left, right = grasps.best_yaw(cube, [], now=0.15)[0], grasps.best_yaw(cube, [], now=-0.15)[0]
         assert left > 0.6 and right < -0.6, "two turns of a cube that can hardly be told apart"
         assert left - right == pytest.approx(np.pi / 2)

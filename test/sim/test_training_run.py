@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import yaml
 
+from robovlms_ros.checkpoints.checkpoint import load_policy
 from robovlms_ros.cli.main import main
-from robovlms_ros.policy.checkpoint import load_policy
-from robovlms_ros.resources import share_directory
+from robovlms_ros.core.resources import share_directory
 from robovlms_ros.sim.expert import expert_chunk
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
+from robovlms_ros.sim.training.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.sim.training.pipeline import train
+from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.shards import find_shards
 from robovlms_ros.sim.world import SimWorld
-from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, record_shard
-from robovlms_ros.training.simulated.pipeline import train
-from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.shards import find_shards
 
 pytestmark = pytest.mark.sim
 

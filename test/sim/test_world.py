@@ -5,8 +5,9 @@ the arm follows its trajectory controller; both cameras see, and see nothing whe
 import numpy as np
 import pytest
 
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import load_robot
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.types import TrajectoryCommand
 from robovlms_ros.sim.task import CUBES, EVALUATION_SEEDS, TRAINING_SEEDS, TaskError, named_cube
 from robovlms_ros.sim.world import (
     ARM_JOINTS,
@@ -17,7 +18,6 @@ from robovlms_ros.sim.world import (
     SimWorld,
     WorldError,
 )
-from robovlms_ros.types import TrajectoryCommand
 
 pytestmark = pytest.mark.sim
 

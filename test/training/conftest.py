@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from robovlms_ros.config import PolicyConfig, config_from_mapping
+from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
 
 TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 

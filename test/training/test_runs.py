@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
+from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
 from robovlms_ros.cli.main import main
-from robovlms_ros.config import config_to_mapping
-from robovlms_ros.policy.checkpoint import build_policy, save_policy
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.config.policy import config_to_mapping
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.runs import is_plan, read_run, starting_policy
 
 
@@ -42,9 +42,9 @@ def test_weights_come_from_a_checkpoint(make_training_config, tmp_path):
 def test_weights_come_from_the_named_vlm_or_are_new(make_training_config, tmp_path):
     from transformers import AutoModelForImageTextToText
 
-    from robovlms_ros.backbones.hf_config import build_hf_config
-    from robovlms_ros.processing.text import build_word_tokenizer
-    from robovlms_ros.registry import resolve
+    from robovlms_ros.core.registry import resolve
+    from robovlms_ros.models.backbones.hf_config import build_hf_config
+    from robovlms_ros.models.tokenization import build_word_tokenizer
 
     config, adapter = make_training_config(), resolve("backbone", "paligemma")
     hf_config = build_hf_config(adapter.spec, config.vlm, None, None, adapter.complete_config)

@@ -7,9 +7,14 @@ from pathlib import Path
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import TypesysError
 
-from robovlms_ros.evaluation.bags.chunks import CHUNK, TRAJECTORY, message_of_chunk, message_of_command
+from robovlms_ros.core.types import ActionChunk, TrajectoryCommand
+from robovlms_ros.evaluation.bags.chunks import (
+    CHUNK,
+    TRAJECTORY,
+    message_of_chunk,
+    message_of_command,
+)
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
-from robovlms_ros.types import ActionChunk, TrajectoryCommand
 
 
 class Annotator:

@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 from rosbags.typesys.store import Typestore
 
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, ChunkTiming, RoboVLMsError, TrajectoryCommand
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    ActionSpec,
+    ChunkTiming,
+    RoboVLMsError,
+    TrajectoryCommand,
+)
 
 CHUNK = "robovlms_ros/msg/ActionChunk"
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from robovlms_ros.conversions.images import AS_SENT, Encoding, only_raw
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.schema import ConfigError, did_you_mean
+from robovlms_ros.observations.images import AS_SENT, Encoding, only_raw
 
 CommandKind = Literal["joint_trajectory", "twist", "pose", "joint_state", "float64_array", "action_chunk"]
 

@@ -17,7 +17,7 @@ from mcap.exceptions import McapError
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from robovlms_ros.caps import (
+from robovlms_ros.core.caps import (
     MAX_BAG_BYTES,
     MAX_DECOMPRESSED_BYTES,
     MAX_DECOMPRESSED_RATIO,
@@ -25,16 +25,16 @@ from robovlms_ros.caps import (
     MAX_METADATA_BYTES,
     MAX_SCHEMA_BYTES,
 )
+from robovlms_ros.core.file_boundary import file_boundary, require_file
+from robovlms_ros.core.resources import PACKAGE
+from robovlms_ros.core.structured_text import from_yaml
+from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
 from robovlms_ros.evaluation.bags.chunks import CHUNK, TRAJECTORY
 from robovlms_ros.evaluation.bags.definitions import difference, lacking
 from robovlms_ros.evaluation.bags.storage_mcap import McapStorage
 from robovlms_ros.evaluation.bags.storage_sqlite import SqliteError, SqliteStorage
 from robovlms_ros.evaluation.bags.types import typestore
-from robovlms_ros.file_boundary import file_boundary, require_file
-from robovlms_ros.resources import PACKAGE
-from robovlms_ros.structured_text import from_yaml
-from robovlms_ros.text_safety import printable
-from robovlms_ros.types import NANOSECONDS, RoboVLMsError
 
 WINDOW_NS = NANOSECONDS // 2
 JUMP_NS = NANOSECONDS

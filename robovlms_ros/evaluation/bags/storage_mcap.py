@@ -23,8 +23,8 @@ from mcap.records import Channel, Chunk, DataEnd, Footer, McapRecord, Message, S
 from mcap.stream_reader import MAGIC_SIZE, StreamReader, breakup_chunk
 from mcap.summary import Summary
 
-from robovlms_ros.caps import MAX_CHUNK_BYTES
-from robovlms_ros.text_safety import printable
+from robovlms_ros.core.caps import MAX_CHUNK_BYTES
+from robovlms_ros.core.text_safety import printable
 
 BLOCK = 4 << 20
 HEADER = 9
@@ -40,7 +40,7 @@ DAMAGED = (McapError, struct.error, UnicodeDecodeError, ValueError, RuntimeError
 
 
 @dataclass(frozen=True)
-class Block:
+class McapBlock:
     """Where messages lie: one chunk, or a run of messages outside chunks. Times are log times, ns.
 
     cut: a chunk that the file's end cuts off.
@@ -119,7 +119,7 @@ class McapStorage:
     definitions: dict[str, tuple[str, str]] = field(default_factory=dict)  # type -> (encoding, text)
     foreign: dict[str, str] = field(default_factory=dict)  # topic -> an encoding that is not ROS 2's
     counts: dict[str, int] | None = None
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[McapBlock] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _schemas: dict[int, str] = field(default_factory=dict)
 
@@ -139,7 +139,7 @@ class McapStorage:
         for channel, count in summary.statistics.channel_message_counts.items():
             if channel in self.channels:
                 self.counts[self.channels[channel][0]] += count
-        self.blocks = [Block(c.chunk_start_offset, c.chunk_length, c.message_start_time, c.message_end_time)
+        self.blocks = [McapBlock(c.chunk_start_offset, c.chunk_length, c.message_start_time, c.message_end_time)
                        for c in sorted(summary.chunk_indexes, key=lambda index: index.chunk_start_offset)]
 
     def messages(self, wanted: set[str] | None) -> Iterator[tuple[str, str, int, bytes]]:
@@ -148,13 +148,13 @@ class McapStorage:
             for block in self.blocks:
                 yield from self._block_messages(file, block, wanted)
 
-    def block_messages(self, block: Block, wanted: set[str] | None) -> Iterator[tuple[str, str, int, bytes]]:
+    def block_messages(self, block: McapBlock, wanted: set[str] | None) -> Iterator[tuple[str, str, int, bytes]]:
         """The messages of one block, in the order of the file."""
         with self.path.open("rb") as file:
             yield from self._block_messages(file, block, wanted)
 
     def _block_messages(
-        self, file: BinaryIO, block: Block, wanted: set[str] | None
+        self, file: BinaryIO, block: McapBlock, wanted: set[str] | None
     ) -> Iterator[tuple[str, str, int, bytes]]:
         records = self._block_records(file, block)
         while True:
@@ -171,7 +171,7 @@ class McapStorage:
                 if topic and (wanted is None or topic in wanted):
                     yield topic, kind, record.log_time, record.data
 
-    def _block_records(self, file: BinaryIO, block: Block) -> Iterator[McapRecord]:
+    def _block_records(self, file: BinaryIO, block: McapBlock) -> Iterator[McapRecord]:
         """A chunk's records, or those of a run until it ends."""
         if block.cut:
             file.seek(block.offset + HEADER)
@@ -225,7 +225,11 @@ class McapStorage:
                 if isinstance(record, Chunk):
                     self._add_run(begin, start, times)
                     self._learn(self._chunk_records(record, start))
-                    self.blocks.append(Block(start, end - start, record.message_start_time, record.message_end_time))
+                    self.blocks.append(
+                        McapBlock(
+                            start, end - start, record.message_start_time, record.message_end_time
+                        )
+                    )
                 elif isinstance(record, Message):
                     times.append(record.log_time)
                     self._learn([record])
@@ -242,7 +246,7 @@ class McapStorage:
     def _add_run(self, begin: int, end: int, times: list[int]) -> None:
         """A run of messages as a block; `times`, its log times, is empty after."""
         if times:
-            self.blocks.append(Block(begin, end - begin, min(times), max(times)))
+            self.blocks.append(McapBlock(begin, end - begin, min(times), max(times)))
             times.clear()
 
     def _cut_off(self, file: BinaryIO, start: int) -> None:
@@ -264,7 +268,7 @@ class McapStorage:
         except DAMAGED:
             return  # the cut fell into the chunk's head
         self._learn(self._chunk_records(record, start))
-        self.blocks.append(Block(start, size - start, record.message_start_time, record.message_end_time, cut=True))
+        self.blocks.append(McapBlock(start, size - start, record.message_start_time, record.message_end_time, cut=True))
 
     def _learn(self, records: Iterable[McapRecord]) -> None:
         for record in records:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from robovlms_ros.caps import MAX_MESSAGE_BYTES, MAX_SCHEMA_BYTES
-from robovlms_ros.text_safety import printable
+from robovlms_ros.core.caps import MAX_MESSAGE_BYTES, MAX_SCHEMA_BYTES
+from robovlms_ros.core.text_safety import printable
 
 READ = ("topics", "messages", "schema", "message_definitions")
 """Names that are read of the database."""

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.conversions.joint_states import stamp_of
-from robovlms_ros.processing.rotations import matrix_from_quaternion
+from robovlms_ros.core.rotations import matrix_from_quaternion
+from robovlms_ros.observations.joint_states import stamp_of
 
 Array = NDArray[np.float64]
 

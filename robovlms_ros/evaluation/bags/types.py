@@ -3,7 +3,7 @@
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from robovlms_ros.resources import PACKAGE, share_directory
+from robovlms_ros.core.resources import PACKAGE, share_directory
 
 
 def typestore(distribution: Stores = Stores.ROS2_JAZZY) -> Typestore:

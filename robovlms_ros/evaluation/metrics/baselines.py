@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.planner import GRIPPER
+from robovlms_ros.core.types import ActionChunk, RobotState
 from robovlms_ros.evaluation.replay.steps import Steps, arm_columns, chunk_with, steps_of_chunk
-from robovlms_ros.runtime.planner import GRIPPER
-from robovlms_ros.types import ActionChunk, RobotState
 
 Array = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ class Baselines:
         if spec.space == "joint_position":
             values[:, columns] = start.positions
         elif spec.space == "eef_pose":
-            from robovlms_ros.runtime.planner import encode_poses
+            from robovlms_ros.control.planner import encode_poses
 
             assert start.eef_pose is not None
             values[:, columns] = encode_poses(start.eef_pose[None], start.eef_pose, spec)

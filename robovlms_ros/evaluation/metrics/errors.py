@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.core.types import RobotState
 from robovlms_ros.evaluation.replay.steps import Steps, displacement, distance, rotation_angle
-from robovlms_ros.types import RobotState
 
 Array = NDArray[np.float64]
 

@@ -7,13 +7,13 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from robovlms_ros.backbones.sequence import VisualTokens
-from robovlms_ros.heads.base import HeadOutput
-from robovlms_ros.policy.fast.plan import FastPathOptions
-from robovlms_ros.policy.history import HistoryReport
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.policy.session import Encoded, PolicySession
-from robovlms_ros.types import ActionChunk, ChunkTiming, Observation
+from robovlms_ros.core.types import ActionChunk, ChunkTiming, Observation
+from robovlms_ros.inference.history import HistoryReport
+from robovlms_ros.inference.optimized.options import FastPathOptions
+from robovlms_ros.inference.session import Encoded, PolicySession
+from robovlms_ros.models.backbones.sequence import VisualTokens
+from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.core.schema import require
 from robovlms_ros.evaluation.bags.tf import TransformTree
-from robovlms_ros.schema import require
 
 NEAREST = 0.01
 """m in front of the camera; what is nearer is not drawn."""

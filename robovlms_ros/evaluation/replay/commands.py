@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.conversions.joint_states import stamp_of
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector
+from robovlms_ros.core.types import NANOSECONDS, RobotState
 from robovlms_ros.evaluation.bags.mapping import CommandKind
 from robovlms_ros.evaluation.replay.reference import GAP_NS, Array, Held, Targets, Times
-from robovlms_ros.processing.rotations import matrix_from_quaternion, matrix_from_vector
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.types import NANOSECONDS, RobotState
+from robovlms_ros.observations.joint_states import stamp_of
 
 STALE_NS = NANOSECONDS
 
@@ -33,7 +33,7 @@ class Plan:
 
     def __call__(self, time_ns: int) -> Array:
         if self.velocities is not None and len(self.times) > 1:
-            from robovlms_ros.runtime.spline import Spline
+            from robovlms_ros.control.spline import Spline
 
             return Spline(self.times, self.positions, self.velocities)(np.array([time_ns]))[0][0]
         return np.array([np.interp(time_ns, self.times, column) for column in self.positions.T])

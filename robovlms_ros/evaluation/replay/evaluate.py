@@ -8,6 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.scheduler import ScheduleConfig
+from robovlms_ros.core.schema import require
+from robovlms_ros.core.types import NANOSECONDS, ActionSpec
 from robovlms_ros.evaluation.bags.annotate import Annotator
 from robovlms_ros.evaluation.bags.mapping import (
     CHUNK,
@@ -22,17 +27,13 @@ from robovlms_ros.evaluation.bags.mapping import (
 )
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
-from robovlms_ros.evaluation.replay.executor import Machine, MemoKinematics, machine_factory
-from robovlms_ros.evaluation.replay.inputs import Inputs
-from robovlms_ros.evaluation.replay.loop import Replay, Runner, Schedule, Subject, WhatIf
+from robovlms_ros.evaluation.replay.executor import CachedKinematics, ExecutorStack, machine_factory
+from robovlms_ros.evaluation.replay.loop import Replay, Schedule
+from robovlms_ros.evaluation.replay.observations import BagObservations
+from robovlms_ros.evaluation.replay.runner import Perturbations, Runner, Subject
 from robovlms_ros.evaluation.replay.samples import Row
 from robovlms_ros.evaluation.replay.scoring import Scorer
-from robovlms_ros.evaluation.report.thresholds import Thresholds
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.scheduler import ScheduleConfig
-from robovlms_ros.schema import require
-from robovlms_ros.types import NANOSECONDS, ActionSpec
+from robovlms_ros.evaluation.report.thresholds import EvaluationThresholds
 
 COLUMNS = ("bag", "policy", "episode", "sequence", "stamp_ns", "instruction", "distance", "distance_end", "steps_known")
 
@@ -65,7 +66,7 @@ class EvaluationConfig:
     annotate: bool = True
     stamps: Stamps = "header"
     camera: dict[str, BagCamera] = field(default_factory=dict)
-    thresholds: Thresholds = field(default_factory=Thresholds)
+    thresholds: EvaluationThresholds = field(default_factory=EvaluationThresholds)
     calibration: dict[str, Calibration] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,10 +113,10 @@ def evaluate_bag(
         encodings = _encodings(bag, mapping, setting)
         given = config.calibration.get(setting.cameras[0])
         _require_state(bag, mapping)
-        kinematics: Any = MemoKinematics(setting.kinematics) if setting.kinematics is not None else None
+        kinematics: Any = CachedKinematics(setting.kinematics) if setting.kinematics is not None else None
         annotator = Annotator(output / f"{label}.mcap", bag, setting.robot.base_frame) \
             if output is not None and config.annotate else None
-        inputs = Inputs(
+        inputs = BagObservations(
             bag, mapping, setting.robot, kinematics, setting.cameras, config.instruction,
             setting.camera_tolerance if config.camera_tolerance is None else config.camera_tolerance,
             setting.state_tolerance if config.joint_states_tolerance is None else config.joint_states_tolerance,
@@ -169,7 +170,7 @@ def _runners(
 ) -> list[Runner]:
     config, robot = setting.config, setting.robot
     moves = robot.controller.type != "chunk_only" and kinematics is not None and mapping.joint_states is not None
-    make: Callable[[], Machine] | None = machine_factory(robot, kinematics, setting.schedule) if moves else None
+    make: Callable[[], ExecutorStack] | None = machine_factory(robot, kinematics, setting.schedule) if moves else None
     seen_specs: set[tuple[ActionSpec, int]] = set()
 
     def make_scorer(subject: Subject, spec: ActionSpec, horizon: int) -> Scorer:
@@ -179,11 +180,11 @@ def _runners(
 
     blank = setting.cameras if config.sensitivity else ()
     other = config.other_instruction if config.sensitivity else None
-    whatif = WhatIf(config.latencies, blank, other, config.dropped, config.variant_stride)
+    whatif = Perturbations(config.latencies, blank, other, config.dropped, config.variant_stride)
     return [Runner(subject, whatif, make, make_scorer) for subject in subjects]
 
 
-def _notes(replay: Replay, inputs: Inputs, bag: Bag) -> list[str]:
+def _notes(replay: Replay, inputs: BagObservations, bag: Bag) -> list[str]:
     notes = [f"{count} times: {reason}" for reason, count in inputs.lost.items()]
     if replay.images == 0:
         total = sum((bag.counts or {}).values())

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from robovlms_ros.core.types import ActionChunk, Observation, RobotState
 from robovlms_ros.evaluation.bags.reader import RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
-from robovlms_ros.types import ActionChunk, Observation, RobotState
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservationEvent:
     """A complete observation. now_ns: when the bag received the message that completed it. camera: where the reference
     camera was, None without calibration.
     """
@@ -21,7 +21,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Measured:
+class JointStateEvent:
     """A newer measured state."""
 
     now_ns: int
@@ -29,7 +29,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Told:
+class CommandEvent:
     """A message of the arm's or the gripper's command topic."""
 
     now_ns: int
@@ -38,7 +38,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Answered:
+class RecordedChunkEvent:
     """A chunk that was recorded."""
 
     now_ns: int
@@ -59,10 +59,10 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Passed:
+class RawMessageEvent:
     """A recorded message that is only copied."""
 
     raw: RawMessage
 
 
-Event = Seen | Measured | Told | Answered | Restart | Passed
+Event = ObservationEvent | JointStateEvent | CommandEvent | RecordedChunkEvent | Restart | RawMessageEvent

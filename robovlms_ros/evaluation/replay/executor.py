@@ -9,14 +9,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.kinematics import IKResult, Kinematics
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.schedule import ScheduleConfig
+from robovlms_ros.control.scheduler import ChunkScheduler
+from robovlms_ros.control.spline import Spline, curve_of
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    RobotState,
+    RoboVLMsError,
+    TrajectoryCommand,
+)
 from robovlms_ros.evaluation.metrics.errors import number
-from robovlms_ros.runtime.executor import build_executor
-from robovlms_ros.runtime.kinematics import IKResult, Kinematics
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.runtime.schedule import ScheduleConfig
-from robovlms_ros.runtime.scheduler import ChunkScheduler
-from robovlms_ros.runtime.spline import Spline, curve_of
-from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState, RoboVLMsError, TrajectoryCommand
 
 Array = NDArray[np.float64]
 
@@ -26,7 +32,7 @@ COMPARE_NS = 50_000_000
 REASON_LENGTH = 120
 
 
-class MemoKinematics:
+class CachedKinematics:
     """Kinematics that remembers its last answers: every replayed latency plans the same chunks."""
 
     def __init__(self, kinematics: Kinematics, size: int = 64) -> None:
@@ -57,20 +63,20 @@ class Executor(Protocol):
 
 
 @dataclass
-class Machine:
+class ExecutorStack:
     """One executor with the scheduler inside it, as the node builds them."""
 
     executor: Executor
     scheduler: ChunkScheduler
 
 
-def machine_factory(robot: RobotSpec, kinematics: Any, schedule: ScheduleConfig) -> Callable[[], Machine]:
+def machine_factory(robot: RobotSpec, kinematics: Any, schedule: ScheduleConfig) -> Callable[[], ExecutorStack]:
     """A maker of machines. The ramp of authority after activation is left out: a replay has no activation."""
     settled = replace(robot, gate=replace(robot.gate, authority_ramp=0.0))
 
-    def make() -> Machine:
+    def make() -> ExecutorStack:
         executor = build_executor(settled, kinematics, schedule)
-        return Machine(executor, executor.scheduler)
+        return ExecutorStack(executor, executor.scheduler)
 
     return make
 
@@ -127,14 +133,14 @@ class LatencyResult:
         return cls(**{**data, "verdicts": Counter(data["verdicts"]), "reasons": Counter(data["reasons"])})
 
 
-class LatencyLane:
+class LatencySimulation:
     """Runs one latency. continuing False judges every chunk as the node does in dry_run (`dry_run_chunk`).
 
     The recorded arm stands in for the arm: it did what it was told then, not what the policy says now. So a plan that
     continues drifts off it where policy and recording differ; `off` says how far, and the gate acts on it.
     """
 
-    def __init__(self, latency: float, make: Callable[[], Machine], continuing: bool = True) -> None:
+    def __init__(self, latency: float, make: Callable[[], ExecutorStack], continuing: bool = True) -> None:
         self.result = LatencyResult(latency)
         self._latency_ns = round(latency * NANOSECONDS)
         self._machine, self._continuing = make(), continuing

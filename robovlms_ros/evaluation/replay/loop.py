@@ -12,15 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RobotState
 from robovlms_ros.evaluation.replay.commands import CommandTrack
-from robovlms_ros.evaluation.replay.events import Answered, Event, Measured, Passed, Restart, Seen, Told
-from robovlms_ros.evaluation.replay.inputs import Inputs
+from robovlms_ros.evaluation.replay.events import (
+    CommandEvent,
+    Event,
+    JointStateEvent,
+    ObservationEvent,
+    RawMessageEvent,
+    RecordedChunkEvent,
+    Restart,
+)
+from robovlms_ros.evaluation.replay.observations import BagObservations
 from robovlms_ros.evaluation.replay.reference import MotionTrack
-from robovlms_ros.evaluation.replay.runner import Runner, Subject, WhatIf
-from robovlms_ros.evaluation.replay.samples import Row
+from robovlms_ros.evaluation.replay.runner import Runner
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState
 
 Array = NDArray[np.float64]
 RECORDED = "recorded"
@@ -48,7 +55,7 @@ class Replay:
     """
 
     def __init__(
-        self, inputs: Inputs, runners: Sequence[Runner], schedule: Schedule, block: int = 32,
+        self, inputs: BagObservations, runners: Sequence[Runner], schedule: Schedule, block: int = 32,
         progress: Callable[[float], None] | None = None, label: str = "", annotate: Any | None = None,
     ) -> None:
         self._inputs, self._runners, self._schedule = inputs, list(runners), schedule
@@ -85,10 +92,10 @@ class Replay:
                 block, count = [], 0
                 self._restart(event)
                 continue
-            if isinstance(event, Seen) and self._schedule.drop and self._rng.random() < self._schedule.drop:
+            if isinstance(event, ObservationEvent) and self._schedule.drop and self._rng.random() < self._schedule.drop:
                 continue
             block.append(event)
-            count += isinstance(event, Seen)
+            count += isinstance(event, ObservationEvent)
             if count >= self._block:
                 self._play(block)
                 block, count = [], 0
@@ -111,7 +118,7 @@ class Replay:
             self._last_ns = -1
 
     def _play(self, block: list[Event]) -> None:
-        seen = [event for event in block if isinstance(event, Seen)]
+        seen = [event for event in block if isinstance(event, ObservationEvent)]
         wanted = [self._wants(item.observation.stamp_ns) for item in seen]
         others = [self._other(item.observation.instruction) for item in seen]
         answers = [runner.predict(seen, wanted, others) for runner in self._runners]
@@ -121,26 +128,26 @@ class Replay:
             self._progress(min(1.0, self._images / self._expected) if self._expected else 0.0)
 
     def _step(self, event: Event, answers: list[dict[int, Any]]) -> None:
-        if isinstance(event, Passed):
+        if isinstance(event, RawMessageEvent):
             if self._annotate is not None:
                 self._annotate.copy(event.raw)
             return
-        if isinstance(event, Measured):
+        if isinstance(event, JointStateEvent):
             self._tracks.motion.add(event.state)
             for runner in self._runners:
                 runner.measure(event.state)
-        elif isinstance(event, Told):
+        elif isinstance(event, CommandEvent):
             if self._tracks.commands is not None:
                 (self._tracks.commands.add_gripper if event.gripper else self._tracks.commands.add)(
                     event.message, event.now_ns)
-        elif isinstance(event, Answered):
+        elif isinstance(event, RecordedChunkEvent):
             self._tracks.chunks[event.chunk.stamp_ns] = event.chunk
             self._take_recorded(event.chunk)
-        elif isinstance(event, Seen):
+        elif isinstance(event, ObservationEvent):
             self._see(event, answers)
         self._mature(event.now_ns)
 
-    def _see(self, seen: Seen, answers: list[dict[int, Any]]) -> None:
+    def _see(self, seen: ObservationEvent, answers: list[dict[int, Any]]) -> None:
         observation, episode = seen.observation, self._episode(seen)
         self._images += 1
         for runner, answered in zip(self._runners, answers, strict=True):
@@ -202,7 +209,7 @@ class Replay:
             return wanted if wanted != instruction else ""
         return next((text for text in reversed(self._inputs.instructions) if text != instruction), "")
 
-    def _episode(self, seen: Seen) -> str:
+    def _episode(self, seen: ObservationEvent) -> str:
         if not self.episodes or self.episodes[-1]["index"] != seen.episode:
             label = f"{self._label} {len(self.episodes) + 1}".strip()
             self.episodes.append({"index": seen.episode, "label": label, "instruction": seen.observation.instruction,
@@ -214,6 +221,3 @@ class Replay:
 
 def _no_state() -> RobotState:
     return RobotState(0, np.empty(0))
-
-
-__all__ = ["RECORDED", "Replay", "Row", "Runner", "Schedule", "Subject", "WhatIf"]

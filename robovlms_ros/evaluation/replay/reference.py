@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.processing.rotations import matrix_from_vector, vector_from_matrix
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.types import NANOSECONDS, RobotState
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.core.rotations import matrix_from_vector, vector_from_matrix
+from robovlms_ros.core.types import NANOSECONDS, RobotState
 
 Array = NDArray[np.float64]
 Times = NDArray[np.int64]

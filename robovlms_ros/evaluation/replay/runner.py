@@ -6,15 +6,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from robovlms_ros.evaluation.replay.events import Seen
-from robovlms_ros.evaluation.replay.executor import LatencyLane, Machine
+from robovlms_ros.core.types import (
+    ActionChunk,
+    ActionSpec,
+    Observation,
+    ObservationError,
+    RobotState,
+)
+from robovlms_ros.evaluation.replay.events import ObservationEvent
+from robovlms_ros.evaluation.replay.executor import ExecutorStack, LatencySimulation
 from robovlms_ros.evaluation.replay.results import SubjectResult
 from robovlms_ros.evaluation.replay.scoring import Scorer
 from robovlms_ros.evaluation.replay.tracks import Answer
-from robovlms_ros.types import ActionChunk, ActionSpec, Observation, ObservationError, RobotState
 
 
-class Session(Protocol):
+class ReplaySession(Protocol):
     """What is asked of a policy's session: `BlockSession`, or a test's fake."""
 
     def reset(self) -> None: ...
@@ -31,14 +37,14 @@ class Subject:
     """
 
     name: str
-    session: Callable[[], Session] | None
+    session: Callable[[], ReplaySession] | None
     spec: ActionSpec | None = None
     horizon: int | None = None
     memory: float = 0.0
 
 
 @dataclass(frozen=True)
-class WhatIf:
+class Perturbations:
     """Which what-ifs to run besides. latencies: s. stride: every so many inferences also with the variants.
 
     blank: cameras to blank, each alone. instruction: the other instruction; "" takes one that was heard before in the
@@ -57,8 +63,8 @@ class Runner:
     """One policy's session, its variants, its executors and its scorer."""
 
     subject: Subject
-    whatif: WhatIf
-    make_machine: Callable[[], Machine] | None
+    whatif: Perturbations
+    make_machine: Callable[[], ExecutorStack] | None
     make_scorer: Callable[[Subject, ActionSpec, int], Scorer]
     scorer: Scorer | None = None
     failures: dict[str, int] = field(default_factory=dict)
@@ -67,7 +73,7 @@ class Runner:
     def __post_init__(self) -> None:
         make = self.subject.session
         self._session = make() if make else None
-        self._variants: dict[str, Session] = {}
+        self._variants: dict[str, ReplaySession] = {}
         if make is not None:
             labels = [f"camera '{name}' blanked" for name in self.whatif.blank]
             labels += ["other instruction"] if self.whatif.instruction is not None else []
@@ -75,11 +81,11 @@ class Runner:
             self._variants = {label: make() for label in labels}
         self._count = 0
         self._rng = np.random.default_rng(0)
-        self.lanes: list[LatencyLane] = []
-        self.gate: LatencyLane | None = None
+        self.lanes: list[LatencySimulation] = []
+        self.gate: LatencySimulation | None = None
         if self.make_machine is not None:
-            self.lanes = [LatencyLane(latency, self.make_machine) for latency in self.whatif.latencies]
-            self.gate = LatencyLane(self.whatif.latencies[0], self.make_machine, continuing=False)
+            self.lanes = [LatencySimulation(latency, self.make_machine) for latency in self.whatif.latencies]
+            self.gate = LatencySimulation(self.whatif.latencies[0], self.make_machine, continuing=False)
 
     def reset(self, forget_session: bool, drop_plan: bool) -> None:
         """A new episode; sessions and plans begin anew when the node's would."""
@@ -91,7 +97,9 @@ class Runner:
             for lane in [*self.lanes, *([self.gate] if self.gate else [])]:
                 lane.reset()
 
-    def predict(self, seen: Sequence[Seen], wanted: Sequence[bool], others: Sequence[str]) -> dict[int, Any]:
+    def predict(
+        self, seen: Sequence[ObservationEvent], wanted: Sequence[bool], others: Sequence[str]
+    ) -> dict[int, Any]:
         """Stamp -> (chunk, ((label, variant's chunk), ...)). others: another instruction for each, "" without one."""
         if self._session is None or not seen:
             return {}
@@ -127,7 +135,7 @@ class Runner:
         return [o for o, _ in kept], [want for _, want in kept]
 
     def _ask(
-        self, session: Session, observations: list[Observation], wanted: Sequence[bool]
+        self, session: ReplaySession, observations: list[Observation], wanted: Sequence[bool]
     ) -> list[ActionChunk | None]:
         """The block's chunks; where the session refuses, one by one, and what it refuses is counted by reason."""
         try:

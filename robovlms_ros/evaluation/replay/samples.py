@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.core.rotations import vector_from_matrix
+from robovlms_ros.core.types import NANOSECONDS, ActionSpec
 from robovlms_ros.evaluation.metrics.errors import number, numbers, value_error
 from robovlms_ros.evaluation.replay.results import FANS, WORST, WORST_APART_S, Thinned
 from robovlms_ros.evaluation.replay.steps import Steps, displacement, distance
 from robovlms_ros.evaluation.replay.tracks import Answer
-from robovlms_ros.processing.rotations import vector_from_matrix
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.types import NANOSECONDS, ActionSpec
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]

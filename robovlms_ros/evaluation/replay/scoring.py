@@ -6,6 +6,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.planner import EEF_SPACES, PlanRefused
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.types import NANOSECONDS, ActionSpec, RobotState
 from robovlms_ros.evaluation.metrics.baselines import BASELINES, Baselines
 from robovlms_ros.evaluation.metrics.errors import EdgeSums, ErrorSums
 from robovlms_ros.evaluation.replay.results import PairSums, SubjectResult, Thinned
@@ -19,10 +23,6 @@ from robovlms_ros.evaluation.replay.steps import (
     steps_of_targets,
 )
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.planner import EEF_SPACES, PlanRefused
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.types import NANOSECONDS, ActionSpec, RobotState
 
 Array = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.runtime.planner import (
+from robovlms_ros.control.planner import (
     EEF_SPACES,
     GRIPPER,
     compose_joints,
@@ -13,7 +13,7 @@ from robovlms_ros.runtime.planner import (
     encode_joints,
     encode_poses,
 )
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
 
 Array = NDArray[np.float64]
 

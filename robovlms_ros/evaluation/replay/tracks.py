@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.planner import EEF_SPACES
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RobotState
 from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.commands import CommandTrack
 from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.steps import Steps, step_times, steps_of_chunk, steps_of_targets
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.planner import EEF_SPACES
-from robovlms_ros.types import NANOSECONDS, ActionChunk, RobotState
 
 Array = NDArray[np.float64]
 

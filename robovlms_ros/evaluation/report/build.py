@@ -10,7 +10,7 @@ import numpy as np
 from robovlms_ros.evaluation.metrics.baselines import BASELINES
 from robovlms_ros.evaluation.metrics.paired import Interval, mean_interval, paired_interval
 from robovlms_ros.evaluation.replay.results import SubjectResult, merge
-from robovlms_ros.evaluation.report.thresholds import Thresholds, misses
+from robovlms_ros.evaluation.report.thresholds import EvaluationThresholds, misses
 
 STILL = 1e-5
 """Mean motion below which the recorded arm stood still: m, joints rad."""
@@ -18,7 +18,7 @@ LISTENS = 0.25
 """A policy is said to listen when another instruction changes its motion by this share at least."""
 
 
-def build_report(parts: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> dict[str, Any]:
+def build_report(parts: Sequence[Mapping[str, Any]], thresholds: EvaluationThresholds) -> dict[str, Any]:
     """The report of the results of `evaluate_bag` on all bags, as what JSON can hold.
 
     `policies` name -> numbers, tables, samples; `comparisons`; `answer`: three sentences; `missed`: broken thresholds;

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from robovlms_ros.schema import ConfigError, did_you_mean
+from robovlms_ros.core.schema import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class EvaluationThresholds:
     """Bounds on a policy's numbers; None does not bound. `max_` is an upper bound, `min_` a lower one.
 
     distance: mean over steps of predicted against recorded target, m (joint spaces: rad). distance_end: the same at the
@@ -29,9 +29,9 @@ class Thresholds:
     max_parity: float | None = None
 
 
-def with_overrides(thresholds: Thresholds, texts: list[str]) -> Thresholds:
+def with_overrides(thresholds: EvaluationThresholds, texts: list[str]) -> EvaluationThresholds:
     """`thresholds` with `NAME=VALUE` of the command line. Raises ConfigError."""
-    names = [field.name for field in dataclasses.fields(Thresholds)]
+    names = [field.name for field in dataclasses.fields(EvaluationThresholds)]
     values: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -45,7 +45,7 @@ def with_overrides(thresholds: Thresholds, texts: list[str]) -> Thresholds:
     return dataclasses.replace(thresholds, **values)
 
 
-def misses(numbers: Mapping[str, Any], thresholds: Thresholds) -> list[str]:
+def misses(numbers: Mapping[str, Any], thresholds: EvaluationThresholds) -> list[str]:
     """One sentence for each bound that does not hold. A bounded number that could not be measured is a miss."""
     found = []
     for field in dataclasses.fields(thresholds):

@@ -9,12 +9,12 @@ from rclpy.task import Future
 from sensor_msgs.msg import JointState
 from unique_identifier_msgs.msg import UUID
 
+from robovlms_ros.control import controller_types as specs
+from robovlms_ros.control.motion_guard import AdmittedCommand
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, message_package
 from robovlms_ros.ros.graph import ForeignGoals
 from robovlms_ros.ros.messages import trajectory_to_message
-from robovlms_ros.runtime import controllers as specs
-from robovlms_ros.runtime.motion_guard import AdmittedCommand
-from robovlms_ros.types import NANOSECONDS
 
 
 class Goals:

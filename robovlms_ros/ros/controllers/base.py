@@ -11,12 +11,12 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
+from robovlms_ros.control.controller_types import GripperBase
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.motion_guard import AdmittedCommand, AdmittedOpening
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.types import RobotState, RoboVLMsError
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
-from robovlms_ros.runtime.controllers import GripperBase
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.motion_guard import AdmittedCommand, AdmittedOpening
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.types import RobotState, RoboVLMsError
 
 RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 

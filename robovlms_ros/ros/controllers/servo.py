@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 from rclpy.client import Client
 from rclpy.task import Future
 
+from robovlms_ros.control import controller_types as specs
 from robovlms_ros.ros.controllers.base import Context, command_publisher, message_package
-from robovlms_ros.ros.controllers.streaming import CartesianPoseArm, StreamingArm, require_kinematics
+from robovlms_ros.ros.controllers.streaming import (
+    CartesianPoseArm,
+    StreamingArm,
+    require_kinematics,
+)
 from robovlms_ros.ros.graph import other_publishers
 from robovlms_ros.ros.messages import to_time
-from robovlms_ros.runtime import controllers as specs
 
 Array = NDArray[np.float64]
 

@@ -7,13 +7,19 @@ from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
 from std_msgs.msg import Float64MultiArray
 
-from robovlms_ros.ros.controllers.base import Arm, Context, ControllerError, Gripper, command_publisher
+from robovlms_ros.control import controller_types as specs
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.motion_guard import AdmittedCommand
+from robovlms_ros.control.target_stream import TargetStream
+from robovlms_ros.ros.controllers.base import (
+    Arm,
+    Context,
+    ControllerError,
+    Gripper,
+    command_publisher,
+)
 from robovlms_ros.ros.graph import other_publishers
 from robovlms_ros.ros.messages import to_time
-from robovlms_ros.runtime import controllers as specs
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.motion_guard import AdmittedCommand
-from robovlms_ros.runtime.target_stream import TargetStream
 
 Array = NDArray[np.float64]
 

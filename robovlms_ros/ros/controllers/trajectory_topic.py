@@ -5,12 +5,18 @@ from typing import Any
 import numpy as np
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, command_publisher, message_package
+from robovlms_ros.control import controller_types as specs
+from robovlms_ros.control.motion_guard import AdmittedCommand
+from robovlms_ros.core.types import TrajectoryCommand
+from robovlms_ros.ros.controllers.base import (
+    Arm,
+    Context,
+    Gripper,
+    command_publisher,
+    message_package,
+)
 from robovlms_ros.ros.graph import ForeignGoals, other_publishers
 from robovlms_ros.ros.messages import trajectory_to_message
-from robovlms_ros.runtime import controllers as specs
-from robovlms_ros.runtime.motion_guard import AdmittedCommand
-from robovlms_ros.types import TrajectoryCommand
 
 
 class JointTrajectoryArm(Arm):

@@ -12,9 +12,9 @@ import numpy as np
 
 from robovlms_ros.sim.task import TaskError
 from robovlms_ros.sim.tasks import grasps
-from robovlms_ros.sim.tasks.failures import Story
+from robovlms_ros.sim.tasks.failures import FailureClassifier
 from robovlms_ros.sim.tasks.language import Goal, goals, meaning
-from robovlms_ros.sim.tasks.things import LIFTED, TableTruth
+from robovlms_ros.sim.tasks.objects import LIFTED, TableTruth
 
 STEADY_FRAMES = 4
 """Frames in a row (50 ms each) that a thing must be where it belongs, let go."""
@@ -109,7 +109,7 @@ class TableJudge:
         self._steady = self._still = 0
         self._raised = self._wrong = False
         self._last: Any = None
-        self._story = Story(goal)
+        self._story = FailureClassifier(goal)
 
     def look(self, truth: Any) -> tuple[bool, bool]:
         goal, thing = self.goal, self.goal.thing

@@ -7,31 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.evaluation.closed_loop import EpisodeResult, Row, Thresholds, summarise
-from robovlms_ros.evaluation.statistics import wilson_interval
+from robovlms_ros.core.statistics import wilson_interval
+from robovlms_ros.sim.closed_loop import ClosedLoopRow, ClosedLoopThresholds, EpisodeResult, summarise
 from robovlms_ros.sim.task import TaskError
+from robovlms_ros.sim.tasks.domain_randomization import SceneAppearance
 from robovlms_ros.sim.tasks.language import TASKS, meaning
-from robovlms_ros.sim.tasks.looks import Looks
-from robovlms_ros.sim.tasks.things import shape_of
+from robovlms_ros.sim.tasks.objects import shape_of
 
 TIME_LIMIT = 14.0
 """Simulated seconds per episode of a tabletop task."""
 
 AIMS = {
-    "lift": Thresholds(success=0.97, wrong=0.01),
-    "stack": Thresholds(success=0.85, wrong=0.01),
-    "put": Thresholds(success=0.85, wrong=0.01),
-    "push": Thresholds(success=0.85, wrong=0.01),
+    "lift": ClosedLoopThresholds(success=0.97, wrong=0.01),
+    "stack": ClosedLoopThresholds(success=0.85, wrong=0.01),
+    "put": ClosedLoopThresholds(success=0.85, wrong=0.01),
+    "push": ClosedLoopThresholds(success=0.85, wrong=0.01),
 }
-EXPERT_AIM = Thresholds(success=0.95, wrong=0.05)
+EXPERT_AIM = ClosedLoopThresholds(success=0.95, wrong=0.05)
 
 
 @dataclass(frozen=True)
-class Condition:
+class TaskCondition:
     """What differs from the scenes that training saw. obstacles: how many things without a name; None as trained. The
     others as in EpisodeSettings."""
 
-    looks: Looks = field(default_factory=Looks)
+    looks: SceneAppearance = field(default_factory=SceneAppearance)
     obstacles: int | None = None
     latency: tuple[float, float] = (0.04, 0.12)
     dropped: float = 0.0
@@ -39,22 +39,24 @@ class Condition:
 
 
 AS_TRAINED = "as trained"
-CONDITIONS: dict[str, Condition] = {
-    AS_TRAINED: Condition(),
-    "light +-50 %": Condition(Looks(light=0.5, exact=True)),
-    "camera 2 cm, 3 degrees": Condition(Looks(camera_shift=0.02, camera_turn=np.radians(3.0), exact=True)),
-    "two distractors": Condition(obstacles=2),
-    "latency 0 ms": Condition(latency=(0.0, 0.0)),
-    "latency 150 ms": Condition(latency=(0.15, 0.15)),
-    "latency 300 ms": Condition(latency=(0.30, 0.30)),
-    "30 % of frames dropped": Condition(dropped=0.3),
-    "4 steps executed": Condition(executed=4),
-    "8 steps executed": Condition(executed=8),
+CONDITIONS: dict[str, TaskCondition] = {
+    AS_TRAINED: TaskCondition(),
+    "light +-50 %": TaskCondition(SceneAppearance(light=0.5, exact=True)),
+    "camera 2 cm, 3 degrees": TaskCondition(
+        SceneAppearance(camera_shift=0.02, camera_turn=np.radians(3.0), exact=True)
+    ),
+    "two distractors": TaskCondition(obstacles=2),
+    "latency 0 ms": TaskCondition(latency=(0.0, 0.0)),
+    "latency 150 ms": TaskCondition(latency=(0.15, 0.15)),
+    "latency 300 ms": TaskCondition(latency=(0.30, 0.30)),
+    "30 % of frames dropped": TaskCondition(dropped=0.3),
+    "4 steps executed": TaskCondition(executed=4),
+    "8 steps executed": TaskCondition(executed=8),
 }
 """The rows of the robustness table. As trained, a chunk is replaced as soon as the next one is there."""
 
 
-def find_condition(name: str) -> Condition:
+def find_condition(name: str) -> TaskCondition:
     """The condition of this name. Raises TaskError."""
     if name not in CONDITIONS:
         raise TaskError(f"condition {name!r}: there are {', '.join(map(repr, CONDITIONS))}.")
@@ -80,7 +82,9 @@ class TaskEpisode:
         return cls(data["task"], EpisodeResult(**data["result"]), data["unseen"], data["scene"])
 
 
-def rows(episodes: Sequence[TaskEpisode], aims: Mapping[str, Thresholds] | None = None) -> list[Row]:
+def rows(
+    episodes: Sequence[TaskEpisode], aims: Mapping[str, ClosedLoopThresholds] | None = None
+) -> list[ClosedLoopRow]:
     """One row per task and condition, in order of first appearance, against the task's aim."""
     aims = aims or AIMS
     tasks = [task for task in TASKS if any(e.task == task for e in episodes)]

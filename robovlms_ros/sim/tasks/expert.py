@@ -11,11 +11,19 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.processing.rotations import vector_from_matrix
-from robovlms_ros.sim.expert import FUNNEL_SLOPE, GRASP_OFFSET, HAND_DOWN, HORIZON, MAX_SPEED, Hand, norm
+from robovlms_ros.core.rotations import vector_from_matrix
+from robovlms_ros.sim.expert import (
+    FUNNEL_SLOPE,
+    GRASP_OFFSET,
+    HAND_DOWN,
+    HORIZON,
+    MAX_SPEED,
+    HandPose,
+    norm,
+)
 from robovlms_ros.sim.tasks.grasps import best_yaw, candidates, fold, hand_yaw, push_yaw
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.things import TABLE_Z, TableTruth, Thing
+from robovlms_ros.sim.tasks.objects import TABLE_Z, TableObject, TableTruth
 
 Array = NDArray[np.float64]
 
@@ -38,16 +46,24 @@ PUSH_LEAD = 0.02
 """How far the hand is ahead of a thing that its finger pushes (m)."""
 
 
-class Law:
+class ExpertPolicy:
     """One goal in one scene: which way the hand is turned, and from there step by step."""
 
     def __init__(self, goal: Goal, truth: TableTruth, pose: Array, opening: float) -> None:
         self.goal = goal
-        self.thing: Thing = truth.things[goal.thing]
+        self.thing: TableObject = truth.things[goal.thing]
         self._grasp = np.array((0.0, 0.0, GRASP_OFFSET))
         self.place = self._resting_place(truth)
-        self._hand = Hand(pose[:3, 3].copy(), np.zeros(3), float(opening), np.array(self.thing.position, np.float64),
-                          self.thing.grip, TURN_GAIN, MAX_TURN, CLOSE_RADIUS)
+        self._hand = HandPose(
+            pose[:3, 3].copy(),
+            np.zeros(3),
+            float(opening),
+            np.array(self.thing.position, np.float64),
+            self.thing.grip,
+            TURN_GAIN,
+            MAX_TURN,
+            CLOSE_RADIUS,
+        )
         self.yaw = self._choose_yaw(truth, pose, opening)
         wanted = np.array(((math.cos(self.yaw), -math.sin(self.yaw), 0.0),
                            (math.sin(self.yaw), math.cos(self.yaw), 0.0), (0.0, 0.0, 1.0))) @ HAND_DOWN
@@ -184,4 +200,4 @@ def expert_chunk(goal: Goal, truth: TableTruth, pose: Array, opening: float, hor
     pose: (4, 4) base_T_eef measured; opening: the gripper's, measured. Returns (horizon, 7) float64: translation (m)
     and rotation vector (rad) in the base frame, chained; opening 0 or 1.
     """
-    return Law(goal, truth, pose, opening).chunk(horizon)
+    return ExpertPolicy(goal, truth, pose, opening).chunk(horizon)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.sim.task import LIFTED
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.things import TableTruth
+from robovlms_ros.sim.tasks.objects import TableTruth
 
 Array = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class _Track:
     held: bool = False
 
 
-class Story:
+class FailureClassifier:
     """Follows one episode under one goal, frame by frame; `why` then names its failure.
 
     The truth must carry the hand's place: without it nothing counts as reached or taken.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.sim.tasks.things import WIDTH, Thing
+from robovlms_ros.sim.tasks.objects import WIDTH, TableObject
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ def hand_yaw(rotation: Array) -> float:
     return math.atan2(-float(rotation[0, 0]), float(rotation[1, 0]))
 
 
-def clearance(place: Array, yaw: float, neighbours: Iterable[Thing]) -> float:
+def clearance(place: Array, yaw: float, neighbours: Iterable[TableObject]) -> float:
     """The least distance (m) between an open hand's fingers about `place` (2,) and the neighbours; below 0 they hit."""
     sine, cosine = math.sin(yaw), math.cos(yaw)
     least = 1.0
@@ -44,7 +44,7 @@ def clearance(place: Array, yaw: float, neighbours: Iterable[Thing]) -> float:
     return least
 
 
-def _gap(along: float, across: float, thing: Thing, turn: float) -> float:
+def _gap(along: float, across: float, thing: TableObject, turn: float) -> float:
     """From a finger to a thing that lies there from the finger's middle, turned so against it (m)."""
     beside, ahead = abs(across) - FINGER_WIDTH, abs(along) - FINGER_LENGTH
     if thing.shape != "cube":
@@ -60,14 +60,14 @@ def _gap(along: float, across: float, thing: Thing, turn: float) -> float:
     )
 
 
-def has_room(thing: Thing, neighbours: Sequence[Thing], place: Array | None = None) -> bool:
+def has_room(thing: TableObject, neighbours: Sequence[TableObject], place: Array | None = None) -> bool:
     """Whether some yaw leaves the ROOM finger CLEARANCE, where the thing lies and at `place` (2,), however the
     neighbours are turned: so much a scene leaves to a hand that is less exact than the expert's."""
     spots = [thing.position[:2]] if place is None else [thing.position[:2], place]
     return any(all(leaves_room(spot, yaw, neighbours) for spot in spots) for yaw in candidates(thing))
 
 
-def leaves_room(spot: Array, yaw: float, neighbours: Iterable[Thing]) -> bool:
+def leaves_room(spot: Array, yaw: float, neighbours: Iterable[TableObject]) -> bool:
     """`has_room` for one yaw at one spot (2,)."""
     sine, cosine = math.sin(yaw), math.cos(yaw)
     for thing in neighbours:
@@ -79,7 +79,7 @@ def leaves_room(spot: Array, yaw: float, neighbours: Iterable[Thing]) -> bool:
     return True
 
 
-def candidates(thing: Thing, now: float = 0.0) -> list[float]:
+def candidates(thing: TableObject, now: float = 0.0) -> list[float]:
     """Yaws at which the fingers lie flat against it, the nearest to a hand turned by `now` first.
 
     From where the hand is, not from home: what imitates the expert gives the mean of two turns that are hardly told
@@ -94,7 +94,7 @@ def candidates(thing: Thing, now: float = 0.0) -> list[float]:
 
 
 def best_yaw(
-    thing: Thing, neighbours: Sequence[Thing], place: Array | None = None, now: float = 0.0
+    thing: TableObject, neighbours: Sequence[TableObject], place: Array | None = None, now: float = 0.0
 ) -> tuple[float, float]:
     """The smallest turn of a hand turned by `now` that leaves CLEARANCE where the thing lies and at `place` (2,), and
     what it leaves (m); without one, the turn that leaves most."""

@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 
 from robovlms_ros.sim.task import TaskError
-from robovlms_ros.sim.tasks.things import PLATES, THINGS, shape_of
+from robovlms_ros.sim.tasks.objects import PLATES, THINGS, shape_of
 
 
 @dataclass(frozen=True)

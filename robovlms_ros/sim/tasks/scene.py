@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.sim import scene
-from robovlms_ros.sim.tasks.looks import TEXTURES
-from robovlms_ros.sim.tasks.things import COLOURS, HEIGHT, PLATE_RADIUS, PLATES, WIDTH
+from robovlms_ros.sim.tasks.domain_randomization import TEXTURES
+from robovlms_ros.sim.tasks.objects import COLOURS, HEIGHT, PLATE_RADIUS, PLATES, WIDTH
 
 Array = NDArray[np.float64]
 

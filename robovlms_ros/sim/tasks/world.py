@@ -8,10 +8,18 @@ from numpy.typing import NDArray
 
 from robovlms_ros.sim.task import FINGER_OPEN, TaskError
 from robovlms_ros.sim.tasks import base, expert
+from robovlms_ros.sim.tasks.domain_randomization import Painter, SceneAppearance
 from robovlms_ros.sim.tasks.language import Goal, instructions, meaning
-from robovlms_ros.sim.tasks.looks import Looks, Painter
-from robovlms_ros.sim.tasks.scene import REGION, Contents, Placement, Table, choose, load_model, place
-from robovlms_ros.sim.tasks.things import PLATES, TableTruth, Thing
+from robovlms_ros.sim.tasks.objects import PLATES, TableObject, TableTruth
+from robovlms_ros.sim.tasks.scene import (
+    REGION,
+    Contents,
+    Placement,
+    Table,
+    choose,
+    load_model,
+    place,
+)
 from robovlms_ros.sim.world import GRIP_SITE, SimWorld
 
 Array = NDArray[np.float64]
@@ -33,10 +41,10 @@ class TaskWorld(SimWorld):
         image_size: int = 96,
         interpolate_from_desired_state: bool = False,
         task: str = "all",
-        looks: Looks | None = None,
+        looks: SceneAppearance | None = None,
         obstacles: int | None = None,
     ) -> None:
-        self.looks, self.obstacles = looks or Looks(), obstacles
+        self.looks, self.obstacles = looks or SceneAppearance(), obstacles
         self.set_task(task)
         super().__init__(seed, blank_cameras, image_size, interpolate_from_desired_state)
 
@@ -79,9 +87,9 @@ class TaskWorld(SimWorld):
 
     def ground_truth(self) -> TableTruth:  # type: ignore[override]
         """Where everything is: for a judge or the scripted expert, never for a policy."""
-        def read(name: str, slot: str) -> Thing:
+        def read(name: str, slot: str) -> TableObject:
             position, yaw = self._table.pose(self._data, slot)
-            return Thing(name, position - self._base, yaw)
+            return TableObject(name, position - self._base, yaw)
 
         plates = {name: self._table.plate(name) - self._base for name in PLATES} if self._contents.plates else {}
         opening = float(np.mean(np.abs(self._data.qpos[7:9]))) / FINGER_OPEN

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robovlms_ros.config_training import AugmentConfig
+from robovlms_ros.config.training import AugmentConfig
 
 YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 """From RGB to luma and two axes of colour (NTSC)."""

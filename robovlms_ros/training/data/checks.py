@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.config_action import ActionConfig
-from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, EpisodeSource, Flaw, require_action
+from robovlms_ros.config.action import ActionConfig
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.training.data.episodes import (
+    Array,
+    DataError,
+    EpisodeArrays,
+    EpisodeSource,
+    Flaw,
+    require_action,
+)
 from robovlms_ros.training.data.sources.lerobot import BOTH_READINGS, is_percent_or_degrees
 from robovlms_ros.training.data.statistics import Running
-from robovlms_ros.types import NANOSECONDS
 
 STILL = {"m": 1e-3, "rad": 2e-3}
 """An arm that moves less than this in a whole episode does not move."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robovlms_ros.config import PolicyConfig
+from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.evaluation.report.html import STYLE, table
 from robovlms_ros.evaluation.report.svg import bars
 from robovlms_ros.training.data.checks import Summary, check_data, in_order

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.config_action import NormalizationConfig
-from robovlms_ros.processing.actions import ActionPipeline
+from robovlms_ros.config.action import NormalizationConfig
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.training.data.episodes import DataError, EpisodeSource, require_action
 from robovlms_ros.training.data.windows import chunks_at
 

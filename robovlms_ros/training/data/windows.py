@@ -12,10 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.processing.actions import ActionPipeline
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.data.episodes import DataError, EpisodeArrays, EpisodeSource, Images, require_action
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.training.data.episodes import (
+    DataError,
+    EpisodeArrays,
+    EpisodeSource,
+    Images,
+    require_action,
+)
 
 KEPT_STEPS = 1 << 18
 """Steps whose numbers (not images) a process keeps: some 50 MB."""

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.config_training import AugmentConfig
-from robovlms_ros.heads.discrete import DiscreteHead
-from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.config.training import AugmentConfig
+from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.models.heads.discrete import DiscreteHead
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.data.augment import augment_windows
-from robovlms_ros.types import RoboVLMsError
 
 
 class TrainingError(RoboVLMsError):

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from robovlms_ros.config_training import TrainingConfig
-from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.config.training import TrainingConfig
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.batches import TrainingError
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}

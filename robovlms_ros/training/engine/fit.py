@@ -19,13 +19,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from robovlms_ros.config import PolicyConfig, config_to_mapping
-from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.config.policy import PolicyConfig, config_to_mapping
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine import state as states
 from robovlms_ros.training.engine.batches import TrainingError, model_batch
 from robovlms_ros.training.engine.curves import Curves
 from robovlms_ros.training.engine.devices import build_accelerator, hold_frozen
-from robovlms_ros.training.engine.loaders import EpochSampler, build_loader, require_windows, watching_workers
+from robovlms_ros.training.engine.loaders import (
+    EpochSampler,
+    build_loader,
+    require_windows,
+    watching_workers,
+)
 from robovlms_ros.training.engine.objective import Objective, open_loop_errors
 from robovlms_ros.training.engine.schedule import constant, half_cosine
 from robovlms_ros.training.engine.trainable import count, merge_adapters, optimiser, prepare
@@ -83,7 +88,7 @@ class Engine:
         self.epoch_steps = math.ceil(self.batches / self.training.accumulation)
         planned = self.epoch_steps * self.training.epochs
         self.total = min(planned, self.training.max_steps or planned)
-        self.progress = states.Progress(setup=setup(config, self.sampler.length, processes))
+        self.progress = states.TrainingProgress(setup=setup(config, self.sampler.length, processes))
         self._resume()
         self.curves = Curves(folder, self.progress.step, self.total, self.accelerator.is_main_process)
 
@@ -231,7 +236,7 @@ class Engine:
         """A checkpoint folder: adapters merged into the weights, and kept beside them."""
         from safetensors.torch import save_file
 
-        from robovlms_ros.policy.checkpoint import DTYPES, save_policy
+        from robovlms_ros.checkpoints.checkpoint import DTYPES, save_policy
         from robovlms_ros.training.engine.report import training_record
 
         merged, adapters = merge_adapters(self.policy, tensors)

@@ -7,8 +7,8 @@ from typing import cast
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from robovlms_ros.config_training import TrainingConfig
-from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.config.training import TrainingConfig
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.batches import Collate, TrainingError
 
 

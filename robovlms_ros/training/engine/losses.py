@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robovlms_ros.heads.base import HeadOutput
-from robovlms_ros.heads.discrete import ActionTokenizer
+from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.heads.discrete import ActionTokenizer
 
 GRIPPER_WEIGHT = 0.01
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from robovlms_ros.backbones.empty import parameters_on_meta
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.config_training import LoraConfig, TrainingConfig
-from robovlms_ros.heads.discrete import DiscreteHead
-from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.config.training import LoraConfig, TrainingConfig
+from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
+from robovlms_ros.models.heads.discrete import DiscreteHead
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.batches import action_tokens
 from robovlms_ros.training.engine.devices import hold_frozen
 from robovlms_ros.training.engine.objective import Objective
@@ -88,8 +88,8 @@ def step_peak(policy: VLAPolicy, batch: dict[str, Any], half: torch.dtype | None
 
 def meta_policy(config: PolicyConfig, folder: Path | None) -> VLAPolicy:
     """The policy without memory for its parameters."""
-    from robovlms_ros.backbones.hf_config import find_vlm_folder
-    from robovlms_ros.policy.checkpoint import random_tokenizer
+    from robovlms_ros.checkpoints.checkpoint import random_tokenizer
+    from robovlms_ros.models.backbones.hf_config import find_vlm_folder
 
     name = config.vlm.model_name
     place = find_vlm_folder(name, folder) if config.vlm.size == "full" and name is not None else None

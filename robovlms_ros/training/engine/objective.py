@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.heads.discrete import DiscreteHead
-from robovlms_ros.policy.discrete import training_logits
-from robovlms_ros.policy.policy import VLAPolicy
-from robovlms_ros.processing.actions import ActionPipeline
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.models.action_tokens import training_logits
+from robovlms_ros.models.heads.discrete import DiscreteHead
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.losses import action_loss, token_loss
 
 

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.config import PolicyConfig, config_to_mapping
+from robovlms_ros.config.policy import PolicyConfig, config_to_mapping
 from robovlms_ros.evaluation.report.svg import PALETTE, Line, chart
 from robovlms_ros.training.engine.curves import EPOCHS, STEPS, read_rows
 

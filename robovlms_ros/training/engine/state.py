@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robovlms_ros.policy.weights import tied_groups
+from robovlms_ros.checkpoints.weights import tied_groups
 from robovlms_ros.training.engine.batches import TrainingError
 
 STATE = "state.safetensors"
@@ -25,7 +25,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run is. step: of the optimiser. batch: batches of `epoch` that are done. best: lowest validation loss.
 
     setup: what must stay the same for the run to go on (see `fit.setup`). scaler: of float16's gradient scaling.
@@ -91,7 +91,7 @@ def _placed(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements)  # type: ignore[attr-defined]
 
 
-def save_state(folder: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
+def save_state(folder: Path, tensors: dict[str, Tensor], progress: TrainingProgress) -> None:
     """Write the state file; a reader sees the old one or the new one. Raises TrainingError when writing fails."""
     from safetensors.torch import save_file
 
@@ -101,7 +101,7 @@ def save_state(folder: Path, tensors: dict[str, Tensor], progress: Progress) -> 
         os.replace(part, folder / STATE)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], Progress] | None:
+def load_state(folder: Path) -> tuple[dict[str, Tensor], TrainingProgress] | None:
     """What `save_state` wrote last, or None. Raises TrainingError for a file that is not one."""
     from safetensors import SafetensorError, safe_open
 
@@ -110,7 +110,7 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], Progress] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            progress = Progress(**json.loads((file.metadata() or {})["progress"]))
+            progress = TrainingProgress(**json.loads((file.metadata() or {})["progress"]))
             return {key: file.get_tensor(key) for key in file.keys()}, progress  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{path}: not the state of a training run ({error}). Give another --output.") from error

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robovlms_ros.config_training import LoraConfig, TrainingConfig
-from robovlms_ros.policy.policy import VLAPolicy
+from robovlms_ros.config.training import LoraConfig, TrainingConfig
+from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.batches import TrainingError
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from robovlms_ros.config import config_from_mapping
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.evaluation.bags.types import typestore
-from robovlms_ros.types import NANOSECONDS
 
 JOINTS = [f"panda_joint{i}" for i in range(1, 8)]
 HOME = np.array([0.0, 0.2, 0.0, -2.6, 0.0, 2.9, 0.8])

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.data.episodes import DataError, open_sources
-from robovlms_ros.types import NANOSECONDS
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.training.data.episodes import DataError
+from robovlms_ros.training.data.open_sources import open_sources
 
 
 @pytest.mark.parametrize(("written", "cameras", "message"), [

@@ -17,12 +17,13 @@ import yaml
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from torch.utils.data import DataLoader
 
+from robovlms_ros.core.resources import find
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk
 from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
-from robovlms_ros.resources import find
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.data.episodes import DataError, open_sources
+from robovlms_ros.training.data.episodes import DataError
+from robovlms_ros.training.data.open_sources import open_sources
 from robovlms_ros.training.data.windows import WindowDataset
-from robovlms_ros.types import NANOSECONDS, ActionChunk
 
 EEF_DELTA = {"action_head": {"action_dim": 7}, "action": {
     "space": "eef_delta", "frame": "base", "rotation": "rotation_vector", "composition": "chained",
@@ -180,8 +181,8 @@ def test_trajectories_and_the_motion_itself(bags, tmp_path):
 def test_end_effector_deltas_and_proprioception(bags, tmp_path):
     pin = pytest.importorskip("pinocchio")
     assert pin
-    from robovlms_ros.runtime.kinematics import Kinematics
-    from robovlms_ros.runtime.robot import load_robot
+    from robovlms_ros.control.kinematics import Kinematics
+    from robovlms_ros.control.robot import load_robot
 
     eef = {"space": "eef_delta", "frame": "base", "rotation": "rotation_vector", "composition": "chained",
            "step_duration": 0.05, "units": {"translation": 1.0, "rotation": 1.0}, "gripper": {"open_value": 1}}
@@ -197,7 +198,7 @@ def test_end_effector_deltas_and_proprioception(bags, tmp_path):
 
 def test_poses_from_tf_and_pose_commands(bags, tmp_path):
     pytest.importorskip("pinocchio")
-    from robovlms_ros.processing.rotations import matrix_from_vector, quaternion_from_matrix
+    from robovlms_ros.core.rotations import matrix_from_vector, quaternion_from_matrix
 
     def place(now: int) -> tuple[list[float], list[float]]:
         seconds = (now - bags.BEGIN) / NANOSECONDS

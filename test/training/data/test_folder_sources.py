@@ -24,10 +24,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.data.checks import check_data
-from robovlms_ros.training.data.episodes import DataError, open_sources
+from robovlms_ros.training.data.episodes import DataError
+from robovlms_ros.training.data.open_sources import open_sources
 from robovlms_ros.training.data.windows import WindowDataset
 
 EEF = {"space": "eef_delta", "frame": "base", "rotation": "euler_xyz_extrinsic", "composition": "chained",

@@ -11,9 +11,9 @@ import logging
 import pytest
 import yaml
 
+from robovlms_ros.checkpoints.checkpoint import load_policy
 from robovlms_ros.cli.main import main
-from robovlms_ros.config import config_to_mapping, load_config
-from robovlms_ros.policy.checkpoint import load_policy
+from robovlms_ros.config.policy import config_to_mapping, load_config
 
 
 @pytest.fixture

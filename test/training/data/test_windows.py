@@ -21,8 +21,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from robovlms_ros.config import PolicyConfig, config_from_mapping, config_to_mapping
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.config.policy import PolicyConfig, config_from_mapping, config_to_mapping
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.data import statistics as data_statistics
 from robovlms_ros.training.data.checks import check_data, require_trainable
 from robovlms_ros.training.data.chunks import action_chunks, episode_windows

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config_training import AugmentConfig
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.training import AugmentConfig
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.data.augment import augment_windows, luma, turn_hue
 from robovlms_ros.training.engine.batches import Collate, model_batch
 from robovlms_ros.training.engine.fit import seed_step

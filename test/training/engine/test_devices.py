@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import DistributedType
 
-from robovlms_ros.policy.checkpoint import build_policy, load_policy
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy
 from robovlms_ros.training.engine.batches import Collate, TrainingError, model_batch
 from robovlms_ros.training.engine.devices import hold_frozen, require_supported
 from robovlms_ros.training.engine.fit import fit

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from robovlms_ros.policy.checkpoint import build_policy, load_policy
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy
 from robovlms_ros.training.engine import fit as engine
 from robovlms_ros.training.engine import state
 from robovlms_ros.training.engine.batches import TrainingError

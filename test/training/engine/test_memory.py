@@ -9,7 +9,7 @@
 import pytest
 import torch
 
-from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.checkpoints.checkpoint import build_policy
 from robovlms_ros.training.engine.devices import hold_frozen
 from robovlms_ros.training.engine.memory import compare, estimate, example, table
 from robovlms_ros.training.engine.objective import Objective

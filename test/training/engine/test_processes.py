@@ -16,8 +16,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from robovlms_ros.config import config_to_mapping
-from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import config_to_mapping
 from robovlms_ros.training.engine.batches import TrainingError
 from robovlms_ros.training.engine.curves import read_rows
 from robovlms_ros.training.engine.fit import fit
@@ -30,8 +30,8 @@ torch.set_num_threads(1)
 spec = importlib.util.spec_from_file_location("helpers", {helpers!r})
 helpers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)
-from robovlms_ros.config import load_config
-from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.config.policy import load_config
+from robovlms_ros.checkpoints.checkpoint import build_policy
 from robovlms_ros.training.engine.fit import fit
 
 config = load_config({config!r})

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.checkpoints.checkpoint import build_policy
 from robovlms_ros.training.engine import state
 from robovlms_ros.training.engine.batches import TrainingError
 from robovlms_ros.training.engine.curves import read_rows
@@ -29,8 +29,8 @@ torch.set_num_threads(1)
 spec = importlib.util.spec_from_file_location("helpers", {helpers!r})
 helpers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)
-from robovlms_ros.config import load_config
-from robovlms_ros.policy.checkpoint import build_policy
+from robovlms_ros.config.policy import load_config
+from robovlms_ros.checkpoints.checkpoint import build_policy
 from robovlms_ros.training.engine.fit import fit
 
 config = load_config({config!r})
@@ -53,7 +53,7 @@ def run(config, windows, folder, seed=1):
 def killed_run(config, folder, tmp_path):
     import yaml
 
-    from robovlms_ros.config import config_to_mapping
+    from robovlms_ros.config.policy import config_to_mapping
 
     place = tmp_path / "train.yaml"
     place.write_text(yaml.safe_dump(config_to_mapping(config)))

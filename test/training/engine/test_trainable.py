@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.config_reference import read_reference
-from robovlms_ros.policy.checkpoint import build_policy, load_policy
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.config.robovlms_import import read_reference
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.engine.batches import Collate, TrainingError, model_batch
 from robovlms_ros.training.engine.fit import fit
 from robovlms_ros.training.engine.objective import Objective

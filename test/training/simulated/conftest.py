@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import yaml
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.resources import share_directory
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.resources import share_directory
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.training.simulated.behaviour_cloning import Learner, Recipe
-from robovlms_ros.training.simulated.demonstrations import record_shard
-from robovlms_ros.training.simulated.shards import Frames, find_shards
-from robovlms_ros.training.simulated.task_demonstrations import SETTINGS, TaskRecording
+from robovlms_ros.sim.training.behaviour_cloning import Learner, Recipe
+from robovlms_ros.sim.training.demonstrations import record_shard
+from robovlms_ros.sim.training.shards import ShardFrames, find_shards
+from robovlms_ros.sim.training.task_demonstrations import SETTINGS, TaskRecording
 
 
 @pytest.fixture(scope="session")
@@ -85,4 +85,4 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def frames(policy, shards):
-    return Frames(Learner(policy, Recipe())).add(shards)
+    return ShardFrames(Learner(policy, Recipe())).add(shards)

@@ -11,19 +11,20 @@ import pytest
 import torch
 import yaml
 
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import Observation, RobotState
+from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.training import ablations, costs, published
+from robovlms_ros.sim.training.behaviour_cloning import Learner, TrainingStage
+from robovlms_ros.sim.training.costs import Work
+from robovlms_ros.sim.training.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames, find_shards
+from robovlms_ros.sim.training.task_cloning import TaskLearner
 from robovlms_ros.sim.world import SimWorld
-from robovlms_ros.training.simulated import ablations, costs, published
-from robovlms_ros.training.simulated.behaviour_cloning import Learner, Stage
-from robovlms_ros.training.simulated.costs import Work
-from robovlms_ros.training.simulated.demonstrations import DemonstrationSettings, record_shard
-from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.shards import DemonstrationSet, Frames, find_shards
-from robovlms_ros.training.simulated.task_cloning import TaskLearner
-from robovlms_ros.types import Observation, RobotState
 
 pytestmark = pytest.mark.sim
 
@@ -38,7 +39,7 @@ def small_plan(small_mapping, tmp_path_factory):
 @pytest.fixture(scope="module")
 def easy_plan(small_plan):
     """The easy demo's, with the same model."""
-    return replace(small_plan, task=None, stages=(Stage(4),))
+    return replace(small_plan, task=None, stages=(TrainingStage(4),))
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +66,28 @@ def test_every_variant_learns_and_predicts(small_plan, easy_plan, folder, easy_f
     model = plan.policy_config.model
     make = partial(Learner, hindsight=plan.hindsight) if easy else partial(TaskLearner, chosen=2)
     learner = make(policy, plan.recipe, ground_truth=plan.ground_truth)
-    data = DemonstrationSet(Frames(learner).add(find_shards(folder)), model.history_length, 2)
+    data = DemonstrationSet(ShardFrames(learner).add(find_shards(folder)), model.history_length, 2)
     losses = learner.losses(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
     losses.total.backward()
     assert all(p.grad is not None for p in policy.head.parameters())
     images = {camera: np.zeros((96, 96, 3), np.uint8) for camera in ("static", "wrist")}
     state = RobotState(0, np.zeros(7), None, np.eye(4), 1.0)
-    chunk = policy.eval().new_session().predict_action_chunk(Observation(0, images, "lift the red cube", state))
+    chunk = PolicySession(policy.eval()).predict_action_chunk(Observation(0, images, "lift the red cube", state))
     assert chunk.values.shape == (16, 7)
 
 
 def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "REFERENCE_EPISODES", 5)
 
-    small_plan = replace(small_plan, stages=(Stage(2, seeing=True, history=1), Stage(4, demonstrations=8),
-                                               Stage(9, episodes=7), Stage(5)))
+    small_plan = replace(
+        small_plan,
+        stages=(
+            TrainingStage(2, seeing=True, history=1),
+            TrainingStage(4, demonstrations=8),
+            TrainingStage(9, episodes=7),
+            TrainingStage(5),
+        ),
+    )
 
     def left(*names):
         return ablations.work(names, small_plan, tmp_path, 3, range(1))

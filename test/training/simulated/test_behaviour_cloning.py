@@ -10,29 +10,29 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.policy.checkpoint import build_policy, load_policy, save_policy
-from robovlms_ros.policy.proprioception import state_vector
-from robovlms_ros.processing.actions import ActionPipeline
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import ConfigError, build
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError, build
+from robovlms_ros.core.types import RobotState
+from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.sim.task import CUBES, INSTRUCTIONS, TRAINING_SEEDS
-from robovlms_ros.training.simulated.behaviour_cloning import (
+from robovlms_ros.sim.training.behaviour_cloning import (
     SCALARS,
     Learner,
     Recipe,
-    Stage,
+    TrainingStage,
     Windows,
     augment,
     initialise,
     learning_rate,
 )
-from robovlms_ros.training.simulated.plans import TrainingPlan, load_plan
-from robovlms_ros.training.simulated.recording import shard_jobs
-from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames
-from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
-from robovlms_ros.training.simulated.trainer import Trainer
-from robovlms_ros.types import RobotState
+from robovlms_ros.sim.training.plans import TrainingPlan, load_plan
+from robovlms_ros.sim.training.recording import shard_jobs
+from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames
+from robovlms_ros.sim.training.shared_prefix import features_under_instructions
+from robovlms_ros.sim.training.trainer import Trainer
 
 HORIZON = 4
 """Steps of the fixtures' chunks."""
@@ -50,7 +50,7 @@ def test_windows_stay_inside_their_episode(policy, shards, frames):
     with pytest.raises(DatasetError, match="no episode is longer"):
         DemonstrationSet(frames, window=6, stride=2)
     with pytest.raises(DatasetError, match="demo-data"):
-        Frames(Learner(policy, Recipe())).add([])
+        ShardFrames(Learner(policy, Recipe())).add([])
 
 
 def test_frames_keep_what_the_running_policy_computes(policy):
@@ -87,7 +87,7 @@ class Counting:
 
 def test_frames_grow_and_read_no_shard_twice(policy, shards, frames):
     reader = Counting(Learner(policy, Recipe()))
-    grown = Frames(reader).add(shards[:1])
+    grown = ShardFrames(reader).add(shards[:1])
     early = DemonstrationSet(grown, window=2, stride=2)
     assert len(grown) == 18 and early.starts.max() < 18
     assert grown.add(shards) is grown and grown.add(shards) is grown and grown.add([]) is grown
@@ -170,12 +170,12 @@ def test_gpu_trains_and_goes_on(policy_mapping, shards, frames, tmp_path, precis
         return Trainer(build_policy(config_from_mapping(policy_mapping)), recipe, tmp_path, threads=2, device="cuda")
 
     first = trainer()
-    there = Frames(first.learner, "cuda").add(shards[:1])
+    there = ShardFrames(first.learner, "cuda").add(shards[:1])
     data, here = DemonstrationSet(there.add(shards), 2, 2), DemonstrationSet(frames, 2, 2)
     for field in fields(Windows):
         moved = getattr(data.windows(data.starts), field.name)
         assert moved.is_cuda and torch.equal(moved.cpu(), getattr(here.windows(here.starts), field.name))
-    first.run(data, Stage(3))
+    first.run(data, TrainingStage(3))
     second = trainer()
     assert second.step == 3
     wanted = first.learner.state_dict()
@@ -188,7 +188,7 @@ def test_gpu_trains_and_goes_on(policy_mapping, shards, frames, tmp_path, precis
 
 def test_interrupted_run_ends_where_an_uninterrupted_one_does(policy_mapping, frames, tmp_path):
     data = DemonstrationSet(frames, window=2, stride=2)
-    recipe, stage = Recipe(windows=2, warmup=2), Stage(6)
+    recipe, stage = Recipe(windows=2, warmup=2), TrainingStage(6)
 
     def run(folder, stops):
         for stop in stops:
@@ -219,7 +219,7 @@ def test_threads_take_the_mean_gradient_of_their_parts(policy, frames, tmp_path)
 def test_what_is_saved_answers_like_what_was_trained(policy, frames, tmp_path):
     data = DemonstrationSet(frames, window=2, stride=2)
     trainer = Trainer(policy, Recipe(windows=2), tmp_path / "run")
-    trainer.run(data, Stage(4))
+    trainer.run(data, TrainingStage(4))
     assert Trainer(policy, Recipe(windows=2), tmp_path / "run").step == 4
     trained = trainer.averaged()
     loaded = load_policy(save_policy(trained, tmp_path / "checkpoint"))
@@ -236,7 +236,7 @@ def test_what_is_saved_answers_like_what_was_trained(policy, frames, tmp_path):
 
 def test_raw_weights_come_back_after_the_averaged_ones(policy, frames, tmp_path):
     trainer = Trainer(policy, Recipe(windows=2), tmp_path)
-    trainer.run(DemonstrationSet(frames, window=2, stride=2), Stage(3))
+    trainer.run(DemonstrationSet(frames, window=2, stride=2), TrainingStage(3))
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     trainer.averaged()
     trainer.restore_raw()
@@ -244,7 +244,7 @@ def test_raw_weights_come_back_after_the_averaged_ones(policy, frames, tmp_path)
 
 
 def test_learning_rate_rises_stays_and_falls():
-    recipe, stage = Recipe(warmup=100, constant_part=0.5, final_rate=0.05), Stage(1000, 1.0)
+    recipe, stage = Recipe(warmup=100, constant_part=0.5, final_rate=0.05), TrainingStage(1000, 1.0)
     rates = [learning_rate(step, stage, recipe) for step in (0, 49, 100, 499, 750, 1000)]
     assert rates[:4] == pytest.approx([0.01, 0.5, 1.0, 1.0])
     assert rates[4] == pytest.approx(0.525) and rates[5] == pytest.approx(0.05)
@@ -267,11 +267,11 @@ def test_shipped_plan_is_runnable_and_uses_training_seeds_only():
 
 def test_plans_are_checked(policy_mapping):
     with pytest.raises(ConfigError, match="untrained policy"):
-        TrainingPlan(policy_mapping, (Stage(10, episodes=5),))
+        TrainingPlan(policy_mapping, (TrainingStage(10, episodes=5),))
     with pytest.raises(ConfigError, match=r"stages\[1\].ahead = True: must be false: .* no trained policy"):
-        TrainingPlan(policy_mapping, (Stage(10), Stage(10, episodes=5, ahead=True)))
-    TrainingPlan(policy_mapping, (Stage(10), Stage(10, demonstrations=5, ahead=True)))
+        TrainingPlan(policy_mapping, (TrainingStage(10), TrainingStage(10, episodes=5, ahead=True)))
+    TrainingPlan(policy_mapping, (TrainingStage(10), TrainingStage(10, demonstrations=5, ahead=True)))
     with pytest.raises(ConfigError, match="shard"):
-        TrainingPlan(policy_mapping, (Stage(10),), episodes=5, shard=6)
+        TrainingPlan(policy_mapping, (TrainingStage(10),), episodes=5, shard=6)
     with pytest.raises(ConfigError, match=r"stages\[0\]: unknown key 'step'"):
         build(TrainingPlan, {"policy": policy_mapping, "stages": [{"step": 3}]}, "plan.yaml")

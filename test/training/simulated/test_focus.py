@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import ConfigError
-from robovlms_ros.training.simulated.behaviour_cloning import Losses, Recipe, Stage
-from robovlms_ros.training.simulated.focus import Focus
-from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.trainer import Trainer
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.sim.training.behaviour_cloning import Losses, Recipe, TrainingStage
+from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.prioritized_sampling import PrioritizedSampling
+from robovlms_ros.sim.training.trainer import Trainer
 
 
 def counts(focus, draws=20_000):
@@ -20,7 +20,7 @@ def counts(focus, draws=20_000):
 
 
 def test_part_of_the_windows_is_drawn_by_its_loss():
-    focus = Focus(4)
+    focus = PrioritizedSampling(4)
     focus.learned(np.array([0, 1, 2]), np.array([0.1, 0.1, 0.7], np.float32))
     np.testing.assert_allclose(counts(focus), 0.25, atol=0.02)
     focus.share = 0.5  # the fourth was never drawn: it counts as the others' mean, 0.3
@@ -31,7 +31,7 @@ def test_part_of_the_windows_is_drawn_by_its_loss():
 
 
 def test_without_a_loss_to_go_by_all_are_drawn_alike():
-    focus = Focus(3)
+    focus = PrioritizedSampling(3)
     focus.share = 0.9
     np.testing.assert_allclose(counts(focus), 1 / 3, atol=0.02)
     focus.learned(np.arange(3), np.zeros(3, np.float32))
@@ -61,7 +61,7 @@ def test_stopped_run_goes_on_with_what_it_knew(tmp_path, threads):
         Counting.drawn = np.zeros(8, int)
         for stop in stops:
             trainer = Trainer(torch.nn.Identity(), Recipe(windows=4), folder, Counting, 1, threads)
-            trainer.run(data, Stage(stop, focus=0.9))
+            trainer.run(data, TrainingStage(stop, focus=0.9))
         return Counting.drawn
 
     whole = run(tmp_path / "whole", 60)
@@ -72,10 +72,10 @@ def test_stopped_run_goes_on_with_what_it_knew(tmp_path, threads):
 def test_bad_plans():
     plan = load_plan(share_directory() / "config" / "train" / "tasks.yaml")
     with pytest.raises(ConfigError, match=r"stages.focus = 1\.0: must be 0 to below 1"):
-        Stage(1, focus=1.0)
+        TrainingStage(1, focus=1.0)
     with pytest.raises(ConfigError, match="0 where `seeing` is true"):
-        Stage(1, focus=0.5, seeing=True, history=1)
+        TrainingStage(1, focus=0.5, seeing=True, history=1)
     with pytest.raises(ConfigError, match=r"stages\[0\].focus = 0.5: must be 0 without a `task`"):
-        replace(plan, task=None, stages=(Stage(1, focus=0.5),))
+        replace(plan, task=None, stages=(TrainingStage(1, focus=0.5),))
     with pytest.raises(ConfigError, match="first_scene = 999999: must be 0 to 9[0-9]*, with [0-9]* scenes"):
         replace(plan, first_scene=999_999)

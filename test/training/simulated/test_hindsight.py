@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
+from robovlms_ros.sim.training.behaviour_cloning import PLACE_SCALE, Learner, Recipe, TrainingStage
+from robovlms_ros.sim.training.demonstrations import (
+    CubeRecording,
+    DemonstrationSettings,
+    record_shard,
+)
+from robovlms_ros.sim.training.hindsight import grasped_places
+from robovlms_ros.sim.training.plans import TrainingPlan
+from robovlms_ros.sim.training.shards import DemonstrationSet
 from robovlms_ros.sim.world import SimWorld
-from robovlms_ros.training.simulated.behaviour_cloning import PLACE_SCALE, Learner, Recipe, Stage
-from robovlms_ros.training.simulated.demonstrations import CubeRecording, DemonstrationSettings, record_shard
-from robovlms_ros.training.simulated.hindsight import grasped_places
-from robovlms_ros.training.simulated.plans import TrainingPlan
-from robovlms_ros.training.simulated.shards import DemonstrationSet
 
 
 def test_without_ground_truth_the_followed_instruction_alone_is_learned(policy, frames):
@@ -118,17 +122,17 @@ def test_hindsight_is_learned_where_it_is_known(policy, frames):
 def test_hindsight_takes_the_place_of_ground_truth(policy_mapping):
     for given in ({}, {"task": "all", "ground_truth": False}):
         with pytest.raises(ConfigError, match="hindsight = True: must be false"):
-            TrainingPlan(policy_mapping, (Stage(10),), hindsight=True, **given)
-    assert TrainingPlan(policy_mapping, (Stage(10),), ground_truth=False, hindsight=True).hindsight
+            TrainingPlan(policy_mapping, (TrainingStage(10),), hindsight=True, **given)
+    assert TrainingPlan(policy_mapping, (TrainingStage(10),), ground_truth=False, hindsight=True).hindsight
 
 
 def test_pairs_stay_together(policy_mapping):
     with pytest.raises(ConfigError, match="paired = True: must be false with"):
-        TrainingPlan(policy_mapping, (Stage(10),), paired=True, task="all")
+        TrainingPlan(policy_mapping, (TrainingStage(10),), paired=True, task="all")
     for given in ({"shard": 5}, {"first_scene": 3}, {"episodes": 31}):
         (name, value), = given.items()
         with pytest.raises(ConfigError, match=f"paired = True: must be false where .*{name} = {value}"):
-            TrainingPlan(policy_mapping, (Stage(10),), paired=True, **given)
+            TrainingPlan(policy_mapping, (TrainingStage(10),), paired=True, **given)
     with pytest.raises(ConfigError, match=r"stages\[1\].episodes = 3"):
-        TrainingPlan(policy_mapping, (Stage(10), Stage(10, episodes=3)), paired=True)
-    assert TrainingPlan(policy_mapping, (Stage(10),), paired=True).paired
+        TrainingPlan(policy_mapping, (TrainingStage(10), TrainingStage(10, episodes=3)), paired=True)
+    assert TrainingPlan(policy_mapping, (TrainingStage(10),), paired=True).paired

@@ -8,10 +8,10 @@ import pytest
 
 from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.task import TRAINING_SEEDS
-from robovlms_ros.sim.tasks.expert import Law
+from robovlms_ros.sim.tasks.expert import ExpertPolicy
 from robovlms_ros.sim.tasks.language import instructions
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.training.simulated.moments import put_moment
+from robovlms_ros.sim.training.state_sampling import put_moment
 
 pytestmark = pytest.mark.sim
 
@@ -49,7 +49,7 @@ def test_every_phase_comes_and_nothing_is_changed_without_one(loop, task):
             continue
         pose = loop.kinematics.forward(state.positions)
         apart = pose[:3, 3] - truth.things[goal.thing].position
-        law = Law(goal, truth, pose, state.gripper)
+        law = ExpertPolicy(goal, truth, pose, state.gripper)
         actions = law.chunk(4)
         if np.linalg.norm(apart[:2]) > 0.055 or abs(apart[2]) > 0.16:
             pytest.fail(f"{goal}: the hand is {apart} m from the thing")

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from robovlms_ros.cli.main import main
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.task import TRAINING_SEEDS
-from robovlms_ros.training.simulated import ablations, pipeline, plans, trainer
-from robovlms_ros.training.simulated.behaviour_cloning import Losses, Recipe, Stage
-from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.trainer import Trainer
+from robovlms_ros.sim.training import ablations, pipeline, plans, trainer
+from robovlms_ros.sim.training.behaviour_cloning import Losses, Recipe, TrainingStage
+from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.trainer import Trainer
 
 TASKS = share_directory() / "config" / "train" / "tasks.yaml"
 
@@ -69,8 +69,8 @@ def test_device_and_workers_reach_the_run(tmp_path, monkeypatch, capsys):
 
 
 def test_stages_have_scenes_of_their_own():
-    stages = (Stage(10), Stage(20, demonstrations=3, glimpses=4), Stage(30, episodes=2),
-              Stage(40, episodes=3, ahead=True), Stage(50, episodes=1, demonstrations=1))
+    stages = (TrainingStage(10), TrainingStage(20, demonstrations=3, glimpses=4), TrainingStage(30, episodes=2),
+              TrainingStage(40, episodes=3, ahead=True), TrainingStage(50, episodes=1, demonstrations=1))
     plan = replace(load_plan(TASKS), episodes=5, shard=2, stages=stages)
     run, shown = Path("run"), Path("shown")
     work = pipeline.shards_of_stages(plan, run, shown)
@@ -102,7 +102,7 @@ def test_folder_goes_on_with_its_own_plan(tmp_path):
     with pytest.raises(ConfigError, match=r"another plan \(goals: 3 then, 2 now\).*another --output"):
         plans.require_same(replace(plan, goals=2), tmp_path)
     with pytest.raises(ConfigError, match="another plan \\(stages: "):
-        plans.require_same(replace(plan, stages=(Stage(7), *plan.stages[1:])), tmp_path)
+        plans.require_same(replace(plan, stages=(TrainingStage(7), *plan.stages[1:])), tmp_path)
 
 
 class Straight(torch.nn.Module):
@@ -125,7 +125,7 @@ def test_log_tells_how_long_is_left(tmp_path, monkeypatch, caplog):
     seconds = iter([100.0, 110.0, 150.0])
     with caplog.at_level(logging.INFO):
         run = Trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run
-        run(data, Stage(4), 0, 64, lambda: next(seconds))
+        run(data, TrainingStage(4), 0, 64, lambda: next(seconds))
     told = [record.message for record in caplog.records if "left" in record.message]
     assert [line.rpartition(", ")[2] for line in told] == ["5 min of training left", "12 min of training left"]
     assert "target 100.0 cm" in told[0]
@@ -136,7 +136,7 @@ def test_log_tells_no_distance_that_is_not_known(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Straight, "error", float("nan"))
     data = SimpleNamespace(starts=torch.arange(4).numpy(), windows=lambda starts: None)
     with caplog.at_level(logging.INFO):
-        Trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run(data, Stage(1))
+        Trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run(data, TrainingStage(1))
     assert "gripper" in caplog.text and "nan" not in caplog.text and "target" not in caplog.text
 
 

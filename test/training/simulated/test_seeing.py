@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.policy.checkpoint import build_policy
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import build_loop
 from robovlms_ros.sim.scene import BASE_POSITION, WRIST_CAMERA
-from robovlms_ros.sim.tasks.looks import PLAIN
+from robovlms_ros.sim.tasks.domain_randomization import PLAIN
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage
-from robovlms_ros.training.simulated.plans import TrainingPlan
-from robovlms_ros.training.simulated.seeing import NAMED, PATCH, Seeing, project
-from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames, find_shards
-from robovlms_ros.training.simulated.task_cloning import TaskLearner
-from robovlms_ros.training.simulated.trainer import Trainer
+from robovlms_ros.sim.training.behaviour_cloning import Recipe, TrainingStage
+from robovlms_ros.sim.training.plans import TrainingPlan
+from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames, find_shards
+from robovlms_ros.sim.training.task_cloning import TaskLearner
+from robovlms_ros.sim.training.trainer import Trainer
+from robovlms_ros.sim.training.vision_pretraining import NAMED, PATCH, Seeing, project
 
 pytestmark = pytest.mark.sim
 
@@ -88,8 +88,8 @@ def test_stage_of_seeing_trains_the_vision_tower_alone(small_mapping, folder, tm
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     trainer = Trainer(policy, Recipe(windows=2), tmp_path, TaskLearner, threads=2)
-    data = DemonstrationSet(Frames(trainer.learner).add(find_shards(folder)), 1, 2)
-    losses = trainer.train_step(data, 1e-3, Stage(1, seeing=True, windows=5))
+    data = DemonstrationSet(ShardFrames(trainer.learner).add(find_shards(folder)), 1, 2)
+    losses = trainer.train_step(data, 1e-3, TrainingStage(1, seeing=True, windows=5))
     assert np.isfinite(float(losses.total)) and 0 < float(losses.target_error) < 1
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed and all("vision_tower" in name or "projector" in name for name in changed)
@@ -99,18 +99,18 @@ def test_frozen_vision_tower_stays_as_it_is(small_mapping, folder, tmp_path):
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     trainer = Trainer(policy, Recipe(windows=2), tmp_path, TaskLearner)
-    data = DemonstrationSet(Frames(trainer.learner).add(find_shards(folder)), 1, 2)
-    trainer.train_step(data, 1e-3, Stage(1, frozen_vision=True))
+    data = DemonstrationSet(ShardFrames(trainer.learner).add(find_shards(folder)), 1, 2)
+    trainer.train_step(data, 1e-3, TrainingStage(1, frozen_vision=True))
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed and not any("vision_tower" in name or "projector" in name for name in changed)
     assert any("language_model" in name for name in changed) and any(name.startswith("head") for name in changed)
     heads = {name: p.detach().clone() for name, p in trainer.learner.sight.named_parameters()}
     kept = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    trainer.train_step(data, 1e-3, Stage(1, seeing=True, frozen_vision=True))
+    trainer.train_step(data, 1e-3, TrainingStage(1, seeing=True, frozen_vision=True))
     assert all(torch.equal(p, kept[name]) for name, p in policy.named_parameters()), "only the heads learn"
     assert not any(torch.equal(p, heads[name]) for name, p in trainer.learner.sight.named_parameters())
     with pytest.raises(ConfigError, match=r"stages\[0\].frozen_vision = True: must be false without a `task`"):
-        TrainingPlan(small_mapping["policy"], (Stage(10, frozen_vision=True),))
+        TrainingPlan(small_mapping["policy"], (TrainingStage(10, frozen_vision=True),))
 
 
 def test_run_of_an_older_version_is_refused_by_name(small_mapping, folder, tmp_path):
@@ -121,7 +121,7 @@ def test_run_of_an_older_version_is_refused_by_name(small_mapping, folder, tmp_p
     with np.load(find_shards(folder)[0] / "frames.npz") as data:
         np.savez(old / "frames.npz", **{name: data[name] for name in data.files if name != "turns"})
     with pytest.raises(DatasetError, match=r"shard: there is no column 'turns', only .*Delete the folder"):
-        Frames(trainer.learner).add([old])
+        ShardFrames(trainer.learner).add([old])
     trainer.save()
     trainer.learner.sight.patch["static"][1] = torch.nn.Linear(3, 3)
     with pytest.raises(ConfigError, match=r"state.safetensors: 2 of its weights .*sight.patch.static.1.*--output"):
@@ -131,4 +131,4 @@ def test_run_of_an_older_version_is_refused_by_name(small_mapping, folder, tmp_p
 def test_seeing_needs_the_simulators_knowledge(small_mapping):
     for rest in ({}, {"task": "all", "ground_truth": False}):
         with pytest.raises(ConfigError, match=r"stages\[0\].seeing"):
-            TrainingPlan(small_mapping["policy"], (Stage(10, seeing=True),), **rest)
+            TrainingPlan(small_mapping["policy"], (TrainingStage(10, seeing=True),), **rest)

@@ -16,31 +16,31 @@ import pytest
 import torch
 import yaml
 
-from robovlms_ros.config import config_from_mapping
-from robovlms_ros.policy.checkpoint import build_policy, load_policy
-from robovlms_ros.policy.proprioception import state_vector
-from robovlms_ros.processing.actions import ActionPipeline
-from robovlms_ros.resources import share_directory
-from robovlms_ros.schema import ConfigError
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy
+from robovlms_ros.config.policy import config_from_mapping
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import RobotState
+from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.domain_randomization import SceneAppearance
 from robovlms_ros.sim.tasks.expert import expert_chunk
 from robovlms_ros.sim.tasks.language import goals, instructions
-from robovlms_ros.sim.tasks.looks import Looks
-from robovlms_ros.sim.tasks.things import PLATES, THINGS, shape_of
+from robovlms_ros.sim.tasks.objects import PLATES, THINGS, shape_of
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.training.simulated import pipeline
-from robovlms_ros.training.simulated.behaviour_cloning import Recipe, Stage, initialise
-from robovlms_ros.training.simulated.demonstrations import record_shard
-from robovlms_ros.training.simulated.pipeline import shards_of_stages, train
-from robovlms_ros.training.simulated.plans import load_plan
-from robovlms_ros.training.simulated.recording import glimpse_jobs, record, record_job
-from robovlms_ros.training.simulated.shards import DatasetError, DemonstrationSet, Frames, find_shards
-from robovlms_ros.training.simulated.shared_prefix import features_under_instructions
-from robovlms_ros.training.simulated.task_cloning import SENTENCES, TaskLearner
-from robovlms_ros.training.simulated.task_demonstrations import GLIMPSE, LOOSE, TaskRecording
-from robovlms_ros.training.simulated.trainer import Trainer
-from robovlms_ros.types import RobotState
+from robovlms_ros.sim.training import pipeline
+from robovlms_ros.sim.training.behaviour_cloning import Recipe, TrainingStage, initialise
+from robovlms_ros.sim.training.demonstrations import record_shard
+from robovlms_ros.sim.training.pipeline import shards_of_stages, train
+from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.recording import glimpse_jobs, record, record_job
+from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames, find_shards
+from robovlms_ros.sim.training.shared_prefix import features_under_instructions
+from robovlms_ros.sim.training.task_cloning import SENTENCES, TaskLearner
+from robovlms_ros.sim.training.task_demonstrations import GLIMPSE, LOOSE, TaskRecording
+from robovlms_ros.sim.training.trainer import Trainer
 
 pytestmark = pytest.mark.sim
 
@@ -77,7 +77,7 @@ def test_recording_stops_when_told(tmp_path):
 def test_glimpse_is_one_frame_of_a_scene(learner, folder, tmp_path):
     (job,) = glimpse_jobs(tmp_path, TRAINING_SEEDS[50:54], "panda", "all")
     assert record_job(job).endswith("4 glimpses")
-    frames = Frames(learner).add([job.folder])
+    frames = ShardFrames(learner).add([job.folder])
     assert frames.episodes.tolist() == list(TRAINING_SEEDS[50:54]), "a frame of each"
     assert len(DemonstrationSet(frames, 1, 2).starts) == 4
     with pytest.raises(DatasetError):
@@ -85,12 +85,12 @@ def test_glimpse_is_one_frame_of_a_scene(learner, folder, tmp_path):
     (reached,) = glimpse_jobs(tmp_path, TRAINING_SEEDS[140130:140131], "panda", "all")
     record_job(reached)
     assert json.loads((reached.folder / "outcomes.json").read_text())[0]["success"]
-    assert len(Frames(learner).add([reached.folder])) == 1, "also where the goal is reached in it"
+    assert len(ShardFrames(learner).add([reached.folder])) == 1, "also where the goal is reached in it"
     images = frames.images(torch.arange(4))
     assert (images.float().std(dim=(2, 3, 4)) > 5).all(), "both cameras see something"
     # Beside whole episodes, windows are of those alone.
-    alone = Frames(learner).add(find_shards(folder))
-    both = Frames(learner).add([*find_shards(folder), job.folder])
+    alone = ShardFrames(learner).add(find_shards(folder))
+    both = ShardFrames(learner).add([*find_shards(folder), job.folder])
     assert np.array_equal(DemonstrationSet(both, 2, 2).starts, DemonstrationSet(alone, 2, 2).starts)
 
 
@@ -122,7 +122,7 @@ def test_frames_keep_what_the_running_policy_computes(learner, folder):
     with np.load(folder / "0" / "frames.npz") as data:
         raw = {name: data[name] for name in data.files}
     config = learner.policy.config
-    window = DemonstrationSet(Frames(learner).add(find_shards(folder)), 3, 2)
+    window = DemonstrationSet(ShardFrames(learner).add(find_shards(folder)), 3, 2)
     windows = window.windows(window.starts[[0, -1]])
     arm, opened = ActionPipeline(config.action).encode(raw["labels"][:, :, : config.model.action_chunk_size])
     for start, row in zip(window.starts[[0, -1]], range(2), strict=True):
@@ -156,7 +156,7 @@ def test_every_goal_is_said_in_its_own_words(learner):
 
 @pytest.mark.parametrize("part", ["losses", "seeing"])
 def test_what_is_computed_stays_where_the_windows_are(learner, folder, part):
-    data = DemonstrationSet(Frames(learner).add(find_shards(folder)), 2, 2)
+    data = DemonstrationSet(ShardFrames(learner).add(find_shards(folder)), 2, 2)
     windows = data.windows(data.starts[:3])
     losses_of = getattr(learner, part)
     wanted = losses_of(windows, torch.Generator().manual_seed(0))
@@ -178,7 +178,7 @@ def test_steps_lower_the_loss(small_mapping, folder, tmp_path, ground_truth):
     initialise(policy, 0)
     recipe = Recipe(windows=2, shift=0, gain=0.0, channel_gain=0.0, offset=0.0, state_noise=0.0)
     trainer = Trainer(policy, recipe, tmp_path, lambda *given: TaskLearner(*given, 2, ground_truth))
-    data = DemonstrationSet(Frames(trainer.learner).add(find_shards(folder)), 2, 2)
+    data = DemonstrationSet(ShardFrames(trainer.learner).add(find_shards(folder)), 2, 2)
     data.starts = data.starts[:2]
     losses = [trainer.train_step(data, 2e-3) for _ in range(60)]
     values = [float(x.total.detach()) for x in losses]
@@ -195,7 +195,7 @@ def test_compiled_towers_compute_the_same(small_mapping, folder, monkeypatch):
     for compiled in (False, True):
         torch.manual_seed(0)
         learner = TaskLearner(policy, Recipe(), compiled=compiled)
-        data = DemonstrationSet(Frames(learner).add(find_shards(folder)), 2, 2)
+        data = DemonstrationSet(ShardFrames(learner).add(find_shards(folder)), 2, 2)
         for losses_of in (learner.losses, learner.seeing):
             losses = losses_of(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
             gradients = torch.autograd.grad(losses.total, list(policy.parameters()), allow_unused=True)
@@ -236,12 +236,12 @@ def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, 
     assert not load_policy(train(plan, run)).is_random
     assert shards == {p: p.stat().st_mtime_ns for p in shards}, "nothing is recorded twice"
     # Another run goes on from its checkpoint: the policy can drive from the first stage on.
-    more = replace(plan, policy=None, start=str(run / "checkpoint"), stages=(Stage(1, 1e-9),))
+    more = replace(plan, policy=None, start=str(run / "checkpoint"), stages=(TrainingStage(1, 1e-9),))
     again = load_policy(train(more, tmp_path / "more", run / "demonstrations")).state_dict()
     begun = load_policy(tmp_path / "more" / "run" / "step_0").state_dict()
     for name, value in load_policy(run / "checkpoint").state_dict().items():
         assert torch.equal(begun[name], value) and torch.allclose(again[name], value, atol=1e-6), name
-    driven = shards_of_stages(replace(more, stages=(Stage(1, episodes=1),)), tmp_path / "more", run)
+    driven = shards_of_stages(replace(more, stages=(TrainingStage(1, episodes=1),)), tmp_path / "more", run)
     assert driven[0].jobs[-1].checkpoint == tmp_path / "more" / "run" / "step_0"
     with pytest.raises(ConfigError, match="policy = None: must be given, or `start` is"):
         replace(plan, policy=None)
@@ -263,7 +263,7 @@ def test_twins_come_first_and_cameras_stand_loose_in_a_part_of_the_scenes(tmp_pa
     seeds = TRAINING_SEEDS[:40]
     record_shard(tmp_path, seeds, build_loop(world), ExpertSession(world), GLIMPSE, lambda _: looks.append(world.looks),
                  TaskRecording(world, moments=True))
-    assert set(looks) == {LOOSE, Looks()} and 4 <= looks.count(LOOSE) <= 18
+    assert set(looks) == {LOOSE, SceneAppearance()} and 4 <= looks.count(LOOSE) <= 18
     recorded, with_twins = np.load(tmp_path / "frames.npz")["goals"], 0
     for seed, numbers in zip(seeds, recorded, strict=True):
         world.reset(seed)

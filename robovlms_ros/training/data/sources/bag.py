@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.conversions.images import to_rgb
-from robovlms_ros.conversions.joint_states import stamp_of
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.planner import EEF_SPACES
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.core.schema import ConfigError, build
+from robovlms_ros.core.types import NANOSECONDS, ObservationError
 from robovlms_ros.evaluation.bags.mapping import bag_description
 from robovlms_ros.evaluation.bags.reader import Bag
 from robovlms_ros.evaluation.replay.steps import step_times
-from robovlms_ros.policy.proprioception import state_vector
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.runtime.planner import EEF_SPACES
-from robovlms_ros.runtime.robot import load_robot
-from robovlms_ros.schema import ConfigError, build
+from robovlms_ros.inference.proprioception import state_vector
+from robovlms_ros.observations.images import to_rgb
+from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.training.data.episodes import DataError, EpisodeArrays, Flaw, Images
 from robovlms_ros.training.data.sources.bag_episodes import BagData, BagReader
 from robovlms_ros.training.data.sources.bag_frames import Piece, Recorded
-from robovlms_ros.types import NANOSECONDS, ObservationError
 
 OPEN_BAGS = 8
 RUN_NS = NANOSECONDS

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.conversions.images import check_pixels, image_to_rgb
-from robovlms_ros.conversions.joint_states import stamp_of
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.schema import require
+from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError
 from robovlms_ros.evaluation.bags.mapping import (
     BagCamera,
     Stamps,
@@ -28,17 +30,30 @@ from robovlms_ros.evaluation.bags.mapping import (
 )
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
 from robovlms_ros.evaluation.replay.commands import CommandTrack
-from robovlms_ros.evaluation.replay.events import Answered, Event, Measured, Restart, Seen, Told
-from robovlms_ros.evaluation.replay.inputs import Inputs
+from robovlms_ros.evaluation.replay.events import (
+    CommandEvent,
+    Event,
+    JointStateEvent,
+    ObservationEvent,
+    RecordedChunkEvent,
+    Restart,
+)
+from robovlms_ros.evaluation.replay.observations import BagObservations
 from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.steps import step_times
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
-from robovlms_ros.runtime.robot import RobotSpec
-from robovlms_ros.schema import require
-from robovlms_ros.text_safety import printable
+from robovlms_ros.observations.images import check_pixels, image_to_rgb
+from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.training.data.episodes import Array, DataError, Flaw
-from robovlms_ros.training.data.sources.bag_frames import Frame, Grid, Picture, Piece, Recorded, WatchedBag, numbers_of
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError
+from robovlms_ros.training.data.sources.bag_frames import (
+    BagFrame,
+    Grid,
+    Picture,
+    Piece,
+    Recorded,
+    WatchedBag,
+    numbers_of,
+)
 
 SETTLED_NS = 2 * NANOSECONDS
 """So long after a chunk's last step everything that bears on it has been recorded."""
@@ -89,7 +104,7 @@ class BagReader:
         self.stamps: dict[str, list[int]] = {name: [] for name in config.cameras}
         self.lost: Counter[str] = Counter()
         self._open: Recorded | None = None
-        self._waiting: deque[tuple[Piece, Frame]] = deque()
+        self._waiting: deque[tuple[Piece, BagFrame]] = deque()
         self._begin_ns: int | None = None
 
     def read(self) -> None:
@@ -105,7 +120,7 @@ class BagReader:
             self._awaits_marker = bool(mapping.episodes and (bag.counts or {}).get(mapping.episodes))
             data = self.data
             self.encodings = encodings_of(bag, mapping, data.camera, "data.bag.camera")
-            inputs = Inputs(
+            inputs = BagObservations(
                 bag,
                 mapping,
                 self.robot,
@@ -164,19 +179,19 @@ class BagReader:
 
     def _take(self, event: Event) -> None:
         tracks = self._tracks
-        if isinstance(event, Measured):
+        if isinstance(event, JointStateEvent):
             tracks.motion.add(event.state)
-        elif isinstance(event, Told):
+        elif isinstance(event, CommandEvent):
             self._told(event)
-        elif isinstance(event, Answered):
+        elif isinstance(event, RecordedChunkEvent):
             tracks.chunks[event.chunk.stamp_ns] = event.chunk
         elif isinstance(event, Restart):
             self._restart(event)
-        elif isinstance(event, Seen):
+        elif isinstance(event, ObservationEvent):
             self._see(event)
-        self._settle(event.now_ns if isinstance(event, Seen | Measured) else 0)
+        self._settle(event.now_ns if isinstance(event, ObservationEvent | JointStateEvent) else 0)
 
-    def _told(self, event: Told) -> None:
+    def _told(self, event: CommandEvent) -> None:
         commands = self._tracks.commands
         if commands is None:
             return
@@ -209,7 +224,7 @@ class BagReader:
                     track.clear()
             self._tracks.chunks.clear()
 
-    def _see(self, seen: Seen) -> None:
+    def _see(self, seen: ObservationEvent) -> None:
         observation, self._newest_ns = seen.observation, seen.now_ns
         self._begin_ns = seen.now_ns if self._begin_ns is None else self._begin_ns
         if self._awaits_marker:
@@ -220,7 +235,7 @@ class BagReader:
             self._open = Recorded(f"{self.path}, episode {len(self.recorded)}")
             self._open.pieces.append(Piece(observation.instruction))
             self.recorded.append(self._open)
-        frame = Frame(observation.stamp_ns, observation.state, dict(observation.images))  # type: ignore[arg-type]
+        frame = BagFrame(observation.stamp_ns, observation.state, dict(observation.images))  # type: ignore[arg-type]
         frames, missing_ns = self._grid.take(frame)
         for settled in frames:
             if missing_ns and settled is frame:
@@ -248,7 +263,7 @@ class BagReader:
             while chunks and next(iter(chunks)) < before:
                 del chunks[next(iter(chunks))]
 
-    def _chunk(self, piece: Piece, frame: Frame) -> tuple[Array, NDArray[np.bool_]]:
+    def _chunk(self, piece: Piece, frame: BagFrame) -> tuple[Array, NDArray[np.bool_]]:
         """(n, D) what evaluation compares a policy with at this frame, and which steps of it are known."""
         empty = np.zeros((self.horizon, len(self.spec.names)))
         chunk = ActionChunk(frame.stamp_ns, empty, self.spec, piece.instruction, "recorded")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.core.types import RobotState
 from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
 from robovlms_ros.training.data.episodes import Array
-from robovlms_ros.types import RobotState
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class WatchedBag(Bag):
 
 
 @dataclass(frozen=True)
-class Frame:
+class BagFrame:
     """One observation: its stamp, the arm at that instant, where its images are."""
 
     stamp_ns: int
@@ -46,7 +46,7 @@ class Piece:
     """Frames one step apart; chunks (n, D) and which of their steps are known, in the order of the frames."""
 
     instruction: str
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[BagFrame] = field(default_factory=list)
     chunks: list[tuple[Array, NDArray[np.bool_]]] = field(default_factory=list)
 
 
@@ -64,20 +64,20 @@ class Grid:
 
     def __init__(self, step_ns: int, tolerance_ns: int) -> None:
         self._step_ns, self._tolerance_ns = step_ns, tolerance_ns
-        self._last: Frame | None = None
+        self._last: BagFrame | None = None
         self._place_ns = 0
 
     def restart(self) -> None:
         """What comes next begins a new piece."""
         self._last = None
 
-    def take(self, frame: Frame) -> tuple[list[Frame], int]:
+    def take(self, frame: BagFrame) -> tuple[list[BagFrame], int]:
         """The frames that the new one settles, and the ns that were missing before it: above 0, it begins a piece."""
         last, self._last = self._last, frame
         if last is None:
             self._place_ns = frame.stamp_ns + self._step_ns
             return [frame], 0
-        settled: list[Frame] = []
+        settled: list[BagFrame] = []
         while frame.stamp_ns >= self._place_ns:
             best = min((last, frame), key=lambda f: abs(f.stamp_ns - self._place_ns))
             if abs(best.stamp_ns - self._place_ns) > self._tolerance_ns:

@@ -14,15 +14,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.caps import MAX_ARRAY_BYTES, MAX_EPISODE_STEPS, MAX_EPISODES
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.file_boundary import file_boundary, require_file
-from robovlms_ros.processing.rotations import matrix_from, vector_from_matrix
-from robovlms_ros.schema import ConfigError, build, require
-from robovlms_ros.text_safety import printable
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.caps import MAX_ARRAY_BYTES, MAX_EPISODE_STEPS, MAX_EPISODES
+from robovlms_ros.core.file_boundary import file_boundary, require_file
+from robovlms_ros.core.rotations import matrix_from, vector_from_matrix
+from robovlms_ros.core.schema import ConfigError, build, require
+from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, Flaw, Images
 from robovlms_ros.training.data.sources.restricted_pickle import read_objects
-from robovlms_ros.types import NANOSECONDS
 
 RELATIVE = np.array([0.02, 0.02, 0.02, 0.05, 0.05, 0.05])  # m, rad
 OPEN_WIDTH = 0.08  # m, between the fingers

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robovlms_ros.config import PolicyConfig
-from robovlms_ros.conversions.images import check_pixels
-from robovlms_ros.file_boundary import file_boundary
-from robovlms_ros.schema import ConfigError, build, did_you_mean, require
-from robovlms_ros.text_safety import printable
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.file_boundary import file_boundary
+from robovlms_ros.core.schema import ConfigError, build, did_you_mean, require
+from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.observations.images import check_pixels
 from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, Flaw, Images
 from robovlms_ros.training.data.sources.lerobot_metadata import (
     REMEDY,
@@ -35,9 +36,12 @@ from robovlms_ros.training.data.sources.lerobot_metadata import (
     read_info,
     read_tasks,
 )
-from robovlms_ros.training.data.sources.parquet import InterruptedTableError, column_names, read_table
+from robovlms_ros.training.data.sources.parquet import (
+    InterruptedTableError,
+    column_names,
+    read_table,
+)
 from robovlms_ros.training.data.sources.video import VideoFrames
-from robovlms_ros.types import NANOSECONDS
 
 BEYOND = 0.25
 CLOCK_TOLERANCE = 0.005

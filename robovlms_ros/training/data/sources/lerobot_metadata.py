@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.caps import MAX_EPISODE_STEPS, MAX_EPISODES, MAX_FEATURE_WIDTH, MAX_JSON_BYTES
-from robovlms_ros.file_boundary import file_boundary, require_file
-from robovlms_ros.structured_text import from_json
-from robovlms_ros.text_safety import printable
+from robovlms_ros.core.caps import (
+    MAX_EPISODE_STEPS,
+    MAX_EPISODES,
+    MAX_FEATURE_WIDTH,
+    MAX_JSON_BYTES,
+)
+from robovlms_ros.core.file_boundary import file_boundary, require_file
+from robovlms_ros.core.structured_text import from_json
+from robovlms_ros.core.text_safety import printable
 from robovlms_ros.training.data.episodes import DataError, Flaw
 from robovlms_ros.training.data.sources.parquet import (
     POINTER,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.caps import MAX_TABLE_BYTES, MAX_TABLE_GROUP_BYTES, MAX_TABLE_ROWS
-from robovlms_ros.file_boundary import file_boundary, require_file
+from robovlms_ros.core.caps import MAX_TABLE_BYTES, MAX_TABLE_GROUP_BYTES, MAX_TABLE_ROWS
+from robovlms_ros.core.file_boundary import file_boundary, require_file
 from robovlms_ros.training.data.episodes import DataError
 
 MAGIC = b"PAR1"

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.caps import MAX_ARRAY_BYTES, MAX_PICKLE_ITEMS
-from robovlms_ros.file_boundary import require_file
-from robovlms_ros.text_safety import printable
+from robovlms_ros.core.caps import MAX_ARRAY_BYTES, MAX_PICKLE_ITEMS
+from robovlms_ros.core.file_boundary import require_file
+from robovlms_ros.core.text_safety import printable
 from robovlms_ros.training.data.episodes import DataError
 
 ADMITTED = ("ndarray", "dtype", "scalar", "_reconstruct", "_frombuffer")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.caps import MAX_IMAGE_PIXELS, MAX_VIDEO_FRAMES_SOUGHT
-from robovlms_ros.text_safety import printable
+from robovlms_ros.core.caps import MAX_IMAGE_PIXELS, MAX_VIDEO_FRAMES_SOUGHT
+from robovlms_ros.core.text_safety import printable
 from robovlms_ros.training.data.episodes import DataError
 
 OPEN_FILES = 8

@@ -1,0 +1,1 @@
+"""Faults injected through the ROS graph."""

@@ -1,0 +1,124 @@
+"""What a measurement leaves: rows that go into a JSON file as they are finished, and the table of them."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robovlms_ros.bench.policy.cases import Case
+from robovlms_ros.bench.policy.counting import Ceilings
+from robovlms_ros.core.schema import ConfigError
+
+FORMAT = 1
+PATH_WIDTH = 27
+HEADER = (f"{'path':{PATH_WIDTH}} {'p50 ms':>9} {'p99 ms':>9} {'images/s':>9} {'peak GB':>8} {'GFLOP':>8} {'GB':>7} "
+          f"{'roof ms':>8} {'x roof':>7} {'x first':>7} {'differs':>8}  stages")
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """One path of one case.
+
+    path: `fast`, `plain` (the package's), `careful`, `logits` (transformers by hand), `logits_float32`.
+    p50, p99: s a step, of `steps` steps. images_per_second: camera pictures at p50. peak_bytes: of the device's memory
+    while this path ran, weights included (None where the device does not say). shares: by stage, of a step that waits
+    after every stage. flops, bytes: of a step, counted. roofline: s. ratio: median over the rounds of this path's time
+    over the first path's, in the same round. difference: largest, from the plain path's normalised answers. sessions:
+    robots stepped together. said: what the path is made of, in words.
+    """
+
+    case: Case
+    path: str
+    p50: float
+    p99: float
+    steps: int
+    images_per_second: float
+    peak_bytes: int | None
+    shares: dict[str, float]
+    flops: int
+    bytes: int
+    roofline: float
+    ratio: float
+    difference: float
+    parameters: dict[str, int]
+    sessions: int = 1
+    said: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.case.title}, {self.case.dtype}, {self.sessions} x {self.path}"
+
+
+@dataclass
+class Results:
+    """A file's content. machine: as in `machine_of`. rows: finished ones; `complete` once all are."""
+
+    machine: dict[str, Any]
+    ceilings: Ceilings
+    rows: list[PolicyRow] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    def write(self, path: Path) -> None:
+        """The whole file, replaced at once, so that an interrupted run leaves what was finished."""
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    @staticmethod
+    def read(path: Path) -> "Results":
+        """A file that `write` left. Raises ConfigError for another one."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format", None) != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            rows = [PolicyRow(**{**row, "case": Case(**row["case"])}) for row in content.pop("rows")]
+            return Results(**{**content, "ceilings": Ceilings(**content["ceilings"]), "rows": rows})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{path}: not a file of `robovlms bench policy --json`: {error}") from error
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "python": platform.python_version()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def table(rows: Sequence[PolicyRow]) -> str:
+    """The rows as text, grouped by case."""
+    lines = []
+    last = None
+    for row in rows:
+        if (row.case, row.sessions) != last:
+            last = (row.case, row.sessions)
+            more = f", {row.sessions} sessions" if row.sessions > 1 else ""
+            size = row.parameters["without_embedding"] / 1e9
+            lines += ["", f"{row.case.title}, {row.case.dtype}{more} ({size:.2f} B + words)", HEADER]
+        lines.append(line(row))
+        if row.path.startswith("fast"):
+            lines.append(f"  {row.said}")
+    return "\n".join(lines)
+
+
+def line(row: PolicyRow) -> str:
+    """One row of the table."""
+    peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f}"
+    stages = " ".join(f"{name} {share:.0%}" for name, share in row.shares.items() if share >= 0.005)
+    return (f"{row.path:{PATH_WIDTH}} {row.p50 * 1e3:9.2f} {row.p99 * 1e3:9.2f} {row.images_per_second:9.1f} {peak:>8} "
+            f"{row.flops / 1e9:8.2f} {row.bytes / 1e9:7.3f} {row.roofline * 1e3:8.2f} {row.p50 / row.roofline:7.2f} "
+            f"{row.ratio:7.2f} {row.difference:8.1e}  {stages}")

@@ -1,0 +1,1 @@
+"""Checkpoints: load, save, convert, check."""

@@ -1,0 +1,1 @@
+"""Configuration blocks of a policy and their import from RoboVLMs."""

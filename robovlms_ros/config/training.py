@@ -1,0 +1,111 @@
+"""How a policy is trained: the `training` block."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from robovlms_ros.core.schema import require
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters in the language model (arXiv 2106.09685); the rest of the VLM is frozen. Defaults: RoboVLMs'.
+
+    rank, alpha: the update is alpha / rank * B A. dropout: on the adapters' input. targets: last parts of the adapted
+        modules' names (`q_proj`); empty is every linear layer of the language model.
+    """
+
+    rank: int = 64
+    alpha: float = 16.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        where = "training.lora"
+        require(1 <= self.rank <= 4096, f"{where}.rank", self.rank, "1 to 4096")
+        require(0 < self.alpha <= 1e5, f"{where}.alpha", self.alpha, "above 0 and at most 1e5")
+        require(0 <= self.dropout < 1, f"{where}.dropout", self.dropout, "0 or more and below 1")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What training changes about its images; one draw per window and camera, so that a window stays consistent.
+
+    shift: largest shift as a share of the image's side (RoboVLMs: 10 of 224 pixels). brightness, contrast, saturation:
+        half-width of the factor around 1. hue: largest turn of the colour circle, 0.5 is half of it. 0 is off.
+    """
+
+    shift: float = 0.045
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, high in (("shift", 0.5), ("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
+            value = getattr(self, name)
+            require(0 <= value <= high, f"training.augmentation.{name}", value, f"0 to {high:g}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation of a training run: AdamW on Huber (arm) and binary cross entropy (gripper), or on action tokens.
+
+    batch_size: windows per step of one process. accumulation: such batches per step of the optimiser.
+    learning_rate: at its highest. warmup_ratio: epochs of linear warm-up. schedule: after it; `cosine` falls to
+        minimum_rate (a share of learning_rate) at the end of the run.
+    epochs: passes over the data. max_steps: of the optimiser, ends the run earlier; None is no limit.
+    gradient_clip: largest norm of the gradient, 0 is off. weight_decay: on every trained parameter, as RoboVLMs.
+    arm_gripper_loss_ratio: weight of the gripper's loss beside the arm's.
+    precision: of the computation (mixed precision). What trains and the optimiser stay float32; matrices that do not
+        train are held in it. gradient_checkpointing: keep only the layers' inputs and compute the rest again: less
+        memory, about a third more time.
+    freeze: parts that stay as they are: `vision` (tower), `text` (language model), `word_embedding`, `backbone` (the
+        whole VLM). The head, the action token and what embeds proprioception always train. train_last_layers: with
+        the language model frozen, its last N layers train all the same. lora: adapters instead of the weights.
+    validation_fraction: share of the episodes that is held out. seed: of new weights, data order and augmentation.
+    workers: processes that decode images. save_every: steps of the optimiser between saved states.
+    """
+
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    epochs: int = 5
+    warmup_ratio: float = 0.25
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    arm_gripper_loss_ratio: float = 0.01
+    seed: int = 123
+    accumulation: int = 1
+    max_steps: int | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+    minimum_rate: float = 0.01
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    freeze: tuple[Literal["vision", "text", "word_embedding", "backbone"], ...] = ()
+    train_last_layers: int | None = None
+    lora: LoraConfig | None = None
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    validation_fraction: float = 0.1
+    workers: int = 2
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        where = "training"
+        whole = {"batch_size": 1_000_000, "epochs": 100_000, "accumulation": 100_000, "save_every": 1_000_000}
+        for name, most in whole.items():
+            require(1 <= getattr(self, name) <= most, f"{where}.{name}", getattr(self, name), f"1 to {most}")
+        require(0 < self.learning_rate <= 1, f"{where}.learning_rate", self.learning_rate, "above 0 and at most 1")
+        for name, high in (("warmup_ratio", 1000), ("weight_decay", 10), ("gradient_clip", 1e6), ("minimum_rate", 1)):
+            value = getattr(self, name)
+            require(0 <= value <= high, f"{where}.{name}", value, f"0 to {high:g}")
+        ratio = self.arm_gripper_loss_ratio
+        require(0 <= ratio <= 1e3, f"{where}.arm_gripper_loss_ratio", ratio, "0 to 1000")
+        require(self.max_steps is None or self.max_steps >= 1, f"{where}.max_steps", self.max_steps, "1 or more")
+        share = self.validation_fraction
+        require(0 <= share < 1, f"{where}.validation_fraction", share, "0 (none held out) or more, and below 1")
+        require(0 <= self.workers <= 256, f"{where}.workers", self.workers, "0 (the training process itself) to 256")
+        layers = self.train_last_layers
+        require(layers is None or layers >= 1, f"{where}.train_last_layers", layers, "1 or more")
+        frozen = {"text", "backbone"} & set(self.freeze)
+        require(layers is None or bool(frozen), f"{where}.freeze", list(self.freeze),
+                "with train_last_layers, a list with 'text' or 'backbone': it names what trains of a frozen part")
+        require(self.lora is None or layers is None, f"{where}.train_last_layers", layers, "absent with lora")

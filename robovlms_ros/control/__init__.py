@@ -1,0 +1,1 @@
+"""Chunks to commands of one arm: planner, scheduler, safety gate, motion guard."""

@@ -1,0 +1,235 @@
+"""The controller and gripper blocks of a robot's YAML: one dataclass per `type`, each field with its unit.
+
+They only say where and how to send; the adapters that send are in `robovlms_ros.ros.controllers`. Names of topics,
+actions and services are relative, so that namespaces and remappings work.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from robovlms_ros.core.schema import require
+
+# A ROS name: optional leading / or ~/, then tokens of letters, digits and underscores that do not start with a digit.
+ROS_NAME = re.compile(r"^(/|~/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
+
+
+def check_ros_name(where: str, value: str) -> None:
+    """Raise ConfigError unless `value` is a valid ROS topic, service or action name."""
+    require(bool(ROS_NAME.match(value)), where, value, "a ROS name such as arm_controller/joint_trajectory")
+
+
+def _check_range(where: str, value: float, low: float, high: float, unit: str) -> None:
+    allowed = f"from {low:g} to {high:g} {unit}"
+    require(math.isfinite(value) and low <= value <= high, where, value, allowed)
+
+
+@dataclass(frozen=True)
+class JointTrajectory:
+    """joint_trajectory_controller by its topic (trajectory_msgs/JointTrajectory).
+
+    state_topic: its control_msgs/JointTrajectoryControllerState, watched where control_msgs is installed.
+    """
+
+    type: Literal["joint_trajectory"]
+    topic: str
+    state_topic: str | None = None
+
+    def __post_init__(self) -> None:
+        check_ros_name("controller.topic", self.topic)
+        if self.state_topic is not None:
+            check_ros_name("controller.state_topic", self.state_topic)
+
+
+@dataclass(frozen=True)
+class FollowJointTrajectory:
+    """joint_trajectory_controller by its action (control_msgs/action/FollowJointTrajectory)."""
+
+    type: Literal["follow_joint_trajectory"]
+    action: str
+    goal_time_tolerance: float = 0.5  # s
+
+    def __post_init__(self) -> None:
+        check_ros_name("controller.action", self.action)
+        _check_range("controller.goal_time_tolerance", self.goal_time_tolerance, 0.0, 60.0, "s")
+
+
+@dataclass(frozen=True)
+class ServoTwist:
+    """MoveIt Servo by twist (geometry_msgs/TwistStamped).
+
+    servo: the servo node's name, prefix of its switch_command_type and pause_servo services and its status topic.
+    units: `speed_units` (m/s, rad/s) or `unitless` ([-1, 1] of linear_scale m/s, angular_scale rad/s).
+    rate: Hz at which commands are sent; Servo halts on commands older than 0.1 s.
+    """
+
+    type: Literal["servo_twist"]
+    servo: str = "servo_node"
+    topic: str = "servo_node/delta_twist_cmds"
+    units: Literal["speed_units", "unitless"] = "speed_units"
+    linear_scale: float = 0.4  # m/s at 1.0, Servo's scale.linear
+    angular_scale: float = 0.8  # rad/s at 1.0, Servo's scale.rotational
+    rate: float = 50.0
+
+    def __post_init__(self) -> None:
+        check_ros_name("controller.servo", self.servo)
+        check_ros_name("controller.topic", self.topic)
+        _check_range("controller.linear_scale", self.linear_scale, 0.001, 10.0, "m/s")
+        _check_range("controller.angular_scale", self.angular_scale, 0.001, 10.0, "rad/s")
+        _check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
+
+
+@dataclass(frozen=True)
+class ServoPose:
+    """MoveIt Servo by pose (geometry_msgs/PoseStamped in the robot's base frame)."""
+
+    type: Literal["servo_pose"]
+    servo: str = "servo_node"
+    topic: str = "servo_node/pose_target_cmds"
+    rate: float = 50.0  # Hz
+
+    def __post_init__(self) -> None:
+        check_ros_name("controller.servo", self.servo)
+        check_ros_name("controller.topic", self.topic)
+        _check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
+
+
+@dataclass(frozen=True)
+class CartesianPose:
+    """A Cartesian controller's target (geometry_msgs/PoseStamped): cartesian_motion_controller, crisp_controllers."""
+
+    type: Literal["cartesian_pose"]
+    topic: str
+    rate: float = 50.0  # Hz
+
+    def __post_init__(self) -> None:
+        check_ros_name("controller.topic", self.topic)
+        _check_range("controller.rate", self.rate, 1.0, 1000.0, "Hz")
+
+
+@dataclass(frozen=True)
+class ForwardPosition:
+    """forward_command_controller (std_msgs/Float64MultiArray): it neither interpolates nor limits, so the node does."""
+
+    type: Literal["forward_position"]
+    topic: str
+    rate: float = 100.0  # Hz
+
+    def __post_init__(self) -> None:
+        check_ros_name("controller.topic", self.topic)
+        _check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
+
+
+@dataclass(frozen=True)
+class ChunkOnly:
+    """No controller: the node publishes action chunks and nothing that moves."""
+
+    type: Literal["chunk_only"]
+
+
+ArmController = (
+    JointTrajectory | FollowJointTrajectory | ServoTwist | ServoPose | CartesianPose | ForwardPosition | ChunkOnly
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GripperBase:
+    """What every gripper has, and when an opening between 0 (closed) and 1 (open) becomes a command.
+
+    joint: its joint's name in joint_states (and in the command, where that names joints).
+    open_position, closed_position: that joint's positions, m or rad.
+    close_below, open_above: hysteresis on the policy's opening.
+    dwell: s, shortest time between two commands.
+    """
+
+    joint: str
+    open_position: float
+    closed_position: float
+    close_below: float = 0.4
+    open_above: float = 0.6
+    dwell: float = 0.2
+
+    def __post_init__(self) -> None:
+        require(bool(self.joint), "gripper.joint", self.joint, "a joint name")
+        for name in ("open_position", "closed_position"):
+            require(math.isfinite(getattr(self, name)), f"gripper.{name}", getattr(self, name), "a finite number")
+        require(
+            self.open_position != self.closed_position,
+            "gripper.closed_position",
+            self.closed_position,
+            f"different from open_position ({self.open_position})",
+        )
+        require(
+            0 < self.close_below < self.open_above < 1,
+            "gripper: (close_below, open_above)",
+            (self.close_below, self.open_above),
+            "increasing and between 0 and 1",
+        )
+        _check_range("gripper.dwell", self.dwell, 0.0, 10.0, "s")
+
+    def opening(self, position: float) -> float:
+        """The opening 0 (closed) to 1 (open) of a joint position, clipped."""
+        part = (position - self.closed_position) / (self.open_position - self.closed_position)
+        return min(1.0, max(0.0, part))
+
+    def position(self, opening: float) -> float:
+        """The joint position of an opening 0 (closed) to 1 (open), clipped."""
+        return self.closed_position + min(1.0, max(0.0, opening)) * (self.open_position - self.closed_position)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneJointTrajectory(GripperBase):
+    """A joint_trajectory_controller of the gripper's joint. travel_time: s for the whole stroke."""
+
+    type: Literal["one_joint_trajectory"]
+    topic: str
+    travel_time: float = 0.4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ros_name("gripper.topic", self.topic)
+        _check_range("gripper.travel_time", self.travel_time, 0.01, 30.0, "s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GripperCommand(GripperBase):
+    """gripper_controllers (Jazzy, control_msgs/action/GripperCommand). max_effort: N or N m, 0: the driver's."""
+
+    type: Literal["gripper_command"]
+    action: str
+    max_effort: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ros_name("gripper.action", self.action)
+        _check_range("gripper.max_effort", self.max_effort, 0.0, 10000.0, "N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelGripperCommand(GripperBase):
+    """parallel_gripper_controller (Kilted, control_msgs/action/ParallelGripperCommand)."""
+
+    type: Literal["parallel_gripper_command"]
+    action: str
+    max_effort: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ros_name("gripper.action", self.action)
+        _check_range("gripper.max_effort", self.max_effort, 0.0, 10000.0, "N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GripperArray(GripperBase):
+    """A forward controller of the gripper's joint (std_msgs/Float64MultiArray with its position)."""
+
+    type: Literal["float64_multi_array"]
+    topic: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ros_name("gripper.topic", self.topic)
+
+
+Gripper = OneJointTrajectory | GripperCommand | ParallelGripperCommand | GripperArray

@@ -1,0 +1,282 @@
+"""One arm's way from a chunk to a command: plan, schedule, gate, motion guard. Node, rollouts and bags all run it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from robovlms_ros.control.gripper import GripperSwitch
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.limits import cut
+from robovlms_ros.control.motion_guard import (
+    AdmittedCommand,
+    AdmittedOpening,
+    CommandRejected,
+    MotionGuard,
+)
+from robovlms_ros.control.planner import PlanRefused, plan_chunk
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.safety_gate import SafetyGate, Verdict
+from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
+from robovlms_ros.control.scheduler import ChunkScheduler
+from robovlms_ros.control.spline import Array
+from robovlms_ros.core.types import ActionChunk, JointPlan, RobotState
+
+AT_COMMAND = 0.02
+"""rad: an arm at rest this near to its last command is there, but for gravity and friction."""
+
+MARGIN_NS = 5_000_000
+"""The part of a message's lead that is left for the way to the controller."""
+
+LONGEST_LEAD_NS = 200_000_000
+"""The longest lead of a message that is computed a second time."""
+
+REST_SPEED = 0.05
+"""rad/s: a joint that is measured slower than this is at rest."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The executor's answer to a chunk.
+
+    command: ready to be sent to the arm's controller; None for a refused chunk, which `smooth_stop` follows.
+    gripper: the opening to be commanded now, 0 or 1; None when there is nothing to command.
+    verdict: pass, clamp or refuse, and the reason. plan: the chunk in joint space; None where it cannot be planned.
+    """
+
+    command: AdmittedCommand | None
+    gripper: AdmittedOpening | None
+    verdict: Verdict
+    plan: JointPlan | None
+
+
+class ChunkExecutor:
+    """Turns the chunks of one arm into commands. Not thread safe; time comes in as stamps.
+
+    kinematics: None for a policy in joint space.
+    """
+
+    def __init__(
+        self,
+        robot: RobotSpec,
+        kinematics: Kinematics | None,
+        scheduler: ChunkScheduler,
+        gate: SafetyGate,
+        guard: MotionGuard,
+    ) -> None:
+        self.robot = robot
+        self.kinematics = kinematics
+        self.scheduler = scheduler
+        self.gate = gate
+        self.guard = guard
+        self._switch = None if robot.gripper is None else GripperSwitch(robot.gripper)
+        self._plan: JointPlan | None = None
+        self._resumed = False
+
+    def reset(self) -> None:
+        """Forget everything, the commanded motion included: the next chunk starts at the measured state."""
+        self._forget_motion()
+        self.restart()
+        self._resumed = False
+
+    def restart(self) -> None:
+        """Activation or the end of a pause: forget chunks, counts and gripper steps, not the commanded motion.
+
+        The next chunk continues the commanded motion while that still runs, or while the arm rests at its end;
+        otherwise it starts at the measured state.
+        """
+        self.scheduler.forget_chunks()
+        self.gate.reset_counts()
+        self._plan = None
+        self._resumed = True
+        if self._switch is not None:
+            self._switch.reset()
+
+    def plan(self, chunk: ActionChunk, state_at_stamp: RobotState) -> JointPlan | PlanRefused:
+        """The chunk in joint space, or the reason why there is none. The slow part: inverse kinematics, no time."""
+        try:
+            return plan_chunk(chunk, state_at_stamp, self.kinematics, self.robot)
+        except PlanRefused as refusal:
+            return refusal
+
+    def on_chunk(
+        self,
+        chunk: ActionChunk,
+        state_at_stamp: RobotState,
+        measured: RobotState,
+        now_ns: int,
+        speed: Array | None = None,
+        plan: JointPlan | PlanRefused | None = None,
+        clock: Callable[[], int] | None = None,
+    ) -> Decision:
+        """The decision on a chunk that has just become ready.
+
+        state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,) measured, rad/s,
+        for an arm that is really commanded: a motion that continues no other one starts from rest only. plan: the
+        answer of `plan`, for a caller that reads the time after it; None computes it here. clock: the time now, ns: a
+        message that took longer to compute than it leads is computed once more with a longer lead; None for a replay.
+        """
+        motion = self.guard.commanded
+        if motion is not None and motion.times_ns[0] > now_ns:
+            self._forget_motion()  # the clock went back: the motion's times mean nothing any more
+        if self._resumed:
+            self._resumed = False
+            self._keep_or_forget_motion(measured, now_ns)
+        if speed is not None and self.guard.commanded is None and not np.abs(speed).max() <= REST_SPEED:
+            joint = int(np.argmax(np.abs(speed)))
+            return Decision(None, None, Verdict("refuse", _moving(self.robot.joints[joint], speed[joint]), None), None)
+        if plan is None:
+            plan = self.plan(chunk, state_at_stamp)
+        if isinstance(plan, PlanRefused):
+            return Decision(None, None, self.gate.refuse(str(plan), now_ns), None)
+        decision, now_ns = self._decide_in_time(chunk, plan, measured, now_ns, clock)
+        if decision.command is None:
+            self.gate.resume(self.guard.commanded)
+            return decision
+        self.guard.record(decision.command, now_ns)
+        self.scheduler.commit(decision.command)
+        self.gate.resume(self.guard.commanded)
+        self._plan = plan
+        return replace(decision, gripper=self.gripper_at(now_ns))
+
+    def _decide_in_time(
+        self,
+        chunk: ActionChunk,
+        plan: JointPlan,
+        measured: RobotState,
+        now_ns: int,
+        clock: Callable[[], int] | None,
+    ) -> tuple[Decision, int]:
+        """A decision whose command arrives before it takes effect, and the time it was made for."""
+        counts = self.gate.counts
+        lead_ns = self.scheduler.lead_ns
+        decision = self._decide(chunk, plan, measured, now_ns, lead_ns)
+        if clock is None or decision.command is None:
+            return decision, now_ns
+        spent_ns = clock() - now_ns
+        if spent_ns <= lead_ns - MARGIN_NS:
+            return decision, now_ns
+        self.gate.counts = counts
+        now_ns = clock()
+        lead_ns = min(2 * spent_ns + lead_ns, LONGEST_LEAD_NS)
+        decision = self._decide(chunk, plan, measured, now_ns, lead_ns)
+        late_ns = clock() - now_ns
+        if decision.command is not None and not 0 <= late_ns <= lead_ns - MARGIN_NS:
+            text = f"the command took {late_ns / 1e6:.0f} ms to compute: it would arrive too late."
+            decision = Decision(None, None, self.gate.refuse(text, now_ns), plan)
+        return decision, now_ns
+
+    def _decide(
+        self, chunk: ActionChunk, plan: JointPlan, measured: RobotState, now_ns: int, lead_ns: int
+    ) -> Decision:
+        """Schedule, gate and guard; nothing is committed."""
+        try:
+            proposed = self.scheduler.propose(plan, now_ns, measured, lead_ns)
+        except ScheduleRefused as refusal:
+            return Decision(None, None, self.gate.refuse(str(refusal), now_ns), plan)
+        self.gate.resume(self.guard.commanded)
+        verdict = self.gate.check(proposed, measured, now_ns, chunk.stamp_ns, lead_ns)
+        if verdict.command is None:
+            return Decision(None, None, verdict, plan)
+        try:
+            admitted = self.guard.admit(verdict.command, now_ns, measured)
+        except CommandRejected as rejection:
+            return Decision(None, None, self.gate.refuse(str(rejection), now_ns), plan)
+        return Decision(admitted, None, verdict, plan)
+
+    def dry_run_chunk(
+        self,
+        chunk: ActionChunk,
+        state_at_stamp: RobotState,
+        measured: RobotState,
+        now_ns: int,
+        plan: JointPlan | PlanRefused | None = None,
+    ) -> Decision:
+        """`on_chunk` for an arm that is not commanded (dry run): judged as if the arm had followed the plan so far.
+
+        After a refusal, and where the plan is further from the arm than max_start_jump (somebody else moves the arm, or
+        nobody does), the plan begins again at the measured state. The chunk's targets are composed from the arm's real
+        pose, which is the one that the policy saw.
+        """
+        then = self.commanded(measured.stamp_ns)
+        if then is not None and np.abs(then[0] - measured.positions).max() <= self.robot.max_start_jump:
+            measured = replace(measured, positions=then[0], velocities=then[1], eef_pose=None)
+        else:
+            self._forget_motion()
+        decision = self.on_chunk(chunk, state_at_stamp, measured, now_ns, plan=plan)
+        if decision.command is None:
+            self._forget_motion()
+        return decision
+
+    def _keep_or_forget_motion(self, measured: RobotState, now_ns: int) -> None:
+        motion = self.guard.commanded
+        if motion is None:
+            return
+        if motion.times_ns[0] <= now_ns and np.ptp(cut(motion, now_ns).positions, axis=0).max() > 0.0:
+            then = motion(np.array([measured.stamp_ns]))[0][0]
+            if np.abs(then - measured.positions).max() <= self.robot.max_start_jump:
+                return  # still under way
+        apart = np.abs(motion.positions[-1] - measured.positions).max()
+        if not apart <= AT_COMMAND:
+            self._forget_motion()
+
+    def _forget_motion(self) -> None:
+        self.scheduler.reset()
+        self.gate.forget_motion()
+        self.guard.reset()
+
+    def gripper_at(self, t_ns: int) -> AdmittedOpening | None:
+        """The opening to be commanded at a time (not falling from call to call): 0 closed, 1 open, None undecided.
+
+        The step under way decides; after the last step its opening stays.
+        """
+        if self._switch is None:
+            return None
+        plan = self._plan
+        opening = self._switch.opening
+        if plan is not None and plan.gripper is not None:
+            step = min(int(np.searchsorted(plan.times_ns, t_ns)), len(plan.gripper) - 1)
+            opening = self._switch.update(float(plan.gripper[step]), t_ns)
+        return None if opening is None else self.guard.admit_opening(opening)
+
+    def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
+        """Commanded positions and velocities (J,) at a time, past times included.
+
+        None before the first command, and after a restart until the next chunk: a person may have
+        moved the arm.
+        """
+        if self._resumed:
+            return None
+        return self.guard.commanded_at(t_ns)
+
+    def smooth_stop(self, now_ns: int) -> AdmittedCommand:
+        """A stop along the commanded motion; the next chunk continues from its end.
+
+        Chunks and gripper steps are forgotten. Raises ScheduleRefused where no motion is commanded, CommandRejected
+        where the stop itself breaks a limit: the last command then ends at rest by itself.
+        """
+        self._plan = None
+        command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
+        try:
+            admitted = self.guard.admit(command, now_ns, None)
+        except CommandRejected:
+            self.scheduler.resume(self.guard.commanded)
+            raise
+        self.guard.record(admitted, now_ns)
+        self.gate.resume(self.guard.commanded)
+        return admitted
+
+
+def _moving(joint: str, speed: float) -> str:
+    return (
+        f"{joint} moves at {abs(speed):.2f} rad/s, though nothing is commanded: a motion starts from rest "
+        f"(at most {REST_SPEED} rad/s). Wait until the arm is at rest."
+    )
+
+
+def build_executor(
+    robot: RobotSpec, kinematics: Kinematics | None, schedule: ScheduleConfig | None = None
+) -> ChunkExecutor:
+    """The executor of a robot, as node, rollouts and bag evaluation run it."""
+    scheduler = ChunkScheduler(robot.joints, schedule or ScheduleConfig(), robot.limits)
+    return ChunkExecutor(robot, kinematics, scheduler, SafetyGate(robot, kinematics), MotionGuard(robot))

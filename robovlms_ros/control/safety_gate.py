@@ -1,0 +1,259 @@
+"""The last thing before a controller: every trajectory passes, is clamped and slowed, or is refused with the reason.
+
+Refused: values that are not finite, malformed or wholly past trajectories, old images or joint states, a jump from the
+measured pose, the tool leaving the workspace, a speed far above its limit, too many clamps in a row. Clamped:
+positions, speeds, accelerations, the tool's speed, and a jump from what was sent before. What leaves is finite, within
+limits, strictly increasing in time, at rest at its end, and continuous with what left before.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.control.gate_checks import (
+    ARRIVAL_NS,
+    ToolChecks,
+    discontinuity,
+    jump,
+    malformed,
+    stale,
+)
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.limiter import limit
+from robovlms_ros.control.limits import (
+    TOLERANCE,
+    Violation,
+    bounds_of,
+    cut,
+    extremes,
+    relaxed,
+    violations,
+)
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.spline import Spline, curve_of, followed_by
+from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
+
+Array = NDArray[np.float64]
+
+FIRST_AUTHORITY = 0.05  # where the ramp begins, so that the first chunk already moves
+PACES = 4  # attempts at a tool speed within its limit, each slower
+MILD = ("acceleration", "authority")  # noise in a chunk, or the ramp: slowed down, but no sign of a bad policy
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """pass, clamp or refuse; why; the command to send (None when refused); whether to deactivate the policy."""
+
+    kind: Literal["pass", "clamp", "refuse"]
+    reason: str
+    command: TrajectoryCommand | None
+    deactivate: bool = False
+
+
+class SafetyGate:
+    """One arm's gate. It remembers what it let through, and counts clamps and refusals in a row.
+
+    kinematics: checks the tool's workspace and speed; None leaves those two unchecked.
+    authority: the part of the speed limits in use after the ramp, above 0 to 1; authority_ramp: s after activation
+    until it is. Both may be set at any time.
+    """
+
+    def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None) -> None:
+        self.robot = robot
+        self.authority, self.authority_ramp = robot.gate.authority, robot.gate.authority_ramp
+        self._bounds = bounds_of(robot.limits, len(robot.joints))
+        self._tool = ToolChecks(robot, kinematics)
+        self._kink = self._bounds.acceleration * (1.01 * ARRIVAL_NS / NANOSECONDS)
+        self.reset()
+
+    def reset(self) -> None:
+        """A new episode: forget the commanded motion, the counts and the ramp."""
+        self.reset_counts()
+        self.forget_motion()
+
+    def reset_counts(self) -> None:
+        """Activation: nothing is counted, and the authority ramps up again."""
+        self.clamps = 0
+        self.refusals = 0
+        self._refusing_since_ns = 0
+        self._began_ns: int | None = None
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Clamps and refusals in a row, and the time of the first refusal (ns): to be set back for a second try."""
+        return self.clamps, self.refusals, self._refusing_since_ns
+
+    @counts.setter
+    def counts(self, counts: tuple[int, int, int]) -> None:
+        self.clamps, self.refusals, self._refusing_since_ns = counts
+
+    def forget_motion(self) -> None:
+        """The next command starts at the measured state. Counts and ramp stay."""
+        self._commanded: Spline | None = None
+
+    def resume(self, commanded: Spline | None) -> None:
+        """The motion that the next command continues, as the motion guard recorded it; None for none."""
+        self._commanded = commanded
+
+    def authority_at(self, t_ns: int) -> float:
+        """The part of the speed limits that may be used at a time: a ramp after activation."""
+        ramp, began = self.authority_ramp, self._began_ns
+        if ramp == 0:
+            return self.authority
+        share = 0.0 if began is None else (t_ns - began) / (ramp * NANOSECONDS)
+        return self.authority * min(1.0, max(FIRST_AUTHORITY, share))
+
+    def check(
+        self,
+        command: TrajectoryCommand,
+        measured: RobotState,
+        now_ns: int,
+        image_stamp_ns: int | None,
+        arrival_ns: int = ARRIVAL_NS,
+    ) -> Verdict:
+        """The verdict on a command at a time. image_stamp_ns: the observation behind it; None for none.
+
+        arrival_ns: the time that the controller goes on with the previous command, computing time included; a clamped
+        command leaves it untouched.
+
+        A command that passes or is clamped counts as sent. Accelerations are left out of what is sent: the controller
+        then interpolates the very cubic curve that was checked.
+        """
+        if self._began_ns is None or now_ns < self._began_ns:
+            self._began_ns = now_ns
+        reason = malformed(command, self.robot) or stale(measured, image_stamp_ns, now_ns, self.robot)
+        if reason is not None:
+            return self.refuse(reason, now_ns)
+        before = self._before(measured, now_ns)
+        curve = _from_now(curve_of(command, now_ns), before, now_ns)
+        if curve is None:
+            reason = "the trajectory is wholly past: the controller would drop it. Inference is too slow."
+            return self.refuse(reason, now_ns)
+        future = cut(curve, now_ns + arrival_ns)
+        path = self._tool.path(future)
+        reason = jump(curve, before, measured, now_ns, self.robot) or self._tool.outside(path, measured)
+        if reason is not None:
+            return self.refuse(reason, now_ns)
+        # From now on, not from the arrival on: a command may begin in between.
+        faults = self._faults(cut(curve, now_ns), before) + self._tool.too_fast(path)
+        faults += discontinuity(curve, before, np.array([now_ns, now_ns + arrival_ns]), self._kink)
+        slowed = self._above_authority(future)
+        if not faults and not slowed:
+            self.clamps = self.refusals = 0
+            return self._let("pass", "", command, curve)
+        reason = self._gives_up(faults)
+        if reason is not None:
+            return self.refuse(reason, now_ns)
+        return self._clamp(command, future, before, now_ns, faults + slowed, self._tool.speed_ratio(path))
+
+    def _gives_up(self, faults: list[Violation]) -> str | None:
+        """Why faults are refused instead of clamped; counts the clamps."""
+        gate = self.robot.gate
+        for fault in faults:
+            if fault.kind == "velocity" and fault.ratio > gate.max_excess:
+                return f"{fault.text}: more than {gate.max_excess:g} times as much"
+        if faults and not gate.clamp:
+            return _texts(faults)
+        if any(fault.kind not in MILD for fault in faults):
+            self.clamps += 1
+        if self.clamps > gate.max_clamps:
+            return f"{self.clamps} chunks in a row had to be clamped; the last: {_texts(faults)}"
+        return None
+
+    def _clamp(
+        self,
+        command: TrajectoryCommand,
+        future: Spline,
+        before: Spline,
+        now_ns: int,
+        faults: list[Violation],
+        tool: float,
+    ) -> Verdict:
+        """tool: the tool's speed over its limit."""
+        position, velocity = before(future.times_ns[:1])
+        pace = 1.0 / max(1.0, tool)
+        for _ in range(PACES):
+            limited = limit(future, position[0], velocity[0], self._bounds, self.authority_at, pace)
+            path = self._tool.path(limited)
+            left = self._faults(limited, before) + self._tool.too_fast(path)
+            # Joints are bounded one by one; together they may still move the tool too fast.
+            if not any(fault.kind == "eef_speed" for fault in left):
+                break
+            pace *= 0.75
+        outside = self._tool.outside(path)
+        if left or outside:
+            return self.refuse(f"{_texts(faults)}; clamping does not help: {outside or _texts(left)}", now_ns)
+        self.refusals = 0
+        return self._let("clamp", _texts(faults), command, followed_by(cut(before, now_ns), limited))
+
+    def _let(self, kind: Literal["pass", "clamp"], reason: str, command: TrajectoryCommand, curve: Spline) -> Verdict:
+        self._commanded = curve
+        sent = replace(
+            command,
+            stamp_ns=int(curve.times_ns[0]),
+            times=(curve.times_ns - curve.times_ns[0]) / NANOSECONDS,
+            positions=curve.positions,
+            velocities=curve.velocities,
+            accelerations=None,
+        )
+        return Verdict(kind, reason, sent)
+
+    def refuse(self, reason: str, now_ns: int) -> Verdict:
+        """Count a refusal; also for failures before a command exists (planning, scheduling).
+
+        Deactivation is requested after `max_refusals` in a row that last `refusal_time` or longer.
+        """
+        if self.refusals == 0 or now_ns < self._refusing_since_ns:
+            self._refusing_since_ns = now_ns
+        self.refusals += 1
+        lasted = (now_ns - self._refusing_since_ns) / NANOSECONDS
+        gate = self.robot.gate
+        give_up = self.refusals >= gate.max_refusals and lasted >= gate.refusal_time
+        if give_up:
+            reason = f"{reason} ({self.refusals} refusals in a row: deactivating)"
+        return Verdict("refuse", reason, None, give_up)
+
+    def _before(self, measured: RobotState, now_ns: int) -> Spline:
+        """The motion that the controller executes now: the commanded one, or rest at the measured pose."""
+        if self._commanded is None or now_ns < self._commanded.times_ns[0]:
+            both = np.stack([measured.positions, measured.positions])
+            return Spline(np.array([now_ns, now_ns + ARRIVAL_NS]), both, np.zeros_like(both))
+        return self._commanded
+
+    def _faults(self, future: Spline, before: Spline) -> list[Violation]:
+        """Breaks of the full limits. Where the arm already is outside them, or faster, they give way just so far."""
+        position, velocity = before(future.times_ns[:1])
+        bounds = relaxed(self._bounds, position[0], velocity[0])
+        return violations(future, bounds, self.robot.joints)
+
+    def _above_authority(self, future: Spline) -> list[Violation]:
+        """Whether the present authority is too small for the curve, while the full limits are not."""
+        if self.authority_at(int(future.times_ns[0])) >= 1.0:
+            return []
+        share = np.array([self.authority_at(int(t)) for t in future.times_ns[:-1]])
+        ratio = np.max(extremes(future).speed / self._bounds.velocity, axis=1) / share
+        worst = int(np.argmax(ratio))
+        if ratio[worst] <= 1 + TOLERANCE:
+            return []
+        text = f"{ratio[worst] * share[worst]:.0%} of a speed limit asked, the authority is {share[worst]:.0%}"
+        return [Violation("authority", text, float(ratio[worst]))]
+
+
+def _texts(faults: list[Violation]) -> str:
+    return "; ".join(fault.text for fault in faults)
+
+
+def _from_now(curve: Spline, before: Spline, now_ns: int) -> Spline | None:
+    """The curve with a point at or before now, so that the controller never starts from its own state.
+
+    A curve that begins later is led in from what was sent before. None when it ends before it could arrive.
+    """
+    if curve.end_ns <= now_ns + ARRIVAL_NS:
+        return None
+    if curve.times_ns[0] <= now_ns:
+        return curve
+    # A millisecond before a curve that begins just now: nearer points would not be told apart.
+    begin_ns = np.array([min(now_ns, int(curve.times_ns[0]) - 1_000_000)])
+    return followed_by(Spline(begin_ns, *before(begin_ns)), curve)

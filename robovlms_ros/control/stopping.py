@@ -1,0 +1,68 @@
+"""Two ways to come to rest: after a plan's last step, and in the middle of a plan."""
+
+import math
+
+import numpy as np
+
+from robovlms_ros.control.limiter import limit
+from robovlms_ros.control.limits import TOLERANCE, JointBounds, extremes
+from robovlms_ros.control.spline import Array, Spline
+from robovlms_ros.core.types import NANOSECONDS
+
+GAP_NS = 25_000_000  # between points
+
+
+def come_to_rest(plan: Spline, stop_time: float, bounds: JointBounds) -> Spline:
+    """The plan and, after its last step, a stop: only executed when no further plan arrives in time.
+
+    It takes stop_time (s), longer where the acceleration demands it, shorter where a position limit is near.
+    """
+    position, velocity = plan.positions[-1], plan.velocities[-1]
+    speed = np.maximum(np.abs(velocity), 1e-9)
+    room = np.where(velocity > 0, bounds.upper - position, position - bounds.lower)
+    # The velocity falls as (1 - x)^2: at first by 2 v / T, and it covers v T / 3.
+    duration = np.maximum(stop_time, 2 * speed / bounds.acceleration)
+    duration = np.clip(duration, 1e-6, np.maximum(3 * room / speed, 1e-6))  # (J,)
+    longest = float(duration.max())
+    seconds = np.linspace(0, longest, max(1, math.ceil(longest * NANOSECONDS / GAP_NS)) + 1)[1:, None]
+    left = 1 - np.clip(seconds / duration, 0.0, 1.0)  # (M, J)
+    velocities = velocity * left**2
+    velocities[-1] = 0.0
+    return Spline(
+        np.concatenate([plan.times_ns, plan.end_ns + np.round(seconds[:, 0] * NANOSECONDS).astype(np.int64)]),
+        np.concatenate([plan.positions, position + velocity * duration / 3 * (1 - left**3)]),
+        np.concatenate([plan.velocities, velocities]),
+    )
+
+
+def stop_within(
+    plan: Spline, begin_ns: int, stop_time: float, bounds: JointBounds, authority: float = 1.0
+) -> Spline:
+    """The plan from begin_ns on, slowed down to rest within the bounds.
+
+    On the plan's path (`slow_down`) where that is possible; where the plan turns so sharply that slowing down besides
+    would ask for more than the acceleration bounds, as near to it as they allow: a joint that comes to rest too late
+    goes back, no faster than authority (above 0 to 1) times its speed bound.
+    """
+    stop = slow_down(plan, begin_ns, stop_time, bounds.acceleration)
+    if np.all(extremes(stop).acceleration <= bounds.acceleration * (1 + TOLERANCE)):
+        return stop
+    return limit(stop, stop.positions[0], stop.velocities[0], bounds, lambda _: authority)
+
+
+def slow_down(plan: Spline, begin_ns: int, stop_time: float, acceleration: Array) -> Spline:
+    """The plan from begin_ns on, its pace falling smoothly to zero: the path is kept.
+
+    The stop takes T, at least stop_time (s), and covers T / 2 of the plan's time.
+    """
+    duration = stop_time
+    for _ in range(3):
+        ahead = plan(begin_ns + np.linspace(0, duration / 2 * NANOSECONDS, 9).astype(np.int64))[1]
+        # The pace 1 - 3 x^2 + 2 x^3 falls by 1.5 / T at most.
+        duration = max(duration, float(np.max(1.5 * np.abs(ahead) / acceleration)))
+    x = np.linspace(0, 1, max(2, math.ceil(duration * NANOSECONDS / GAP_NS) + 1))
+    pace = 1 - x * x * (3 - 2 * x)
+    travelled = duration * (x - x**3 + x**4 / 2)
+    positions, velocities = plan(begin_ns + np.round(travelled * NANOSECONDS).astype(np.int64))
+    times_ns = begin_ns + np.round(duration * x * NANOSECONDS).astype(np.int64)
+    return Spline(times_ns, positions, velocities * pace[:, None])

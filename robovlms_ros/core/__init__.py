@@ -1,0 +1,1 @@
+"""Types, errors, configuration schema and file boundaries that every other package imports."""

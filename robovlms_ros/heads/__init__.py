@@ -1,1 +1,0 @@
-"""Policy heads: from the backbone's action features to chunks of normalised actions."""

@@ -1,0 +1,1 @@
+"""Inference of one policy: history, session, action pipeline, reference and optimized stages."""

@@ -1,0 +1,1 @@
+"""Optimized inference stages."""

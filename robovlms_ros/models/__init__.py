@@ -1,0 +1,1 @@
+"""Torch modules of a policy: backbones, heads, tokenization."""

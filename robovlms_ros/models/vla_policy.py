@@ -1,0 +1,117 @@
+"""The policy as a module: observations as tensors in, normalised action chunks out."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.registry import resolve
+from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
+from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.heads.build import build_discrete_head, build_head
+from robovlms_ros.models.prompts import template_of
+from robovlms_ros.models.tokenization import PromptTokenizer, TokenizerError
+
+log = logging.getLogger(__name__)
+
+
+class VLAPolicy(nn.Module):
+    """Backbone and head, randomly initialised (`load_policy` fills them).
+
+    tokenizer: a transformers tokenizer that fits the backbone; None for a policy that is only given token ids.
+    folder: where the pretrained VLM's configuration lies. empty_backbone: the VLM's weights will come from a file.
+    `is_random` is True until a checkpoint was loaded or the policy was trained and says otherwise; `identity` names the
+    policy in what it answers.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, tokenizer: Any = None, folder: Path | None = None, empty_backbone: bool = False
+    ):
+        super().__init__()
+        self.config = config
+        self.is_random = True
+        self.identity = f"{config.model.backbone}-{config.action_head.type}"
+        adapter = resolve("backbone", config.model.backbone)
+        vocab_size = len(tokenizer) if tokenizer is not None and config.vlm.size == "tiny" else None
+        self.vlm = adapter(config, vocab_size, folder, empty_backbone)
+        self.prompt = _prompt(config, tokenizer, adapter.spec)
+        horizon, window = config.model.action_chunk_size, config.model.history_length
+        if config.action_head.action_space == "discrete":
+            if adapter.spec.fusion != "splice":
+                raise BackboneError(
+                    f"action_head.type 'discrete' with backbone '{adapter.spec.name}': a model that attends to images "
+                    "from outside its sequence does not generate action tokens. Use action_space 'down_sample', or "
+                    "a backbone that splices images in."
+                )
+            special = 5 if self.prompt is None else self.prompt.special_tokens
+            vocabulary = self.vlm.word_embedding.num_embeddings if self.prompt is None else self.prompt.vocab_size
+            self.head: nn.Module = build_discrete_head(config.action_head, vocabulary, special, horizon)
+        else:
+            self.head = build_head(config.action_head, self.vlm.hidden_size, horizon, window)
+            if config.vlm.temperature:
+                log.info("vlm.temperature = %g has no effect with a continuous action head", config.vlm.temperature)
+        self._keep_state_statistics()
+
+    def _keep_state_statistics(self) -> None:
+        proprioception = self.config.proprioception
+        if proprioception is None:
+            return
+        mean = torch.tensor(proprioception.mean or (0.0,) * proprioception.size)
+        std = torch.tensor(proprioception.std or (1.0,) * proprioception.size)
+        self.register_buffer("state_mean", mean, persistent=False)
+        self.register_buffer("state_std", std, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def forward(self, batch: Mapping[str, Any]) -> HeadOutput:
+        """The chunk of every frame of a batch of windows.
+
+        batch: `images` camera -> (B, W, 3, S, S) normalised pixels; `input_ids`, `attention_mask` (B, L); with
+        proprioception `proprioception` (B, W, P), raw SI values. Returns arm (B, T, n, A), gripper_logits (B, T, n, 1),
+        T = W (1 with history_type `video`).
+        """
+        return self.head(self.action_features(batch))
+
+    def action_features(self, batch: Mapping[str, Any]) -> Tensor:
+        """What the head is given, (B, T, tokens, d): also the place for auxiliary losses."""
+        images = batch["images"]
+        window = next(iter(images.values())).shape[1]
+        visual = self.vlm.encode_frames({k: v.flatten(0, 1).to(self.dtype) for k, v in images.items()})
+        state = self.normalise_state(batch.get("proprioception"))
+        return self.vlm.forward_features(visual, batch["input_ids"], batch["attention_mask"], state, window)
+
+    def normalise_state(self, state: Tensor | None) -> Tensor | None:
+        """Raw proprioception (..., P) on the scale that the network sees."""
+        if state is None or self.config.proprioception is None:
+            return None
+        return ((state.float() - self.state_mean) / self.state_std).to(self.dtype)
+
+    def tokenize(self, instructions: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` (B, L) on the policy's device. Raises ObservationError."""
+        tokens = self.require_prompt().encode(instructions)
+        return {"input_ids": tokens.input_ids.to(self.device), "attention_mask": tokens.attention_mask.to(self.device)}
+
+    def require_prompt(self) -> PromptTokenizer:
+        """The tokenizer. Raises TokenizerError when the policy was built without one."""
+        if self.prompt is None:
+            raise TokenizerError(
+                "the policy has no tokenizer: put the VLM's tokenizer files into the checkpoint's folder."
+            )
+        return self.prompt
+
+
+def _prompt(config: PolicyConfig, tokenizer: Any, spec: BackboneSpec) -> PromptTokenizer | None:
+    if tokenizer is None:
+        return None
+    generates = config.action_head.action_space == "discrete"
+    return PromptTokenizer(tokenizer, template_of(config, spec), config.vlm.max_length, open_end=generates)

@@ -1,0 +1,1 @@
+"""Sensor messages as observations, for live topics and bags."""

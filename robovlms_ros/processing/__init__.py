@@ -1,1 +1,0 @@
-"""Conversions between raw data and a model: text, images, actions, rotations. Every step has its inverse."""

@@ -1,1 +1,0 @@
-"""Faults injected through the real graph into an arm at working speed."""

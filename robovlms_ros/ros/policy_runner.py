@@ -1,0 +1,328 @@
+"""From observations to commands: one policy driving one arm, whatever thread brings the news.
+
+The node feeds it observations and ticks; the inference worker feeds it chunks. One lock orders them, so that after
+`stop` nothing moves any more. What a person must know goes into the report.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from robovlms_ros.control.executor import ChunkExecutor
+from robovlms_ros.control.motion_guard import CommandRejected
+from robovlms_ros.control.schedule import ScheduleRefused
+from robovlms_ros.core.text_safety import without_numbers
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    InstructionRefused,
+    Observation,
+    RoboVLMsError,
+)
+from robovlms_ros.msg import PolicyStatus
+from robovlms_ros.ros.controllers.base import Arm, Gripper
+from robovlms_ros.ros.guard import Guard, ObservationSource, Worker
+from robovlms_ros.ros.status import NodeStatus
+from robovlms_ros.ros.watch import Watch
+
+WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
+PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
+
+
+@dataclass(frozen=True)
+class CommandInterfaces:
+    """What moves, and how. executor: None when chunks are only published. arm, gripper: None in dry_run.
+
+    lead: s from a command's publication to its first new point.
+    """
+
+    executor: ChunkExecutor | None = None
+    arm: Arm | None = None
+    gripper: Gripper | None = None
+    lead: float = 0.0
+
+
+class PolicyRunner:
+    """See the module's docstring. log: called with a line when a fault appears or is gone."""
+
+    def __init__(
+        self,
+        senses: ObservationSource,
+        watch: Watch,
+        limbs: CommandInterfaces,
+        publish_chunk: Callable[[ActionChunk], None],
+        now: Callable[[], int],
+        report: NodeStatus,
+        log: Callable[[str], None],
+        steady_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._senses = senses
+        self._watch = watch
+        self._guard = Guard(senses, watch, limbs.executor, limbs.arm, log)
+        self._executor, self._arm, self._gripper = limbs.executor, limbs.arm, limbs.gripper
+        self._lead_ns = round(limbs.lead * NANOSECONDS)
+        self._publish_chunk = publish_chunk
+        self._now = now
+        self._steady_ns = steady_ns
+        self._report = report
+        self._lock = threading.RLock()
+        self._worker: Worker | None = None
+        self._active = False
+        self._moving = False
+        self._not_before_ns = 0
+        self.deactivation_requested = False
+        """True once the gate has refused so often that the node should deactivate."""
+
+    def start(self, worker: Worker) -> None:
+        """Begin to act on what comes from now on."""
+        with self._lock:
+            self._worker = worker
+            self._active = True
+            self.deactivation_requested = False
+            self._report.chunks = self._report.refusals = self._report.clamps = 0
+            self._begin_afresh()
+
+    def stop(self, reason: str) -> None:
+        """Hold the arm, then nothing more."""
+        with self._lock:
+            if not self._active:
+                return
+            self._hold(reason)
+            self._active = False
+            if self._worker is not None:
+                self._worker.reset()
+            self._set(INACTIVE, "")
+
+    def set_authority(self, authority: float, ramp: float) -> None:
+        """The part of the speed limits in use, above 0 to 1, and the seconds after activation until it is.
+
+        It takes effect with the next chunk: a command under way is left as it is.
+        """
+        with self._lock:
+            if self._executor is not None:
+                self._executor.gate.authority, self._executor.gate.authority_ramp = authority, ramp
+                self._report.authority = self._executor.gate.authority_at(self._now())
+
+    def pause(self, paused: bool) -> None:
+        """Hold the arm until pause(False), which starts afresh from wherever the arm is then."""
+        with self._lock:
+            if not self._active or paused == (self._report.state == PAUSED):
+                return
+            if paused:
+                self._hold("paused")
+                self._set(PAUSED, "paused by ~/pause")
+            else:
+                self._set(WAITING, "")
+                self._begin_afresh()
+
+    def reset(self, reason: str) -> None:
+        """Hold the arm and forget the history and what is in flight; go on with what comes from now on."""
+        with self._lock:
+            if not self._active:
+                return
+            self._hold(reason)
+            self._not_before_ns = self._now()
+            if self._worker is not None:
+                self._worker.reset()
+            if self._report.state != PAUSED:
+                self._set(WAITING, "")
+
+    def clock_jumped(self) -> None:
+        """Forget everything that has a stamp. Nothing can be timed on a clock that jumps, so nothing is commanded."""
+        with self._lock:  # a chunk that comes in between must not take the emptied inputs for the reason
+            self._senses.clear()
+            if self._active:
+                self._abandon("the clock jumped")
+
+    def instruction_changed(self, instruction: str) -> None:
+        """Drop what is in flight for the old instruction; the running plan goes on until the new one's chunk comes."""
+        with self._lock:
+            self._report.instruction = instruction
+            if self._active and self._worker is not None:
+                self._worker.reset()
+
+    def _begin_afresh(self) -> None:
+        self._not_before_ns = self._now()
+        self._senses.clear_joint_states()  # a person may have moved the arm meanwhile
+        with self._watch as dog:
+            dog.reset(self._not_before_ns)
+        if self._worker is not None:
+            self._worker.reset()
+        if self._executor is not None:
+            if self._arm is None:
+                self._executor.reset()
+            else:
+                self._executor.restart()
+        if self._gripper is not None:
+            self._gripper.reset()
+        if self._report.state != PAUSED:
+            self._set(WAITING, "")
+
+    def _abandon(self, reason: str) -> None:
+        """Forget the commanded motion: the controller is away, or nothing can be timed. What it has ends at rest."""
+        if self._moving:
+            self._moving = False
+            self._report.last_stop, self._report.last_stop_ns = reason, self._now()
+        self._not_before_ns = self._now()
+        if self._worker is not None:
+            self._worker.reset()
+        if self._executor is not None:
+            self._executor.reset()
+        if self._arm is not None:
+            self._arm.abandon()
+
+    def observe(self, observation: Observation) -> None:
+        """Hand a frame to the policy, unless it is from before the last start or reset."""
+        # Without the lock, which a chunk holds during its inverse kinematics: the camera would be kept waiting.
+        if not self._active or self._report.state == PAUSED or observation.stamp_ns < self._not_before_ns:
+            return
+        worker = self._worker
+        if worker is not None:
+            worker.submit(observation)
+
+    def tick(self) -> None:
+        """What is due by time alone: watchdogs, gripper, upsampled commands. Call at 20 Hz or more."""
+        with self._lock:
+            if not self._active or self._report.state == PAUSED:
+                return
+            now = self._now()
+            if self._executor is not None:
+                self._report.authority = self._executor.gate.authority_at(now)
+            self._guard.tell(self._worker, now)
+            action, text = self._guard.faults(now)
+            if action == "stop":
+                if self._moving or (self._executor is not None and self._executor.commanded(now) is not None):
+                    self._abandon(text)
+                self._set(HOLDING if self._report.state == RUNNING else self._report.state, text)
+            elif action == "hold":
+                self._on_fault(text)
+            elif action == "wait":
+                self._set(self._report.state, text)
+            elif self._moving and self._executor is not None and self._gripper is not None:
+                opening = self._executor.gripper_at(now)
+                if opening is not None:
+                    self._gripper.update(opening)
+            if self._arm is not None:
+                self._arm.tick(now)
+
+    def _on_fault(self, text: str) -> None:
+        if self._report.state == RUNNING:
+            self._hold(text)
+            self._set(HOLDING, text)
+        else:
+            self._set(self._report.state, text)
+
+    def on_chunk(self, chunk: ActionChunk) -> None:
+        """A chunk is ready: publish it, check it, execute it. Called by the worker's thread."""
+        with self._lock:
+            if not self._active or self._report.state == PAUSED or chunk.stamp_ns < self._not_before_ns:
+                return
+            if chunk.instruction != self._senses.instruction:
+                return
+            with self._watch as dog:
+                dog.inference_finished()
+            self._report.chunks += 1
+            self._publish_chunk(chunk)
+            if chunk.timing is not None:
+                spent = chunk.timing.inference_end_ns - chunk.timing.inference_start_ns
+                self._report.inference.add(spent / NANOSECONDS)
+            try:
+                self._execute(chunk)
+            except RoboVLMsError as error:
+                self._refuse(str(error))
+
+    def on_error(self, error: Exception) -> None:
+        """Inference failed. Called by the worker's thread."""
+        text = str(error) if isinstance(error, RoboVLMsError) else f"{type(error).__name__}: {error}"
+        refused = isinstance(error, InstructionRefused)
+        with self._lock:
+            if self._active and self._report.state != PAUSED:
+                with self._watch as dog:
+                    if refused:
+                        dog.instruction_refused(text)
+                    else:
+                        dog.inference_failed(text)
+                self._refuse(f"instruction refused: {text}" if refused else f"inference failed: {text}")
+                # The detail stays that of the worst fault, which the next tick would put there again.
+                self._set(HOLDING, self._guard.faults(self._now())[1])
+
+    def _execute(self, chunk: ActionChunk) -> None:
+        now = self._now()
+        action, problem = self._guard.faults(now)
+        if action == "stop":
+            self._abandon(problem)
+        if action in ("hold", "stop"):
+            # What never ran goes on waiting: the state must not depend on whether the tick saw the fault first.
+            self._refuse(problem, HOLDING if self._report.state == RUNNING else self._report.state)
+            return
+        if self._executor is None:
+            self._accept(chunk, now)
+            return
+        if self._senses.measured() is None:
+            self._refuse("no joint states have come.")
+            return
+        state = self._senses.state_at(chunk.stamp_ns)
+        plan = self._executor.plan(chunk, state)
+        # Inverse kinematics may take longer than the lead: the message is timed by the clock after it.
+        now = self._now()
+        measured = self._senses.measured()
+        if measured is None:
+            self._refuse("no joint states have come.")
+            return
+        if self._arm is None:
+            decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
+        else:
+            decision = self._executor.on_chunk(
+                chunk, state, measured, now, self._senses.speed(), plan, self._advancing(now)
+            )
+        if decision.command is None:
+            self._refuse(decision.verdict.reason)
+            self.deactivation_requested = self.deactivation_requested or decision.verdict.deactivate
+            return
+        if decision.verdict.kind == "clamp":
+            self._report.clamps += 1
+            self._report.last_clamp = decision.verdict.reason
+        self._accept(chunk, now + self._lead_ns)
+        if self._arm is not None:
+            self._arm.send(decision.command, now)
+            self._moving = True
+        if self._gripper is not None and decision.gripper is not None:
+            self._gripper.update(decision.gripper)
+
+    def _advancing(self, now_ns: int) -> Callable[[], int]:
+        """A clock that reads `now_ns` now and advances steadily, as simulated time does not while a thread computes."""
+        begin_ns = self._steady_ns()
+        return lambda: now_ns + self._steady_ns() - begin_ns
+
+    def _accept(self, chunk: ActionChunk, takes_effect_ns: int) -> None:
+        self._report.reaction.add((takes_effect_ns - chunk.stamp_ns) / NANOSECONDS)
+        self._set(RUNNING, "")
+
+    def _refuse(self, reason: str, state: str = HOLDING) -> None:
+        self._report.refusals += 1
+        self._report.last_refusal, self._report.last_refusal_ns = reason, self._now()
+        self._hold(reason)
+        self._set(state, reason)
+
+    def _hold(self, reason: str) -> None:
+        """Command a smooth stop, once, when anything is under way."""
+        if not self._moving:
+            return
+        self._moving = False
+        now = self._now()
+        self._report.last_stop, self._report.last_stop_ns = reason, now
+        if self._executor is None or self._arm is None:
+            return
+        try:
+            self._arm.send(self._executor.smooth_stop(now), now)
+        except (ScheduleRefused, CommandRejected) as error:
+            # The last command ends at rest by itself; there is nothing better to send.
+            self._report.last_stop = f"{reason} (no stop was sent: {error})"
+
+    def _set(self, state: str, detail: str) -> None:
+        same = state == self._report.state and without_numbers(detail) == without_numbers(self._report.detail)
+        if not same:  # the same complaint with another number is no change
+            self._report.state = state
+            self._report.detail = detail
+

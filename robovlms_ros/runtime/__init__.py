@@ -1,1 +1,0 @@
-"""What runs a policy: robot description, kinematics, planning, scheduling, safety, inference worker."""

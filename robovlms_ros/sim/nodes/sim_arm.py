@@ -1,0 +1,246 @@
+"""`sim_arm`: the simulated Panda as a ROS node, with the topics of a real arm and its cameras.
+
+Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`), `joint_states`,
+`robot_description`, `/clock` with `publish_clock`; hears `panda_arm_controller/joint_trajectory` and
+`gripper_controller/joint_trajectory`. `~/reset` puts the arm into the scene of the parameter `seed`.
+`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing; its `resets` counts the scenes that
+`~/reset` set up. The parameter `task` chooses between the easy demo's two cubes and the scenes of a tabletop task;
+those come with a sentence of the seed's own.
+
+Without `/clock` its stamps are those of the node's own clock, as a real arm's are.
+"""
+
+import io
+import json
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import rclpy
+from PIL import Image as PillowImage
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from robovlms_ros.control.trajectory_controller_model import (
+    TrajectoryController,
+    TrajectoryMessage,
+    TrajectoryPoint,
+    TrajectoryRejected,
+)
+from robovlms_ros.core import resources
+from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.sim.task import TaskError
+from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.sim.world import CAMERAS, FINGER_OPEN, TICK_NS, SimWorld
+
+CAMERA_PERIOD_NS = NANOSECONDS // 20
+JOINT_STATE_PERIOD_NS = NANOSECONDS // 100
+TRUTH_PERIOD_NS = NANOSECONDS // 20
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+# Wall seconds that the simulation may lag before it gives the time up instead of catching up in a burst.
+MAX_LAG = 0.1
+
+
+class SimArmNode(Node):
+    """One SimWorld on the ROS graph. The world lives in a thread of its own, which alone touches it."""
+
+    def __init__(self, world: SimWorld | None = None, **options: object) -> None:
+        super().__init__("sim_arm", **options)  # type: ignore[arg-type]
+        self._declare()
+        self._world = world or self._make_world()
+        self._factor = float(self._get("real_time_factor"))
+        self._publish_clock = bool(self._get("publish_clock"))
+        if not self._publish_clock and self._factor != 1.0:
+            self.get_logger().warning("real_time_factor other than 1 without publish_clock: stamps run with the "
+                                      "world's time and drift from the node's clock.")
+        self._seed, self._resets_done = int(self._get("seed")), 0
+        self._offset_ns = 0 if self._publish_clock else self.get_clock().now().nanoseconds - self._world.time_ns
+        self._commands: queue.SimpleQueue[tuple[TrajectoryController, JointTrajectory]] = queue.SimpleQueue()
+        self._resets: queue.SimpleQueue[queue.SimpleQueue[str]] = queue.SimpleQueue()
+        self._make_endpoints()
+        self._running = True
+        self._thread = threading.Thread(target=self._run, name="world", daemon=True)
+        self._thread.start()
+
+    def _declare(self) -> None:
+        def declare(name: str, default: object, description: str, **ranges: object) -> None:
+            self.declare_parameter(name, default, ParameterDescriptor(description=description, **ranges))
+
+        declare("seed", 0, "Scene that ~/reset (and the start) sets up.",
+                integer_range=[IntegerRange(from_value=0, to_value=2**31 - 1)])
+        declare("task", "", "Tabletop task whose scenes ~/reset sets up: lift, stack, put, push or all. Empty: the two "
+                "cubes of the easy demo; between these and a task only a restart changes.")
+        declare("blank_cameras", False, "True: every image is black, from the next ~/reset on.")
+        declare("image_size", 96, "Pixels, width and height of an image.", read_only=True,
+                integer_range=[IntegerRange(from_value=16, to_value=1024)])
+        declare("real_time_factor", 1.0, "Simulated seconds per second.", read_only=True,
+                floating_point_range=[FloatingPointRange(from_value=0.01, to_value=100.0)])
+        declare("publish_clock", False, "True: publish /clock and stamp with simulated time.", read_only=True)
+        declare("compressed", False, "True: publish each image as JPEG too.", read_only=True)
+
+    def _get(self, name: str):  # type: ignore[no-untyped-def]
+        return self.get_parameter(name).value
+
+    def _make_world(self) -> SimWorld:
+        seed, blank, size = (self._get(name) for name in ("seed", "blank_cameras", "image_size"))
+        task = self._get("task")
+        return TaskWorld(seed, blank, size, task=task) if task else SimWorld(seed, blank, size)
+
+    def _make_endpoints(self) -> None:
+        self._images = {name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
+                        for name in CAMERAS}
+        self._jpegs = {}
+        if self._get("compressed"):
+            self._jpegs = {name: self.create_publisher(CompressedImage, f"{name}/image_raw/compressed",
+                                                       qos_profile_sensor_data) for name in CAMERAS}
+        self._states = self.create_publisher(JointState, "joint_states", 10)
+        self._clock_publisher = self.create_publisher(Clock, "/clock", 10) if self._publish_clock else None
+        self._truth = self.create_publisher(String, "~/ground_truth", 10)
+        self._description = self.create_publisher(String, "robot_description", LATCHED)
+        urdf = resources.share_directory() / "config" / "robots" / "panda.urdf"
+        self._description.publish(String(data=urdf.read_text(encoding="utf-8")))
+        for topic, controller in (("panda_arm_controller", self._world.arm_controller),
+                                  ("gripper_controller", self._world.gripper_controller)):
+            self.create_subscription(JointTrajectory, f"{topic}/joint_trajectory",
+                                     lambda message, to=controller: self._commands.put((to, message)), 10)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._resets.put(answer)
+        try:
+            refusal = answer.get(timeout=10.0)
+        except queue.Empty:
+            refusal = "the simulation does not answer"
+        response.success = not refusal
+        response.message = refusal or f"scene of seed {self._seed}"
+        return response
+
+    def _run(self) -> None:
+        world, began_ns = self._world, self._world.time_ns
+        start = time.monotonic()
+        while self._running:
+            self._serve_requests()
+            world.step()
+            self._publish_due()
+            ahead = (world.time_ns - began_ns) / NANOSECONDS / self._factor - (time.monotonic() - start)
+            if ahead > 0:
+                time.sleep(ahead)
+            elif -ahead > MAX_LAG:
+                start -= ahead
+                if not self._publish_clock:
+                    self._offset_ns += int(-ahead * NANOSECONDS)
+        world.close()
+
+    def _serve_requests(self) -> None:
+        while not self._commands.empty():
+            controller, message = self._commands.get()
+            try:
+                controller.accept(self._to_world(message), self._world.time_ns)
+            except TrajectoryRejected as error:
+                self.get_logger().warning(f"trajectory rejected: {error}")
+        while not self._resets.empty():
+            self._resets.get().put(self._reset_world())
+
+    def _reset_world(self) -> str:
+        """Set up the scene that the parameters name; returns why not, empty when it is done."""
+        try:
+            if isinstance(self._world, TaskWorld):
+                self._world.set_task(self._get("task"))
+            self._seed = int(self._get("seed"))
+            self._world.blank_cameras = bool(self._get("blank_cameras"))
+            self._world.reset(self._seed)
+            self._resets_done += 1
+        except TaskError as error:
+            return str(error)
+        return ""
+
+    def _to_world(self, message: JointTrajectory) -> TrajectoryMessage:
+        stamp_ns = from_time(message.header.stamp)
+        points = tuple(TrajectoryPoint(from_time(p.time_from_start), p.positions, p.velocities, p.accelerations)
+                       for p in message.points)
+        return TrajectoryMessage(stamp_ns - self._offset_ns if stamp_ns else 0, tuple(message.joint_names), points)
+
+    def _publish_due(self) -> None:
+        now_ns = self._world.time_ns
+        if now_ns % JOINT_STATE_PERIOD_NS < TICK_NS:
+            if self._clock_publisher is not None:
+                self._clock_publisher.publish(Clock(clock=to_time(now_ns)))
+            self._states.publish(self._joint_state(now_ns))
+        if now_ns % TRUTH_PERIOD_NS < TICK_NS:
+            self._truth.publish(String(data=self._ground_truth()))
+        if now_ns % CAMERA_PERIOD_NS < TICK_NS:
+            for name in CAMERAS:
+                self._publish_image(name, now_ns)
+
+    def _joint_state(self, now_ns: int) -> JointState:
+        state = self._world.joint_state()
+        finger = FINGER_OPEN * (state.gripper or 0.0)
+        velocities = [] if state.velocities is None else [*state.velocities.tolist(), 0.0]
+        message = JointState(name=[*self._world.joints, self._world.finger_joint],
+                             position=[*state.positions.tolist(), finger], velocity=velocities)
+        message.header.stamp = to_time(now_ns + self._offset_ns)
+        return message
+
+    def _ground_truth(self) -> str:
+        scene = {"seed": self._seed, "resets": self._resets_done, "time": self._world.time_ns / NANOSECONDS,
+                 "joints": list(self._world.joints)}
+        if isinstance(self._world, TaskWorld):
+            scene |= {"task": self._world.scene_task, "instruction": self._world.sentence}
+        return json.dumps(scene | self._world.ground_truth().as_json())
+
+    def _publish_image(self, name: str, now_ns: int) -> None:
+        pixels = self._world.render(name)
+        stamp, frame = to_time(now_ns + self._offset_ns), f"{name}_camera_optical_frame"
+        message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding="rgb8", step=3 * pixels.shape[1])
+        message.header.stamp, message.header.frame_id = stamp, frame
+        message.data.frombytes(pixels.tobytes())
+        self._images[name].publish(message)
+        if name in self._jpegs:
+            buffer = io.BytesIO()
+            PillowImage.fromarray(pixels).save(buffer, "JPEG", quality=95)
+            jpeg = CompressedImage(format="rgb8; jpeg compressed bgr8")
+            jpeg.header.stamp, jpeg.header.frame_id = stamp, frame
+            jpeg.data.frombytes(buffer.getvalue())
+            self._jpegs[name].publish(jpeg)
+
+    def destroy_node(self) -> None:
+        """Stop the world's thread, then the node."""
+        self._running = False
+        self._thread.join(timeout=5.0)
+        super().destroy_node()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the node until a signal ends it."""
+    # rclpy's own handlers would shut the context down while the world's thread still publishes.
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    node = SimArmNode()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, SystemExit, ExternalShutdownException):
+        pass
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

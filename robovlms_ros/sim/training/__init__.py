@@ -1,0 +1,1 @@
+"""Demonstrations and training in the simulator."""

@@ -1,0 +1,98 @@
+"""Recording of shards in several processes: the expert's, or those that a policy drives."""
+
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+GLIMPSES_PER_SHARD = 100
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RecordingJob:
+    """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan. glimpse:
+    of each scene one frame, at a moment, and not an episode. paired: as in TrainingPlan."""
+
+    folder: Path
+    seeds: range
+    robot: str
+    checkpoint: Path | None = None
+    task: str | None = None
+    glimpse: bool = False
+    paired: bool = False
+
+
+def shard_jobs(
+    folder: Path, seeds: range, shard: int, robot: str, checkpoint: Path | None = None, task: str | None = None,
+    paired: bool = False,
+) -> list[RecordingJob]:
+    """The scenes of `seeds` as shards of `shard` episodes, each named after its first seed."""
+    parts = [seeds[i : i + shard] for i in range(0, len(seeds), shard)]
+    return [RecordingJob(folder / str(part[0]), part, robot, checkpoint, task, paired=paired) for part in parts]
+
+
+def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str | None) -> list[RecordingJob]:
+    """One frame of each of the scenes of `seeds`."""
+    return [replace(job, glimpse=True) for job in shard_jobs(folder, seeds, GLIMPSES_PER_SHARD, robot, task=task)]
+
+
+def record(jobs: list[RecordingJob], workers: int, stop: Event | None = None) -> None:
+    """Record the shards that are missing, in `workers` processes of one thread each (0: see TrainingPlan). stop: once
+    it is set, no other shard is begun."""
+    missing = [job for job in jobs if not (job.folder / "frames.npz").exists()]
+    if not missing:
+        return
+    log.info("recording %d shards of %d into %s", len(missing), len(jobs), missing[0].folder.parent)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    workers = workers or max((os.cpu_count() or 2) - 1, 1)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
+        for shard in [pool.submit(record_job, job) for job in missing]:
+            while not wait([shard], timeout=0.5).done:
+                if stop is not None and stop.is_set():
+                    pool.shutdown(cancel_futures=True)
+                    return
+            log.info("%s", shard.result())
+
+
+def record_job(job: RecordingJob) -> str:
+    """Record one shard in this process; returns a line about it."""
+    import torch
+
+    from robovlms_ros.checkpoints.checkpoint import load_policy
+    from robovlms_ros.inference.session import PolicySession
+    from robovlms_ros.sim.rollout import ExpertSession, build_loop
+    from robovlms_ros.sim.tasks.world import TaskWorld
+    from robovlms_ros.sim.training.demonstrations import (
+        CubeRecording,
+        DemonstrationSettings,
+        Recording,
+        record_shard,
+    )
+    from robovlms_ros.sim.training.task_demonstrations import GLIMPSE, SETTINGS, TaskRecording
+    from robovlms_ros.sim.world import SimWorld
+
+    torch.set_num_threads(1)
+    recording: Recording = CubeRecording(job.paired)
+    if job.task is None:
+        world, settings = SimWorld(job.seeds[0]), DemonstrationSettings()
+    else:
+        world, settings = TaskWorld(job.seeds[0], task=job.task), GLIMPSE if job.glimpse else SETTINGS
+        recording = TaskRecording(world, moments=job.glimpse)
+    loop = build_loop(world, job.robot)
+    agent: Any = ExpertSession(world)
+    if job.checkpoint is not None:
+        agent = PolicySession(load_policy(job.checkpoint))
+        settings = replace(settings, noise=0.3, slip=0.005)
+    outcomes = record_shard(job.folder, job.seeds, loop, agent, settings, recording=recording)
+    world.close()
+    if job.glimpse:
+        return f"{job.folder}: {len(outcomes)} glimpses"
+    done = sum(outcome.success for outcome in outcomes)
+    wrong = sum(outcome.wrong for outcome in outcomes)
+    return f"{job.folder}: {done} of {len(outcomes)} done, {wrong} wrong"

@@ -1,0 +1,93 @@
+"""Recordings on disk as one episode source: the format of each folder is detected, its reader opens it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.core.schema import ConfigError, did_you_mean
+from robovlms_ros.training.data.episodes import DataError, EpisodeSource, Joined, require_action
+from robovlms_ros.training.data.sources.bag import BagSource
+from robovlms_ros.training.data.sources.calvin import CalvinSource
+from robovlms_ros.training.data.sources.lerobot import LeRobotSource
+
+KEYS = ("bag", "lerobot", "calvin", "exclude", "accept", "jobs")
+
+
+def open_sources(
+    paths: Sequence[str | Path], config: PolicyConfig, mapping: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> EpisodeSource:
+    """The episodes of rosbags, LeRobot v3 folders and CALVIN folders, which may be mixed.
+
+    mapping: the `data` block of a training YAML: what is where in the recordings, a block for each format (`bag`,
+    `lerobot`, `calvin`), `exclude`, names of episodes to leave out, `accept`, kinds of flaws to let through, and
+    `jobs`, processes that read recordings (default 1). say: is told how the data was understood.
+    Raises DataError, ConfigError and BagError, each with the place and a remedy.
+    """
+    require_action(config)
+    mapping = dict(mapping or {})
+    for key in mapping:
+        if key not in KEYS:
+            raise ConfigError(f"data: unknown key '{key}'.{did_you_mean(str(key), KEYS)}")
+    if not paths:
+        raise DataError("no data was given. Name rosbags, LeRobot v3 folders or CALVIN folders.")
+    kinds = {Path(path): detect_format(Path(path)) for path in paths}
+    tasks = [(kind, path, config, dict(mapping.get(kind) or {})) for path, kind in kinds.items()]
+    sources = []
+    for (kind, path, *_), source in zip(tasks, _open_all(tasks, mapping.get("jobs", 1)), strict=True):
+        sources.append(source)
+        if say is not None:
+            say(f"{path}: {kind}, {len(source)} episodes")
+            for note in source.notes:
+                say(f"  {note}")
+    joined = Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
+    if say is not None:
+        for note in joined.notes[sum(len(source.notes) for source in sources):]:
+            say(note)
+    return joined
+
+
+def _open_all(
+    tasks: Sequence[tuple[str, Path, PolicyConfig, dict[str, Any]]], jobs: Any
+) -> Iterator[EpisodeSource]:
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise ConfigError(f"data.jobs = {jobs!r}: must be a whole number, 1 or more.")
+    if min(jobs, len(tasks)) == 1:
+        yield from (_open(*task) for task in tasks)
+        return
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(_open, *zip(*tasks, strict=True))
+        except BrokenProcessPool as error:
+            raise DataError("a process that read the data was killed, most likely for memory: set data.jobs below "
+                            f"{jobs}.") from error
+
+
+def _open(kind: str, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> EpisodeSource:
+    if kind == "lerobot":
+        return LeRobotSource(path, config, mapping)
+    if kind == "calvin":
+        return CalvinSource(path, config, mapping)
+    return BagSource.open(path, config, mapping)
+
+
+def detect_format(path: Path) -> str:
+    """`lerobot`, `calvin` or `bag`, by what lies in the folder. Raises DataError."""
+    if not path.exists():
+        raise DataError(f"{path}: does not exist. Give a rosbag, a LeRobot v3 folder or a CALVIN folder.")
+    if (path / "meta" / "info.json").is_file():
+        return "lerobot"
+    if (path / "ep_start_end_ids.npy").is_file() or any(path.glob("lang_*/auto_lang_ann.npy")):
+        return "calvin"
+    names = [path.name] if path.is_file() else sorted(item.name for item in path.iterdir())
+    if "metadata.yaml" in names or any(name.removesuffix(".zstd").endswith((".mcap", ".db3")) for name in names):
+        return "bag"
+    have = ", ".join(names[:8]) or "nothing"
+    raise DataError(
+        f"{path}: neither a rosbag (metadata.yaml, *.mcap, *.db3) nor a LeRobot v3 folder (meta/info.json) nor a "
+        f"CALVIN folder (ep_start_end_ids.npy); it holds {have}."
+    )
