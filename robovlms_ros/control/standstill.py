@@ -79,9 +79,12 @@ class StandstillDetector:
             self._recent.popleft()
         if self._count < MIN_SAMPLES or sample.stamp_ns - begin.stamp_ns < self._time_ns:
             return None
-        # A command that came back asks for no motion; one that is younger than the lag may still be followed.
+        # No motion is missing where the command came back, or where it came to the arm. A command that
+        # is younger than the lag may still be followed.
         earlier = np.abs(self._recent[0].commanded - begin.commanded)
-        moved = np.minimum(earlier, np.abs(sample.commanded - begin.commanded))
+        now = np.abs(sample.commanded - begin.commanded)
+        away = np.abs(sample.commanded - sample.measured)
+        moved = np.minimum(np.minimum(earlier, now), away)
         joint = int(np.argmax(moved))
         if moved[joint] <= self._motion * (SUSPECT_SHARE if self.suspect else 1.0):
             return None
