@@ -6,6 +6,7 @@ with the faults that are present, and with those that appeared or went since it 
 carry edges, not levels.
 """
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.standstill import JointSample, StandstillDetector
 from robovlms_ros.core.schema import require
 from robovlms_ros.core.types import NANOSECONDS
 
@@ -26,6 +28,11 @@ because nobody listens or its times mean nothing any more."""
 
 DISTRUST_NS = NANOSECONDS
 """So long after an implausible joint state none is believed: the wrong ones may come between right ones."""
+
+ARM_NOT_FOLLOWING = "arm_not_following"
+
+STANDSTILL_HOLD_NS = 3 * NANOSECONDS
+"""Shortest hold of an arm that did not move: its set point is brought back meanwhile."""
 
 CLOCK_OFF = 3  # images in a row with a stamp far from now: one or two are a busy machine, whose clock came late
 
@@ -41,6 +48,8 @@ class WatchdogConfig:
     frozen_time, frozen_motion: an image whose bytes stay the same so long, while a joint moves so far (rad).
     inference_timeout: an inference that takes longer is late.
     following_error, following_time: a joint further (rad) than this from its command, for so long.
+    standstill_time, standstill_motion: no joint moves for so long, while one is commanded to move so far
+        (rad). A motion of 0 turns the check off.
     clock_jump: a step forward of the clock between two checks that is no longer time passing; back is always a jump.
     """
 
@@ -51,12 +60,17 @@ class WatchdogConfig:
     inference_timeout: float = 1.0
     following_error: float = 0.3
     following_time: float = 0.5
+    standstill_time: float = 0.5
+    standstill_motion: float = 0.05
     clock_jump: float = 2.0
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            require(0.0 < value < 1e6, f"watchdog.{name}", value, "a number above 0")
+            if name == "standstill_motion":
+                require(0.0 <= value < 1e6, f"watchdog.{name}", value, "0 or more")
+            else:
+                require(0.0 < value < 1e6, f"watchdog.{name}", value, "a number above 0")
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,15 @@ class _Joints:
 
 
 @dataclass
+class _Standstill:
+    """An arm that does not follow: since when it is held, the fault's text, its distance from the command (rad)."""
+
+    since_ns: int | None = None
+    text: str = ""
+    distance: float = 0.0
+
+
+@dataclass
 class _Distrust:
     """The last reason not to believe joint states, and its time."""
 
@@ -143,6 +166,8 @@ class Watchdog:
         self._present: dict[str, Fault] = {}
         self._instruction = ""
         self._controller = _Controller()
+        motion = config.standstill_motion or math.inf
+        self._detector = StandstillDetector(config.standstill_time, motion)
         self.reset(now_ns)
 
     def reset(self, now_ns: int) -> None:
@@ -151,12 +176,20 @@ class Watchdog:
         self._jumped: str | None = None
         self._restart(now_ns)
         self._inference = _Inference()
+        self._detector.suspect = False
 
     def _restart(self, now_ns: int) -> None:
         self._cameras = {name: _Camera(now_ns) for name in self._camera_names}
         self._joints = _Joints(now_ns)
         self._distrust = _Distrust()
         self._controller.off_since_ns = None
+        self._detector.forget()
+        self._standstill = _Standstill()
+
+    @property
+    def suspects_standstill(self) -> bool:
+        """True from a standstill until the arm is measured to move: the next plan must begin slowly."""
+        return self._detector.suspect
 
     @property
     def present(self) -> tuple[Fault, ...]:
@@ -222,6 +255,25 @@ class Watchdog:
         elif control.off_since_ns is None:
             control.off_since_ns = now_ns
 
+    def moving(self, sample: JointSample | None, joints: tuple[str, ...], now_ns: int) -> None:
+        """The arm as commanded and as measured at one stamp; None while nothing is commanded."""
+        if sample is None:
+            self._detector.forget()
+            self._standstill = _Standstill()
+            return
+        found = self._detector.add(sample)
+        held = self._standstill
+        held.distance = float(np.abs(sample.commanded - sample.measured).max())
+        if found is None or held.since_ns is not None:
+            return
+        joint, displacement = found
+        held.since_ns = now_ns
+        held.text = (
+            f"the arm does not move: {joints[joint]} was commanded to move {displacement:.3f} rad in "
+            f"{self.config.standstill_time} s or more, and no joint moved. Is there a protective stop, a "
+            "speed scaling of 0, an inactive controller, an obstacle?"
+        )
+
     def check(self, now_ns: int) -> WatchdogReport:
         """The state of everything at a time; call it at every tick, for the clock's sake."""
         self._notice_jump(now_ns)
@@ -238,7 +290,8 @@ class Watchdog:
         return WatchdogReport(action, tuple(ordered), raised, recovered)
 
     def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
-        return (self._clock, self._images, self._joint_states, self._words, self._policy, self._listener)
+        return (self._clock, self._images, self._joint_states, self._words, self._policy, self._listener,
+                self._arm_stands)
 
     def _notice_jump(self, now_ns: int) -> None:
         step = (now_ns - self._now_ns) / NANOSECONDS
@@ -348,3 +401,15 @@ class Watchdog:
             f"{self.config.following_error} rad. Is the arm stopped, or in collision?"
         )
         return [Fault("controller_not_following", "hold", text)]
+
+    def _arm_stands(self, now_ns: int) -> list[Fault]:
+        held = self._standstill
+        if held.since_ns is None:
+            return []
+        moved = not self._detector.suspect
+        near = held.distance <= self.config.standstill_motion
+        if now_ns - held.since_ns >= STANDSTILL_HOLD_NS and (moved or near):
+            self._detector.forget()
+            self._standstill = _Standstill()
+            return []
+        return [Fault(ARM_NOT_FOLLOWING, "hold", held.text)]

@@ -7,12 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.control.executor import ChunkExecutor
-from robovlms_ros.control.watchdog import Action
+from robovlms_ros.control.standstill import JointSample
+from robovlms_ros.control.watchdog import ARM_NOT_FOLLOWING, Action
 from robovlms_ros.core.types import Observation, RobotState
 from robovlms_ros.ros.controllers.base import Arm
 from robovlms_ros.ros.watch import Watch
 
 Array = NDArray[np.float64]
+
+UNTRUSTED = {"joint_states_stale", "joint_states_implausible", "controller_shared", "controller_absent", "clock_jumped"}
+"""Faults during which a set point does not return to the measured arm."""
 
 
 class ObservationSource(Protocol):
@@ -67,30 +71,55 @@ class Guard:
     def __init__(self, senses: ObservationSource, watch: Watch, executor: ChunkExecutor | None, arm: Arm | None,
                  log: Callable[[str], None]) -> None:
         self._senses, self._watch, self._executor, self._arm, self._log = senses, watch, executor, arm, log
+        self._standstill_ended = False
 
     def tell(self, worker: Worker | None, now_ns: int) -> None:
         """How inference and arm are doing. Call at every tick."""
         since = None if worker is None else worker.inferring_since_ns
-        joint, error = self._following() or ("", 0.0)
+        sample = self._sample()
+        joint, error = self._following(sample) or ("", 0.0)
+        joints = () if self._executor is None else self._executor.robot.joints
         with self._watch as dog:
             if since is not None:
                 dog.inference_started(since)
             dog.following(joint, error, now_ns)
+            dog.moving(sample, joints, now_ns)
+            if self._executor is not None and not dog.suspects_standstill:
+                self._executor.gate.probing = False
 
-    def _following(self) -> tuple[str, float] | None:
-        """The joint furthest from its command, and how far (rad); None while nothing is commanded."""
+    def _sample(self) -> JointSample | None:
+        """The arm as commanded and as measured at its newest stamp; None while nothing is commanded."""
         if self._arm is None or self._executor is None:
             return None
-        told = self._arm.following()
-        if told is not None:
-            return told
         measured = self._senses.measured()
         commanded = None if measured is None else self._executor.commanded(measured.stamp_ns)
         if measured is None or commanded is None:
             return None
-        errors = np.abs(commanded[0] - measured.positions)
+        return JointSample(measured.stamp_ns, commanded[0], measured.positions)
+
+    def _following(self, sample: JointSample | None) -> tuple[str, float] | None:
+        """The joint furthest from its command, and how far (rad); None while nothing is commanded."""
+        if self._arm is None or self._executor is None:
+            return None
+        reported = self._arm.following()
+        if reported is not None or sample is None:
+            return reported
+        errors = np.abs(sample.commanded - sample.measured)
         worst = int(np.argmax(errors))
         return self._executor.robot.joints[worst], float(errors[worst])
+
+    @property
+    def set_point_may_return(self) -> bool:
+        """True while the arm stands still where it is measured, and nothing speaks against the measurement."""
+        with self._watch as dog:
+            present = {fault.name for fault in dog.present}
+        return ARM_NOT_FOLLOWING in present and not present & UNTRUSTED
+
+    def take_standstill_end(self) -> bool:
+        """True once after `faults` saw the end of a standstill."""
+        ended = self._standstill_ended
+        self._standstill_ended = False
+        return ended
 
     def faults(self, now_ns: int) -> tuple[Action, str]:
         """What the arm must do now, and why: unusable messages first, then the watchdog's, then the controller's."""
@@ -99,10 +128,14 @@ class Guard:
                 dog.controller(self._arm.name, self._arm.listeners())
                 dog.commanders(self._arm.name, self._arm.other_commanders())
             report = dog.check(now_ns)
+            suspect = dog.suspects_standstill
         for fault in report.raised:
             self._log(f"fault: {fault.text}")
         for fault in report.recovered:
             self._log(f"recovered: {fault.name}")
+            if fault.name == ARM_NOT_FOLLOWING and self._executor is not None:
+                self._executor.gate.probing = suspect
+                self._standstill_ended = True
         worst = report.faults[:1]
         if report.action == "stop":
             return "stop", worst[0].text

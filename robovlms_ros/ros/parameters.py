@@ -15,7 +15,8 @@ from robovlms_ros.control.robot import GateConfig
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.watchdog import WatchdogConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
-from robovlms_ros.ros.parameter_table import AS_SENT, CAMERA, PARAMETERS, Parameter, Value
+from robovlms_ros.observations.images import AS_SENT, only_raw
+from robovlms_ros.ros.parameter_table import CAMERA, PARAMETERS, Parameter, Value
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ class CameraParameters:
                 f"{place}.topic = '{self.topic}': it carries compressed images. Set {place.split()[1]}.transport to "
                 f"compressed, and give the base topic, '{self.topic.removesuffix('/compressed')}'.")
         if self.transport == "compressed" and self.encoding is not None:
-            raise ConfigError(
-                f"{place}.encoding = '{self.encoding}': only raw images have an encoding. Set it to {AS_SENT}, or the "
-                "transport to raw.")
+            raise ConfigError(only_raw(place, self.encoding, "the transport to raw"))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from robovlms_ros.control.executor import ChunkExecutor
+from robovlms_ros.control.executor import REST_SPEED, ChunkExecutor
 from robovlms_ros.control.motion_guard import CommandRejected
 from robovlms_ros.control.schedule import ScheduleRefused
+from robovlms_ros.control.watchdog import Action
 from robovlms_ros.core.text_safety import without_numbers
 from robovlms_ros.core.types import (
     NANOSECONDS,
@@ -70,6 +71,7 @@ class PolicyRunner:
         self._worker: Worker | None = None
         self._active = False
         self._moving = False
+        self._returning = False
         self._not_before_ns = 0
         self.deactivation_requested = False
         """True once the gate has refused so often that the node should deactivate."""
@@ -161,6 +163,7 @@ class PolicyRunner:
 
     def _abandon(self, reason: str) -> None:
         """Forget the commanded motion: the controller is away, or nothing can be timed. What it has ends at rest."""
+        self._returning = False
         if self._moving:
             self._moving = False
             self._report.last_stop, self._report.last_stop_ns = reason, self._now()
@@ -190,13 +193,14 @@ class PolicyRunner:
             if self._executor is not None:
                 self._report.authority = self._executor.gate.authority_at(now)
             self._guard.tell(self._worker, now)
-            action, text = self._guard.faults(now)
+            action, text = self._faults(now)
             if action == "stop":
                 if self._moving or (self._executor is not None and self._executor.commanded(now) is not None):
                     self._abandon(text)
                 self._set(HOLDING if self._report.state == RUNNING else self._report.state, text)
             elif action == "hold":
                 self._on_fault(text)
+                self._return_to_arm(now, text)
             elif action == "wait":
                 self._set(self._report.state, text)
             elif self._moving and self._executor is not None and self._gripper is not None:
@@ -212,6 +216,38 @@ class PolicyRunner:
             self._set(HOLDING, text)
         else:
             self._set(self._report.state, text)
+
+    def _faults(self, now: int) -> tuple[Action, str]:
+        """The guard's answer; the end of a standstill is taken up first."""
+        action, text = self._guard.faults(now)
+        if self._guard.take_standstill_end():
+            self._returning = False
+            self._not_before_ns = now
+            if self._worker is not None:
+                self._worker.reset()
+            if self._executor is not None:
+                # The next plan begins where the arm is, with the ramp.
+                self._executor.restart()
+        return action, text
+
+    def _return_to_arm(self, now: int, text: str) -> None:
+        """Bring the set point back to an arm that stands still, once it is at rest: on release nothing may jump."""
+        if self._executor is None or self._arm is None:
+            return
+        if not self._guard.set_point_may_return:
+            if self._returning:
+                self._hold(text)
+            return
+        measured = self._senses.measured()
+        if self._returning or measured is None or not self._senses.speed().max() <= REST_SPEED:
+            return
+        try:
+            command = self._executor.move_back(measured, now)
+        except CommandRejected:
+            return
+        if command is not None:
+            self._arm.send(command, now)
+            self._returning = True
 
     def on_chunk(self, chunk: ActionChunk) -> None:
         """A chunk is ready: publish it, check it, execute it. Called by the worker's thread."""
@@ -249,7 +285,7 @@ class PolicyRunner:
 
     def _execute(self, chunk: ActionChunk) -> None:
         now = self._now()
-        action, problem = self._guard.faults(now)
+        action, problem = self._faults(now)
         if action == "stop":
             self._abandon(problem)
         if action in ("hold", "stop"):
@@ -302,14 +338,16 @@ class PolicyRunner:
     def _refuse(self, reason: str, state: str = HOLDING) -> None:
         self._report.refusals += 1
         self._report.last_refusal, self._report.last_refusal_ns = reason, self._now()
-        self._hold(reason)
+        if self._moving:
+            self._hold(reason)
         self._set(state, reason)
 
     def _hold(self, reason: str) -> None:
         """Command a smooth stop, once, when anything is under way."""
-        if not self._moving:
+        if not self._moving and not self._returning:
             return
         self._moving = False
+        self._returning = False
         now = self._now()
         self._report.last_stop, self._report.last_stop_ns = reason, now
         if self._executor is None or self._arm is None:

@@ -52,7 +52,7 @@ from robovlms_ros.ros.watch import Watch
 TICK_RATE = 20.0
 FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "joint_states_implausible",
           "no_instruction", "instruction_refused", "inference_late", "inference_died", "controller_absent",
-          "controller_shared", "controller_not_following", "clock_jumped")
+          "controller_shared", "controller_not_following", "arm_not_following", "clock_jumped")
 
 
 class VLANode(PlainLifecycleNode):

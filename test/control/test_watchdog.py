@@ -6,6 +6,7 @@ inference; an absent controller and one that does not follow; a clock that jumps
 import numpy as np
 import pytest
 
+from robovlms_ros.control.standstill import JointSample
 from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig, image_digest
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import NANOSECONDS
@@ -204,6 +205,50 @@ def test_a_controller_that_does_not_follow(bench):
     bench.expect("controller_not_following", "hold", "elbow is 0.400 rad from its command, allowed 0.3 rad")
     bench.dog.following("elbow", 0.1, bench.now_ns)
     bench.expect_recovered("controller_not_following")
+
+
+def stand_still(bench, ticks, speed=0.3, start=0.0):
+    """The command moves at `speed` (rad/s) while the arm stays where it is; returns the last command."""
+    commanded = start
+    for _ in range(ticks):
+        commanded += speed * 0.1
+        sample = JointSample(bench.now_ns, np.array([0.0, commanded]), np.zeros(2))
+        bench.dog.moving(sample, ("shoulder", "elbow"), bench.now_ns)
+        bench.tick()
+    return commanded
+
+
+def test_an_arm_that_does_not_move(bench):
+    command = stand_still(bench, 5)
+    assert not bench.report.faults
+    command = stand_still(bench, 3, start=command)
+    bench.expect("arm_not_following", "hold", "the arm does not move: elbow was commanded to move 0.")
+    assert "protective stop" in bench.report.faults[0].text
+    # The command that is brought back ends the fault once the arm has been held for a while.
+    stand_still(bench, 20, speed=0.0, start=0.02)
+    bench.expect("arm_not_following", "hold", "the arm does not move")
+    stand_still(bench, 12, speed=0.0, start=0.02)
+    assert not bench.report.faults
+    assert bench.dog.suspects_standstill
+    bench.dog.moving(JointSample(bench.now_ns, np.zeros(2), np.full(2, 0.1)), ("a", "b"), bench.now_ns)
+    assert not bench.dog.suspects_standstill
+
+
+def test_an_arm_that_stays_away_from_its_command_stays_held(bench):
+    command = stand_still(bench, 8)
+    stand_still(bench, 100, speed=0.0, start=command)
+    bench.expect("arm_not_following", "hold", "the arm does not move")
+    bench.dog.reset(bench.now_ns)
+    bench.dog.moving(None, (), bench.now_ns)
+    assert not bench.tick().faults
+    assert not bench.dog.suspects_standstill
+
+
+def test_nothing_commanded_is_no_standstill(bench):
+    stand_still(bench, 8)
+    bench.expect("arm_not_following", "hold", "the arm does not move")
+    bench.dog.moving(None, (), bench.now_ns)
+    bench.expect_recovered("arm_not_following")
 
 
 @pytest.mark.parametrize("seconds", [-50, 60])

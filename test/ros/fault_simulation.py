@@ -170,6 +170,8 @@ class Simulation:
         self.joint_hook = lambda state: [state]
         self.chunk_hook = lambda chunk: chunk
         self.camera_on = True
+        self.frozen = None  # (7,) rad: the joints stay there
+        self.arms = []  # measured joints, tick by tick
 
     def now(self):
         return START_NS + self.tick * TICK_NS + self.offset_ns
@@ -187,7 +189,8 @@ class Simulation:
 
     def step(self, t):
         now = self.now()
-        measured = self.commands[-1 - LAG]
+        measured = self.commands[-1 - LAG] if self.frozen is None else self.frozen
+        self.arms.append(measured)
         if self.tick % 5 == 0:
             for stamp, positions, keywords in self.joint_hook((now, measured, {})):
                 self.senses.receive(stamp, positions, **keywords)
@@ -207,6 +210,13 @@ class Simulation:
             self.runner.tick()
         command = self.controller.update(now, TICK_NS, measured, np.zeros(7))[0]
         self.commands.append(command)
+
+    def freeze(self):
+        self.frozen = self.commands[-1 - LAG]
+
+    def release(self):
+        """The joints go to the command of this moment."""
+        self.frozen = None
 
     def restart_controller(self):
         self.controller.reset()
