@@ -150,7 +150,7 @@ class ChunkScheduler:
         share: as in `move_slowly`. Raises ScheduleRefused while the running plan moves or when there is none.
         """
         running = self._running_at(now_ns)
-        if running is None or running.end_ns > now_ns and np.ptp(cut(running, now_ns).positions, axis=0).max() > 0:
+        if running is None or (running.end_ns > now_ns and np.ptp(cut(running, now_ns).positions, axis=0).max() > 0):
             raise ScheduleRefused("the commanded motion has not come to rest: it is not moved back.")
         _check_finite("target positions", positions)
         splice_ns = now_ns + self._lead_ns
