@@ -2,7 +2,8 @@
 
 - LSTM of several layers, several tokens, pooled tokens: equal to the head over the window, while it fills and slides;
 - three sequences that alternate (a camera three times the history's rate) keep their states apart;
-- where the history grid moves the window is run again, and the description names it; where it stands still again, states answer again;
+- where the history grid moves the window is run again, and the description names it; where it rests, states
+  answer again;
 - a frame asked for twice, a new instruction, two sessions; GPT before and after its window is full; FC.
 - the LSTM's cell reads the weights that torch's own LSTM reads, in float32 state under bfloat16 weights;
 - answering first and all rows in one step: windows of 1 to 16 that grow, slide, alternate, jump and shrink equal
