@@ -349,5 +349,5 @@ def _require_free_home(robot: RobotSpec, model: CollisionModel, pairs: SolidPair
             raise CollisionGeometryError(
                 f"at home {names[0]} and {names[1]} are {distance:.3f} m apart, allowed is "
                 f"{pairs.margin[p]:.3f} m (margin or self_margin of collision, or a world body's). "
-                f"world block or the margin, or name the pair {list(names)} in collision.ignore"
+                f"Correct the world block or the margin, or name the pair {list(names)} in collision.ignore"
             )

@@ -220,18 +220,24 @@ def solid_distance(
     """m between two solids (negative: their overlap), and the point (3,) of the second one next to
     the first, in the root's axes.
 
-    first_pose, second_pose: rotation (3, 3) and origin (3,) of the joints that carry them.
+    first_pose, second_pose: rotation (3, 3) and origin (3,) of the joints that carry them. Raises
+    CollisionGeometryError.
     """
     coal = import_coal()
     result = coal.DistanceResult()
-    distance = coal.distance(
-        first.geometry,
-        _placement(coal, first.pose, first_pose),
-        second.geometry,
-        _placement(coal, second.pose, second_pose),
-        coal.DistanceRequest(),
-        result,
-    )
+    try:
+        distance = coal.distance(
+            first.geometry,
+            _placement(coal, first.pose, first_pose),
+            second.geometry,
+            _placement(coal, second.pose, second_pose),
+            coal.DistanceRequest(),
+            result,
+        )
+    except RuntimeError as error:
+        raise CollisionGeometryError(
+            f"the distance of {first.body} and {second.body} cannot be computed: {error}."
+        ) from error
     return float(distance), np.array(result.getNearestPoint2()).reshape(3)
 
 

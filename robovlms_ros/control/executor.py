@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from robovlms_ros.control.collision_solids import CollisionModel
+from robovlms_ros.control.description.shapes import CollisionGeometryError
 from robovlms_ros.control.gripper import GripperSwitch
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.limits import cut
@@ -34,6 +35,12 @@ LONGEST_LEAD_NS = 200_000_000
 
 STOP_MARGIN = 0.5
 """Part of the collision margins that a stop keeps: it may leave the plan's path by the rest."""
+
+BACK_SHARE = 0.4
+"""Part of the speed limits, times the authority, with which a set point returns to an arm that stood still."""
+
+FARTHEST_BACK = 1.0
+"""rad: a set point that is further from the arm stays where it is."""
 
 REST_SPEED = 0.05
 """rad/s: a joint that is measured slower than this is at rest."""
@@ -268,9 +275,41 @@ class ChunkExecutor:
         self.stop_conflict = ""
         running = self.guard.commanded
         command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
-        try:
-            if running is not None:
+        if running is not None:
+            try:
                 command = self._free_stop(command, running, now_ns)
+            except CollisionGeometryError as error:
+                # A stop is never withheld for want of its check.
+                self.stop_conflict = f"the stop was not checked for collisions: {error}"
+        return self._admitted(command, now_ns)
+
+    def move_back(self, measured: RobotState, now_ns: int) -> AdmittedCommand | None:
+        """A slow motion of the set point, which is at rest, to an arm that stands still somewhere else.
+
+        It is continuous with the commanded motion, so that an arm that is released while it lasts does not jump.
+        None while a stop is under way, and where the set point is at the arm or further than FARTHEST_BACK.
+        Raises CommandRejected where it breaks a limit.
+        """
+        commanded = self.commanded(now_ns)
+        if commanded is None or np.any(commanded[1] != 0.0):
+            return None
+        distance = np.abs(commanded[0] - measured.positions).max()
+        if not AT_COMMAND < distance <= FARTHEST_BACK:
+            return None
+        share = BACK_SHARE * self.gate.authority
+        try:
+            command = self.scheduler.move_back(measured.positions, now_ns, share)
+        except ScheduleRefused:
+            return None
+        contact = self.gate.sweep(curve_of(command), now_ns, STOP_MARGIN).contact
+        if contact is not None:
+            self.scheduler.resume(self.guard.commanded)
+            raise CommandRejected(f"the set point stays: on its way back {contact.text(now_ns)}")
+        return self._admitted(command, now_ns)
+
+    def _admitted(self, command: TrajectoryCommand, now_ns: int) -> AdmittedCommand:
+        """A command that continues the commanded motion, recorded. Raises CommandRejected."""
+        try:
             admitted = self.guard.admit(command, now_ns, None)
         except CommandRejected:
             self.scheduler.resume(self.guard.commanded)
@@ -294,6 +333,7 @@ class ChunkExecutor:
             self.stop_conflict = f"{text}; the shortest stop was sent"
             return shortest
         if self.gate.sweep(running, now_ns, STOP_MARGIN).contact is None:
+            self.scheduler.resume(running)
             self.stop_conflict = f"{text}; the running plan ends at rest without contact"
             raise CommandRejected(self.stop_conflict)
         # A stop is never withheld: the shortest one meets the body at the least speed.
