@@ -789,3 +789,15 @@ def test_a_stop_is_never_withheld(monkeypatch):
     Stops(monkeypatch, executor, lambda curve, now_ns: True)
     stop = executor.smooth_stop(now)
     assert not stop.velocities[-1].any() and "no stop avoids it" in executor.stop_conflict
+
+
+def test_a_failure_of_the_check_withholds_no_stop(monkeypatch):
+    executor, now = moving_executor()
+
+    def fail(*args):
+        raise CollisionGeometryError("no distance.")
+
+    monkeypatch.setattr(executor.gate, "sweep", fail)
+    stop = executor.smooth_stop(now)
+    assert not stop.velocities[-1].any()
+    assert executor.stop_conflict == "the stop was not checked for collisions: no distance."
