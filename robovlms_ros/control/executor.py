@@ -32,7 +32,7 @@ LONGEST_LEAD_NS = 200_000_000
 """The longest lead of a message that is computed a second time."""
 
 BACK_SHARE = 0.4
-"""Part of the speed limits, times the authority, with which a set point returns to an arm that stood still."""
+"""Part of the speed limits, times the authority, for the return of a set point to the arm."""
 
 FARTHEST_BACK = 1.0
 """rad: a set point that is further from the arm stays where it is."""
@@ -262,14 +262,15 @@ class ChunkExecutor:
         where the stop itself breaks a limit: the last command then ends at rest by itself.
         """
         self._plan = None
-        return self._admitted(self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns)), now_ns)
+        command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
+        return self._admitted(command, now_ns)
 
     def move_back(self, measured: RobotState, now_ns: int) -> AdmittedCommand | None:
-        """A slow motion of the set point, which is at rest, to an arm that stands still somewhere else.
+        """A slow motion of the set point, which is at rest, to an arm at rest somewhere else.
 
-        It is continuous with the commanded motion, so that an arm that is released while it lasts does not jump.
-        None while a stop is under way, and where the set point is at the arm or further than FARTHEST_BACK.
-        Raises CommandRejected where it breaks a limit.
+        An arm that is released after it does not jump. It is continuous with the commanded motion.
+        None while a stop is under way, and where the set point is at the arm or further away than
+        FARTHEST_BACK. Raises CommandRejected where it breaks a limit.
         """
         commanded = self.commanded(now_ns)
         if commanded is None or np.any(commanded[1] != 0.0):

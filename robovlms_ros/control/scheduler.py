@@ -145,18 +145,20 @@ class ChunkScheduler:
         return command
 
     def move_back(self, positions: Array, now_ns: int, share: float) -> TrajectoryCommand:
-        """A slow motion from the running plan, which has come to rest, to (J,) rad; the running plan from now on.
+        """A slow motion from the running plan, at rest, to (J,) rad; the running plan from now on.
 
-        share: as in `move_slowly`. Raises ScheduleRefused while the running plan moves or when there is none.
+        share: as in `move_slowly`. Raises ScheduleRefused while the running plan moves, and where
+        there is none.
         """
         running = self._running_at(now_ns)
-        if running is None or running.end_ns > now_ns and np.ptp(cut(running, now_ns).positions, axis=0).max() > 0:
-            raise ScheduleRefused("the commanded motion has not come to rest: it is not moved back.")
+        if running is None or np.ptp(cut(running, now_ns).positions, axis=0).max() > 0:
+            raise ScheduleRefused("the commanded motion is not at rest: it is not moved back.")
         _check_finite("target positions", positions)
         splice_ns = now_ns + self._lead_ns
         self.forget_chunks()
         end = np.clip(positions, self._bounds.lower, self._bounds.upper)
-        back = move_slowly(splice_ns, running(np.array([splice_ns]))[0][0], end, self._bounds, share)
+        begin = running(np.array([splice_ns]))[0][0]
+        back = move_slowly(splice_ns, begin, end, self._bounds, share)
         still = Spline(np.array([back.end_ns + HOLD_NS]), back.positions[-1:], back.velocities[-1:])
         command = self._message(running, followed_by(back, still), now_ns)
         self.commit(command)

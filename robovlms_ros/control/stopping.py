@@ -35,10 +35,13 @@ def come_to_rest(plan: Spline, stop_time: float, bounds: JointBounds) -> Spline:
     )
 
 
-def move_slowly(begin_ns: int, begin: Array, end: Array, bounds: JointBounds, share: float) -> Spline:
+def move_slowly(
+    begin_ns: int, begin: Array, end: Array, bounds: JointBounds, share: float
+) -> Spline:
     """A motion from rest to rest, (J,) to (J,) rad, on a straight line in joint space.
 
-    share: the part of the speed bounds, above 0 to 1, that it uses at most; of the acceleration bounds half.
+    share: the part of the speed bounds, above 0 to 1, that it uses at most; it uses half of the
+    acceleration bounds at most.
     """
     distance = np.abs(end - begin)
     # A cubic from rest to rest reaches 1.5 d / T and 6 d / T^2.

@@ -48,8 +48,8 @@ class WatchdogConfig:
     frozen_time, frozen_motion: an image whose bytes stay the same so long, while a joint moves so far (rad).
     inference_timeout: an inference that takes longer is late.
     following_error, following_time: a joint further (rad) than this from its command, for so long.
-    standstill_time, standstill_motion: no joint moves for so long, while one is commanded to move so far
-        (rad). A motion of 0 turns the check off.
+    standstill_time, standstill_motion: no joint moves for so long, while one is commanded to move so
+        far (rad). A motion of 0 turns the check off.
     clock_jump: a step forward of the clock between two checks that is no longer time passing; back is always a jump.
     """
 
@@ -137,7 +137,7 @@ class _Joints:
 
 @dataclass
 class _Standstill:
-    """An arm that does not follow: since when it is held, the fault's text, its distance from the command (rad)."""
+    """The hold of an arm that does not move: its begin and text, the distance from the command (rad)."""
 
     since_ns: int | None = None
     text: str = ""
@@ -188,7 +188,7 @@ class Watchdog:
 
     @property
     def suspects_standstill(self) -> bool:
-        """True from a standstill until the arm is measured to move: the next plan must begin slowly."""
+        """True from a standstill until the arm is measured to move: the next plan begins slowly."""
         return self._detector.suspect
 
     @property
@@ -269,9 +269,9 @@ class Watchdog:
         joint, displacement = found
         held.since_ns = now_ns
         held.text = (
-            f"the arm does not move: {joints[joint]} was commanded to move {displacement:.3f} rad in "
-            f"{self.config.standstill_time} s or more, and no joint moved. Is there a protective stop, a "
-            "speed scaling of 0, an inactive controller, an obstacle?"
+            f"the arm does not move: {joints[joint]} was commanded to move {displacement:.3f} rad "
+            f"in {self.config.standstill_time} s or more, and no joint moved. Is there a protective "
+            "stop, a speed scaling of 0, an inactive controller, an obstacle?"
         )
 
     def check(self, now_ns: int) -> WatchdogReport:
@@ -290,8 +290,8 @@ class Watchdog:
         return WatchdogReport(action, tuple(ordered), raised, recovered)
 
     def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
-        return (self._clock, self._images, self._joint_states, self._words, self._policy, self._listener,
-                self._arm_stands)
+        senses = (self._clock, self._images, self._joint_states)
+        return (*senses, self._words, self._policy, self._listener, self._standing_arm)
 
     def _notice_jump(self, now_ns: int) -> None:
         step = (now_ns - self._now_ns) / NANOSECONDS
@@ -402,7 +402,7 @@ class Watchdog:
         )
         return [Fault("controller_not_following", "hold", text)]
 
-    def _arm_stands(self, now_ns: int) -> list[Fault]:
+    def _standing_arm(self, now_ns: int) -> list[Fault]:
         held = self._standstill
         if held.since_ns is None:
             return []

@@ -15,7 +15,13 @@ from robovlms_ros.ros.watch import Watch
 
 Array = NDArray[np.float64]
 
-UNTRUSTED = {"joint_states_stale", "joint_states_implausible", "controller_shared", "controller_absent", "clock_jumped"}
+UNTRUSTED = {
+    "joint_states_stale",
+    "joint_states_implausible",
+    "controller_shared",
+    "controller_absent",
+    "clock_jumped",
+}
 """Faults during which a set point does not return to the measured arm."""
 
 
@@ -88,7 +94,7 @@ class Guard:
                 self._executor.gate.probing = False
 
     def _sample(self) -> JointSample | None:
-        """The arm as commanded and as measured at its newest stamp; None while nothing is commanded."""
+        """The arm, commanded and measured, at its newest stamp; None while nothing is commanded."""
         if self._arm is None or self._executor is None:
             return None
         measured = self._senses.measured()
@@ -98,7 +104,7 @@ class Guard:
         return JointSample(measured.stamp_ns, commanded[0], measured.positions)
 
     def _following(self, sample: JointSample | None) -> tuple[str, float] | None:
-        """The joint furthest from its command, and how far (rad); None while nothing is commanded."""
+        """The joint furthest from its command, and its distance (rad); None without a command."""
         if self._arm is None or self._executor is None:
             return None
         reported = self._arm.following()
@@ -110,7 +116,7 @@ class Guard:
 
     @property
     def set_point_may_return(self) -> bool:
-        """True while the arm stands still where it is measured, and nothing speaks against the measurement."""
+        """True during a standstill of the arm, unless its measured pose is in doubt."""
         with self._watch as dog:
             present = {fault.name for fault in dog.present}
         return ARM_NOT_FOLLOWING in present and not present & UNTRUSTED

@@ -177,12 +177,13 @@ PARAMETERS = (
     Parameter("watchdog.following_time", WATCHDOG.following_time, "s: see watchdog.following_error.", 0.01, 60.0),
     Parameter(
         "watchdog.standstill_time", WATCHDOG.standstill_time,
-        "s: an arm of which no joint moves for so long, while one is commanded to move by standstill_motion, does not "
-        "follow (protective stop, inactive controller); the arm is held and its set point brought back to it.",
-        0.1, 60.0),
+        "s: an arm of which no joint moves for so long, while one is commanded to move by "
+        "standstill_motion, does not follow (protective stop, inactive controller); the arm is held "
+        "and its set point brought back to it.", 0.1, 60.0),
     Parameter(
         "watchdog.standstill_motion", WATCHDOG.standstill_motion,
-        "rad: see watchdog.standstill_time; a fifth of it counts as standing still. 0: not checked.", 0.0, 10.0),
+        "rad: see watchdog.standstill_time; a fifth of it counts as standing still. 0: not checked.",
+        0.0, 10.0),
     Parameter(
         "watchdog.clock_jump", WATCHDOG.clock_jump,
         "s: a step forward of the node's clock that is a jump; back always is.", 0.1, 3600.0),

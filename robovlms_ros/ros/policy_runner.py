@@ -231,7 +231,7 @@ class PolicyRunner:
         return action, text
 
     def _return_to_arm(self, now: int, text: str) -> None:
-        """Bring the set point back to an arm that stands still, once it is at rest: on release nothing may jump."""
+        """Bring the set point back to an arm that does not move: on release nothing may jump."""
         if self._executor is None or self._arm is None:
             return
         if not self._guard.set_point_may_return:

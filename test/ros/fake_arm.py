@@ -29,7 +29,8 @@ class FakeArm(Node):
     quirks: what (static, wrist, jpeg: the wrist's camera compressed, joint_states) -> function from the message to the
         message to send, or None.
     frozen: nothing happens and nothing is published, simulated time included.
-    stuck: the joints stay where they are; the controller goes on. set_point: the controller's last command.
+    stuck: the joints stay where they are; the controller goes on.
+    set_point: the controller's last command.
     clock_ns: simulated time, published on /clock and used for stamps; None is the system's clock.
     commands: (when it was published, ns of the system's clock; the message).
     """
@@ -96,7 +97,8 @@ class FakeArm(Node):
             self._clock_publisher.publish(Clock(clock=to_time(self.clock_ns)))
         now = self.now_ns()
         period = now - self._updated_ns if 0 < now - self._updated_ns < 10**9 else PERIOD_NS
-        self.set_point, velocities = self._controller.update(now, period, self.positions, self.velocities)
+        self.set_point, velocities = self._controller.update(
+            now, period, self.positions, self.velocities)
         self.velocities = np.zeros_like(velocities) if self.stuck else velocities
         self.positions = self.positions if self.stuck else self.set_point
         self._updated_ns = now

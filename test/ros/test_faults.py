@@ -310,7 +310,7 @@ def test_controller_that_does_not_follow(make_graph):
 
 
 def test_an_arm_that_does_not_move(make_graph):
-    """It is held, the set point comes back to it, and it goes on from where it is once it can move."""
+    """It is held, the set point comes back to it, and it goes on from there once it can move."""
     from fake_policies import Injected, constant
 
     graph = make_graph(watchdog__standstill_time=1.0, watchdog__standstill_motion=0.02)
