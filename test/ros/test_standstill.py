@@ -107,7 +107,7 @@ def test_the_way_back_ends_early(end):
 
 
 def test_a_driver_that_repeats_one_pose_moves_the_arm_within_the_limits():
-    """It cannot be told from a frozen arm: the arm stops, and comes back slowly to the pose."""
+    """It equals a frozen arm: the arm stops, and comes back slowly to the pose."""
     sim = Simulation()
 
     def repeat(sim):
