@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from robovlms_ros.control.controller_types import ROS_NAME
+from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig, Strategy
-from robovlms_ros.control.watchdog import WatchdogConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.observations.images import AS_SENT, Encoding
 
@@ -15,7 +15,7 @@ TRANSPORTS = ("raw", "compressed")
 WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list of texts"}
 CAMERA = "{camera}"
 SCHEDULE = ScheduleConfig()
-WATCHDOG = WatchdogConfig()
+WATCHDOG = SafetyMonitorConfig()
 
 
 @dataclass(frozen=True)

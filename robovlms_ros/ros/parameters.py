@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from robovlms_ros.control.controller_types import ROS_NAME
 from robovlms_ros.control.robot import GateConfig
+from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig
-from robovlms_ros.control.watchdog import WatchdogConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.observations.images import AS_SENT, only_raw
 from robovlms_ros.ros.parameter_table import CAMERA, PARAMETERS, Parameter, Value
@@ -73,7 +73,7 @@ class NodeParameters:
     on_slow_inference: str
     added_latency: float
     schedule: ScheduleConfig
-    watchdog: WatchdogConfig
+    watchdog: SafetyMonitorConfig
 
     def authority_of(self, gate: GateConfig) -> tuple[float, float]:
         """The part of the speed limits in use after the ramp, and the ramp (s): given here, else the robot's."""
@@ -121,9 +121,9 @@ def from_values(values: Mapping[str, Any]) -> NodeParameters:
     fields: dict[str, Any] = {name: value for name, value in checked.items() if "." not in name}
     schedule = {f.name: checked[f"schedule.{f.name}"] for f in dataclasses.fields(ScheduleConfig)}
     fields["schedule"] = ScheduleConfig(**schedule)  # type: ignore[arg-type]
-    watched = [f.name for f in dataclasses.fields(WatchdogConfig) if f.name != "max_age"]
+    watched = [f.name for f in dataclasses.fields(SafetyMonitorConfig) if f.name != "max_age"]
     watchdog = {name: checked[f"watchdog.{name}"] for name in watched}
-    fields["watchdog"] = WatchdogConfig(**watchdog)  # type: ignore[arg-type]
+    fields["watchdog"] = SafetyMonitorConfig(**watchdog)  # type: ignore[arg-type]
     fields["cameras"] = tuple(
         CameraParameters(
             name, checked[f"camera.{name}.topic"], checked[f"camera.{name}.transport"],  # type: ignore[arg-type]

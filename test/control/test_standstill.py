@@ -157,10 +157,10 @@ def test_after_a_standstill_less_suffices_until_the_arm_moves():
 
 
 def test_zero_motion_turns_it_off():
-    from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
+    from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
 
-    dog = Watchdog(WatchdogConfig(standstill_motion=0.0), (), 0)
+    monitor = SafetyMonitor(SafetyMonitorConfig(standstill_motion=0.0), (), 0)
     for tick in range(200):
         now = tick * NANOSECONDS // 20
-        dog.moving(JointSample(now, np.full(2, 0.02 * tick), np.zeros(2)), ("a", "b"), now)
-    assert not dog.suspects_standstill
+        monitor.moving(JointSample(now, np.full(2, 0.02 * tick), np.zeros(2)), ("a", "b"), now)
+    assert not monitor.suspects_standstill

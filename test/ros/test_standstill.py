@@ -94,7 +94,7 @@ def test_the_way_back_ends_early(end):
         if end == "pause":
             sim.runner.pause(True)
         elif end == "deactivate":
-            sim.runner.stop("deactivated")
+            sim.runner.deactivate("deactivated")
         else:
             sim.joint_hook = lambda state: [(state[0], np.zeros(7), {})]
 
