@@ -58,8 +58,8 @@ class SafetyGate:
     kinematics: checks the tool's workspace and speed; None leaves those two unchecked.
     authority: the part of the speed limits in use after the ramp, above 0 to 1; authority_ramp: s after activation
     until it is. Both may be set at any time.
-    probing: True keeps the authority where the ramp begins, for an arm that did not move when it was
-    commanded; the ramp begins when it ends.
+    probing: True keeps the authority where the ramp begins, for an arm that did not move when it
+    was commanded; the ramp begins when it ends.
     """
 
     def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None) -> None:

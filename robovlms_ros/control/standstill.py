@@ -19,7 +19,7 @@ LAG_SHARE = 0.5
 """Part of the observed time that a command may take to move the arm: 0.25 s of 0.5 s."""
 
 NOISE_SHARE = 0.2
-"""Part of the commanded displacement that an arm at rest may be measured to move (noise, brakes)."""
+"""Part of the commanded displacement that is measured of an arm at rest (noise, brakes)."""
 
 SUSPECT_SHARE = 0.4
 """Part of the commanded displacement that suffices for an arm that stood still before."""
@@ -40,7 +40,7 @@ class StandstillDetector:
     """Compares commanded with measured displacement since the arm began to stand still.
 
     time: s that no joint is measured to move. motion: rad that a joint is commanded to move meanwhile,
-    LAG_SHARE of `time` ago already. All joints must be at rest: one joint in contact is no standstill.
+    LAG_SHARE of `time` ago already. All joints must be at rest: one joint in contact is none.
     suspect: True from a standstill until the arm is measured to move.
     """
 

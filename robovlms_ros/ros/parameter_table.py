@@ -178,11 +178,11 @@ PARAMETERS = (
     Parameter(
         "watchdog.standstill_time", WATCHDOG.standstill_time,
         "s: an arm of which no joint moves for so long, while one is commanded to move by "
-        "standstill_motion, does not follow (protective stop, inactive controller); the arm is held "
+        "standstill_motion, does not follow (protective stop, inactive controller); it is held "
         "and its set point brought back to it.", 0.1, 60.0),
     Parameter(
         "watchdog.standstill_motion", WATCHDOG.standstill_motion,
-        "rad: see watchdog.standstill_time; a fifth of it counts as standing still. 0: not checked.",
+        "rad: see watchdog.standstill_time; a fifth of it counts as rest. 0: not checked.",
         0.0, 10.0),
     Parameter(
         "watchdog.clock_jump", WATCHDOG.clock_jump,

@@ -328,7 +328,7 @@ def test_an_arm_that_does_not_move(make_graph):
         graph.listener.wait_state("holding", "the arm does not move")
         graph.listener.wait_diagnosis("arm_not_following", "no joint moved")
         graph.wait_for(lambda: away() < 0.001, "the set point at the arm")
-        gate = graph.node._pilot._executor.gate
+        gate = graph.node._runner._executor.gate
         graph.wait_for(lambda: gate.probing, "a plan that begins slowly")
         graph.arm.stuck = False
         graph.wait_for(lambda: not gate.probing, "motion, and with it the end of the suspicion")
