@@ -24,7 +24,7 @@ PERIOD_NS = 40_000_000  # of the joint states; the cameras' is four times that
 
 
 class FakeArm(Node):
-    """A Panda that does exactly as its controller says, with two cameras of noise. `quirks` bend what it publishes.
+    """A Panda that does exactly as its controller commands, with two cameras of noise. `quirks` bend what it publishes.
 
     quirks: what (static, wrist, jpeg: the wrist's camera compressed, joint_states) -> function from the message to the
         message to send, or None.
