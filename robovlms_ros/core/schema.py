@@ -2,7 +2,8 @@
 
 `build(cls, mapping, where)` fills every field of `cls`, recursing into nested dataclasses, tuples and mappings, checks
 each value against its annotation, and refuses what it does not know with the nearest names it does. Ranges are
-checked by each dataclass in `__post_init__`, which raises `ConfigError` itself (see `require`).
+checked by each dataclass in `__post_init__`, which raises `ConfigError` itself (see `require`). An annotated class
+with a `variant(tag, where)` of its own names the dataclass for a mapping's `type`.
 """
 
 import dataclasses
@@ -92,6 +93,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if any(type(value) is type(allowed) and value == allowed for allowed in args):
             return value
         raise ConfigError(f"{where} = {shown(value)}: not allowed.{did_you_mean(str(value)[:100], map(str, args))}")
+    if isinstance(hint, type) and "variant" in vars(hint):
+        return build(hint.variant(_tag(value, where), where), value, where)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list | tuple):
@@ -130,13 +133,17 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _pick_by_type(members: list[Any], value: Any, where: str) -> Any:
     """The dataclass among `members` whose `type: Literal[...]` field names what `value["type"]` says."""
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} = {shown(value)}: must be a mapping of names to values, `type` among them.")
     tags = {tag: m for m in members for tag in typing.get_args(typing.get_type_hints(m)["type"])}
-    tag = value.get("type")
+    tag = _tag(value, where)
     if not isinstance(tag, str) or tag not in tags:
         raise ConfigError(f"{where}.type = {shown(tag)}: not allowed.{did_you_mean(str(tag)[:100], tags)}")
     return tags[tag]
+
+
+def _tag(value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} = {shown(value)}: must be a mapping of names to values, `type` among them.")
+    return value.get("type")
 
 
 def describe(hint: Any) -> str:
