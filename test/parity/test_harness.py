@@ -1,6 +1,6 @@
 """The harness itself: what it cannot check fails, and a checkpoint's own JSON is no case.
 
-- a difference is judged relative to max(1, |value|), and a tolerance of 0 permits none;
+- a difference is judged relative to max(1, largest |value|), and a tolerance of 0 permits none;
 - recorded latents of the first camera alone are compared with that camera's.
 """
 
@@ -47,6 +47,9 @@ def test_tolerances_grow_with_the_value():
         close(torch.tensor([300.0]), torch.tensor([300.004]), 1e-5)
     with pytest.raises(AssertionError, match="off by"):
         close(torch.tensor([300, 0]), torch.tensor([301, 0]), 0.0)
+    close(torch.tensor([6.0, 0.0]), torch.tensor([6.0, 5e-5]), 1e-5)
+    with pytest.raises(AssertionError, match="off by"):
+        close(torch.tensor([6.0, 0.0]), torch.tensor([6.0, 7e-5]), 1e-5)
 
 
 def test_latents_of_the_first_camera_alone_are_compared_there():
