@@ -1,8 +1,9 @@
 """The controller and gripper blocks of a robot's YAML: one dataclass per `type`, each field with its unit.
 
-They hold the target and the settings of the commands; the adapters that send are in `robovlms_ros.ros.controllers`.
-Names of topics, actions and services are relative, so that namespaces and remappings work. Packages of third parties
-add arm controllers: docs/add_a_controller.md.
+They hold the target and the settings of the commands; the adapters that send are in
+`robovlms_ros.ros.controllers`. Names of topics, actions and services are relative, so that
+namespaces and remappings work. Packages of third parties add arm controllers:
+docs/add_a_controller.md.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ def check_ros_name(where: str, value: str) -> None:
 
 
 def check_range(where: str, value: float, low: float, high: float, unit: str) -> None:
-    """Raise ConfigError unless `value` is finite and lies from `low` to `high`; `unit` completes the message."""
+    """Raise ConfigError unless `value` is finite and lies from `low` to `high` (in `unit`)."""
     allowed = f"from {low:g} to {high:g} {unit}"
     require(math.isfinite(value) and low <= value <= high, where, value, allowed)
 
@@ -32,8 +33,8 @@ def check_range(where: str, value: float, low: float, high: float, unit: str) ->
 class ArmController:
     """Base of the arm controllers' blocks: frozen dataclasses, told apart by their `type`.
 
-    adapter: `module:Class` of the adapter, a subclass of `robovlms_ros.ros.controllers.base.Arm`, for types of third
-    parties. A name, because this module is imported on machines without ROS.
+    adapter: `module:Class` of the adapter, a subclass of `robovlms_ros.ros.controllers.base.Arm`,
+    for types of third parties. A name, because this module is imported on machines without ROS.
     """
 
     type: str
@@ -41,9 +42,13 @@ class ArmController:
 
     @classmethod
     def variant(cls, tag: object, where: str) -> type["ArmController"]:
-        """The dataclass of `type: tag`, ours or of an entry point. Raises ConfigError that begins with `where`."""
+        """The dataclass of `type: tag`, ours or of an entry point.
+
+        Raises ConfigError that begins with `where`.
+        """
         if not isinstance(tag, str):
-            raise ConfigError(f"{where}.type = {shown(tag)}: must be a text.{did_you_mean('', names('controller'))}")
+            allowed = did_you_mean("", names("controller"))
+            raise ConfigError(f"{where}.type = {shown(tag)}: must be a text.{allowed}")
         found = resolve("controller", tag, f"{where}.type")
         if tag not in CONTROLLERS:
             _check_third_party(found, tag, where)
@@ -52,10 +57,15 @@ class ArmController:
 
 def _check_third_party(found: object, tag: str, where: str) -> None:
     source = f"{where}.type = '{tag}': entry point of the group {KINDS['controller'].group}"
-    if not (isinstance(found, type) and issubclass(found, ArmController) and dataclasses.is_dataclass(found)):
-        raise ConfigError(f"{source} names {found!r}: must be a dataclass that derives from ArmController.")
+    derived = isinstance(found, type) and issubclass(found, ArmController)
+    if not (derived and dataclasses.is_dataclass(found)):
+        raise ConfigError(
+            f"{source} names {found!r}: must be a dataclass that derives from ArmController."
+        )
     if ":" not in found.adapter:
-        raise ConfigError(f"{source}: {found.__name__}.adapter = '{found.adapter}': must be 'module:Class'.")
+        raise ConfigError(
+            f"{source}: {found.__name__}.adapter = '{found.adapter}': must be 'module:Class'."
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Backbones, heads and controllers by name. Ours are tables; third parties add theirs by the entry point groups."""
+"""Backbones, heads and controllers by name. Ours are tables; third parties add theirs by entry
+points."""
 
 import importlib
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ CONTROLLERS = {
     "forward_position": "robovlms_ros.control.controller_types:ForwardPosition",
     "chunk_only": "robovlms_ros.control.controller_types:ChunkOnly",
 }
-# Known to RoboVLMs, but their code exists only as remote code of the model hub, which is never run here.
+# Known to RoboVLMs, but their code exists only as remote code of the model hub, which is never run
+# here.
 REMOTE_CODE_ONLY = {"moondream": "smolvlm", "uform": "smolvlm"}
 
 
@@ -38,8 +40,8 @@ REMOTE_CODE_ONLY = {"moondream": "smolvlm", "uform": "smolvlm"}
 class PluginKind:
     """One kind of named class.
 
-    place: the configuration key that names it. ours: name -> `module:Class`. group: entry point group of third
-    parties, None where they cannot add any.
+    place: the configuration key that names it. ours: name -> `module:Class`. group: entry point
+    group of third parties, None where they cannot add any.
     """
 
     place: str
@@ -47,7 +49,7 @@ class PluginKind:
     group: str | None = None
 
     def third_party(self) -> dict[str, str]:
-        """Name -> `module:Class` of the installed entry points; a name of ours cannot be replaced."""
+        """Name -> `module:Class` of the installed entry points, less the names of ours."""
         if self.group is None:
             return {}
         found = {entry.name: entry.value for entry in entry_points(group=self.group)}
@@ -67,7 +69,7 @@ def names(kind: str) -> list[str]:
 
 
 def resolve(kind: str, name: str, place: str | None = None) -> Any:
-    """The class called `name`, imported now; `place` names the key in messages where the file is known.
+    """The class called `name`, imported now; `place` names the key in messages, with its file.
 
     Raises ConfigError for an unknown or a refused name.
     """
@@ -79,7 +81,8 @@ def resolve(kind: str, name: str, place: str | None = None) -> Any:
         )
     target = KINDS[kind].ours.get(name) or KINDS[kind].third_party().get(name)
     if target is None:
-        raise ConfigError(f"{place} = {shown(name)}: unknown.{did_you_mean(name[:100], names(kind))}")
+        near = did_you_mean(name[:100], names(kind))
+        raise ConfigError(f"{place} = {shown(name)}: unknown.{near}")
     return load(target, f"{kind} '{name}'")
 
 

@@ -186,7 +186,8 @@ GOOGLE_STATISTICS = Path(__file__).resolve().parents[3] / "shared" / "google_sta
 
 
 def google_quantiles() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    step = config_from_mapping({**REFERENCE, "profile": "google_robot"}, "test").action.normalization[-1]
+    config = config_from_mapping({**REFERENCE, "profile": "google_robot"}, "test")
+    step = config.action.normalization[-1]
     assert step.method == "quantile"
     return step.low, step.high
 
@@ -195,7 +196,7 @@ def test_the_google_profile_has_all_digits():
     assert google_quantiles() == (GOOGLE_Q01, GOOGLE_Q99)
 
 
-@pytest.mark.skipif(not GOOGLE_STATISTICS.is_file(), reason=f"{GOOGLE_STATISTICS.name} is not beside the checkout")
+@pytest.mark.skipif(not GOOGLE_STATISTICS.is_file(), reason="no google_statistics.json in ../shared")
 def test_the_google_profile_equals_the_data_set_s_statistics():
     (statistics,) = json.loads(GOOGLE_STATISTICS.read_text(encoding="utf-8")).values()
     assert google_quantiles() == (tuple(statistics["q01"]), tuple(statistics["q99"]))

@@ -27,7 +27,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line with the largest relative deviation of each tolerance that this run compared with."""
-    found = ", ".join(f"{LARGEST[limit]:.1e} of {limit:.0e}" for limit in sorted(LARGEST) if limit > 0.0)
+    """One line: the largest relative deviation, by tolerance."""
+    compared = sorted(tolerance for tolerance in LARGEST if tolerance > 0.0)
+    found = ", ".join(f"{LARGEST[tolerance]:.1e} of {tolerance:.0e}" for tolerance in compared)
     if found:
-        terminalreporter.write_line(f"parity: largest relative deviation, of the tolerance: {found}")
+        terminalreporter.write_line(f"parity: largest relative deviation, of allowed: {found}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 TOLERANCE, OTHER_ATTENTION, BFLOAT16, LOSS = 1e-5, 5e-5, 2e-2, 1e-6
 UNDECIDED = 1e-4  # below this the reference's own logit says nothing about the gripper
-LARGEST: dict[float, float] = {}  # tolerance -> largest relative deviation of this run, for the run's summary
+LARGEST: dict[float, float] = {}  # tolerance -> largest relative deviation of this run
 
 
 def is_case(path: Path) -> bool:
@@ -57,10 +57,11 @@ def image_u8(name: str, height: int, width: int) -> np.ndarray:
 
 
 def close(got: Any, expected: Any, tolerance: float = TOLERANCE, what: str = "") -> None:
-    """Shapes are equal, nothing is NaN, and no number is off by more than `tolerance` x max(1, size).
+    """Shapes are equal, nothing is NaN, no number is off by more than `tolerance` x max(1, size).
 
-    size: the largest |value| of the reference's tensor. float32 rounds a sum relative to its largest terms, so the
-    small numbers of a large tensor are no more precise than the large ones, and differ from processor to processor.
+    size: the largest |value| of the reference's tensor. float32 rounds a sum relative to its
+    largest terms, so the small numbers of a large tensor are no more precise than the large ones,
+    and differ from processor to processor.
     """
     got, expected = (
         torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).detach().double() for x in (got, expected)

@@ -177,7 +177,7 @@ class StandInVision(nn.Module):
 
 
 def set_gates(policy: VLAPolicy, gates: list[float]) -> None:
-    """The recording overwrote the gates of the cross attention after the fill: (attention, feed-forward)."""
+    """Set the cross attention's gates, (attention, feed-forward), as the recording did after the fill."""
     for name, parameter in policy.named_parameters():
         for gate, value in zip(("attn_gate", "ff_gate"), gates, strict=True):
             if name.endswith(gate):
@@ -200,7 +200,7 @@ def check_cross_attention(policy: VLAPolicy, case: dict[str, Any], tolerance: fl
 
 
 def check_latents(cameras: list[Tensor], recorded: Tensor, tolerance: float) -> None:
-    """cameras: (B x W, n, d) latents each; recorded: (B, W, n, d) of the first camera alone or of all cameras."""
+    """cameras: (B x W, n, d) each; recorded: (B, W, n, d) of the first camera alone or of all."""
     alone = recorded.shape[2] == cameras[0].shape[1]
     latents = cameras[0] if alone else torch.cat(cameras, dim=1)
     close(latents.unflatten(0, recorded.shape[:2]), recorded, tolerance, "visual latents")

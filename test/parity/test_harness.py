@@ -56,7 +56,8 @@ def test_latents_of_the_first_camera_alone_are_compared_there():
     first = torch.randn(6, 4, 8)
     second = torch.randn(6, 4, 8)
     parity_vla.check_latents([first, second], first.unflatten(0, (2, 3)), 0.0)
-    parity_vla.check_latents([first, second], torch.cat((first, second), dim=1).unflatten(0, (2, 3)), 0.0)
+    both = torch.cat((first, second), dim=1)
+    parity_vla.check_latents([first, second], both.unflatten(0, (2, 3)), 0.0)
     with pytest.raises(AssertionError, match="visual latents"):
         parity_vla.check_latents([first, second], second.unflatten(0, (2, 3)), 0.0)
 

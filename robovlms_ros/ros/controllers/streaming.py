@@ -26,9 +26,10 @@ Array = NDArray[np.float64]
 
 
 class StreamingArm(Arm):
-    """Samples the running trajectory at each tick and publishes it as the message that a subclass makes of it.
+    """Samples the running trajectory at each tick; a subclass makes the message of one sample.
 
-    rate: Hz. kind, topic: the message type and the controller's topic. Publishes nothing once the trajectory is over.
+    rate: Hz. kind, topic: the message type and the controller's topic. Publishes nothing once the
+    trajectory is over.
     """
 
     def __init__(self, context: Context, rate: float, kind: type, topic: str) -> None:
@@ -51,7 +52,7 @@ class StreamingArm(Arm):
 
     @abstractmethod
     def message(self, positions: Array, velocities: Array, now_ns: int) -> Any:
-        """The controller's message of one target: (J,) rad, (J,) rad/s, in the order of the robot's joints."""
+        """The controller's message of one target: (J,) rad, (J,) rad/s, as the robot's joints."""
 
     @property
     def name(self) -> str:

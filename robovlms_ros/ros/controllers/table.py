@@ -49,8 +49,12 @@ def _third_party(kind: str, target: str) -> type[Arm]:
     except ConfigError as error:
         raise ControllerError(str(error)) from error
     if not (isinstance(adapter, type) and issubclass(adapter, Arm)):
-        raise ControllerError(f"controller type '{kind}': {target} must be a subclass of Arm (controllers.base).")
-    # `send` rejects what the motion guard has not admitted; an adapter with a `send` of its own could go around it.
+        raise ControllerError(
+            f"controller type '{kind}': {target} must be a subclass of Arm (controllers.base)."
+        )
+    # `send` rejects commands without admission; an adapter with its own could go around the guard.
     if adapter.send is not Arm.send:
-        raise ControllerError(f"controller type '{kind}': {target} overrides send(); it must define _send() instead.")
+        raise ControllerError(
+            f"controller type '{kind}': {target} overrides send(); it must define _send() instead."
+        )
     return adapter

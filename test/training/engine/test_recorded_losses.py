@@ -1,4 +1,4 @@
-"""Losses of a training step, against the losses that the reference implementation recorded (within 1e-5 x max(1, |loss|)).
+"""Losses of a training step, against the recorded ones (within 1e-5 x max(1, |loss|)).
 
 - Whole tiny models with every recorded head and history: Huber plus the weighted cross entropy, masked.
 - Action tokens: cross entropy.
