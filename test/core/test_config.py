@@ -4,7 +4,8 @@
 - `window_size`, `fwd_pred_next_n` are `history_length`, `action_chunk_size`; given twice and unequal is an error;
 - unknown keys are refused with the nearest known one; every value is checked against its range;
 - what it is written to reads back equal; a RoboVLMs run's JSON is read as it is, with its data set's profile;
-- statistics come from a named file; a missing key lists the candidates; units and polarity have no default;
+- statistics come from a named file; a missing key lists the candidates;
+- units and polarity have no default;
 - the Google profile holds the data set's quantiles with all their digits.
 """
 
@@ -196,7 +197,7 @@ def test_the_google_profile_has_all_digits():
     assert google_quantiles() == (GOOGLE_Q01, GOOGLE_Q99)
 
 
-@pytest.mark.skipif(not GOOGLE_STATISTICS.is_file(), reason="no google_statistics.json in ../shared")
+@pytest.mark.skipif(not GOOGLE_STATISTICS.is_file(), reason="no ../shared/google_statistics.json")
 def test_the_google_profile_equals_the_data_set_s_statistics():
     (statistics,) = json.loads(GOOGLE_STATISTICS.read_text(encoding="utf-8")).values()
     assert google_quantiles() == (tuple(statistics["q01"]), tuple(statistics["q99"]))

@@ -69,5 +69,5 @@ def close(got: Any, expected: Any, tolerance: float = TOLERANCE, what: str = "")
     assert got.shape == expected.shape, f"{what}: shape {tuple(got.shape)}, the reference has {tuple(expected.shape)}"
     size = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
     worst = float((got - expected).abs().max()) / size if expected.numel() else 0.0
-    assert worst <= tolerance, f"{what}: off by {worst:.2e} of max(1, size), allowed {tolerance:.0e}"
+    assert worst <= tolerance, f"{what}: off by {worst:.2e} of the size, allowed {tolerance:.0e}"
     LARGEST[tolerance] = max(LARGEST.get(tolerance, 0.0), worst)

@@ -177,7 +177,7 @@ class StandInVision(nn.Module):
 
 
 def set_gates(policy: VLAPolicy, gates: list[float]) -> None:
-    """Set the cross attention's gates, (attention, feed-forward), as the recording did after the fill."""
+    """Set the cross attention's gates, (attention, feed-forward), as the recording did."""
     for name, parameter in policy.named_parameters():
         for gate, value in zip(("attn_gate", "ff_gate"), gates, strict=True):
             if name.endswith(gate):

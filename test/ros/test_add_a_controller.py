@@ -1,9 +1,9 @@
 """docs/add_a_controller.md, followed to the letter.
 
 - the two modules on the page have at most 40 lines of code;
-- the package built from the page installs, its type is found by the entry point and read without ROS;
+- the package built from the page installs; its type is found and read without ROS;
 - its adapter sends admitted commands only, and a whole node moves an arm by it;
-- an unknown type, a broken entry point and an adapter that goes around the motion guard are refused with a remedy.
+- an unknown type, a broken entry point and an adapter with a send() of its own are refused.
 """
 
 import re
@@ -33,7 +33,10 @@ print(load_robot({robot!r}).controller)
 
 def files_on_the_page() -> dict[str, str]:
     """File name -> content of the page's fenced blocks that name a file."""
-    return {m[2]: m[3] for m in re.finditer(r"^```(\w+) (\S+)\n(.*?)^```", PAGE.read_text(), re.M | re.S)}
+    return {
+        m[2]: m[3]
+        for m in re.finditer(r"^```(\w+) (\S+)\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for name, content in files_on_the_page().items():
         (source / name).write_text(content)
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
     subprocess.run([*install, "--target", str(site), str(source)], check=True)
     return site
 
@@ -54,7 +66,7 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A function that installs a module `broken` with a source and an entry point `broken` to a target in it."""
+    """A function that installs a module `broken` and an entry point `broken` to a target in it."""
 
     def make(source: str, target: str = "broken:Spec") -> None:
         (tmp_path / "broken.py").write_text(source)
@@ -74,24 +86,42 @@ def use(controller: dict[str, object]):
 
 def test_the_page_is_short():
     files = files_on_the_page()
-    assert set(files) == {"robovlms_joint_state.py", "robovlms_joint_state_arm.py", "pyproject.toml"}
-    code = [line for name in files if name.endswith(".py") for line in files[name].splitlines() if line.strip()]
+    assert set(files) == {
+        "robovlms_joint_state.py",
+        "robovlms_joint_state_arm.py",
+        "pyproject.toml",
+    }
+    code = [
+        line
+        for name in files
+        if name.endswith(".py")
+        for line in files[name].splitlines()
+        if line.strip()
+    ]
     assert len(code) <= 40
 
 
 def test_the_type_is_read_without_ros(site, make_robot):
     robot = make_robot(use({"type": "joint_state", "topic": TOPIC}))
     code = WITHOUT_ROS.format(path=[str(site), str(PAGE.parents[1])], robot=robot)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert f"JointStateCommand(type='joint_state', topic='{TOPIC}', rate=60.0)" in result.stdout
 
 
 def test_the_block_is_checked(installed, make_robot):
     cases = (
-        ({"type": "joint_stat", "topic": TOPIC}, "controller.type = 'joint_stat': unknown. Did you mean 'joint_state'?"),
+        (
+            {"type": "joint_stat", "topic": TOPIC},
+            "controller.type = 'joint_stat': unknown. Did you mean 'joint_state'?",
+        ),
         ({"type": "joint_state", "topic": "a b"}, "controller.topic = 'a b': must be a ROS name"),
-        ({"type": "joint_state", "topic": TOPIC, "rate": 1.0}, "controller.rate = 1.0: must be from 20 to 1000 Hz"),
+        (
+            {"type": "joint_state", "topic": TOPIC, "rate": 1.0},
+            "controller.rate = 1.0: must be from 20 to 1000 Hz",
+        ),
         ({"type": "joint_state", "topic": TOPIC, "ratte": 1.0}, "Did you mean 'rate'?"),
         ({"type": "joint_state"}, "'topic' is missing"),
     )
@@ -119,7 +149,9 @@ def test_the_adapter_sends_admitted_commands_only(installed, stage):
     arm.send(admitted, 10**9)
     stage.play(arm, 10**9 + 20_000_000, 3 * 10**9)
     goal = stage.position + 0.2
-    stage.wait_for(lambda: stage.heard and np.allclose(stage.heard[-1].position, goal), "the last target")
+    stage.wait_for(
+        lambda: stage.heard and np.allclose(stage.heard[-1].position, goal), "the last target"
+    )
     first = stage.heard[0]
     assert list(first.name) == list(stage.robot.joints)
     np.testing.assert_allclose(first.position, stage.position, atol=1e-9)
@@ -164,7 +196,11 @@ class Around(Arm):
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        (SPEC.format(adapter="broken:Arm"), "broken:Missing", "controller 'broken' cannot be imported"),
+        (
+            SPEC.format(adapter="broken:Arm"),
+            "broken:Missing",
+            "controller 'broken' cannot be imported",
+        ),
         (SPEC.format(adapter="broken:Arm"), "nowhere:Spec", "No module named 'nowhere'"),
         (SPEC.format(adapter=""), "broken:Spec", "Spec.adapter = '': must be 'module:Class'"),
         ("class Spec: pass", "broken:Spec", "must be a dataclass that derives from ArmController"),
@@ -180,7 +216,11 @@ def test_a_broken_entry_point_is_named(register, make_robot, source, target, mes
 @pytest.mark.parametrize(
     ("adapter", "more", "message"),
     [
-        ("broken:Missing", "", "adapter of controller type 'broken' cannot be imported from 'broken:Missing'"),
+        (
+            "broken:Missing",
+            "",
+            "adapter of controller type 'broken' cannot be imported from 'broken:Missing'",
+        ),
         ("broken:Spec", "", "must be a subclass of Arm"),
         ("broken:Around", AROUND, "overrides send(); it must define _send() instead"),
     ],
