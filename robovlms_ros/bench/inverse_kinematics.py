@@ -60,7 +60,7 @@ def measure(
         result = kinematics.inverse(targets, start)
         seconds.append(time.thread_time() - begin)
         reached.append(result.reached)
-        within = {"where": result.reached, "initial": 0.0}
+        within: dict[str, Any] = {"where": result.reached, "initial": 0.0}
         position.append(float(np.max(result.position_error, **within)))
         rotation.append(float(np.max(result.rotation_error, **within)))
     p50, p99 = np.percentile(np.array(seconds) * 1e3, [50, 99])

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import rclpy
 from PIL import Image as PillowImage
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from robovlms_ros.control.executor import build_executor
@@ -307,12 +308,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """The cameras' process: transport and encoding on the command line."""
-    rclpy.init()
+    """The cameras' process: transport and encoding on the command line; SIGTERM ends it."""
+    # rclpy's own handler would invalidate the context under the executor that waits on it.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
     node = Cameras(*sys.argv[1:3])
     executor.add_node(node)
-    with suppress(KeyboardInterrupt, ExternalShutdownException):
+    with suppress(KeyboardInterrupt):
         executor.spin()
     return 0
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from robovlms_ros.core.registry import CONTROLLERS, KINDS, names, resolve
 from robovlms_ros.core.schema import ConfigError, did_you_mean, require, shown
@@ -41,7 +41,7 @@ class ArmController:
     adapter: ClassVar[str] = ""
 
     @classmethod
-    def variant(cls, tag: object, where: str) -> type["ArmController"]:
+    def variant(cls, tag: object, where: str) -> Any:
         """The dataclass of `type: tag`, ours or of an entry point.
 
         Raises ConfigError that begins with `where`.
@@ -52,13 +52,14 @@ class ArmController:
         found = resolve("controller", tag, f"{where}.type")
         if tag not in CONTROLLERS:
             _check_third_party(found, tag, where)
-        return found  # type: ignore[no-any-return]
+        return found
 
 
-def _check_third_party(found: object, tag: str, where: str) -> None:
+def _check_third_party(found: Any, tag: str, where: str) -> None:
     source = f"{where}.type = '{tag}': entry point of the group {KINDS['controller'].group}"
-    derived = isinstance(found, type) and issubclass(found, ArmController)
-    if not (derived and dataclasses.is_dataclass(found)):
+    is_block = isinstance(found, type) and issubclass(found, ArmController)
+    is_block = is_block and dataclasses.is_dataclass(found)
+    if not is_block:
         raise ConfigError(
             f"{source} names {found!r}: must be a dataclass that derives from ArmController."
         )

@@ -100,7 +100,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             return value
         raise ConfigError(f"{where} = {shown(value)}: not allowed.{did_you_mean(str(value)[:100], map(str, args))}")
     if isinstance(hint, type) and "variant" in vars(hint):
-        return build(hint.variant(_tag(value, where), where), value, where)
+        family: Any = hint
+        return build(family.variant(_tag(value, where), where), value, where)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list | tuple):
