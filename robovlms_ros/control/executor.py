@@ -256,7 +256,7 @@ class ChunkExecutor:
         where the stop itself breaks a limit: the last command then ends at rest by itself.
         """
         self._plan = None
-        command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
+        command = self.scheduler.smooth_stop(now_ns, self.gate.speed_scaling_at(now_ns))
         try:
             admitted = self.guard.admit(command, now_ns, None)
         except CommandRejected:

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,43 @@ def require(condition: bool, where: str, value: object, allowed: str) -> None:
     """Raise ConfigError `where = value: must be allowed` unless the condition holds."""
     if not condition:
         raise ConfigError(f"{where} = {shown(value)}: must be {allowed}.")
+
+
+def parameter(default: Any, description: str, **facts: Any) -> Any:
+    """A dataclass field with the facts that a user reads of it.
+
+    facts: unit; low, high (both inclusive); and others for the reader of the field's metadata.
+    """
+    return dataclasses.field(default=default, metadata={"description": description, **facts})
+
+
+def check_ranges(instance: Any, where: str) -> None:
+    """Raise ConfigError unless each number of a dataclass lies within its field's low and high."""
+    for field in dataclasses.fields(instance):
+        if "low" in field.metadata:
+            low = field.metadata["low"]
+            high = field.metadata["high"]
+            value = getattr(instance, field.name)
+            require(low <= value <= high, f"{where}.{field.name}", value, f"from {low:g} to {high:g}")
+
+
+def current_names(
+    given: Mapping[str, Any], former: Mapping[str, str], where: str, warn: Callable[[str], None]
+) -> dict[str, Any]:
+    """`given` with the names of earlier releases (former name -> present name) replaced.
+
+    where: begins the messages, such as `parameter `. warn: receives one line for each former name.
+    Raises ConfigError where a value is given by both names.
+    """
+    values = dict(given)
+    for old, new in former.items():
+        if old not in values:
+            continue
+        if new in values:
+            raise ConfigError(f"{where}{old} and {new} are the same; give {new} alone.")
+        warn(f"{where}{old} is called {new} now; the former name is accepted in this release only.")
+        values[new] = values.pop(old)
+    return values
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:

@@ -94,15 +94,17 @@ class PolicyRunner:
                 self._worker.reset()
             self._set(INACTIVE, "")
 
-    def set_authority(self, authority: float, ramp: float) -> None:
+    def set_speed_scaling(self, speed_scaling: float, ramp: float) -> None:
         """The part of the speed limits in use, above 0 to 1, and the seconds after activation until it is.
 
         It takes effect with the next chunk: a command under way is left as it is.
         """
         with self._lock:
             if self._executor is not None:
-                self._executor.gate.authority, self._executor.gate.authority_ramp = authority, ramp
-                self._report.authority = self._executor.gate.authority_at(self._now())
+                gate = self._executor.gate
+                gate.speed_scaling = speed_scaling
+                gate.speed_scaling_ramp = ramp
+                self._report.speed_scaling = gate.speed_scaling_at(self._now())
 
     def pause(self, paused: bool) -> None:
         """Hold the arm until pause(False), which starts afresh from wherever the arm is then."""
@@ -188,7 +190,7 @@ class PolicyRunner:
                 return
             now = self._now()
             if self._executor is not None:
-                self._report.authority = self._executor.gate.authority_at(now)
+                self._report.speed_scaling = self._executor.gate.speed_scaling_at(now)
             self._guard.tell(self._worker, now)
             action, text = self._guard.faults(now)
             if action == "stop":
