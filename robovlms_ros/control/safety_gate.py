@@ -57,8 +57,8 @@ class SafetyGate:
     """One arm's gate. It remembers what it let through, and counts clamps and refusals in a row.
 
     kinematics: checks the tool's workspace and speed; None leaves those two unchecked.
-    speed_scaling: the part of the speed limits in use after the ramp, above 0 to 1; speed_scaling_ramp: s after activation
-    until it is. Both may be set at any time.
+    speed_scaling: the part of the speed limits in use after the ramp, above 0 to 1.
+    speed_scaling_ramp: s after activation until it is. Both may be set at any time.
     """
 
     def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None) -> None:

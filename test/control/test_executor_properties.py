@@ -58,7 +58,8 @@ def check_message(command):
 
 
 def drive(executor, sequence, lag, lower_to=None):
-    """Commands (ticks, 7) of the controller from rest at home, and the tick from which the lower speed scaling counts."""
+    """Commands (ticks, 7) of the controller from rest at home, and the tick from which the lower
+    speed scaling counts."""
     controller, commands, now_ns, lowered = TrajectoryController(PANDA.joints), [HOME] * (lag + 1), START_NS, None
     for count, event in enumerate(sequence):
         if lower_to is not None and count == len(sequence) // 2:

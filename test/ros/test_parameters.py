@@ -164,7 +164,7 @@ def test_a_node_accepts_former_names(ros):
         (result,) = node.set_parameters([Parameter("authority", value=0.3)])
         assert result.successful and declared.read().speed_scaling == 0.3 and changes == [1]
         (result,) = node.set_parameters([Parameter("authority_ramp", value=-2.0)])
-        assert not result.successful and "speed_scaling_ramp = -2.0" in result.reason
+        assert not result.successful and "speed_scaling_ramp" in result.reason
         both = [Parameter("authority", value=0.2), Parameter("speed_scaling", value=0.1)]
         result = node.set_parameters_atomically(both)
         assert not result.successful and "given twice" in result.reason

@@ -114,9 +114,11 @@ def hostile_parameters():
     nan = float("nan")
     return [
         parameter("dry_run", 4, string_value="off"), parameter("dry_run", 2, integer_value=1),
-        parameter("checkpoint", 1, bool_value=True), parameter("checkpoint", 0), parameter("speed_scaling", 3),
-        parameter("speed_scaling", 3, double_value=nan), parameter("speed_scaling", 3, double_value=2.0),
-        parameter("speed_scaling", 9, string_array_value=["a"]), parameter("speed_scaling", 42), parameter("speed_scaling", 255),
+        parameter("checkpoint", 1, bool_value=True), parameter("checkpoint", 0),
+        parameter("speed_scaling", 3), parameter("speed_scaling", 3, double_value=nan),
+        parameter("speed_scaling", 3, double_value=2.0), parameter("speed_scaling", 42),
+        parameter("speed_scaling", 9, string_array_value=["a"]), parameter("speed_scaling", 255),
+        parameter("authority", 3, double_value=nan), parameter("authority", 255),
         parameter("max_instruction_length", 2, integer_value=-(2**63)), parameter("cameras", 4, string_value="one"),
         parameter("cameras", 9, string_array_value=["one"]), parameter("nonsense", 4, string_value="x"),
         parameter("", 4, string_value="x"), parameter("\x1b[2J" * 1000, 1, bool_value=True),
