@@ -16,14 +16,13 @@ from typing import Any, Literal
 
 from robovlms_ros.control.controller_types import ROS_NAME
 from robovlms_ros.control.robot import FORMER_GATE_KEYS, GateConfig
+from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig
-from robovlms_ros.control.watchdog import WatchdogConfig
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError, current_names, did_you_mean, parameter
-from robovlms_ros.observations.images import PIXEL_BYTES
+from robovlms_ros.observations.images import AS_SENT, Encoding, only_raw
 
 Value = str | bool | int | float | list[str]
-AS_SENT = "auto"
 CAMERA = "{camera}"
 CAMERAS = ("static", "wrist")
 KINDS = {
@@ -51,7 +50,7 @@ class CameraParameters:
         "Encoding of the camera's raw images, in place of the one that the messages name: for a "
         "driver that sends 8UC3, which leaves the order of the colours open, or a wrong name. "
         "auto: the messages' own.",
-        choices=(AS_SENT, *PIXEL_BYTES),
+        choices=typing.get_args(Encoding),
     )
 
     def __post_init__(self) -> None:
@@ -68,10 +67,8 @@ class CameraParameters:
                 f"{place}.transport to compressed, and give the base topic, '{base}'."
             )
         if self.transport == "compressed" and self.encoding is not None:
-            raise ConfigError(
-                f"parameter {place}.encoding = '{self.encoding}': only raw images have an "
-                f"encoding. Set it to {AS_SENT}, or the transport to raw."
-            )
+            rule = only_raw(f"parameter {place}", self.encoding, "the transport to raw")
+            raise ConfigError(rule)
 
 
 @dataclass(frozen=True)
@@ -188,7 +185,7 @@ class NodeParameters:
         unit="s", low=0.0, high=10.0,
     )
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
+    watchdog: SafetyMonitorConfig = dataclasses.field(default_factory=SafetyMonitorConfig)
 
     def speed_scaling_of(self, gate: GateConfig) -> tuple[float, float]:
         """(part of the speed limits after the ramp, ramp in s): given here, else the robot's."""
@@ -359,7 +356,7 @@ def from_values(values: Mapping[str, Any]) -> NodeParameters:
     fields: dict[str, Any] = {name: value for name, value in checked.items() if "." not in name}
     fields["cameras"] = tuple(cameras)
     fields["schedule"] = ScheduleConfig(**under("schedule."))
-    fields["watchdog"] = WatchdogConfig(**under("watchdog."))
+    fields["watchdog"] = SafetyMonitorConfig(**under("watchdog."))
     return NodeParameters(**fields)
 
 

@@ -106,7 +106,7 @@ def diagnostics_message(report: NodeStatus, node_name: str, watched: dict[str, s
         "chunks": str(report.chunks), "refusals": str(report.refusals),
         "reaction p50, p99 (s)": f"{report.reaction.percentile(50):.4f}, {report.reaction.percentile(99):.4f}",
         "inference p50, p99 (s)": f"{report.inference.percentile(50):.4f}, {report.inference.percentile(99):.4f}",
-        "speed scaling": f"{report.speed_scaling:.2f}",
+        "authority": f"{report.speed_scaling:.2f}",
         "clamped": str(report.clamps),
         "last clamp": report.last_clamp,
         "last refusal": report.last_refusal, "last stop": report.last_stop,
