@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.executor import ChunkExecutor
 from robovlms_ros.control.standstill import JointSample, StandstillDetector
-from robovlms_ros.core.schema import parameter, require
+from robovlms_ros.core.schema import check_ranges, parameter, require
 from robovlms_ros.core.types import NANOSECONDS, RobotState
 
 Array = NDArray[np.float64]
@@ -104,12 +104,9 @@ class SafetyMonitorConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if name == "standstill_motion":
-                require(0.0 <= value < 1e6, f"watchdog.{name}", value, "0 or more")
-            else:
-                require(0.0 < value < 1e6, f"watchdog.{name}", value, "a number above 0")
+        age = self.max_age
+        require(0.0 < age < 1e6, "watchdog.max_age", age, "a number above 0")
+        check_ranges(self, "watchdog")
 
 
 class ObservationSource(Protocol):

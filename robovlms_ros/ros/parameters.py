@@ -56,15 +56,12 @@ class CameraParameters:
     def __post_init__(self) -> None:
         place = f"camera.{self.name}"
         base = self.topic.removesuffix("/compressed")
-        if base != self.topic and self.transport == "compressed":
-            raise ConfigError(
-                f"parameter {place}.topic = '{self.topic}': the transport `compressed` appends "
-                f"/compressed itself. Give the base topic, '{base}'."
-            )
         if base != self.topic:
+            reason = "the transport `compressed` appends /compressed itself. Give"
+            if self.transport == "raw":
+                reason = f"it carries compressed images. Set {place}.transport to compressed, and give"
             raise ConfigError(
-                f"parameter {place}.topic = '{self.topic}': it carries compressed images. Set "
-                f"{place}.transport to compressed, and give the base topic, '{base}'."
+                f"parameter {place}.topic = '{self.topic}': {reason} the base topic, '{base}'."
             )
         if self.transport == "compressed" and self.encoding is not None:
             rule = only_raw(f"parameter {place}", self.encoding, "the transport to raw")
