@@ -6,6 +6,7 @@ deviation of 20 mrad, as chunks of a policy disagree. A controller at 500 Hz dri
 All seeds share the times of images and chunks, so that one controller with a joint per seed runs them all.
 """
 
+import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
     TrajectoryRejected,
 )
+from robovlms_ros.core.structured_text import write_json
+from robovlms_ros.core.text_table import aligned
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan, RobotState
 
 TICK_NS = 2_000_000
@@ -185,3 +188,38 @@ def as_json(row: StreamRow) -> dict[str, object]:
         "starved_fraction": row.starved,
         "default": row.default,
     }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table per condition; returns 1 when a threshold is missed."""
+    print(
+        f"Commands in mrad per 2 ms tick, RMS in mrad, rad/s^2, rad/s^3; {args.seeds} seeds a cell."
+    )
+    rows: list[StreamRow] = []
+    for condition in [REFERENCE] if args.reference_only else conditions():
+        measured = [measure(strategy, condition, args.seeds) for strategy in SENDERS]
+        cells = [_cells(row) for row in measured]
+        print(f"\n{_title(condition)}\n{aligned(COLUMNS, cells, numbers=True)}", flush=True)
+        rows += measured
+    failures = missed(rows)
+    verdict = "Missed: " + "; ".join(failures) if failures else "Every threshold is kept."
+    print(f"\n* the default. {verdict}")
+    write_json(args.json, {"rows": [as_json(row) for row in rows], "pass": not failures})
+    return 1 if failures else 0
+
+
+COLUMNS = ("strategy", "step mean", "median", "p95", "RMS", "max acc", "max jerk", "starved")
+
+
+def _cells(row: StreamRow) -> list[str]:
+    lengths = (row.worst_step_mean, *row.worst_step, row.rms)
+    name = f"{row.strategy} *" if row.default else row.strategy
+    rest = (f"{row.max_acc:.1f}", f"{row.max_jerk:.0f}", f"{row.starved:.1%}")
+    return [name, *(f"{length:.2f}" for length in lengths), *rest]
+
+
+def _title(condition: StreamCondition) -> str:
+    jitter = f" +- {condition.jitter * 1e3:.0f}" if condition.jitter else ""
+    desired = ", interpolate_from_desired_state" if condition.interpolate_from_desired_state else ""
+    latency = f"{condition.latency * 1e3:.0f}{jitter} ms"
+    return f"{latency}, chunk of {condition.horizon} at {condition.rate} Hz{desired}"

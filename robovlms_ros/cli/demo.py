@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robovlms_ros.core.schema import require
+from robovlms_ros.core.structured_text import write_json
 from robovlms_ros.sim.task import EVALUATION_SEEDS, INSTRUCTIONS
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
     outcome, episodes = _examine(args, trials)
     rows, more = _rows(episodes, bool(args.task))
     result = report(rows, {**_measured(outcome, args.json), "added_latency_ms": 1000.0 * args.added_latency, **more})
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(args.json, result)
     if outcome.recordings:
         write_gif(args.output / "demo.gif", outcome.recordings)
         write_timeline(args.output / "timeline.png", outcome.recordings)

@@ -14,7 +14,6 @@ when the command is repeated, also with more --seeds, tasks or conditions. --job
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robovlms_ros.core.schema import require
+from robovlms_ros.core.structured_text import write_json
 
 if TYPE_CHECKING:
     from robovlms_ros.sim.scenes import BenchSettings, Scene
@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     alone = not args.training_scenes or (args.task == "all" and not args.every_goal)
     require(alone, "--training-scenes", True, "given with --task all and without --every-goal")
     result = _tabletop(args, seeds) if args.task else _cubes(args, seeds)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(args.json, result)
     return 0 if result["pass"] else 1
 
 

@@ -32,7 +32,7 @@ LONGEST_LEAD_NS = 200_000_000
 """The longest lead of a message that is computed a second time."""
 
 BACK_SHARE = 0.4
-"""Part of the speed limits, times the authority, for the return of a set point to the arm."""
+"""Part of the speed limits, times the speed scaling, for the return of a set point to the arm."""
 
 FARTHEST_BACK = 1.0
 """rad: a set point that is further from the arm stays where it is."""
@@ -262,7 +262,7 @@ class ChunkExecutor:
         where the stop itself breaks a limit: the last command then ends at rest by itself.
         """
         self._plan = None
-        command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
+        command = self.scheduler.smooth_stop(now_ns, self.gate.speed_scaling_at(now_ns))
         return self._admitted(command, now_ns)
 
     def move_back(self, measured: RobotState, now_ns: int) -> AdmittedCommand | None:
@@ -278,7 +278,7 @@ class ChunkExecutor:
         distance = np.abs(commanded[0] - measured.positions).max()
         if not AT_COMMAND < distance <= FARTHEST_BACK:
             return None
-        share = BACK_SHARE * self.gate.authority
+        share = BACK_SHARE * self.gate.speed_scaling
         try:
             command = self.scheduler.move_back(measured.positions, now_ns, share)
         except ScheduleRefused:

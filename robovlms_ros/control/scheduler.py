@@ -127,18 +127,18 @@ class ChunkScheduler:
         self._memory = self._proposed
         self._running = curve_of(command)
 
-    def smooth_stop(self, now_ns: int, authority: float = 1.0) -> TrajectoryCommand:
+    def smooth_stop(self, now_ns: int, speed_scaling: float = 1.0) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
 
         No measurement enters: a wrong or old one would turn the stop into a jump. The message lasts HOLD_NS longer
-        than the stop. authority: as in `stop_within`. Raises ScheduleRefused when no motion is commanded.
+        than the stop. speed_scaling: as in `stop_within`. Raises ScheduleRefused when no motion is commanded.
         """
         running = self._running_at(now_ns)
         if running is None:
             raise ScheduleRefused("no motion is commanded: there is nothing to stop.")
         splice_ns = now_ns + self._lead_ns
         self.forget_chunks()
-        stop = stop_within(running, splice_ns, self.config.stop_time, self._bounds, authority)
+        stop = stop_within(running, splice_ns, self.config.stop_time, self._bounds, speed_scaling)
         still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])
         command = self._message(running, followed_by(stop, still), now_ns)
         self.commit(command)

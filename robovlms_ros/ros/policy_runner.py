@@ -111,15 +111,17 @@ class PolicyRunner:
                 self._worker.reset()
             self._set(INACTIVE, "")
 
-    def set_authority(self, authority: float, ramp: float) -> None:
+    def set_speed_scaling(self, speed_scaling: float, ramp: float) -> None:
         """The part of the speed limits in use, above 0 to 1, and the seconds after activation until it is.
 
         It takes effect with the next chunk: a command under way is left as it is.
         """
         with self._lock:
             if self._executor is not None:
-                self._executor.gate.authority, self._executor.gate.authority_ramp = authority, ramp
-                self._report.authority = self._executor.gate.authority_at(self._now())
+                gate = self._executor.gate
+                gate.speed_scaling = speed_scaling
+                gate.speed_scaling_ramp = ramp
+                self._report.speed_scaling = gate.speed_scaling_at(self._now())
 
     def pause(self, paused: bool) -> None:
         """Command a smooth stop until pause(False), which begins again at the arm's position then."""
@@ -205,7 +207,7 @@ class PolicyRunner:
                 return
             now = self._now()
             if self._executor is not None:
-                self._report.authority = self._executor.gate.authority_at(now)
+                self._report.speed_scaling = self._executor.gate.speed_scaling_at(now)
             self._monitor.poll(None if self._worker is None else self._worker.inferring_since_ns, now)
             action, text = self._reaction(now)
             if action == "cease_commands":

@@ -48,7 +48,7 @@ class Latencies:
 class NodeStatus:
     """The facts behind a status, kept by whoever knows them. Stamps in ns, 0 for never.
 
-    authority: the part of the speed limits in use now; NaN where there is no gate.
+    speed_scaling: the part of the speed limits in use now; NaN where there is no gate.
     """
 
     state: str = PolicyStatus.UNCONFIGURED
@@ -61,7 +61,7 @@ class NodeStatus:
     history_every: int = 1
     chunks: int = 0
     refusals: int = 0
-    authority: float = math.nan
+    speed_scaling: float = math.nan
     clamps: int = 0
     last_clamp: str = ""
     last_refusal: str = ""
@@ -86,7 +86,9 @@ def status_message(report: NodeStatus, now_ns: int) -> PolicyStatus:
         latency_p50=report.reaction.percentile(50), latency_p99=report.reaction.percentile(99),
         inference_p50=report.inference.percentile(50), inference_p99=report.inference.percentile(99),
         latency_count=len(report.reaction),
-        authority=report.authority, clamps=report.clamps, last_clamp=printable(report.last_clamp, TEXT_LIMIT),
+        authority=report.speed_scaling,  # messages keep their fields
+        clamps=report.clamps,
+        last_clamp=printable(report.last_clamp, TEXT_LIMIT),
         last_refusal=printable(report.last_refusal, TEXT_LIMIT), last_refusal_time=to_time(report.last_refusal_ns),
         last_stop=printable(report.last_stop, TEXT_LIMIT), last_stop_time=to_time(report.last_stop_ns),
     )
@@ -104,7 +106,9 @@ def diagnostics_message(report: NodeStatus, node_name: str, watched: dict[str, s
         "chunks": str(report.chunks), "refusals": str(report.refusals),
         "reaction p50, p99 (s)": f"{report.reaction.percentile(50):.4f}, {report.reaction.percentile(99):.4f}",
         "inference p50, p99 (s)": f"{report.inference.percentile(50):.4f}, {report.inference.percentile(99):.4f}",
-        "authority": f"{report.authority:.2f}", "clamped": str(report.clamps), "last clamp": report.last_clamp,
+        "authority": f"{report.speed_scaling:.2f}",
+        "clamped": str(report.clamps),
+        "last clamp": report.last_clamp,
         "last refusal": report.last_refusal, "last stop": report.last_stop,
     }
     # An inactive node has a detail only where it deactivated itself.

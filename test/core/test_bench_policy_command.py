@@ -153,7 +153,7 @@ def test_the_head_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     file = tmp_path / "head.json"
     assert main(["bench", "--preset", "head", "--device", "cpu", "--threads", "1", "--json", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "answer 12.5 ms, put_off 50.0 ms" in shown and "with what it puts off 5.20 and 1.80" in shown
+    assert "answer 12.5 ms, put_off 50.0 ms" in shown and "with deferred updates 5.20 and 1.80" in shown
     checks = json.loads(file.read_text())["checks"]
     assert len(checks) == 3 and all(check["kept"] for check in checks)
 

@@ -178,7 +178,8 @@ class Stage:
         plan = decision.plan
         return {
             "kind": verdict.kind,
-            "reason": verdict.reason,
+            # Called authority when the answers were recorded.
+            "reason": verdict.reason.replace("the speed scaling is", "the authority is"),
             "deactivate": verdict.deactivate,
             "gripper": None if decision.gripper is None else float(decision.gripper),
             "plan": None if plan is None else (plan.times_ns, plan.positions, plan.velocities),
@@ -309,6 +310,7 @@ def messages(
         for name, value in status.items()
         if name not in ("reaction", "inference", "watched")
     }
+    fields["speed_scaling"] = fields.pop("authority")
     report = NodeStatus(
         **fields, reaction=latencies(status["reaction"]), inference=latencies(status["inference"])
     )

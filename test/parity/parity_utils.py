@@ -125,8 +125,7 @@ def check_axis_angle(record: dict[str, Any], key: str) -> None:
 
 def check_world_to_tcp(record: dict[str, Any], key: str) -> None:
     got = rotations.world_to_tcp(record["action"].numpy(), record["robot_obs"].numpy()[..., 3:6])
-    # The reference scales float32 angles by 100, and their rounding with them.
-    close(got, record["out"], what=key, relative=1e-5)
+    close(got, record["out"], what=key)
 
 
 def check_perceiver(record: dict[str, Any], key: str) -> None:

@@ -121,7 +121,7 @@ class FaultStage(Node):
         arguments = [
             "--ros-args", *remaps, "-p", "checkpoint:=demo", "-p", "robot:=panda", "-p", "dry_run:=false",
             "-p", f"use_sim_time:={str(self.arm.simulated_time).lower()}",
-            "-p", "authority_ramp:=0.2", "-p", "watchdog.following_time:=2.0",
+            "-p", "speed_scaling_ramp:=0.2", "-p", "watchdog.following_time:=2.0",
         ]  # fmt: skip
         return Child(name, "robovlms_ros.bench.faults.policy_node", arguments, self._logs / f"{name}.log", {})
 

@@ -1,5 +1,6 @@
 """Curves of cost out of a benchmark's rows, each a picture that stands alone."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -100,3 +101,11 @@ def picture(curves: Sequence[Curve], x_label: str, title: str) -> str:
                  f'</text><text transform="translate(14 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" '
                  'text-anchor="middle">ms a step</text></svg>')
     return "".join(parts) + "\n"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the file's curves; returns 1 where it has none."""
+    written = draw(Results.read(args.file), args.out, args.prefix)
+    for path in written:
+        print(path)
+    return 0 if written else 1
