@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from fault_simulation import HOME, PANDA, TICK
 
-from robovlms_ros.types import NANOSECONDS
+from robovlms_ros.core.types import NANOSECONDS
 
 
 def ns(seconds):
@@ -72,7 +72,7 @@ def out_of_order(sim, rng):
 
     def hook(state):
         count[0] += 1
-        old = (state[0] - ns(age * TICK), sim.commands[-1 - min(age + 10, len(sim.commands) - 1)], {})
+        old = (state[0] - ns(age * TICK), sim.measured[-1 - min(age, len(sim.measured) - 1)], {})
         return [old] if count[0] % 2 else [state]
 
     sim.joint_hook = hook
@@ -94,7 +94,7 @@ def frozen_stamps(sim, rng):
 
 
 def frozen_values(sim, rng):
-    values = sim.commands[-1]
+    values = sim.measured[-1]
     sim.joint_hook = lambda state: [(state[0], values, {})]
 
 
@@ -107,19 +107,22 @@ def no_chunks(sim, rng):
 
 
 def garbage(sim, rng):
-    kind = rng.integers(4)
+    kind = rng.integers(5)
     offset = rng.uniform(-2, 2, 8)
+    opening = rng.choice([np.nan, np.inf, -5.0, 1e9])
 
     def hook(chunk):
         values = chunk.values.copy()
         if kind == 0:
             values[:] = np.nan
         elif kind == 1:
-            values += offset
+            values += offset[-values.shape[1]:]
         elif kind == 2:
             values = 1e6 * rng.normal(size=values.shape)
-        else:
+        elif kind == 3:
             values[:, :7] += rng.normal(0, 0.3, 7)
+        else:
+            values[:, -1] = opening
         return dataclasses.replace(chunk, values=values)
 
     sim.chunk_hook = hook

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from fault_simulation import PANDA, TICK, ServoedJoints
 
-from robovlms_ros.evaluation.replay.executor import MemoKinematics
-from robovlms_ros.runtime.kinematics import Kinematics
-from robovlms_ros.types import NANOSECONDS, ActionChunk, ActionSpec
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec
+from robovlms_ros.evaluation.replay.executor import CachedKinematics
 
 RECORDED = Path(__file__).with_name("recorded_episodes.npz")
 STEP = 0.05
+BEFORE = 200  # ticks of joint states until the first image: a motion starts where the arm was seen at rest
 PAUSE = 0.1  # s from an episode's last chunk to its first one again
 
 
@@ -53,11 +54,7 @@ def load_episodes():
 @lru_cache
 def kinematics():
     """The arm's own kinematics; the answers that draws have in common are computed once."""
-    arm = Kinematics(
-        PANDA.description_path, PANDA.joints, PANDA.eef_frame, PANDA.base_frame, PANDA.lower(), PANDA.upper(),
-        np.array(PANDA.home), PANDA.posture_gain,
-    )
-    return MemoKinematics(arm, size=2000)
+    return CachedKinematics(Kinematics.for_robot(PANDA), size=2000)
 
 
 class ReplayedPolicy:
@@ -73,7 +70,7 @@ class ReplayedPolicy:
         self.joints = ServoedJoints(episode.positions[0].astype(np.float64))
         self.authority_ramp = PANDA.gate.authority_ramp / factor
         self.narrowest = float(episode.openings.min())
-        self.ticks = round((episode.stamps_ns[-1] + PAUSE * NANOSECONDS) / ticks)
+        self.period = round((episode.stamps_ns[-1] + PAUSE * NANOSECONDS) / ticks)
         stamps = np.round(episode.stamps_ns / ticks).astype(int)
         waits = np.ceil((episode.ready_ns - episode.stamps_ns) / ticks).astype(int)
         values = episode.values.astype(np.float64)
@@ -82,8 +79,9 @@ class ReplayedPolicy:
 
     def infer(self, tick, now_ns):
         """The chunk of an image taken at this tick and the ticks until it is ready; None for no image."""
-        found = self._chunks.get(tick % self.ticks)
-        if found is None:
+        since = tick - BEFORE
+        found = self._chunks.get(since % self.period)
+        if since < 0 or found is None:
             return None
         wait, values = found
         return ActionChunk(now_ns, values, self._spec, self.instruction, "replay"), wait
