@@ -9,7 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from robovlms_ros.bench.faults.rows import FaultRow, judge, time_to_rest
+from robovlms_ros.bench.faults.rows import (
+    FaultRow,
+    judge,
+    longest_standstill,
+    time_to_rest,
+)
 from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.trajectory_controller_model import (
@@ -340,5 +345,16 @@ class Simulation:
         after = slice(round(at / TICK), round(until / TICK))
         rest = time_to_rest(times[after], commands[after])
         speed = float(np.abs(commands[after.start] - commands[after.start - 1]).max() / TICK)
-        state = self.report
-        return FaultRow(fault, speed, closing, *judged, rest, rest_allowed, state.state, state.detail)
+        standstill = longest_standstill(times[after], commands[after])
+        return FaultRow(
+            fault,
+            speed,
+            closing,
+            *judged,
+            rest,
+            rest_allowed,
+            "any" if np.isnan(rest_allowed) else "rests",
+            standstill,
+            self.report.state,
+            self.report.detail,
+        )
