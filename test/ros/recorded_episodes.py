@@ -61,6 +61,8 @@ class ReplayedPolicy:
     """An episode's chunks at their own times, `factor` times as fast, again and again.
 
     A chunk's deltas start at the pose of its stamp, as the policy's do: after a stop the motion goes on from there.
+    Every second time the deltas are negated, which brings the tool back to its start: it would leave the workspace
+    otherwise.
     """
 
     def __init__(self, episode, factor=1.0):
@@ -84,4 +86,6 @@ class ReplayedPolicy:
         if since < 0 or found is None:
             return None
         wait, values = found
+        if since // self.period % 2:
+            values = np.hstack([-values[:, :6], values[:, 6:]])
         return ActionChunk(now_ns, values, self._spec, self.instruction, "replay"), wait
