@@ -1,4 +1,4 @@
-"""One arm and its gripper in virtual time: the node's own runner, executor, guard, watchdog and gripper adapter.
+"""One arm and its gripper in virtual time: the node's own runner, executor, monitor and gripper adapter.
 
 There is no middleware. Controllers are the model of joint_trajectory_controller. A policy object supplies chunks and
 the arm's model: `ScriptedPolicy` here, `ReplayedPolicy` in `recorded_episodes.py`. Commanded joints, measured joints
@@ -17,12 +17,12 @@ from robovlms_ros.bench.faults.rows import (
 )
 from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
     TrajectoryMessage,
     TrajectoryPoint,
 )
-from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
@@ -36,7 +36,6 @@ from robovlms_ros.ros.controllers.trajectory_topic import OneJointTrajectoryGrip
 from robovlms_ros.ros.messages import from_time
 from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
 from robovlms_ros.ros.status import NodeStatus
-from robovlms_ros.ros.watch import Watch
 
 PANDA = load_robot("panda")
 HOME = np.array(PANDA.home)
@@ -161,15 +160,15 @@ class ServoedJoints:
         self.positions = self.positions + TICK * self.velocities
 
 
-class Senses:
-    """Joint states as the node's inputs keep them, with the watchdog fed. finger: the gripper joint's position."""
+class Observations:
+    """Joint states as the node's inputs keep them, with the monitor fed. finger: the gripper joint's position."""
 
-    def __init__(self, watch, clock, instruction, finger):
+    def __init__(self, monitor, clock, instruction, finger):
         bounds = JointPlausibility(
             PANDA.joints, PANDA.lower(), PANDA.upper(), np.array(PANDA.limits.velocity), PANDA.max_start_jump
         )
         self.buffer = JointStateBuffer(PANDA.joints, PANDA.gripper, 3.0, bounds)
-        self.watch = watch
+        self.monitor = monitor
         self.clock = clock
         self.instruction = instruction
         self.finger = finger
@@ -189,16 +188,15 @@ class Senses:
                 raise ObservationError("stamped ahead")
             advanced = self.buffer.add(message)
         except ImplausibleJointState as error:
-            with self.watch as dog:
-                dog.implausible_joint_state(str(error), now)
+            self.monitor.implausible_joint_state(str(error), now)
             return
         except ObservationError as error:
             self.fault = f"joint_states: {error}"
             return
         if advanced:
             self.fault = None
-            with self.watch as dog:
-                dog.joint_state(self.buffer.latest().stamp_ns, self.buffer.latest().positions, now)
+            state = self.buffer.latest()
+            self.monitor.joint_state(state.stamp_ns, state.positions, now)
 
     def state_at(self, stamp_ns):
         return self.buffer.at(stamp_ns, 0.1)
@@ -212,7 +210,7 @@ class Senses:
     def problem(self, now_ns):
         return self.fault
 
-    def where(self, fault):
+    def topic_of(self, fault):
         return ""
 
     def clear_joint_states(self):
@@ -265,19 +263,21 @@ class Simulation:
         self.joints = self.policy.joints
         self.offset_ns = 0
         self.tick = 0
-        self.watch = Watch(Watchdog(WatchdogConfig(), ("static",), START_NS))
+        self.monitor = SafetyMonitor(SafetyMonitorConfig(), ("static",), START_NS)
         self.controller = TrajectoryController(PANDA.joints)
         self.arm = ModelArm(self.controller)
         self.gripper = ModelGripper(self.now, self.arm, self.policy.narrowest)
-        self.senses = Senses(self.watch, self.now, self.policy.instruction, lambda: self.gripper.position)
+        self.observations = Observations(
+            self.monitor, self.now, self.policy.instruction, lambda: self.gripper.position
+        )
         self.executor = build_executor(PANDA, self.policy.kinematics)
         self.executor.gate.authority_ramp = self.policy.authority_ramp
         self.arm.watch_stops(self.executor)
         self.report = NodeStatus()
         self.chunks = []
         self.runner = PolicyRunner(
-            self.senses,
-            self.watch,
+            self.observations,
+            self.monitor,
             CommandInterfaces(self.executor, self.arm, self.gripper.adapter, 0.02),
             self.chunks.append,
             self.now,
@@ -292,6 +292,7 @@ class Simulation:
         self.joint_hook = lambda state: [state]
         self.chunk_hook = lambda chunk: chunk
         self.camera_on = True
+        self.frozen = None  # (7,) rad: the joints stay there
 
     def now(self):
         return START_NS + self.tick * TICK_NS + self.offset_ns
@@ -310,11 +311,10 @@ class Simulation:
         now = self.now()
         if self.tick % 5 == 0:
             for stamp, positions, keywords in self.joint_hook((now, self.measured[-1], {})):
-                self.senses.receive(stamp, positions, **keywords)
+                self.observations.receive(stamp, positions, **keywords)
         if self.tick % 15 == 0 and self.camera_on:
-            with self.watch as dog:
-                dog.image("static", now, self.tick, now)
-                dog.instruction(self.policy.instruction)
+            self.monitor.image("static", now, self.tick, now)
+            self.monitor.instruction(self.policy.instruction)
         inferred = self.policy.infer(self.tick, now)
         chunk = None if inferred is None else self.chunk_hook(inferred[0])
         if chunk is not None:
@@ -324,14 +324,29 @@ class Simulation:
         if self.tick % 25 == 0:
             self.runner.tick()
         command, velocity = self.controller.update(now, TICK_NS, self.joints.positions, self.joints.velocities)
-        self.joints.follow(command, velocity)
+        if self.frozen is None:
+            self.joints.follow(command, velocity)
         self.gripper.step(now)
         self.commands.append(command)
         self.measured.append(self.joints.positions)
 
+    def freeze(self):
+        self.frozen = self.joints.positions
+
+    def release(self):
+        """The joints follow their command from this moment on."""
+        self.frozen = None
+
     def restart_controller(self):
         self.controller.reset()
         self.own_steps.append(len(self.commands))
+
+    def judged(self):
+        """Worst command step and acceleration as parts of the limits, and the position's excess (rad), commanded."""
+        commands = np.array(self.commands)
+        times = TICK * np.arange(len(commands))
+        step, _, acceleration, _, outside = judge(times, commands, commands, self.own_steps, PANDA)
+        return step, acceleration, outside
 
     def row(self, fault, at, until, closing=False, rest_allowed=np.nan):
         """The episode's measurements as the fault benchmark judges them.
