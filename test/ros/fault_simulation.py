@@ -6,6 +6,7 @@ and gripper commands are recorded.
 """
 
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from robovlms_ros.bench.faults.rows import (
 from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
+from robovlms_ros.control.scheduler import HOLD_NS
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
     TrajectoryMessage,
@@ -51,6 +53,13 @@ FREQUENCY = 2.4  # rad/s: four joints reach 0.7 to 0.86 rad/s
 SPEC = ActionSpec("joint_position", "base", "rotation_vector", "chained", STEP, (*PANDA.joints, "gripper"))
 
 
+class SentStop(NamedTuple):
+    """A smooth stop: when it was sent (ns), and its own time (s) from then on."""
+
+    sent_ns: int
+    seconds: float
+
+
 class ModelArm(Arm):
     """An adapter that hands commands to the controller's model. listening: 0 while the controller is away.
 
@@ -65,6 +74,7 @@ class ModelArm(Arm):
         self.others = ()
         self.ended = True
         self.stop = None
+        self.stops = []
 
     def watch_stops(self, executor):
         """Take every smooth stop of the executor for the motion's end, a rejected one too."""
@@ -79,6 +89,9 @@ class ModelArm(Arm):
 
     def _send(self, command, now_ns):
         self.ended = command is self.stop
+        if self.ended:
+            end_ns = command.stamp_ns + round(command.times[-1] * NANOSECONDS) - HOLD_NS
+            self.stops.append(SentStop(now_ns, (end_ns - now_ns) / NANOSECONDS))
         if self.listening:
             self.controller.accept(command, now_ns)
 

@@ -3,9 +3,11 @@
 - An undisturbed replay follows the recorded joints and closes the gripper as often as the recording.
 - Each fault begins while the fastest joint moves at 0.6 rad/s or more, or while the gripper closes, or both. Every kind
   of fault is drawn, one at a time and two at once, in episodes at their own pace and 1.4 times as fast.
-- No joint, commanded or measured, exceeds the bounds of the fault benchmark. After an end the arm is at rest within the
-  stop's own time. Unusable velocities, duplicates and states out of order stop nothing.
-- Gripper commands are finite and within the finger's range. None is sent between a stop and the next command of the arm.
+- No joint, commanded or measured, exceeds the bounds of the fault benchmark. Unusable velocities, duplicates and states
+  out of order stop nothing.
+- After an end or a fault that lasts, the smooth stop is sent in time and the arm is at rest within the stop's own time;
+  without chunks it is at rest within the plan's.
+- Gripper commands are finite and within the finger's range. None is sent between a stop and the arm's next command.
 """
 
 from functools import lru_cache, partial
@@ -17,11 +19,12 @@ pytest.importorskip("rclpy")
 pytest.importorskip("pinocchio")
 
 import fault_kinds
-from fault_kinds import KINDS, UNDETECTED, mended
+from fault_kinds import KINDS, STAYS_AT_REST, UNDETECTED, mended
 from fault_simulation import PANDA, START_NS, TICK, TICK_NS, Simulation
 from recorded_episodes import BEFORE, ReplayedPolicy, load_episodes
 
-from robovlms_ros.bench.faults.measure import PLAN, SILENCE, STOP, WORKING_SPEED
+from robovlms_ros.bench.faults.measure import PLAN, STOP, WORKING_SPEED
+from robovlms_ros.core.types import NANOSECONDS
 
 pytestmark = pytest.mark.ros
 
@@ -29,19 +32,22 @@ DRAWS = 500
 PARTS = 10
 SEED = 20261130
 FACTORS = (1.0, 1.4)
-SETTLED = 0.1  # s recorded at rest
-REST_ALLOWED = {
-    fault_kinds.silent_joints: SILENCE + STOP,
-    fault_kinds.frozen_stamps: SILENCE + STOP,
-    fault_kinds.silent_camera: SILENCE + STOP,
-    fault_kinds.no_chunks: PLAN,
-    fault_kinds.not_finite: STOP,
-    fault_kinds.named_twice: STOP,
-    fault_kinds.second_commander: STOP,
-    fault_kinds.pause: STOP,
-    fault_kinds.deactivate: STOP,
+RESTING = 1.5  # s recorded of a fault after which the arm must rest
+TICK_OF_NODE = 0.05  # s
+STATE = 0.01  # s between joint states
+IMAGE = 0.03  # s between images
+MAX_AGE = 0.5  # s of silence until it counts
+STOPPED_AFTER = {
+    fault_kinds.pause: 0.0,
+    fault_kinds.deactivate: 0.0,
+    fault_kinds.second_commander: TICK_OF_NODE,
+    fault_kinds.not_finite: STATE + TICK_OF_NODE,
+    fault_kinds.named_twice: STATE + TICK_OF_NODE,
+    fault_kinds.silent_joints: MAX_AGE + STATE + TICK_OF_NODE,
+    fault_kinds.frozen_stamps: MAX_AGE + STATE + TICK_OF_NODE,
+    fault_kinds.silent_camera: MAX_AGE + IMAGE + TICK_OF_NODE,
 }
-"""s until the arm is at rest, for the kinds after which it stays there."""
+"""s of virtual time from the fault until the smooth stop is sent, for the kinds after which the arm stays at rest."""
 HARMLESS = {
     fault_kinds.velocities_not_finite,
     fault_kinds.velocities_missing_one,
@@ -125,8 +131,8 @@ def disturbed(draw):
     factor = float(rng.choice(FACTORS))
     tick = moment(rng, number, factor)
     at = tick * TICK
-    allowed = REST_ALLOWED.get(kinds[0], np.nan) if len(kinds) == 1 and rng.uniform() < 0.5 else np.nan
-    mend = at + (rng.uniform(0.3, 1.2) if np.isnan(allowed) else allowed + SETTLED)
+    rests = len(kinds) == 1 and kinds[0] in STAYS_AT_REST and rng.uniform() < 0.5
+    mend = at + (RESTING if rests else rng.uniform(0.3, 1.2))
     sim = Simulation(ReplayedPolicy(load_episodes()[number], factor))
     # Apart by more than a cycle of the controller, which takes up a message before its clock may jump.
     events = [(at + 0.02 * k, partial(kind, rng=rng)) for k, kind in enumerate(kinds)]
@@ -137,4 +143,17 @@ def disturbed(draw):
     if HARMLESS.issuperset(kinds):
         assert not sim.report.last_stop, f"{name}: {sim.report.last_stop}"
     closing = bool(undisturbed(number, factor)[2][tick])
+    allowed = rest_allowed(sim, kinds[0], at, name) if rests else np.nan
     return sim.row(name, at, mend, closing, allowed), closing
+
+
+def rest_allowed(sim, kind, at, name):
+    """Seconds from the fault at `at` until the arm must be at rest: the end of the stop that was sent, or PLAN."""
+    if kind is fault_kinds.no_chunks:
+        return PLAN
+    stops = [stop for stop in sim.arm.stops if stop.sent_ns >= START_NS + round(at / TICK) * TICK_NS]
+    assert stops, f"{name}: no stop was sent"
+    sent = (stops[0].sent_ns - START_NS) / NANOSECONDS - at
+    assert sent <= STOPPED_AFTER[kind] + TICK, f"{name}: the stop was sent after {sent:.3f} s"
+    assert stops[0].seconds <= STOP, f"{name}: the stop takes {stops[0].seconds:.3f} s"
+    return sent + stops[0].seconds + TICK

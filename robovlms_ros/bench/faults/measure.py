@@ -441,7 +441,7 @@ def faults() -> tuple[InjectedFault, ...]:
         InjectedFault("chunk of 1e6 rad", policy("huge"), policy(""), 0.3 + STOP),
         InjectedFault("chunk 0.5 rad away", policy("jump"), policy("")),
         InjectedFault("controller away", _controller_away, lambda s: s.arm.listen(True), STOP),
-InjectedFault("controller restarted", _controller_restart, resumes=True),
+        InjectedFault("controller restarted", _controller_restart, resumes=True),
         InjectedFault("arm frozen, then released", lambda s: s.arm.freeze(), _release, FROZEN),
         InjectedFault(
             "second publisher of commands", lambda s: s.second_commander(), strangers, STOP
