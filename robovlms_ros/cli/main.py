@@ -30,10 +30,24 @@ COMMANDS = {
 
 
 EXTRAS = {
-    "mcap": ("eval", "train"), "rosbags": ("eval", "train"), "lz4": ("eval", "train"), "zstandard": ("eval", "train"),
-    "matplotlib": ("eval", "train"), "cv2": ("eval",), "ray": ("fleet",), "accelerate": ("train",), "peft": ("train",),
-    "av": ("train",), "pyarrow": ("train",), "tensorboard": ("train",), "tqdm": ("train",), "pinocchio": ("arm",),
-    "mujoco": ("sim",), "robosuite": ("sim",), "numba": ("sim",),
+    "mcap": ("eval", "train"),
+    "rosbags": ("eval", "train"),
+    "lz4": ("eval", "train"),
+    "zstandard": ("eval", "train"),
+    "jinja2": ("eval", "train"),
+    "matplotlib": ("eval", "train"),
+    "cv2": ("eval",),
+    "ray": ("fleet",),
+    "accelerate": ("train",),
+    "peft": ("train",),
+    "av": ("train",),
+    "pyarrow": ("train",),
+    "tensorboard": ("train",),
+    "tqdm": ("train",),
+    "pinocchio": ("arm",),
+    "mujoco": ("sim",),
+    "robosuite": ("sim",),
+    "numba": ("sim",),
 }
 """Optional module -> the extras of this package that install it."""
 
@@ -66,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code (2 for a wrong command line, 1 for a refusal)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it names an extra that it lacks whenever it is imported
+    logging.getLogger("OpenGL").setLevel(
+        logging.WARNING
+    )  # it names an extra that it lacks whenever it is imported
     return dispatch("robovlms", COMMANDS, arguments)
 
 
@@ -77,7 +93,9 @@ def dispatch(program: str, commands: dict[str, tuple[str, str]], arguments: list
         return 0
     name = arguments[0]
     if name not in commands:
-        print(f"{program}: unknown command '{name}'.{did_you_mean(name, commands)}", file=sys.stderr)
+        print(
+            f"{program}: unknown command '{name}'.{did_you_mean(name, commands)}", file=sys.stderr
+        )
         return 2
     module_name, summary = commands[name]
     try:
@@ -109,7 +127,9 @@ def dispatch(program: str, commands: dict[str, tuple[str, str]], arguments: list
 
 def _overview(program: str, commands: dict[str, tuple[str, str]]) -> str:
     """The help text: every command that this installation has, with its summary."""
-    present = {n: s for n, (m, s) in commands.items() if importlib.util.find_spec(f"robovlms_ros.cli.{m}")}
+    present = {
+        n: s for n, (m, s) in commands.items() if importlib.util.find_spec(f"robovlms_ros.cli.{m}")
+    }
     width = max(map(len, present), default=0)
     lines = [f"usage: {program} COMMAND [OPTIONS]", ""]
     lines += [f"  {name:<{width}}  {summary}" for name, summary in present.items()]
