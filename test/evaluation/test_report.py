@@ -1,7 +1,8 @@
 """From results to the report.
 
 - the report opens with three sentences and the verdict; thresholds decide the exit code; an unmeasured bound is a miss;
-- report.html is one file that loads nothing, escapes names and is reproducible; report.json and chunks.csv hold the same run;
+- report.html is one file that loads nothing, escapes names and is reproducible;
+- report.json and chunks.csv hold the same run;
 - a finished bag is not computed again, a killed run goes on with the rest, and other weights or settings start anew;
 - two policies are compared on the same images, with intervals that contain what they should;
 - the node's params file is read as the node reads it.
