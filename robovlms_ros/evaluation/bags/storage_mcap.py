@@ -1,4 +1,4 @@
-"""Reading of MCAP files as they are found: chunked or not, lz4 or zstd, with or without an index, cut off.
+"""MCAP files: chunked or not, lz4 or zstd, with or without an index, whole or cut off.
 
 The `mcap` library (1.4.0) reads the index and the records. Its `iter_messages` does not serve:
 in file order it queues every message before the first one (335 MB at the peak and 1.0 s for 63,000
