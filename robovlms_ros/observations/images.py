@@ -14,7 +14,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,15 @@ from robovlms_ros.core.types import ObservationError
 
 RGB = NDArray[np.uint8]
 Converter = Callable[[str, RGB], RGB]
+
+Encoding = Literal[
+    "auto", "rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422_yuy2", "yuyv", "yuv422", "uyvy",
+    "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8",
+]
+"""The values of `camera.NAME.encoding`: AS_SENT, or a key of PIXEL_BYTES."""
+
+AS_SENT: Encoding = "auto"
+"""The encoding that the messages name."""
 
 BAYER = {"bayer_rggb8": "rggb", "bayer_bggr8": "bggr", "bayer_gbrg8": "gbrg", "bayer_grbg8": "grbg"}
 LUMA_FIRST = ("yuv422_yuy2", "yuyv")
@@ -61,6 +70,15 @@ class CompressedImageMessage(Protocol):
 
     format: str
     data: Any
+
+
+def only_raw(place: str, encoding: str, remedy: str) -> str:
+    """The text of the error for an encoding that is given for compressed images.
+
+    place: the camera's key, `parameter camera.static`. remedy: continues "Set it to auto, or".
+    """
+    rule = "only raw images have an encoding"
+    return f"{place}.encoding = '{encoding}': {rule}. Set it to {AS_SENT}, or {remedy}."
 
 
 def to_rgb(message: Any, convert: Converter | None = None, encoding: str | None = None) -> RGB:
@@ -163,7 +181,7 @@ def _hint(encoding: str) -> str:
         return " It is a depth image; give the colour topic."
     if encoding in UNNAMED:
         choices = " or ".join(UNNAMED[encoding])
-        return f" It leaves the channels' order open: set the camera's parameter `encoding` to {choices}."
+        return f" It leaves the channels' order open: set `camera.NAME.encoding` to {choices}."
     return ""
 
 
