@@ -34,10 +34,24 @@ COMMANDS = {
 
 
 EXTRAS = {
-    "mcap": ("eval", "train"), "rosbags": ("eval", "train"), "lz4": ("eval", "train"), "zstandard": ("eval", "train"),
-    "matplotlib": ("eval", "train"), "cv2": ("eval",), "ray": ("fleet",), "accelerate": ("train",), "peft": ("train",),
-    "av": ("train",), "pyarrow": ("train",), "tensorboard": ("train",), "tqdm": ("train",), "pinocchio": ("arm",),
-    "mujoco": ("sim",), "robosuite": ("sim",), "numba": ("sim",),
+    "mcap": ("eval", "train"),
+    "rosbags": ("eval", "train"),
+    "lz4": ("eval", "train"),
+    "zstandard": ("eval", "train"),
+    "jinja2": ("eval", "train"),
+    "matplotlib": ("eval", "train"),
+    "cv2": ("eval",),
+    "ray": ("fleet",),
+    "accelerate": ("train",),
+    "peft": ("train",),
+    "av": ("train",),
+    "pyarrow": ("train",),
+    "tensorboard": ("train",),
+    "tqdm": ("train",),
+    "pinocchio": ("arm",),
+    "mujoco": ("sim",),
+    "robosuite": ("sim",),
+    "numba": ("sim",),
 }
 """Optional module -> the extras of this package that install it."""
 
@@ -70,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code (2 for a wrong command line, 1 for a refusal)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it names an extra that it lacks whenever it is imported
+    logging.getLogger("OpenGL").setLevel(
+        logging.WARNING
+    )  # it names an extra that it lacks whenever it is imported
     return dispatch("robovlms", COMMANDS, arguments)
 
 
@@ -90,7 +106,9 @@ def dispatch(
         return 0
     name = arguments[0]
     if name not in commands:
-        print(f"{program}: unknown command '{name}'.{did_you_mean(name, commands)}", file=sys.stderr)
+        print(
+            f"{program}: unknown command '{name}'.{did_you_mean(name, commands)}", file=sys.stderr
+        )
         return 2
     module_name, summary = commands[name]
     try:

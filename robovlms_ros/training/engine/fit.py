@@ -9,6 +9,7 @@ The simulated arm has a trainer of its own (`simulated.trainer`): its windows ar
 once, with the simulator's ground truth beside the action, which no recording has.
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable, Sized
@@ -237,7 +238,6 @@ class Engine:
         from safetensors.torch import save_file
 
         from robovlms_ros.checkpoints.checkpoint import DTYPES, save_policy
-        from robovlms_ros.training.engine.report import training_record
 
         merged, adapters = merge_adapters(self.policy, tensors)
         precision = DTYPES[self.config.vlm.precision]  # what it will run in; the state keeps float32
@@ -245,8 +245,13 @@ class Engine:
         save_policy(self.policy, place, merged)
         if adapters:
             save_file(adapters, place / "adapters.safetensors")
-        record = training_record(self.config, self.progress.step, self.progress.epoch, values)
-        for name, text in {**self.files, "training.json": record}.items():
+        record = {
+            "step": self.progress.step,
+            "epoch": self.progress.epoch + 1,
+            "validation": values,
+            "training": config_to_mapping(self.config)["training"],
+        }
+        for name, text in {**self.files, "training.json": json.dumps(record, indent=1)}.items():
             (place / name).write_text(text, encoding="utf-8")
 
     def _save(self) -> None:
