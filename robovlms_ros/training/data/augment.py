@@ -44,12 +44,16 @@ def augment_windows(images: Tensor, config: AugmentConfig, generator: torch.Gene
     if pad:
         images = random_shift(images.reshape(batch, window * 3, size, size), pad, generator=generator).view_as(images)
 
-    def draw(half_width: float) -> Tensor:
-        even = torch.rand((batch, 1, 1, 1, 1), generator=generator, device=images.device) * 2 - 1
+    def draw(half_width: float, channels: int = 1) -> Tensor:
+        even = torch.rand((batch, 1, channels, 1, 1), generator=generator, device=images.device) * 2 - 1
         return half_width * even
 
     if config.brightness:
         images = images * (1 + draw(config.brightness))
+    if config.channels:
+        images = images * (1 + draw(config.channels, 3))
+    if config.offset:
+        images = images + draw(config.offset)
     if config.contrast:
         mean = luma(images).mean(dim=(-1, -2), keepdim=True)
         images = mean + (images - mean) * (1 + draw(config.contrast))

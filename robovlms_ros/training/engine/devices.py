@@ -14,19 +14,26 @@ ROUNDED = (nn.Linear, nn.Conv2d, nn.Conv3d)
 _HERE = "Choose several GPUs (each a copy of the model) or FSDP version 2 in `accelerate config`."
 
 
-def build_accelerator(training: TrainingConfig) -> Any:
-    """Accelerate as the configuration and the environment (`accelerate launch`) say. Raises TrainingError."""
+def build_accelerator(training: TrainingConfig, device: torch.device | str | None = None) -> Any:
+    """Accelerate as the configuration and the environment (`accelerate launch`) say. Raises TrainingError.
+
+    device: of a run in one process, in the place of accelerate's choice.
+    """
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState, GradientState
     except ImportError as error:
         raise TrainingError("training needs the library accelerate: `pip install accelerate`.") from error
-    AcceleratorState._reset_state()  # another run in this process may have computed in another precision
+    # Another run in this process may have computed in another precision, or on another device.
+    AcceleratorState._reset_state(reset_partial_state=device is not None)
     GradientState._reset_state()
     # Some towers have parameters that their features do not pass through.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    on = None if device is None else torch.device(device)
+    if on is not None and on.type == "cuda":
+        torch.cuda.set_device(on.index or 0)
     accelerator = Accelerator(
-        mixed_precision=PRECISIONS[training.precision], gradient_accumulation_steps=training.accumulation,
+        cpu=on is not None and on.type == "cpu", mixed_precision=PRECISIONS[training.precision], gradient_accumulation_steps=training.accumulation,
         kwargs_handlers=handlers,
     )
     require_supported(accelerator)

@@ -14,20 +14,27 @@ GRIPPER_WEIGHT = 0.01
 
 @dataclass(frozen=True)
 class ActionLoss:
-    """Scalars: arm (Huber, delta 1), gripper (binary cross entropy), gripper_accuracy (share of right decisions)."""
+    """Scalars: arm (Huber), gripper (binary cross entropy), gripper_accuracy (share of right decisions).
+
+    steps: (B, W, n) the arm's loss of every step, detached; 0 where the mask is False.
+    """
 
     arm: Tensor
     gripper: Tensor
     gripper_accuracy: Tensor
+    steps: Tensor
 
     def total(self, gripper_weight: float = GRIPPER_WEIGHT) -> Tensor:
         """What is minimised; the weight is RoboVLMs' arm_gripper_loss_ratio."""
         return self.arm + gripper_weight * self.gripper
 
 
-def action_loss(output: HeadOutput, arm: Tensor, gripper: Tensor, mask: Tensor | None = None) -> ActionLoss:
+def action_loss(
+    output: HeadOutput, arm: Tensor, gripper: Tensor, mask: Tensor | None = None, delta: float = 1.0
+) -> ActionLoss:
     """arm (B, W, n, A) normalised targets, gripper (B, W, n) labels 0 or 1, mask (B, W, n) bool: steps that count.
 
+    delta: half-width of the Huber loss' quadratic part, on the head's scale; beyond it the loss has slope 1.
     Means are over the elements that the mask selects; 0 when it selects none.
     """
     logits = output.gripper_logits.squeeze(-1)  # (B, W, n)
@@ -36,10 +43,12 @@ def action_loss(output: HeadOutput, arm: Tensor, gripper: Tensor, mask: Tensor |
     # Targets are emptied before the loss, not after: NaN there would reach the gradient through a product with 0.
     labels = gripper.to(logits.dtype).masked_fill(~chosen, 0.0)
     targets = arm.to(output.arm.dtype).masked_fill(~chosen[..., None], 0.0)
-    huber = functional.huber_loss(output.arm, targets, reduction="none").mean(dim=-1)  # (B, W, n)
+    huber = functional.huber_loss(output.arm, targets, reduction="none", delta=delta).mean(dim=-1) / delta  # (B, W, n)
     entropy = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     right = ((torch.sigmoid(logits) > 0.5) == (labels > 0.5)).to(logits.dtype)
-    return ActionLoss(*(x.masked_fill(~chosen, 0.0).sum() / count for x in (huber, entropy, right)))
+    huber = huber.masked_fill(~chosen, 0.0)
+    means = (x.masked_fill(~chosen, 0.0).sum() / count for x in (huber, entropy, right))
+    return ActionLoss(*means, steps=huber.detach())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a training step minimises: RoboVLMs' losses on a policy's answer to a batch of windows."""
+"""The loss of a training step: RoboVLMs' on a policy's answer to a batch of windows; others derive from it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +13,7 @@ from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.models.action_tokens import training_logits
 from robovlms_ros.models.heads.discrete import DiscreteHead
 from robovlms_ros.models.vla_policy import VLAPolicy
+from robovlms_ros.training.engine.batches import model_batch
 from robovlms_ros.training.engine.losses import action_loss, token_loss
 
 
@@ -23,7 +24,14 @@ class Objective(nn.Module):
     cross entropy), `gripper` (cross entropy; 0 with tokens), `gripper_accuracy`, `count` (steps that the mask selects);
     and `newest` (B, n, D), the answer to each window's newest frame on the head's scale, the gripper's class last (NaN
     where tokens are not labelled). Tokens are predicted with the true ones before them.
+
+    A derived objective has windows of its own: `inputs` prepares them, `forward` returns the scalars in `reported` and,
+    for sampling by loss, `windows` (B,), each window's. Modules that it adds train beside the policy; no checkpoint
+    holds them.
     """
+
+    reported: tuple[str, ...] = ("loss", "arm", "gripper", "gripper_accuracy")
+    """Scalars of `forward` that the curve has, `loss` first."""
 
     def __init__(self, policy: VLAPolicy):
         super().__init__()
@@ -33,6 +41,14 @@ class Objective(nn.Module):
                 "proprioception with action_head.type 'discrete': the sequence that generates action tokens has no "
                 "place for the robot's state in training. Leave out proprioception, or use another head."
             )
+
+    def inputs(self, batch: Any, generator: torch.Generator, **options: Any) -> dict[str, Any]:
+        """The argument of `forward`, augmented; draws everything that is random from `generator`.
+
+        batch: of the loader, or of a `stages.WindowSource`. options: `stages.Stage.options`.
+        """
+        training = self.policy.config.training
+        return model_batch(self.policy, batch, training.augmentation, generator, training.state_noise)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         return self._tokens(batch) if isinstance(self.policy.head, DiscreteHead) else self._continuous(batch)
@@ -44,10 +60,12 @@ class Objective(nn.Module):
             output = self.policy.head(features.float())
         frames = output.arm.shape[1]  # 1 with history `video`: the answer is to the newest frame
         mask = batch["mask"][:, -frames:]
-        losses = action_loss(output, batch["arm"][:, -frames:], batch["gripper"][:, -frames:], mask)
+        training = self.policy.config.training
+        arm = batch["arm"][:, -frames:]
+        losses = action_loss(output, arm, batch["gripper"][:, -frames:], mask, training.huber)
         newest = torch.cat([output.arm[:, -1], (output.gripper_logits[:, -1] > 0).float()], dim=-1)
         return {
-            "loss": losses.total(self.policy.config.training.arm_gripper_loss_ratio),
+            "loss": losses.total(training.arm_gripper_loss_ratio),
             "arm": losses.arm.detach(),
             "gripper": losses.gripper.detach(),
             "gripper_accuracy": losses.gripper_accuracy.detach(),

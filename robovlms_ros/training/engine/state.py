@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robovlms_ros.checkpoints.weights import tied_groups
+from robovlms_ros.training.engine.average import AveragedWeights
 from robovlms_ros.training.engine.batches import TrainingError
 
 STATE = "state.safetensors"
@@ -28,7 +29,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class TrainingProgress:
     """How far a run is. step: of the optimiser. batch: batches of `epoch` that are done. best: lowest validation loss.
 
-    setup: what must stay the same for the run to go on (see `fit.setup`). scaler: of float16's gradient scaling.
+    setup: what must stay the same for the run to go on (`Trainer.setup`). scaler: of float16's gradient scaling.
     """
 
     step: int = 0
@@ -51,20 +52,32 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: whole(tensor) for name, tensor in module.state_dict().items() if name not in later}
 
 
-def collect(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Trained weights and moments, whole: `weight.NAME`, `exp_avg.NAME`, ..."""
+def trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of an objective that train, by name; those of its policy by the policy's own names."""
+    named = objective.named_parameters()
+    return {name.removeprefix("policy."): p for name, p in named if p.requires_grad}
+
+
+def collect(
+    objective: nn.Module, optimiser: torch.optim.Optimizer, average: AveragedWeights | None = None
+) -> dict[str, Tensor]:
+    """Trained weights, moments and averaged weights, whole: `weight.NAME`, `exp_avg.NAME`, `average.NAME`, ..."""
     tensors = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            tensors[f"weight.{name}"] = whole(parameter).clone()
-            moments = optimiser.state.get(parameter, {})
-            tensors |= {f"{key}.{name}": whole(moments[key]).clone() for key in _MOMENTS if key in moments}
+    for name, parameter in trained_parameters(objective).items():
+        tensors[f"weight.{name}"] = whole(parameter).clone()
+        moments = optimiser.state.get(parameter, {})
+        tensors |= {f"{key}.{name}": whole(moments[key]).clone() for key in _MOMENTS if key in moments}
+        if average is not None:
+            tensors[f"average.{name}"] = whole(average.values[name]).clone()
     return tensors
 
 
-def restore(module: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str) -> None:
+def restore(
+    objective: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str,
+    average: AveragedWeights | None = None,
+) -> None:
     """Put what `collect` gave back in place. Raises TrainingError naming the parameters that do not fit."""
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trained = trained_parameters(objective)
     kept = {key.removeprefix("weight."): t for key, t in tensors.items() if key.startswith("weight.")}
     faults = sorted(set(trained) ^ set(kept)) + [n for n in trained if n in kept and trained[n].shape != kept[n].shape]
     if faults:
@@ -80,6 +93,8 @@ def restore(module: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[s
                 on = parameter.device if optimiser.param_groups[0].get("fused") else torch.device("cpu")
                 placed = [_placed(m, parameter) for m in moments]
                 optimiser.state[parameter] = dict(zip(_MOMENTS, [step.to(on), *placed], strict=True))
+            if average is not None:
+                average.values[name].copy_(_placed(tensors.get(f"average.{name}", kept[name]), parameter))
 
 
 def _placed(tensor: Tensor, like: Tensor) -> Tensor:

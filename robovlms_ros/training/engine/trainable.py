@@ -110,11 +110,15 @@ def count(policy: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def optimiser(policy: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over what trains, in one group, for weights that will be on `device`. Raises TrainingError when nothing
-    trains."""
-    trained = [p for p in policy.parameters() if p.requires_grad]
+def optimiser(module: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over what trains, for weights that will be on `device`. Raises TrainingError when nothing trains."""
+    trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise TrainingError(f"training.freeze = {list(config.freeze)}: nothing is left to train. Freeze less.")
+    groups = [{"params": trained, "weight_decay": config.weight_decay}]
+    if not config.decay_vectors:
+        vectors = [p for p in trained if p.ndim <= 1]
+        groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+                  {"params": vectors, "weight_decay": 0.0}]
     fused = device.type == "cuda"  # elsewhere the plain loop, which needs no copies of everything either
-    return torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)

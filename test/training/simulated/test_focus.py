@@ -11,7 +11,7 @@ from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.training.behaviour_cloning import Losses, Recipe, TrainingStage
 from robovlms_ros.sim.training.plans import load_plan
-from robovlms_ros.sim.training.prioritized_sampling import PrioritizedSampling
+from robovlms_ros.training.engine.prioritized_sampling import PrioritizedSampling
 from robovlms_ros.sim.training.trainer import Trainer
 
 
