@@ -24,11 +24,11 @@ from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, BenchSettings, Scene
 from robovlms_ros.sim.task import INSTRUCTIONS, TRAINING_SEEDS
 from robovlms_ros.sim.tasks import evaluate
 from robovlms_ros.sim.tasks.language import TASKS
-from robovlms_ros.sim.training.behaviour_cloning import TrainingStage
 from robovlms_ros.sim.training.costs import Work, add_time, write_json
 from robovlms_ros.sim.training.pipeline import train
 from robovlms_ros.sim.training.plans import TrainingPlan, without_ground_truth
 from robovlms_ros.sim.training.published import beside, sources
+from robovlms_ros.sim.training.recipe import TrainingStage
 from robovlms_ros.sim.training.recording import record, shard_jobs
 
 Change = Callable[[dict[str, Any]], None]
@@ -225,7 +225,7 @@ def _steps_done(run: Path) -> int:
     if not path.exists():
         return 0
     with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["step"])
+        return int(json.loads(file.metadata()["progress"])["step"])
 
 
 def report(folder: Path, plan: TrainingPlan) -> str:

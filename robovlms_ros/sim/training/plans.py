@@ -10,7 +10,7 @@ from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.language import LABELLED, TASKS
-from robovlms_ros.sim.training.behaviour_cloning import Recipe, TrainingStage
+from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
 
 FREE = ("workers", "threads", "save_every", "compile")
 """Fields of a plan that may differ when its run goes on."""

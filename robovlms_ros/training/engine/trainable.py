@@ -19,10 +19,10 @@ def prepare(policy: VLAPolicy, config: TrainingConfig) -> VLAPolicy:
     """Set `requires_grad`, add adapters, switch on checkpointing, as `config` says; in place. Raises TrainingError."""
     for parameter in policy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    vlm = policy.vlm
-    parts = {"vision": vlm.vision_tower, "text": vlm.text_tower, "word_embedding": vlm.word_embedding,
-             "backbone": vlm.backbone}
     for name in config.freeze:
+        vlm = policy.vlm
+        parts = {"vision": vlm.vision_tower, "text": vlm.text_tower, "word_embedding": vlm.word_embedding,
+                 "backbone": vlm.backbone}
         parts[name].requires_grad_(False)
     if config.train_last_layers is not None:
         layers = decoder_layers(policy)
@@ -33,7 +33,7 @@ def prepare(policy: VLAPolicy, config: TrainingConfig) -> VLAPolicy:
         for layer in list(layers)[-config.train_last_layers :]:
             layer.requires_grad_(True)
     if config.lora is not None:
-        vlm.backbone.requires_grad_(False)
+        policy.vlm.backbone.requires_grad_(False)
         add_adapters(policy, config.lora)
     if config.gradient_checkpointing:
         checkpoint_gradients(policy)

@@ -10,8 +10,9 @@ from robovlms_ros.core.resources import share_directory
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.sim.training.behaviour_cloning import Learner, Recipe
 from robovlms_ros.sim.training.demonstrations import record_shard
+from robovlms_ros.sim.training.objectives import CubeObjective
+from robovlms_ros.sim.training.recipe import Recipe
 from robovlms_ros.sim.training.shards import ShardFrames, find_shards
 from robovlms_ros.sim.training.task_demonstrations import SETTINGS, TaskRecording
 
@@ -85,4 +86,4 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def frames(policy, shards):
-    return ShardFrames(Learner(policy, Recipe())).add(shards)
+    return ShardFrames(CubeObjective(policy, Recipe())).add(shards)

@@ -18,12 +18,13 @@ from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import TRAINING_SEEDS
 from robovlms_ros.sim.training import ablations, costs, published
-from robovlms_ros.sim.training.behaviour_cloning import Learner, TrainingStage
 from robovlms_ros.sim.training.costs import Work
 from robovlms_ros.sim.training.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.sim.training.objectives import CubeObjective
 from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.recipe import TrainingStage
 from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames, find_shards
-from robovlms_ros.sim.training.task_cloning import TaskLearner
+from robovlms_ros.sim.training.task_objective import TaskObjective
 from robovlms_ros.sim.world import SimWorld
 
 pytestmark = pytest.mark.sim
@@ -64,11 +65,11 @@ def test_every_variant_learns_and_predicts(small_plan, easy_plan, folder, easy_f
     plan = ablations.plan_of(name, small_plan, 10)
     policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
     model = plan.policy_config.model
-    make = partial(Learner, hindsight=plan.hindsight) if easy else partial(TaskLearner, chosen=2)
-    learner = make(policy, plan.recipe, ground_truth=plan.ground_truth)
-    data = DemonstrationSet(ShardFrames(learner).add(find_shards(folder)), model.history_length, 2)
-    losses = learner.losses(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
-    losses.total.backward()
+    make = partial(CubeObjective, hindsight=plan.hindsight) if easy else partial(TaskObjective, chosen=2)
+    objective = make(policy, plan.recipe, ground_truth=plan.ground_truth)
+    data = DemonstrationSet(ShardFrames(objective).add(find_shards(folder)), model.history_length, 2)
+    inputs = objective.inputs(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
+    objective(inputs)["loss"].backward()
     assert all(p.grad is not None for p in policy.head.parameters())
     images = {camera: np.zeros((96, 96, 3), np.uint8) for camera in ("static", "wrist")}
     state = RobotState(0, np.zeros(7), None, np.eye(4), 1.0)

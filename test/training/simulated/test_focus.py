@@ -9,10 +9,10 @@ import torch
 
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.sim.training.behaviour_cloning import Losses, Recipe, TrainingStage
+from robovlms_ros.sim.training.pipeline import build_trainer
 from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
 from robovlms_ros.training.engine.prioritized_sampling import PrioritizedSampling
-from robovlms_ros.sim.training.trainer import Trainer
 
 
 def counts(focus, draws=20_000):
@@ -42,15 +42,20 @@ class Counting(torch.nn.Module):
     """Windows whose loss is their own number, and the number of times that each was drawn."""
 
     drawn = np.zeros(8, int)
+    reported = ("loss", "arm")
 
-    def __init__(self, *_):
+    def __init__(self, policy, _):
         super().__init__()
+        self.policy = policy
         self.number = torch.nn.Parameter(torch.ones(1))
 
-    def losses(self, windows, generator):
+    def inputs(self, windows, generator):
         np.add.at(self.drawn, windows, 1)
+        return windows
+
+    def forward(self, windows):
         one = self.number.sum()
-        return Losses(one, *(one.detach() for _ in range(3)), windows=torch.from_numpy(windows.astype(np.float32)))
+        return {"loss": one, "arm": one.detach(), "windows": torch.from_numpy(windows.astype(np.float32))}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -60,7 +65,7 @@ def test_stopped_run_goes_on_with_what_it_knew(tmp_path, threads):
     def run(folder, *stops):
         Counting.drawn = np.zeros(8, int)
         for stop in stops:
-            trainer = Trainer(torch.nn.Identity(), Recipe(windows=4), folder, Counting, 1, threads)
+            trainer = build_trainer(torch.nn.Identity(), Recipe(windows=4), folder, Counting, 1, threads)
             trainer.run(data, TrainingStage(stop, focus=0.9))
         return Counting.drawn
 

@@ -11,37 +11,38 @@ import torch
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
-from robovlms_ros.sim.training.behaviour_cloning import PLACE_SCALE, Learner, Recipe, TrainingStage
 from robovlms_ros.sim.training.demonstrations import (
     CubeRecording,
     DemonstrationSettings,
     record_shard,
 )
 from robovlms_ros.sim.training.hindsight import grasped_places
+from robovlms_ros.sim.training.objectives import PLACE_SCALE, CubeObjective
 from robovlms_ros.sim.training.plans import TrainingPlan
+from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
 from robovlms_ros.sim.training.shards import DemonstrationSet
 from robovlms_ros.sim.world import SimWorld
 
 
 def test_without_ground_truth_the_followed_instruction_alone_is_learned(policy, frames):
     """Of what is told of the cube that was not asked for, and where cubes are, nothing matters."""
-    learner = Learner(policy, Recipe(), ground_truth=False)
+    objective = CubeObjective(policy, Recipe(), ground_truth=False)
     data = DemonstrationSet(frames, window=2, stride=2)
     windows = data.windows(data.starts[:6])
     followed = windows.followed[:, -1]
-    assert set(followed.tolist()) == {0, 1} and learner.auxiliary is None
+    assert set(followed.tolist()) == {0, 1} and objective.auxiliary is None
 
     def loss(changed):
         with torch.no_grad():
-            return learner.losses(changed, torch.Generator().manual_seed(0))
+            return objective(objective.inputs(changed, torch.Generator().manual_seed(0)))
 
     told = loss(windows)
-    assert torch.isnan(told.target_error) and torch.isfinite(told.total)
+    assert torch.isnan(told["target_error_m"]) and torch.isfinite(told["loss"])
     asked = torch.nn.functional.one_hot(followed, len(CUBES)).bool()[:, None, :, None, None]
     other = replace(windows, arm=torch.where(asked, windows.arm, 9.0), cubes=windows.cubes + 9.0)
-    assert loss(other).total == told.total
+    assert loss(other)["loss"] == told["loss"]
     for change in ({"arm": windows.arm + 0.1}, {"followed": 1 - windows.followed}):
-        assert loss(replace(windows, **change)).total != told.total
+        assert loss(replace(windows, **change))["loss"] != told["loss"]
 
 
 def shard(openings, followed, episodes, scenes=None):
@@ -93,30 +94,31 @@ def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path, paired):
 
 
 def test_hindsight_is_learned_where_it_is_known(policy, frames):
-    learner = Learner(policy, Recipe(), ground_truth=False, hindsight=True)
-    assert not hasattr(learner.auxiliary, "all")
+    objective = CubeObjective(policy, Recipe(), ground_truth=False, hindsight=True)
+    assert not hasattr(objective.auxiliary, "all")
     data = DemonstrationSet(frames, window=2, stride=2)
     windows = data.windows(data.starts[:3])
     nowhere = torch.full_like(windows.grasped, torch.nan)
     assert torch.equal(windows.grasped.isnan(), nowhere.isnan()), "the made-up hands never close"
 
     def loss(grasped):
-        learner.zero_grad()
-        told = learner.losses(replace(windows, grasped=grasped, cubes=nowhere), torch.Generator().manual_seed(0))
-        told.total.backward()
+        objective.zero_grad()
+        changed = replace(windows, grasped=grasped, cubes=nowhere)
+        told = objective(objective.inputs(changed, torch.Generator().manual_seed(0)))
+        told["loss"].backward()
         return told
 
     unknown = loss(nowhere)
-    assert unknown.target_error == 0 and all(not p.grad.any() for p in learner.auxiliary.parameters())
+    assert unknown["target_error_m"] == 0 and all(not p.grad.any() for p in objective.auxiliary.parameters())
     grasped = nowhere.clone()
     grasped[1, 1, 1 - windows.followed[1, 1]] = windows.hands[1, 1] + PLACE_SCALE
     told = loss(grasped)
-    assert told.total > unknown.total and any(p.grad.any() for p in learner.auxiliary.parameters())
+    assert told["loss"] > unknown["loss"] and any(p.grad.any() for p in objective.auxiliary.parameters())
     with torch.no_grad():
-        learner.auxiliary.named[-1].weight.zero_()
-        learner.auxiliary.named[-1].bias.fill_(1.0)  # the answer
-    assert loss(grasped).target_error < 1e-6
-    assert float(loss(grasped).total.detach()) == pytest.approx(float(unknown.total.detach()), abs=1e-6)
+        objective.auxiliary.named[-1].weight.zero_()
+        objective.auxiliary.named[-1].bias.fill_(1.0)  # the answer
+    assert loss(grasped)["target_error_m"] < 1e-6
+    assert float(loss(grasped)["loss"].detach()) == pytest.approx(float(unknown["loss"].detach()), abs=1e-6)
 
 
 def test_hindsight_takes_the_place_of_ground_truth(policy_mapping):

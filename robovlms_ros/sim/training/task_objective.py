@@ -1,33 +1,27 @@
-"""Behaviour cloning of the tabletop tasks' expert: what one step minimises.
+"""The objective of the tabletop tasks: behaviour cloning of their expert.
 
-Every window is learned under several of its goals, said in trained words drawn anew each time; the images' features are
-computed once. Beside the action, the action feature must tell where the named thing and its place are and how the hand
-is to be turned, and the images' tokens where everything is (`seeing`). Without the simulator's ground truth
-(`ground_truth: false`) there is only what a real robot records: the followed goal and what was done.
+Every window is learned under several of its goals, each in a trained sentence drawn anew; its images are encoded once.
+The action feature also predicts the place of the named thing, its target and the hand's yaw, and the image tokens the
+places of everything (`vision_pretraining`). Without the simulator's ground truth (`ground_truth: false`) a window has
+only a real recording's content: the followed goal and the executed actions.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.models.backbones.sequence import VisualTokens
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.sim.tasks.language import goals, instructions
 from robovlms_ros.sim.tasks.objects import THINGS
-from robovlms_ros.sim.training.behaviour_cloning import (
-    Losses,
-    Recipe,
-    augment,
-    mixed_precision,
-    noisy_state,
-    raw_states,
-)
+from robovlms_ros.sim.training.objectives import ShardObjective, raw_states
+from robovlms_ros.sim.training.recipe import Recipe
 from robovlms_ros.sim.training.shards import Columns
 from robovlms_ros.sim.training.shared_prefix import features_under_instructions, text_model
 from robovlms_ros.sim.training.vision_pretraining import NAMED, PLACE_SCALE, Seeing
@@ -69,10 +63,10 @@ class TaskAuxiliary(nn.Module):
         self.named = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 8))
 
 
-class TaskLearner(nn.Module):
-    """A policy with what is needed to train it on the tabletop tasks.
+class TaskObjective(ShardObjective):
+    """The tabletop tasks.
 
-    chosen: goals that a window is learned under in a step. ground_truth: whether the simulator's knowledge may serve.
+    chosen: goals that a window is learned under in a step. ground_truth: the simulator's knowledge serves.
     compiled: both towers go through torch.compile: a minute to begin with, and fewer trips to memory after it.
     """
 
@@ -81,14 +75,11 @@ class TaskLearner(nn.Module):
     def __init__(
         self, policy: VLAPolicy, recipe: Recipe, chosen: int = 3, ground_truth: bool = True, compiled: bool = False
     ) -> None:
-        super().__init__()
-        assert policy.config.action is not None
-        self.policy, self.recipe, self.ground_truth = policy, recipe, ground_truth
+        super().__init__(policy, recipe, ground_truth)
         self.chosen = chosen if ground_truth else 1
         width = policy.vlm.hidden_size
         self.auxiliary = TaskAuxiliary(width) if ground_truth else None
         self.sight = Seeing(self._grids(), width) if ground_truth else None
-        self._pipeline = ActionPipeline(policy.config.action)
         compiler = partial(torch.compile, dynamic=False) if compiled else lambda function: function
         self._text = compiler(text_model(policy.vlm))
         self._see = compiler(lambda images: policy.vlm.encode_images(images).tokens)
@@ -99,7 +90,6 @@ class TaskLearner(nn.Module):
         )  # (goals, sentences of each, L)
 
     def columns(self, shard: Columns) -> Columns:
-        """What is kept of a recorded shard, by `TaskWindows`' names."""
         horizon = self.policy.config.model.action_chunk_size
         arm, opened = self._pipeline.encode(shard["labels"][:, :, :horizon])
         turns = np.full((len(shard["turns"]), len(NAMED)), np.nan, np.float32)
@@ -108,43 +98,46 @@ class TaskLearner(nn.Module):
                 "places": np.concatenate((shard["things"], shard["plates"]), axis=1), "goals": shard["goals"],
                 "yaws": shard["yaws"], "arm": arm, "opened": opened.astype(np.float32)}
 
-    def losses(self, windows: TaskWindows, generator: torch.Generator, frozen_vision: bool = False) -> Losses:
-        """The losses of B windows, each under `chosen` of its goals. generator: on the windows' device. frozen_vision:
-        nothing is learned of what the images alone tell."""
-        recipe, policy = self.recipe, self.policy
-        goal = windows.goals[:, -1].gather(1, self._pick(windows, generator))  # (B, C)
-        ids, mask = self._words(goal.T, generator)  # (C, B, L)
-        state = noisy_state(policy, windows.states, recipe, generator)
-        with mixed_precision(recipe, policy.device):
-            visual = self._visual(windows, generator, frozen_vision)
-            width = windows.states.shape[1]
-            features = features_under_instructions(
-                policy.vlm, visual, ids, mask, state, width, self._text
-            )  # (C B, W, 1, d)
-        losses = self._compare(features.float(), windows, goal)
-        if self.sight is None or frozen_vision:
-            return losses
-        return replace(losses, total=losses.total + recipe.auxiliary * self._look(visual, windows)[0])
+    def inputs(
+        self, batch: TaskWindows, generator: torch.Generator, seeing: bool = False, frozen_vision: bool = False,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """The windows, each under `chosen` of its goals.
 
-    def seeing(self, windows: TaskWindows, generator: torch.Generator, frozen_vision: bool = False) -> Losses:
-        """What the images alone tell of B windows, at a quarter of the cost of `losses`: no language model runs.
-
-        Of the losses only `total` and `target_error` (of everything that is there) are numbers. frozen_vision: only the
-        heads learn to tell it.
+        seeing: only the places of all objects are learned, from the images alone, at a quarter of the cost: no language
+        model runs. frozen_vision: the vision tower stays as it is; with `seeing` only the heads learn.
         """
-        with mixed_precision(self.recipe, self.policy.device):
-            visual = self._visual(windows, generator, frozen_vision)
-        loss, error = self._look(visual, windows)
-        nothing = torch.full_like(error, float("nan"))
-        return Losses(loss, nothing, nothing, error)
+        inputs: dict[str, Any] = {"windows": batch, "seeing": seeing, "frozen_vision": frozen_vision}
+        if not seeing:
+            goal = batch.goals[:, -1].gather(1, self._pick(batch, generator))  # (B, C)
+            ids, mask = self._words(goal.T, generator)  # (C, B, L)
+            state = self._state(batch.states, generator)
+            inputs |= {"goal": goal, "input_ids": ids, "attention_mask": mask, "state": state}
+        return {**inputs, "images": self._images(batch.images, generator)}
 
-    def _visual(self, windows: TaskWindows, generator: torch.Generator, frozen: bool) -> dict[str, VisualTokens]:
-        """Per camera the tokens of B W augmented frames."""
-        images = augment(self._seen(windows.images), self.recipe, generator)  # (B, W, K, 3, S, S)
-        names = self.policy.config.cameras
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        windows: TaskWindows = batch["windows"]
+        visual = self._visual(batch["images"], batch["frozen_vision"])
+        if batch["seeing"]:
+            loss, error = self._look(visual, windows)
+            nothing = torch.full_like(error, float("nan"))
+            return {"loss": loss, "arm": nothing, "gripper": nothing, "target_error_m": error}
+        features = features_under_instructions(
+            self.policy.vlm, visual, batch["input_ids"], batch["attention_mask"], batch["state"],
+            windows.states.shape[1], self._text,
+        )  # (C B, W, 1, d)
+        with torch.autocast(features.device.type, enabled=False):
+            result = self._compare(features.float(), windows, batch["goal"])
+        if self.sight is not None and not batch["frozen_vision"]:
+            result["loss"] = result["loss"] + self.recipe.auxiliary * self._look(visual, windows)[0]
+        return result
+
+    def _visual(self, images: dict[str, Tensor], frozen: bool) -> dict[str, VisualTokens]:
+        """Per camera the tokens of B W frames."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            tokens = self._see(images.movedim(2, 0).flatten(0, 2))  # all cameras' frames in one batch
-        return {name: VisualTokens(part) for name, part in zip(names, tokens.chunk(len(names)), strict=True)}
+            # All cameras' frames in one batch.
+            tokens = self._see(torch.stack(list(images.values())).flatten(0, 2))
+        return {name: VisualTokens(part) for name, part in zip(images, tokens.chunk(len(images)), strict=True)}
 
     @torch.no_grad()
     def _grids(self) -> dict[str, int]:
@@ -155,13 +148,10 @@ class TaskLearner(nn.Module):
 
     def _look(self, visual: dict[str, VisualTokens], windows: TaskWindows) -> tuple[Tensor, Tensor]:
         assert self.sight is not None
+        truth = (known.flatten(0, 1) for known in (windows.places, windows.turns, windows.poses))
         tokens = {name: seen.tokens.float() for name, seen in visual.items()}
-        return self.sight(tokens, *(known.flatten(0, 1) for known in (windows.places, windows.turns, windows.poses)))
-
-    def _seen(self, images: Tensor) -> Tensor:
-        """The cameras that the policy has, of those recorded."""
-        order = ("static", "wrist")
-        return images[:, :, [order.index(name) for name in self.policy.config.cameras]]
+        with torch.autocast(windows.places.device.type, enabled=False):
+            return self.sight(tokens, *truth)
 
     def _pick(self, windows: TaskWindows, generator: torch.Generator) -> Tensor:
         """(B, C) columns of the newest frame's goals; without ground truth the one that its episode followed."""
@@ -176,20 +166,16 @@ class TaskLearner(nn.Module):
         said = torch.randint(self._ids.shape[1], goal.shape, generator=generator, device=goal.device)
         return self._ids[goal, said], self._mask[goal, said]
 
-    def _compare(self, features: Tensor, windows: TaskWindows, goal: Tensor) -> Losses:
-        recipe = self.recipe
-        output = self.policy.head(features)
+    def _compare(self, features: Tensor, windows: TaskWindows, goal: Tensor) -> dict[str, Tensor]:
         arm, opened, yaws = _of_goal(windows, goal)
-        each = functional.huber_loss(output.arm, arm, delta=recipe.huber, reduction="none") / recipe.huber
-        of_windows = each.detach().flatten(1).mean(1).unflatten(0, (-1, len(goal))).mean(0)  # goals stand outermost
-        arm_loss = each.mean()
-        gripper_loss = functional.binary_cross_entropy_with_logits(output.gripper_logits.squeeze(-1), opened)
-        total = recipe.arm * arm_loss + recipe.gripper * gripper_loss
-        error = torch.full_like(arm_loss, float("nan")).detach()
+        loss, losses = self._act(features, arm, opened)
+        of_windows = losses.steps.flatten(1).mean(1).unflatten(0, (-1, len(goal))).mean(0)  # goals are outermost
+        error = torch.full_like(losses.arm, float("nan")).detach()
         if self.auxiliary is not None:
             aux_loss, error = self._auxiliary_loss(features.mean(2), windows, goal, yaws)
-            total = total + recipe.auxiliary * aux_loss
-        return Losses(total, arm_loss.detach(), gripper_loss.detach(), error, of_windows)
+            loss = loss + self.recipe.auxiliary * aux_loss
+        return {"loss": loss, "arm": losses.arm, "gripper": losses.gripper, "target_error_m": error,
+                "windows": of_windows}
 
     def _auxiliary_loss(self, token: Tensor, windows: TaskWindows, goal: Tensor, yaws: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the mean distance (m) between where the named thing is and where the model sees it."""
