@@ -114,7 +114,7 @@ def _simulated(path: Path, policy: Any, robot: str) -> Path:
     from robovlms_ros.inference.session import PolicySession
     from robovlms_ros.sim.bags import record_episodes
     from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
-    from robovlms_ros.sim.task import INSTRUCTIONS
+    from robovlms_ros.sim.tasks.language import INSTRUCTIONS
     from robovlms_ros.sim.world import SimWorld
 
     print("recording two simulated episodes", flush=True)

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robovlms_ros.core.schema import require
-from robovlms_ros.sim.task import EVALUATION_SEEDS, INSTRUCTIONS
+from robovlms_ros.sim.tasks.base import CUBES, EVALUATION_SEEDS
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 
 if TYPE_CHECKING:
     from robovlms_ros.sim.closed_loop import ClosedLoopRow, EpisodeResult
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms demo`."""
-    parser.add_argument("--task", default="", help="a tabletop task, or all of them; default: the two cubes")
+    parser.add_argument("--task", default=CUBES, help="cubes (the default), a tabletop task, or all of them")
     parser.add_argument("--seeds", type=int, default=2, help="scenes per instruction and condition (default 2)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first scene (default 0)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
@@ -50,14 +51,15 @@ def run(args: argparse.Namespace) -> int:
     from robovlms_ros.sim.demo_report import write_gif, write_timeline
 
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
-    trials = tuple(_table_trials(args) if args.task else _trials(args.seeds, args.first_seed, not args.no_controls))
-    last = args.first_seed + (1 if args.task else 2) * args.seeds
+    tabletop = args.task not in ("", CUBES)
+    trials = tuple(_table_trials(args) if tabletop else _trials(args.seeds, args.first_seed, not args.no_controls))
+    last = args.first_seed + (1 if tabletop else 2) * args.seeds
     require(args.first_seed in EVALUATION_SEEDS and last - 1 in EVALUATION_SEEDS, "--first-seed", args.first_seed,
             f"such that the scenes up to {last - 1} lie within 0 to {EVALUATION_SEEDS[-1]}; training uses others")
     require(0.5 <= args.real_time_factor <= 1.0, "--real-time-factor", args.real_time_factor, "between 0.5 and 1")
     args.output.mkdir(parents=True, exist_ok=True)
-    outcome, episodes = _examine(args, trials)
-    rows, more = _rows(episodes, bool(args.task))
+    outcome, episodes = _examine(args, trials, tabletop)
+    rows, more = _rows(episodes, tabletop)
     result = report(rows, {**_measured(outcome, args.json), "added_latency_ms": 1000.0 * args.added_latency, **more})
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -80,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result["pass"] else 1
 
 
-def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["DemoOutcome", list["TaskEpisode"]]:
+def _examine(
+    args: argparse.Namespace, trials: Sequence["Trial"], tabletop: bool
+) -> tuple["DemoOutcome", list["TaskEpisode"]]:
     """Run the trials that the log beside --json does not hold yet; returns what this run measured, and every trial's
     episode in order."""
     from robovlms_ros.core.resources import share_directory
@@ -90,21 +94,21 @@ def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["Demo
     from robovlms_ros.sim.tasks.evaluate import TaskEpisode
     from robovlms_ros.sim.tasks.language import is_unseen
 
-    config, limit = share_directory() / "config", args.time_limit or (14.0 if args.task else 10.0)
-    checkpoint = args.checkpoint or ("tasks" if args.task else "demo")
+    config = share_directory() / "config"
+    limit = args.time_limit or (14.0 if tabletop else 10.0)
+    checkpoint = args.checkpoint or ("tasks" if tabletop else "demo")
     identity = {"checkpoint_sha256": checkpoint_digest(checkpoint), "time_limit": limit, "ros": True,
                 "real_time_factor": args.real_time_factor, "added_latency": args.added_latency}
     found: dict[Scene, TaskEpisode] = {}
     with ExitStack() as stack:
-        kept = args.json and args.task  # the easy demo is short, and is run to be seen
+        kept = args.json and tabletop  # the easy demo is short, and is run to be seen
         log = stack.enter_context(closing(EpisodeLog(log_beside(args.json), identity))) if kept else None
 
         def scene(trial: "Trial") -> Scene:
             return Scene(trial.task, trial.seed, trial.condition)
 
         def keep(trial: "Trial", result: "EpisodeResult") -> None:
-            unseen = bool(trial.task) and is_unseen(result.instruction)
-            found[scene(trial)] = TaskEpisode(trial.task, result, unseen, trial.task)
+            found[scene(trial)] = TaskEpisode(trial.task, result, is_unseen(result.instruction), trial.task)
             if log:
                 log.add(scene(trial), [found[scene(trial)]])
 

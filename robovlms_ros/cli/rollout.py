@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms rollout`."""
     parser.add_argument("--checkpoint", help="the policy; without one the scripted expert drives")
-    parser.add_argument("--task", help="a tabletop task, or all of them; without it the two cubes of the easy demo")
+    parser.add_argument("--task", default="cubes", help="cubes (the default), a tabletop task, or all of them")
     parser.add_argument("--every-goal", nargs="?", const="own", default="", choices=("own", "all"),
                         help="ask each scene for every goal that fits it: of its own task (the default), or of all")
     parser.add_argument("--condition", default="as trained", help="of the tabletop tasks: a condition's name, or all")
@@ -50,18 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the episodes and print the tables; returns 0 when every threshold holds."""
-    from robovlms_ros.sim.task import EVALUATION_SEEDS, TRAINING_SEEDS
+    from robovlms_ros.sim.tasks.base import CUBES, EVALUATION_SEEDS, TRAINING_SEEDS
 
     allowed = TRAINING_SEEDS if args.training_scenes else EVALUATION_SEEDS
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
     require(args.jobs >= 1, "--jobs", args.jobs, "at least 1")
-    require(bool(args.task) or not args.every_goal, "--every-goal", args.every_goal, "given with --task")
+    tabletop = args.task not in ("", CUBES)
+    require(tabletop or not args.every_goal, "--every-goal", args.every_goal, "given with --task of the tabletop")
     require(seeds[0] in allowed and seeds[-1] in allowed, "--first-seed", args.first_seed,
             f"such that the scenes lie within {allowed.start} to {allowed.stop - 1}")
     alone = not args.training_scenes or (args.task == "all" and not args.every_goal)
     require(alone, "--training-scenes", True, "given with --task all and without --every-goal")
-    result = _tabletop(args, seeds) if args.task else _cubes(args, seeds)
+    result = _tabletop(args, seeds) if tabletop else _cubes(args, seeds)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0 if result["pass"] else 1
@@ -70,10 +71,11 @@ def run(args: argparse.Namespace) -> int:
 def _cubes(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
     from robovlms_ros.sim.closed_loop import failure_table, failures, report, summarise, table
     from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, Scene
+    from robovlms_ros.sim.tasks.base import CUBES
     from robovlms_ros.sim.tasks.evaluate import AS_TRAINED
 
     settings = _settings(args, [AS_TRAINED], args.time_limit or EASY_TIME_LIMIT)
-    episodes = [e.result for e in _run(args, settings, [Scene("", seed) for seed in seeds])]
+    episodes = [e.result for e in _run(args, settings, [Scene(CUBES, seed) for seed in seeds])]
     rows, failed = summarise(episodes), failures(episodes)
     print(table(rows))
     if failed:
@@ -169,7 +171,7 @@ def _line(scene: "Scene", episodes: Sequence["TaskEpisode"]) -> str:
     results = [episode.result for episode in episodes]
     why = ", ".join(dict.fromkeys(result.why for result in results if result.why))
     done = sum(result.success for result in results)
-    return f"{scene.task or 'cubes'}, scene {scene.seed}: {done} of {len(results)} done" + (f" ({why})" if why else "")
+    return f"{scene.task}, scene {scene.seed}: {done} of {len(results)} done" + (f" ({why})" if why else "")
 
 
 def _say(line: str) -> None:

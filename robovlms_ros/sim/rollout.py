@@ -21,8 +21,10 @@ from robovlms_ros.core.types import (
     RobotState,
     TrajectoryCommand,
 )
-from robovlms_ros.sim.expert import ACTION_SPEC, STEP
-from robovlms_ros.sim.world import CAMERAS, TICK_NS, GroundTruth, SimWorld, WorldError
+from robovlms_ros.sim.tasks.expert import ACTION_SPEC, STEP
+from robovlms_ros.sim.tasks.language import meaning
+from robovlms_ros.sim.tasks.objects import TableTruth
+from robovlms_ros.sim.world import CAMERAS, TICK_NS, SimWorld, WorldError
 
 Array = NDArray[np.float64]
 
@@ -44,7 +46,7 @@ class RolloutFrame:
     """One camera frame with what was true at its stamp."""
 
     observation: Observation
-    truth: GroundTruth
+    truth: TableTruth
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class ExpertSession:
         state = observation.state
         if state is None or state.eef_pose is None or state.gripper is None:
             raise WorldError("the expert needs the measured pose and opening: give Observation.state with both.")
-        values = self._world.expert_chunk(observation.instruction, state.eef_pose, state.gripper)
+        values = self._world.expert(meaning(observation.instruction), state.eef_pose, state.gripper).chunk()
         self._count += 1
         return ActionChunk(observation.stamp_ns, values, ACTION_SPEC, observation.instruction, "expert", self._count)
 

@@ -22,7 +22,7 @@ from robovlms_ros.ros.recorder import BagRecorder
 from robovlms_ros.sim.closed_loop import Condition, EpisodeResult
 from robovlms_ros.sim.demo_report import EpisodeRecording
 from robovlms_ros.sim.nodes.demo_client import CAMERAS, POLICY, SIM, DemoClient
-from robovlms_ros.sim.task import LIFTED, named_cube
+from robovlms_ros.sim.tasks.base import CUBES
 from robovlms_ros.sim.tasks.base import judge as judge_of
 from robovlms_ros.sim.tasks.objects import TableTruth
 
@@ -38,14 +38,14 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to run: the words, the scene, the condition, and whether to keep its pictures. task: of a tabletop
-    scene; its words are then the seed's own."""
+    """One episode to run: the instruction, the scene, the condition; keep: its pictures. task: whose scene it is; of a
+    tabletop scene the instruction is the seed's own."""
 
     instruction: str
     seed: int
     condition: Condition
     keep: bool = False
-    task: str = ""
+    task: str = CUBES
 
 
 @dataclass(frozen=True)
@@ -121,18 +121,15 @@ def run_demo(
 
 
 def _line(number: int, total: int, trial: Trial, episode: EpisodeResult) -> str:
-    done = "done" if trial.task else "lifted"
-    missed = f"not {done} ({episode.why})" if trial.task else f"not {done}"
-    result = done if episode.success else "WRONG OBJECT" if episode.wrong else missed
+    done = "lifted" if trial.task == CUBES else "done"
+    result = done if episode.success else "WRONG OBJECT" if episode.wrong else f"not {done} ({episode.why})"
     return f"[{number}/{total}] scene {episode.seed}, {episode.condition}: {episode.instruction}: {result}"
 
 
 def _sim_arguments(options: DemoOptions) -> list[str]:
-    task = options.trials[0].task
-    chosen = ["-p", f"task:={task}"] if task else []
     return ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"__node:={SIM}",
             "--params-file", str(options.sim_parameters), "-p", f"real_time_factor:={options.real_time_factor}",
-            *chosen]
+            "-p", f"task:={options.trials[0].task}"]
 
 
 def _policy_arguments(options: DemoOptions) -> list[str]:
@@ -181,7 +178,7 @@ def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeR
     examiner.activate()
     examiner.pause(True)
     examiner.new_scene(trial.seed, trial.condition == "blanked", trial.task)
-    words = examiner.truth()["instruction"] if trial.task else trial.instruction
+    words = trial.instruction or examiner.truth()["instruction"]
     examiner.instruct(words)
     examiner.reset()
     chunks, refusals = examiner.chunks, examiner.status.refusals
@@ -191,7 +188,7 @@ def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeR
     examiner.watch_steps(True)
     start = examiner.now_ns()
     examiner.pause(False)
-    judge = _TableJudge(words) if trial.task else _Judge(words)
+    judge = _PublishedTruthJudge(words)
 
     def over() -> bool:
         late = examiner.now_ns() - start > limit * NANOSECONDS
@@ -211,28 +208,8 @@ def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeR
     return result, recording
 
 
-class _Judge:
-    """Success: the object that the instruction names is lifted. Wrong: any other one is, at any time before."""
-
-    def __init__(self, instruction: str) -> None:
-        self._named = f"{named_cube(instruction)} cube"
-        self.success = False
-        self.wrong = False
-        self.taken = ""
-
-    def decided(self, truth: dict) -> bool:
-        lifted = {name for name, height in truth["heights"].items() if height > LIFTED}
-        self.success = self.success or self._named in lifted
-        self.taken = self.taken or "".join(sorted(lifted - {self._named})[:1])
-        self.wrong = bool(self.taken)
-        return self.success or self.wrong
-
-    def why(self) -> str:
-        return "wrong object" if self.wrong else "not lifted"
-
-
-class _TableJudge:
-    """The tabletop task's own judge, which looks once at every published frame."""
+class _PublishedTruthJudge:
+    """The task's judge on the published ground truth, once for every frame."""
 
     def __init__(self, instruction: str) -> None:
         self._judge = judge_of(instruction)

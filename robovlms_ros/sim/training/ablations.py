@@ -18,12 +18,12 @@ from safetensors import safe_open
 
 from robovlms_ros.core.schema import ConfigError, require
 from robovlms_ros.core.statistics import wilson_interval
-from robovlms_ros.sim.closed_loop import ClosedLoopThresholds, summarise
+from robovlms_ros.sim.closed_loop import summarise
 from robovlms_ros.sim.processes import run_scenes
 from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, BenchSettings, Scene
-from robovlms_ros.sim.task import INSTRUCTIONS, TRAINING_SEEDS
 from robovlms_ros.sim.tasks import evaluate
-from robovlms_ros.sim.tasks.language import TASKS
+from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS, TASKS
 from robovlms_ros.sim.training.costs import Work, add_time, write_json
 from robovlms_ros.sim.training.pipeline import train
 from robovlms_ros.sim.training.plans import TrainingPlan, without_ground_truth
@@ -103,14 +103,12 @@ VARIANTS: dict[str, AblationVariant] = {
 }
 """`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as one is ready."""
 REFERENCE_EPISODES = 400
-_EASY_DEMO_ONLY = ("hindsight", "hindsight_paired")
-CUBES = "cubes"
-"""The easy demo's column: both of its instructions together."""
+_CUBES_ONLY = ("hindsight", "hindsight_paired")
 
 
 def variants_of(plan: TrainingPlan) -> tuple[str, ...]:
     """The variants that `plan` can have, in order."""
-    return tuple(name for name in VARIANTS if plan.task is None or name not in _EASY_DEMO_ONLY)
+    return tuple(name for name in VARIANTS if plan.task == CUBES or name not in _CUBES_ONLY)
 
 
 def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
@@ -160,19 +158,18 @@ def run(
     if left.steps:
         train(changed, trained, _demonstrations(changed, folder), device)
     times.append(now())
-    limit = limit or (evaluate.TIME_LIMIT if plan.task else EASY_TIME_LIMIT)
+    limit = limit or (EASY_TIME_LIMIT if plan.task == CUBES else evaluate.TIME_LIMIT)
     settings = BenchSettings(str(trained / "checkpoint"), plan.robot, limit,
                              conditions={evaluate.AS_TRAINED: variant.condition})
     missing = _unmeasured(plan, folder / name)
-    scenes = [Scene("" if task == CUBES else task, seed) for task in missing for seed in seeds]
+    scenes = [Scene(task, seed) for task in missing for seed in seeds]
     done: dict[str, list[list[evaluate.TaskEpisode]]] = {task: [] for task in missing}
     for scene, episodes in run_scenes(settings, scenes, jobs):
-        task = scene.task or CUBES
-        done[task].append(episodes)
-        if len(done[task]) == len(seeds):
-            results = evaluate.named_by_task([episode for each in done[task] for episode in each])
-            row = summarise(results, evaluate.AIMS.get(task, ClosedLoopThresholds()))[0]
-            write_json(folder / name / f"{task}.json", row.as_json())
+        done[scene.task].append(episodes)
+        if len(done[scene.task]) == len(seeds):
+            results = evaluate.named_by_task([episode for each in done[scene.task] for episode in each])
+            row = summarise(results, evaluate.AIMS[scene.task])[0]
+            write_json(folder / name / f"{scene.task}.json", row.as_json())
     times.append(now())
     if left != Work():
         spent = [after - before for before, after in pairwise(times)]
@@ -198,13 +195,13 @@ def work(
             missing = sum(stage.steps for stage in changed.stages) - _steps_done(trained / "run")
         new = sum(len(job.seeds) for job in jobs if job.folder not in counted)
         counted |= {trained, *(job.folder for job in jobs)}
-        instructions = 1 if plan.task else len(INSTRUCTIONS)
+        instructions = len(INSTRUCTIONS) if plan.task == CUBES else 1
         left[name] = Work(new, missing, len(_unmeasured(plan, folder / name)) * len(seeds) * instructions)
     return left
 
 
 def _columns(plan: TrainingPlan) -> tuple[str, ...]:
-    return TASKS if plan.task == "all" else (plan.task or CUBES,)
+    return TASKS if plan.task == "all" else (plan.task,)
 
 
 def _unmeasured(plan: TrainingPlan, folder: Path) -> list[str]:
@@ -213,7 +210,7 @@ def _unmeasured(plan: TrainingPlan, folder: Path) -> list[str]:
 
 def _shards(plan: TrainingPlan, folder: Path) -> list[Any]:
     seeds = TRAINING_SEEDS[plan.first_scene :][: plan.episodes]
-    return shard_jobs(_demonstrations(plan, folder), seeds, plan.shard, plan.robot, task=plan.task, paired=plan.paired)
+    return shard_jobs(_demonstrations(plan, folder), seeds, plan.shard, plan.robot, plan.task, paired=plan.paired)
 
 
 def _demonstrations(plan: TrainingPlan, folder: Path) -> Path:

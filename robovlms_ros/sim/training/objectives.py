@@ -19,8 +19,9 @@ from robovlms_ros.core.types import RobotState
 from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.sim.task import CUBES, INSTRUCTIONS
-from robovlms_ros.sim.training.hindsight import grasped_places
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS
+from robovlms_ros.sim.tasks.objects import THINGS
+from robovlms_ros.sim.training.hindsight import CUBE_GOALS, followed_cubes, grasped_places
 from robovlms_ros.sim.training.recipe import Recipe
 from robovlms_ros.sim.training.shards import Columns
 from robovlms_ros.sim.training.shared_prefix import features_under_instructions
@@ -31,6 +32,7 @@ from robovlms_ros.training.engine.objective import Objective
 
 PLACE_SCALE = 0.1
 """Metres per unit of the auxiliary targets."""
+_CUBES = [THINGS.index(goal.thing) for goal in INSTRUCTIONS.values()]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class CubeAuxiliary(nn.Module):
         super().__init__()
         self.named = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3))
         if not named_alone:
-            self.all = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3 * len(CUBES)))
+            self.all = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3 * len(INSTRUCTIONS)))
 
 
 def initialise(policy: VLAPolicy, seed: int) -> None:
@@ -133,10 +135,13 @@ class CubeObjective(ShardObjective):
         self.auxiliary = CubeAuxiliary(width, not ground_truth) if ground_truth or hindsight else None
 
     def columns(self, shard: Columns) -> Columns:
-        arm, opened = self._pipeline.encode(shard["labels"])
-        return {"states": raw_states(self.policy, shard), "hands": shard["poses"][:, :3, 3], "cubes": shard["cubes"],
-                "arm": arm, "opened": opened.astype(np.float32), "followed": shard["followed"],
-                "grasped": grasped_places(shard)}
+        # A frame's labels begin with the followed goal's: put them in the order of the instructions.
+        order = np.argmax(shard["goals"][:, None] == np.array(CUBE_GOALS)[:, None], axis=2)  # (F, C)
+        labels = np.take_along_axis(shard["labels"], order[:, :, None, None], axis=1)
+        arm, opened = self._pipeline.encode(labels)
+        return {"states": raw_states(self.policy, shard), "hands": shard["poses"][:, :3, 3],
+                "cubes": shard["things"][:, _CUBES], "arm": arm, "opened": opened.astype(np.float32),
+                "followed": followed_cubes(shard), "grasped": grasped_places(shard)}
 
     def inputs(self, batch: CubeWindows, generator: torch.Generator, **options: Any) -> dict[str, Any]:
         """The windows under each of the C instructions; under the followed one alone where nothing else is known."""
@@ -182,7 +187,7 @@ class CubeObjective(ShardObjective):
         named = places.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
         guess, everything = heads.named(token), heads.all(token)
         loss = functional.smooth_l1_loss(guess, named, beta=0.1) + functional.smooth_l1_loss(
-            everything, places.flatten(2).repeat(len(CUBES), 1, 1), beta=0.1
+            everything, places.flatten(2).repeat(len(INSTRUCTIONS), 1, 1), beta=0.1
         )
         return loss, (guess.detach() - named).norm(dim=-1).mean() * PLACE_SCALE
 
@@ -190,7 +195,7 @@ class CubeObjective(ShardObjective):
         """The same of where the hand took hold, over the instructions and frames that know it."""
         grasped = windows.grasped.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
         known = grasped.isfinite().all(-1)
-        places = ((grasped - windows.hands.repeat(len(CUBES), 1, 1)) / PLACE_SCALE)[known]  # (N, 3)
+        places = ((grasped - windows.hands.repeat(len(INSTRUCTIONS), 1, 1)) / PLACE_SCALE)[known]  # (N, 3)
         guess = heads.named(token)[known]
         count = max(len(places), 1)
         loss = functional.smooth_l1_loss(guess, places, beta=0.1, reduction="sum") / (3 * count)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.training.plans import TrainingPlan, require_same
 from robovlms_ros.sim.training.recipe import Recipe
 from robovlms_ros.sim.training.recording import RecordingJob, glimpse_jobs, record, shard_jobs
@@ -39,7 +39,7 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
     import torch
 
     from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
-    from robovlms_ros.sim.expert import STEP
+    from robovlms_ros.sim.tasks.expert import STEP
     from robovlms_ros.sim.training.objectives import initialise
     from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames
 
@@ -126,13 +126,13 @@ def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> 
     work = []
     for number, stage in enumerate(plan.stages):
         count = stage.demonstrations + (plan.episodes if number == 0 else 0)
-        shown = shard_jobs(demonstrations, seeds[:count], plan.shard, plan.robot, task=plan.task, paired=plan.paired)
+        shown = shard_jobs(demonstrations, seeds[:count], plan.shard, plan.robot, plan.task, paired=plan.paired)
         driver = step_folder(folder, starts[number - 1 if stage.ahead else number])
         seeds = seeds[count:]
         shown += glimpse_jobs(folder / f"glimpses_{number}", seeds[: stage.glimpses], plan.robot, plan.task)
         seeds = seeds[stage.glimpses :]
-        own = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, driver,
-                         plan.task)
+        own = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, plan.task,
+                         driver)
         work.append(StageShards([*shown, *own], [*shown, *own] if stage.ahead else shown))
         seeds = seeds[stage.episodes :]
     return work
@@ -163,7 +163,7 @@ def _objective(plan: TrainingPlan, device: str) -> Any:
     from robovlms_ros.sim.training.objectives import CubeObjective
     from robovlms_ros.sim.training.task_objective import TaskObjective
 
-    if plan.task is None:
+    if plan.task == CUBES:
         return partial(CubeObjective, ground_truth=plan.ground_truth, hindsight=plan.hindsight)
     compiled = plan.compile and device != "cpu"
     return partial(TaskObjective, chosen=plan.goals, ground_truth=plan.ground_truth, compiled=compiled)

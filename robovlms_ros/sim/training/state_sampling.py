@@ -13,11 +13,21 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.core.rotations import matrix_from_vector
-from robovlms_ros.sim.expert import FUNNEL_SLOPE, GRASP_OFFSET, HAND_DOWN
-from robovlms_ros.sim.tasks.expert import CARRY, DROP, LIFT_HEIGHT, PLACED, PUSH_LEAD, RETREAT, ExpertPolicy
+from robovlms_ros.sim.tasks.expert import (
+    CARRY,
+    DROP,
+    FUNNEL_SLOPE,
+    GRASP_OFFSET,
+    HAND_DOWN,
+    LIFT_HEIGHT,
+    PLACED,
+    PUSH_LEAD,
+    RETREAT,
+    ExpertPolicy,
+)
 from robovlms_ros.sim.tasks.language import Goal
 from robovlms_ros.sim.tasks.objects import RADIUS, TABLE_Z, TableTruth
-from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.sim.world import SimWorld
 
 Array = NDArray[np.float64]
 
@@ -28,7 +38,7 @@ ANY_TURN = 1.0
 ATTEMPTS = 20
 
 
-def put_moment(world: TaskWorld, kinematics: Kinematics, goal: Goal, rng: np.random.Generator) -> bool:
+def put_moment(world: SimWorld, kinematics: Kinematics, goal: Goal, rng: np.random.Generator) -> bool:
     """Put the arm, and what it holds, into a moment of `goal`, which fits the world's scene, within reach.
 
     False, and nothing is changed, for a hand that is to be anywhere, or when no moment drawn could be reached.

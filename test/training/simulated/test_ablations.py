@@ -16,10 +16,10 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import Observation, RobotState
 from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
 from robovlms_ros.sim.training import ablations, costs, published
 from robovlms_ros.sim.training.costs import Work
-from robovlms_ros.sim.training.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.sim.training.demonstrations import CUBE_SETTINGS, Recording, record_shard
 from robovlms_ros.sim.training.objectives import CubeObjective
 from robovlms_ros.sim.training.plans import load_plan
 from robovlms_ros.sim.training.recipe import TrainingStage
@@ -40,7 +40,7 @@ def small_plan(small_mapping, tmp_path_factory):
 @pytest.fixture(scope="module")
 def easy_plan(small_plan):
     """The easy demo's, with the same model."""
-    return replace(small_plan, task=None, stages=(TrainingStage(4),))
+    return replace(small_plan, task="cubes", stages=(TrainingStage(4),))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,8 @@ def easy_folder(tmp_path_factory):
     """An episode of the easy demo."""
     world = SimWorld(TRAINING_SEEDS[0])
     shard = tmp_path_factory.mktemp("easy") / str(TRAINING_SEEDS[0])
-    record_shard(shard, TRAINING_SEEDS[:1], build_loop(world), ExpertSession(world), DemonstrationSettings())
+    record_shard(shard, TRAINING_SEEDS[:1], build_loop(world), ExpertSession(world), CUBE_SETTINGS,
+                 Recording(world))
     world.close()
     return shard.parent
 

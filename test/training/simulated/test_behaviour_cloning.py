@@ -17,7 +17,10 @@ from robovlms_ros.core.schema import ConfigError, build
 from robovlms_ros.core.types import RobotState
 from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.inference.proprioception import state_vector
-from robovlms_ros.sim.task import CUBES, INSTRUCTIONS, TRAINING_SEEDS
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS
+from robovlms_ros.sim.tasks.objects import THINGS
+from robovlms_ros.sim.training.hindsight import CUBE_GOALS
 from robovlms_ros.sim.training.objectives import CubeObjective, CubeWindows, initialise
 from robovlms_ros.sim.training.pipeline import build_trainer, save_averaged
 from robovlms_ros.sim.training.plans import TrainingPlan, load_plan
@@ -36,7 +39,7 @@ def test_windows_stay_inside_their_episode(policy, shards, frames):
     assert data.starts.tolist() == [e * 9 + i for e in range(4) for i in range(3)]
     windows = data.windows(np.array([2, 29]))
     assert windows.images.shape == (2, 4, 2, 28, 28, 3)
-    assert windows.arm.shape == (2, 4, len(CUBES), HORIZON, 6) and windows.opened.shape == (2, 4, len(CUBES), HORIZON)
+    assert windows.arm.shape == (2, 4, len(INSTRUCTIONS), HORIZON, 6) and windows.opened.shape == (2, 4, len(INSTRUCTIONS), HORIZON)
     second = np.load(shards[1] / "images.npy")
     assert np.array_equal(windows.images[1, 3], second[29 + 6 - 18])
     with pytest.raises(DatasetError, match="no episode is longer"):
@@ -49,19 +52,24 @@ def test_frames_keep_what_the_running_policy_computes(policy):
     rng, config = np.random.default_rng(1), policy.config
     raw = {
         "poses": np.tile(np.eye(4), (5, 1, 1)), "joints": rng.normal(size=(5, 7)), "openings": rng.uniform(size=5),
-        "cubes": rng.normal(size=(5, len(CUBES), 3)), "labels": rng.uniform(0, 0.02, (5, len(CUBES), HORIZON, 7)),
-        "followed": rng.integers(0, len(CUBES), 5), "episodes": np.full(5, 7),
+        "things": rng.normal(size=(5, len(THINGS), 3)), "labels": rng.uniform(0, 0.02, (5, 2, HORIZON, 7)),
+        "episodes": np.full(5, 7), "scenes": np.full(5, 7),
     }
+    followed = rng.integers(0, 2, 5)
+    order = np.stack((followed, 1 - followed), axis=1)
+    raw["goals"] = np.array(CUBE_GOALS)[order]
     raw["poses"][:, :3, 3] = rng.normal(size=(5, 3))
     raw["labels"][..., 6] = rng.integers(0, 2, raw["labels"].shape[:-1])
     kept = CubeObjective(policy, Recipe()).columns(raw)
     assert {"images", *kept} == {field.name for field in fields(CubeWindows)}
-    arm, opened = ActionPipeline(config.action).encode(raw["labels"])
+    in_order = np.stack([raw["labels"][i][order[i]] for i in range(5)])  # swapping twice is swapping back
+    arm, opened = ActionPipeline(config.action).encode(in_order)
+    assert np.array_equal(kept["followed"], followed)
     assert np.array_equal(kept["arm"], arm) and np.array_equal(kept["opened"], opened)
     for i in range(5):
         state = RobotState(0, raw["joints"][i], None, raw["poses"][i], float(raw["openings"][i]))
         assert np.array_equal(kept["states"][i], state_vector(config.proprioception, state))
-    assert np.array_equal(kept["hands"], raw["poses"][:, :3, 3]) and np.array_equal(kept["cubes"], raw["cubes"])
+    assert np.array_equal(kept["hands"], raw["poses"][:, :3, 3]) and np.array_equal(kept["cubes"], raw["things"][:, :2])
 
 
 class Counting:
@@ -265,7 +273,7 @@ def test_shipped_plan_is_runnable_and_uses_training_seeds_only():
     plan = load_plan(share_directory() / "config" / "train" / "demo.yaml")
     assert plan.policy_config.model.action_chunk_size >= 16
     assert plan.policy_config.action.step_duration == 0.05
-    jobs = shard_jobs(share_directory(), TRAINING_SEEDS[:25], 10, "panda")
+    jobs = shard_jobs(share_directory(), TRAINING_SEEDS[:25], 10, "panda", "cubes")
     assert [len(job.seeds) for job in jobs] == [10, 10, 5]
     assert all(seed in TRAINING_SEEDS for job in jobs for seed in job.seeds)
 

@@ -81,6 +81,6 @@ def test_bad_plans():
     with pytest.raises(ConfigError, match="0 where `seeing` is true"):
         TrainingStage(1, focus=0.5, seeing=True, history=1)
     with pytest.raises(ConfigError, match=r"stages\[0\].focus = 0.5: must be 0 without a `task`"):
-        replace(plan, task=None, stages=(TrainingStage(1, focus=0.5),))
+        replace(plan, task="cubes", stages=(TrainingStage(1, focus=0.5),))
     with pytest.raises(ConfigError, match="first_scene = 999999: must be 0 to 9[0-9]*, with [0-9]* scenes"):
         replace(plan, first_scene=999_999)

@@ -10,13 +10,9 @@ import torch
 
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
-from robovlms_ros.sim.training.demonstrations import (
-    CubeRecording,
-    DemonstrationSettings,
-    record_shard,
-)
-from robovlms_ros.sim.training.hindsight import grasped_places
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
+from robovlms_ros.sim.training.demonstrations import CUBE_SETTINGS, Recording, record_shard
+from robovlms_ros.sim.training.hindsight import CUBE_GOALS, followed_cubes, grasped_places
 from robovlms_ros.sim.training.objectives import PLACE_SCALE, CubeObjective
 from robovlms_ros.sim.training.plans import TrainingPlan
 from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
@@ -38,7 +34,7 @@ def test_without_ground_truth_the_followed_instruction_alone_is_learned(policy, 
 
     told = loss(windows)
     assert torch.isnan(told["target_error_m"]) and torch.isfinite(told["loss"])
-    asked = torch.nn.functional.one_hot(followed, len(CUBES)).bool()[:, None, :, None, None]
+    asked = torch.nn.functional.one_hot(followed, 2).bool()[:, None, :, None, None]
     other = replace(windows, arm=torch.where(asked, windows.arm, 9.0), cubes=windows.cubes + 9.0)
     assert loss(other)["loss"] == told["loss"]
     for change in ({"arm": windows.arm + 0.1}, {"followed": 1 - windows.followed}):
@@ -49,7 +45,7 @@ def shard(openings, followed, episodes, scenes=None):
     """Frames whose hand is at x = the frame's number."""
     poses = np.tile(np.eye(4), (len(openings), 1, 1))
     poses[:, 0, 3] = np.arange(len(openings))
-    return {"poses": poses, "openings": np.array(openings), "followed": np.array(followed),
+    return {"poses": poses, "openings": np.array(openings), "goals": np.array(CUBE_GOALS)[np.array(followed)][:, None],
             "episodes": np.array(episodes), "scenes": np.array(scenes or episodes)}
 
 
@@ -78,8 +74,8 @@ def test_every_frame_knows_where_the_hand_takes_hold():
 @pytest.mark.parametrize("paired", [False, True])
 def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path, paired):
     world = SimWorld(TRAINING_SEEDS[0])
-    record_shard(tmp_path, TRAINING_SEEDS[:4], build_loop(world), ExpertSession(world), DemonstrationSettings(),
-                 recording=CubeRecording(paired))
+    record_shard(tmp_path, TRAINING_SEEDS[:4], build_loop(world), ExpertSession(world), CUBE_SETTINGS,
+                 Recording(world, paired=paired))
     world.close()
     with np.load(tmp_path / "frames.npz") as data:
         frames = {name: data[name] for name in data.files}
@@ -88,9 +84,9 @@ def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path, paired):
     assert known.any(1).mean() > 0.5
     if paired:
         assert known.all() and np.array_equal(frames["scenes"], frames["episodes"] // 2 * 2)
-        assert set(frames["followed"][frames["episodes"] % 2 == 1]) == {1}
-        known &= np.arange(len(CUBES)) == frames["followed"][:, None]  # the other may have been shoved meanwhile
-    assert np.linalg.norm(places - frames["cubes"], axis=2)[known].max() < 0.03
+        assert set(followed_cubes(frames)[frames["episodes"] % 2 == 1]) == {1}
+        known &= np.arange(2) == followed_cubes(frames)[:, None]  # the other may have been shoved meanwhile
+    assert np.linalg.norm(places - frames["things"][:, :2], axis=2)[known].max() < 0.03
 
 
 def test_hindsight_is_learned_where_it_is_known(policy, frames):

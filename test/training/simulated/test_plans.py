@@ -21,7 +21,7 @@ import torch
 from robovlms_ros.cli.main import main
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
 from robovlms_ros.sim.training import ablations, pipeline, plans
 from robovlms_ros.sim.training.pipeline import build_trainer
 from robovlms_ros.sim.training.plans import load_plan

@@ -16,13 +16,13 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import build_loop
 from robovlms_ros.sim.scene import BASE_POSITION, WRIST_CAMERA
 from robovlms_ros.sim.tasks.domain_randomization import PLAIN
-from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.training.pipeline import build_trainer
 from robovlms_ros.sim.training.plans import TrainingPlan
 from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
 from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames, find_shards
 from robovlms_ros.sim.training.task_objective import TaskObjective
 from robovlms_ros.sim.training.vision_pretraining import NAMED, PATCH, Seeing, project
+from robovlms_ros.sim.world import SimWorld
 from robovlms_ros.training.engine.batches import TrainingError
 
 pytestmark = pytest.mark.sim
@@ -32,7 +32,7 @@ NOT_TURNED = torch.full((2, len(NAMED)), torch.nan)
 
 @pytest.mark.parametrize(("camera", "name", "tolerance"), [("static", "static", 1e-3), ("wrist", WRIST_CAMERA, 0.02)])
 def test_points_are_projected_as_mujoco_does(camera, name, tolerance):
-    world = TaskWorld(0, blank_cameras=True, looks=PLAIN)
+    world = SimWorld(0, blank_cameras=True, task="all", looks=PLAIN)
     model, data = world._model, world._data
     hand = build_loop(world).kinematics.forward(world.joint_state().positions)
     mujoco.mj_forward(model, data)

@@ -24,14 +24,13 @@ from robovlms_ros.core.types import RobotState
 from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.domain_randomization import SceneAppearance
-from robovlms_ros.sim.tasks.expert import expert_chunk
+from robovlms_ros.sim.tasks.expert import ExpertPolicy
 from robovlms_ros.sim.tasks.language import goals, instructions
 from robovlms_ros.sim.tasks.objects import PLATES, THINGS, shape_of
-from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.training import pipeline
-from robovlms_ros.sim.training.demonstrations import record_shard
+from robovlms_ros.sim.training.demonstrations import GLIMPSE, LOOSE, Recording, record_shard
 from robovlms_ros.sim.training.objectives import initialise
 from robovlms_ros.sim.training.pipeline import build_trainer, shards_of_stages, train
 from robovlms_ros.sim.training.plans import load_plan
@@ -39,8 +38,8 @@ from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
 from robovlms_ros.sim.training.recording import glimpse_jobs, record, record_job
 from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames, find_shards
 from robovlms_ros.sim.training.shared_prefix import features_under_instructions
-from robovlms_ros.sim.training.task_demonstrations import GLIMPSE, LOOSE, TaskRecording
 from robovlms_ros.sim.training.task_objective import SENTENCES, TaskObjective
+from robovlms_ros.sim.world import SimWorld
 from robovlms_ros.training.engine.stages import StageTrainer
 
 pytestmark = pytest.mark.sim
@@ -61,9 +60,10 @@ def test_shard_holds_every_goals_label(folder):
         cubes = np.array([name in there and shape_of(name) == "cube" for name in THINGS])
         assert np.array_equal(np.isfinite(frames["turns"][i]), cubes), "only cubes lie turned"
     # The first frame's scene is known from its seed: the label is what the expert says there.
-    world = TaskWorld(int(frames["episodes"][0]))
+    world = SimWorld(int(frames["episodes"][0]), task="all")
     for number, label in zip(frames["goals"][0], frames["labels"][0], strict=True):
-        chunk = expert_chunk(GOALS[number], world.ground_truth(), frames["poses"][0], float(frames["openings"][0]))
+        opening = float(frames["openings"][0])
+        chunk = ExpertPolicy(GOALS[number], world.ground_truth(), frames["poses"][0], opening).chunk()
         assert np.allclose(label, chunk, atol=1e-5)
 
 
@@ -264,10 +264,10 @@ def test_shipped_plan():
 
 def test_twins_come_first_and_cameras_stand_loose_in_a_part_of_the_scenes(tmp_path):
     """A scene's goals hold a thing's twin of another shape, where there is one."""
-    world, looks = TaskWorld(TRAINING_SEEDS[0], blank_cameras=True, task="stack"), []
+    world, looks = SimWorld(TRAINING_SEEDS[0], blank_cameras=True, task="stack"), []
     seeds = TRAINING_SEEDS[:40]
-    record_shard(tmp_path, seeds, build_loop(world), ExpertSession(world), GLIMPSE, lambda _: looks.append(world.looks),
-                 TaskRecording(world, moments=True))
+    record_shard(tmp_path, seeds, build_loop(world), ExpertSession(world), GLIMPSE, Recording(world, moments=True),
+                 lambda _: looks.append(world.looks))
     assert set(looks) == {LOOSE, SceneAppearance()} and 4 <= looks.count(LOOSE) <= 18
     recorded, with_twins = np.load(tmp_path / "frames.npz")["goals"], 0
     for seed, numbers in zip(seeds, recorded, strict=True):
