@@ -82,8 +82,8 @@ class SimArmNode(Node):
 
         declare("seed", 0, "Scene that ~/reset (and the start) sets up.",
                 integer_range=[IntegerRange(from_value=0, to_value=2**31 - 1)])
-        declare("task", CUBES, "Task whose scenes ~/reset sets up: cubes, lift, stack, put, push, or all but the cubes. "
-                "Empty is cubes.")
+        declare("task", CUBES, "Task whose scenes ~/reset sets up: cubes, lift, stack, put, push, or all, which draws "
+                "one of the tabletop tasks. Empty is cubes.")
         declare("blank_cameras", False, "True: every image is black, from the next ~/reset on.")
         declare("image_size", 96, "Pixels, width and height of an image.", read_only=True,
                 integer_range=[IntegerRange(from_value=16, to_value=1024)])

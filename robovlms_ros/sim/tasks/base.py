@@ -130,7 +130,7 @@ TASKS_BY_NAME: dict[str, Task] = {CUBES: Cubes(CUBES, {"cube": (2, 2)}, plates=0
 def find_task(name: str) -> Task:
     """The task of this name. Raises TaskError."""
     if name not in TASKS_BY_NAME:
-        raise TaskError(f"task {name!r}: there are {', '.join(TASKS_BY_NAME)}, and 'all' for all but {CUBES}.")
+        raise TaskError(f"task {name!r}: there are {', '.join(TABLE_TASKS)}, 'all' of them, and '{CUBES}'.")
     return TASKS_BY_NAME[name]
 
 

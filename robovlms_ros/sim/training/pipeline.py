@@ -1,8 +1,8 @@
 """The whole way to a simulated arm's checkpoint: demonstrations, behaviour cloning, rounds of dataset aggregation.
 
 Everything lies in one folder and is resumable: `demonstrations/` and `aggregation_N/` hold shards, `run/` the state and
-curve of the training engine (`training.engine.stages`), `checkpoint/` the result. What is finished is not done again. What a stage needs is recorded by the
-processors while the stage before it trains, where the plan says so.
+curve of the training engine (`training.engine.stages`), `checkpoint/` the result. What is finished is not done again.
+The processors record the shards of a stage while the stage before it trains, where the plan says so.
 """
 
 import logging

@@ -62,7 +62,8 @@ class TrainingPlan:
         windows = self.recipe.windows
         require(1 <= self.threads <= windows, "threads", self.threads, f"1 to recipe.windows = {windows}")
         require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
-        require(self.task in (CUBES, "all", *TASKS), "task", self.task, f"{CUBES} (the default), all, {', '.join(TASKS)}")
+        allowed = (CUBES, "all", *TASKS)
+        require(self.task in allowed, "task", self.task, f"one of {', '.join(allowed)}")
         for number, stage in enumerate(self.stages):
             fits = self.task != CUBES and self.ground_truth
             require(fits or not stage.seeing, f"stages[{number}].seeing", stage.seeing,

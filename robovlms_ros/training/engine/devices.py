@@ -33,7 +33,8 @@ def build_accelerator(training: TrainingConfig, device: torch.device | str | Non
     if on is not None and on.type == "cuda":
         torch.cuda.set_device(on.index or 0)
     accelerator = Accelerator(
-        cpu=on is not None and on.type == "cpu", mixed_precision=PRECISIONS[training.precision], gradient_accumulation_steps=training.accumulation,
+        cpu=on is not None and on.type == "cpu", mixed_precision=PRECISIONS[training.precision],
+        gradient_accumulation_steps=training.accumulation,
         kwargs_handlers=handlers,
     )
     require_supported(accelerator)

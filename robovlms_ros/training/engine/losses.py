@@ -46,9 +46,8 @@ def action_loss(
     huber = functional.huber_loss(output.arm, targets, reduction="none", delta=delta).mean(dim=-1) / delta  # (B, W, n)
     entropy = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     right = ((torch.sigmoid(logits) > 0.5) == (labels > 0.5)).to(logits.dtype)
-    huber = huber.masked_fill(~chosen, 0.0)
-    means = (x.masked_fill(~chosen, 0.0).sum() / count for x in (huber, entropy, right))
-    return ActionLoss(*means, steps=huber.detach())
+    huber, entropy, right = (x.masked_fill(~chosen, 0.0) for x in (huber, entropy, right))
+    return ActionLoss(huber.sum() / count, entropy.sum() / count, right.sum() / count, huber.detach())
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def test_windows_stay_inside_their_episode(policy, shards, frames):
     assert data.starts.tolist() == [e * 9 + i for e in range(4) for i in range(3)]
     windows = data.windows(np.array([2, 29]))
     assert windows.images.shape == (2, 4, 2, 28, 28, 3)
-    assert windows.arm.shape == (2, 4, len(INSTRUCTIONS), HORIZON, 6) and windows.opened.shape == (2, 4, len(INSTRUCTIONS), HORIZON)
+    assert windows.arm.shape == (2, 4, 2, HORIZON, 6) and windows.opened.shape == (2, 4, 2, HORIZON)
     second = np.load(shards[1] / "images.npy")
     assert np.array_equal(windows.images[1, 3], second[29 + 6 - 18])
     with pytest.raises(DatasetError, match="no episode is longer"):
