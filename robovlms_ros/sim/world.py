@@ -27,7 +27,7 @@ from robovlms_ros.sim.tasks.scene import (
     TABLETOP,
     TWO_CUBES,
     Contents,
-    Layout,
+    TableLayout,
     Placement,
     Table,
     load_model,
@@ -91,7 +91,7 @@ class SimWorld:
         self.gripper_controller = TrajectoryController((FINGER_JOINT,))
         self.time_ns = START_NS
         self._renderer: CameraRenderer | None = None
-        self._layout: Layout | None = None
+        self._layout: TableLayout | None = None
         self.set_task(task)
         self.reset(seed)
 

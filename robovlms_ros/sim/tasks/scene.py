@@ -36,7 +36,7 @@ PARKED_DAMPING = 1e3
 
 
 @dataclass(frozen=True)
-class Layout:
+class TableLayout:
     """The slots of a model. shapes: shape -> slots; obstacles: slots without a name; plates: names; textures: of the
     table."""
 
@@ -51,8 +51,8 @@ class Layout:
         return (*(slot for _, slots in self.shapes for slot in slots), *self.obstacles)
 
 
-TWO_CUBES = Layout((("cube", ("red_cube", "green_cube")),))
-TABLETOP = Layout(
+TWO_CUBES = TableLayout((("cube", ("red_cube", "green_cube")),))
+TABLETOP = TableLayout(
     (("cube", tuple(f"{colour}_cube" for colour in COLOURS)), ("can", ("can_0", "can_1")), ("ball", ("ball_0",))),
     ("post_0", "post_1"), PLATES, TEXTURES,
 )
@@ -67,7 +67,7 @@ class Placement:
 
 
 @lru_cache(maxsize=2)
-def _built(layout: Layout) -> tuple[mujoco.MjModel, dict[str, Any]]:
+def _built(layout: TableLayout) -> tuple[mujoco.MjModel, dict[str, Any]]:
     """The compiled model (about 3 s), and slot -> robosuite's object."""
     from robosuite.models.objects import BallObject, BoxObject, CylinderObject
 
@@ -102,7 +102,7 @@ def _geoms(model: mujoco.MjModel, slot: str) -> list[int]:
     return [geom for geom in range(model.ngeom) if model.geom_bodyid[geom] == body]
 
 
-def load_model(layout: Layout) -> mujoco.MjModel:
+def load_model(layout: TableLayout) -> mujoco.MjModel:
     """A copy of the layout's model, whose appearance may be changed."""
     return copy(_built(layout)[0])
 
@@ -199,7 +199,7 @@ def place(contents: Contents, rng: np.random.Generator) -> dict[str, Placement]:
 class Table:
     """Puts placements into a model's state, and reads them back. model: of a layout, changed by some of the methods."""
 
-    def __init__(self, model: mujoco.MjModel, layout: Layout) -> None:
+    def __init__(self, model: mujoco.MjModel, layout: TableLayout) -> None:
         self._model = model
         self.free = layout.slots
         self._addresses = {slot: int(model.joint(f"{slot}_joint0").qposadr[0]) for slot in self.free}

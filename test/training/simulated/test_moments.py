@@ -50,7 +50,7 @@ def test_every_phase_comes_and_nothing_is_changed_without_one(loop, task):
         pose = loop.kinematics.forward(state.positions)
         apart = pose[:3, 3] - truth.things[goal.thing].position
         law = ExpertPolicy(goal, truth, pose, state.gripper)
-        actions = law.chunk(4)
+        actions = law.chunk()[:4]
         if np.linalg.norm(apart[:2]) > 0.055 or abs(apart[2]) > 0.16:
             pytest.fail(f"{goal}: the hand is {apart} m from the thing")
         if law.place is not None and np.linalg.norm(truth.things[goal.thing].position - law.place) < 0.009:
