@@ -1,8 +1,10 @@
-"""The simulated arm: a Panda at a table, two cameras, two trajectory controllers, stepped at 500 Hz.
+"""The simulated arm: a Panda at a table, two cameras, two trajectory controllers, stepped at 500
+Hz.
 
-Its state is a function of task, seed and messages: the same ones at the same ticks give the same bits.
-Time starts at `START_NS` (a stamp of 0 would mean "now" to a trajectory controller) and goes on through a reset.
-The arm follows its controller by computed torque, limited to the motors' torques; the fingers by their position servo.
+Its state is a function of task, seed and messages: the same ones at the same ticks give the same
+bits. Time starts at `START_NS` (a stamp of 0 would mean "now" to a trajectory controller) and goes
+on through a reset. The arm follows its controller by computed torque, limited to the motors'
+torques; the fingers by their position servo.
 """
 
 from dataclasses import replace
@@ -64,10 +66,10 @@ class SimWorld:
     seed: of the first scene, as in `reset`.
     blank_cameras: every image is black.
     image_size: pixels, width and height.
-    interpolate_from_desired_state: the arm controller's option; off is the controller's own default.
-    task: whose scenes to set up; `all` draws one of the tabletop tasks by the seed.
-    looks: bounds of light, colours and cameras. obstacles: how many objects without a name; None draws it as the task
-    says. Both are of the tabletop tasks.
+    interpolate_from_desired_state: the arm controller's option; off is the controller's own
+    default. task: whose scenes to set up; `all` draws one of the tabletop tasks by the seed.
+    looks: bounds of light, colours and cameras. obstacles: how many objects without a name; None
+    draws it as the task says. Both are of the tabletop tasks.
     """
 
     joints = ARM_JOINTS
@@ -98,7 +100,8 @@ class SimWorld:
     def set_task(self, task: str) -> None:
         """The task whose scenes are set up from the next reset on. Raises TaskError.
 
-        Between the cubes and the tabletop tasks another model is built; the scene is then empty until the reset.
+        Between the cubes and the tabletop tasks another model is built; the scene is then empty
+        until the reset.
         """
         if task != "all":
             base.find_task(task)
@@ -118,10 +121,11 @@ class SimWorld:
         self._wanted = np.zeros(self._model.nv)
 
     def reset(self, seed: int) -> None:
-        """A new scene: objects placed and the arm put near HOME by the seed, controllers emptied. Time goes on.
+        """A new scene: objects placed and the arm put near HOME by the seed, controllers emptied.
+        Time goes on.
 
-        `sentence` is then the seed's own instruction; `scene_task` is the scene's task and `goals` are the goals that
-        fit it.
+        `sentence` is then the seed's own instruction; `scene_task` is the scene's task and `goals`
+        are the goals that fit it.
         """
         self.seed = seed
         rng = np.random.default_rng(seed)
@@ -158,16 +162,16 @@ class SimWorld:
             self._table.colour(self._contents, rng)
 
     def instruction(self, rng: np.random.Generator, unseen: bool | None = None) -> str:
-        """One instruction of the scene's own task; unseen: of the sentences that training never uses (True), of those
-        that it uses (False), or of all (None)."""
+        """One instruction of the scene's own task; unseen: of the sentences that training never
+        uses (True), of those that it uses (False), or of all (None)."""
         task = base.find_task(self.scene_task)
         own = task.own(self.goals)
         sentences = task.sentences(own[int(rng.integers(len(own)))], unseen)
         return sentences[int(rng.integers(len(sentences)))]
 
     def set_arm(self, positions: Array, opening: float = 1.0) -> None:
-        """Put the resting arm at joint positions (7,) and its fingers at an opening (0 to 1), at once: for
-        demonstrations that start elsewhere."""
+        """Put the resting arm at joint positions (7,) and its fingers at an opening (0 to 1), at
+        once: for demonstrations that start elsewhere."""
         self._data.qpos[_ARM] = positions
         self._data.qpos[7:9] = opening * FINGER_OPEN, -opening * FINGER_OPEN
         self._data.qvel[:9] = 0.0
@@ -189,7 +193,8 @@ class SimWorld:
         self.time_ns += TICK_NS
 
     def joint_state(self) -> RobotState:
-        """Arm joints (7,) in the order of `joints`, rad and rad/s, and the gripper's opening, as measured now."""
+        """Arm joints (7,) in the order of `joints`, rad and rad/s, and the gripper's opening, as
+        measured now."""
         opening = float(np.mean(np.abs(self._data.qpos[7:9]))) / FINGER_OPEN
         return RobotState(
             self.time_ns, self._data.qpos[_ARM].copy(), self._data.qvel[_ARM].copy(),
@@ -197,7 +202,8 @@ class SimWorld:
         )
 
     def render(self, camera: str) -> NDArray[np.uint8]:
-        """The image (image_size, image_size, 3) uint8 RGB of `static` or `wrist` now. Raises WorldError for others."""
+        """The image (image_size, image_size, 3) uint8 RGB of `static` or `wrist` now. Raises
+        WorldError for others."""
         if camera not in CAMERAS:
             raise WorldError(f"camera {camera!r}: the simulated arm has {', '.join(CAMERAS)}.")
         if self.blank_cameras:
@@ -207,12 +213,14 @@ class SimWorld:
         return self._renderer.render(self._data, CAMERAS[camera])
 
     def judge(self, instruction: str) -> base.TableJudge:
-        """The judge of an episode under this instruction. Raises TaskError for objects that are not in the scene."""
+        """The judge of an episode under this instruction. Raises TaskError for objects that are
+        not in the scene."""
         self._require(meaning(instruction))
         return base.judge(instruction)
 
     def expert(self, goal: Goal, pose: Array, opening: float) -> ExpertPolicy:
-        """The scripted expert of a goal, from a hand's pose (4, 4) and opening, with the world as it is now.
+        """The scripted expert of a goal, from a hand's pose (4, 4) and opening, with the world as
+        it is now.
 
         Raises TaskError for objects that are not in the scene.
         """
@@ -241,13 +249,15 @@ class SimWorld:
             raise TaskError(f"{' and '.join(missing)}: not in this scene, which has {', '.join(present)}.")
 
     def tool_pose(self) -> Array:
-        """(4, 4) base_T_eef of the grip site as MuJoCo has it: for tests of the robot's own description."""
+        """(4, 4) base_T_eef of the grip site as MuJoCo has it: for tests of the robot's own
+        description."""
         site, pose = self._data.site(GRIP_SITE), np.eye(4)
         pose[:3, :3], pose[:3, 3] = site.xmat.reshape(3, 3), site.xpos - self._base
         return pose
 
     def put_thing(self, name: str, position: Array, yaw: float = 0.0) -> None:
-        """Put one of the scene's things at `position` (3,), m in the base frame, upright, turned by `yaw` (rad)."""
+        """Put one of the scene's things at `position` (3,), m in the base frame, upright, turned
+        by `yaw` (rad)."""
         self._table.move(self._data, self._contents.things[name], Placement(position + self._base, yaw))
         mujoco.mj_forward(self._model, self._data)
 

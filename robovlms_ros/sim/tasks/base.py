@@ -1,8 +1,8 @@
 """The tasks, each a small class: the contents of its scenes, the goals that fit a scene, the judge.
 
-`cubes` is the easiest: two cubes and two sentences. The tabletop tasks have more objects, plates and obstacles; a scene
-of theirs may be asked for every goal that fits it, also those of other tasks. The instructions are in `language`, the
-law of the expert in `expert`.
+`cubes` is the easiest: two cubes and two sentences. The tabletop tasks have more objects, plates
+and obstacles; a scene of theirs may be asked for every goal that fits it, also those of other
+tasks. The instructions are in `language`, the law of the expert in `expert`.
 """
 
 import math
@@ -33,7 +33,8 @@ CUBES = "cubes"
 STEADY_FRAMES = 4
 """Frames in a row (50 ms each) that a thing must be where it belongs, let go."""
 LEFT_FRAMES = 20
-"""Frames that a thing must lie still on a wrong plate: a push may cross it, and take hold again there."""
+"""Frames that a thing must lie still on a wrong plate: a push may cross it, and take hold again
+there."""
 STEEPEST_PUSH = math.radians(65)
 """Largest turn of the hand for a push."""
 CORRIDOR = 0.03
@@ -42,8 +43,8 @@ CORRIDOR = 0.03
 
 @dataclass(frozen=True)
 class Task:
-    """The contents of a task's scenes. shapes: per shape the least and the most; plates: chance that they are there;
-    obstacles: the least and the most things without a name."""
+    """The contents of a task's scenes. shapes: per shape the least and the most; plates: chance
+    that they are there; obstacles: the least and the most things without a name."""
 
     name: str
     shapes: dict[str, tuple[int, int]]
@@ -59,11 +60,13 @@ class Task:
         return [goal for goal in fitting_goals if goal.task == self.name]
 
     def sentences(self, goal: Goal, unseen: bool | None) -> list[str]:
-        """The instructions for a goal; unseen: of those that training never uses (True), uses (False), or all."""
+        """The instructions for a goal; unseen: of those that training never uses (True), uses
+        (False), or all."""
         return [s for kind in (False, True) if unseen in (None, kind) for s in instructions(goal, kind)]
 
     def fits(self, goal: Goal, truth: TableTruth) -> bool:
-        """Whether the goal can be asked for in this scene: all there, reachable, and room for the fingers."""
+        """Whether the goal can be asked for in this scene: all there, reachable, and room for
+        the fingers."""
         if goal.thing not in truth.things or (goal.place and goal.place not in {**truth.things, **truth.plates}):
             return False
         return self._has_room(goal, truth)
@@ -141,8 +144,9 @@ def fitting(truth: TableTruth, task: str | None = None) -> list[Goal]:
 
 
 class TableJudge:
-    """Success: the goal is reached and let go, for STEADY_FRAMES. Wrong: another thing is lifted, or lies where the
-    named one belongs, or the named one lies on the other plate or on another thing."""
+    """Success: the goal is reached and let go, for STEADY_FRAMES. Wrong: another thing is
+    lifted, or lies where the named one belongs, or the named one lies on the other plate or on
+    another thing."""
 
     def __init__(self, goal: Goal) -> None:
         self.goal = goal

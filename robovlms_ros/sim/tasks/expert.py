@@ -1,10 +1,11 @@
 """The scripted expert: a goal, as a chunk of actions computed from where everything is now.
 
-It has no memory: the phase follows from pose, opening and the objects' places alone, step by step on a small forward
-model of the hand. So the label of a frame has exactly the meaning that the chunk has when it is executed, and every
-frame can be labelled with every goal that fits its scene, also a frame that another goal, a disturbance or a policy led
-to (dataset aggregation, Ross et al. 2011). The hand comes down a funnel, turned so that its fingers fit between the
-neighbours; carries over them; releases the thing where it rests; and rises. To push, it straddles the thing with open
+It has no memory: the phase follows from pose, opening and the objects' places alone, step by step
+on a small forward model of the hand. So the label of a frame has exactly the meaning that the chunk
+has when it is executed, and every frame can be labelled with every goal that fits its scene, also a
+frame that another goal, a disturbance or a policy led to (dataset aggregation, Ross et al. 2011).
+The hand comes down a funnel, turned so that its fingers fit between the neighbours; carries over
+them; releases the thing where it rests; and rises. To push, it straddles the thing with open
 fingers and takes it along on the table. Two cubes without neighbours need less: `SIMPLE`.
 """
 
@@ -43,14 +44,15 @@ HOVER, FUNNEL_SLOPE = 0.09, 2.2
 GRASP_OFFSET = -0.002
 """Height of the grip above the thing's centre (m)."""
 
-# How near the hand must be, in metres, before the fingers begin to close (beside the thing: `ExpertStyle`), and while
-# they do.
+# How near the hand must be, in metres, before the fingers begin to close (beside the thing:
+# `ExpertStyle`), and while they do.
 CLOSING_RADIUS = 0.016
 CLOSE_HEIGHT, CLOSING_HEIGHT = 0.008, 0.014
 GRIP_SLACK = 0.05
 """A thing is held when the opening is less than this above its grip."""
 FINGER_STEP = 0.07
-"""How far the opening moves in one step: slower than it does, so that no chunk lifts before the fingers hold."""
+"""How far the opening moves in one step: slower than it does, so that no chunk lifts before the
+fingers hold."""
 PUSH_SPEED = 0.12
 """m/s."""
 LIFT_HEIGHT = 0.14
@@ -66,11 +68,11 @@ PUSH_LEAD = 0.02
 
 @dataclass(frozen=True)
 class ExpertStyle:
-    """Parameters of the law. turn_gain (1/s), max_turn (rad/s): of the hand about its axes. mouth: radius of the
-    funnel's (m). close_radius: how near it must be beside the thing before the fingers close (m). turn_as_way: metres
-    beside the thing that a radian of wrong turn counts as. close_turn: wrong turn at which the fingers still close
-    (rad). chooses_yaw: the hand turns to the thing and its neighbours, and rises before it moves sideways when it is
-    too low.
+    """Parameters of the law. turn_gain (1/s), max_turn (rad/s): of the hand about its axes. mouth:
+    radius of the funnel's (m). close_radius: how near it must be beside the thing before the
+    fingers close (m). turn_as_way: metres beside the thing that a radian of wrong turn counts as.
+    close_turn: wrong turn at which the fingers still close (rad). chooses_yaw: the hand turns to
+    the thing and its neighbours, and rises before it moves sideways when it is too low.
     """
 
     turn_gain: float = 5.0
@@ -91,9 +93,9 @@ SIMPLE = ExpertStyle(4.0, 0.6, 0.008, 0.009, 0.0, math.inf, chooses_yaw=False)
 class HandPose:
     """The forward model that a law is followed on: the hand, and the thing that it is to take.
 
-    position, thing (3,): the grip and the thing's centre in the base frame (m). tilt: the rotation vector that brings
-    the hand to where it is wanted; its axis stays while the hand turns along it. opening: 0 to 1; grip: the one at
-    which the fingers touch the thing.
+    position, thing (3,): the grip and the thing's centre in the base frame (m). tilt: the rotation
+    vector that brings the hand to where it is wanted; its axis stays while the hand turns along it.
+    opening: 0 to 1; grip: the one at which the fingers touch the thing.
     """
 
     position: Array
@@ -124,12 +126,14 @@ class HandPose:
         return near and abs(height) < (CLOSING_HEIGHT if self.closing else CLOSE_HEIGHT)
 
     def funnel(self, away: float) -> float:
-        """How high above the grip it stays (m), `away` beside it; higher until the fingers are open."""
+        """How high above the grip it stays (m), `away` beside it; higher until the fingers are
+        open."""
         rise = min(max(FUNNEL_SLOPE * (away - self.style.mouth), 0.0), HOVER)
         return max(rise, 0.05) if self.opening < 0.75 else rise
 
     def step(self, target: Array, closed: bool, top: float = MAX_SPEED) -> Array:
-        """Go towards `target` (3,), m, for one step of at most `top` m/s; returns that action (7,)."""
+        """Go towards `target` (3,), m, for one step of at most `top` m/s; returns that action
+        (7,)."""
         move = (target - self.position) * (1 - math.exp(-GAIN * STEP))
         move *= min(1.0, top * STEP / max(norm(move), 1e-9))
         turn = self.tilt * (1 - math.exp(-self.style.turn_gain * STEP))
@@ -158,7 +162,8 @@ def norm(vector: Array) -> float:
 
 
 class ExpertPolicy:
-    """One goal in one scene, by the law of the module: the hand's yaw once, and from there step by step.
+    """One goal in one scene, by the law of the module: the hand's yaw once, and from there step by
+    step.
 
     pose: (4, 4) base_T_eef measured. opening: the gripper's, measured.
     """
@@ -214,8 +219,8 @@ class ExpertPolicy:
         return best_yaw(self.thing, truth.others(self.goal.thing), spot, now)[0]
 
     def chunk(self) -> Array:
-        """(HORIZON, 7) float64, the next steps per ACTION_SPEC: translation (m) and rotation vector (rad) in the base
-        frame, chained; opening 0 or 1."""
+        """(HORIZON, 7) float64, the next steps per ACTION_SPEC: translation (m) and rotation
+        vector (rad) in the base frame, chained; opening 0 or 1."""
         return np.stack([self._step() for _ in range(HORIZON)])
 
     def _step(self) -> Array:
@@ -242,7 +247,8 @@ class ExpertPolicy:
         return self._above(grasp, hand.funnel(radius + hand.style.turn_as_way * wrong_turn)), False, MAX_SPEED
 
     def _above(self, target: Array, rise: float) -> Array:
-        """`target` raised; a hand that is too low for where it is goes up before it goes sideways."""
+        """`target` raised; a hand that is too low for where it is goes up before it goes
+        sideways."""
         hand = self._hand
         goal = target + np.array((0.0, 0.0, rise))
         if not hand.style.chooses_yaw:
@@ -282,7 +288,8 @@ class ExpertPolicy:
         return np.array((*hand.position[:2], top)), False, MAX_SPEED
 
     def _straddles(self, radius: float, height: float) -> bool:
-        """Whether the open fingers stand on both sides of the thing, on the line that it shall take."""
+        """Whether the open fingers stand on both sides of the thing, on the line that it shall
+        take."""
         hand = self._hand
         if self._arrived(hand.thing) or hand.opening < 0.85 or abs(height) > 0.012 or radius > 0.04:
             return False

@@ -1,7 +1,8 @@
 """The contents of a table as one MuJoCo model, and their places.
 
-A layout's model holds every slot that its scenes may need; slots that a scene leaves out hang far above the table, held
-by damping. The two cubes are drawn here, the tabletop's objects are placed by robosuite's samplers.
+A layout's model holds every slot that its scenes may need; slots that a scene leaves out hang far
+above the table, held by damping. The two cubes are drawn here, the tabletop's objects are placed by
+robosuite's samplers.
 """
 
 from copy import copy
@@ -37,8 +38,8 @@ PARKED_DAMPING = 1e3
 
 @dataclass(frozen=True)
 class TableLayout:
-    """The slots of a model. shapes: shape -> slots; obstacles: slots without a name; plates: names; textures: of the
-    table."""
+    """The slots of a model. shapes: shape -> slots; obstacles: slots without a name; plates:
+    names; textures: of the table."""
 
     shapes: tuple[tuple[str, tuple[str, ...]], ...]
     obstacles: tuple[str, ...] = ()
@@ -136,7 +137,8 @@ def place_cubes(rng: np.random.Generator) -> tuple[Contents, dict[str, Placement
 def place_objects(
     shapes: dict[str, tuple[int, int]], plates: float, obstacles: tuple[int, int], rng: np.random.Generator
 ) -> tuple[Contents, dict[str, Placement]] | None:
-    """Contents of the tabletop as `choose` draws them, and their places; None when they do not fit."""
+    """Contents of the tabletop as `choose` draws them, and their places; None when they do not
+    fit."""
     from robosuite.utils import RandomizationError
 
     contents = choose(shapes, plates, obstacles, rng)
@@ -148,8 +150,8 @@ def place_objects(
 
 def choose(shapes: dict[str, tuple[int, int]], plates: float, obstacles: tuple[int, int],
            rng: np.random.Generator) -> Contents:
-    """Draw a scene's contents: per shape the least and the most that there may be of it, the chance of plates, and the
-    least and the most obstacles."""
+    """Draw a scene's contents: per shape the least and the most that there may be of it, the
+    chance of plates, and the least and the most obstacles."""
     things = {}
     for shape, (least, most) in shapes.items():
         colours = rng.permutation(COLOURS)[: int(rng.integers(least, most + 1))]
@@ -197,7 +199,8 @@ def place(contents: Contents, rng: np.random.Generator) -> dict[str, Placement]:
 
 
 class Table:
-    """Puts placements into a model's state, and reads them back. model: of a layout, changed by some of the methods."""
+    """Puts placements into a model's state, and reads them back. model: of a layout, changed by
+    some of the methods."""
 
     def __init__(self, model: mujoco.MjModel, layout: TableLayout) -> None:
         self._model = model

@@ -1,15 +1,19 @@
-"""Demonstrations from the simulated arm, one shard of episodes at a time, every frame labelled by the expert.
+"""Demonstrations from the simulated arm, one shard of episodes at a time, every frame labelled by
+the expert.
 
-The expert's law has no memory, so a frame carries the labels of several goals, whichever one was being followed, and
-episodes that a policy drove are labelled in the same way (dataset aggregation, Ross et al. 2011).
+The expert's law has no memory, so a frame carries the labels of several goals, whichever one was
+being followed, and episodes that a policy drove are labelled in the same way (dataset aggregation,
+Ross et al. 2011).
 
-A shard is a folder: `images.npy` (F, cameras, S, S, 3) uint8 and `frames.npz` with `poses` (F, 4, 4), `joints` (F, 7),
-`openings` (F,), `things` (F, T, 3) and `plates` (F, P, 3) in the order of `objects.THINGS` and `objects.PLATES` (m in
-the base frame, NaN where a scene has none), `turns` (F, T), the cubes' yaw (rad, NaN for all else), `goals` (F, K)
-numbers into `language.goals()`, the followed one first, `labels` (F, K, horizon, 7) per `expert.ACTION_SPEC` and `yaws`
-(F, K), the hand's (rad), `episodes` (F,), the episode's seed, and `scenes` (F,), alike in episodes that begin alike.
-Frames of an episode are adjacent and 50 ms apart. The K goals belong to the episode: both cubes, or goals of the
-scene's own and of other tasks, repeated where fewer fit. Cameras are those of `world.CAMERAS`.
+A shard is a folder: `images.npy` (F, cameras, S, S, 3) uint8 and `frames.npz` with `poses` (F, 4,
+4), `joints` (F, 7), `openings` (F,), `things` (F, T, 3) and `plates` (F, P, 3) in the order of
+`objects.THINGS` and `objects.PLATES` (m in the base frame, NaN where a scene has none), `turns` (F,
+T), the cubes' yaw (rad, NaN for all else), `goals` (F, K) numbers into `language.goals()`, the
+followed one first, `labels` (F, K, horizon, 7) per `expert.ACTION_SPEC` and `yaws` (F, K), the
+hand's (rad), `episodes` (F,), the episode's seed, and `scenes` (F,), alike in episodes that begin
+alike. Frames of an episode are adjacent and 50 ms apart. The K goals belong to the episode: both
+cubes, or goals of the scene's own and of other tasks, repeated where fewer fit. Cameras are those
+of `world.CAMERAS`.
 """
 
 import json
@@ -52,10 +56,11 @@ START_BOX = ((0.36, 0.70), (-0.22, 0.22), (-0.05, 0.17))
 class DemonstrationSettings:
     """How much an episode departs from the expert's own path.
 
-    noise: largest standard deviation of the executed speed's noise, as a part of the expert's top speed; each episode
-        draws its own. random_start, switch: probabilities that the hand starts elsewhere than at home, and that the
-        instruction changes on the way. closed_start: probability that a hand that starts elsewhere is not open. slip:
-        probability per chunk that the fingers do the opposite for a while. limit: s of simulated time at most.
+    noise: largest standard deviation of the executed speed's noise, as a part of the expert's top
+        speed; each episode draws its own. random_start, switch: probabilities that the hand starts
+        elsewhere than at home, and that the instruction changes on the way. closed_start:
+        probability that a hand that starts elsewhere is not open. slip: probability per chunk that
+        the fingers do the opposite for a while. limit: s of simulated time at most.
     """
 
     noise: float = 0.6
@@ -74,11 +79,12 @@ START_TURN = 0.8
 """How far a hand that does not start at home may be turned (rad)."""
 TURN_NOISE = 0.02
 GLIMPSED = {"stack": 2.0}
-"""How much more often than of another task a glimpse is of this one, where goals of both fit: it misses its place most
-often."""
+"""How much more often than of another task a glimpse is of this one, where goals of both fit: it
+misses its place most often."""
 LOOSE = replace(SceneAppearance(), camera_shift=0.02, camera_turn=0.052)
 LOOSE_SHARE = 0.25
-"""Part of the recorded scenes whose cameras may stand as far off as an owner's do: 2 cm and 3 degrees per axis."""
+"""Part of the recorded scenes whose cameras may stand as far off as an owner's do: 2 cm and 3
+degrees per axis."""
 
 
 class Disturbance:
@@ -121,9 +127,10 @@ class Disturbance:
 
 
 class Recording:
-    """Records the episodes of one world. labelled: goals of a tabletop frame. moments: a tabletop episode begins at a
-    moment of any of its scene's goals. paired: of the two cubes, an even seed's scene is shown by the odd seed after it
-    once more, for the other instruction, and no instruction changes on the way."""
+    """Records the episodes of one world. labelled: goals of a tabletop frame. moments: a
+    tabletop episode begins at a moment of any of its scene's goals. paired: of the two cubes, an
+    even seed's scene is shown by the odd seed after it once more, for the other instruction, and
+    no instruction changes on the way."""
 
     def __init__(
         self, world: SimWorld, labelled: int = LABELLED, moments: bool = False, paired: bool = False
@@ -258,7 +265,8 @@ def record_shard(
     recording: Recording,
     progress: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Run one episode per seed with `agent` in `loop` and write the shard; complete or absent, never half.
+    """Run one episode per seed with `agent` in `loop` and write the shard; complete or absent,
+    never half.
 
     A shard that exists is left as it is and answers with no outcomes.
     """
@@ -285,8 +293,8 @@ def record_shard(
 
 
 def random_start(rng: np.random.Generator, kinematics: Kinematics, seed: Array, turn: float) -> Array:
-    """Joint positions (7,) that put the hand somewhere in START_BOX, pointing nearly down, turned by at most `turn`
-    rad about the vertical."""
+    """Joint positions (7,) that put the hand somewhere in START_BOX, pointing nearly down,
+    turned by at most `turn` rad about the vertical."""
     while True:
         low, high = np.array(START_BOX).T
         pose = np.eye(4)
@@ -298,7 +306,8 @@ def random_start(rng: np.random.Generator, kinematics: Kinematics, seed: Array, 
 
 
 def _are_twins(goal: Goal, other: Goal) -> bool:
-    """Whether only the shape tells their things apart, as in `red can` and `red cube`: what is most often confused."""
+    """Whether only the shape tells their things apart, as in `red can` and `red cube`: what is
+    most often confused."""
     return goal.thing != other.thing and goal.thing.split()[0] == other.thing.split()[0]
 
 

@@ -1,10 +1,12 @@
-"""Objectives on recorded shards: behaviour cloning of the scripted expert under several instructions at once.
+"""Objectives on recorded shards: behaviour cloning of the scripted expert under several
+instructions at once.
 
-A window is learned under every instruction; its images are encoded once. The action feature also predicts the place of
-the named cube and of all cubes: without these auxiliary losses a small model averages the cubes and ignores the
-instruction. The simulator's ground truth serves in training only; no checkpoint holds the auxiliary heads. Without it
-(`ground_truth: false`) a window has only a real recording's content: the followed instruction, the executed actions,
-and with `hindsight: true` the place where the hand closed.
+A window is learned under every instruction; its images are encoded once. The action feature also
+predicts the place of the named cube and of all cubes: without these auxiliary losses a small model
+averages the cubes and ignores the instruction. The simulator's ground truth serves in training
+only; no checkpoint holds the auxiliary heads. Without it (`ground_truth: false`) a window has only
+a real recording's content: the followed instruction, the executed actions, and with `hindsight:
+true` the place where the hand closed.
 """
 
 from dataclasses import dataclass
@@ -39,9 +41,10 @@ _CUBES = [THINGS.index(goal.thing) for goal in INSTRUCTIONS.values()]
 class CubeWindows:
     """B windows of W frames, oldest first. K runs over cameras, C over the cubes.
 
-    images: (B, W, K, S, S, 3) uint8. states: (B, W, P), raw proprioception. hands (B, W, 3), cubes (B, W, C, 3): m in
-    the base frame. arm (B, W, C, n, A), opened (B, W, C, n): the expert's chunk for each cube, as the head's targets.
-    followed (B, W) int64: which of the cubes was asked for. grasped (B, W, C, 3): `hindsight.grasped_places`.
+    images: (B, W, K, S, S, 3) uint8. states: (B, W, P), raw proprioception. hands (B, W, 3), cubes
+    (B, W, C, 3): m in the base frame. arm (B, W, C, n, A), opened (B, W, C, n): the expert's chunk
+    for each cube, as the head's targets. followed (B, W) int64: which of the cubes was asked for.
+    grasped (B, W, C, 3): `hindsight.grasped_places`.
     """
 
     images: Tensor
@@ -55,8 +58,8 @@ class CubeWindows:
 
 
 class CubeAuxiliary(nn.Module):
-    """From the action feature to where things are, relative to the hand: the named cube and, unless `named_alone`, all
-    cubes."""
+    """From the action feature to where things are, relative to the hand: the named cube and,
+    unless `named_alone`, all cubes."""
 
     def __init__(self, width: int, named_alone: bool = False) -> None:
         super().__init__()
@@ -66,9 +69,11 @@ class CubeAuxiliary(nn.Module):
 
 
 def initialise(policy: VLAPolicy, seed: int) -> None:
-    """Random weights as a small model needs them: places as loud as pixels, an action token that is not zero.
+    """Random weights as a small model needs them: places as loud as pixels, an action token that is
+    not zero.
 
-    SigLIP's own position embeddings have a seventh of the norm of what a white table adds to every patch.
+    SigLIP's own position embeddings have a seventh of the norm of what a white table adds to every
+    patch.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -109,7 +114,8 @@ class ShardObjective(Objective):
         return dict(zip(names, pixels.unflatten(0, (len(images), len(names))).unbind(1), strict=True))
 
     def _state(self, states: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Raw proprioception (B, W, P) on the network's scale and under noise; None for a policy without."""
+        """Raw proprioception (B, W, P) on the network's scale and under noise; None for a policy
+        without."""
         noisy = noisy_state(self.policy, states, self.recipe.state_noise, generator)
         return self.policy.normalise_state(noisy)
 
@@ -121,9 +127,9 @@ class ShardObjective(Objective):
 
 
 class CubeObjective(ShardObjective):
-    """The two cubes. ground_truth: the simulator's knowledge serves; without it a window is learned under the
-    instruction that its newest frame followed, and with hindsight the place where the hand closed under the instruction
-    that it closed for."""
+    """The two cubes. ground_truth: the simulator's knowledge serves; without it a window is
+    learned under the instruction that its newest frame followed, and with hindsight the place
+    where the hand closed under the instruction that it closed for."""
 
     kind = CubeWindows
 
@@ -135,7 +141,8 @@ class CubeObjective(ShardObjective):
         self.auxiliary = CubeAuxiliary(width, not ground_truth) if ground_truth or hindsight else None
 
     def columns(self, shard: Columns) -> Columns:
-        # A frame's labels begin with the followed goal's: put them in the order of the instructions.
+        # A frame's labels begin with the followed goal's: put them in the order of the
+        # instructions.
         order = np.argmax(shard["goals"][:, None] == np.array(CUBE_GOALS)[:, None], axis=2)  # (F, C)
         labels = np.take_along_axis(shard["labels"], order[:, :, None, None], axis=1)
         arm, opened = self._pipeline.encode(labels)
@@ -144,7 +151,8 @@ class CubeObjective(ShardObjective):
                 "followed": followed_cubes(shard), "grasped": grasped_places(shard)}
 
     def inputs(self, batch: CubeWindows, generator: torch.Generator, **options: Any) -> dict[str, Any]:
-        """The windows under each of the C instructions; under the followed one alone where nothing else is known."""
+        """The windows under each of the C instructions; under the followed one alone where
+        nothing else is known."""
         images = self._images(batch.images, generator)
         words = self.policy.tokenize(list(INSTRUCTIONS))
         if self.auxiliary is None:
@@ -182,7 +190,8 @@ class CubeObjective(ShardObjective):
         return {"loss": loss, "arm": losses.arm, "gripper": losses.gripper, "target_error_m": error}
 
     def _auxiliary_loss(self, heads: CubeAuxiliary, token: Tensor, windows: CubeWindows) -> tuple[Tensor, Tensor]:
-        """The loss, and the mean distance (m) between where the named cube is and where the model sees it."""
+        """The loss, and the mean distance (m) between where the named cube is and where the
+        model sees it."""
         places = (windows.cubes - windows.hands[:, :, None]) / PLACE_SCALE  # (B, W, C, 3)
         named = places.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
         guess, everything = heads.named(token), heads.all(token)
@@ -203,7 +212,8 @@ class CubeObjective(ShardObjective):
 
 
 def raw_states(policy: VLAPolicy, shard: Columns) -> np.ndarray:
-    """(F, P) raw proprioception, by the function that serves the running policy; P is 0 for a policy without."""
+    """(F, P) raw proprioception, by the function that serves the running policy; P is 0 for a
+    policy without."""
     config = policy.config.proprioception
     openings = shard["openings"]
     if config is None:

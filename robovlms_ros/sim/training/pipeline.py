@@ -1,8 +1,10 @@
-"""The whole way to a simulated arm's checkpoint: demonstrations, behaviour cloning, rounds of dataset aggregation.
+"""The whole way to a simulated arm's checkpoint: demonstrations, behaviour cloning, rounds of
+dataset aggregation.
 
-Everything lies in one folder and is resumable: `demonstrations/` and `aggregation_N/` hold shards, `run/` the state and
-curve of the training engine (`training.engine.stages`), `checkpoint/` the result. What is finished is not done again.
-The processors record the shards of a stage while the stage before it trains, where the plan says so.
+Everything lies in one folder and is resumable: `demonstrations/` and `aggregation_N/` hold shards,
+`run/` the state and curve of the training engine (`training.engine.stages`), `checkpoint/` the
+result. What is finished is not done again. The processors record the shards of a stage while the
+stage before it trains, where the plan says so.
 """
 
 import logging
@@ -32,9 +34,10 @@ log = logging.getLogger(__name__)
 def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, device: str = "cpu") -> Path:
     """Run or resume `plan` in `folder`; returns the checkpoint's folder.
 
-    demonstrations: where the expert's shards are (recorded if missing), for runs that share them; of it `plan` uses its
-    first episodes. device: where it trains; recording is the processors' work. Raises ConfigError when `folder` was
-    begun with another plan (`FREE` and more stages may differ).
+    demonstrations: where the expert's shards are (recorded if missing), for runs that share them;
+    of it `plan` uses its first episodes. device: where it trains; recording is the processors'
+    work. Raises ConfigError when `folder` was begun with another plan (`FREE` and more stages may
+    differ).
     """
     import torch
 
@@ -80,8 +83,8 @@ def build_trainer(
     policy: Any, recipe: Recipe, folder: Path, objective: Callable[[Any, Recipe], Any], save_every: int = 200,
     threads: int = 1, device: str = "cpu",
 ) -> "StageTrainer":
-    """The engine's trainer by a recipe. objective: makes the objective of a policy and a recipe; its heads are drawn by
-    the recipe's seed."""
+    """The engine's trainer by a recipe. objective: makes the objective of a policy and a recipe;
+    its heads are drawn by the recipe's seed."""
     import torch
 
     from robovlms_ros.training.engine.stages import StageTrainer
@@ -113,14 +116,16 @@ def _set_at_the_end(event: Event) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class StageShards:
-    """What joins the data when a stage begins. ahead: those that may be recorded while the stage before it runs."""
+    """What joins the data when a stage begins. ahead: those that may be recorded while the stage
+    before it runs."""
 
     jobs: list[RecordingJob]
     ahead: list[RecordingJob]
 
 
 def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> list[StageShards]:
-    """The shards of each stage, whose scenes follow those of the stage before, so that further stages change none."""
+    """The shards of each stage, whose scenes follow those of the stage before, so that further
+    stages change none."""
     seeds = TRAINING_SEEDS[plan.first_scene :]
     starts = [0, *accumulate(stage.steps for stage in plan.stages)]
     work = []
@@ -139,7 +144,8 @@ def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> 
 
 
 def default_device(name: str | None) -> str:
-    """The device of this name; without one a GPU where there is one. Raises ConfigError for one that is not there."""
+    """The device of this name; without one a GPU where there is one. Raises ConfigError for one
+    that is not there."""
     import torch
 
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")

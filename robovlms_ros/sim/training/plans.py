@@ -20,18 +20,20 @@ FREE = ("workers", "threads", "save_every", "compile")
 class TrainingPlan:
     """One training run, as its YAML has it.
 
-    policy: a policy's configuration (PolicyConfig); left out, that of `start`. start: the checkpoint whose weights the
-    run begins with (a folder, or a name in config/checkpoints); its policy may drive from the first stage on.
-    first_scene: of the training scenes, for a run that is to see others than `start` did. robot:
-    name or path of the robot's YAML. episodes: demonstrations of the expert that the first stage has. shard: episodes
-    per shard. workers: processes that record, 0 for one a processor but one. threads: that train on a CPU, each with a
+    policy: a policy's configuration (PolicyConfig); left out, that of `start`. start: the
+    checkpoint whose weights the run begins with (a folder, or a name in config/checkpoints); its
+    policy may drive from the first stage on. first_scene: of the training scenes, for a run that is
+    to see others than `start` did. robot: name or path of the robot's YAML. episodes:
+    demonstrations of the expert that the first stage has. shard: episodes per shard. workers:
+    processes that record, 0 for one a processor but one. threads: that train on a CPU, each with a
     part of a step's windows. stages: see `TrainingStage`. save_every: steps between saved states.
     compile: elsewhere than on a CPU the towers go through torch.compile.
 
-    task: `cubes`, a tabletop task or `all` of them. Of a tabletop task goals: of those recorded, how many a window is
-    learned under in a step. ground_truth: false trains on a real robot's recordings' content alone; then hindsight:
-    true adds, for the cubes, the place where the hand closed. paired: demonstrations of the cubes come in twos that
-    show one scene, for one instruction and for the other; all counts are even then.
+    task: `cubes`, a tabletop task or `all` of them. Of a tabletop task goals: of those recorded,
+    how many a window is learned under in a step. ground_truth: false trains on a real robot's
+    recordings' content alone; then hindsight: true adds, for the cubes, the place where the hand
+    closed. paired: demonstrations of the cubes come in twos that show one scene, for one
+    instruction and for the other; all counts are even then.
     """
 
     policy: dict[str, Any] | None = None
@@ -114,13 +116,15 @@ def load_plan(path: str | Path) -> TrainingPlan:
 
 
 def without_ground_truth(plan: TrainingPlan) -> TrainingPlan:
-    """The same plan for what a real robot records alone: whole episodes, and nothing that only the simulator knows."""
+    """The same plan for what a real robot records alone: whole episodes, and nothing that only
+    the simulator knows."""
     stages = tuple(replace(stage, glimpses=0) for stage in plan.stages if not stage.seeing)
     return replace(plan, ground_truth=False, stages=stages)
 
 
 def require_same(plan: TrainingPlan, folder: Path) -> None:
-    """Keep the plan in `folder`, or compare it with the one that is kept. Raises ConfigError when they differ."""
+    """Keep the plan in `folder`, or compare it with the one that is kept. Raises ConfigError
+    when they differ."""
     path, told = folder / "plan.json", json.loads(json.dumps(asdict(plan), default=str))
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

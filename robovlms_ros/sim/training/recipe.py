@@ -1,4 +1,5 @@
-"""The `recipe` block of a plan, and its stages: settings of the training engine under the plan's own names."""
+"""The `recipe` block of a plan, and its stages: settings of the training engine under the plan's
+own names."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,13 @@ PRECISIONS = ("float32", "bfloat16")
 class Recipe:
     """Optimisation. windows: of a step's batch, each learned under every instruction.
 
-    warmup: steps at the start of a stage. constant_part: part of a stage before the cosine; final_rate: the remaining
-    part of the learning rate at its end. average: decay per step of the averaged weights, which are saved.
-    huber: half-width of the Huber loss' quadratic part, on the head's scale. arm, gripper, auxiliary: loss weights.
-    shift: pixels; gain, channel_gain, offset: half-widths of the factors and (of 255) of the shift of brightness.
-    state_noise: standard deviation on the proprioception's normalised scale. precision: of the computation, by
-    autocast; weights, heads and losses are float32.
+    warmup: steps at the start of a stage. constant_part: part of a stage before the cosine;
+    final_rate: the remaining part of the learning rate at its end. average: decay per step of the
+    averaged weights, which are saved. huber: half-width of the Huber loss' quadratic part, on the
+    head's scale. arm, gripper, auxiliary: loss weights. shift: pixels; gain, channel_gain, offset:
+    half-widths of the factors and (of 255) of the shift of brightness. state_noise: standard
+    deviation on the proprioception's normalised scale. precision: of the computation, by autocast;
+    weights, heads and losses are float32.
     """
 
     windows: int = 12
@@ -71,14 +73,16 @@ class Recipe:
 class TrainingStage(Stage):
     """A stage with its data: `steps` steps, `learning_rate` at its highest.
 
-    demonstrations: further episodes of the expert that join the data when the stage begins; they are recorded while the
-    stage before it runs. episodes: of the policy, as it is when the stage begins; with `ahead` as it is when the stage
-    before it begins, and recorded while that runs. history: frames of a window in this stage, windows: of a step's
-    batch; 0 for the policy's history_length, for the recipe's windows. seeing: only the vision tower is trained, on the
-    places of all objects; frozen_vision: the vision tower stays as it is; with `seeing` only the heads that read its
-    tokens are trained, as they must be after a `start`. focus: as in `Stage`, not with `seeing`. glimpses: scenes of
-    which one frame joins the data, for stages with a `history` of 1, at any moment of a goal (`state_sampling`). These
-    four are of the tabletop tasks.
+    demonstrations: further episodes of the expert that join the data when the stage begins; they
+    are recorded while the stage before it runs. episodes: of the policy, as it is when the stage
+    begins; with `ahead` as it is when the stage before it begins, and recorded while that runs.
+    history: frames of a window in this stage, windows: of a step's batch; 0 for the policy's
+    history_length, for the recipe's windows. seeing: only the vision tower is trained, on the
+    places of all objects; frozen_vision: the vision tower stays as it is; with `seeing` only the
+    heads that read its tokens are trained, as they must be after a `start`. focus: as in `Stage`,
+    not with `seeing`. glimpses: scenes of which one frame joins the data, for stages with a
+    `history` of 1, at any moment of a goal (`state_sampling`). These four are of the tabletop
+    tasks.
     """
 
     demonstrations: int = 0

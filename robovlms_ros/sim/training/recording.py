@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RecordingJob:
-    """One shard to record. task, paired: as in TrainingPlan. checkpoint: the policy that drives; None is the expert.
-    glimpse: of each scene one frame, at a moment, and not an episode."""
+    """One shard to record. task, paired: as in TrainingPlan. checkpoint: the policy that drives;
+    None is the expert. glimpse: of each scene one frame, at a moment, and not an episode."""
 
     folder: Path
     seeds: range
@@ -42,8 +42,8 @@ def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str) -> list[Reco
 
 
 def record(jobs: list[RecordingJob], workers: int, stop: Event | None = None) -> None:
-    """Record the shards that are missing, in `workers` processes of one thread each (0: see TrainingPlan). stop: once
-    it is set, no other shard is begun."""
+    """Record the shards that are missing, in `workers` processes of one thread each (0: see
+    TrainingPlan). stop: once it is set, no other shard is begun."""
     missing = [job for job in jobs if not (job.folder / "frames.npz").exists()]
     if not missing:
         return

@@ -1,9 +1,10 @@
 """The objective of the tabletop tasks: behaviour cloning of their expert.
 
-Every window is learned under several of its goals, each in a trained sentence drawn anew; its images are encoded once.
-The action feature also predicts the place of the named thing, its target and the hand's yaw, and the image tokens the
-places of everything (`vision_pretraining`). Without the simulator's ground truth (`ground_truth: false`) a window has
-only a real recording's content: the followed goal and the executed actions.
+Every window is learned under several of its goals, each in a trained sentence drawn anew; its
+images are encoded once. The action feature also predicts the place of the named thing, its target
+and the hand's yaw, and the image tokens the places of everything (`vision_pretraining`). Without
+the simulator's ground truth (`ground_truth: false`) a window has only a real recording's content:
+the followed goal and the executed actions.
 """
 
 import math
@@ -34,13 +35,14 @@ _PLACE = torch.tensor([NAMED.index(goal.place or goal.thing) for goal in GOALS])
 
 @dataclass(frozen=True)
 class TaskWindows:
-    """B windows of W frames, oldest first, of what `task_demonstrations` records; K runs over cameras in `images` and
-    over an episode's goals elsewhere.
+    """B windows of W frames, oldest first, of what `task_demonstrations` records; K runs over
+    cameras in `images` and over an episode's goals elsewhere.
 
-    images: (B, W, K, S, S, 3) uint8. states: (B, W, P), raw proprioception. poses: (B, W, 4, 4), base_T_eef. places:
-    (B, W, names, 3), things and plates in the order of `seeing.NAMED`: m, NaN where there is none; turns (B, W, names):
-    rad, NaN for all but cubes. goals (B, W, K) int64, yaws (B, W, K). arm (B, W, K, n, A), opened (B, W, K, n): the
-    expert's chunks, as the head's targets.
+    images: (B, W, K, S, S, 3) uint8. states: (B, W, P), raw proprioception. poses: (B, W, 4, 4),
+    base_T_eef. places: (B, W, names, 3), things and plates in the order of `seeing.NAMED`: m, NaN
+    where there is none; turns (B, W, names): rad, NaN for all but cubes. goals (B, W, K) int64,
+    yaws (B, W, K). arm (B, W, K, n, A), opened (B, W, K, n): the expert's chunks, as the head's
+    targets.
     """
 
     images: Tensor
@@ -55,8 +57,8 @@ class TaskWindows:
 
 
 class TaskAuxiliary(nn.Module):
-    """From the action feature (N, width) to where the named thing and its place are, relative to the hand, and to the
-    sine and cosine of twice the yaw: (N, 8)."""
+    """From the action feature (N, width) to where the named thing and its place are, relative to
+    the hand, and to the sine and cosine of twice the yaw: (N, 8)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -66,8 +68,9 @@ class TaskAuxiliary(nn.Module):
 class TaskObjective(ShardObjective):
     """The tabletop tasks.
 
-    chosen: goals that a window is learned under in a step. ground_truth: the simulator's knowledge serves.
-    compiled: both towers go through torch.compile: a minute to begin with, and fewer trips to memory after it.
+    chosen: goals that a window is learned under in a step. ground_truth: the simulator's knowledge
+    serves. compiled: both towers go through torch.compile: a minute to begin with, and fewer trips
+    to memory after it.
     """
 
     kind = TaskWindows
@@ -83,7 +86,8 @@ class TaskObjective(ShardObjective):
         compiler = partial(torch.compile, dynamic=False) if compiled else lambda function: function
         self._text = compiler(text_model(policy.vlm))
         self._see = compiler(lambda images: policy.vlm.encode_images(images).tokens)
-        # Padded to the longest of all: nothing to tokenise, and no shape to change, from step to step.
+        # Padded to the longest of all: nothing to tokenise, and no shape to change, from step to
+        # step.
         words = policy.tokenize([sentence for sentences in SENTENCES for sentence in sentences])
         self._ids, self._mask = (
             words[key].unflatten(0, (len(SENTENCES), -1)) for key in ("input_ids", "attention_mask")
@@ -104,8 +108,9 @@ class TaskObjective(ShardObjective):
     ) -> dict[str, Any]:
         """The windows, each under `chosen` of its goals.
 
-        seeing: only the places of all objects are learned, from the images alone, at a quarter of the cost: no language
-        model runs. frozen_vision: the vision tower stays as it is; with `seeing` only the heads learn.
+        seeing: only the places of all objects are learned, from the images alone, at a quarter of
+        the cost: no language model runs. frozen_vision: the vision tower stays as it is; with
+        `seeing` only the heads learn.
         """
         inputs: dict[str, Any] = {"windows": batch, "seeing": seeing, "frozen_vision": frozen_vision}
         if not seeing:
@@ -154,7 +159,8 @@ class TaskObjective(ShardObjective):
             return self.sight(tokens, *truth)
 
     def _pick(self, windows: TaskWindows, generator: torch.Generator) -> Tensor:
-        """(B, C) columns of the newest frame's goals; without ground truth the one that its episode followed."""
+        """(B, C) columns of the newest frame's goals; without ground truth the one that its
+        episode followed."""
         batch, _, count = windows.goals.shape
         if not self.ground_truth:
             return torch.zeros(batch, 1, dtype=torch.long, device=windows.goals.device)
@@ -178,7 +184,8 @@ class TaskObjective(ShardObjective):
                 "windows": of_windows}
 
     def _auxiliary_loss(self, token: Tensor, windows: TaskWindows, goal: Tensor, yaws: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the mean distance (m) between where the named thing is and where the model sees it."""
+        """The loss, and the mean distance (m) between where the named thing is and where the
+        model sees it."""
         assert self.auxiliary is not None
         places = (windows.places - windows.poses[:, :, None, :3, 3]) / PLACE_SCALE  # (B, W, names, 3)
         by_name = places.transpose(1, 2)  # (B, names, W, 3)
@@ -195,8 +202,8 @@ class TaskObjective(ShardObjective):
 
 
 def _of_goal(windows: TaskWindows, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """arm (C B, W, n, A), opened (C B, W, n) and yaws (C B, W) of goals (B, C). A goal's column differs from frame to
-    frame: the followed one comes first."""
+    """arm (C B, W, n, A), opened (C B, W, n) and yaws (C B, W) of goals (B, C). A goal's column
+    differs from frame to frame: the followed one comes first."""
     matches = windows.goals[:, None] == goal[:, :, None, None]  # (B, C, W, K)
     column = matches.int().argmax(dim=-1)  # (B, C, W)
     rows = torch.arange(len(goal), device=goal.device)[:, None, None]

@@ -1,4 +1,5 @@
-"""Averaged weights: a running mean of the trained weights, which a checkpoint then holds instead of the newest."""
+"""Averaged weights: a running mean of the trained weights, which a checkpoint then holds instead
+of the newest."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +11,8 @@ from torch import Tensor
 class AveragedWeights:
     """Exponential moving average of some parameters.
 
-    parameters: by name, on their device. decay: per step, below 1; early steps use a smaller one, so
-    that the initial weights do not stay in the mean.
+    parameters: by name, on their device. decay: per step, below 1; early steps use a smaller one,
+    so that the initial weights do not stay in the mean.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:

@@ -10,7 +10,8 @@ def constant(step: float, warmup: float) -> float:
 
 
 def half_cosine(step: float, warmup: float, total: float, minimum: float = 0.01) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine down to `minimum` at `total`, and `minimum` after it."""
+    """Linear from 0 over `warmup` steps, then half a cosine down to `minimum` at `total`, and
+    `minimum` after it."""
     if step < warmup:
         return step / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -21,7 +22,8 @@ def half_cosine(step: float, warmup: float, total: float, minimum: float = 0.01)
 class StageSchedule:
     """The course of a stage: warm-up, a constant part, then half a cosine.
 
-    warmup: steps. constant_part: share of the stage before the cosine. final_rate: factor at the end.
+    warmup: steps. constant_part: share of the stage before the cosine. final_rate: factor at the
+    end.
     """
 
     warmup: int = 100

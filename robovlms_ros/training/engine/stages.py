@@ -1,7 +1,9 @@
-"""Training in stages: every step draws windows with replacement, every stage has its own course of the learning rate.
+"""Training in stages: every step draws windows with replacement, every stage has its own course of
+the learning rate.
 
-What is drawn at a step depends on the seed, the step and the number of threads alone, so that an interrupted run ends
-where an uninterrupted one does: to the bit on a CPU; on a GPU sums are taken in an order that differs from run to run.
+What is drawn at a step depends on the seed, the step and the number of threads alone, so that an
+interrupted run ends where an uninterrupted one does: to the bit on a CPU; on a GPU sums are taken
+in an order that differs from run to run.
 """
 
 import logging
@@ -42,10 +44,11 @@ class WindowSource(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """Part of a run with a learning rate's whole course: `steps` steps, `learning_rate` at its highest.
+    """Part of a run with a learning rate's whole course: `steps` steps, `learning_rate` at its
+    highest.
 
-    windows: of a step's batch; 0 for the configuration's batch_size. focus: part of the windows that are drawn in
-    proportion to their last loss.
+    windows: of a step's batch; 0 for the configuration's batch_size. focus: part of the windows
+    that are drawn in proportion to their last loss.
     """
 
     steps: int
@@ -85,8 +88,8 @@ class StageTrainer(Trainer):
     ) -> None:
         """Train through `stage`, which begins at step `begin`, saving as it goes.
 
-        total: steps of all stages (default: to this one's end). now: seconds, for the time left in the log alone.
-        Raises TrainingError for a loss that is not finite.
+        total: steps of all stages (default: to this one's end). now: seconds, for the time left in
+        the log alone. Raises TrainingError for a loss that is not finite.
         """
         until = begin + stage.steps
         if self.step == begin:
@@ -108,7 +111,8 @@ class StageTrainer(Trainer):
                 self.save()
 
     def train_step(self, data: WindowSource, rate: float, stage: Stage | None = None) -> dict[str, Tensor]:
-        """One step at a learning rate; the objective's results. stage: what is learned, from how many windows."""
+        """One step at a learning rate; the objective's results. stage: what is learned, from how
+        many windows."""
         stage = stage or Stage(1)
         sampling = self._sampling_of(data, stage)
         rng = np.random.default_rng((self.training.seed, self.step))

@@ -1,4 +1,5 @@
-"""One training run, whatever supplies its windows: forward, backward, optimiser, averaged weights, resumable state.
+"""One training run, whatever supplies its windows: forward, backward, optimiser, averaged weights,
+resumable state.
 
 Two loops are built on it: `fit.Engine` (epochs over recordings, validation, best checkpoint) and
 `stages.StageTrainer` (stages of drawn windows). Both write the same state and the same curve.
@@ -28,9 +29,9 @@ from robovlms_ros.training.engine.trainable import optimiser, prepare
 class Trainer:
     """Trains `objective.policy` in place; `folder` holds the state that a later run goes on from.
 
-    training: the optimisation. loaders: of windows, spread over the processes. device: None is accelerate's choice.
-    threads: parts of a batch that are computed side by side on a CPU, each on a core; their weighted mean is the
-    step's gradient.
+    training: the optimisation. loaders: of windows, spread over the processes. device: None is
+    accelerate's choice. threads: parts of a batch that are computed side by side on a CPU, each on
+    a core; their weighted mean is the step's gradient.
 
     Raises TrainingError when `folder` holds the state of another run.
     """
@@ -58,7 +59,8 @@ class Trainer:
         self.parameters = states.trained_parameters(self.module)
         self.average = AveragedWeights(self.parameters, training.average) if training.average else None
         self._threads = threads if self.device.type == "cpu" else 1
-        # A small model's products are too small to be split among cores, and every split waits for the slower core.
+        # A small model's products are too small to be split among cores, and every split waits for
+        # the slower core.
         self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         self.progress = states.TrainingProgress(setup=self.setup())
         self._resume()
@@ -80,9 +82,11 @@ class Trainer:
     def backward_side_by_side(
         self, batches: Sequence[Any], sizes: Sequence[int], seed: int, **options: Any
     ) -> dict[str, Tensor]:
-        """Gradients of the parts of one batch, computed in threads: their mean, weighted by their sizes.
+        """Gradients of the parts of one batch, computed in threads: their mean, weighted by their
+        sizes.
 
-        Returns the weighted means of the scalars in `Objective.reported`, and `windows` of all parts in order.
+        Returns the weighted means of the scalars in `Objective.reported`, and `windows` of all
+        parts in order.
         """
         part = partial(self._part, options)
         done = list(self._pool.map(part, batches, range(seed, seed + len(batches))))
@@ -122,7 +126,8 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the policy has the averaged weights, where the configuration asks for an average."""
+        """Within the block the policy has the averaged weights, where the configuration asks for
+        an average."""
         if self.average is None:
             yield
             return
@@ -183,7 +188,8 @@ class Trainer:
 
 
 def seed_step(seed: int, step: int, process: int, device: Any = "cpu") -> torch.Generator:
-    """Seed torch's own generators (dropout) for one batch of one process; returns one for the augmentation."""
+    """Seed torch's own generators (dropout) for one batch of one process; returns one for the
+    augmentation."""
     drawn = int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.manual_seed(drawn)
     return torch.Generator(device).manual_seed(drawn)
