@@ -1,9 +1,10 @@
-"""Record demonstrations in the simulated arm: the scripted expert drives, or a policy whose frames the expert labels.
+"""Record demonstrations in the simulated arm: the scripted expert drives, or a policy whose frames
+the expert labels.
 
-Shards go into --output; those that exist are kept. Scenes come from the training range of seeds. --task chooses the
-scenes: the two cubes (the default), or a tabletop task (lift, stack, put, push, or all). --expert-only records nothing:
-it runs the expert of the tabletop tasks (or of --task) over --episodes evaluation scenes each and reports (exit code 1
-below 95 %).
+Shards go into --output; those that exist are kept. Scenes come from the training range of seeds.
+--task chooses the scenes: the two cubes (the default), or a tabletop task (lift, stack, put, push,
+or all). --expert-only records nothing: it runs the expert of the tabletop tasks (or of --task) over
+--episodes evaluation scenes each and reports (exit code 1 below 95 %).
 """
 
 import argparse
@@ -38,7 +39,10 @@ def run(args: argparse.Namespace) -> int:
     require(args.output is not None, "--output", args.output, "a folder for the shards")
     seeds = TRAINING_SEEDS[args.first : args.first + args.episodes]
     require(len(seeds) == args.episodes, "--first", args.first, f"such that {args.episodes} training scenes are left")
-    record(shard_jobs(args.output, seeds, 10, args.robot, args.task or CUBES, args.checkpoint), args.workers)
+    record(
+        shard_jobs(args.output, seeds, 10, args.robot, args.task or CUBES, args.checkpoint),
+        args.workers,
+    )
     return 0
 
 

@@ -35,8 +35,8 @@ class AugmentConfig:
 
     shift: largest shift as a share of the image's side (RoboVLMs: 10 of 224 pixels). brightness,
         contrast, saturation: half-width of the factor around 1. hue: largest turn of the colour
-            circle, 0.5 is half of it. channels: as brightness, of each colour channel alone. offset:
-            largest shift of the brightness, 1 is white. 0 is off.
+            circle, 0.5 is half of it. channels: as brightness, of each colour channel alone.
+            offset: largest shift of the brightness, 1 is white. 0 is off.
     """
 
     shift: float = 0.045
@@ -48,8 +48,15 @@ class AugmentConfig:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, high in (("shift", 0.5), ("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5),
-                           ("channels", 1), ("offset", 1)):
+        for name, high in (
+            ("shift", 0.5),
+            ("brightness", 1),
+            ("contrast", 1),
+            ("saturation", 1),
+            ("hue", 0.5),
+            ("channels", 1),
+            ("offset", 1),
+        ):
             value = getattr(self, name)
             require(0 <= value <= high, f"training.augmentation.{name}", value, f"0 to {high:g}")
 
@@ -122,7 +129,9 @@ class TrainingConfig:
             require(0 <= value <= high, f"{where}.{name}", value, f"0 to {high:g}")
         ratio = self.arm_gripper_loss_ratio
         require(0 <= ratio <= 1e3, f"{where}.arm_gripper_loss_ratio", ratio, "0 to 1000")
-        require(0 <= self.average < 1, f"{where}.average", self.average, "0 (off) or more, and below 1")
+        require(
+            0 <= self.average < 1, f"{where}.average", self.average, "0 (off) or more, and below 1"
+        )
         require(0 < self.huber <= 1e3, f"{where}.huber", self.huber, "above 0 and at most 1000")
         require(0 <= self.state_noise <= 1, f"{where}.state_noise", self.state_noise, "0 to 1")
         require(self.max_steps is None or self.max_steps >= 1, f"{where}.max_steps", self.max_steps, "1 or more")

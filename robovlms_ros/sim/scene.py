@@ -1,7 +1,9 @@
-"""The simulated arm as a MuJoCo model: robosuite's Panda at its table, two cameras, and given objects.
+"""The simulated arm as a MuJoCo model: robosuite's Panda at its table, two cameras, and given
+objects.
 
-robosuite (1.5.2) supplies the robot, the gripper and the arena; nothing of it runs afterwards. The visual meshes are
-thinned by vertex clustering: software rendering spends its time on vertices, and at 96 x 96 pixels none is missed.
+robosuite (1.5.2) supplies the robot, the gripper and the arena; nothing of it runs afterwards. The
+visual meshes are thinned by vertex clustering: software rendering spends its time on vertices, and
+at 96 x 96 pixels none is missed.
 """
 
 import xml.etree.ElementTree as ElementTree
@@ -29,7 +31,8 @@ _MESH_GRID = 0.012
 def compile_model(objects: Sequence[Any], textures: Sequence[str] = ()) -> mujoco.MjModel:
     """Robot, table, cameras and these robosuite objects, made for fast software rendering.
 
-    textures: names of robosuite's textures; each becomes a material `table_NAME` that the table may wear.
+    textures: names of robosuite's textures; each becomes a material `table_NAME` that the table may
+    wear.
     """
     root = ElementTree.fromstring(_robosuite_xml(objects))
     _add_table_materials(root, textures)
@@ -92,7 +95,8 @@ def _mesh(model: mujoco.MjModel, mesh_id: int) -> tuple[Array, NDArray[np.int64]
 
 
 def _thinned(vertices: Array, faces: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
-    """Vertex clustering: one vertex, the mean, per occupied cell of a grid; faces that collapse are dropped."""
+    """Vertex clustering: one vertex, the mean, per occupied cell of a grid; faces that collapse
+    are dropped."""
     extent = float(np.ptp(vertices, axis=0).max())
     cells = np.floor((vertices - vertices.min(axis=0)) / min(_MESH_GRID, extent / 4)).astype(np.int64)
     _, cluster = np.unique(cells, axis=0, return_inverse=True)

@@ -1,7 +1,8 @@
-"""Scene after scene in the simulated arm, in simulated time and without ROS: what a policy comes to.
+"""Scene after scene in the simulated arm, in simulated time and without ROS: what a policy comes
+to.
 
-What comes out of a scene depends on it and on the settings alone, not on the scenes before it: so many processes give
-what one gives, and a run that was stopped goes on.
+What comes out of a scene depends on it and on the settings alone, not on the scenes before it: so
+many processes give what one gives, and a run that was stopped goes on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ EVERY_GOAL = ("own", "all")
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene to run. task: of `base`; the two cubes are asked for both. condition: a name among the settings'."""
+    """One scene to run. task: of `base`; the two cubes are asked for both. condition: a name
+    among the settings'."""
 
     task: str
     seed: int
@@ -36,9 +38,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What holds for every scene of a run. checkpoint: the policy; empty is the scripted expert. limit: simulated s
-    per episode. blank: black images. every_goal: a tabletop scene is asked for the seed's own sentence (empty), for
-    every goal of its task that fits it (`own`), or for every goal of any task (`all`)."""
+    """What holds for every scene of a run. checkpoint: the policy; empty is the scripted expert.
+    limit: simulated s per episode. blank: black images. every_goal: a tabletop scene is asked
+    for the seed's own sentence (empty), for every goal of its task that fits it (`own`), or for
+    every goal of any task (`all`)."""
 
     checkpoint: str = ""
     robot: str = "panda"
@@ -77,7 +80,9 @@ class Bench:
     def _loop_of(self, scene: Scene) -> ClosedLoop:
         if self._loop is None:
             blank = self.settings.blank or self._agent is None  # the expert looks at no image
-            self._loop = build_loop(SimWorld(scene.seed, blank, task=scene.task), self.settings.robot)
+            self._loop = build_loop(
+                SimWorld(scene.seed, blank, task=scene.task), self.settings.robot
+            )
         return self._loop
 
     def _instructions(self, world: SimWorld, scene: Scene) -> Sequence[str]:
@@ -114,8 +119,9 @@ def evaluate_task(
     condition: TaskCondition | None = None,
     **settings: Any,
 ) -> list[TaskEpisode]:
-    """One episode per seed, in this process. agent: a policy's session or its checkpoint; None is the scripted expert.
-    task: of `base`; the two cubes have an episode per instruction. settings: fields of BenchSettings."""
+    """One episode per seed, in this process. agent: a policy's session or its checkpoint; None
+    is the scripted expert. task: of `base`; the two cubes have an episode per instruction.
+    settings: fields of BenchSettings."""
     chosen = BenchSettings(conditions={AS_TRAINED: condition or TaskCondition()}, **settings)
     if isinstance(agent, str | Path):
         chosen, agent = replace(chosen, checkpoint=str(agent)), None

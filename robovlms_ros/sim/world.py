@@ -29,9 +29,9 @@ from robovlms_ros.sim.tasks.scene import (
     TABLETOP,
     TWO_CUBES,
     Contents,
-    TableLayout,
     Placement,
     Table,
+    TableLayout,
     load_model,
     place_cubes,
     place_objects,
@@ -145,7 +145,11 @@ class SimWorld:
             task = replace(task, obstacles=(self.obstacles, self.obstacles))
         for _ in range(ATTEMPTS):
             cubes = self._layout is TWO_CUBES
-            found = place_cubes(rng) if cubes else place_objects(task.shapes, task.plates, task.obstacles, rng)
+            found = (
+                place_cubes(rng)
+                if cubes
+                else place_objects(task.shapes, task.plates, task.obstacles, rng)
+            )
             if found is None:
                 continue
             self._contents = found[0]
@@ -268,6 +272,8 @@ class SimWorld:
             self._renderer = None
 
 
-def expert_of(task: str, goal: Goal, truth: TableTruth, pose: Array, opening: float) -> ExpertPolicy:
+def expert_of(
+    task: str, goal: Goal, truth: TableTruth, pose: Array, opening: float
+) -> ExpertPolicy:
     """The scripted expert in the style of a scene's task."""
     return ExpertPolicy(goal, truth, pose, opening, SIMPLE if task == CUBES else CAREFUL)

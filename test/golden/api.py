@@ -539,7 +539,9 @@ def train_simulated(
     for _ in range(steps):
         losses = trainer.train_step(data, rate, stage)
         names = {"loss": "total", "target_error_m": "target_error"}
-        rows.append({names.get(name, name): float(losses[name]) for name in trainer.module.reported})
+        rows.append(
+            {names.get(name, name): float(losses[name]) for name in trainer.module.reported}
+        )
     with trainer.averaged():
         size = sum(float(p.detach().double().abs().sum()) for p in trainer.policy.parameters())
     rows.append({"averaged weights": size})

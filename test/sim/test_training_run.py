@@ -1,6 +1,6 @@
-"""From nothing to a checkpoint, in small: demonstrations, training, an episode that the policy drove, training again,
-what a later stage needs being recorded meanwhile; what is finished is not done again; and the commands around it, with
-their refusals.
+"""From nothing to a checkpoint, in small: demonstrations, training, an episode that the policy
+drove, training again, what a later stage needs being recorded meanwhile; what is finished is not
+done again; and the commands around it, with their refusals.
 """
 
 import json
@@ -70,7 +70,9 @@ def test_run_from_nothing_to_a_checkpoint(small_plan, tmp_path, caplog):
 def test_shard_holds_every_instructions_label(tmp_path):
     world = SimWorld(0)
     loop = build_loop(world)
-    outcomes = record_shard(tmp_path, TRAINING_SEEDS[5:6], loop, ExpertSession(world), CUBE_SETTINGS, Recording(world))
+    outcomes = record_shard(
+        tmp_path, TRAINING_SEEDS[5:6], loop, ExpertSession(world), CUBE_SETTINGS, Recording(world)
+    )
     images = np.load(tmp_path / "images.npy")
     with np.load(tmp_path / "frames.npz") as data:
         frames = {name: data[name] for name in data.files}
@@ -78,13 +80,16 @@ def test_shard_holds_every_instructions_label(tmp_path):
     assert images.shape[1:] == (2, 96, 96, 3) and images.any(axis=(1, 2, 3, 4)).all()
     asked = [goals().index(goal) for goal in INSTRUCTIONS.values()]
     assert (np.sort(frames["goals"], axis=1) == np.sort(asked)).all()
-    # The first frame's scene is known from its seed: the labels are the expert's there, the followed goal's first.
+    # The first frame's scene is known from its seed: the labels are the expert's there, the
+    # followed goal's first.
     world.reset(TRAINING_SEEDS[5])
     for number, label in zip(frames["goals"][0], frames["labels"][0], strict=True):
         goal = goals()[number]
         place = world.ground_truth().things[goal.thing].position
         assert np.allclose(frames["things"][0, THINGS.index(goal.thing)], place, atol=1e-5)
-        expert = expert_of(CUBES, goal, world.ground_truth(), frames["poses"][0], float(frames["openings"][0]))
+        expert = expert_of(
+            CUBES, goal, world.ground_truth(), frames["poses"][0], float(frames["openings"][0])
+        )
         assert np.allclose(label, expert.chunk(), atol=1e-5)
     assert record_shard(
         tmp_path, TRAINING_SEEDS[5:6], loop, ExpertSession(world), CUBE_SETTINGS, Recording(world)

@@ -1,5 +1,6 @@
-"""The simulated arm: the same seed and messages give the same bits; scenes are reachable, apart and on the table;
-the arm follows its trajectory controller; both cameras see, and see nothing when blanked; a reset costs no rebuild.
+"""The simulated arm: the same seed and messages give the same bits; scenes are reachable, apart and
+on the table; the arm follows its trajectory controller; both cameras see, and see nothing when
+blanked; a reset costs no rebuild.
 """
 
 import numpy as np
@@ -40,7 +41,9 @@ def test_same_seed_and_messages_give_the_same_bits(world):
             world.step()
         state = world.joint_state()
         things = world.ground_truth().things.values()
-        return np.concatenate([state.positions, state.velocities, *(thing.position for thing in things)])
+        return np.concatenate(
+            [state.positions, state.velocities, *(thing.position for thing in things)]
+        )
 
     first, other, again = run(5), run(6), run(5)
     assert np.array_equal(first, again)
@@ -135,7 +138,9 @@ def test_seeds_and_instructions_of_the_task(world):
     world.reset(0)
     assert world.sentence in INSTRUCTIONS and list(world.goals) == list(INSTRUCTIONS.values())
     assert world.judge("lift the red cube").goal.thing == "red cube"
-    with pytest.raises(TaskError, match="blue cube: not in this scene, which has red cube, green cube"):
+    with pytest.raises(
+        TaskError, match="blue cube: not in this scene, which has red cube, green cube"
+    ):
         world.judge("lift the blue cube")
     with pytest.raises(TaskError, match="Say it like"):
         world.judge("juggle")
@@ -144,8 +149,16 @@ def test_seeds_and_instructions_of_the_task(world):
 def test_scenes_of_the_cubes_are_those_of_the_shipped_checkpoint(world):
     """Placed by the seed as when the demo's policy was trained and measured."""
     rest = -0.092
-    known = {0: ((0.49513112412051186, 0.11621725515196371, rest), (0.5682922440498184, -0.06409219502803687, rest)),
-             7: ((0.6242456836765533, 0.0950622172006548, rest), (0.5535869905687442, -0.06302962341781967, rest))}
+    known = {
+        0: (
+            (0.49513112412051186, 0.11621725515196371, rest),
+            (0.5682922440498184, -0.06409219502803687, rest),
+        ),
+        7: (
+            (0.6242456836765533, 0.0950622172006548, rest),
+            (0.5535869905687442, -0.06302962341781967, rest),
+        ),
+    }
     for seed, (red, green) in known.items():
         world.reset(seed)
         things = world.ground_truth().things

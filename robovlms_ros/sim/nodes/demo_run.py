@@ -1,4 +1,5 @@
-"""Run the demo: start both nodes, examine them, write the table's rows, the pictures and the bag."""
+"""Run the demo: start both nodes, examine them, write the table's rows, the pictures and the
+bag."""
 
 import os
 import signal
@@ -38,8 +39,8 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to run: the instruction, the scene, the condition; keep: its pictures. task: whose scene it is; of a
-    tabletop scene the instruction is the seed's own."""
+    """One episode to run: the instruction, the scene, the condition; keep: its pictures. task:
+    whose scene it is; of a tabletop scene the instruction is the seed's own."""
 
     instruction: str
     seed: int
@@ -50,8 +51,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to run and where to write. time_limit: simulated s per episode; real_time_factor: simulated s per wall s;
-    added_latency: s by which every chunk is withheld; bag: whether all of it is recorded."""
+    """What to run and where to write. time_limit: simulated s per episode; real_time_factor:
+    simulated s per wall s; added_latency: s by which every chunk is withheld; bag: whether all
+    of it is recorded."""
 
     trials: tuple[Trial, ...]
     output: Path
@@ -66,8 +68,8 @@ class DemoOptions:
 
 @dataclass
 class DemoOutcome:
-    """What came of it. reaction_s: p50 and p99 as the policy node measured them; real_time_factor: as achieved;
-    worst_step: rad, largest change of a measured joint in 10 ms."""
+    """What came of it. reaction_s: p50 and p99 as the policy node measured them;
+    real_time_factor: as achieved; worst_step: rad, largest change of a measured joint in 10 ms."""
 
     episodes: list[EpisodeResult] = field(default_factory=list)
     recordings: list[EpisodeRecording] = field(default_factory=list)
@@ -81,12 +83,13 @@ class DemoOutcome:
 def run_demo(
     options: DemoOptions, say: Callable[[str], None], keep: Callable[[Trial, EpisodeResult], None]
 ) -> DemoOutcome:
-    """Run every trial of `options` against fresh processes; `say` is told of each step in one line, `keep` is given
-    each result as it is there.
+    """Run every trial of `options` against fresh processes; `say` is told of each step in one line,
+    `keep` is given each result as it is there.
 
     Raises ChildDied when a node ends, ExaminerError when one refuses or stays silent.
     """
-    # A domain of its own, on this machine only: the demo's commands must never reach a real arm on the network.
+    # A domain of its own, on this machine only: the demo's commands must never reach a real arm on
+    # the network.
     os.environ.update(isolated_environment())
     outcome = DemoOutcome()
     with ExitStack() as stack:
@@ -122,7 +125,13 @@ def run_demo(
 
 def _line(number: int, total: int, trial: Trial, episode: EpisodeResult) -> str:
     done = "lifted" if trial.task == CUBES else "done"
-    result = done if episode.success else "WRONG OBJECT" if episode.wrong else f"not {done} ({episode.why})"
+    result = (
+        done
+        if episode.success
+        else "WRONG OBJECT"
+        if episode.wrong
+        else f"not {done} ({episode.why})"
+    )
     return f"[{number}/{total}] scene {episode.seed}, {episode.condition}: {episode.instruction}: {result}"
 
 
@@ -150,7 +159,8 @@ def _child(name: str, module: str, arguments: Sequence[str], logs: Path) -> Iter
 
 @contextmanager
 def _spinning(children: tuple[Child, ...]) -> Iterator[DemoClient]:
-    # Python's own handlers: an interrupted run must unwind through the `with` blocks, which end the children.
+    # Python's own handlers: an interrupted run must unwind through the `with` blocks, which end the
+    # children.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     examiner = DemoClient(children, NAMESPACE)
@@ -173,8 +183,10 @@ def _spinning(children: tuple[Child, ...]) -> Iterator[DemoClient]:
 
 
 def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeResult, EpisodeRecording | None]:
-    """One episode: a fresh scene, then success, the wrong object, a policy that gives up, or the time limit."""
-    # Also after an episode whose policy went astray, was refused again and again, and deactivated itself.
+    """One episode: a fresh scene, then success, the wrong object, a policy that gives up, or the
+    time limit."""
+    # Also after an episode whose policy went astray, was refused again and again, and deactivated
+    # itself.
     examiner.activate()
     examiner.pause(True)
     examiner.new_scene(trial.seed, trial.condition == "blanked", trial.task)

@@ -1,10 +1,11 @@
 """`sim_arm`: the simulated Panda as a ROS node, with the topics of a real arm and its cameras.
 
-Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`), `joint_states`,
-`robot_description`, `/clock` with `publish_clock`; hears `panda_arm_controller/joint_trajectory` and
-`gripper_controller/joint_trajectory`. `~/reset` puts the arm into the scene of the parameter `seed`.
-`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing; its `resets` counts the scenes that
-`~/reset` set up, and `instruction` is a sentence of the seed's own. The parameter `task` chooses between the two cubes
+Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`),
+`joint_states`, `robot_description`, `/clock` with `publish_clock`; hears
+`panda_arm_controller/joint_trajectory` and `gripper_controller/joint_trajectory`. `~/reset` puts
+the arm into the scene of the parameter `seed`. `~/ground_truth` (JSON) is for judges: a policy that
+reads it has learned nothing; its `resets` counts the scenes that `~/reset` set up, and
+`instruction` is a sentence of the seed's own. The parameter `task` chooses between the two cubes
 and the scenes of a tabletop task.
 
 Without `/clock` its stamps are those of the node's own clock, as a real arm's are.
@@ -51,12 +52,14 @@ JOINT_STATE_PERIOD_NS = NANOSECONDS // 100
 TRUTH_PERIOD_NS = NANOSECONDS // 20
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
-# Wall seconds that the simulation may lag before it gives the time up instead of catching up in a burst.
+# Wall seconds that the simulation may lag before it gives the time up instead of catching up in a
+# burst.
 MAX_LAG = 0.1
 
 
 class SimArmNode(Node):
-    """One SimWorld on the ROS graph. The world lives in a thread of its own, which alone touches it."""
+    """One SimWorld on the ROS graph. The world lives in a thread of its own, which alone touches
+    it."""
 
     def __init__(self, world: SimWorld | None = None, **options: object) -> None:
         super().__init__("sim_arm", **options)  # type: ignore[arg-type]
@@ -82,8 +85,12 @@ class SimArmNode(Node):
 
         declare("seed", 0, "Scene that ~/reset (and the start) sets up.",
                 integer_range=[IntegerRange(from_value=0, to_value=2**31 - 1)])
-        declare("task", CUBES, "Task whose scenes ~/reset sets up: cubes, lift, stack, put, push, or all, which draws "
-                "one of the tabletop tasks. Empty is cubes.")
+        declare(
+            "task",
+            CUBES,
+            "Task whose scenes ~/reset sets up: cubes, lift, stack, put, push, or all, which draws "
+            "one of the tabletop tasks. Empty is cubes.",
+        )
         declare("blank_cameras", False, "True: every image is black, from the next ~/reset on.")
         declare("image_size", 96, "Pixels, width and height of an image.", read_only=True,
                 integer_range=[IntegerRange(from_value=16, to_value=1024)])

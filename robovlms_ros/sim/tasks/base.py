@@ -62,7 +62,9 @@ class Task:
     def sentences(self, goal: Goal, unseen: bool | None) -> list[str]:
         """The instructions for a goal; unseen: of those that training never uses (True), uses
         (False), or all."""
-        return [s for kind in (False, True) if unseen in (None, kind) for s in instructions(goal, kind)]
+        return [
+            s for kind in (False, True) if unseen in (None, kind) for s in instructions(goal, kind)
+        ]
 
     def fits(self, goal: Goal, truth: TableTruth) -> bool:
         """Whether the goal can be asked for in this scene: all there, reachable, and room for
@@ -89,7 +91,11 @@ class Cubes(Task):
         return list(fitting_goals)
 
     def sentences(self, goal: Goal, unseen: bool | None) -> list[str]:
-        return [] if unseen else [sentence for sentence, asked in INSTRUCTIONS.items() if asked == goal]
+        return (
+            []
+            if unseen
+            else [sentence for sentence, asked in INSTRUCTIONS.items() if asked == goal]
+        )
 
 
 class Put(Task):
@@ -127,13 +133,18 @@ TABLE_TASKS: dict[str, Task] = {
     "put": Put("put", {"cube": (2, 3), "can": (0, 1), "ball": (0, 1)}, plates=1.0),
     "push": Push("push", {"cube": (1, 2), "can": (1, 1)}, plates=1.0),
 }
-TASKS_BY_NAME: dict[str, Task] = {CUBES: Cubes(CUBES, {"cube": (2, 2)}, plates=0.0, obstacles=(0, 0)), **TABLE_TASKS}
+TASKS_BY_NAME: dict[str, Task] = {
+    CUBES: Cubes(CUBES, {"cube": (2, 2)}, plates=0.0, obstacles=(0, 0)),
+    **TABLE_TASKS,
+}
 
 
 def find_task(name: str) -> Task:
     """The task of this name. Raises TaskError."""
     if name not in TASKS_BY_NAME:
-        raise TaskError(f"task {name!r}: there are {', '.join(TABLE_TASKS)}, 'all' of them, and '{CUBES}'.")
+        raise TaskError(
+            f"task {name!r}: there are {', '.join(TABLE_TASKS)}, 'all' of them, and '{CUBES}'."
+        )
     return TASKS_BY_NAME[name]
 
 

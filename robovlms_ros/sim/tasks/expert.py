@@ -169,7 +169,12 @@ class ExpertPolicy:
     """
 
     def __init__(
-        self, goal: Goal, truth: TableTruth, pose: Array, opening: float, style: ExpertStyle = CAREFUL
+        self,
+        goal: Goal,
+        truth: TableTruth,
+        pose: Array,
+        opening: float,
+        style: ExpertStyle = CAREFUL,
     ) -> None:
         self.goal = goal
         self.thing: TableObject = truth.things[goal.thing]
@@ -242,9 +247,17 @@ class ExpertPolicy:
             return self._retreat()
         grasp = hand.thing + self._grasp
         wrong_turn = norm(hand.tilt)
-        if self.goal.task != "push" and at_grip and (hand.closing or wrong_turn < hand.style.close_turn):
+        if (
+            self.goal.task != "push"
+            and at_grip
+            and (hand.closing or wrong_turn < hand.style.close_turn)
+        ):
             return grasp, True, MAX_SPEED
-        return self._above(grasp, hand.funnel(radius + hand.style.turn_as_way * wrong_turn)), False, MAX_SPEED
+        return (
+            self._above(grasp, hand.funnel(radius + hand.style.turn_as_way * wrong_turn)),
+            False,
+            MAX_SPEED,
+        )
 
     def _above(self, target: Array, rise: float) -> Array:
         """`target` raised; a hand that is too low for where it is goes up before it goes

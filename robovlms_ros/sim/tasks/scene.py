@@ -54,8 +54,14 @@ class TableLayout:
 
 TWO_CUBES = TableLayout((("cube", ("red_cube", "green_cube")),))
 TABLETOP = TableLayout(
-    (("cube", tuple(f"{colour}_cube" for colour in COLOURS)), ("can", ("can_0", "can_1")), ("ball", ("ball_0",))),
-    ("post_0", "post_1"), PLATES, TEXTURES,
+    (
+        ("cube", tuple(f"{colour}_cube" for colour in COLOURS)),
+        ("can", ("can_0", "can_1")),
+        ("ball", ("ball_0",)),
+    ),
+    ("post_0", "post_1"),
+    PLATES,
+    TEXTURES,
 )
 
 
@@ -78,12 +84,16 @@ def _built(layout: TableLayout) -> tuple[mujoco.MjModel, dict[str, Any]]:
         for slot in slots:
             if shape == "cube":
                 colour = RGBA[slot.partition("_")[0]]
-                objects[slot] = BoxObject(name=slot, size=[WIDTH["cube"] / 2] * 3, rgba=colour, density=1000)
+                objects[slot] = BoxObject(
+                    name=slot, size=[WIDTH["cube"] / 2] * 3, rgba=colour, density=1000
+                )
             elif shape == "can":
                 size = [WIDTH["can"] / 2, HEIGHT["can"] / 2]
                 objects[slot] = CylinderObject(name=slot, size=size, rgba=white, density=1000)
             else:
-                objects[slot] = BallObject(name=slot, size=[WIDTH["ball"] / 2], rgba=white, density=1000)
+                objects[slot] = BallObject(
+                    name=slot, size=[WIDTH["ball"] / 2], rgba=white, density=1000
+                )
     for slot in layout.obstacles:
         objects[slot] = BoxObject(name=slot, size=OBSTACLE_SIZE, rgba=white, density=1000)
     for name in layout.plates:
@@ -135,7 +145,10 @@ def place_cubes(rng: np.random.Generator) -> tuple[Contents, dict[str, Placement
 
 
 def place_objects(
-    shapes: dict[str, tuple[int, int]], plates: float, obstacles: tuple[int, int], rng: np.random.Generator
+    shapes: dict[str, tuple[int, int]],
+    plates: float,
+    obstacles: tuple[int, int],
+    rng: np.random.Generator,
 ) -> tuple[Contents, dict[str, Placement]] | None:
     """Contents of the tabletop as `choose` draws them, and their places; None when they do not
     fit."""
@@ -208,7 +221,9 @@ class Table:
         self._addresses = {slot: int(model.joint(f"{slot}_joint0").qposadr[0]) for slot in self.free}
         self._dofs = {slot: int(model.joint(f"{slot}_joint0").dofadr[0]) for slot in self.free}
         self._damping = model.dof_damping.copy()
-        self._plates = {name: model.body(f"{name.replace(' ', '_')}_main").id for name in layout.plates}
+        self._plates = {
+            name: model.body(f"{name.replace(' ', '_')}_main").id for name in layout.plates
+        }
 
     def put(self, data: mujoco.MjData, placements: dict[str, Placement]) -> None:
         """Everything where it belongs; slots without a placement are parked."""

@@ -1,8 +1,10 @@
-"""Ablations of a plan: one thing changed at a time, all on the same demonstrations, measured without ROS.
+"""Ablations of a plan: one thing changed at a time, all on the same demonstrations, measured
+without ROS.
 
-A folder holds `demonstrations/` (shared; `pairs/` for the variant that has them in twos), and per variant `NAME/` with
-the run, its checkpoint, `TASK.json`, one per task (`cubes.json` for the easy demo), and what it took (`costs`): what is
-there is not done again, what is missing is listed as not run.
+A folder holds `demonstrations/` (shared; `pairs/` for the variant that has them in twos), and per
+variant `NAME/` with the run, its checkpoint, `TASK.json`, one per task (`cubes.json` for the easy
+demo), and what it took (`costs`): what is there is not done again, what is missing is listed as not
+run.
 """
 
 import json
@@ -40,8 +42,9 @@ def _unchanged(policy: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class AblationVariant:
-    """One row. change: of the policy's configuration, in place. plan: fields of the plan that differ. seed: of the
-    training. condition: of the rollouts. base: the variant whose checkpoint is measured; empty: its own.
+    """One row. change: of the policy's configuration, in place. plan: fields of the plan that
+    differ. seed: of the training. condition: of the rollouts. base: the variant whose checkpoint is
+    measured; empty: its own.
     """
 
     group: str
@@ -101,7 +104,8 @@ VARIANTS: dict[str, AblationVariant] = {
     "seed_1": AblationVariant("training seed", seed=1),
     "seed_2": AblationVariant("training seed", seed=2),
 }
-"""`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as one is ready."""
+"""`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as
+one is ready."""
 REFERENCE_EPISODES = 400
 _CUBES_ONLY = ("hindsight", "hindsight_paired")
 
@@ -112,7 +116,8 @@ def variants_of(plan: TrainingPlan) -> tuple[str, ...]:
 
 
 def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
-    """`plan` with one variant's change, its stages without aggregation in `steps` steps. Raises ConfigError."""
+    """`plan` with one variant's change, its stages without aggregation in `steps` steps. Raises
+    ConfigError."""
     require(name in VARIANTS, "variant", name, f"one of {', '.join(VARIANTS)}")
     if plan.policy is None:
         raise ConfigError("the plan has no `policy` that could be changed: ablations begin from new weights.")
@@ -127,7 +132,8 @@ def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
 
 
 def _stages(plan: TrainingPlan, steps: int) -> tuple[TrainingStage, ...]:
-    """The plan's stages before the first that the policy drives for, in their proportion, with what the first has."""
+    """The plan's stages before the first that the policy drives for, in their proportion, with
+    what the first has."""
     expert = takewhile(lambda stage: not stage.episodes, plan.stages)
     kept = [replace(stage, demonstrations=0, glimpses=0) for stage in expert]
     require(steps >= len(kept), "steps", steps, f"at least {len(kept)}, one for each stage")
@@ -142,10 +148,11 @@ def run(
     name: str, plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int],
     limit: float = 0.0, now: Callable[[], float] = time.monotonic, device: str = "cpu", jobs: int = 1,
 ) -> None:
-    """Train and measure one variant, as far as it is not done; limit: simulated s per episode, 0 for
-    what `robovlms rollout` gives. Raises ConfigError.
+    """Train and measure one variant, as far as it is not done; limit: simulated s per episode, 0
+    for what `robovlms rollout` gives. Raises ConfigError.
 
-    now: seconds, for what `costs` keeps alone. device: where it trains. jobs: processes that measure.
+    now: seconds, for what `costs` keeps alone. device: where it trains. jobs: processes that
+    measure.
     """
     left = work((name,), plan, folder, steps, seeds)[name]
     variant = VARIANTS[name]
@@ -167,7 +174,9 @@ def run(
     for scene, episodes in run_scenes(settings, scenes, jobs):
         done[scene.task].append(episodes)
         if len(done[scene.task]) == len(seeds):
-            results = evaluate.named_by_task([episode for each in done[scene.task] for episode in each])
+            results = evaluate.named_by_task(
+                [episode for each in done[scene.task] for episode in each]
+            )
             row = summarise(results, evaluate.AIMS[scene.task])[0]
             write_json(folder / name / f"{scene.task}.json", row.as_json())
     times.append(now())
@@ -179,7 +188,8 @@ def run(
 def work(
     names: Iterable[str], plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int]
 ) -> dict[str, Work]:
-    """What is left of each variant when they are run in this order; what several need counts for the first alone.
+    """What is left of each variant when they are run in this order; what several need counts for
+    the first alone.
 
     Raises ConfigError.
     """
@@ -210,7 +220,9 @@ def _unmeasured(plan: TrainingPlan, folder: Path) -> list[str]:
 
 def _shards(plan: TrainingPlan, folder: Path) -> list[Any]:
     seeds = TRAINING_SEEDS[plan.first_scene :][: plan.episodes]
-    return shard_jobs(_demonstrations(plan, folder), seeds, plan.shard, plan.robot, plan.task, paired=plan.paired)
+    return shard_jobs(
+        _demonstrations(plan, folder), seeds, plan.shard, plan.robot, plan.task, paired=plan.paired
+    )
 
 
 def _demonstrations(plan: TrainingPlan, folder: Path) -> Path:
@@ -226,8 +238,8 @@ def _steps_done(run: Path) -> int:
 
 
 def report(folder: Path, plan: TrainingPlan) -> str:
-    """Every variant's row as a Markdown table: success and wrong object per task with 95 % intervals, or `not run`, and
-    what RoboVLMs found for the same question."""
+    """Every variant's row as a Markdown table: success and wrong object per task with 95 %
+    intervals, or `not run`, and what RoboVLMs found for the same question."""
     columns = _columns(plan)
     lines = [f"| changed | variant | {' | '.join(columns)} | wrong object | RoboVLMs |",
              "|---" * (len(columns) + 4) + "|"]

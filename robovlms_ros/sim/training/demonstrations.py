@@ -72,7 +72,9 @@ class DemonstrationSettings:
 
 
 CUBE_SETTINGS = DemonstrationSettings()
-TASK_SETTINGS = DemonstrationSettings(noise=0.5, random_start=0.4, closed_start=0.3, switch=0.2, slip=0.006, limit=10.0)
+TASK_SETTINGS = DemonstrationSettings(
+    noise=0.5, random_start=0.4, closed_start=0.3, switch=0.2, slip=0.006, limit=10.0
+)
 GLIMPSE = replace(TASK_SETTINGS, random_start=0.8, switch=0.0, limit=STEP)
 """One frame of a scene (see `state_sampling`): cheap, and scenes are what a policy lacks."""
 START_TURN = 0.8
@@ -145,7 +147,11 @@ class Recording:
         """One disturbed episode, drawn from the seed alone."""
         rng = np.random.default_rng((seed, 1))
         cubes = self._world.task == CUBES
-        spoken = self._begin_cubes(seed, loop, settings, rng) if cubes else self._begin(seed, loop, settings, rng)
+        spoken = (
+            self._begin_cubes(seed, loop, settings, rng)
+            if cubes
+            else self._begin(seed, loop, settings, rng)
+        )
         loop.disturb = Disturbance(
             rng.uniform(0, settings.noise), settings.slip, rng, 0.0 if cubes else TURN_NOISE
         )
@@ -183,7 +189,9 @@ class Recording:
         self._goals = self._draw([meaning(words) for _, words in reversed(spoken)], rng)
         return spoken
 
-    def _first_sentence(self, loop: ClosedLoop, settings: DemonstrationSettings, rng: np.random.Generator) -> str:
+    def _first_sentence(
+        self, loop: ClosedLoop, settings: DemonstrationSettings, rng: np.random.Generator
+    ) -> str:
         """Put the arm where the episode begins; returns its sentence."""
         world = self._world
         sentence = ""
@@ -200,11 +208,17 @@ class Recording:
         return sentence or world.instruction(rng, unseen=False)
 
     def _random_start(
-        self, loop: ClosedLoop, settings: DemonstrationSettings, rng: np.random.Generator, turn: float
+        self,
+        loop: ClosedLoop,
+        settings: DemonstrationSettings,
+        rng: np.random.Generator,
+        turn: float,
     ) -> None:
         if rng.uniform() < settings.random_start:
             opening = rng.uniform() if rng.uniform() < settings.closed_start else 1.0
-            positions = random_start(rng, loop.kinematics, self._world.joint_state().positions, turn)
+            positions = random_start(
+                rng, loop.kinematics, self._world.joint_state().positions, turn
+            )
             self._world.set_arm(positions, opening)
 
     def _draw(self, followed: list[Goal], rng: np.random.Generator) -> list[Goal]:
@@ -238,13 +252,19 @@ class Recording:
             "poses": state.eef_pose,
             "joints": state.positions,
             "openings": np.float32(state.gripper),
-            "things": np.stack([
-                things[name].position if name in things else nothing for name in THINGS
-            ]).astype(np.float32),
-            "turns": np.array([
-                things[name].yaw if name in things and shape_of(name) == "cube" else np.nan for name in THINGS
-            ], np.float32),
-            "plates": np.stack([truth.plates.get(name, nothing) for name in PLATES]).astype(np.float32),
+            "things": np.stack(
+                [things[name].position if name in things else nothing for name in THINGS]
+            ).astype(np.float32),
+            "turns": np.array(
+                [
+                    things[name].yaw if name in things and shape_of(name) == "cube" else np.nan
+                    for name in THINGS
+                ],
+                np.float32,
+            ),
+            "plates": np.stack([truth.plates.get(name, nothing) for name in PLATES]).astype(
+                np.float32
+            ),
             "goals": np.array([GOALS.index(goal) for goal in order], np.int16),
             "labels": np.stack([chunks[goal] for goal in order]).astype(np.float32),
             "yaws": np.array([experts[goal].yaw for goal in order], np.float32),
@@ -292,7 +312,9 @@ def record_shard(
     return outcomes
 
 
-def random_start(rng: np.random.Generator, kinematics: Kinematics, seed: Array, turn: float) -> Array:
+def random_start(
+    rng: np.random.Generator, kinematics: Kinematics, seed: Array, turn: float
+) -> Array:
     """Joint positions (7,) that put the hand somewhere in START_BOX, pointing nearly down,
     turned by at most `turn` rad about the vertical."""
     while True:

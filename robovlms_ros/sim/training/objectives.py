@@ -65,7 +65,9 @@ class CubeAuxiliary(nn.Module):
         super().__init__()
         self.named = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3))
         if not named_alone:
-            self.all = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3 * len(INSTRUCTIONS)))
+            self.all = nn.Sequential(
+                nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3 * len(INSTRUCTIONS))
+            )
 
 
 def initialise(policy: VLAPolicy, seed: int) -> None:
@@ -109,9 +111,13 @@ class ShardObjective(Objective):
         """(B, W, K, S, S, 3) uint8 to the policy's cameras' (B, W, 3, S, S), augmented."""
         recorded = list(CAMERAS)
         names = self.policy.config.cameras
-        seen = images[:, :, [recorded.index(name) for name in names]].transpose(1, 2)  # (B, K, W, ...)
+        seen = images[:, :, [recorded.index(name) for name in names]].transpose(
+            1, 2
+        )  # (B, K, W, ...)
         pixels = normalised_images(self.policy, seen.flatten(0, 1), self._augmentation, generator)
-        return dict(zip(names, pixels.unflatten(0, (len(images), len(names))).unbind(1), strict=True))
+        return dict(
+            zip(names, pixels.unflatten(0, (len(images), len(names))).unbind(1), strict=True)
+        )
 
     def _state(self, states: Tensor, generator: torch.Generator) -> Tensor | None:
         """Raw proprioception (B, W, P) on the network's scale and under noise; None for a policy
@@ -143,14 +149,24 @@ class CubeObjective(ShardObjective):
     def columns(self, shard: Columns) -> Columns:
         # A frame's labels begin with the followed goal's: put them in the order of the
         # instructions.
-        order = np.argmax(shard["goals"][:, None] == np.array(CUBE_GOALS)[:, None], axis=2)  # (F, C)
+        order = np.argmax(
+            shard["goals"][:, None] == np.array(CUBE_GOALS)[:, None], axis=2
+        )  # (F, C)
         labels = np.take_along_axis(shard["labels"], order[:, :, None, None], axis=1)
         arm, opened = self._pipeline.encode(labels)
-        return {"states": raw_states(self.policy, shard), "hands": shard["poses"][:, :3, 3],
-                "cubes": shard["things"][:, _CUBES], "arm": arm, "opened": opened.astype(np.float32),
-                "followed": followed_cubes(shard), "grasped": grasped_places(shard)}
+        return {
+            "states": raw_states(self.policy, shard),
+            "hands": shard["poses"][:, :3, 3],
+            "cubes": shard["things"][:, _CUBES],
+            "arm": arm,
+            "opened": opened.astype(np.float32),
+            "followed": followed_cubes(shard),
+            "grasped": grasped_places(shard),
+        }
 
-    def inputs(self, batch: CubeWindows, generator: torch.Generator, **options: Any) -> dict[str, Any]:
+    def inputs(
+        self, batch: CubeWindows, generator: torch.Generator, **options: Any
+    ) -> dict[str, Any]:
         """The windows under each of the C instructions; under the followed one alone where
         nothing else is known."""
         images = self._images(batch.images, generator)
@@ -158,14 +174,26 @@ class CubeObjective(ShardObjective):
         if self.auxiliary is None:
             now = batch.followed[:, -1]
             words = {name: tokens[now][None] for name, tokens in words.items()}
-        return {**words, "images": images, "state": self._state(batch.states, generator), "windows": batch}
+        return {
+            **words,
+            "images": images,
+            "state": self._state(batch.states, generator),
+            "windows": batch,
+        }
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         vlm = self.policy.vlm
         windows: CubeWindows = batch["windows"]
-        visual = vlm.encode_frames({name: images.flatten(0, 1) for name, images in batch["images"].items()})
+        visual = vlm.encode_frames(
+            {name: images.flatten(0, 1) for name, images in batch["images"].items()}
+        )
         features = features_under_instructions(
-            vlm, visual, batch["input_ids"], batch["attention_mask"], batch["state"], windows.states.shape[1]
+            vlm,
+            visual,
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["state"],
+            windows.states.shape[1],
         )  # (C B, W, 1, d)
         with torch.autocast(features.device.type, enabled=False):
             return self._compare(features.float(), windows)
@@ -189,7 +217,9 @@ class CubeObjective(ShardObjective):
             loss = loss + self.recipe.auxiliary * aux_loss
         return {"loss": loss, "arm": losses.arm, "gripper": losses.gripper, "target_error_m": error}
 
-    def _auxiliary_loss(self, heads: CubeAuxiliary, token: Tensor, windows: CubeWindows) -> tuple[Tensor, Tensor]:
+    def _auxiliary_loss(
+        self, heads: CubeAuxiliary, token: Tensor, windows: CubeWindows
+    ) -> tuple[Tensor, Tensor]:
         """The loss, and the mean distance (m) between where the named cube is and where the
         model sees it."""
         places = (windows.cubes - windows.hands[:, :, None]) / PLACE_SCALE  # (B, W, C, 3)
@@ -200,11 +230,15 @@ class CubeObjective(ShardObjective):
         )
         return loss, (guess.detach() - named).norm(dim=-1).mean() * PLACE_SCALE
 
-    def _hindsight_loss(self, heads: CubeAuxiliary, token: Tensor, windows: CubeWindows) -> tuple[Tensor, Tensor]:
+    def _hindsight_loss(
+        self, heads: CubeAuxiliary, token: Tensor, windows: CubeWindows
+    ) -> tuple[Tensor, Tensor]:
         """The same of where the hand took hold, over the instructions and frames that know it."""
         grasped = windows.grasped.movedim(2, 0).flatten(0, 1)  # (C B, W, 3)
         known = grasped.isfinite().all(-1)
-        places = ((grasped - windows.hands.repeat(len(INSTRUCTIONS), 1, 1)) / PLACE_SCALE)[known]  # (N, 3)
+        places = ((grasped - windows.hands.repeat(len(INSTRUCTIONS), 1, 1)) / PLACE_SCALE)[
+            known
+        ]  # (N, 3)
         guess = heads.named(token)[known]
         count = max(len(places), 1)
         loss = functional.smooth_l1_loss(guess, places, beta=0.1, reduction="sum") / (3 * count)

@@ -56,8 +56,15 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
         policy = load_policy(find_checkpoint(plan.start), plan.policy_config)
         if not (step_folder(folder, 0) / "model.safetensors").exists():
             save_policy(policy, step_folder(folder, 0))
-    trainer = build_trainer(policy, plan.recipe, folder / "run", _objective(plan, device), plan.save_every,
-                            plan.threads, device)
+    trainer = build_trainer(
+        policy,
+        plan.recipe,
+        folder / "run",
+        _objective(plan, device),
+        plan.save_every,
+        plan.threads,
+        device,
+    )
     frames = ShardFrames(trainer.module, device)
     model = plan.policy_config.model
     stride, begin = round((model.history_step or STEP) / STEP), 0
@@ -80,8 +87,13 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
 
 
 def build_trainer(
-    policy: Any, recipe: Recipe, folder: Path, objective: Callable[[Any, Recipe], Any], save_every: int = 200,
-    threads: int = 1, device: str = "cpu",
+    policy: Any,
+    recipe: Recipe,
+    folder: Path,
+    objective: Callable[[Any, Recipe], Any],
+    save_every: int = 200,
+    threads: int = 1,
+    device: str = "cpu",
 ) -> "StageTrainer":
     """The engine's trainer by a recipe. objective: makes the objective of a policy and a recipe;
     its heads are drawn by the recipe's seed."""
@@ -131,13 +143,21 @@ def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> 
     work = []
     for number, stage in enumerate(plan.stages):
         count = stage.demonstrations + (plan.episodes if number == 0 else 0)
-        shown = shard_jobs(demonstrations, seeds[:count], plan.shard, plan.robot, plan.task, paired=plan.paired)
+        shown = shard_jobs(
+            demonstrations, seeds[:count], plan.shard, plan.robot, plan.task, paired=plan.paired
+        )
         driver = step_folder(folder, starts[number - 1 if stage.ahead else number])
         seeds = seeds[count:]
         shown += glimpse_jobs(folder / f"glimpses_{number}", seeds[: stage.glimpses], plan.robot, plan.task)
         seeds = seeds[stage.glimpses :]
-        own = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, plan.task,
-                         driver)
+        own = shard_jobs(
+            folder / f"aggregation_{number}",
+            seeds[: stage.episodes],
+            plan.shard,
+            plan.robot,
+            plan.task,
+            driver,
+        )
         work.append(StageShards([*shown, *own], [*shown, *own] if stage.ahead else shown))
         seeds = seeds[stage.episodes :]
     return work
@@ -172,4 +192,6 @@ def _objective(plan: TrainingPlan, device: str) -> Any:
     if plan.task == CUBES:
         return partial(CubeObjective, ground_truth=plan.ground_truth, hindsight=plan.hindsight)
     compiled = plan.compile and device != "cpu"
-    return partial(TaskObjective, chosen=plan.goals, ground_truth=plan.ground_truth, compiled=compiled)
+    return partial(
+        TaskObjective, chosen=plan.goals, ground_truth=plan.ground_truth, compiled=compiled
+    )

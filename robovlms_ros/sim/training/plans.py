@@ -77,14 +77,20 @@ class TrainingPlan:
             require(fits or not stage.frozen_vision, f"stages[{number}].frozen_vision", True, "false without a `task`")
             require(fits or not stage.focus, f"stages[{number}].focus", stage.focus, "0 without a `task`")
             require(fits or not stage.glimpses, f"stages[{number}].glimpses", stage.glimpses, "0 without a `task`")
-        require(not self.hindsight or (self.task == CUBES and not self.ground_truth), "hindsight", self.hindsight,
-                "false with a `task` or with ground_truth, which tells more")
+        require(
+            not self.hindsight or (self.task == CUBES and not self.ground_truth),
+            "hindsight",
+            self.hindsight,
+            "false with a `task` or with ground_truth, which tells more",
+        )
         counts = {"shard": self.shard, "first_scene": self.first_scene, "episodes": self.episodes} | {
             f"stages[{number}].{name}": getattr(stage, name)
             for number, stage in enumerate(self.stages) for name in ("demonstrations", "episodes")
         }
         odd = [f"{name} = {count}" for name, count in counts.items() if count % 2]
-        require(not (self.paired and self.task != CUBES), "paired", self.paired, "false with a `task`")
+        require(
+            not (self.paired and self.task != CUBES), "paired", self.paired, "false with a `task`"
+        )
         require(not (self.paired and odd), "paired", self.paired,
                 f"false where a count is odd, which parts pairs ({', '.join(odd)})")
         require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")

@@ -51,8 +51,13 @@ class Recipe:
         """The engine's configuration. save_every: steps between saved states."""
         precision: Any = self.precision
         return TrainingConfig(
-            batch_size=self.windows, weight_decay=self.weight_decay, decay_vectors=False,
-            gradient_clip=self.gradient_clip, average=self.average, seed=self.seed, precision=precision,
+            batch_size=self.windows,
+            weight_decay=self.weight_decay,
+            decay_vectors=False,
+            gradient_clip=self.gradient_clip,
+            average=self.average,
+            seed=self.seed,
+            precision=precision,
             save_every=save_every,
         )
 

@@ -33,12 +33,18 @@ def shard_jobs(
 ) -> list[RecordingJob]:
     """The scenes of `seeds` as shards of `shard` episodes, each named after its first seed."""
     parts = [seeds[i : i + shard] for i in range(0, len(seeds), shard)]
-    return [RecordingJob(folder / str(part[0]), part, robot, task, checkpoint, paired=paired) for part in parts]
+    return [
+        RecordingJob(folder / str(part[0]), part, robot, task, checkpoint, paired=paired)
+        for part in parts
+    ]
 
 
 def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str) -> list[RecordingJob]:
     """One frame of each of the scenes of `seeds`."""
-    return [replace(job, glimpse=True) for job in shard_jobs(folder, seeds, GLIMPSES_PER_SHARD, robot, task)]
+    return [
+        replace(job, glimpse=True)
+        for job in shard_jobs(folder, seeds, GLIMPSES_PER_SHARD, robot, task)
+    ]
 
 
 def record(jobs: list[RecordingJob], workers: int, stop: Event | None = None) -> None:

@@ -103,7 +103,11 @@ class TaskObjective(ShardObjective):
                 "yaws": shard["yaws"], "arm": arm, "opened": opened.astype(np.float32)}
 
     def inputs(
-        self, batch: TaskWindows, generator: torch.Generator, seeing: bool = False, frozen_vision: bool = False,
+        self,
+        batch: TaskWindows,
+        generator: torch.Generator,
+        seeing: bool = False,
+        frozen_vision: bool = False,
         **options: Any,
     ) -> dict[str, Any]:
         """The windows, each under `chosen` of its goals.
@@ -112,7 +116,11 @@ class TaskObjective(ShardObjective):
         the cost: no language model runs. frozen_vision: the vision tower stays as it is; with
         `seeing` only the heads learn.
         """
-        inputs: dict[str, Any] = {"windows": batch, "seeing": seeing, "frozen_vision": frozen_vision}
+        inputs: dict[str, Any] = {
+            "windows": batch,
+            "seeing": seeing,
+            "frozen_vision": frozen_vision,
+        }
         if not seeing:
             goal = batch.goals[:, -1].gather(1, self._pick(batch, generator))  # (B, C)
             ids, mask = self._words(goal.T, generator)  # (C, B, L)
@@ -142,7 +150,10 @@ class TaskObjective(ShardObjective):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             # All cameras' frames in one batch.
             tokens = self._see(torch.stack(list(images.values())).flatten(0, 2))
-        return {name: VisualTokens(part) for name, part in zip(images, tokens.chunk(len(images)), strict=True)}
+        return {
+            name: VisualTokens(part)
+            for name, part in zip(images, tokens.chunk(len(images)), strict=True)
+        }
 
     @torch.no_grad()
     def _grids(self) -> dict[str, int]:
@@ -175,7 +186,9 @@ class TaskObjective(ShardObjective):
     def _compare(self, features: Tensor, windows: TaskWindows, goal: Tensor) -> dict[str, Tensor]:
         arm, opened, yaws = _of_goal(windows, goal)
         loss, losses = self._act(features, arm, opened)
-        of_windows = losses.steps.flatten(1).mean(1).unflatten(0, (-1, len(goal))).mean(0)  # goals are outermost
+        of_windows = (
+            losses.steps.flatten(1).mean(1).unflatten(0, (-1, len(goal))).mean(0)
+        )  # goals are outermost
         error = torch.full_like(losses.arm, float("nan")).detach()
         if self.auxiliary is not None:
             aux_loss, error = self._auxiliary_loss(features.mean(2), windows, goal, yaws)

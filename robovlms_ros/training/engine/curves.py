@@ -1,4 +1,5 @@
-"""A run's numbers while it runs: two CSV files, TensorBoard where installed, a progress bar with the time left."""
+"""A run's numbers while it runs: two CSV files, TensorBoard where installed, a progress bar with
+the time left."""
 
 import csv
 import logging
@@ -11,7 +12,8 @@ TENSORBOARD_EVERY = 10
 
 
 class Curves:
-    """Rows up to `step` are kept, later ones (of a run that was killed) dropped. Does nothing unless `active`.
+    """Rows up to `step` are kept, later ones (of a run that was killed) dropped. Does nothing
+    unless `active`.
 
     total: steps of the run. bar: shows the progress, with the time left.
     """
@@ -31,7 +33,9 @@ class Curves:
         if bar:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=step, desc="training", unit="step", mininterval=1.0)
+            self._bar = tqdm(
+                total=total, initial=step, desc="training", unit="step", mininterval=1.0
+            )
 
     def step(self, step: int, values: dict[str, float], epoch: int | None = None) -> None:
         """One step of the optimiser, or the means of the steps since the last row."""
@@ -40,7 +44,9 @@ class Curves:
         place = {"step": step} if epoch is None else {"step": step, "epoch": epoch}
         append_row(self.folder / STEPS, {**place, **values})
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {values['loss']:.4f}, arm {values['arm']:.4f}", refresh=False)
+            self._bar.set_postfix_str(
+                f"loss {values['loss']:.4f}, arm {values['arm']:.4f}", refresh=False
+            )
             self._bar.update()
         if step % TENSORBOARD_EVERY == 0:
             self._scalars("train", step, values)

@@ -1,4 +1,5 @@
-"""How a run is spread over processes and in which precision it computes: accelerate, where a run can be resumed."""
+"""How a run is spread over processes and in which precision it computes: accelerate, where a run
+can be resumed."""
 
 from typing import Any
 
@@ -15,7 +16,8 @@ _HERE = "Choose several GPUs (each a copy of the model) or FSDP version 2 in `ac
 
 
 def build_accelerator(training: TrainingConfig, device: torch.device | str | None = None) -> Any:
-    """Accelerate as the configuration and the environment (`accelerate launch`) say. Raises TrainingError.
+    """Accelerate as the configuration and the environment (`accelerate launch`) say. Raises
+    TrainingError.
 
     device: of a run in one process, in the place of accelerate's choice.
     """
@@ -42,7 +44,8 @@ def build_accelerator(training: TrainingConfig, device: torch.device | str | Non
 
 
 def require_supported(accelerator: Any) -> None:
-    """Raises TrainingError, naming what to choose, for what a run's state and checkpoints could not be written from.
+    """Raises TrainingError, naming what to choose, for what a run's state and checkpoints could not
+    be written from.
 
     accelerator: of accelerate; `distributed_type` and, with FSDP, `is_fsdp2` are asked.
     """
@@ -62,10 +65,12 @@ def require_supported(accelerator: Any) -> None:
 
 
 def hold_frozen(policy: VLAPolicy, training: TrainingConfig) -> VLAPolicy:
-    """Keep what does not train in the precision that it is computed in, where that changes no number; in place.
+    """Keep what does not train in the precision that it is computed in, where that changes no
+    number; in place.
 
-    These are the weights of linear layers and convolutions, which mixed precision rounds in every step anyway.
-    Embeddings, norms and loose parameters are added and multiplied in float32: they stay, as does what trains.
+    These are the weights of linear layers and convolutions, which mixed precision rounds in every
+    step anyway. Embeddings, norms and loose parameters are added and multiplied in float32: they
+    stay, as does what trains.
     """
     if training.precision == "float32":
         return policy

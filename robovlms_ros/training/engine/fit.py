@@ -1,9 +1,10 @@
 """The training of any policy on any windows, on top of Hugging Face accelerate.
 
-Several processes, GPUs, FSDP 2 and mixed precision are `accelerate launch`'s configuration (`devices`). A run's folder:
-`state.safetensors` (where it goes on), `curve.csv` (every step), `validation.csv` (every epoch), `checkpoint/` (lowest
-validation loss), `last/` (newest epoch), `tensorboard/`, `report.html`, `report.json`. What is random depends on the
-seed and the step alone: a run that was killed goes on to the same losses.
+Several processes, GPUs, FSDP 2 and mixed precision are `accelerate launch`'s configuration
+(`devices`). A run's folder: `state.safetensors` (where it goes on), `curve.csv` (every step),
+`validation.csv` (every epoch), `checkpoint/` (lowest validation loss), `last/` (newest epoch),
+`tensorboard/`, `report.html`, `report.json`. What is random depends on the seed and the step alone:
+a run that was killed goes on to the same losses.
 """
 
 import logging
@@ -45,9 +46,10 @@ def fit(
 ) -> Path:
     """Train `policy` in place, or go on with the run in `folder`; returns the checkpoint's folder.
 
-    train, validation: map-style data sets of windows (see `batches`). on_step: told of every step of the optimiser.
-    files: name -> text, written beside every checkpoint's weights (statistics). In mixed precision, matrices that do
-    not train are left rounded (`devices.hold_frozen`): load the checkpoint to run it.
+    train, validation: map-style data sets of windows (see `batches`). on_step: told of every step
+    of the optimiser. files: name -> text, written beside every checkpoint's weights (statistics).
+    In mixed precision, matrices that do not train are left rounded (`devices.hold_frozen`): load
+    the checkpoint to run it.
 
     Raises TrainingError, ConfigError.
     """
@@ -86,11 +88,17 @@ class Engine(Trainer):
         self.curves = Curves(folder, self.step, self.total, self.accelerator.is_main_process)
 
     def setup(self) -> dict[str, Any]:
-        """The configuration without what may differ (`FREE`), the number of windows and that of processes."""
+        """The configuration without what may differ (`FREE`), the number of windows and that of
+        processes."""
         mapping = config_to_mapping(self.config)
         training = mapping.pop("training")
         kept = {f"training.{k}": v for k, v in training.items() if k not in FREE}
-        return {**mapping, **kept, "windows": self.sampler.length, "processes": self.accelerator.num_processes}
+        return {
+            **mapping,
+            **kept,
+            "windows": self.sampler.length,
+            "processes": self.accelerator.num_processes,
+        }
 
     def run(self) -> Path:
         """Train to the end; returns the checkpoint's folder."""
@@ -183,7 +191,8 @@ class Engine(Trainer):
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Losses, weighted by their steps, and the open-loop errors of the newest frames, over the held-out windows."""
+        """Losses, weighted by their steps, and the open-loop errors of the newest frames, over
+        the held-out windows."""
         self.objective.eval()
         sums: dict[str, list[float]] = {}
         assert self.validation is not None

@@ -1,4 +1,5 @@
-"""The loss of a training step: RoboVLMs' on a policy's answer to a batch of windows; others derive from it."""
+"""The loss of a training step: RoboVLMs' on a policy's answer to a batch of windows; others
+derive from it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,16 +19,18 @@ from robovlms_ros.training.engine.losses import action_loss, token_loss
 
 
 class Objective(nn.Module):
-    """The policy and its loss as one module, so that a wrapper for several devices sees one forward pass.
+    """The policy and its loss as one module, so that a wrapper for several devices sees one forward
+    pass.
 
-    `forward` takes `batches.model_batch` and returns scalars: `loss` (what is minimised), `arm` (Huber, or the tokens'
-    cross entropy), `gripper` (cross entropy; 0 with tokens), `gripper_accuracy`, `count` (steps that the mask selects);
-    and `newest` (B, n, D), the answer to each window's newest frame on the head's scale, the gripper's class last (NaN
-    where tokens are not labelled). Tokens are predicted with the true ones before them.
+    `forward` takes `batches.model_batch` and returns scalars: `loss` (what is minimised), `arm`
+    (Huber, or the tokens' cross entropy), `gripper` (cross entropy; 0 with tokens),
+    `gripper_accuracy`, `count` (steps that the mask selects); and `newest` (B, n, D), the answer to
+    each window's newest frame on the head's scale, the gripper's class last (NaN where tokens are
+    not labelled). Tokens are predicted with the true ones before them.
 
-    A derived objective has windows of its own: `inputs` prepares them, `forward` returns the scalars in `reported` and,
-    for sampling by loss, `windows` (B,), each window's. Modules that it adds train beside the policy; no checkpoint
-    holds them.
+    A derived objective has windows of its own: `inputs` prepares them, `forward` returns the
+    scalars in `reported` and, for sampling by loss, `windows` (B,), each window's. Modules that it
+    adds train beside the policy; no checkpoint holds them.
     """
 
     reported: tuple[str, ...] = ("loss", "arm", "gripper", "gripper_accuracy")
@@ -48,7 +51,9 @@ class Objective(nn.Module):
         batch: of the loader, or of a `stages.WindowSource`. options: `stages.Stage.options`.
         """
         training = self.policy.config.training
-        return model_batch(self.policy, batch, training.augmentation, generator, training.state_noise)
+        return model_batch(
+            self.policy, batch, training.augmentation, generator, training.state_noise
+        )
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         return self._tokens(batch) if isinstance(self.policy.head, DiscreteHead) else self._continuous(batch)
@@ -89,7 +94,8 @@ class Objective(nn.Module):
         return {**parts, "loss": entropy, "arm": entropy.detach(), "gripper_accuracy": losses.gripper_accuracy}
 
     def _newest(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """(B, n, D) decoded from the most likely token at each labelled place of a window's newest frame."""
+        """(B, n, D) decoded from the most likely token at each labelled place of a window's
+        newest frame."""
         head = self.policy.head
         assert isinstance(head, DiscreteHead)
         guess = logits[:, :-1].argmax(dim=-1).cpu().numpy()
@@ -106,11 +112,12 @@ class Objective(nn.Module):
 
 
 def open_loop_errors(config: PolicyConfig, newest: Tensor, batch: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
-    """Sums and counts of the error of `newest` (B, n, D) against the batch's own chunks, in SI units.
+    """Sums and counts of the error of `newest` (B, n, D) against the batch's own chunks, in SI
+    units.
 
-    `translation` (m) and `rotation` (rad: norm of the difference of the three numbers) of end-effector spaces, `joints`
-    (rad: largest joint) of joint spaces; `gripper_wrong` (share). Without an `action` block: `arm`, the mean absolute
-    error on the head's scale.
+    `translation` (m) and `rotation` (rad: norm of the difference of the three numbers) of
+    end-effector spaces, `joints` (rad: largest joint) of joint spaces; `gripper_wrong` (share).
+    Without an `action` block: `arm`, the mean absolute error on the head's scale.
     """
     chosen = batch["mask"][:, -1].cpu().numpy()  # (B, n)
     guess = newest.cpu().double().numpy()[chosen]  # (N, D)

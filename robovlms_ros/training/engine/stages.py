@@ -72,8 +72,13 @@ class StageTrainer(Trainer):
     """Trains through stages; see `Trainer`. schedule: the course of every stage."""
 
     def __init__(
-        self, objective: Objective, training: TrainingConfig, folder: Path, schedule: StageSchedule | None = None,
-        device: torch.device | str | None = None, threads: int = 1,
+        self,
+        objective: Objective,
+        training: TrainingConfig,
+        folder: Path,
+        schedule: StageSchedule | None = None,
+        device: torch.device | str | None = None,
+        threads: int = 1,
     ) -> None:
         self.schedule = schedule or StageSchedule()
         self._sampling: PrioritizedSampling | None = None
@@ -110,7 +115,9 @@ class StageTrainer(Trainer):
             if self.step % self.training.save_every == 0 or self.step == until:
                 self.save()
 
-    def train_step(self, data: WindowSource, rate: float, stage: Stage | None = None) -> dict[str, Tensor]:
+    def train_step(
+        self, data: WindowSource, rate: float, stage: Stage | None = None
+    ) -> dict[str, Tensor]:
         """One step at a learning rate; the objective's results. stage: what is learned, from how
         many windows."""
         stage = stage or Stage(1)
@@ -123,7 +130,9 @@ class StageTrainer(Trainer):
         if self._threads > 1:
             parts = np.array_split(data.starts[drawn], self._threads)
             batches = [data.windows(part) for part in parts]
-            result = self.backward_side_by_side(batches, [len(part) for part in parts], seed, **stage.options)
+            result = self.backward_side_by_side(
+                batches, [len(part) for part in parts], seed, **stage.options
+            )
         else:
             generator = torch.Generator(self.device).manual_seed(seed)
             result = self.backward(data.windows(data.starts[drawn]), generator, **stage.options)
@@ -151,6 +160,8 @@ class StageTrainer(Trainer):
 
     def _report(self, values: dict[str, float], rate: float, until: int, left: float) -> None:
         self.require_finite(values["loss"])
-        known = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not math.isnan(value))
+        known = ", ".join(
+            f"{name} {value:.4f}" for name, value in values.items() if not math.isnan(value)
+        )
         log.info("step %d of %d: %s, %.0f min of training left", self.step, until, known, left / 60)
         self.curves.step(self.step, {**values, "learning_rate": rate})

@@ -37,8 +37,13 @@ class Trainer:
     """
 
     def __init__(
-        self, objective: Objective, training: TrainingConfig, folder: Path, loaders: Sequence[Any] = (),
-        device: torch.device | str | None = None, threads: int = 1,
+        self,
+        objective: Objective,
+        training: TrainingConfig,
+        folder: Path,
+        loaders: Sequence[Any] = (),
+        device: torch.device | str | None = None,
+        threads: int = 1,
     ) -> None:
         self.training = training
         self.folder = folder
@@ -57,11 +62,15 @@ class Trainer:
         self.module: Objective = self.accelerator.unwrap_model(self.objective)
         self.policy = self.module.policy
         self.parameters = states.trained_parameters(self.module)
-        self.average = AveragedWeights(self.parameters, training.average) if training.average else None
+        self.average = (
+            AveragedWeights(self.parameters, training.average) if training.average else None
+        )
         self._threads = threads if self.device.type == "cpu" else 1
         # A small model's products are too small to be split among cores, and every split waits for
         # the slower core.
-        self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(
+            self._threads, initializer=torch.set_num_threads, initargs=(1,)
+        )
         self.progress = states.TrainingProgress(setup=self.setup())
         self._resume()
 
@@ -96,7 +105,10 @@ class Trainer:
             found = [share * gradient for share, gradient in each if gradient is not None]
             parameter.grad = sum(found[1:], found[0]) if found else None
         means = {
-            name: sum((share * part[name] for share, (part, _) in zip(shares, done, strict=True)), torch.zeros(()))
+            name: sum(
+                (share * part[name] for share, (part, _) in zip(shares, done, strict=True)),
+                torch.zeros(()),
+            )
             for name in self.module.reported
         }
         windows = [part["windows"] for part, _ in done if "windows" in part]
@@ -108,7 +120,9 @@ class Trainer:
         """The results of one part, detached, and its gradients in the order of the parameters."""
         generator = torch.Generator(self.device).manual_seed(seed)
         result = self.objective(self.module.inputs(batch, generator, **options))
-        gradients = torch.autograd.grad(result["loss"], tuple(self.parameters.values()), allow_unused=True)
+        gradients = torch.autograd.grad(
+            result["loss"], tuple(self.parameters.values()), allow_unused=True
+        )
         return {name: value.detach() for name, value in result.items()}, gradients
 
     def update(self, rate: float) -> Tensor:
@@ -180,7 +194,9 @@ class Trainer:
                 f"{self.folder}: holds a run of another set-up ({told[:600]}). Give another --output, or the "
                 "configuration and data that it was begun with."
             )
-        states.restore(self.module, self._adam, tensors, str(self.folder / states.STATE), self.average)
+        states.restore(
+            self.module, self._adam, tensors, str(self.folder / states.STATE), self.average
+        )
         self.restore_extra(tensors)
         if self.accelerator.scaler is not None and progress.scaler:
             self.accelerator.scaler.load_state_dict(progress.scaler)

@@ -1,11 +1,13 @@
 """Settings of the engine that the simulated arm's recipes use, on any policy.
 
-- Averaged weights equal an independent recomputation; validation and checkpoints have them, training goes on from the
+- Averaged weights equal an independent recomputation; validation and checkpoints have them,
+training goes on from the
   newest; a stopped run ends at the same ones.
-- A narrow Huber loss has slope 1 outside; biases and norms are left out of the weight decay; noise on proprioception
+- A narrow Huber loss has slope 1 outside; biases and norms are left out of the weight decay; noise
+on proprioception
   and per-channel gain and offset have their strength.
-- Stages of drawn windows train any policy; interrupted, they end where an uninterrupted run does.
-- Bad values are refused by name.
+- Stages of drawn windows train any policy; interrupted, they end where an uninterrupted run does. -
+Bad values are refused by name.
 """
 
 import numpy as np
@@ -40,10 +42,18 @@ def test_checkpoints_have_the_average(make_training_config, make_windows, tmp_pa
     loaded = load_policy(fit(policy, windows, None, config, tmp_path / "whole", on_step))
     for name, value in loaded.named_parameters():
         torch.testing.assert_close(value, mean[name], atol=1e-6, rtol=0)
-    assert any(not torch.equal(p, mean[name]) for name, p in policy.named_parameters()), "training keeps the newest"
+    assert any(not torch.equal(p, mean[name]) for name, p in policy.named_parameters()), (
+        "training keeps the newest"
+    )
     for steps in (2, None):
         part = make_training_config(
-            training={"average": 0.9, "epochs": 2, "weight_decay": 0.1, "max_steps": steps, "save_every": 1}
+            training={
+                "average": 0.9,
+                "epochs": 2,
+                "weight_decay": 0.1,
+                "max_steps": steps,
+                "save_every": 1,
+            }
         )
         place = fit(build_policy(part, seed=1), windows, None, part, tmp_path / "parts")
     for name, value in load_policy(place).named_parameters():
@@ -67,7 +77,9 @@ def test_vectors_are_left_out_of_the_decay(make_training_config):
     training = TrainingConfig(weight_decay=0.3, decay_vectors=False)
     matrices, vectors = optimiser(policy, training, torch.device("cpu")).param_groups
     assert matrices["weight_decay"] == 0.3 and vectors["weight_decay"] == 0.0
-    assert all(p.ndim > 1 for p in matrices["params"]) and all(p.ndim <= 1 for p in vectors["params"])
+    assert all(p.ndim > 1 for p in matrices["params"]) and all(
+        p.ndim <= 1 for p in vectors["params"]
+    )
     assert len(matrices["params"]) + len(vectors["params"]) == len(list(policy.parameters()))
 
 
@@ -78,7 +90,9 @@ def test_state_noise_is_on_the_normalised_scale(make_training_config, make_windo
     batch = Collate(config, policy.vlm.image_size)([make_windows(config)[0]] * 400)
     plain = model_batch(policy, batch, state_noise=0.5)["proprioception"]
     assert torch.equal(plain, batch["proprioception"]), "without a generator nothing is drawn"
-    noisy = model_batch(policy, batch, None, torch.Generator().manual_seed(0), 0.5)["proprioception"]
+    noisy = model_batch(policy, batch, None, torch.Generator().manual_seed(0), 0.5)[
+        "proprioception"
+    ]
     spread = (noisy - plain).std(dim=(0, 1))
     torch.testing.assert_close(spread, 0.5 * torch.tensor(state["std"]), rtol=0.1, atol=0.0)
 
@@ -124,7 +138,9 @@ def test_stages_train_any_policy(make_training_config, make_windows, tmp_path, t
 
     whole, parts = run(tmp_path / "whole", [6]), run(tmp_path / "parts", [2, 6])
     before = build_policy(config, seed=2)
-    assert any(not torch.equal(p, before.get_parameter(n)) for n, p in whole.policy.named_parameters())
+    assert any(
+        not torch.equal(p, before.get_parameter(n)) for n, p in whole.policy.named_parameters()
+    )
     if threads == 1:  # threads share the generator of dropout
         for name, value in whole.average.values.items():
             assert torch.equal(value, parts.average.values[name]), name

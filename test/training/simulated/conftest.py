@@ -1,4 +1,5 @@
-"""A small tabletop plan and two recorded episodes of it; a small policy of the easy demo and made-up frames for it."""
+"""A small tabletop plan and two recorded episodes of it; a small policy of the easy demo and
+made-up frames for it."""
 
 import numpy as np
 import pytest
@@ -38,8 +39,14 @@ def folder(tmp_path_factory):
     """Two recorded episodes."""
     world = SimWorld(0, task="all")
     shard = tmp_path_factory.mktemp("shards") / "0"
-    outcomes = record_shard(shard, TRAINING_SEEDS[:2], build_loop(world), ExpertSession(world), TASK_SETTINGS,
-                            Recording(world))
+    outcomes = record_shard(
+        shard,
+        TRAINING_SEEDS[:2],
+        build_loop(world),
+        ExpertSession(world),
+        TASK_SETTINGS,
+        Recording(world),
+    )
     assert len(outcomes) == 2
     return shard.parent
 
@@ -67,7 +74,8 @@ def policy(policy_mapping):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Two made-up shards of two episodes of nine frames: the labels follow from the cubes' places."""
+    """Two made-up shards of two episodes of nine frames: the labels follow from the cubes'
+    places."""
     root, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
     for shard in range(2):
         folder, frames = root / str(shard), 18
@@ -83,10 +91,15 @@ def shards(tmp_path_factory):
         things = np.full((frames, len(THINGS), 3), np.nan, np.float32)
         things[:, [THINGS.index("red cube"), THINGS.index("green cube")]] = cubes
         np.savez(
-            folder / "frames.npz", poses=np.tile(np.eye(4), (frames, 1, 1)), joints=np.zeros((frames, 7)),
-            openings=np.ones(frames, np.float32), things=things,
-            labels=np.take_along_axis(labels, order[:, :, None, None], axis=1), goals=np.array(CUBE_GOALS)[order],
-            episodes=np.repeat([2 * shard, 2 * shard + 1], 9), scenes=np.repeat([2 * shard, 2 * shard + 1], 9),
+            folder / "frames.npz",
+            poses=np.tile(np.eye(4), (frames, 1, 1)),
+            joints=np.zeros((frames, 7)),
+            openings=np.ones(frames, np.float32),
+            things=things,
+            labels=np.take_along_axis(labels, order[:, :, None, None], axis=1),
+            goals=np.array(CUBE_GOALS)[order],
+            episodes=np.repeat([2 * shard, 2 * shard + 1], 9),
+            scenes=np.repeat([2 * shard, 2 * shard + 1], 9),
         )
     return find_shards(root)
 

@@ -1,6 +1,6 @@
-"""Ablations: every variant's policy learns and drives, of the tabletop tasks and of the easy demo; what is left is said
-beforehand, with the time it takes once one was timed; what was not run is listed as not run beside what RoboVLMs found,
-what was is not run again.
+"""Ablations: every variant's policy learns and drives, of the tabletop tasks and of the easy demo;
+what is left is said beforehand, with the time it takes once one was timed; what was not run is
+listed as not run beside what RoboVLMs found, what was is not run again.
 """
 
 from dataclasses import replace
@@ -66,9 +66,15 @@ def test_every_variant_learns_and_predicts(small_plan, easy_plan, folder, easy_f
     plan = ablations.plan_of(name, small_plan, 10)
     policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
     model = plan.policy_config.model
-    make = partial(CubeObjective, hindsight=plan.hindsight) if easy else partial(TaskObjective, chosen=2)
+    make = (
+        partial(CubeObjective, hindsight=plan.hindsight)
+        if easy
+        else partial(TaskObjective, chosen=2)
+    )
     objective = make(policy, plan.recipe, ground_truth=plan.ground_truth)
-    data = DemonstrationSet(ShardFrames(objective).add(find_shards(folder)), model.history_length, 2)
+    data = DemonstrationSet(
+        ShardFrames(objective).add(find_shards(folder)), model.history_length, 2
+    )
     inputs = objective.inputs(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
     objective(inputs)["loss"].backward()
     assert all(p.grad is not None for p in policy.head.parameters())
@@ -100,7 +106,8 @@ def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, 
     assert left("executed_4") == {"executed_4": Work(5, 3, 1)}
     assert [stage.steps for stage in ablations.plan_of("reference", small_plan, 3).stages] == [1, 2]
     assert [stage.steps for stage in ablations.plan_of("without_ground_truth", small_plan, 3).stages] == [3]
-    # What the later stages would add is left out, and a step has as many frames whatever the history's length.
+    # What the later stages would add is left out, and a step has as many frames whatever the
+    # history's length.
     reference, single = (ablations.plan_of(name, small_plan, 3) for name in ("reference", "history_1"))
     assert reference.demonstrations == 5 and single.recipe.windows == 2 * reference.recipe.windows
     with pytest.raises(ConfigError, match="variant = 'histroy_1'"):

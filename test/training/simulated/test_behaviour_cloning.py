@@ -1,7 +1,8 @@
-"""Behaviour cloning: windows stay inside their episode and carry every instruction's label, as the running policy's
-state and the head's targets; frames grow and no shard is read twice; features under a shared prefix equal the policy's
-own; a step lowers the loss; bfloat16 hardly changes it; an interrupted run ends where an uninterrupted one does, on a
-GPU too; what is saved answers like what was trained; a training plan is checked before anything is recorded.
+"""Behaviour cloning: windows stay inside their episode and carry every instruction's label, as the
+running policy's state and the head's targets; frames grow and no shard is read twice; features
+under a shared prefix equal the policy's own; a step lowers the loss; bfloat16 hardly changes it; an
+interrupted run ends where an uninterrupted one does, on a GPU too; what is saved answers like what
+was trained; a training plan is checked before anything is recorded.
 """
 
 from dataclasses import fields
@@ -51,9 +52,13 @@ def test_windows_stay_inside_their_episode(policy, shards, frames):
 def test_frames_keep_what_the_running_policy_computes(policy):
     rng, config = np.random.default_rng(1), policy.config
     raw = {
-        "poses": np.tile(np.eye(4), (5, 1, 1)), "joints": rng.normal(size=(5, 7)), "openings": rng.uniform(size=5),
-        "things": rng.normal(size=(5, len(THINGS), 3)), "labels": rng.uniform(0, 0.02, (5, 2, HORIZON, 7)),
-        "episodes": np.full(5, 7), "scenes": np.full(5, 7),
+        "poses": np.tile(np.eye(4), (5, 1, 1)),
+        "joints": rng.normal(size=(5, 7)),
+        "openings": rng.uniform(size=5),
+        "things": rng.normal(size=(5, len(THINGS), 3)),
+        "labels": rng.uniform(0, 0.02, (5, 2, HORIZON, 7)),
+        "episodes": np.full(5, 7),
+        "scenes": np.full(5, 7),
     }
     followed = rng.integers(0, 2, 5)
     order = np.stack((followed, 1 - followed), axis=1)
@@ -62,14 +67,18 @@ def test_frames_keep_what_the_running_policy_computes(policy):
     raw["labels"][..., 6] = rng.integers(0, 2, raw["labels"].shape[:-1])
     kept = CubeObjective(policy, Recipe()).columns(raw)
     assert {"images", *kept} == {field.name for field in fields(CubeWindows)}
-    in_order = np.stack([raw["labels"][i][order[i]] for i in range(5)])  # swapping twice is swapping back
+    in_order = np.stack(
+        [raw["labels"][i][order[i]] for i in range(5)]
+    )  # swapping twice is swapping back
     arm, opened = ActionPipeline(config.action).encode(in_order)
     assert np.array_equal(kept["followed"], followed)
     assert np.array_equal(kept["arm"], arm) and np.array_equal(kept["opened"], opened)
     for i in range(5):
         state = RobotState(0, raw["joints"][i], None, raw["poses"][i], float(raw["openings"][i]))
         assert np.array_equal(kept["states"][i], state_vector(config.proprioception, state))
-    assert np.array_equal(kept["hands"], raw["poses"][:, :3, 3]) and np.array_equal(kept["cubes"], raw["things"][:, :2])
+    assert np.array_equal(kept["hands"], raw["poses"][:, :3, 3]) and np.array_equal(
+        kept["cubes"], raw["things"][:, :2]
+    )
 
 
 class Counting:
@@ -120,7 +129,9 @@ def test_shared_prefix_equals_the_policys_own_features(policy):
 
 def augmented(policy, images, recipe, generator):
     """(B, W, cameras, 3, S, S)."""
-    return torch.stack(list(CubeObjective(policy, recipe)._images(images, generator).values()), dim=2)
+    return torch.stack(
+        list(CubeObjective(policy, recipe)._images(images, generator).values()), dim=2
+    )
 
 
 def test_augmentation_without_strength_only_scales(policy):
@@ -132,7 +143,9 @@ def test_augmentation_without_strength_only_scales(policy):
 
 
 def test_augmentation_changes_a_windows_frames_alike(policy):
-    images = torch.randint(0, 256, (4, 1, 2, 28, 28, 3), dtype=torch.uint8).expand(4, 3, 2, 28, 28, 3)
+    images = torch.randint(0, 256, (4, 1, 2, 28, 28, 3), dtype=torch.uint8).expand(
+        4, 3, 2, 28, 28, 3
+    )
     changed = augmented(policy, images, Recipe(), torch.Generator().manual_seed(1))
     assert torch.equal(changed[:, 0], changed[:, 2])
     others = augmented(policy, images, Recipe(shift=0), torch.Generator().manual_seed(2))
@@ -155,7 +168,9 @@ def test_bfloat16_hardly_changes_the_loss(policy, frames, tmp_path):
     both = []
     for rounded in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
-            inputs = objective.inputs(data.windows(data.starts[:8]), torch.Generator().manual_seed(0))
+            inputs = objective.inputs(
+                data.windows(data.starts[:8]), torch.Generator().manual_seed(0)
+            )
             both.append(objective(inputs))
     for name in objective.reported:
         one, other = (losses[name] for losses in both)
@@ -163,7 +178,9 @@ def test_bfloat16_hardly_changes_the_loss(policy, frames, tmp_path):
         assert one != other, f"{name}: nothing was rounded"
         torch.testing.assert_close(other, one, rtol=0.02, atol=0.0)
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    trainer = build_trainer(policy, Recipe(windows=4, precision="bfloat16"), tmp_path, CubeObjective, threads=2)
+    trainer = build_trainer(
+        policy, Recipe(windows=4, precision="bfloat16"), tmp_path, CubeObjective, threads=2
+    )
     assert torch.isfinite(trainer.train_step(data, 1e-3)["loss"])
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in policy.parameters())
     assert any(not torch.equal(p, before[name]) for name, p in policy.named_parameters())
@@ -189,7 +206,9 @@ def test_gpu_trains_and_goes_on(policy_mapping, shards, frames, tmp_path, precis
     second = trainer()
     assert second.step == 3
     wanted = first.module.state_dict()
-    assert all(torch.equal(value, wanted[name]) for name, value in second.module.state_dict().items())
+    assert all(
+        torch.equal(value, wanted[name]) for name, value in second.module.state_dict().items()
+    )
     losses = second.train_step(data, 1e-3)
     assert losses["loss"].is_cuda and torch.isfinite(losses["loss"])
     loaded = load_policy(save_averaged(second, tmp_path / "checkpoint"))
@@ -202,9 +221,13 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(policy_mapping, fr
 
     def run(folder, stops):
         for stop in stops:
-            trainer = build_trainer(build_policy(config_from_mapping(policy_mapping)), recipe, folder, CubeObjective)
+            trainer = build_trainer(
+                build_policy(config_from_mapping(policy_mapping)), recipe, folder, CubeObjective
+            )
             while trainer.step < stop:
-                trainer.train_step(data, stage.learning_rate * recipe.schedule.factor(trainer.step, stage.steps))
+                trainer.train_step(
+                    data, stage.learning_rate * recipe.schedule.factor(trainer.step, stage.steps)
+                )
             trainer.save()
         return load_policy(save_averaged(trainer, folder / "checkpoint"))
 
@@ -218,7 +241,9 @@ def test_threads_take_the_mean_gradient_of_their_parts(policy, frames, tmp_path)
     recipe = Recipe(windows=3, shift=0, gain=0.0, channel_gain=0.0, offset=0.0, state_noise=0.0)
     gradients = []
     for threads in (1, 2):  # parts of 3, and of 2 and 1 windows; nothing is drawn but the windows
-        trainer = build_trainer(policy, recipe, tmp_path / str(threads), CubeObjective, threads=threads)
+        trainer = build_trainer(
+            policy, recipe, tmp_path / str(threads), CubeObjective, threads=threads
+        )
         trainer.update = lambda rate: gradients.append(
             {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
         )
@@ -265,7 +290,9 @@ def test_learning_rate_rises_stays_and_falls():
 def test_objective_counts_every_instruction(policy, frames):
     data = DemonstrationSet(frames, window=2, stride=2)
     objective = CubeObjective(policy, Recipe())
-    loss = objective(objective.inputs(data.windows(data.starts[:3]), torch.Generator().manual_seed(0)))["loss"]
+    loss = objective(
+        objective.inputs(data.windows(data.starts[:3]), torch.Generator().manual_seed(0))
+    )["loss"]
     assert torch.isfinite(loss) and loss.requires_grad
 
 

@@ -1,4 +1,5 @@
-"""Samples with a high loss are drawn more often: in the configured share, from known samples, alike after a stop."""
+"""Samples with a high loss are drawn more often: in the configured share, from known samples,
+alike after a stop."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -55,7 +56,11 @@ class Counting(torch.nn.Module):
 
     def forward(self, windows):
         one = self.number.sum()
-        return {"loss": one, "arm": one.detach(), "windows": torch.from_numpy(windows.astype(np.float32))}
+        return {
+            "loss": one,
+            "arm": one.detach(),
+            "windows": torch.from_numpy(windows.astype(np.float32)),
+        }
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -65,7 +70,9 @@ def test_stopped_run_goes_on_with_what_it_knew(tmp_path, threads):
     def run(folder, *stops):
         Counting.drawn = np.zeros(8, int)
         for stop in stops:
-            trainer = build_trainer(torch.nn.Identity(), Recipe(windows=4), folder, Counting, 1, threads)
+            trainer = build_trainer(
+                torch.nn.Identity(), Recipe(windows=4), folder, Counting, 1, threads
+            )
             trainer.run(data, TrainingStage(stop, focus=0.9))
         return Counting.drawn
 

@@ -1,5 +1,6 @@
 """Recordings of a real robot: the followed instruction and the executed actions are learned, cube
-positions are not. In hindsight the grasp position is known, and it alone is learned beside the action.
+positions are not. In hindsight the grasp position is known, and it alone is learned beside the
+action.
 """
 
 from dataclasses import replace
@@ -45,8 +46,13 @@ def shard(openings, followed, episodes, scenes=None):
     """Frames whose hand is at x = the frame's number."""
     poses = np.tile(np.eye(4), (len(openings), 1, 1))
     poses[:, 0, 3] = np.arange(len(openings))
-    return {"poses": poses, "openings": np.array(openings), "goals": np.array(CUBE_GOALS)[np.array(followed)][:, None],
-            "episodes": np.array(episodes), "scenes": np.array(scenes or episodes)}
+    return {
+        "poses": poses,
+        "openings": np.array(openings),
+        "goals": np.array(CUBE_GOALS)[np.array(followed)][:, None],
+        "episodes": np.array(episodes),
+        "scenes": np.array(scenes or episodes),
+    }
 
 
 def test_every_frame_knows_where_the_hand_takes_hold():
@@ -74,8 +80,14 @@ def test_every_frame_knows_where_the_hand_takes_hold():
 @pytest.mark.parametrize("paired", [False, True])
 def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path, paired):
     world = SimWorld(TRAINING_SEEDS[0])
-    record_shard(tmp_path, TRAINING_SEEDS[:4], build_loop(world), ExpertSession(world), CUBE_SETTINGS,
-                 Recording(world, paired=paired))
+    record_shard(
+        tmp_path,
+        TRAINING_SEEDS[:4],
+        build_loop(world),
+        ExpertSession(world),
+        CUBE_SETTINGS,
+        Recording(world, paired=paired),
+    )
     world.close()
     with np.load(tmp_path / "frames.npz") as data:
         frames = {name: data[name] for name in data.files}
@@ -85,7 +97,9 @@ def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path, paired):
     if paired:
         assert known.all() and np.array_equal(frames["scenes"], frames["episodes"] // 2 * 2)
         assert set(followed_cubes(frames)[frames["episodes"] % 2 == 1]) == {1}
-        known &= np.arange(2) == followed_cubes(frames)[:, None]  # the other may have been shoved meanwhile
+        known &= (
+            np.arange(2) == followed_cubes(frames)[:, None]
+        )  # the other may have been shoved meanwhile
     assert np.linalg.norm(places - frames["things"][:, :2], axis=2)[known].max() < 0.03
 
 
@@ -105,16 +119,22 @@ def test_hindsight_is_learned_where_it_is_known(policy, frames):
         return told
 
     unknown = loss(nowhere)
-    assert unknown["target_error_m"] == 0 and all(not p.grad.any() for p in objective.auxiliary.parameters())
+    assert unknown["target_error_m"] == 0 and all(
+        not p.grad.any() for p in objective.auxiliary.parameters()
+    )
     grasped = nowhere.clone()
     grasped[1, 1, 1 - windows.followed[1, 1]] = windows.hands[1, 1] + PLACE_SCALE
     told = loss(grasped)
-    assert told["loss"] > unknown["loss"] and any(p.grad.any() for p in objective.auxiliary.parameters())
+    assert told["loss"] > unknown["loss"] and any(
+        p.grad.any() for p in objective.auxiliary.parameters()
+    )
     with torch.no_grad():
         objective.auxiliary.named[-1].weight.zero_()
         objective.auxiliary.named[-1].bias.fill_(1.0)  # the answer
     assert loss(grasped)["target_error_m"] < 1e-6
-    assert float(loss(grasped)["loss"].detach()) == pytest.approx(float(unknown["loss"].detach()), abs=1e-6)
+    assert float(loss(grasped)["loss"].detach()) == pytest.approx(
+        float(unknown["loss"].detach()), abs=1e-6
+    )
 
 
 def test_hindsight_takes_the_place_of_ground_truth(policy_mapping):

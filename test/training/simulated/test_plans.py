@@ -1,13 +1,16 @@
 """`robovlms train` of a plan that records in the simulator.
 
 - `--no-ground-truth` trains a plan without it, and is refused where there is none.
-- A folder goes on with the plan that it was begun with: more stages, threads or workers; anything else is refused.
-- `--device` and `--workers` reach the run; a device that is not there is refused before anything is recorded, and both
+- A folder goes on with the plan that it was begun with: more stages, threads or workers; anything
+else is refused. - `--device` and `--workers` reach the run; a device that is not there is refused
+before anything is recorded, and both
   are refused for a configuration that is no plan.
-- Every stage has scenes of its own, which further stages leave as they are. Demonstrations can be recorded ahead; a
+- Every stage has scenes of its own, which further stages leave as they are. Demonstrations can be
+recorded ahead; a
   stage that is recorded ahead is driven by the policy as it was a stage earlier.
 - The log tells how long training is left, at the pace of the run.
-- `robovlms ablate` says what is left of the variants that it was given before it runs them, in order.
+- `robovlms ablate` says what is left of the variants that it was given before it runs them, in
+order.
 """
 
 import logging
@@ -70,8 +73,13 @@ def test_device_and_workers_reach_the_run(tmp_path, monkeypatch, capsys):
 
 
 def test_stages_have_scenes_of_their_own():
-    parts = (TrainingStage(10), TrainingStage(20, demonstrations=3, glimpses=4), TrainingStage(30, episodes=2),
-              TrainingStage(40, episodes=3, ahead=True), TrainingStage(50, episodes=1, demonstrations=1))
+    parts = (
+        TrainingStage(10),
+        TrainingStage(20, demonstrations=3, glimpses=4),
+        TrainingStage(30, episodes=2),
+        TrainingStage(40, episodes=3, ahead=True),
+        TrainingStage(50, episodes=1, demonstrations=1),
+    )
     plan = replace(load_plan(TASKS), episodes=5, shard=2, stages=parts)
     run, shown = Path("run"), Path("shown")
     work = pipeline.shards_of_stages(plan, run, shown)
@@ -86,7 +94,8 @@ def test_stages_have_scenes_of_their_own():
     assert [job.glimpse for job in work[1].jobs] == [False, False, True]
     assert [len(seeds(each.jobs)) for each in work] == [5, 3 + 4, 2, 3, 2]
     assert pipeline.shards_of_stages(replace(plan, stages=parts[:4]), run, shown) == work[:4]
-    # The first policy that drives is stage 2's own, and still is for stage 3, which is recorded meanwhile.
+    # The first policy that drives is stage 2's own, and still is for stage 3, which is recorded
+    # meanwhile.
     drivers = [{job.checkpoint for job in each.jobs} for each in work]
     early, late = (pipeline.step_folder(run, step) for step in (30, 100))
     assert drivers == [{None}, {None}, {early}, {early}, {None, late}]
@@ -142,7 +151,9 @@ def test_log_tells_no_distance_that_is_not_known(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Straight, "error", float("nan"))
     data = SimpleNamespace(starts=torch.arange(4).numpy(), windows=lambda starts: None)
     with caplog.at_level(logging.INFO):
-        build_trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run(data, TrainingStage(1))
+        build_trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run(
+            data, TrainingStage(1)
+        )
     assert "gripper" in caplog.text and "nan" not in caplog.text and "target" not in caplog.text
 
 

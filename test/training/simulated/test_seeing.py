@@ -1,6 +1,6 @@
-"""Learning to see: points are projected as MuJoCo's own cameras project them; the patch heads are told where a thing's
-centre lies and nothing of what is not there, where that is everything too; a stage of seeing trains the vision tower
-and leaves the language model alone.
+"""Learning to see: points are projected as MuJoCo's own cameras project them; the patch heads are
+told where a thing's centre lies and nothing of what is not there, where that is everything too; a
+stage of seeing trains the vision tower and leaves the language model alone.
 """
 
 import math
@@ -109,7 +109,9 @@ def test_frozen_vision_tower_stays_as_it_is(small_mapping, folder, tmp_path):
     kept = {name: p.detach().clone() for name, p in policy.named_parameters()}
     trainer.train_step(data, 1e-3, TrainingStage(1, seeing=True, frozen_vision=True))
     assert all(torch.equal(p, kept[name]) for name, p in policy.named_parameters()), "only the heads learn"
-    assert not any(torch.equal(p, heads[name]) for name, p in trainer.module.sight.named_parameters())
+    assert not any(
+        torch.equal(p, heads[name]) for name, p in trainer.module.sight.named_parameters()
+    )
     with pytest.raises(ConfigError, match=r"stages\[0\].frozen_vision = True: must be false without a `task`"):
         TrainingPlan(small_mapping["policy"], (TrainingStage(10, frozen_vision=True),))
 
@@ -125,7 +127,9 @@ def test_run_of_an_older_version_is_refused_by_name(small_mapping, folder, tmp_p
         ShardFrames(trainer.module).add([old])
     trainer.save()
     trainer.module.sight.patch["static"][1] = torch.nn.Linear(3, 3)
-    with pytest.raises(TrainingError, match=r"state.safetensors: 2 parameters .*sight.patch.static.1.*--output"):
+    with pytest.raises(
+        TrainingError, match=r"state.safetensors: 2 parameters .*sight.patch.static.1.*--output"
+    ):
         build_trainer(policy, Recipe(windows=2), tmp_path / "run", lambda *_: trainer.module)
 
 

@@ -1,9 +1,10 @@
-"""Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first, a glimpse is one frame of a
-scene, and frames keep what the running policy computes of it; features of windows with sentences of their own equal
-the policy's; every goal is said in its own words; what is computed stays on the windows' device, bfloat16 hardly
-changes it and compilation not at all; a step lowers the loss, with and without the simulator's ground truth; the
-shipped plan is runnable and small enough; a killed run goes on where it was, another one from its checkpoint; what is
-most often confused stands beside each other, under cameras that stand loose now and then.
+"""Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first, a glimpse
+is one frame of a scene, and frames keep what the running policy computes of it; features of windows
+with sentences of their own equal the policy's; every goal is said in its own words; what is
+computed stays on the windows' device, bfloat16 hardly changes it and compilation not at all; a step
+lowers the loss, with and without the simulator's ground truth; the shipped plan is runnable and
+small enough; a killed run goes on where it was, another one from its checkpoint; what is most often
+confused stands beside each other, under cameras that stand loose now and then.
 """
 
 import json
@@ -63,7 +64,9 @@ def test_shard_holds_every_goals_label(folder):
     world = SimWorld(int(frames["episodes"][0]), task="all")
     for number, label in zip(frames["goals"][0], frames["labels"][0], strict=True):
         opening = float(frames["openings"][0])
-        chunk = ExpertPolicy(GOALS[number], world.ground_truth(), frames["poses"][0], opening).chunk()
+        chunk = ExpertPolicy(
+            GOALS[number], world.ground_truth(), frames["poses"][0], opening
+        ).chunk()
         assert np.allclose(label, chunk, atol=1e-5)
 
 
@@ -86,7 +89,9 @@ def test_glimpse_is_one_frame_of_a_scene(objective, folder, tmp_path):
     (reached,) = glimpse_jobs(tmp_path, TRAINING_SEEDS[140130:140131], "panda", "all")
     record_job(reached)
     assert json.loads((reached.folder / "outcomes.json").read_text())[0]["success"]
-    assert len(ShardFrames(objective).add([reached.folder])) == 1, "also where the goal is reached in it"
+    assert len(ShardFrames(objective).add([reached.folder])) == 1, (
+        "also where the goal is reached in it"
+    )
     images = frames.images(torch.arange(4))
     assert (images.float().std(dim=(2, 3, 4)) > 5).all(), "both cameras see something"
     # Beside whole episodes, windows are of those alone.
@@ -149,7 +154,10 @@ def test_every_goal_is_said_in_its_own_words(objective):
     for _ in range(20):
         ids, mask = objective._words(goal, generator)
         for number, tokens, there in zip(goal.flatten(), ids.flatten(0, 1), mask.flatten(0, 1), strict=True):
-            alone = [objective.policy.tokenize([words])["input_ids"][0].tolist() for words in SENTENCES[number]]
+            alone = [
+                objective.policy.tokenize([words])["input_ids"][0].tolist()
+                for words in SENTENCES[number]
+            ]
             assert tokens[there.bool()].tolist() in alone
             said.add((int(number), alone.index(tokens[there.bool()].tolist())))
     assert len(said) > 8
@@ -161,10 +169,13 @@ def test_what_is_computed_stays_where_the_windows_are(objective, folder, seeing)
     windows = data.windows(data.starts[:3])
 
     def losses_of(windows):
-        return objective(objective.inputs(windows, torch.Generator("cpu").manual_seed(0), seeing=seeing))
+        return objective(
+            objective.inputs(windows, torch.Generator("cpu").manual_seed(0), seeing=seeing)
+        )
 
     wanted = losses_of(windows)
-    # What is created without naming a device now has no values, and nothing can be computed from it and the windows.
+    # What is created without naming a device now has no values, and nothing can be computed from it
+    # and the windows.
     with torch.device("meta"):
         found = losses_of(windows)
     assert found.keys() == wanted.keys() and set(objective.reported) <= found.keys()
@@ -181,7 +192,9 @@ def test_steps_lower_the_loss(small_mapping, folder, tmp_path, ground_truth):
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     initialise(policy, 0)
     recipe = Recipe(windows=2, shift=0, gain=0.0, channel_gain=0.0, offset=0.0, state_noise=0.0)
-    trainer = build_trainer(policy, recipe, tmp_path, lambda *given: TaskObjective(*given, 2, ground_truth))
+    trainer = build_trainer(
+        policy, recipe, tmp_path, lambda *given: TaskObjective(*given, 2, ground_truth)
+    )
     data = DemonstrationSet(ShardFrames(trainer.module).add(find_shards(folder)), 2, 2)
     data.starts = data.starts[:2]
     losses = [trainer.train_step(data, 2e-3) for _ in range(60)]
@@ -192,7 +205,8 @@ def test_steps_lower_the_loss(small_mapping, folder, tmp_path, ground_truth):
 
 
 def test_compiled_towers_compute_the_same(small_mapping, folder, monkeypatch):
-    """Traced as for a GPU, and run as traced: generating code for a processor would take a minute."""
+    """Traced as for a GPU, and run as traced: generating code for a processor would take a
+    minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     told = []
@@ -202,7 +216,9 @@ def test_compiled_towers_compute_the_same(small_mapping, folder, monkeypatch):
         data = DemonstrationSet(ShardFrames(objective).add(find_shards(folder)), 2, 2)
         for seeing in (False, True):
             windows = data.windows(data.starts[:2])
-            loss = objective(objective.inputs(windows, torch.Generator().manual_seed(0), seeing=seeing))["loss"]
+            loss = objective(
+                objective.inputs(windows, torch.Generator().manual_seed(0), seeing=seeing)
+            )["loss"]
             gradients = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
             size = sum(float(g.square().sum()) for g in gradients if g is not None)
             told.append((float(loss.detach()), size))
@@ -266,8 +282,15 @@ def test_twins_come_first_and_cameras_stand_loose_in_a_part_of_the_scenes(tmp_pa
     """A scene's goals hold a thing's twin of another shape, where there is one."""
     world, looks = SimWorld(TRAINING_SEEDS[0], blank_cameras=True, task="stack"), []
     seeds = TRAINING_SEEDS[:40]
-    record_shard(tmp_path, seeds, build_loop(world), ExpertSession(world), GLIMPSE, Recording(world, moments=True),
-                 lambda _: looks.append(world.looks))
+    record_shard(
+        tmp_path,
+        seeds,
+        build_loop(world),
+        ExpertSession(world),
+        GLIMPSE,
+        Recording(world, moments=True),
+        lambda _: looks.append(world.looks),
+    )
     assert set(looks) == {LOOSE, SceneAppearance()} and 4 <= looks.count(LOOSE) <= 18
     recorded, with_twins = np.load(tmp_path / "frames.npz")["goals"], 0
     for seed, numbers in zip(seeds, recorded, strict=True):
