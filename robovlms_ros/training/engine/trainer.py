@@ -152,9 +152,9 @@ class Trainer:
         """Raises TrainingError for a loss that is not finite."""
         if not math.isfinite(loss):
             raise TrainingError(
-                f"step {self.progress.step + 1}: the loss is {loss}. The state of the last save is kept in "
-                f"{self.folder}. A smaller learning_rate, a gradient_clip above 0 or precision bfloat16 may help; "
-                "`--inspect` looks for bad data."
+                f"step {self.progress.step + 1}: the loss is {loss}. The state of the last save is "
+                f"kept in {self.folder}. A smaller learning_rate, a gradient_clip above 0 or "
+                "precision bfloat16 may help; `--inspect` looks for bad data."
             )
 
     def save(self) -> None:
