@@ -22,8 +22,6 @@ from robovlms_ros.sim.world import START_NS, SimWorld
 
 EASY_TIME_LIMIT = 10.0
 """Simulated seconds per episode of the easy demo."""
-EVERY_GOAL = ("own", "all")
-"""What a tabletop scene can be asked for, beside the seed's own sentence."""
 
 
 @dataclass(frozen=True)
