@@ -108,7 +108,7 @@ def _examine(
                 "real_time_factor": args.real_time_factor, "added_latency": args.added_latency}
     found: dict[Scene, TaskEpisode] = {}
     with ExitStack() as stack:
-        kept = args.json and tabletop  # the easy demo is short, and is run to be seen
+        kept = args.json and tabletop  # the two cubes are short, and are run to be seen
         log = stack.enter_context(closing(EpisodeLog(log_beside(args.json), identity))) if kept else None
 
         def scene(trial: "Trial") -> Scene:

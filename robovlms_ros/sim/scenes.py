@@ -21,7 +21,7 @@ from robovlms_ros.sim.tasks.language import INSTRUCTIONS, is_unseen, meaning, pa
 from robovlms_ros.sim.world import START_NS, SimWorld
 
 EASY_TIME_LIMIT = 10.0
-"""Simulated seconds per episode of the easy demo."""
+"""Simulated seconds per episode of the two cubes."""
 
 
 @dataclass(frozen=True)

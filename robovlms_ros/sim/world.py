@@ -1,5 +1,4 @@
-"""The simulated arm: a Panda at a table, two cameras, two trajectory controllers, stepped at 500
-Hz.
+"""The simulated arm: a Panda at a table with cameras and trajectory controllers, at 500 Hz.
 
 Its state is a function of task, seed and messages: the same ones at the same ticks give the same
 bits. Time starts at `START_NS` (a stamp of 0 would mean "now" to a trajectory controller) and goes
@@ -66,8 +65,8 @@ class SimWorld:
     seed: of the first scene, as in `reset`.
     blank_cameras: every image is black.
     image_size: pixels, width and height.
-    interpolate_from_desired_state: the arm controller's option; off is the controller's own
-    default. task: whose scenes to set up; `all` draws one of the tabletop tasks by the seed.
+    interpolate_from_desired_state: the arm controller's option, off by default as there.
+    task: whose scenes to set up; `all` draws one of the tabletop tasks by the seed.
     looks: bounds of light, colours and cameras. obstacles: how many objects without a name; None
     draws it as the task says. Both are of the tabletop tasks.
     """
@@ -121,8 +120,7 @@ class SimWorld:
         self._wanted = np.zeros(self._model.nv)
 
     def reset(self, seed: int) -> None:
-        """A new scene: objects placed and the arm put near HOME by the seed, controllers emptied.
-        Time goes on.
+        """A new scene: objects and arm placed by the seed, controllers emptied. Time goes on.
 
         `sentence` is then the seed's own instruction; `scene_task` is the scene's task and `goals`
         are the goals that fit it.

@@ -1,5 +1,4 @@
-"""Demonstrations from the simulated arm, one shard of episodes at a time, every frame labelled by
-the expert.
+"""Demonstrations from the simulated arm: shards of episodes, every frame labelled by the expert.
 
 The expert's law has no memory, so a frame carries the labels of several goals, whichever one was
 being followed, and episodes that a policy drove are labelled in the same way (dataset aggregation,

@@ -1,5 +1,4 @@
-"""The `recipe` block of a plan, and its stages: settings of the training engine under the plan's
-own names."""
+"""The `recipe` block and the stages of a plan: settings of the training engine."""
 
 from dataclasses import dataclass
 from typing import Any
