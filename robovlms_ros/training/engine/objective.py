@@ -24,13 +24,14 @@ class Objective(nn.Module):
 
     `forward` takes `batches.model_batch` and returns scalars: `loss` (what is minimised), `arm`
     (Huber, or the tokens' cross entropy), `gripper` (cross entropy; 0 with tokens),
-    `gripper_accuracy`, `count` (steps that the mask selects); and `newest` (B, n, D), the answer to
-    each window's newest frame on the head's scale, the gripper's class last (NaN where tokens are
-    not labelled). Tokens are predicted with the true ones before them.
+    `gripper_accuracy`, `count` (steps that the mask selects); `newest` (B, n, D), the answer to each
+    window's newest frame on the head's scale, the gripper's class last (NaN where tokens are not
+    labelled); and, not with tokens, `windows` (B,), the arm's loss of each window, for sampling by
+    loss. Tokens are predicted with the true ones before them.
 
     A derived objective has windows of its own: `inputs` prepares them, `forward` returns the
-    scalars in `reported` and, for sampling by loss, `windows` (B,), each window's. Modules that it
-    adds train beside the policy; no checkpoint holds them.
+    scalars in `reported` and may return `windows`. Modules that it adds train beside the policy; no
+    checkpoint holds them.
     """
 
     reported: tuple[str, ...] = ("loss", "arm", "gripper", "gripper_accuracy")
@@ -76,6 +77,7 @@ class Objective(nn.Module):
             "gripper_accuracy": losses.gripper_accuracy.detach(),
             "count": mask.sum(),
             "newest": newest.detach(),
+            "windows": losses.steps.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1),
         }
 
     def _tokens(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

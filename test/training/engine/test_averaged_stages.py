@@ -124,7 +124,7 @@ class CollatedWindows:
 def test_stages_train_any_policy(make_training_config, make_windows, tmp_path, threads):
     training = {"batch_size": 4, "average": 0.99, "save_every": 3}
     config = make_training_config("kosmos", training=training)  # with dropout
-    stage = Stage(6, 2e-3)
+    stage = Stage(6, 2e-3, focus=0.5)
 
     def run(folder, stops):
         for stop in stops:
@@ -137,6 +137,8 @@ def test_stages_train_any_policy(make_training_config, make_windows, tmp_path, t
         return trainer
 
     whole, parts = run(tmp_path / "whole", [6]), run(tmp_path / "parts", [2, 6])
+    known = whole.extra_state()["sampling.losses"]
+    assert 4 <= torch.isfinite(known).sum() <= len(known) and known.nanmean() > 0
     before = build_policy(config, seed=2)
     assert any(
         not torch.equal(p, before.get_parameter(n)) for n, p in whole.policy.named_parameters()
