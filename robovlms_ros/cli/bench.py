@@ -154,7 +154,7 @@ def record_episodes_of(path: Path, policy: "VLAPolicy", robot: str, limit: float
     from robovlms_ros.inference.session import PolicySession
     from robovlms_ros.sim.bags import record_episodes
     from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
-    from robovlms_ros.sim.task import INSTRUCTIONS
+    from robovlms_ros.sim.tasks.language import INSTRUCTIONS
     from robovlms_ros.sim.world import SimWorld
 
     world = SimWorld(0)
