@@ -137,12 +137,17 @@ class JointPlan:
     chunk: ActionChunk | None = field(default=None, compare=False)
 
 
+TrajectoryShape = Literal["self_splice", "replacement"]
+
+
 @dataclass(frozen=True)
 class TrajectoryCommand:
     """What a joint trajectory controller is sent: the content of one trajectory_msgs/JointTrajectory.
 
     stamp_ns: the header's stamp; 0 means "start when it arrives".
     times: (N,) float64 s after the stamp, >= 0 and strictly increasing. The last velocity is zero.
+    shape: the controller that it is for: one that forgets the running trajectory, or one that blends into it, which
+    is sent `control.trajectory_shape.wire_form` of it.
     """
 
     stamp_ns: int
@@ -151,3 +156,4 @@ class TrajectoryCommand:
     positions: NDArray[np.float64]
     velocities: NDArray[np.float64]
     accelerations: NDArray[np.float64] | None = None
+    shape: TrajectoryShape = "self_splice"
