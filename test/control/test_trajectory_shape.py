@@ -26,9 +26,11 @@ from robovlms_ros.control.trajectory_shape import BRIDGE_NS, TRANSIT_NS, wire_fo
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
 
 PANDA = load_robot("panda")
-ROBOT = dataclasses.replace(PANDA, gate=dataclasses.replace(PANDA.gate, authority_ramp=0.0, max_refusals=1000))
+GATE = dataclasses.replace(PANDA.gate, authority_ramp=0.0, max_refusals=1000)
+ROBOT = dataclasses.replace(PANDA, gate=GATE)
 HOME = np.array(ROBOT.home)
-SPEC = ActionSpec("joint_position", "base", "rotation_vector", "chained", 1 / 30, (*ROBOT.joints, "gripper"))
+NAMES = (*ROBOT.joints, "gripper")
+SPEC = ActionSpec("joint_position", "base", "rotation_vector", "chained", 1 / 30, NAMES)
 START_NS, TICK_NS = 1000 * NANOSECONDS, 2_000_000
 LAG = 20  # ticks
 
@@ -43,7 +45,9 @@ class Bench:
     def __init__(self, shape, blends=True, desired=False, transit_ns=TRANSIT_NS):
         self.executor = build_executor(ROBOT, None)
         self.executor.shape = shape
-        self.controller = TrajectoryController(ROBOT.joints, desired, allow_trajectory_replacement=blends)
+        self.controller = TrajectoryController(
+            ROBOT.joints, desired, allow_trajectory_replacement=blends
+        )
         self.now_ns, self.transit_ns = START_NS, transit_ns
         self.commands, self.recorded, self.on_the_way = [HOME] * (LAG + 1), [], []
 
@@ -64,7 +68,8 @@ class Bench:
         return message
 
     def on_chunk(self, **kind):
-        decision = self.executor.on_chunk(self.chunk(**kind), self.measured(), self.measured(), self.now_ns)
+        measured = self.measured()
+        decision = self.executor.on_chunk(self.chunk(**kind), measured, measured, self.now_ns)
         assert decision.command is not None, decision.verdict
         return self.send(decision.command)
 
@@ -72,7 +77,8 @@ class Bench:
         for _ in range(round(seconds * NANOSECONDS / TICK_NS)):
             while self.on_the_way and self.on_the_way[0][0] <= self.now_ns:
                 self.controller.accept(self.on_the_way.pop(0)[1], self.now_ns)
-            command = self.controller.update(self.now_ns, TICK_NS, self.commands[-1 - LAG], np.zeros(7))[0]
+            measured = self.commands[-1 - LAG]
+            command = self.controller.update(self.now_ns, TICK_NS, measured, np.zeros(7))[0]
             self.commands.append(command)
             self.now_ns += TICK_NS
             known = self.executor.guard.commanded_at(self.now_ns)
@@ -154,11 +160,13 @@ BEFORE = {
 @pytest.mark.parametrize("desired", [False, True])
 @pytest.mark.parametrize("before", BEFORE)
 def test_the_first_message_begins_without_a_step(before, desired):
-    """A new node's first message: the controller may still hold what another one sent, some way off the measured pose."""
+    """A new node's: the controller may still hold what another one sent, off the measured pose."""
     bench = Bench("replacement", desired=desired)
-    points = [TrajectoryPoint(ms(round(1000 * t)), HOME + off, np.zeros(7)) for t, off in BEFORE[before]]
+    points = tuple(
+        TrajectoryPoint(ms(round(1000 * t)), HOME + off, np.zeros(7)) for t, off in BEFORE[before]
+    )
     if points:
-        bench.controller.accept(TrajectoryMessage(0, ROBOT.joints, tuple(points)), bench.now_ns)
+        bench.controller.accept(TrajectoryMessage(0, ROBOT.joints, points), bench.now_ns)
     bench.run(1.0)
     held = bench.commands[-1]
     bench.commands[-1 - LAG :] = [held - 0.002] * (LAG + 1)  # it sags
