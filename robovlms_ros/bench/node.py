@@ -18,7 +18,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from robovlms_ros.control.executor import build_executor
-from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
+from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
 from robovlms_ros.core.types import ActionChunk, ActionSpec, Observation, RoboVLMsError
 from robovlms_ros.inference.worker import InferenceWorker
 from robovlms_ros.models.image_processor import SIGLIP_MEAN, SIGLIP_STD, ImageProcessor
@@ -35,7 +35,6 @@ from robovlms_ros.ros.parameters import defaults, from_values
 from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER, SteadyExecutor, share_the_interpreter
 from robovlms_ros.ros.status import NodeStatus
-from robovlms_ros.ros.watch import Watch
 
 NAMESPACE = "/bench_node"
 HEIGHT, WIDTH, RATE = 480, 640, 30.0
@@ -160,8 +159,8 @@ class BenchNode(PlainLifecycleNode):
         assert body.make_kinematics is not None
         self.stopwatch = watch = Stopwatch()
         self.messages: list[Any] = []
-        shared = Watch(Watchdog(WatchdogConfig(max_age=5.0), CAMERAS, self.now_ns()))
-        self.inputs = ObservationSubscriber(self, parameters, body.robot, parameters.cameras, False, shared,
+        monitor = SafetyMonitor(SafetyMonitorConfig(max_age=5.0), CAMERAS, self.now_ns())
+        self.inputs = ObservationSubscriber(self, parameters, body.robot, parameters.cameras, False, monitor,
                              PoseFiller(body.make_kinematics()), self._on_observation, lambda text: None)
         executor = build_executor(body.robot, body.make_kinematics(), parameters.schedule)
         self._arm = JointTrajectoryArm(Context(self, body.robot, self.inputs.measured), body.robot.controller)
@@ -176,13 +175,13 @@ class BenchNode(PlainLifecycleNode):
         self._arm.listeners = lambda: 1  # type: ignore[method-assign]
         self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self._frame = body.robot.base_frame
-        limbs = CommandInterfaces(executor, self._arm, None, parameters.schedule.lead)
-        self._pilot = PolicyRunner(
-            self.inputs, shared, limbs, self._publish, self.now_ns, NodeStatus(), lambda line: None
+        interfaces = CommandInterfaces(executor, self._arm, None, parameters.schedule.lead)
+        self._runner = PolicyRunner(
+            self.inputs, monitor, interfaces, self._publish, self.now_ns, NodeStatus(), lambda line: None
         )
         self.session = PreparingSession(watch)
         self.worker = InferenceWorker(self.session, self.now_ns, self._on_chunk, self._on_error)
-        self._pilot.start(self.worker)
+        self._runner.start(self.worker)
 
     def now_ns(self) -> int:
         """The node's clock, ns."""
@@ -198,10 +197,10 @@ class BenchNode(PlainLifecycleNode):
     def _on_observation(self, observation: Observation) -> None:
         watch = self.stopwatch
         watch.came[observation.stamp_ns] = (watch.entered, watch.decoding, time.perf_counter())
-        self._pilot.observe(observation)
+        self._runner.observe(observation)
 
     def _on_chunk(self, chunk: ActionChunk) -> None:
-        self._pilot.on_chunk(chunk)
+        self._runner.on_chunk(chunk)
         self.stopwatch.free_since = time.perf_counter()
 
     def _publish(self, chunk: ActionChunk) -> None:
@@ -210,7 +209,7 @@ class BenchNode(PlainLifecycleNode):
 
     def _on_error(self, error: Exception) -> None:
         self.get_logger().error(f"{type(error).__name__}: {error}")
-        self._pilot.on_error(error)
+        self._runner.on_error(error)
 
 
 def measure(transport: str, encoding: str, seconds: float) -> dict[str, Any]:

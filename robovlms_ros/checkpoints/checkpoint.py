@@ -1,7 +1,7 @@
 """Policies from disk and to disk.
 
-Our format is a folder: `config.yaml` (the whole PolicyConfig), `config.json` (the VLM's transformers configuration),
-`model.safetensors` (tied tensors once), and the tokenizer's files.
+Our format is a folder: `config.yaml` (the whole PolicyConfig), `config.json` (the VLM's
+transformers configuration), `model.safetensors` (tied tensors once), and the tokenizer's files.
 """
 
 import json
@@ -23,13 +23,15 @@ from robovlms_ros.models.prompts import template_of
 from robovlms_ros.models.vla_policy import VLAPolicy
 
 log = logging.getLogger(__name__)
-CONFIG, VLM_CONFIG = "config.yaml", "config.json"
+CONFIG = "config.yaml"
+VLM_CONFIG = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a checkpoint's parts lie: the weights' file (or shard index), the configuration, the VLM's own files."""
+    """Locations of a checkpoint's parts: the weights' file (or shard index), the configuration, the
+    VLM's own files."""
 
     weights: Path
     config: PolicyConfig
@@ -39,7 +41,8 @@ class Place:
 def build_policy(config: PolicyConfig, seed: int = 0, folder: Path | None = None) -> VLAPolicy:
     """A policy with seeded random weights (the caller's random state is kept).
 
-    folder: where a configuration file that names the VLM lies. Its tokenizer: of the named VLM where it is at hand,
+    folder: where a configuration file that names the VLM lies. Its tokenizer: of the named VLM
+        where it is at hand,
     words of `vlm.vocabulary`, else bytes.
     """
     from robovlms_ros.models.backbones.hf_config import find_vlm_folder
@@ -47,7 +50,8 @@ def build_policy(config: PolicyConfig, seed: int = 0, folder: Path | None = None
     vlm_folder = None
     if config.vlm.size == "full" and config.vlm.model_name is not None:
         vlm_folder = find_vlm_folder(config.vlm.model_name, folder)
-    # A full-size model is made in the precision it runs in: in float32 it would take twice the memory for nothing.
+    # A full-size model is made in the precision it runs in: in float32 it would take twice the
+    # memory for nothing.
     precision = DTYPES[config.vlm.precision] if config.vlm.size == "full" else torch.float32
     usual = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
@@ -80,7 +84,8 @@ def random_tokenizer(config: PolicyConfig, vlm_folder: Path | None) -> Any:
 
 
 def save_policy(policy: VLAPolicy, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> Path:
-    """Write `policy` in our format; returns the folder. state: instead of the policy's own tensors (tied ones once)."""
+    """Write `policy` in our format; returns the folder. state: instead of the policy's own tensors
+    (tied ones once)."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -105,9 +110,12 @@ def load_policy(
 ) -> VLAPolicy:
     """The policy in a checkpoint, ready to run.
 
-    checkpoint: a folder in our format, or a file (or folder) in the published RoboVLMs layout. config: instead of the
-    folder's config.yaml or the JSON with the checkpoint's stem. dtype: of the weights, default `vlm.precision`.
-    require_tokenizer: False loads a policy that is only given token ids. Raises CheckpointError (files unreadable, keys
+    checkpoint: a folder in our format, or a file (or folder) in the published RoboVLMs layout.
+        config: instead of the
+    folder's config.yaml or the JSON with the checkpoint's stem. dtype: of the weights, default
+    `vlm.precision`.
+    require_tokenizer: False loads a policy that is only given token ids. Raises CheckpointError
+        (files unreadable, keys
     that do not fit), ConfigError, BackboneError, TokenizerError.
     """
     place = locate(Path(checkpoint).expanduser(), config)
@@ -132,7 +140,7 @@ def fill(
 
 
 def locate(checkpoint: Path, config: PolicyConfig | str | Path | None = None) -> Place:
-    """Which files make up `checkpoint`, and its configuration. Raises CheckpointError, ConfigError."""
+    """Files of `checkpoint`, and its configuration. Raises CheckpointError, ConfigError."""
     if not checkpoint.exists():
         raise CheckpointError(
             f"{checkpoint}: no such checkpoint. Give a folder with {CONFIG} and {WEIGHTS}, a .pt or .safetensors file."
@@ -168,7 +176,8 @@ def _config_beside(checkpoint: Path, weights: Path) -> Path:
 
 
 def _vlm_folder(config: PolicyConfig, *beside: Path) -> Path | None:
-    """Where the VLM's config.json lies: in the checkpoint's own folder, or where `vlm.model_name` is found."""
+    """Location of the VLM's config.json: in the checkpoint's own folder, or where `vlm.model_name`
+    is found."""
     from robovlms_ros.models.backbones.hf_config import find_vlm_folder
 
     if (beside[0] / VLM_CONFIG).is_file() and (beside[0] / CONFIG).is_file():
@@ -180,7 +189,8 @@ def _vlm_folder(config: PolicyConfig, *beside: Path) -> Path | None:
 
 
 def load_tokenizer_of(place: Place, required: bool) -> Any:
-    """The tokenizer of a checkpoint: of its own folder, else of the VLM's. Raises TokenizerError where required."""
+    """The tokenizer of a checkpoint: of its own folder, else of the VLM's. Raises TokenizerError
+    where required."""
     from robovlms_ros.models.tokenization import TokenizerError, load_tokenizer
 
     folders = [place.weights.parent]

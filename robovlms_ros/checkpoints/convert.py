@@ -15,7 +15,8 @@ from robovlms_ros.models.vla_policy import VLAPolicy
 def convert(checkpoint: Path, output: Path, config: str | Path | None = None, dtype: str | None = None) -> Path:
     """Write `checkpoint` to the folder `output`; returns it.
 
-    dtype: of the written weights, default the file's own. The policy goes on computing in `vlm.precision`. Raises
+    dtype: of the written weights, default the file's own. The policy goes on computing in
+        `vlm.precision`. Raises
     CheckpointError (also where `output` holds something), ConfigError.
     """
     if output.exists() and any(output.iterdir()):
@@ -25,7 +26,8 @@ def convert(checkpoint: Path, output: Path, config: str | Path | None = None, dt
     with parameters_on_meta():
         policy = VLAPolicy(place.config, load_tokenizer_of(place, required=False), place.vlm_folder)
     fill(policy, tensors, str(place.weights), DTYPES[dtype] if dtype else _own_dtype(tensors))
-    # The folder is complete: what the configuration named as the VLM's place is not needed any more.
+    # The folder is complete: what the configuration named as the VLM's place is not needed any
+    # more.
     policy.config = dataclasses.replace(policy.config, vlm=dataclasses.replace(policy.config.vlm, model_name=None))
     return save_policy(policy, output)
 

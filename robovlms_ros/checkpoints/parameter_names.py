@@ -1,4 +1,5 @@
-"""Names of parameters: RoboVLMs' published layout, transformers' generations, and ours, brought together."""
+"""Names of parameters: RoboVLMs' published layout, transformers' generations, and ours, brought
+together."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +28,8 @@ HEAD = re.compile(r"(^|\.)lm_head\.weight$")
 def with_tied_embedding(
     policy: VLAPolicy, tensors: Mapping[str, Tensor], canonical: Callable[[str], str]
 ) -> dict[str, Tensor]:
-    """The tensors, with the word embedding under its own name where a file holds the output matrix alone.
+    """The tensors, with the word embedding under its own name where a file holds the output matrix
+    alone.
 
     A model with `tie_word_embeddings` has one matrix for both, and a file may name either.
     canonical: as in `assign`.

@@ -1,4 +1,5 @@
-"""Before anything moves: does this checkpoint fit its configuration, this robot, these cameras and this machine?"""
+"""Before anything moves: does this checkpoint fit its configuration, this robot, these cameras and
+this machine?"""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ JOINT_SLACK = 0.05
 
 
 class LimitsProtocol(Protocol):
-    """What the preflight reads of a robot's limits (`control.robot.JointLimits`)."""
+    """Part of a robot's limits that the preflight reads (`control.robot.JointLimits`)."""
 
     position_lower: tuple[float, ...]
     position_upper: tuple[float, ...]
@@ -38,7 +39,7 @@ class LimitsProtocol(Protocol):
 
 
 class Robot(Protocol):
-    """What the preflight reads of a robot (`control.robot.RobotSpec`)."""
+    """Part of a robot that the preflight reads (`control.robot.RobotSpec`)."""
 
     @property
     def name(self) -> str: ...
@@ -50,9 +51,10 @@ class Robot(Protocol):
 
 @dataclass(frozen=True)
 class Situation:
-    """Where the policy is to run. What is None is not checked.
+    """Robot, cameras and machine that the policy is to run on. None is not checked.
 
-    cameras: names of the cameras at hand. camera_rate: Hz. latency: s from image to chunk, expected or measured.
+    cameras: names of the cameras at hand. camera_rate: Hz. latency: s from image to chunk, expected
+        or measured.
     """
 
     robot: Robot | None = None
@@ -103,9 +105,11 @@ def inspect(
     situation: Situation,
     read_weights: bool = True,
 ) -> PreflightReport:
-    """The preflight of `checkpoint`. Nothing is raised for a checkpoint that does not fit: the report says so.
+    """The preflight of `checkpoint`. A checkpoint that does not fit raises nothing: the report
+    holds the findings.
 
-    read_weights: False leaves keys and values to `load_policy`, which checks the same and is about to run.
+    read_weights: False leaves keys and values to `load_policy`, which checks the same and is about
+        to run.
     """
     findings: list[Finding] = []
     try:
@@ -146,7 +150,8 @@ def check_architecture(policy: VLAPolicy, device: str) -> list[Finding]:
     count = sum(p.numel() for p in policy.parameters())
     needed = int(count * DTYPES[config.vlm.precision].itemsize * MEMORY_MARGIN)
     free = available_memory(device)
-    model, head = config.model, config.action_head
+    model = config.model
+    head = config.action_head
     text = (
         f"{model.backbone} ({policy.vlm.hf_config.to_dict().get('model_type')}), head {head.type}, history "
         f"{model.history_type} of {model.history_length}, {count / 1e6:.1f} M parameters in {config.vlm.precision}"
@@ -200,7 +205,8 @@ def check_inputs(config: PolicyConfig, policy: VLAPolicy, situation: Situation) 
     else:
         findings.append(Finding("ok", "cameras", f"expects {_words(config.cameras)}"))
     findings.append(Finding("ok", "image size", f"{policy.vlm.image_size} pixels square"))
-    step, window = config.model.history_step, config.model.history_length
+    step = config.model.history_step
+    window = config.model.history_length
     if step is None and window > 1:
         findings.append(Finding("error", "history", "model.history_step is missing: the spacing in training (s)."))
     elif step is not None and window > 1:
@@ -236,7 +242,8 @@ def check_proprioception(config: PolicyConfig, robot: Robot | None) -> list[Find
 
 
 def check_action(config: PolicyConfig, situation: Situation) -> list[Finding]:
-    """What the numbers mean, whether they fit the robot, and whether a chunk outlasts the latency."""
+    """Checks of the action's meaning against the robot, and of the chunk's length against the
+    latency."""
     action = config.action
     if action is None:
         text = "the configuration says nothing about the action: space, frame, units, polarity. Add an action block."
@@ -263,9 +270,11 @@ def check_action(config: PolicyConfig, situation: Situation) -> list[Finding]:
 
 def check_range(action: ActionConfig, dims: int, robot: Robot | None) -> list[Finding]:
     """The largest command that the head can give (tanh, -1..1) against the robot's limits."""
-    low, high = np.full(dims, -1.0), np.full(dims, 1.0)
+    low = np.full(dims, -1.0)
+    high = np.full(dims, 1.0)
     for step in build_steps(action):
-        low, high = step.decode(low), step.decode(high)
+        low = step.decode(low)
+        high = step.decode(high)
     largest = np.maximum(np.abs(low), np.abs(high))
     if action.space.startswith("joint"):
         return _check_joint_range(action, low, high, robot)
@@ -292,7 +301,8 @@ def _check_joint_range(action: ActionConfig, low: Any, high: Any, robot: Robot |
         fast = [j for j, v, limit in zip(robot.joints, speeds, robot.limits.velocity, strict=True) if v > limit]
         text = f"up to {speeds.max():.2f} rad/s" + (f", beyond the limit of {_words(fast)}" if fast else "")
         return [Finding("warning" if fast else "ok", "range", text)]
-    lower, upper = np.array(robot.limits.position_lower), np.array(robot.limits.position_upper)
+    lower = np.array(robot.limits.position_lower)
+    upper = np.array(robot.limits.position_upper)
     outside = (low < lower - JOINT_SLACK) | (high > upper + JOINT_SLACK)
     if outside.any():
         names = [j for j, bad in zip(robot.joints, outside, strict=True) if bad]

@@ -1,4 +1,5 @@
-"""From a pretrained VLM to a VLA: the backbone's weights from the model's own files, head and action token new."""
+"""From a pretrained VLM to a VLA: the backbone's weights from the model's own files, head and
+action token new."""
 
 import logging
 from pathlib import Path
@@ -20,11 +21,14 @@ PARTS = ("lang_encoder", "vision_encoder", "")
 def policy_from_vlm(
     config: PolicyConfig, seed: int = 0, dtype: torch.dtype | None = None, beside: Path | None = None
 ) -> VLAPolicy:
-    """A policy whose backbone has the weights of `vlm.model_name` (hub cache or folder, safetensors, sharded or not).
+    """A policy whose backbone has the weights of `vlm.model_name` (hub cache or folder,
+    safetensors, sharded or not).
 
-    Everything else is new: seeded random weights, action token zero, so `is_random` stays True until it is trained.
-    A model in several parts (OpenFlamingo) has the parts' own files in subfolders `lang_encoder`, `vision_encoder`.
-    dtype: of the weights, default float32, as trained. Raises CheckpointError listing every key that does not fit.
+    Everything else is new: seeded random weights, action token zero, so `is_random` stays True
+    until it is trained. A model in several parts (OpenFlamingo) has the parts' own files in
+    subfolders `lang_encoder`, `vision_encoder`.
+    dtype: of the weights, default float32, as trained. Raises CheckpointError listing every key
+        that does not fit.
     """
     folder = vlm_folder(config, beside)
     tokenizer = load_tokenizer(folder)
@@ -47,7 +51,7 @@ def policy_from_vlm(
 
 
 def vlm_folder(config: PolicyConfig, beside: Path | None = None) -> Path:
-    """Where the files of `vlm.model_name` lie. Raises CheckpointError when nothing is at hand."""
+    """Folder of the files of `vlm.model_name`. Raises CheckpointError when there is none."""
     name = config.vlm.model_name
     if name is None:
         raise CheckpointError("vlm.model_name is empty: name the pretrained VLM (a folder, or a cached hub id).")

@@ -1,4 +1,5 @@
-"""Weight files: safetensors (one or sharded) and PyTorch archives, memory-mapped, without running any code in them."""
+"""Weight files: safetensors (one or sharded) and PyTorch archives, memory-mapped, without running
+any code in them."""
 
 import zipfile
 from pathlib import Path
@@ -23,7 +24,8 @@ class _Code(CheckpointError):
 
 
 def find_weights(checkpoint: Path) -> Path:
-    """The weights' file of a checkpoint: the file itself, or the one in the folder. Raises CheckpointError."""
+    """The weights' file of a checkpoint: the file itself, or the one in the folder. Raises
+    CheckpointError."""
     if checkpoint.is_file():
         return checkpoint
     for name in (WEIGHTS, INDEX):
@@ -37,7 +39,8 @@ def find_weights(checkpoint: Path) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a weights file, memory-mapped. Raises CheckpointError with the reason it cannot be read."""
+    """Every tensor of a weights file, memory-mapped. Raises CheckpointError with the reason it
+    cannot be read."""
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
@@ -96,7 +99,8 @@ def _read_archive(path: Path) -> Any:
 
 
 def _state_dict(archive: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors under `state_dict` or `model_state_dict`, or the archive itself where it is a plain state dict."""
+    """The tensors under `state_dict` or `model_state_dict`, or the archive itself where it is a
+    plain state dict."""
     if isinstance(archive, dict):
         for key in ("state_dict", "model_state_dict"):
             if isinstance(archive.get(key), dict):

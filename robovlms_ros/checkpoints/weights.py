@@ -1,7 +1,8 @@
 """Tensors into a module: every key accounted for, nothing copied that need not be.
 
-A module is built with its parameters on the meta device (no memory), then the tensors of a memory-mapped file become
-its parameters. Keys may come from any generation of transformers: `canonical` brings file and module to the same names.
+A module is built with its parameters on the meta device (no memory), then the tensors of a
+memory-mapped file become its parameters. Keys may come from any generation of transformers:
+`canonical` brings file and module to the same names.
 """
 
 import re
@@ -15,7 +16,8 @@ from robovlms_ros.core.types import RoboVLMsError
 
 
 class CheckpointError(RoboVLMsError):
-    """A checkpoint cannot be read or does not fit the policy: the message lists every key concerned."""
+    """A checkpoint cannot be read or does not fit the policy: the message lists every key
+    concerned."""
 
 
 def apply_rules(key: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -26,7 +28,8 @@ def apply_rules(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def tied_groups(module: nn.Module) -> list[list[str]]:
-    """Parameter names that are one tensor, each group in order, the first name being the one that is saved."""
+    """Parameter names that are one tensor, each group in order, the first name being the one that
+    is saved."""
     groups: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
@@ -49,7 +52,8 @@ def assign(
 ) -> None:
     """Make `tensors` the parameters and buffers of `module`, without a copy where the dtype fits.
 
-    canonical: maps file keys and module keys to common names. ignored: file keys (canonical) that carry no weight.
+    canonical: maps file keys and module keys to common names. ignored: file keys (canonical) that
+        carry no weight.
     Raises CheckpointError listing all missing, unexpected, wrong-shape and non-finite keys.
     """
     wanted = module.state_dict()
@@ -67,7 +71,8 @@ def match(
     where: str,
     ignored: Callable[[str], bool] = lambda key: False,
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """The module's key for every tensor that fits, and the keys that do not, by kind of fault. Reads every value."""
+    """The module's key for every tensor that fits, and the keys that do not, by kind of fault.
+    Reads every value."""
     wanted = module.state_dict()
     groups = {name: group for group in tied_groups(module) for name in group}
     by_name = _canonical_table(tensors, canonical, where)

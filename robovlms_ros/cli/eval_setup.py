@@ -93,8 +93,17 @@ def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
         policy = _policy(dataclasses.replace(parameters, checkpoint=folder))
         cameras.append(policy.config.cameras)
         subjects.append(_subject(name, policy, job.config.block))
-    setting = Setting(body.robot, kinematics, parameters.schedule, _cameras(cameras, parameters), job.config,
-                      parameters.camera_tolerance, parameters.joint_states_tolerance, parameters.max_instruction_length)
+    setting = Setting(
+        body.robot,
+        kinematics,
+        parameters.schedule,
+        _cameras(cameras, parameters),
+        job.config,
+        parameters.camera_tolerance,
+        parameters.joint_states_tolerance,
+        parameters.max_instruction_length,
+        {camera.name: camera.encoding for camera in parameters.cameras if camera.encoding},
+    )
     return setting, subjects
 
 

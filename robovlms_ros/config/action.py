@@ -1,4 +1,4 @@
-"""What goes in besides images and words (proprioception), and what the numbers that come out mean (actions)."""
+"""Proprioception inputs of a policy and the meaning of its actions."""
 
 import math
 from collections.abc import Mapping
@@ -14,10 +14,12 @@ STATE_SIZES = {"eef_position": 3, "eef_rotation_vector": 3, "gripper": 1}
 
 @dataclass(frozen=True)
 class ProprioConfig:
-    """The robot's state as the policy sees it: the named values side by side, each (value - mean) / std.
+    """The robot's state as the policy sees it: the named values side by side, each (value - mean) /
+    std.
 
-    names: of `eef_position` (3, m), `eef_rotation_vector` (3, rad), `gripper` (1, opening), `joint_positions` (`joints`
-        values). mean, std: one number per value; empty leaves the values as they are.
+    names: of `eef_position` (3, m), `eef_rotation_vector` (3, rad), `gripper` (1, opening),
+        `joint_positions` (`joints` values). mean, std: one number per value; empty leaves the
+        values as they are.
     """
 
     names: tuple[Literal["eef_position", "eef_rotation_vector", "gripper", "joint_positions"], ...]
@@ -44,12 +46,14 @@ class ProprioConfig:
 
 @dataclass(frozen=True)
 class NormalizationConfig:
-    """One normalisation of actions: raw value to the head's scale in training, back again in decoding.
+    """One normalisation of actions: raw value to the head's scale in training, back again in
+    decoding.
 
-    `min_max`, `quantile`: 2 (a - low) / (high - low) - 1, clipped to [low, high] first if `clip`; low and high are the
-    bounds or the q01 and q99 of the data. `mean_std`: (a - mean) / std. One number per action dimension, or a single
-    number for all. mask: False leaves a dimension as it is; empty is all True. unit: what the numbers are in, where
-    their maker said so (`ActionConfig.unit`); it must be that of `action.units`.
+    `min_max`, `quantile`: 2 (a - low) / (high - low) - 1, clipped to [low, high] first if `clip`;
+    low and high are the bounds or the q01 and q99 of the data. `mean_std`: (a - mean) / std. One
+    number per action dimension, or a single number for all. mask: False leaves a dimension as it
+    is; empty is all True. unit: what the numbers are in, where it is declared
+    (`ActionConfig.unit`); it must be that of `action.units`.
     """
 
     method: Literal["min_max", "quantile", "mean_std"]
@@ -63,7 +67,8 @@ class NormalizationConfig:
 
     def __post_init__(self) -> None:
         where = "action.normalization"
-        used, unused = (("mean", "std"), ("low", "high"))
+        used = ("mean", "std")
+        unused = ("low", "high")
         if self.method != "mean_std":
             used, unused = unused, used
         for name in used:
@@ -72,7 +77,8 @@ class NormalizationConfig:
             require(good, f"{where}.{name}", list(values), f"finite numbers, with method '{self.method}'")
         for name in unused:
             require(not getattr(self, name), f"{where}.{name}", getattr(self, name), f"absent with '{self.method}'")
-        low, high = getattr(self, used[0]), getattr(self, used[1])
+        low = getattr(self, used[0])
+        high = getattr(self, used[1])
         require(len(low) == len(high), f"{where}.{used[1]}", list(high), f"as long as {used[0]} ({len(low)})")
         if self.method == "mean_std":
             require(all(s > 0 for s in self.std), f"{where}.std", list(self.std), "above 0")
@@ -85,9 +91,10 @@ class NormalizationConfig:
 class GripperConfig:
     """From the head's gripper logit to an opening.
 
-    open_value: which class opens: 1 (probability above `threshold` means open) or 0. No default: a wrong polarity drops
-        what it should hold. rule: `threshold`; `sticky`, a change is held for `sticky_steps` executed steps (Google
-        robot); `late_close`, class 1 must come `late_close_steps` times in a row before it acts (WidowX).
+    open_value: which class opens: 1 (probability above `threshold` means open) or 0. No default: a
+        wrong polarity drops what it should hold. rule: `threshold`; `sticky`, a change is held for
+        `sticky_steps` executed steps (Google robot); `late_close`, class 1 must come
+        `late_close_steps` times in a row before it acts (WidowX).
     """
 
     open_value: Literal[0, 1]
@@ -105,7 +112,8 @@ class GripperConfig:
 
 @dataclass(frozen=True)
 class UnitsConfig:
-    """SI units per unit of the (un-normalised) action: m and rad. CALVIN 0.02 and 0.05, OXE 1 and 1.
+    """SI units per unit of the (un-normalised) action: m and rad. CALVIN 0.02 and 0.05, OXE 1 and
+    1.
 
     joint: rad (m) per unit, of joint action spaces.
     """
@@ -122,12 +130,15 @@ class UnitsConfig:
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """What a chunk's numbers mean. The first fields are `types.ActionSpec`'s; nothing that moves an arm has a default.
+    """Meaning of a chunk's numbers. The first fields are `types.ActionSpec`'s; nothing that moves
+    an arm has a default.
 
-    The pipeline, in decoding order: inverse mu-law (`mu_law`, the gripper kept), each of `normalization` in turn (the
-    first is the one next to the head), `units`, the gripper's rule. Training runs it backwards.
+    The pipeline, in decoding order: inverse mu-law (`mu_law`, the gripper kept), each of
+    `normalization` in turn (the first is the one next to the head), `units`, the gripper's rule.
+    Training runs it backwards.
 
-    robot: name of the robot whose data the statistics are of; None where they hold for any. Another robot is refused.
+    robot: name of the robot whose data the statistics are of; None where they hold for any. Another
+        robot is refused.
     """
 
     space: Space
@@ -156,12 +167,13 @@ class ActionConfig:
         if self.space.startswith("eef"):
             require(len(self.names) == len(EEF_NAMES), "action.names", list(self.names), f"{len(EEF_NAMES)} names")
         for i, norm in enumerate(self.normalization):
-            where, allowed = f"action.normalization[{i}].unit", f"that of action.units, '{self.unit}', or absent"
+            where = f"action.normalization[{i}].unit"
+            allowed = f"that of action.units, '{self.unit}', or absent"
             require(norm.unit in ("", self.unit), where, norm.unit, allowed)
 
     @property
     def unit(self) -> str:
-        """What one un-normalised number is, in words: `translation 0.02 m, rotation 0.05 rad`."""
+        """Description of one un-normalised number: `translation 0.02 m, rotation 0.05 rad`."""
         units = self.units
         if self.space.startswith("eef"):
             return f"translation {units.translation:g} m, rotation {units.rotation:g} rad"
@@ -173,7 +185,8 @@ class ActionConfig:
         return ActionSpec(self.space, self.frame, self.rotation, self.composition, self.step_duration, self.names)
 
     def check_dimensions(self, action_dim: int) -> None:
-        """Raise ConfigError unless names and every statistic fit an action of `action_dim` numbers."""
+        """Raise ConfigError unless names and every statistic fit an action of `action_dim`
+        numbers."""
         allowed = f"{action_dim} (action_head.action_dim)"
         require(len(self.names) == action_dim, "action.names", list(self.names), allowed)
         for i, norm in enumerate(self.normalization):
@@ -185,10 +198,11 @@ class ActionConfig:
 
 
 def resolve_statistics(action: Mapping[str, Any], folder: Path | None, where: str) -> dict[str, Any]:
-    """`action` with every `statistics: FILE, key: NAME` of a normalisation replaced by the numbers in that file.
+    """`action` with every `statistics: FILE, key: NAME` of a normalisation replaced by the numbers
+    in that file.
 
-    The file is RoboVLMs' and Octo's layout: NAME -> action -> {q01, q99, min, max, mean, std, mask}. Raises ConfigError
-    listing the candidates when the key is absent.
+    The file is RoboVLMs' and Octo's layout: NAME -> action -> {q01, q99, min, max, mean, std,
+    mask}. Raises ConfigError listing the candidates when the key is absent.
     """
     norms = action.get("normalization")
     if isinstance(norms, Mapping):

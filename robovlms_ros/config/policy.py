@@ -1,9 +1,9 @@
 """The one configuration object of a policy.
 
-Read from the tutorial's JSON (`model`, `action_head`, `vlm`, `training` blocks), from our YAML (the same blocks and
-`cameras`, `proprioception`, `action`), or from the JSON that a RoboVLMs training run writes (`config_reference`).
-Every key is known and every value is checked; a block that only running a policy needs (`action`, `history_step`) may
-be absent until then (`require_runnable`).
+Read from the tutorial's JSON (`model`, `action_head`, `vlm`, `training` blocks), from our YAML (the
+same blocks and `cameras`, `proprioception`, `action`), or from the JSON that a RoboVLMs training
+run writes (`config_reference`). Every key is known and every value is checked; a block that only
+running a policy needs (`action`, `history_step`) may be absent until then (`require_runnable`).
 """
 
 import dataclasses
@@ -24,17 +24,24 @@ ALIASES = {"window_size": "history_length", "fwd_pred_next_n": "action_chunk_siz
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is predicted from what.
+    """Prediction inputs and outputs: cameras, history, chunk.
 
-    backbone: name in the registry. history_length: frames that the head (or the VLM) sees, W. action_chunk_size:
-        steps predicted at once, n. Their RoboVLMs names are `window_size` and `fwd_pred_next_n`.
-    history_type: `post`, each frame through the VLM alone and the head aggregates; `pre`, one interleaved sequence;
-        `video`, all frames' images then the text once; `one_step`, no history.
-    history_step: s between the frames of the history, as in training. No default: a policy cannot run without it.
-    history_tolerance: s by which a frame may miss its place in the history; None is half a history step.
-    history_gap: what a missing frame does: `hold` (the nearest older frame stands in, and it is reported) or `refuse`.
-    pre_executes: with `pre`, whose action is executed; `oldest` is what RoboVLMs' own wrapper does, for comparison.
-    padding: where a padded row's action token stands: at the row's own end, or (RoboVLMs) in the batch's last column.
+    backbone: name in the registry. history_length: frames that the head (or the VLM) sees, W.
+        action_chunk_size: steps predicted at once, n. Their RoboVLMs names are `window_size` and
+            `fwd_pred_next_n`.
+    history_type: `post`, each frame through the VLM alone and the head aggregates; `pre`, one
+        interleaved sequence; `video`, all frames' images then the text once; `one_step`, no
+        history.
+    history_step: s between the frames of the history, as in training. No default: a policy cannot
+        run without it.
+    history_tolerance: s by which a frame may miss its place in the history; None is half a history
+        step.
+    history_gap: what a missing frame does: `hold` (the nearest older frame is used and reported) or
+        `refuse`.
+    pre_executes: with `pre`, whose action is executed; `oldest` is what RoboVLMs' own wrapper does,
+        for comparison.
+    padding: position of a padded row's action token: at the row's own end, or (RoboVLMs) in the
+        batch's last column.
     """
 
     backbone: str
@@ -66,11 +73,13 @@ class ModelConfig:
 class HeadConfig:
     """The policy head. Defaults are RoboVLMs'.
 
-    type: name in the registry: lstm, gpt, fc, discrete. hidden_size, num_layers, dropout: of the head's core;
-        num_layers None is the head's own (LSTM 4, GPT 8). action_dim: numbers in an action, the last one the gripper.
-    down_sample: `none` (tokens side by side), `pooling` (max over tokens) or `resampler`. latent: action tokens, or
-        tokens left after down-sampling. action_space: `continuous` reads the action token, `down_sample` the tokens
-        named by token_source, `discrete` generates tokens. fill_zero: later positions do not see the action token.
+    type: name in the registry: lstm, gpt, fc, discrete. hidden_size, num_layers, dropout: of the
+        head's core; num_layers None is the head's own (LSTM 4, GPT 8). action_dim: numbers in an
+        action, the last one the gripper.
+    down_sample: `none` (tokens side by side), `pooling` (max over tokens) or `resampler`. latent:
+        action tokens, or tokens left after down-sampling. action_space: `continuous` reads the
+        action token, `down_sample` the tokens named by token_source, `discrete` generates tokens.
+        fill_zero: later positions do not see the action token.
     n_bin, min_action, max_action: bins of the discrete head.
     """
 
@@ -114,13 +123,16 @@ class HeadConfig:
 class VLMConfig:
     """The vision-language model.
 
-    model_name: pretrained VLM: hub id or local folder; only its config and tokenizer files are read once a checkpoint
-        holds the weights. size: `full` (that model's configuration, or the family's) or `tiny` (for tests and small
-        policies). settings: overrides of the transformers configuration, nested as there (`text_config`,
-        `vision_config`); unknown names are refused. vocabulary: words of a word-level tokenizer (tiny models).
-    image_size: pixels, None is the model's own. max_length: tokens of the prompt. prompt: template with
-        `{instruction}`, None is the family's. temperature: of the discrete head; None or 0 is greedy.
-    attention: transformers' attention implementation. precision: of the policy's weights at run time.
+    model_name: pretrained VLM: hub id or local folder; only its config and tokenizer files are read
+        once a checkpoint holds the weights. size: `full` (that model's configuration, or the
+        family's) or `tiny` (for tests and small policies). settings: overrides of the transformers
+        configuration, nested as there (`text_config`, `vision_config`); unknown names are refused.
+        vocabulary: words of a word-level tokenizer (tiny models).
+    image_size: pixels, None is the model's own. max_length: tokens of the prompt. prompt: template
+        with `{instruction}`, None is the family's. temperature: of the discrete head; None or 0 is
+        greedy.
+    attention: transformers' attention implementation. precision: of the policy's weights at run
+        time.
     resampler: RoboVLMs' own perceiver after the vision tower (`use_vision_resampler`).
     """
 
@@ -151,7 +163,8 @@ class PolicyConfig:
     """Everything that makes a policy what it is, weights apart.
 
     cameras: names, in the order in which the policy was trained; the first is the reference camera.
-    proprioception: None for a policy that does not see the robot's state. action: None until the policy is to run.
+    proprioception: None for a policy that does not see the robot's state. action: None until the
+        policy is to run.
     """
 
     model: ModelConfig
@@ -168,7 +181,8 @@ class PolicyConfig:
         require(not doubled and all(self.cameras), "cameras", list(self.cameras), "names that differ, none empty")
         if self.action is not None:
             self.action.check_dimensions(self.action_head.action_dim)
-        head, history = self.action_head.type, self.model.history_type
+        head = self.action_head.type
+        history = self.model.history_type
         if history == "video" and head in ("lstm", "gpt"):
             raise ConfigError(
                 f"action_head.type '{head}' with model.history_type 'video': the window is one sequence with one "
@@ -177,7 +191,8 @@ class PolicyConfig:
             )
 
     def require_runnable(self) -> None:
-        """Raise ConfigError listing everything that only running the policy needs and that is absent."""
+        """Raise ConfigError listing everything that only running the policy needs and that is
+        absent."""
         missing = []
         if self.model.history_step is None and self.model.history_length > 1:
             missing.append("model.history_step (s between the frames of the history, as in training)")
@@ -188,13 +203,15 @@ class PolicyConfig:
 
 
 def load_config(path: str | Path) -> PolicyConfig:
-    """The policy configuration in a YAML or JSON file: the tutorial's, ours, or a RoboVLMs training run's."""
+    """The policy configuration in a YAML or JSON file: the tutorial's, ours, or a RoboVLMs training
+    run's."""
     path = Path(path)
     return config_from_mapping(read_mapping(path), path.name, path.parent)
 
 
 def config_from_mapping(data: Mapping[str, Any], where: str = "config", folder: Path | None = None) -> PolicyConfig:
-    """A PolicyConfig from a mapping; `folder` is where files that it names are looked up. Raises ConfigError."""
+    """A PolicyConfig from a mapping; `folder` is where files that it names are looked up. Raises
+    ConfigError."""
     blocks = expand(data, where, folder)
     if isinstance(blocks.get("model"), Mapping):
         blocks = _lift_action_head(blocks, where)
@@ -205,7 +222,8 @@ def config_from_mapping(data: Mapping[str, Any], where: str = "config", folder: 
 
 
 def config_to_mapping(config: PolicyConfig) -> dict[str, Any]:
-    """The mapping that `config_from_mapping` reads back to an equal configuration (YAML-ready types)."""
+    """The mapping that `config_from_mapping` reads back to an equal configuration (YAML-ready
+    types)."""
     plain = _plain(config)
     assert isinstance(plain, dict)
     return plain

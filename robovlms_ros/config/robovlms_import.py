@@ -1,6 +1,6 @@
 """The JSON that a RoboVLMs training run writes, as our configuration blocks.
 
-The file is read as it is. What it does not say (what the action's numbers mean to a robot) comes from the profile of
+The file is read as it is. The action's physical meaning, which it lacks, comes from the profile of
 the data set that it names, shipped in `profiles/`, or from an `action` block added to it.
 """
 
@@ -51,8 +51,8 @@ ARM_MASK = [True] * 6 + [False]
 def expand(data: Mapping[str, Any], where: str, folder: Path | None, depth: int = 0) -> dict[str, Any]:
     """Our blocks from a file of any of the three kinds.
 
-    A file may name another by `base` (looked up beside it) and lay its own blocks on that one's, key by key; `profile`
-    names what a RoboVLMs JSON leaves open. Raises ConfigError.
+    A file may name another by `base` (looked up beside it) and lay its own blocks on that one's,
+    key by key; `profile` names what a RoboVLMs JSON leaves open. Raises ConfigError.
     """
     if "base" in data:
         if depth >= MAX_CONFIG_BASES:
@@ -77,10 +77,12 @@ def expand(data: Mapping[str, Any], where: str, folder: Path | None, depth: int 
 
 
 def read_reference(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Our blocks (`model`, `action_head`, `vlm`, `training`, `cameras`, `action`) from a training run's JSON.
+    """Our blocks (`model`, `action_head`, `vlm`, `training`, `cameras`, `action`) from a training
+    run's JSON.
 
-    Raises ConfigError for an absent or unknown value. `action` and `history_step` are absent from the result when
-    neither the file nor a data set's profile gives them: such a policy loads, but cannot be run.
+    Raises ConfigError for an absent or unknown value. `action` and `history_step` are absent from
+    the result when neither the file nor a data set's profile gives them: such a policy loads, but
+    cannot be run.
     """
     head = _need(data, "act_head", where)
     vlm = _need(data, "vlm", where)
@@ -154,7 +156,8 @@ def _lora(setup: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _action(data: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The action block: the file's own, else the profile's with the file's normalisation next to the head."""
+    """The action block: the file's own, else the profile's with the file's normalisation next to
+    the head."""
     own = data.get("action")
     if own is None and "action" not in profile:
         return None
@@ -162,7 +165,8 @@ def _action(data: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, An
     if own is None:
         norms: list[dict[str, Any]] = []
         if data.get("norm_action"):
-            low, high = data.get("norm_min", -1.0), data.get("norm_max", 1.0)
+            low = data.get("norm_min", -1.0)
+            high = data.get("norm_max", 1.0)
             norms.append({"method": "min_max", "low": [low], "high": [high], "mask": ARM_MASK})
         action["normalization"] = [*norms, *action.get("normalization", [])]
         if data.get("use_mu_law"):
@@ -171,7 +175,8 @@ def _action(data: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, An
 
 
 def _profile(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The profile that the file names (`profile`), or that of the data set it was trained on; empty when neither is."""
+    """The profile that the file names (`profile`), or that of the data set it was trained on; empty
+    when neither is."""
     name = data.get("profile")
     dataset = data.get("train_dataset") or data.get("val_dataset") or {}
     if isinstance(dataset, list):

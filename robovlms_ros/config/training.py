@@ -1,4 +1,4 @@
-"""How a policy is trained: the `training` block."""
+"""Training settings: the `training` block."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,10 +8,12 @@ from robovlms_ros.core.schema import require
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters in the language model (arXiv 2106.09685); the rest of the VLM is frozen. Defaults: RoboVLMs'.
+    """Low-rank adapters in the language model (arXiv 2106.09685); the rest of the VLM is frozen.
+    Defaults: RoboVLMs'.
 
-    rank, alpha: the update is alpha / rank * B A. dropout: on the adapters' input. targets: last parts of the adapted
-        modules' names (`q_proj`); empty is every linear layer of the language model.
+    rank, alpha: the update is alpha / rank * B A. dropout: on the adapters' input. targets: last
+        parts of the adapted modules' names (`q_proj`); empty is every linear layer of the language
+        model.
     """
 
     rank: int = 64
@@ -28,10 +30,12 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What training changes about its images; one draw per window and camera, so that a window stays consistent.
+    """Image augmentation in training; one draw per window and camera, so that a window stays
+    consistent.
 
-    shift: largest shift as a share of the image's side (RoboVLMs: 10 of 224 pixels). brightness, contrast, saturation:
-        half-width of the factor around 1. hue: largest turn of the colour circle, 0.5 is half of it. 0 is off.
+    shift: largest shift as a share of the image's side (RoboVLMs: 10 of 224 pixels). brightness,
+        contrast, saturation: half-width of the factor around 1. hue: largest turn of the colour
+            circle, 0.5 is half of it. 0 is off.
     """
 
     shift: float = 0.045
@@ -48,21 +52,27 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Optimisation of a training run: AdamW on Huber (arm) and binary cross entropy (gripper), or on action tokens.
+    """Optimisation of a training run: AdamW on Huber (arm) and binary cross entropy (gripper), or
+    on action tokens.
 
-    batch_size: windows per step of one process. accumulation: such batches per step of the optimiser.
-    learning_rate: at its highest. warmup_ratio: epochs of linear warm-up. schedule: after it; `cosine` falls to
-        minimum_rate (a share of learning_rate) at the end of the run.
-    epochs: passes over the data. max_steps: of the optimiser, ends the run earlier; None is no limit.
-    gradient_clip: largest norm of the gradient, 0 is off. weight_decay: on every trained parameter, as RoboVLMs.
+    batch_size: windows per step of one process. accumulation: such batches per step of the
+        optimiser.
+    learning_rate: at its highest. warmup_ratio: epochs of linear warm-up. schedule: after it;
+        `cosine` falls to minimum_rate (a share of learning_rate) at the end of the run.
+    epochs: passes over the data. max_steps: of the optimiser, ends the run earlier; None is no
+        limit.
+    gradient_clip: largest norm of the gradient, 0 is off. weight_decay: on every trained parameter,
+        as RoboVLMs.
     arm_gripper_loss_ratio: weight of the gripper's loss beside the arm's.
-    precision: of the computation (mixed precision). What trains and the optimiser stay float32; matrices that do not
-        train are held in it. gradient_checkpointing: keep only the layers' inputs and compute the rest again: less
-        memory, about a third more time.
-    freeze: parts that stay as they are: `vision` (tower), `text` (language model), `word_embedding`, `backbone` (the
-        whole VLM). The head, the action token and what embeds proprioception always train. train_last_layers: with
-        the language model frozen, its last N layers train all the same. lora: adapters instead of the weights.
-    validation_fraction: share of the episodes that is held out. seed: of new weights, data order and augmentation.
+    precision: of the computation (mixed precision). What trains and the optimiser stay float32;
+        matrices that do not train are held in it. gradient_checkpointing: keep only the layers'
+        inputs and compute the rest again: less memory, about a third more time.
+    freeze: parts that stay as they are: `vision` (tower), `text` (language model),
+        `word_embedding`, `backbone` (the whole VLM). The head, the action token and what embeds
+        proprioception always train. train_last_layers: with the language model frozen, its last N
+        layers train all the same. lora: adapters instead of the weights.
+    validation_fraction: share of the episodes that is held out. seed: of new weights, data order
+        and augmentation.
     workers: processes that decode images. save_every: steps of the optimiser between saved states.
     """
 

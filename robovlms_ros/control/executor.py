@@ -20,7 +20,13 @@ from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import Array
-from robovlms_ros.core.types import ActionChunk, JointPlan, RobotState, TrajectoryShape
+from robovlms_ros.core.types import (
+    ActionChunk,
+    JointPlan,
+    RobotState,
+    TrajectoryCommand,
+    TrajectoryShape,
+)
 
 AT_COMMAND = 0.02
 """rad: an arm at rest this near to its last command is there, but for gravity and friction."""
@@ -30,6 +36,12 @@ MARGIN_NS = 5_000_000
 
 LONGEST_LEAD_NS = 200_000_000
 """The longest lead of a message that is computed a second time."""
+
+BACK_SHARE = 0.4
+"""Part of the speed limits, times the authority, with which a set point returns to an arm that stood still."""
+
+FARTHEST_BACK = 1.0
+"""rad: a set point that is further from the arm stays where it is."""
 
 REST_SPEED = 0.05
 """rad/s: a joint that is measured slower than this is at rest."""
@@ -265,7 +277,30 @@ class ChunkExecutor:
         where the stop itself breaks a limit: the last command then ends at rest by itself.
         """
         self._plan = None
-        command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
+        return self._admitted(self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns)), now_ns)
+
+    def move_back(self, measured: RobotState, now_ns: int) -> AdmittedCommand | None:
+        """A slow motion of the set point, which is at rest, to an arm that stands still somewhere else.
+
+        It is continuous with the commanded motion, so that an arm that is released while it lasts does not jump.
+        None while a stop is under way, and where the set point is at the arm or further than FARTHEST_BACK.
+        Raises CommandRejected where it breaks a limit.
+        """
+        commanded = self.commanded(now_ns)
+        if commanded is None or np.any(commanded[1] != 0.0):
+            return None
+        distance = np.abs(commanded[0] - measured.positions).max()
+        if not AT_COMMAND < distance <= FARTHEST_BACK:
+            return None
+        share = BACK_SHARE * self.gate.authority
+        try:
+            command = self.scheduler.move_back(measured.positions, now_ns, share)
+        except ScheduleRefused:
+            return None
+        return self._admitted(command, now_ns)
+
+    def _admitted(self, command: TrajectoryCommand, now_ns: int) -> AdmittedCommand:
+        """A command that continues the commanded motion, recorded. Raises CommandRejected."""
         try:
             admitted = self.guard.admit(command, now_ns, None)
         except CommandRejected:

@@ -58,13 +58,15 @@ class SafetyGate:
 
     kinematics: checks the tool's workspace and speed; None leaves those two unchecked.
     authority: the part of the speed limits in use after the ramp, above 0 to 1; authority_ramp: s after activation
-    until it is. Both may be set at any time.
+    until it is. Both may be set at any time. probing: True keeps the authority where the ramp begins, for an arm that
+    did not move when it was commanded; the ramp begins when it ends.
     """
 
     def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None) -> None:
         self.robot = robot
         self.authority, self.authority_ramp = robot.gate.authority, robot.gate.authority_ramp
         self._bounds = bounds_of(robot.limits, len(robot.joints))
+        self._probing = False
         self._tool = ToolChecks(robot, kinematics)
         self._kink = self._bounds.acceleration * (1.01 * ARRIVAL_NS / NANOSECONDS)
         self.reset()
@@ -90,6 +92,17 @@ class SafetyGate:
     def counts(self, counts: tuple[int, int, int]) -> None:
         self.clamps, self.refusals, self._refusing_since_ns = counts
 
+    @property
+    def probing(self) -> bool:
+        """See the class's docstring."""
+        return self._probing
+
+    @probing.setter
+    def probing(self, probing: bool) -> None:
+        if self._probing and not probing:
+            self._began_ns = None
+        self._probing = probing
+
     def forget_motion(self) -> None:
         """The next command starts at the measured state. Counts and ramp stay."""
         self._commanded: Spline | None = None
@@ -100,6 +113,8 @@ class SafetyGate:
 
     def authority_at(self, t_ns: int) -> float:
         """The part of the speed limits that may be used at a time: a ramp after activation."""
+        if self._probing:
+            return self.authority * FIRST_AUTHORITY
         ramp, began = self.authority_ramp, self._began_ns
         if ramp == 0:
             return self.authority

@@ -19,12 +19,12 @@ from robovlms_ros.control.blending import (
     extended,
     temporal_ensemble,
 )
-from robovlms_ros.control.limits import JointBounds, bounds_of
+from robovlms_ros.control.limits import JointBounds, bounds_of, cut
 from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.smoothing import joining_time, within_acceleration
 from robovlms_ros.control.spline import Array, Spline, Stamps, curve_of, followed_by
-from robovlms_ros.control.stopping import come_to_rest, stop_within
+from robovlms_ros.control.stopping import come_to_rest, move_slowly, stop_within
 from robovlms_ros.control.trajectory_shape import bridgeable, bridged
 from robovlms_ros.core.types import (
     NANOSECONDS,
@@ -152,6 +152,24 @@ class ChunkScheduler:
         stop = stop_within(running, splice_ns, self.config.stop_time, self._executable(), authority)
         still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])
         command = self._message(running, followed_by(stop, still), now_ns, self._lead_ns)
+        self.commit(command)
+        return command
+
+    def move_back(self, positions: Array, now_ns: int, share: float) -> TrajectoryCommand:
+        """A slow motion from the running plan, which has come to rest, to (J,) rad; the running plan from now on.
+
+        share: as in `move_slowly`. Raises ScheduleRefused while the running plan moves or when there is none.
+        """
+        running = self._running_at(now_ns)
+        if running is None or (running.end_ns > now_ns and np.ptp(cut(running, now_ns).positions, axis=0).max() > 0):
+            raise ScheduleRefused("the commanded motion has not come to rest: it is not moved back.")
+        _check_finite("target positions", positions)
+        splice_ns = now_ns + self._lead_ns
+        self.forget_chunks()
+        end = np.clip(positions, self._bounds.lower, self._bounds.upper)
+        back = move_slowly(splice_ns, running(np.array([splice_ns]))[0][0], end, self._executable(), share)
+        still = Spline(np.array([back.end_ns + HOLD_NS]), back.positions[-1:], back.velocities[-1:])
+        command = self._message(running, followed_by(back, still), now_ns, self._lead_ns)
         self.commit(command)
         return command
 

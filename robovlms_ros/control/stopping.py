@@ -35,6 +35,21 @@ def come_to_rest(plan: Spline, stop_time: float, bounds: JointBounds) -> Spline:
     )
 
 
+def move_slowly(begin_ns: int, begin: Array, end: Array, bounds: JointBounds, share: float) -> Spline:
+    """A motion from rest to rest, (J,) to (J,) rad, on a straight line in joint space.
+
+    share: the part of the speed bounds, above 0 to 1, that it uses at most; of the acceleration bounds half.
+    """
+    distance = np.abs(end - begin)
+    # A cubic from rest to rest reaches 1.5 d / T and 6 d / T^2.
+    by_speed = 1.5 * distance / (share * bounds.velocity)
+    by_acceleration = np.sqrt(12 * distance / bounds.acceleration)
+    seconds = max(float(by_speed.max()), float(by_acceleration.max()), GAP_NS / NANOSECONDS)
+    times_ns = np.array([begin_ns, begin_ns + round(seconds * NANOSECONDS)])
+    positions = np.stack([begin, end])
+    return Spline(times_ns, positions, np.zeros_like(positions))
+
+
 def stop_within(
     plan: Spline, begin_ns: int, stop_time: float, bounds: JointBounds, authority: float = 1.0
 ) -> Spline:

@@ -26,7 +26,8 @@ MAX_LAYERS = 1_000
 MAX_WIDTH = 4_000_000
 """Widths and vocabulary sizes that an architecture may name."""
 MAX_IMAGE_PIXELS = 64 * 2**20
-"""Pixels of a compressed image, an image in a table or a video frame, by its header, before it is decoded."""
+"""Pixels of a compressed image, an image in a table or a video frame, by its header, before it is
+decoded."""
 MAX_JSON_BYTES = 64 * 2**20
 """Bytes of a data set's JSON description."""
 MAX_TABLE_BYTES = 64 * 2**30
@@ -54,7 +55,8 @@ MAX_CHUNK_BYTES = 512 * 2**20
 MAX_MESSAGE_BYTES = 256 * 2**20
 """Bytes of one recorded message, uncompressed."""
 MAX_DECOMPRESSED_RATIO = 1000
-"""Bytes of a decompressed bag file for one byte of the compressed file, beyond MAX_DECOMPRESSED_BYTES."""
+"""Bytes of a decompressed bag file for one byte of the compressed file, beyond
+MAX_DECOMPRESSED_BYTES."""
 MAX_DECOMPRESSED_BYTES = 256 * 2**20
 """Bytes of a decompressed bag file, whatever its compressed size."""
 MAX_SCHEMA_BYTES = 2**20

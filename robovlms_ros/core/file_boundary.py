@@ -1,4 +1,5 @@
-"""The boundary of a file format: a library's exception becomes one of this package's errors, with file and place."""
+"""The boundary of a file format: a library's exception becomes one of this package's errors, with
+file and place."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +19,19 @@ REASON = 200
 def file_boundary(
     kind: type[RoboVLMsError], place: str | Path, remedy: str, contents: str = ""
 ) -> Iterator[None]:
-    """Raise `kind` in place of every exception but this package's own. Damaged bytes raise anything in a parser.
+    """Raise `kind` in place of every exception but this package's own. Damaged bytes raise anything
+    in a parser.
 
-    place: the file, and the position in it where one is known. remedy: a sentence. contents: the file's format.
+    place: the file, and the position in it where one is known. remedy: a sentence. contents: the
+        file's format.
     """
     try:
         yield
     except RoboVLMsError:
         raise
     except BaseException as error:
-        # A panic of a library in Rust is no Exception; Ctrl-C and the end of the process are none of ours.
+        # A panic of a library in Rust is no Exception; Ctrl-C and the end of the process are none
+        # of ours.
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
         reason = printable(f"{type(error).__name__}: {error}", REASON).rstrip(".")
@@ -36,7 +40,8 @@ def file_boundary(
 
 
 def require_file(kind: type[RoboVLMsError], path: Path, most: int, cap: str) -> int:
-    """The size of a regular file in bytes. Raises `kind` for a missing one, a FIFO or device, and one above the cap.
+    """The size of a regular file in bytes. Raises `kind` for a missing one, a FIFO or device, and
+    one above the cap.
 
     cap: the name of `most` in robovlms_ros/core/caps.py.
     """

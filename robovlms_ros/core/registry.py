@@ -1,4 +1,5 @@
-"""Backbones and heads by name. Ours are a table; third parties add backbones by the entry point group below."""
+"""Backbones and heads by name. Ours are a table; third parties add backbones by the entry point
+group below."""
 
 import importlib
 from importlib.metadata import entry_points
@@ -20,7 +21,8 @@ HEADS = {
     "fc": "robovlms_ros.models.heads.fc:FCHead",
     "discrete": "robovlms_ros.models.heads.discrete:DiscreteHead",
 }
-# Known to RoboVLMs, but their code exists only as remote code of the model hub, which is never run here.
+# Known to RoboVLMs, but their code exists only as remote code of the model hub, which is never run
+# here.
 REMOTE_CODE_ONLY = {"moondream": "smolvlm", "uform": "smolvlm"}
 ENTRY_POINT_GROUP = "robovlms_ros.backbones"
 
@@ -31,7 +33,8 @@ def names(kind: str) -> list[str]:
 
 
 def resolve(kind: str, name: str) -> Any:
-    """The class called `name`, imported now. Raises ConfigError for an unknown or a refused name."""
+    """The class called `name`, imported now. Raises ConfigError for an unknown or a refused
+    name."""
     if kind == "backbone" and name in REMOTE_CODE_ONLY:
         raise ConfigError(
             f"model.backbone = '{name}': exists only as remote code of the model hub, which is not run here. "

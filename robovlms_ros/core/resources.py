@@ -1,4 +1,5 @@
-"""Where the package's own data lies: `config/`, `msg/`, `launch/`, in a checkout, a colcon install or a pip install."""
+"""Location of the package's data (`config/`, `msg/`, `launch/`) in a checkout, a colcon or a pip
+install."""
 
 import os
 import sys
@@ -10,7 +11,8 @@ PACKAGE = "robovlms_ros"
 
 
 def share_directory() -> Path:
-    """The folder that holds `config/` and `msg/`: the checkout this module runs from, else an installed share.
+    """The folder that holds `config/` and `msg/`: the checkout this module runs from, else an
+    installed share.
 
     Raises RoboVLMsError that lists the places looked at.
     """
@@ -29,16 +31,18 @@ def share_directory() -> Path:
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
-    """A checkpoint by the name of a shipped one (`demo`), else the path as given, which need not exist."""
+    """A checkpoint by the name of a shipped one (`demo`), else the path as given, which need not
+    exist."""
     shipped = share_directory() / "config" / "checkpoints" / name_or_path
     return shipped if shipped.is_dir() else Path(name_or_path).expanduser()
 
 
 def find(name_or_path: str | Path, folder: str, suffix: str = ".yaml") -> Path:
-    """A file the user named: the stem of a shipped file in `folder` (`panda` in `config/robots`), or a path.
+    """A file the user named: the stem of a shipped file in `folder` (`panda` in `config/robots`),
+    or a path.
 
-    A shipped name wins over a file of that name in the working directory; `./panda` means the latter.
-    Raises RoboVLMsError with the shipped names when it is neither.
+    A shipped name wins over a file of that name in the working directory; `./panda` means the
+    latter. Raises RoboVLMsError with the shipped names when it is neither.
     """
     shipped = share_directory() / folder
     candidate = shipped / f"{name_or_path}{suffix}"

@@ -1,7 +1,9 @@
-"""Rotations in NumPy: vectors, Euler angles and matrices, batched over leading axes. Angles are radians.
+"""Rotations in NumPy: vectors, Euler angles and matrices, batched over leading axes. Angles are
+radians.
 
-A rotation vector is axis times angle, 0 <= angle <= pi. `euler_xyz_extrinsic` is R = Rz Ry Rx (roll, pitch, yaw about
-fixed axes, REP-103), `euler_xyz_intrinsic` is R = Rx Ry Rz. Near a pitch of +-pi/2 the last angle is set to 0.
+A rotation vector is axis times angle, 0 <= angle <= pi. `euler_xyz_extrinsic` is R = Rz Ry Rx
+(roll, pitch, yaw about fixed axes, REP-103), `euler_xyz_intrinsic` is R = Rx Ry Rz. Near a pitch of
++-pi/2 the last angle is set to 0.
 """
 
 import numpy as np
@@ -30,7 +32,8 @@ def matrix_from_vector(vector: ArrayLike) -> Array:
 
 
 def vector_from_matrix(matrix: ArrayLike) -> Array:
-    """Matrices (..., 3, 3) to rotation vectors (..., 3). At an angle of pi the sign of the axis is a choice."""
+    """Matrices (..., 3, 3) to rotation vectors (..., 3). At an angle of pi the sign of the axis is
+    a choice."""
     quaternion = quaternion_from_matrix(matrix)
     w = quaternion[..., 0]
     xyz = quaternion[..., 1:]
@@ -77,7 +80,8 @@ def matrix_from_quaternion(quaternion: ArrayLike) -> Array:
 
 
 def matrix_from_euler(angles: ArrayLike, intrinsic: bool = False) -> Array:
-    """Angles (..., 3) about x, y, z to matrices (..., 3, 3): Rz Ry Rx, or Rx Ry Rz when intrinsic."""
+    """Angles (..., 3) about x, y, z to matrices (..., 3, 3): Rz Ry Rx, or Rx Ry Rz when
+    intrinsic."""
     angles = np.asarray(angles, dtype=np.float64)
     x, y, z = (matrix_from_vector(angles * np.eye(3)[axis]) for axis in range(3))
     return x @ y @ z if intrinsic else z @ y @ x
@@ -87,7 +91,8 @@ def euler_from_matrix(matrix: ArrayLike, intrinsic: bool = False) -> Array:
     """The mirror of `matrix_from_euler`; the middle angle lies in [-pi/2, pi/2]."""
     m = np.asarray(matrix, dtype=np.float64)
     if intrinsic:
-        # The transpose of Rx(a) Ry(b) Rz(c) is Rz(-c) Ry(-b) Rx(-a): the extrinsic form of the negated angles.
+        # The transpose of Rx(a) Ry(b) Rz(c) is Rz(-c) Ry(-b) Rx(-a): the extrinsic form of the
+        # negated angles.
         m = np.swapaxes(m, -1, -2)
     cosine = np.hypot(m[..., 0, 0], m[..., 1, 0])
     locked = cosine < 1e-9
@@ -113,10 +118,11 @@ def values_from(matrix: ArrayLike, rotation: Rotation) -> Array:
 
 
 def world_to_tcp(actions: ArrayLike, tcp_euler: ArrayLike, rotation_scale: float = 0.01) -> Array:
-    """CALVIN relative actions (..., 7) from the world's axes into the tool's, as RoboVLMs' `tcp_rel` training data.
+    """CALVIN relative actions (..., 7) from the world's axes into the tool's, as RoboVLMs'
+    `tcp_rel` training data.
 
-    tcp_euler (..., 3): the tool's orientation as intrinsic xyz angles (robot_obs[3:6]). The rotation part is in units
-    of `rotation_scale` rad; the gripper is kept.
+    tcp_euler (..., 3): the tool's orientation as intrinsic xyz angles (robot_obs[3:6]). The
+    rotation part is in units of `rotation_scale` rad; the gripper is kept.
     """
     actions = np.asarray(actions, dtype=np.float64)
     tcp_euler = np.asarray(tcp_euler, dtype=np.float64)

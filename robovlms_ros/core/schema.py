@@ -1,8 +1,10 @@
-"""Strict loading of configuration: a mapping (JSON or YAML) into a frozen dataclass, or an error a user can act on.
+"""Strict loading of configuration: a mapping (JSON or YAML) into a frozen dataclass, or an error a
+user can act on.
 
-`build(cls, mapping, where)` fills every field of `cls`, recursing into nested dataclasses, tuples and mappings, checks
-each value against its annotation, and refuses what it does not know with the nearest names it does. Ranges are
-checked by each dataclass in `__post_init__`, which raises `ConfigError` itself (see `require`).
+`build(cls, mapping, where)` fills every field of `cls`, recursing into nested dataclasses, tuples
+and mappings, checks each value against its annotation, and refuses what it does not know with the
+nearest names it does. Ranges are checked by each dataclass in `__post_init__`, which raises
+`ConfigError` itself (see `require`).
 """
 
 import dataclasses
@@ -45,7 +47,8 @@ def require(condition: bool, where: str, value: object, allowed: str) -> None:
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file. Raises ConfigError naming the file, and the line where it has one."""
+    """The mapping in a YAML or JSON file. Raises ConfigError naming the file, and the line where it
+    has one."""
     path = Path(path)
     require_file(ConfigError, path, MAX_CONFIG_BYTES, "MAX_CONFIG_BYTES")
     try:
@@ -61,9 +64,11 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
-    """An instance of the dataclass `cls` from `data`; `where` names the place in messages, e.g. `panda.yaml: limits`.
+    """An instance of the dataclass `cls` from `data`; `where` names the place in messages, e.g.
+    `panda.yaml: limits`.
 
-    Raises ConfigError for an unknown key, a missing key without default, or a value of the wrong type.
+    Raises ConfigError for an unknown key, a missing key without default, or a value of the wrong
+    type.
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} = {shown(data)}: must be a mapping of names to values.")
@@ -83,7 +88,8 @@ def build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
 
 def convert(hint: Any, value: Any, where: str) -> Any:
     """`value` as the annotated type `hint`; raises ConfigError with both when it does not fit."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if hint is Any:
         return value
     if origin in (typing.Union, types.UnionType):
@@ -129,7 +135,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _pick_by_type(members: list[Any], value: Any, where: str) -> Any:
-    """The dataclass among `members` whose `type: Literal[...]` field names what `value["type"]` says."""
+    """The dataclass among `members` whose `type: Literal[...]` field equals `value["type"]`."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} = {shown(value)}: must be a mapping of names to values, `type` among them.")
     tags = {tag: m for m in members for tag in typing.get_args(typing.get_type_hints(m)["type"])}
@@ -140,8 +146,10 @@ def _pick_by_type(members: list[Any], value: Any, where: str) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """A type annotation in a user's words: `a number`, `one of 'base', 'tool'`, `a list of a text`."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    """A type annotation in a user's words: `a number`, `one of 'base', 'tool'`, `a list of a
+    text`."""
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, args))
     if origin in (typing.Union, types.UnionType):

@@ -9,7 +9,8 @@ Z95 = 1.959963984540054
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927); (0, 1) when nothing was tried."""
+    """The Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927); (0, 1) when nothing
+    was tried."""
     if trials == 0:
         return 0.0, 1.0
     p = successes / trials

@@ -1,7 +1,9 @@
-"""YAML and JSON files into plain values: each by its own rules, bounded, with errors that name the file.
+"""YAML and JSON files into plain values: each by its own rules, bounded, with errors that name the
+file.
 
-A `.json` file is read by a JSON parser. In YAML `1e-4` and `2E5` are numbers, as in YAML 1.2 and as a person means
-them; YAML 1.1 reads them as text. Aliases may not multiply a file beyond MAX_CONFIG_VALUES.
+A `.json` file is read by a JSON parser. In YAML `1e-4` and `2E5` are numbers, as in YAML 1.2 and as
+a person means them; YAML 1.1 reads them as text. Aliases may not multiply a file beyond
+MAX_CONFIG_VALUES.
 """
 
 import json
@@ -79,7 +81,8 @@ def _too_deep() -> str:
 
 
 def _measure(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """The number of values that a node expands to, aliases included. Raises TextError beyond the caps."""
+    """The number of values that a node expands to, aliases included. Raises TextError beyond the
+    caps."""
     if depth > MAX_CONFIG_DEPTH:
         raise TextError(_too_deep())
     if id(node) in known:

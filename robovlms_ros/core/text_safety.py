@@ -9,7 +9,8 @@ LIMIT = 100
 
 
 def printable(value: object, limit: int = LIMIT) -> str:
-    """`value` as one line of at most `limit` characters, control characters and escape sequences escaped.
+    """`value` as one line of at most `limit` characters, control characters and escape sequences
+    escaped.
 
     A longer text is cut, and its length follows in parentheses.
     """
@@ -21,19 +22,23 @@ def printable(value: object, limit: int = LIMIT) -> str:
 
 
 def _escaped(character: str) -> str:
-    """The character, or its Python escape where a terminal would not print it. Surrogates are escaped too."""
+    """The character, or its Python escape where a terminal would not print it. Surrogates are
+    escaped too."""
     return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def without_numbers(text: str) -> str:
-    """The text with its digits and points removed: equal for the same complaint about another value."""
+    """The text with its digits and points removed: equal for the same complaint about another
+    value."""
     return re.sub(r"[0-9.]+", "", text)
 
 
 class RepeatFilter:
-    """Passes each text once per `period` seconds, numbers aside, so that repeated problems cost no log volume.
+    """Passes each text once per `period` seconds, numbers aside, so that repeated problems cost no
+    log volume.
 
-    Thread-safe. It remembers the last `keep` texts. The caller's clock may jump back: the next text then passes.
+    Thread-safe. The last `keep` texts are kept. The caller's clock may jump back: the next text
+    then passes.
     """
 
     def __init__(self, period: float = 10.0, keep: int = 64) -> None:

@@ -1,8 +1,9 @@
-"""The values that travel through the system: what a policy sees, what it answers, what an arm is told.
+"""Values exchanged between packages: observations, action chunks, joint plans, trajectories.
 
-Every stamp is an integer in nanoseconds on the clock of whoever made the data (node clock, bag time, simulated
-time); nothing here reads a clock. Lengths are metres, angles radians, durations seconds (REP-103).
-Poses are 4x4 homogeneous matrices `base_T_eef`: the end effector's frame expressed in the robot's base frame.
+Every stamp is an integer in nanoseconds on the clock of whoever made the data (node clock, bag
+time, simulated time); nothing here reads a clock. Lengths are metres, angles radians, durations
+seconds (REP-103). Poses are 4x4 homogeneous matrices `base_T_eef`: the end effector's frame
+expressed in the robot's base frame.
 """
 
 from collections.abc import Mapping
@@ -23,28 +24,36 @@ NANOSECONDS = 1_000_000_000
 
 
 class RoboVLMsError(Exception):
-    """Base of every error this package raises on purpose: its text names value, place, what is allowed, remedy."""
+    """Base of every error this package raises on purpose: its text names value, place, what is
+    allowed, remedy."""
 
 
 class ObservationError(RoboVLMsError):
-    """An observation cannot be used: an image, a joint state or an instruction is missing, stale or malformed."""
+    """An observation cannot be used: an image, a joint state or an instruction is missing, stale or
+    malformed."""
 
 
 class InstructionRefused(ObservationError):
-    """The policy cannot take an instruction: it is empty, too long, or has words or control tokens it must not have."""
+    """The policy cannot take an instruction: it is empty, too long, or has words or control tokens
+    it must not have."""
 
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What the numbers of an action chunk mean once the action pipeline has run. No field has a silent default.
+    """Meaning of an action chunk's numbers after the action pipeline. No field has a silent
+    default.
 
-    space: `eef_delta` (6 pose numbers + gripper), `eef_pose`, `joint_delta` or `joint_position` (joints + gripper).
-    frame: the axes in which an end-effector delta is expressed: the robot's base, or the tool at the step's start.
-        Translation and rotation share it. `base`: p' = p + d, R' = D R. `tool`: p' = p + R d, R' = R D.
-    rotation: how three numbers make D. `rotation_vector` (axis times angle); `euler_xyz_extrinsic`, D = Rz Ry Rx (roll,
-        pitch, yaw about fixed axes, REP-103); `euler_xyz_intrinsic`, D = Rx Ry Rz.
-    composition: `chained`: step k starts from step k-1's target, step 0 from the pose measured at the image's stamp.
-        `from_observation`: every step is relative to the pose measured at the image's stamp.
+    space: `eef_delta` (6 pose numbers + gripper), `eef_pose`, `joint_delta` or `joint_position`
+        (joints + gripper).
+    frame: the axes in which an end-effector delta is expressed: the robot's base, or the tool at
+        the step's start. Translation and rotation share it. `base`: p' = p + d, R' = D R. `tool`:
+        p' = p + R d, R' = R D.
+    rotation: how three numbers make D. `rotation_vector` (axis times angle); `euler_xyz_extrinsic`,
+        D = Rz Ry Rx (roll, pitch, yaw about fixed axes, REP-103); `euler_xyz_intrinsic`, D = Rx Ry
+        Rz.
+    composition: `chained`: step k starts from step k-1's target, step 0 from the pose measured at
+        the image's stamp. `from_observation`: every step is relative to the pose measured at the
+        image's stamp.
     step_duration: seconds between steps; step k is the target at stamp + (k + 1) * step_duration.
     names: one name per column of `ActionChunk.values`.
     """
@@ -62,8 +71,8 @@ class RobotState:
     """The arm as measured at one instant.
 
     stamp_ns: time of the measurement.
-    positions, velocities: (J,) float64 in the order of the robot's joints; rad, rad/s (m, m/s where prismatic).
-        Velocities are None where the driver publishes none.
+    positions, velocities: (J,) float64 in the order of the robot's joints; rad, rad/s (m, m/s where
+        prismatic). Velocities are None where the driver publishes none.
     eef_pose: (4, 4) float64 base_T_eef, None until kinematics filled it in.
     gripper: opening, 0 closed to 1 open; None for an arm without one.
     """
@@ -77,12 +86,13 @@ class RobotState:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees at one instant.
+    """Input of a policy at one instant.
 
     stamp_ns: the image time of the reference (first) camera.
     images: camera name -> (H, W, 3) uint8 RGB. Read-only by agreement: buffers may be shared.
     instruction: the task in words.
-    state: the arm at `stamp_ns`, interpolated; None for a policy without proprioception that is not executed.
+    state: the arm at `stamp_ns`, interpolated; None for a policy without proprioception that is not
+        executed.
     """
 
     stamp_ns: int
@@ -93,7 +103,8 @@ class Observation:
 
 @dataclass(frozen=True)
 class ChunkTiming:
-    """When a chunk was made, on the caller's clock (ns): image stamp, inference start, inference end."""
+    """Times of one inference, on the caller's clock (ns): image stamp, inference start, inference
+    end."""
 
     image_ns: int
     inference_start_ns: int
@@ -104,7 +115,8 @@ class ChunkTiming:
 class ActionChunk:
     """One answer of the policy: targets for the steps that follow `stamp_ns`.
 
-    values: (horizon, len(spec.names)) float64 in SI units; the gripper column is the opening, 0 closed to 1 open.
+    values: (horizon, len(spec.names)) float64 in SI units; the gripper column is the opening, 0
+        closed to 1 open.
     sequence: counts the chunks of a session, from 0.
     """
 
@@ -142,7 +154,8 @@ TrajectoryShape = Literal["self_splice", "replacement"]
 
 @dataclass(frozen=True)
 class TrajectoryCommand:
-    """What a joint trajectory controller is sent: the content of one trajectory_msgs/JointTrajectory.
+    """Command for a joint trajectory controller: the content of one
+    trajectory_msgs/JointTrajectory.
 
     stamp_ns: the header's stamp; 0 means "start when it arrives".
     times: (N,) float64 s after the stamp, >= 0 and strictly increasing. The last velocity is zero.

@@ -1,8 +1,9 @@
 """From a head's numbers to metres, radians and a gripper opening, and exactly back for training.
 
-The pipeline is built from the configuration's `action` block. Decoding: inverse mu-law, un-normalisations (the one next
-to the head first; two of them where a reference run un-normalises twice), units. Encoding runs the mirrors backwards.
-The gripper goes its own way: probability, threshold, rule, polarity. Its column takes no part in the statistics.
+The pipeline is built from the configuration's `action` block. Decoding: inverse mu-law,
+un-normalisations (the one next to the head first; two of them where a reference run un-normalises
+twice), units. Encoding runs the mirrors backwards. The gripper goes its own way: probability,
+threshold, rule, polarity. Its column takes no part in the statistics.
 """
 
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class MuLaw:
 
 @dataclass(frozen=True)
 class Scale:
-    """decode x scale + offset; encode clips to [low, high] first where they are given. Each (A,) or a number."""
+    """decode x scale + offset; encode clips to [low, high] first where they are given. Each (A,) or
+    a number."""
 
     scale: Array
     offset: Array
@@ -65,7 +67,8 @@ class Scale:
 def normalization_step(config: NormalizationConfig, dims: int) -> Scale:
     """The step of one normalisation for the first `dims` numbers of an action.
 
-    min_max and quantile: low..high to -1..1. mean_std: (a - mean) / (std + 1e-6), as RoboVLMs regularises.
+    min_max and quantile: low..high to -1..1. mean_std: (a - mean) / (std + 1e-6), as RoboVLMs
+        regularises.
     """
 
     def per_dimension(numbers: tuple[float, ...] | tuple[bool, ...]) -> Array:
@@ -104,7 +107,8 @@ def build_steps(config: ActionConfig) -> tuple[Step, ...]:
 class DecodedActions:
     """values: (n, A + 1) float64, SI units, the last column the gripper's opening 0..1.
 
-    gripper_states: the rule's state after each of the n steps; the next chunk starts from the one after the last step
+    gripper_states: the rule's state after each of the n steps; the next chunk starts from the one
+        after the last step
     that was executed.
     """
 
@@ -113,7 +117,8 @@ class DecodedActions:
 
 
 class ActionPipeline:
-    """Both directions between a head's normalised numbers and `ActionChunk.values`. Holds no state."""
+    """Both directions between a head's normalised numbers and `ActionChunk.values`. Holds no
+    state."""
 
     def __init__(self, config: ActionConfig):
         self.config = config
@@ -121,10 +126,11 @@ class ActionPipeline:
         self.steps = build_steps(config)
 
     def decode(self, arm: ArrayLike, gripper_logits: ArrayLike, state: GripperState | None = None) -> DecodedActions:
-        """arm (n, A) and gripper_logits (n,) or (n, 1) of one chunk to SI values; `state` is None in a fresh episode.
+        """arm (n, A) and gripper_logits (n,) or (n, 1) of one chunk to SI values; `state` is None
+        in a fresh episode.
 
-        A discrete head's gripper value in -1..1 serves as a logit. Raises ActionError when a number is not finite,
-        naming step and dimension, or when the shape is another.
+        A discrete head's gripper value in -1..1 serves as a logit. Raises ActionError when a number
+        is not finite, naming step and dimension, or when the shape is another.
         """
         values = np.asarray(arm, dtype=np.float64)
         logits = np.asarray(gripper_logits, dtype=np.float64).reshape(-1)
@@ -153,9 +159,11 @@ class ActionPipeline:
         return (np.asarray(logits, dtype=np.float64) > np.log(threshold / (1.0 - threshold))).astype(np.int64)
 
     def encode(self, values: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
-        """values (..., A + 1) as in an ActionChunk to the head's targets: arm (..., A), gripper labels (...,) 0 or 1.
+        """values (..., A + 1) as in an ActionChunk to the head's targets: arm (..., A), gripper
+        labels (...,) 0 or 1.
 
-        An opening above one half counts as open. Raises ActionError for a number that is not finite.
+        An opening above one half counts as open. Raises ActionError for a number that is not
+        finite.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim == 0 or values.shape[-1] != self.dims + 1:

@@ -1,4 +1,5 @@
-"""From a gripper class per step to a commanded opening: the rules of the CALVIN and SimplerEnv runs.
+"""From a gripper class per step to a commanded opening: the rules of the CALVIN and SimplerEnv
+runs.
 
 The rules with a state (sticky, late close) are functions of a state that is passed in and out.
 """
@@ -12,8 +13,10 @@ from robovlms_ros.config.action import GripperConfig
 class GripperState:
     """State of a rule between executed steps; a fresh one starts an episode.
 
-    previous: the last class. held: the class that acts. pulse: sticky's change in progress, +1 where class 1 became 0,
-    -1 the other way, 0 none. repeats: steps of that pulse so far. streak: how often class 1 came in a row.
+    previous: the last class. held: the class that acts. pulse: sticky's change in progress, +1
+        where class 1 became 0,
+    -1 the other way, 0 none. repeats: steps of that pulse so far. streak: how often class 1 came in
+    a row.
     """
 
     previous: int | None = None
@@ -24,7 +27,8 @@ class GripperState:
 
 
 def gripper_step(config: GripperConfig, label: int, state: GripperState) -> tuple[int, GripperState]:
-    """The class that acts in this step, and the state after it. `label` is the head's decision, 0 or 1."""
+    """The class that acts in this step, and the state after it. `label` is the head's decision, 0
+    or 1."""
     if config.rule == "sticky":
         after = _sticky(config.sticky_steps, label, state)
     elif config.rule == "late_close":
@@ -37,7 +41,8 @@ def gripper_step(config: GripperConfig, label: int, state: GripperState) -> tupl
 
 
 def _sticky(steps: int, label: int, state: GripperState) -> GripperState:
-    """A change is emitted for `steps` steps, during which another change goes unseen (the Google robot's rule)."""
+    """A change is emitted for `steps` steps, during which another change goes unseen (the Google
+    robot's rule)."""
     pulse, repeats = (0, 0) if state.repeats >= steps else (state.pulse, state.repeats)
     if pulse == 0 and state.previous is not None:
         pulse = state.previous - label

@@ -11,9 +11,11 @@ T = TypeVar("T")
 
 @dataclass
 class HistoryFrame(Generic[T]):
-    """One observation's place in time, and what has been computed from it so far (None until it is).
+    """One observation's place in time, and what has been computed from it so far (None until it
+    is).
 
-    anchor: whether it may stand in the history of a later frame; all do unless the history is thinned out.
+    anchor: whether it may stand in the history of a later frame; all do unless the history is
+        thinned out.
     """
 
     stamp_ns: int
@@ -23,9 +25,11 @@ class HistoryFrame(Generic[T]):
 
 @dataclass(frozen=True)
 class HistoryReport:
-    """have: places of the history that are filled, of `want`. held: how many of them an older frame stands in for.
+    """have: places of the history that are filled, of `want`. held: how many of them hold an older
+    frame.
 
-    every: 1, or that only one frame in so many steps is seen. stamps_ns: of the frames in the places, oldest first.
+    every: 1, or that only one frame in so many steps is seen. stamps_ns: of the frames in the
+        places, oldest first.
     """
 
     have: int
@@ -36,27 +40,35 @@ class HistoryReport:
 
 
 def thinning(frame_seconds: float, step_seconds: float) -> int:
-    """Every how many steps a frame is worth seeing, for a policy that spends `frame_seconds` on one.
+    """Every how many steps a frame is worth seeing, for a policy that spends `frame_seconds` on
+    one.
 
-    1 when it keeps up. Else so many that the frames of the history take at most half of its time: the newest frame,
-    which every prediction sees besides, has the other half.
+    1 when it keeps up. Else so many that the frames of the history take at most half of its time:
+    the newest frame, which every prediction sees besides, has the other half.
     """
     return 1 if frame_seconds <= step_seconds else math.ceil(2 * frame_seconds / step_seconds - 1e-9)
 
 
 class FrameHistory(Generic[T]):
-    """A buffer of frames ordered by stamp, sampled at stamp - k * step, nearest frame within a tolerance.
+    """A buffer of frames ordered by stamp, sampled at stamp - k * step, nearest frame within a
+    tolerance.
 
-    Before the buffer reaches back far enough the window is shorter (RoboVLMs: the last min(t, W) features). A place
-    within the covered time without a frame near it is a gap: `hold` takes the newest frame before it, `refuse` raises.
+    Before the buffer reaches back far enough the window is shorter (RoboVLMs: the last min(t, W)
+    features). A place
+    within the covered time without a frame near it is a gap: `hold` takes the newest frame before
+        it, `refuse` raises.
 
-    Thinned out (every > 1), time is cut into cells of `every` steps, counted from stamp 0. The first frame of a cell is
-    its anchor. The newest frame stands in the newest place; every other place takes the nearest anchor (the older of
-    two equally near ones), and is a gap when its cell has none. So a frame's stamp alone decides whether it is seen.
+    Thinned out (every > 1), time is cut into cells of `every` steps, counted from stamp 0. The
+    first frame of a cell is its anchor. The newest frame takes the newest place; every other place
+    takes the nearest anchor (the older of two equally near ones), and is a gap when its cell has
+    none. So a frame's stamp alone decides whether it is seen.
     """
 
     def __init__(self, window: int, step_ns: int, tolerance_ns: int, gap: str = "hold", every: int = 1):
-        self.window, self.step_ns, self.tolerance_ns, self.gap = window, step_ns, tolerance_ns, gap
+        self.window = window
+        self.step_ns = step_ns
+        self.tolerance_ns = tolerance_ns
+        self.gap = gap
         self.every = every
         self._frames: list[HistoryFrame[T]] = []
 
@@ -74,7 +86,8 @@ class FrameHistory(Generic[T]):
     def add(self, stamp_ns: int, content: T) -> HistoryFrame[T]:
         """Keep a frame and drop those that no later window can name.
 
-        Raises ObservationError for a frame older than the newest; a frame of the same stamp replaces it.
+        Raises ObservationError for a frame older than the newest; a frame of the same stamp
+        replaces it.
         """
         if self._frames and stamp_ns < self._frames[-1].stamp_ns:
             late = (self._frames[-1].stamp_ns - stamp_ns) / 1e9
@@ -89,18 +102,21 @@ class FrameHistory(Generic[T]):
             self._frames.pop()
         self._frames.append(HistoryFrame(stamp_ns, content, anchor))
         horizon = stamp_ns - (self.window - 1) * self.step_ns - self.tolerance_ns
-        # One frame before the horizon stays: it stands in when the oldest place has a gap.
+        # One frame before the horizon stays: it fills the oldest place when that has a gap.
         while len(self._frames) > 1 and self._frames[1].stamp_ns < horizon:
             self._frames.pop(0)
         return self._frames[-1]
 
     def sample(self) -> tuple[list[HistoryFrame[T]], HistoryReport]:
-        """The window that ends with the newest frame, oldest first. Raises ObservationError when empty or refused."""
+        """The window that ends with the newest frame, oldest first. Raises ObservationError when
+        empty or refused."""
         if not self._frames:
             raise ObservationError("no observation yet.")
-        newest, first = self._frames[-1], self._frames[0].stamp_ns
+        newest = self._frames[-1]
+        first = self._frames[0].stamp_ns
         anchors = [frame for frame in self._frames if frame.anchor]
-        chosen, held = [], 0
+        chosen = []
+        held = 0
         for k in reversed(range(1, self.window)):
             wanted = newest.stamp_ns - k * self.step_ns
             if wanted < first - self.tolerance_ns:

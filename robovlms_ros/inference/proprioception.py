@@ -9,7 +9,8 @@ from robovlms_ros.core.types import ObservationError, RobotState
 
 
 def state_vector(config: ProprioConfig, state: RobotState | None) -> NDArray[np.float32]:
-    """(P,) float32 raw SI values of `state` in the order of `config.names`; the policy normalises them itself.
+    """(P,) float32 raw SI values of `state` in the order of `config.names`; the policy normalises
+    them itself.
 
     Raises ObservationError when a value is absent or not finite.
     """

@@ -1,4 +1,5 @@
-"""The stages of one inference, as a session calls them. Here the plain ones; `fast/runner.py` has the others."""
+"""The stages of one inference, as a session calls them. Here the plain ones; `fast/runner.py` has
+the others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,8 @@ from robovlms_ros.models.backbones.sequence import VisualTokens
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.vla_policy import VLAPolicy
 
-# Called with a stage's name: preprocess, vision, projector, text, head, post. The core itself reads no clock.
+# Called with a stage's name: preprocess, vision, projector, text, head, post. The core itself reads
+# no clock.
 Timer = Callable[[str], AbstractContextManager[object]]
 Images = Mapping[str, NDArray[np.uint8]]
 
@@ -28,7 +30,8 @@ def no_timer(stage: str) -> AbstractContextManager[object]:
 class Encoded:
     """A frame of the history: the observation until the VLM has seen it, then only what came out.
 
-    feature: (1, 1, tokens, d) action feature (history `post`). visual: per camera (1, n, d) (other histories).
+    feature: (1, 1, tokens, d) action feature (history `post`). visual: per camera (1, n, d) (other
+        histories).
     """
 
     observation: Observation | None
@@ -43,7 +46,8 @@ class ReferenceInference:
     name = "plain"
 
     def __init__(self, policy: VLAPolicy, reason: str = "not asked for the fast path"):
-        self.policy, self.reason = policy, reason
+        self.policy = policy
+        self.reason = reason
 
     def reset(self) -> None:
         """A new episode or instruction."""
@@ -52,8 +56,10 @@ class ReferenceInference:
         """Free the weights that only the plain path needs; here that is none."""
 
     def preprocess(self, frames: Sequence[Images]) -> dict[str, Tensor]:
-        """Per camera the frames' pixels, (frames, 3, S, S) normalised, on the policy's device and in its precision."""
-        processor, policy = self.policy.vlm.image_processor, self.policy
+        """Per camera the frames' pixels, (frames, 3, S, S) normalised, on the policy's device and
+        in its precision."""
+        processor = self.policy.vlm.image_processor
+        policy = self.policy
         images = {}
         for name in policy.config.cameras:
             rows = [processor(frame[name], name) for frame in frames]
@@ -75,13 +81,16 @@ class ReferenceInference:
         window: int,
         timer: Timer = no_timer,
     ) -> Tensor:
-        """Action features (B, T, tokens, d) of B windows; tokens: `input_ids`, `attention_mask` (B, L)."""
+        """Action features (B, T, tokens, d) of B windows; tokens: `input_ids`, `attention_mask` (B,
+        L)."""
         with timer("text"):
-            ids, mask = tokens["input_ids"], tokens["attention_mask"]
+            ids = tokens["input_ids"]
+            mask = tokens["attention_mask"]
             return self.policy.vlm.forward_features(visual, ids, mask, state, window)
 
     def answer(self, window: Sequence[Encoded], timer: Timer = no_timer) -> HeadOutput:
-        """The head over frames whose features are there (history `post`); the newest frame's chunk is the last one."""
+        """The head over frames whose features are there (history `post`); the newest frame's chunk
+        is the last one."""
         with timer("head"):
             return self.policy.head(torch.cat([frame.feature for frame in window], dim=1))  # type: ignore[misc]
 
@@ -95,10 +104,12 @@ class ReferenceInference:
 
 
 class VisionTimer:
-    """Within the block, the time in the vision tower counts as `vision` and what follows it as `projector`."""
+    """Within the block, the time in the vision tower counts as `vision` and what follows it as
+    `projector`."""
 
     def __init__(self, policy: VLAPolicy, timer: Timer):
-        self.timer, self.tower = timer, policy.vlm.vision_tower
+        self.timer = timer
+        self.tower = policy.vlm.vision_tower
         self.running: AbstractContextManager[object] | None = None
 
     def _switch(self, stage: str | None) -> None:

@@ -32,7 +32,8 @@ from robovlms_ros.models.vla_policy import VLAPolicy
 
 @dataclass(frozen=True)
 class GripperMemory:
-    """The gripper rule's states along the last chunk; `before` is the state that the chunk started from."""
+    """The gripper rule's states along the last chunk; `before` is the state that the chunk started
+    from."""
 
     stamp_ns: int = 0
     before: GripperState | None = None
@@ -45,9 +46,11 @@ class GripperMemory:
 
 
 class PolicySession:
-    """History and instruction of one robot; used by one thread at a time. Any number share a policy.
+    """History and instruction of one robot; used by one thread at a time. Any number share a
+    policy.
 
-    now: a clock in ns, only to time the inference; without one the chunks carry no timing. fast: see
+    now: a clock in ns, only to time the inference; without one the chunks carry no timing. fast:
+        see
     `inference.optimized.options`; None is the plain path.
     """
 
@@ -56,8 +59,10 @@ class PolicySession:
     ):
         policy.config.require_runnable()
         assert policy.config.action is not None
-        self.policy, self.now = policy, now
-        self.fast, self.path_note = fast, ""
+        self.policy = policy
+        self.now = now
+        self.fast = fast
+        self.path_note = ""
         self._path = path_for(policy, fast)
         self._normalised: NDArray[np.float64] | None = None
         self.pipeline = ActionPipeline(policy.config.action)
@@ -91,19 +96,20 @@ class PolicySession:
 
     @property
     def path_reason(self) -> str:
-        """Why: the parts of the fast path that run and those that do not, or why none does; then `path_note`."""
+        """Parts of the fast path that run and those that do not, with reasons; then `path_note`."""
         return self._path.reason + (f"; {self.path_note}" if self.path_note else "")
 
     @property
     def normalised(self) -> NDArray[np.float64]:
-        """(n, A + 1) of the last chunk before it got units: the arm in -1..1, the gripper's probability (the value, for
-        the discrete head). Raises ObservationError before the first."""
+        """(n, A + 1) of the last chunk before it got units: the arm in -1..1, the gripper's
+        probability (the value, for the discrete head). Raises ObservationError before the first."""
         if self._normalised is None:
             raise ObservationError("no chunk yet.")
         return self._normalised
 
     def release_reference_weights(self) -> None:
-        """Free the weights that only the plain path needs (a quantised model's originals), for all sessions at once."""
+        """Free the weights that only the plain path needs (a quantised model's originals), for all
+        sessions at once."""
         self._path.release_reference_weights()
 
     def reset(self) -> None:
@@ -115,7 +121,8 @@ class PolicySession:
         self._report = HistoryReport(0, self.policy.config.model.history_length)
 
     def thin_history(self, every: int) -> None:
-        """Let one frame in `every` steps of the history be seen (`FrameHistory`); 1 is all. Resets the session.
+        """Let one frame in `every` steps of the history be seen (`FrameHistory`); 1 is all. Resets
+        the session.
 
         A policy without a history has nothing to thin out.
         """
@@ -124,18 +131,21 @@ class PolicySession:
             self._frames.thin_out(every)
 
     def observe(self, observation: Observation) -> None:
-        """Keep a frame for the history. Cheap: nothing is computed until a prediction's window names it.
+        """Keep a frame for the history. Cheap: nothing is computed until a prediction's window
+        names it.
 
-        A new instruction starts a new history. Raises ObservationError for missing cameras, a bad instruction or state,
-        or a stamp that goes back.
+        A new instruction starts a new history. Raises ObservationError for missing cameras, a bad
+        instruction or state, or a stamp that goes back.
         """
         self._keep(observation)
 
     @torch.inference_mode()
     def predict_action_chunk(self, observation: Observation, timer: Timer | None = None) -> ActionChunk:
-        """The chunk for `observation`, the newest frame. Raises ObservationError when it or the history is unusable.
+        """The chunk for `observation`, the newest frame. Raises ObservationError when it or the
+        history is unusable.
 
-        timer: gives a context manager per stage (preprocess, vision, projector, text, head, post), entered around it.
+        timer: gives a context manager per stage (preprocess, vision, projector, text, head, post),
+            entered around it.
         """
         timer = timer or no_timer
         start = self.now() if self.now else 0
@@ -155,8 +165,8 @@ class PolicySession:
 
     @torch.inference_mode()
     def finish(self) -> None:
-        """Do what the last prediction put off, for instance once its chunk was handed over; the next one does it first
-        otherwise, so answers are the same."""
+        """Do what the last prediction put off, for instance once its chunk was handed over; the
+        next one does it first otherwise, so answers are the same."""
         self._path.finish()
 
     def _keep(self, observation: Observation) -> HistoryFrame[Encoded]:
@@ -170,7 +180,8 @@ class PolicySession:
         if observation.instruction != self._instruction:
             tokens = self.policy.tokenize([observation.instruction])
             self.reset()
-            self._instruction, self._tokens = observation.instruction, tokens
+            self._instruction = observation.instruction
+            self._tokens = tokens
         state = None
         if config.proprioception is not None:
             vector = torch.from_numpy(state_vector(config.proprioception, observation.state)).to(self.policy.device)
@@ -196,7 +207,8 @@ class PolicySession:
 
     def _generate(self, frame: Encoded) -> NDArray[np.int64]:
         """(n * dims,) ids of the action tokens that follow the frame's prompt."""
-        policy, tokens = self.policy, self._tokens
+        policy = self.policy
+        tokens = self._tokens
         assert frame.visual is not None and isinstance(policy.head, DiscreteHead)
         sequence = policy.vlm.build_sequence(frame.visual, tokens["input_ids"], tokens["attention_mask"], frame.state)
         count = policy.head.horizon * policy.head.dims
@@ -215,8 +227,8 @@ class PolicySession:
         return self._path.features(visual, self._tokens, state, window, timer)
 
     def _encode_images(self, frames: list[Encoded], timer: Timer = no_timer, steady: bool = False) -> None:
-        """Vision tower over the frames that it has not seen, all in one batch; their pixels are let go. steady: as many
-        will come again."""
+        """Vision tower over the frames that it has not seen, all in one batch; their pixels are
+        freed. steady: as many will come again."""
         frames = list({id(frame): frame for frame in frames}.values())
         if not frames:
             return
@@ -228,15 +240,19 @@ class PolicySession:
             frame.observation = None
 
     def _decode(self, output: HeadOutput | NDArray[np.int64], stamp_ns: int) -> NDArray[np.float64]:
-        """SI values (n, dims) of the newest frame's chunk (or the oldest's, where the configuration asks for it)."""
+        """SI values (n, dims) of the newest frame's chunk (or the oldest's, if `pre_executes` is
+        `oldest`)."""
         if isinstance(output, HeadOutput):
             index = 0 if self.policy.config.model.pre_executes == "oldest" else -1
             # One copy from the device, of these numbers alone.
             both = torch.cat((output.arm[0, index], output.gripper_logits[0, index]), dim=-1).double().cpu().numpy()
-            arm, logits = both[:, :-1], both[:, -1:]  # (n, A), (n, 1)
+            # (n, A), (n, 1)
+            arm = both[:, :-1]
+            logits = both[:, -1:]
         else:
             values = self.policy.head.decode(output)  # type: ignore[operator]
-            arm, logits = values[:, :-1], values[:, -1:]
+            arm = values[:, :-1]
+            logits = values[:, -1:]
         self._normalised = normalised_answer(arm, logits, isinstance(output, HeadOutput))
         before = self._gripper.at(stamp_ns, self.pipeline.config.step_duration)
         decoded = self.pipeline.decode(arm, logits, before)
@@ -245,6 +261,7 @@ class PolicySession:
 
 
 def normalised_answer(arm: NDArray[np.float64], gripper: NDArray[np.float64], logits: bool) -> NDArray[np.float64]:
-    """(n, A + 1) from arm (n, A) and gripper (n, 1), which becomes a probability where it holds logits."""
+    """(n, A + 1) from arm (n, A) and gripper (n, 1), which becomes a probability where it holds
+    logits."""
     column = 1.0 / (1.0 + np.exp(-np.clip(gripper, -60.0, 60.0))) if logits else gripper
     return np.column_stack([arm, column])

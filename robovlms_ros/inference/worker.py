@@ -1,4 +1,5 @@
-"""Inference in its own thread: always on the newest observation, with every frame kept for the history."""
+"""Inference in its own thread: always on the newest observation, with every frame kept for the
+history."""
 
 import logging
 import threading
@@ -11,11 +12,12 @@ from robovlms_ros.core.types import ActionChunk, ChunkTiming, Observation
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING = 256  # frames kept while one inference runs; older ones no longer matter to any history
+# frames kept while one inference runs; older ones no longer matter to any history
+MAX_WAITING = 256
 
 
 class InferenceSession(Protocol):
-    """What the worker asks of a policy session; all of it is called from the worker's thread alone."""
+    """Interface of a policy session; only the worker's thread calls it."""
 
     def reset(self) -> None: ...
     def observe(self, observation: Observation) -> None: ...
@@ -28,7 +30,8 @@ class InferenceWorker:
 
     now: the caller's clock, ns; it only labels when inference began and ended.
     on_chunk: called with each chunk that no `reset` overtook.
-    on_error: called with whatever the session or `on_chunk` raised, out of memory included; the thread goes on.
+    on_error: called with whatever the session or `on_chunk` raised, out of memory included; the
+        thread goes on.
     period_ns: shortest distance between the stamps of two observations that are inferred.
     """
 
@@ -40,7 +43,10 @@ class InferenceWorker:
         on_error: Callable[[Exception], None],
         period_ns: int = 0,
     ) -> None:
-        self._session, self._now, self._on_chunk, self._on_error = session, now, on_chunk, on_error
+        self._session = session
+        self._now = now
+        self._on_chunk = on_chunk
+        self._on_error = on_error
         self._period_ns = period_ns
         self._condition = threading.Condition()
         self._waiting: deque[Observation] = deque(maxlen=MAX_WAITING)
@@ -52,12 +58,12 @@ class InferenceWorker:
 
     @property
     def inferring_since_ns(self) -> int | None:
-        """When the inference in progress began; None between two."""
+        """Start time of the inference in progress; None between two."""
         return self._inferring_since_ns
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """True while the thread runs."""
         return self._thread.is_alive()
 
     def submit(self, observation: Observation) -> None:
@@ -67,13 +73,15 @@ class InferenceWorker:
             self._condition.notify()
 
     def reset(self) -> None:
-        """Forget what waits, discard what is in flight, and reset the session before the next frame."""
+        """Forget what waits, discard what is in flight, and reset the session before the next
+        frame."""
         with self._condition:
             self._waiting.clear()
             self._epoch += 1
 
     def stop(self, timeout: float | None = None) -> bool:
-        """End the thread after the inference in progress, whose chunk is discarded. True when it has ended."""
+        """End the thread after the inference in progress, whose chunk is discarded. True when it
+        has ended."""
         with self._condition:
             self._stopping = True
             self._epoch += 1
@@ -83,19 +91,22 @@ class InferenceWorker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        session_epoch, inferred_ns = 0, None
+        session_epoch = 0
+        inferred_ns = None
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._waiting or self._stopping)
                 if self._stopping:
                     return
-                frames, epoch = list(self._waiting), self._epoch
+                frames = list(self._waiting)
+                epoch = self._epoch
                 self._waiting.clear()
             newest = frames[-1]
             try:
                 if epoch != session_epoch:
                     self._session.reset()
-                    session_epoch, inferred_ns = epoch, None
+                    session_epoch = epoch
+                    inferred_ns = None
                 for frame in frames[:-1]:
                     self._session.observe(frame)
                 if inferred_ns is not None and 0 <= newest.stamp_ns - inferred_ns < self._period_ns:

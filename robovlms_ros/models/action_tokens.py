@@ -1,4 +1,5 @@
-"""The discrete action space: the language model's own logits, for training and for generating action tokens."""
+"""The discrete action space: the language model's own logits, for training and for generating
+action tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +22,13 @@ def token_logits(vlm: BaseRoboVLM, hidden: Tensor) -> Tensor:
 def training_logits(
     vlm: BaseRoboVLM, visual: dict[str, VisualTokens], input_ids: Tensor, attention_mask: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Logits and labels of windows whose frames each carry prompt and action tokens, as one sequence per window.
+    """Logits and labels of windows whose frames each carry prompt and action tokens, as one
+    sequence per window.
 
-    visual: per camera, B * W frames, a window's frames adjacent. input_ids, attention_mask, labels: (B, W, L), -100 in
-    labels where nothing is learned. Returns (B, W * (L + images), V) logits and labels for `losses.token_loss`.
+    visual: per camera, B * W frames, a window's frames adjacent. input_ids, attention_mask, labels:
+        (B, W, L), -100 in
+    labels where nothing is learned. Returns (B, W * (L + images), V) logits and labels for
+    `losses.token_loss`.
     """
     frames = input_ids.shape[1]
     single = vlm.build_sequence(visual, input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
@@ -45,15 +49,18 @@ def generate(
 ) -> Tensor:
     """(B, count) token ids that continue `sequence`, one at a time with a key-value cache.
 
-    sequence: without padding (rows of equal length). temperature: None or 0 takes the most likely token of the whole
+    sequence: without padding (rows of equal length). temperature: None or 0 takes the most likely
+        token of the whole
     vocabulary, as RoboVLMs; else samples. Raises ValueError for a padded sequence.
     """
     if not bool(sequence.mask.all()):
         raise ValueError("generate: the sequence holds padding; give rows of equal length, or one at a time.")
     output = vlm.run_text_tower(sequence, use_cache=True)
-    cache, mask = output.past_key_values, sequence.mask
+    cache = output.past_key_values
+    mask = sequence.mask
     following = _positions_after(vlm.positions(sequence).get("position_ids"))
-    ids = [_choose(token_logits(vlm, output.last_hidden_state[:, -1]), temperature, generator)]  # (B,) each
+    # (B,) each
+    ids = [_choose(token_logits(vlm, output.last_hidden_state[:, -1]), temperature, generator)]
     for step in range(count - 1):
         mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
         token = ids[-1][:, None]  # (B, 1)
@@ -71,7 +78,8 @@ def generate(
 
 
 def _positions_after(positions: Tensor | None) -> Callable[[int], dict[str, Any]]:
-    """Positions of generated text where a family gives them itself (axes, B, L): all axes count on from the largest."""
+    """Positions of generated text where a family gives them itself (axes, B, L): all axes count on
+    from the largest."""
     if positions is None:
         return lambda step: {}
     largest = positions.amax(dim=-1, keepdim=True)  # (axes, B, 1) or (B, 1)

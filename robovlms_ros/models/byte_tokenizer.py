@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 def build_byte_tokenizer(
     template: PromptTemplate, add_bos: bool = True, add_eos: bool = True
 ) -> "PreTrainedTokenizerBase":
-    """pad 0, eos 1, bos 2, the template's control tokens, then the 256 bytes: for models without a vocabulary."""
+    """pad 0, eos 1, bos 2, the template's control tokens, then the 256 bytes: for models without a
+    vocabulary."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,5 @@
-"""From a camera's pixels to a model's input: bicubic squash by Pillow, scale, normalise. No torchvision."""
+"""From a camera's pixels to a model's input: bicubic squash by Pillow, scale, normalise. No
+torchvision."""
 
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ SIGLIP_STD = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Squash to `size` x `size` (no crop, aspect not kept), divide by 255, subtract mean and divide by std.
+    """Squash to `size` x `size` (no crop, aspect not kept), divide by 255, subtract mean and divide
+    by std.
 
     Bit for bit what torchvision's Resize(BICUBIC) on a PIL image, ToTensor and Normalize do.
     """
@@ -28,10 +30,12 @@ class ImageProcessor:
     std: tuple[float, float, float] = CLIP_STD
 
     def __call__(self, image: NDArray[np.uint8], name: str = "image") -> Tensor:
-        """(H, W, 3) uint8 RGB to (3, size, size) float32. Raises ObservationError naming the image."""
+        """(H, W, 3) uint8 RGB to (3, size, size) float32. Raises ObservationError naming the
+        image."""
         check_image(image, name)
         resized = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(torch.float32).div_(255)  # (3, S, S)
+        # (3, S, S)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(torch.float32).div_(255)
         return pixels.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
 
 

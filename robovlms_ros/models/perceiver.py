@@ -1,4 +1,5 @@
-"""Perceiver resampler and gated cross attention, as in Flamingo (arXiv 2204.14198) and open_flamingo's key layout."""
+"""Perceiver resampler and gated cross attention, as in Flamingo (arXiv 2204.14198) and
+open_flamingo's key layout."""
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class PerceiverAttention(nn.Module):
 
     def forward(self, media: Tensor, latents: Tensor) -> Tensor:
         """media (..., V, dim), latents (..., N, dim) to (..., N, dim)."""
-        media, latents = self.norm_media(media), self.norm_latents(latents)
+        media = self.norm_media(media)
+        latents = self.norm_latents(latents)
         query = self.to_q(latents)
         key, value = self.to_kv(torch.cat((media, latents), dim=-2)).chunk(2, dim=-1)
         attended = functional.scaled_dot_product_attention(
@@ -72,7 +74,8 @@ class PerceiverResampler(nn.Module):
 
 
 class MaskedCrossAttention(nn.Module):
-    """Text attends to the tokens of the latest medium before it, or to all media where no locations are given."""
+    """Text attends to the tokens of the latest medium before it, or to all media where no locations
+    are given."""
 
     def __init__(self, dim: int, dim_visual: int, dim_head: int, heads: int):
         super().__init__()
@@ -83,16 +86,20 @@ class MaskedCrossAttention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
 
     def forward(self, x: Tensor, media: Tensor, media_locations: Tensor | None = None) -> Tensor:
-        """x (B, L, dim), media (B, M, N, dim_visual), media_locations (B, L) bool to (B, L, dim)."""
+        """x (B, L, dim), media (B, M, N, dim_visual), media_locations (B, L) bool to (B, L,
+        dim)."""
         query = self.to_q(self.norm(x))
-        key, value = self.to_kv(media.flatten(1, 2)).chunk(2, dim=-1)  # (B, M * N, heads * dim_head)
-        mask, before_any = None, None
+        # (B, M * N, heads * dim_head)
+        key, value = self.to_kv(media.flatten(1, 2)).chunk(2, dim=-1)
+        mask = None
+        before_any = None
         if media_locations is not None:
             latest = media_locations.cumsum(dim=-1)  # (B, L), 0 before the first medium
             medium = torch.arange(1, media.shape[1] + 1, device=x.device).repeat_interleave(media.shape[2])
             before_any = latest == 0
             # A row with nothing to attend to would be NaN: it attends to all and is zeroed below.
-            mask = (latest[:, None, :, None] == medium) | before_any[:, None, :, None]  # (B, 1, L, M * N)
+            # (B, 1, L, M * N)
+            mask = (latest[:, None, :, None] == medium) | before_any[:, None, :, None]
         attended = functional.scaled_dot_product_attention(
             split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads), mask
         )  # (B, heads, L, dim_head)
@@ -103,7 +110,8 @@ class MaskedCrossAttention(nn.Module):
 
 
 class GatedCrossAttention(nn.Module):
-    """x + tanh(attn_gate) attn(x) and x + tanh(ff_gate) ff(x). Gates start at 0: the language model is untouched."""
+    """x + tanh(attn_gate) attn(x) and x + tanh(ff_gate) ff(x). Gates start at 0: the language model
+    is untouched."""
 
     def __init__(self, dim: int, dim_visual: int, dim_head: int = 64, heads: int = 8, ff_mult: int = 4):
         super().__init__()
@@ -113,6 +121,7 @@ class GatedCrossAttention(nn.Module):
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, media: Tensor, media_locations: Tensor | None = None) -> Tensor:
-        """x (B, L, dim), media (B, M, N, dim_visual), media_locations (B, L) bool to (B, L, dim)."""
+        """x (B, L, dim), media (B, M, N, dim_visual), media_locations (B, L) bool to (B, L,
+        dim)."""
         x = self.attn(x, media, media_locations) * self.attn_gate.tanh() + x
         return self.ff(x) * self.ff_gate.tanh() + x

@@ -1,4 +1,4 @@
-"""Which prompt a policy was trained with."""
+"""Prompt template of a policy's training."""
 
 import dataclasses
 
@@ -8,9 +8,11 @@ from robovlms_ros.models.tokenization import PromptTemplate, discrete_template
 
 
 def template_of(config: PolicyConfig, spec: BackboneSpec) -> PromptTemplate:
-    """The family's template, the question of the discrete action space, or `vlm.prompt` where it is given.
+    """The family's template, the question of the discrete action space, or `vlm.prompt` where it is
+    given.
 
-    The question asks for one step more than the chunk has, as RoboVLMs' CALVIN code does in training and evaluation.
+    The prompt names one step more than the chunk has, as RoboVLMs' CALVIN code does in training and
+    evaluation.
     """
     if config.vlm.prompt is not None:
         return dataclasses.replace(spec.prompt, text=config.vlm.prompt)

@@ -1,7 +1,8 @@
-"""From an instruction to token ids: prompt templates as RoboVLMs trains them, and a strict wrapper of a tokenizer.
+"""From an instruction to token ids: prompt templates as RoboVLMs trains them, and a strict wrapper
+of a tokenizer.
 
-Nothing is cut or replaced in silence: an instruction that is empty, too long, or holds a word that a small vocabulary
-does not know is refused (`InstructionRefused`) with the reason.
+Nothing is cut or replaced in silence: an instruction that is empty, too long, or holds a word that
+a small vocabulary does not know is refused (`InstructionRefused`) with the reason.
 """
 
 import re
@@ -73,9 +74,11 @@ DEFAULT_TEMPLATE = TEMPLATES["moondream"]
 
 
 def discrete_template(steps: int, closing: str = " \n{eos}") -> PromptTemplate:
-    """The prompt of the discrete action space for `steps` steps (RoboVLMs writes one more than its chunk size).
+    """The prompt of the discrete action space for `steps` steps (RoboVLMs writes one more than its
+    chunk size).
 
-    closing: what follows `Output:`; empty for tokenizers without bos and eos (Qwen). At inference the last eos id is
+    closing: what follows `Output:`; empty for tokenizers without bos and eos (Qwen). At inference
+        the last eos id is
     dropped: the action tokens take its place.
     """
     question = f"Input: What {steps} step actions should the robot take to {{instruction}}?"
@@ -84,14 +87,16 @@ def discrete_template(steps: int, closing: str = " \n{eos}") -> PromptTemplate:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """input_ids (B, L) int64, padded on the right; attention_mask (B, L) int64, 1 where a token counts."""
+    """input_ids (B, L) int64, padded on the right; attention_mask (B, L) int64, 1 where a token
+    counts."""
 
     input_ids: Tensor
     attention_mask: Tensor
 
 
 def check_instruction(instruction: str) -> str:
-    """The instruction, stripped. Raises InstructionRefused when it is empty or longer than any task."""
+    """The instruction, stripped. Raises InstructionRefused when it is empty or longer than any
+    task."""
     text = instruction.strip()
     if not text:
         raise InstructionRefused("The instruction is empty. Give the task in words, for instance 'lift the red cube'.")
@@ -104,7 +109,8 @@ def check_instruction(instruction: str) -> str:
 
 
 class PromptTokenizer:
-    """A transformers tokenizer and a template, with the rules above. Not thread-safe where the tokenizer is not.
+    """A transformers tokenizer and a template, with the rules above. Not thread-safe where the
+    tokenizer is not.
 
     open_end: a trailing eos is dropped, for a model that goes on from the prompt.
     """
@@ -135,7 +141,8 @@ class PromptTokenizer:
 
     @property
     def special_tokens(self) -> int:
-        """Number of the tokenizer's special entries, each counted once per role (`ActionTokenizer`'s rule)."""
+        """Number of the tokenizer's special entries, each counted once per role
+        (`ActionTokenizer`'s rule)."""
         listed = self.tokenizer.special_tokens_map.values()
         return sum(1 if isinstance(entry, str) else len(entry) for entry in listed)
 
@@ -151,7 +158,8 @@ class PromptTokenizer:
         return self.template.render(text, self.tokenizer.eos_token or "")
 
     def ids(self, instruction: str) -> list[int]:
-        """Token ids of one instruction, unpadded. Raises InstructionRefused: empty, too long, or unknown words."""
+        """Token ids of one instruction, unpadded. Raises InstructionRefused: empty, too long, or
+        unknown words."""
         prompt = self.prompt(instruction)
         ids = list(self.tokenizer(prompt, add_special_tokens=self.template.add_special_tokens)["input_ids"])
         while self.open_end and len(ids) > 1 and ids[-1] == self.eos_id:
@@ -199,10 +207,12 @@ class PromptTokenizer:
 def build_word_tokenizer(
     words: Iterable[str], template: PromptTemplate, add_bos: bool = True, add_eos: bool = True
 ) -> "PreTrainedTokenizerBase":
-    """A word-level tokenizer that knows `words`, the words of `template`, and pad 0, eos 1, bos 2, unknown 3.
+    """A word-level tokenizer that knows `words`, the words of `template`, and pad 0, eos 1, bos 2,
+    unknown 3.
 
-    Words are separated by blanks and case counts. add_bos, add_eos: what it adds around a prompt where the template
-    contains special tokens. Ids follow the order of `words`, so that a list that grows keeps a model's embeddings.
+    Words are separated by blanks and case counts. add_bos, add_eos: what it adds around a prompt
+    where the template contains special tokens. Ids follow the order of `words`, so that a list that
+    grows keeps a model's embeddings.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -230,7 +240,8 @@ def build_word_tokenizer(
 
 
 def check_json(path: Path) -> None:
-    """Raise TokenizerError for a file of a tokenizer that is no JSON: the tokenizer's library aborts on some."""
+    """Raise TokenizerError for a file of a tokenizer that is no JSON: the tokenizer's library
+    aborts on some."""
     require_file(TokenizerError, path, MAX_TOKENIZER_BYTES, "MAX_TOKENIZER_BYTES")
     with file_boundary(TokenizerError, path, "Copy the tokenizer's files again.", "JSON"):
         from_json(path.read_text(encoding="utf-8"))

@@ -22,9 +22,11 @@ log = logging.getLogger(__name__)
 class VLAPolicy(nn.Module):
     """Backbone and head, randomly initialised (`load_policy` fills them).
 
-    tokenizer: a transformers tokenizer that fits the backbone; None for a policy that is only given token ids.
-    folder: where the pretrained VLM's configuration lies. empty_backbone: the VLM's weights will come from a file.
-    `is_random` is True until a checkpoint was loaded or the policy was trained and says otherwise; `identity` names the
+    tokenizer: a transformers tokenizer that fits the backbone; None for a policy that is only given
+        token ids.
+    folder: where the pretrained VLM's configuration lies. empty_backbone: the VLM's weights will
+        come from a file.
+    `is_random` is True until a checkpoint is loaded or training ends; `identity` names the
     policy in what it answers.
     """
 
@@ -39,7 +41,8 @@ class VLAPolicy(nn.Module):
         vocab_size = len(tokenizer) if tokenizer is not None and config.vlm.size == "tiny" else None
         self.vlm = adapter(config, vocab_size, folder, empty_backbone)
         self.prompt = _prompt(config, tokenizer, adapter.spec)
-        horizon, window = config.model.action_chunk_size, config.model.history_length
+        horizon = config.model.action_chunk_size
+        window = config.model.history_length
         if config.action_head.action_space == "discrete":
             if adapter.spec.fusion != "splice":
                 raise BackboneError(
@@ -76,14 +79,15 @@ class VLAPolicy(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> HeadOutput:
         """The chunk of every frame of a batch of windows.
 
-        batch: `images` camera -> (B, W, 3, S, S) normalised pixels; `input_ids`, `attention_mask` (B, L); with
-        proprioception `proprioception` (B, W, P), raw SI values. Returns arm (B, T, n, A), gripper_logits (B, T, n, 1),
-        T = W (1 with history_type `video`).
+        batch: `images` camera -> (B, W, 3, S, S) normalised pixels; `input_ids`, `attention_mask`
+            (B, L); with
+        proprioception `proprioception` (B, W, P), raw SI values. Returns arm (B, T, n, A),
+        gripper_logits (B, T, n, 1), T = W (1 with history_type `video`).
         """
         return self.head(self.action_features(batch))
 
     def action_features(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the head is given, (B, T, tokens, d): also the place for auxiliary losses."""
+        """Action features (B, T, tokens, d): the head's input, and that of auxiliary losses."""
         images = batch["images"]
         window = next(iter(images.values())).shape[1]
         visual = self.vlm.encode_frames({k: v.flatten(0, 1).to(self.dtype) for k, v in images.items()})
@@ -97,7 +101,8 @@ class VLAPolicy(nn.Module):
         return ((state.float() - self.state_mean) / self.state_std).to(self.dtype)
 
     def tokenize(self, instructions: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` (B, L) on the policy's device. Raises ObservationError."""
+        """`input_ids` and `attention_mask` (B, L) on the policy's device. Raises
+        ObservationError."""
         tokens = self.require_prompt().encode(instructions)
         return {"input_ids": tokens.input_ids.to(self.device), "attention_mask": tokens.attention_mask.to(self.device)}
 

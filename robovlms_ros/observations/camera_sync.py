@@ -30,9 +30,10 @@ class FrameSet:
 class FrameSync:
     """Pairs each image of the reference camera (the first) with the other cameras' nearest in time.
 
-    A set is complete as soon as every other camera has an image within `tolerance` seconds of the reference's. A
-    reference image that a camera has passed without one is dropped. Sets come out once each, in time's order; what
-    comes out depends on the order of arrival only where several images lie within the tolerance. Not thread-safe.
+    A set is complete as soon as every other camera has an image within `tolerance` seconds of the
+    reference's. A reference image that a camera has passed without one is dropped. Sets come out
+    once each, in time's order; what comes out depends on the order of arrival only where several
+    images lie within the tolerance. Not thread-safe.
     """
 
     def __init__(self, cameras: tuple[str, ...], tolerance: float) -> None:
@@ -49,11 +50,12 @@ class FrameSync:
         self._last.clear()
 
     def last_stamp(self, camera: str) -> int | None:
-        """When the camera's newest image was taken, ns; None before the first."""
+        """Stamp of the camera's newest image, ns; None before the first."""
         return self._last.get(camera)
 
     def add(self, camera: str, frame: SyncedFrame) -> list[FrameSet]:
-        """Take one image; returns the sets that it completes. An image whose stamp does not advance is ignored."""
+        """Take one image; returns the sets that it completes. An image whose stamp does not advance
+        is ignored."""
         if frame.stamp_ns <= self._last.get(camera, -1):
             return []
         self._last[camera] = frame.stamp_ns

@@ -1,18 +1,20 @@
 """sensor_msgs/Image and CompressedImage into (H, W, 3) uint8 RGB.
 
-Messages are duck-typed: rclpy's and a bag reader's serve alike. A message is checked against its own claims before a
-pixel is touched, and an image is copied at most once (rgb8 without padding: not at all). Only NumPy and Pillow are
-needed; a node that has cv_bridge passes its colour conversion in.
+Messages are duck-typed: rclpy's and a bag reader's serve alike. A message is checked against its
+own claims before a pixel is touched, and an image is copied at most once (rgb8 without padding: not
+at all). Only NumPy and Pillow are needed; a node that has cv_bridge passes its colour conversion
+in.
 
-The conversions follow sensor_msgs/image_encodings: `yuv422` and `uyvy` are bytes U Y0 V Y1, `yuv422_yuy2` and `yuyv`
-are Y0 U Y1 V; a Bayer pattern is named by its first four pixels, row by row.
+The conversions follow sensor_msgs/image_encodings: `yuv422` and `uyvy` are bytes U Y0 V Y1,
+`yuv422_yuy2` and `yuyv` are Y0 U Y1 V; a Bayer pattern is named by its first four pixels, row by
+row.
 """
 
 import io
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,15 @@ from robovlms_ros.core.types import ObservationError
 
 RGB = NDArray[np.uint8]
 Converter = Callable[[str, RGB], RGB]
+
+Encoding = Literal[
+    "auto", "rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422_yuy2", "yuyv", "yuv422", "uyvy",
+    "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8",
+]
+"""The values of `camera.NAME.encoding`: AS_SENT, or a key of PIXEL_BYTES."""
+
+AS_SENT: Encoding = "auto"
+"""The encoding that the messages name."""
 
 BAYER = {"bayer_rggb8": "rggb", "bayer_bggr8": "bggr", "bayer_gbrg8": "gbrg", "bayer_grbg8": "grbg"}
 LUMA_FIRST = ("yuv422_yuy2", "yuyv")
@@ -39,13 +50,13 @@ PIXEL_BYTES = {
 UNNAMED = {"8UC1": ("mono8", *BAYER), "8UC2": (*LUMA_FIRST, *CHROMA_FIRST), "8UC3": ("bgr8", "rgb8"),
            "8UC4": ("bgra8", "rgba8")}
 
-# Row padding is a few cache lines at most; from this width on, a row that is exactly another pixel size wide is not
-# padding but another encoding.
+# Row padding is a few cache lines at most; from this width on, a row that is exactly another pixel
+# size wide is not padding but another encoding.
 LIE_WIDTH = 64
 
 
 class ImageMessage(Protocol):
-    """What is read of a sensor_msgs/Image."""
+    """Fields read from a sensor_msgs/Image."""
 
     width: int
     height: int
@@ -55,14 +66,24 @@ class ImageMessage(Protocol):
 
 
 class CompressedImageMessage(Protocol):
-    """What is read of a sensor_msgs/CompressedImage."""
+    """Fields read from a sensor_msgs/CompressedImage."""
 
     format: str
     data: Any
 
 
+def only_raw(place: str, encoding: str, remedy: str) -> str:
+    """The text of the error for an encoding that is given for compressed images.
+
+    place: the camera's key, `parameter camera.static`. remedy: continues "Set it to auto, or".
+    """
+    rule = "only raw images have an encoding"
+    return f"{place}.encoding = '{encoding}': {rule}. Set it to {AS_SENT}, or {remedy}."
+
+
 def to_rgb(message: Any, convert: Converter | None = None, encoding: str | None = None) -> RGB:
-    """(H, W, 3) uint8 RGB, read-only, of an Image or a CompressedImage. Raises ObservationError with the reason."""
+    """(H, W, 3) uint8 RGB, read-only, of an Image or a CompressedImage. Raises ObservationError
+    with the reason."""
     return compressed_to_rgb(message) if hasattr(message, "format") else image_to_rgb(message, convert, encoding)
 
 
@@ -72,8 +93,8 @@ def image_to_rgb(message: ImageMessage, convert: Converter | None = None, encodi
     convert: colour conversion in place of `convert_with_numpy`.
     encoding: the image's true encoding, in place of the message's; None is the message's.
 
-    Raises ObservationError for an unsupported encoding, a zero size, a `step` shorter than a row, truncated data, or a
-    `step` that shows another encoding than the one named.
+    Raises ObservationError for an unsupported encoding, a zero size, a `step` shorter than a row,
+    truncated data, or a `step` that shows another encoding than the one named.
     """
     encoding = encoding or message.encoding
     pixels = _pixels(message, encoding)
@@ -85,7 +106,8 @@ def image_to_rgb(message: ImageMessage, convert: Converter | None = None, encodi
 
 
 def compressed_to_rgb(message: CompressedImageMessage) -> RGB:
-    """(H, W, 3) uint8 RGB of a JPEG or PNG. Raises ObservationError when it does not decode completely."""
+    """(H, W, 3) uint8 RGB of a JPEG or PNG. Raises ObservationError when it does not decode
+    completely."""
     if "compressedDepth" in message.format:
         raise ObservationError(
             f"format '{printable(message.format)}' is a depth image; give a topic with a colour image."
@@ -107,7 +129,8 @@ def compressed_to_rgb(message: CompressedImageMessage) -> RGB:
             f"as JPEG or PNG: {printable(error)}."
         ) from error
     if "compressed rgb" in message.format:
-        # image_transport names the channel order it handed to an encoder that takes BGR: `rgb` means stored swapped.
+        # image_transport names the channel order it handed to an encoder that takes BGR: `rgb`
+        # means stored swapped.
         pixels = np.ascontiguousarray(pixels[..., ::-1])
     pixels.flags.writeable = False
     return pixels
@@ -121,8 +144,11 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def _pixels(message: ImageMessage, encoding: str) -> RGB:
-    """The message's bytes as (H, W, bytes per pixel), a view that skips row padding; checked against its claims."""
-    width, height, step = message.width, message.height, message.step
+    """The message's bytes as (H, W, bytes per pixel), a view that skips row padding; checked
+    against its claims."""
+    width = message.width
+    height = message.height
+    step = message.step
     if encoding not in PIXEL_BYTES:
         raise ObservationError(
             f"encoding '{printable(encoding)}' is not supported.{_hint(encoding)} Allowed: {', '.join(PIXEL_BYTES)}."
@@ -155,7 +181,7 @@ def _hint(encoding: str) -> str:
         return " It is a depth image; give the colour topic."
     if encoding in UNNAMED:
         choices = " or ".join(UNNAMED[encoding])
-        return f" It leaves the channels' order open: set the camera's parameter `encoding` to {choices}."
+        return f" It leaves the channels' order open: set `camera.NAME.encoding` to {choices}."
     return ""
 
 
@@ -170,13 +196,15 @@ def convert_with_numpy(encoding: str, pixels: RGB) -> RGB:
         return _bayer_to_rgb(pixels[..., 0], BAYER[encoding])
     rgb = np.empty((height, width, 3), np.uint8)
     channels = {"bgr8": (2, 1, 0), "bgra8": (2, 1, 0), "rgba8": (0, 1, 2), "mono8": (0, 0, 0)}[encoding]
-    for target, source in enumerate(channels):  # one strided pass a channel: 4 times quicker than one reversed view
+    # one strided pass a channel: 4 times quicker than one reversed view
+    for target, source in enumerate(channels):
         rgb[..., target] = pixels[..., source]
     return rgb
 
 
 def _yuv422_to_rgb(pixels: RGB, luma: int) -> RGB:
-    """(H, W, 3) RGB from (H, W, 2) bytes: ITU-R BT.601, limited range, in OpenCV's 20-bit fixed point.
+    """(H, W, 3) RGB from (H, W, 2) bytes: ITU-R BT.601, limited range, in OpenCV's 20-bit fixed
+    point.
 
     luma: the place of Y among a pixel's two bytes; the other place alternates between U and V.
     """
@@ -184,7 +212,8 @@ def _yuv422_to_rgb(pixels: RGB, luma: int) -> RGB:
     if width % 2:
         raise ObservationError(f"yuv422 stores pixels in pairs, but the image is {width} pixels wide.")
     brightness = 1220542 * np.maximum(pixels[..., luma].astype(np.int32) - 16, 0)  # (H, W)
-    chroma = pixels[..., 1 - luma].astype(np.int32).reshape(height, width // 2, 2) - 128  # (H, W/2, [U, V])
+    # (H, W/2, [U, V])
+    chroma = pixels[..., 1 - luma].astype(np.int32).reshape(height, width // 2, 2) - 128
     u = np.repeat(chroma[..., 0], 2, axis=1)
     v = np.repeat(chroma[..., 1], 2, axis=1)
     red = brightness + 1673527 * v
@@ -197,7 +226,8 @@ def _yuv422_to_rgb(pixels: RGB, luma: int) -> RGB:
 def _bayer_to_rgb(mosaic: NDArray[np.uint8], pattern: str) -> RGB:
     """(H, W, 3) RGB from a (H, W) Bayer mosaic by bilinear interpolation.
 
-    pattern: the colours of the first 2 x 2 pixels, row by row. The border is mirrored, which keeps the pattern.
+    pattern: the colours of the first 2 x 2 pixels, row by row. The border is mirrored, which keeps
+        the pattern.
     """
     height, width = mosaic.shape
     if height < 2 or width < 2:

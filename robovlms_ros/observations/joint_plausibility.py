@@ -1,4 +1,4 @@
-"""Checks on joint states before they are believed: a wrong measurement must not become a command."""
+"""Plausibility checks on joint states before use: a wrong measurement must not become a command."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -18,16 +18,19 @@ SLACK = 0.1
 
 WINDOW_NS = NANOSECONDS
 REPEATS = 3
-"""Sequence numbers that do not increase within WINDOW_NS before two publishers are assumed; a restart causes one."""
+"""Sequence numbers that do not increase within WINDOW_NS before two publishers are assumed; a
+restart causes one."""
 
 
 class ImplausibleJointState(ObservationError):
-    """Joint positions that the arm cannot have: outside its limits, or out of reach of the last ones."""
+    """Joint positions that the arm cannot have: outside its limits, or out of reach of the last
+    ones."""
 
 
 @dataclass(frozen=True)
 class JointPlausibility:
-    """The bounds of believable positions of one arm: (J,) rad, rad, rad/s, and how far outside is believed (rad)."""
+    """Bounds of plausible positions of one arm: (J,) rad, rad, rad/s, and the margin outside
+    (rad)."""
 
     joints: tuple[str, ...]
     lower: Array
@@ -38,7 +41,7 @@ class JointPlausibility:
     def check(self, positions: Array, stamp_ns: int, last: tuple[int, Array] | None) -> None:
         """Raise ImplausibleJointState with the joint, its position and the reason.
 
-        last: stamp (ns) and positions (J,) of the newest believed state; None for none.
+        last: stamp (ns) and positions (J,) of the newest accepted state; None for none.
         """
         outside = np.maximum(self.lower - positions, positions - self.upper)
         worst = int(np.argmax(outside))
@@ -63,7 +66,8 @@ class JointPlausibility:
 
 
 class PublisherCheck:
-    """Detects two publishers of the same joints by the middleware's sequence numbers, which count per publisher."""
+    """Detects two publishers of the same joints by the middleware's sequence numbers, which count
+    per publisher."""
 
     def __init__(self) -> None:
         self._last: int | None = None

@@ -1,4 +1,5 @@
-"""sensor_msgs/JointState into RobotState: by name, checked, kept for a while, interpolated at an image's stamp."""
+"""sensor_msgs/JointState into RobotState: by name, checked, kept for a while, interpolated at an
+image's stamp."""
 
 import bisect
 import math
@@ -21,7 +22,7 @@ SPEED_STEP = 0.05
 
 
 class JointStateMessage(Protocol):
-    """What is read of a sensor_msgs/JointState."""
+    """Fields read from a sensor_msgs/JointState."""
 
     header: Any
     name: Any
@@ -30,7 +31,8 @@ class JointStateMessage(Protocol):
 
 
 class Finger(Protocol):
-    """What is read of a robot's gripper: its joint's name, and the opening 0..1 at a position."""
+    """Part of a robot's gripper that is read: its joint's name, and the opening 0..1 at a
+    position."""
 
     @property
     def joint(self) -> str:
@@ -42,7 +44,8 @@ class Finger(Protocol):
 
 @dataclass(frozen=True)
 class JointReading:
-    """One message's worth of the arm: (J,) positions, and velocities where the driver publishes usable ones."""
+    """One message's worth of the arm: (J,) positions, and velocities where the driver publishes
+    usable ones."""
 
     stamp_ns: int
     positions: NDArray[np.float64]
@@ -57,13 +60,16 @@ def stamp_of(message: Any) -> int:
 def read_joints(
     message: JointStateMessage, joints: tuple[str, ...], stamp_ns: int | None = None
 ) -> JointReading | None:
-    """The named joints in our order; None when the message names none of them (it is another device's).
+    """The named joints in our order; None when the message names none of them (it is another
+    device's).
 
     stamp_ns: its time where the header's is not to be used.
-    Velocities are optional in the message: where their list has another length or one of ours is not finite (a
-    broadcaster publishes NaN for an interface that the hardware lacks), they count as not published.
+    Velocities are optional in the message: where their list has another length or one of ours is
+    not finite (a broadcaster publishes NaN for an interface that the hardware lacks), they count as
+    not published.
 
-    Raises ObservationError when a joint is missing, names and positions differ in number, or a position is not finite.
+    Raises ObservationError when a joint is missing, names and positions differ in number, or a
+    position is not finite.
     """
     index = {name: i for i, name in enumerate(message.name)}
     missing = [joint for joint in joints if joint not in index]
@@ -102,9 +108,10 @@ def _positions(values: Any, rows: list[int], joints: tuple[str, ...], names: int
 
 
 class JointStateBuffer:
-    """The last `span` seconds of one arm's joint states, and of its gripper, which may be another publisher's.
+    """The last `span` seconds of one arm's joint states, and of its gripper, which may be another
+    publisher's.
 
-    plausibility: checks the arm's positions before they are kept; None believes every finite one.
+    plausibility: checks the arm's positions before they are kept; None accepts every finite one.
 
     Not thread-safe. A stamp that does not advance is dropped: drivers repeat messages.
     """
@@ -129,7 +136,8 @@ class JointStateBuffer:
         self._openings.clear()
 
     def add(self, message: JointStateMessage, stamp_ns: int | None = None) -> bool:
-        """Keep the message's joints; True when it moved the arm's newest state on. Raises ObservationError.
+        """Keep the message's joints; True when it moved the arm's newest state on. Raises
+        ObservationError.
 
         stamp_ns: its time where the header's is not to be used.
         """
@@ -162,9 +170,11 @@ class JointStateBuffer:
         return RobotState(newest.stamp_ns, newest.positions, newest.velocities, gripper=opening)
 
     def speed(self) -> NDArray[np.float64]:
-        """(J,) the greatest speed of the last REST_WINDOW seconds, by positions; infinite where they cover too little.
+        """(J,) the greatest speed of the last REST_WINDOW seconds, by positions; infinite where
+        they cover too little.
 
-        Velocities are optional in a message, and some drivers publish none or zeros. A joint that turns round is slow
+        Velocities are optional in a message, and some drivers publish none or zeros. A joint that
+        turns round is slow
         for a moment only: hence the window.
         """
         too_little = np.full(len(self._joints), np.inf)
@@ -190,14 +200,15 @@ class JointStateBuffer:
     def at(self, stamp_ns: int, tolerance: float) -> RobotState:
         """The state at `stamp_ns`, linear between the two messages around it.
 
-        Up to `tolerance` seconds after the newest message the arm goes on at its velocity, before the oldest it stands;
-        further away, or in a gap of the messages, ObservationError.
+        Up to `tolerance` seconds after the newest message the arm goes on at its velocity, before
+        the oldest it is at rest; further away, or in a gap of the messages, ObservationError.
         """
         readings = self._readings
         if not readings:
             raise ObservationError("joint_states: none have come.")
         after = bisect.bisect_left(readings, stamp_ns, key=lambda r: r.stamp_ns)
-        low, high = readings[max(after - 1, 0)], readings[min(after, len(readings) - 1)]
+        low = readings[max(after - 1, 0)]
+        high = readings[min(after, len(readings) - 1)]
         gap = min(abs(stamp_ns - low.stamp_ns), abs(high.stamp_ns - stamp_ns)) / NANOSECONDS
         if gap > tolerance:
             raise ObservationError(

@@ -8,8 +8,9 @@ A subclass writes four plain methods. Every way out of `active` goes through `_h
 rclpy turns an exception in a transition into an error without a text. Here it is logged, handed to `_failed`, and the
 transition fails, so that the node stays where it was and can be tried again.
 
-rclpy raises for a transition that the present state does not have, out of the service's callback, which ends the
-process. Here such a request fails with a line in the log.
+rclpy of Jazzy raises for a transition that the present state does not have, out of the service's
+callback, which ends the process. Here such a request fails with a line in the log. Transitions are
+carried out by rclpy's public `trigger_*` methods, which Jazzy and Rolling have alike.
 """
 
 import os
@@ -30,6 +31,9 @@ from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.ros.checked_node import CheckedNode
 from robovlms_ros.ros.spinning import SteadyExecutor, share_the_interpreter
+
+TRIGGERED = ("configure", "cleanup", "activate", "deactivate", "shutdown")
+"""Labels of the transitions that rclpy has a `trigger_*` method for."""
 
 LAST_WORDS = 1.0
 """Seconds that the last messages get to leave the process."""
@@ -72,9 +76,13 @@ class PlainLifecycleNode(LifecycleNode, CheckedNode):
         return str(self._state_machine.current_state[1])
 
     def change_state(self, transition: int | str) -> bool:
-        """Run a transition by its id or label; False where it fails, or where the present state does not have it."""
+        """Run a transition by its id or label.
+
+        False where it fails, or where the present state does not have it.
+        """
         with self._transition_lock:
-            available = {number: label for number, label, *_ in self._state_machine.available_transitions}
+            offered = self._state_machine.available_transitions
+            available = {number: label for number, label, *_ in offered if label in TRIGGERED}
             chosen = [number for number, label in available.items() if transition in (number, label)]
             if not chosen:
                 allowed = ", ".join(f"{number} ({label})" for number, label in available.items()) or "none"
@@ -82,7 +90,12 @@ class PlainLifecycleNode(LifecycleNode, CheckedNode):
                     f"transition {printable(transition)} is refused: the node is {self.lifecycle_state}. "
                     f"Allowed now: {allowed}.")
                 return False
-            result = self._LifecycleNodeMixin__change_state(chosen[0])
+            label = available[chosen[0]]
+            try:
+                result = getattr(self, f"trigger_{label}")()
+            except RuntimeError as error:  # RCLError is one; our own transitions let none through
+                self.get_logger().error(f"transition {label} failed: {printable(error)}")
+                return False
             return bool(result == TransitionCallbackReturn.SUCCESS)
 
     def _on_change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:

@@ -15,7 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.watchdog import image_digest
+from robovlms_ros.control.safety_monitor import SafetyMonitor, image_digest
 from robovlms_ros.core.text_safety import RepeatFilter, printable, without_numbers
 from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
 from robovlms_ros.observations.camera_sync import FrameSet, FrameSync, SyncedFrame
@@ -31,7 +31,6 @@ from robovlms_ros.ros.image_conversion import pick_converter
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION
-from robovlms_ros.ros.watch import Watch
 
 NEWEST_ONLY = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 JOINT_STATES = qos_profile_sensor_data
@@ -60,7 +59,7 @@ class ObservationSubscriber:
 
     def __init__(
         self, node: PlainLifecycleNode, parameters: NodeParameters, robot: RobotSpec,
-        cameras: tuple[CameraParameters, ...], needs_state: bool, watch: Watch,
+        cameras: tuple[CameraParameters, ...], needs_state: bool, monitor: SafetyMonitor,
         complete_state: Callable[[RobotState], RobotState], on_observation: Callable[[Observation], None],
         on_instruction: Callable[[str], None],
         needs_gripper: bool = False,
@@ -68,7 +67,7 @@ class ObservationSubscriber:
         self._needs_state = needs_state
         gripper = robot.gripper if needs_gripper else None
         self._gripper_joint = None if gripper is None else gripper.joint
-        self._watch = watch
+        self._monitor = monitor
         self._node = node
         self._parameters = parameters
         self._max_age = parameters.max_age or robot.max_age
@@ -93,8 +92,7 @@ class ObservationSubscriber:
         self._last_set_ns = 0
         self.instruction = parameters.instruction.strip()
         check_instruction(self.instruction or "none yet", parameters.max_instruction_length)
-        with watch as dog:
-            dog.instruction(self.instruction)
+        monitor.instruction(self.instruction)
         self._subscriptions = self._subscribe()
 
     def _subscribe(self) -> list[Subscription]:
@@ -156,8 +154,7 @@ class ObservationSubscriber:
             self._release()
         # The policy already has the image: a checksum of 1 MB takes longer than handing it over.
         digest = image_digest(memoryview(message.data))
-        with self._watch as dog:
-            dog.image(camera, stamp, digest, now)
+        self._monitor.image(camera, stamp, digest, now)
 
     def _release(self) -> None:
         """Hand on what is complete: with a policy that sees the arm's state, once that state is known at its time."""
@@ -221,13 +218,11 @@ class ObservationSubscriber:
             with self._lock:
                 state = self._joints.latest()
             if state is not None:
-                with self._watch as dog:
-                    dog.joint_state(state.stamp_ns, state.positions, self._node.now_ns())
+                self._monitor.joint_state(state.stamp_ns, state.positions, self._node.now_ns())
             self._release()
 
     def _distrust(self, reason: str, now_ns: int) -> None:
-        with self._watch as dog:
-            dog.implausible_joint_state(reason, now_ns)
+        self._monitor.implausible_joint_state(reason, now_ns)
 
     def _joint_publishers(self) -> tuple[str, ...]:
         topic = self._node.resolve_topic_name(self._parameters.joint_states_topic)
@@ -242,8 +237,7 @@ class ObservationSubscriber:
             text = ""
         else:
             self._fault(INSTRUCTION, None)
-        with self._watch as dog:
-            dog.instruction(text)
+        self._monitor.instruction(text)
         if text != self.instruction:
             self.instruction = text
             self._on_new_instruction(text)
@@ -292,7 +286,7 @@ class ObservationSubscriber:
     def problem(self, now_ns: int) -> str | None:
         """What is wrong with what came in, None when all is well: an unusable message, or cameras that do not match.
 
-        Silence is the watchdog's business.
+        Silence is detected by the safety monitor.
         """
         with self._lock:
             for source, text in self._faults.items():
@@ -305,8 +299,8 @@ class ObservationSubscriber:
         return (f"the cameras' newest images within {self._parameters.camera_tolerance:g} s of each other "
                 f"(camera_tolerance) are more than {self._max_age:g} s old: their stamps do not match.")
 
-    def where(self, fault: str) -> str:
-        """The topic behind a watchdog's fault, empty where there is none."""
+    def topic_of(self, fault: str) -> str:
+        """The topic behind a fault, empty where there is none."""
         kind, _, name = fault.partition(" ")
         if kind in ("joint_states_stale", "joint_states_implausible"):
             return str(self._node.resolve_topic_name(self._parameters.joint_states_topic))

@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from robovlms_ros.control.controller_types import ROS_NAME
+from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig, Strategy
-from robovlms_ros.control.watchdog import WatchdogConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
-from robovlms_ros.observations.images import PIXEL_BYTES
+from robovlms_ros.observations.images import AS_SENT, Encoding
 
 Value = str | bool | int | float | list[str]
 TRANSPORTS = ("raw", "compressed")
-AS_SENT = "auto"
 WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list of texts"}
 CAMERA = "{camera}"
 SCHEDULE = ScheduleConfig()
-WATCHDOG = WatchdogConfig()
+WATCHDOG = SafetyMonitorConfig()
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ PARAMETERS = (
         "camera.{camera}.encoding", AS_SENT,
         "Encoding of the camera's raw images, in place of the one that the messages name: for a driver that sends "
         "8UC3, which leaves the order of the colours open, or a wrong name. auto: as the messages say.",
-        choices=(AS_SENT, *PIXEL_BYTES)),
+        choices=get_args(Encoding)),
     Parameter(
         "camera_tolerance", 0.02,
         "s: images of several cameras belong together when their stamps differ by at most this. At least half the "
@@ -176,6 +175,14 @@ PARAMETERS = (
         "rad: a joint further than this from its command for following_time is not following; the arm is held.",
         0.001, 10.0),
     Parameter("watchdog.following_time", WATCHDOG.following_time, "s: see watchdog.following_error.", 0.01, 60.0),
+    Parameter(
+        "watchdog.standstill_time", WATCHDOG.standstill_time,
+        "s: an arm of which no joint moves for so long, while one is commanded to move by standstill_motion, does not "
+        "follow (protective stop, inactive controller); the arm is held and its set point brought back to it.",
+        0.1, 60.0),
+    Parameter(
+        "watchdog.standstill_motion", WATCHDOG.standstill_motion,
+        "rad: see watchdog.standstill_time; a fifth of it counts as standing still. 0: not checked.", 0.0, 10.0),
     Parameter(
         "watchdog.clock_jump", WATCHDOG.clock_jump,
         "s: a step forward of the node's clock that is a jump; back always is.", 0.1, 3600.0),

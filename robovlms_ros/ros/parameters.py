@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from robovlms_ros.control.controller_types import ROS_NAME
 from robovlms_ros.control.robot import GateConfig
+from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig
-from robovlms_ros.control.watchdog import WatchdogConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
-from robovlms_ros.ros.parameter_table import AS_SENT, CAMERA, PARAMETERS, Parameter, Value
+from robovlms_ros.observations.images import AS_SENT, only_raw
+from robovlms_ros.ros.parameter_table import CAMERA, PARAMETERS, Parameter, Value
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ class CameraParameters:
                 f"{place}.topic = '{self.topic}': it carries compressed images. Set {place.split()[1]}.transport to "
                 f"compressed, and give the base topic, '{self.topic.removesuffix('/compressed')}'.")
         if self.transport == "compressed" and self.encoding is not None:
-            raise ConfigError(
-                f"{place}.encoding = '{self.encoding}': only raw images have an encoding. Set it to {AS_SENT}, or the "
-                "transport to raw.")
+            raise ConfigError(only_raw(place, self.encoding, "the transport to raw"))
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class NodeParameters:
     on_slow_inference: str
     added_latency: float
     schedule: ScheduleConfig
-    watchdog: WatchdogConfig
+    watchdog: SafetyMonitorConfig
 
     def authority_of(self, gate: GateConfig) -> tuple[float, float]:
         """The part of the speed limits in use after the ramp, and the ramp (s): given here, else the robot's."""
@@ -122,9 +121,9 @@ def from_values(values: Mapping[str, Any]) -> NodeParameters:
     fields: dict[str, Any] = {name: value for name, value in checked.items() if "." not in name}
     schedule = {f.name: checked[f"schedule.{f.name}"] for f in dataclasses.fields(ScheduleConfig)}
     fields["schedule"] = ScheduleConfig(**schedule)  # type: ignore[arg-type]
-    watched = [f.name for f in dataclasses.fields(WatchdogConfig) if f.name != "max_age"]
+    watched = [f.name for f in dataclasses.fields(SafetyMonitorConfig) if f.name != "max_age"]
     watchdog = {name: checked[f"watchdog.{name}"] for name in watched}
-    fields["watchdog"] = WatchdogConfig(**watchdog)  # type: ignore[arg-type]
+    fields["watchdog"] = SafetyMonitorConfig(**watchdog)  # type: ignore[arg-type]
     fields["cameras"] = tuple(
         CameraParameters(
             name, checked[f"camera.{name}.topic"], checked[f"camera.{name}.transport"],  # type: ignore[arg-type]

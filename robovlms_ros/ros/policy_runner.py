@@ -1,16 +1,18 @@
-"""From observations to commands: one policy driving one arm, whatever thread brings the news.
+"""Observations to commands: one policy that drives one arm, called from any thread.
 
-The node feeds it observations and ticks; the inference worker feeds it chunks. One lock orders them, so that after
-`stop` nothing moves any more. What a person must know goes into the report.
+Input: observations and ticks from the node, chunks from the inference worker. One lock orders them: nothing
+is commanded after `deactivate`. The node's status is kept up to date.
 """
 
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from robovlms_ros.control.executor import ChunkExecutor
+from robovlms_ros.control.executor import REST_SPEED, ChunkExecutor
 from robovlms_ros.control.motion_guard import CommandRejected
+from robovlms_ros.control.safety_monitor import Action, ObservationSource, SafetyMonitor
 from robovlms_ros.control.schedule import ScheduleRefused
 from robovlms_ros.core.text_safety import without_numbers
 from robovlms_ros.core.types import (
@@ -22,17 +24,29 @@ from robovlms_ros.core.types import (
 )
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.controllers.base import Arm, Gripper
-from robovlms_ros.ros.guard import Guard, ObservationSource, Worker
 from robovlms_ros.ros.status import NodeStatus
-from robovlms_ros.ros.watch import Watch
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
 PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
 
 
+class Worker(Protocol):
+    """Inference worker of one policy."""
+
+    @property
+    def inferring_since_ns(self) -> int | None:
+        """Start time of the inference in progress."""
+
+    def submit(self, observation: Observation) -> None:
+        """Take a frame; never blocks."""
+
+    def reset(self) -> None:
+        """Forget the history and drop the inference in flight."""
+
+
 @dataclass(frozen=True)
 class CommandInterfaces:
-    """What moves, and how. executor: None when chunks are only published. arm, gripper: None in dry_run.
+    """Receivers of commands. executor: None when chunks are only published. arm, gripper: None in dry_run.
 
     lead: s from a command's publication to its first new point.
     """
@@ -48,20 +62,22 @@ class PolicyRunner:
 
     def __init__(
         self,
-        senses: ObservationSource,
-        watch: Watch,
-        limbs: CommandInterfaces,
+        observations: ObservationSource,
+        monitor: SafetyMonitor,
+        interfaces: CommandInterfaces,
         publish_chunk: Callable[[ActionChunk], None],
         now: Callable[[], int],
         report: NodeStatus,
         log: Callable[[str], None],
         steady_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        self._senses = senses
-        self._watch = watch
-        self._guard = Guard(senses, watch, limbs.executor, limbs.arm, log)
-        self._executor, self._arm, self._gripper = limbs.executor, limbs.arm, limbs.gripper
-        self._lead_ns = round(limbs.lead * NANOSECONDS)
+        self._observations = observations
+        self._monitor = monitor
+        monitor.connect(observations, interfaces.executor, interfaces.arm, log)
+        self._executor = interfaces.executor
+        self._arm = interfaces.arm
+        self._gripper = interfaces.gripper
+        self._lead_ns = round(interfaces.lead * NANOSECONDS)
         self._publish_chunk = publish_chunk
         self._now = now
         self._steady_ns = steady_ns
@@ -70,6 +86,7 @@ class PolicyRunner:
         self._worker: Worker | None = None
         self._active = False
         self._moving = False
+        self._returning = False
         self._not_before_ns = 0
         self.deactivation_requested = False
         """True once the gate has refused so often that the node should deactivate."""
@@ -83,12 +100,12 @@ class PolicyRunner:
             self._report.chunks = self._report.refusals = self._report.clamps = 0
             self._begin_afresh()
 
-    def stop(self, reason: str) -> None:
-        """Hold the arm, then nothing more."""
+    def deactivate(self, reason: str) -> None:
+        """Command a smooth stop, then nothing more."""
         with self._lock:
             if not self._active:
                 return
-            self._hold(reason)
+            self._smooth_stop(reason)
             self._active = False
             if self._worker is not None:
                 self._worker.reset()
@@ -105,23 +122,23 @@ class PolicyRunner:
                 self._report.authority = self._executor.gate.authority_at(self._now())
 
     def pause(self, paused: bool) -> None:
-        """Hold the arm until pause(False), which starts afresh from wherever the arm is then."""
+        """Command a smooth stop until pause(False), which begins again at the arm's position then."""
         with self._lock:
             if not self._active or paused == (self._report.state == PAUSED):
                 return
             if paused:
-                self._hold("paused")
+                self._smooth_stop("paused")
                 self._set(PAUSED, "paused by ~/pause")
             else:
                 self._set(WAITING, "")
                 self._begin_afresh()
 
     def reset(self, reason: str) -> None:
-        """Hold the arm and forget the history and what is in flight; go on with what comes from now on."""
+        """Command a smooth stop, forget history and inference in flight; continue with new observations."""
         with self._lock:
             if not self._active:
                 return
-            self._hold(reason)
+            self._smooth_stop(reason)
             self._not_before_ns = self._now()
             if self._worker is not None:
                 self._worker.reset()
@@ -131,9 +148,9 @@ class PolicyRunner:
     def clock_jumped(self) -> None:
         """Forget everything that has a stamp. Nothing can be timed on a clock that jumps, so nothing is commanded."""
         with self._lock:  # a chunk that comes in between must not take the emptied inputs for the reason
-            self._senses.clear()
+            self._observations.clear()
             if self._active:
-                self._abandon("the clock jumped")
+                self._cease_commands("the clock jumped")
 
     def instruction_changed(self, instruction: str) -> None:
         """Drop what is in flight for the old instruction; the running plan goes on until the new one's chunk comes."""
@@ -144,9 +161,8 @@ class PolicyRunner:
 
     def _begin_afresh(self) -> None:
         self._not_before_ns = self._now()
-        self._senses.clear_joint_states()  # a person may have moved the arm meanwhile
-        with self._watch as dog:
-            dog.reset(self._not_before_ns)
+        self._observations.clear_joint_states()  # a person may have moved the arm meanwhile
+        self._monitor.reset(self._not_before_ns)
         if self._worker is not None:
             self._worker.reset()
         if self._executor is not None:
@@ -159,8 +175,9 @@ class PolicyRunner:
         if self._report.state != PAUSED:
             self._set(WAITING, "")
 
-    def _abandon(self, reason: str) -> None:
+    def _cease_commands(self, reason: str) -> None:
         """Forget the commanded motion: the controller is away, or nothing can be timed. What it has ends at rest."""
+        self._returning = False
         if self._moving:
             self._moving = False
             self._report.last_stop, self._report.last_stop_ns = reason, self._now()
@@ -170,7 +187,7 @@ class PolicyRunner:
         if self._executor is not None:
             self._executor.reset()
         if self._arm is not None:
-            self._arm.abandon()
+            self._arm.cease_commands()
 
     def observe(self, observation: Observation) -> None:
         """Hand a frame to the policy, unless it is from before the last start or reset."""
@@ -182,21 +199,22 @@ class PolicyRunner:
             worker.submit(observation)
 
     def tick(self) -> None:
-        """What is due by time alone: watchdogs, gripper, upsampled commands. Call at 20 Hz or more."""
+        """Work that is due by time alone: faults, gripper, upsampled commands. Call at 20 Hz or more."""
         with self._lock:
             if not self._active or self._report.state == PAUSED:
                 return
             now = self._now()
             if self._executor is not None:
                 self._report.authority = self._executor.gate.authority_at(now)
-            self._guard.tell(self._worker, now)
-            action, text = self._guard.faults(now)
-            if action == "stop":
+            self._monitor.poll(None if self._worker is None else self._worker.inferring_since_ns, now)
+            action, text = self._reaction(now)
+            if action == "cease_commands":
                 if self._moving or (self._executor is not None and self._executor.commanded(now) is not None):
-                    self._abandon(text)
+                    self._cease_commands(text)
                 self._set(HOLDING if self._report.state == RUNNING else self._report.state, text)
-            elif action == "hold":
+            elif action == "smooth_stop":
                 self._on_fault(text)
+                self._return_to_arm(now, text)
             elif action == "wait":
                 self._set(self._report.state, text)
             elif self._moving and self._executor is not None and self._gripper is not None:
@@ -208,20 +226,51 @@ class PolicyRunner:
 
     def _on_fault(self, text: str) -> None:
         if self._report.state == RUNNING:
-            self._hold(text)
+            self._smooth_stop(text)
             self._set(HOLDING, text)
         else:
             self._set(self._report.state, text)
+
+    def _reaction(self, now: int) -> tuple[Action, str]:
+        """The monitor's reaction; the end of a standstill restarts the plan first."""
+        action, text = self._monitor.react(now)
+        if self._monitor.take_standstill_end():
+            self._returning = False
+            self._not_before_ns = now
+            if self._worker is not None:
+                self._worker.reset()
+            if self._executor is not None:
+                # The next plan begins where the arm is, with the ramp.
+                self._executor.restart()
+        return action, text
+
+    def _return_to_arm(self, now: int, text: str) -> None:
+        """Bring the set point back to an arm that stands still, once it is at rest: on release nothing may jump."""
+        if self._executor is None or self._arm is None:
+            return
+        if not self._monitor.set_point_may_return:
+            if self._returning:
+                self._smooth_stop(text)
+            return
+        measured = self._observations.measured()
+        if self._returning or measured is None or not self._observations.speed().max() <= REST_SPEED:
+            return
+        try:
+            command = self._executor.move_back(measured, now)
+        except CommandRejected:
+            return
+        if command is not None:
+            self._arm.send(command, now)
+            self._returning = True
 
     def on_chunk(self, chunk: ActionChunk) -> None:
         """A chunk is ready: publish it, check it, execute it. Called by the worker's thread."""
         with self._lock:
             if not self._active or self._report.state == PAUSED or chunk.stamp_ns < self._not_before_ns:
                 return
-            if chunk.instruction != self._senses.instruction:
+            if chunk.instruction != self._observations.instruction:
                 return
-            with self._watch as dog:
-                dog.inference_finished()
+            self._monitor.inference_finished()
             self._report.chunks += 1
             self._publish_chunk(chunk)
             if chunk.timing is not None:
@@ -238,35 +287,34 @@ class PolicyRunner:
         refused = isinstance(error, InstructionRefused)
         with self._lock:
             if self._active and self._report.state != PAUSED:
-                with self._watch as dog:
-                    if refused:
-                        dog.instruction_refused(text)
-                    else:
-                        dog.inference_failed(text)
+                if refused:
+                    self._monitor.instruction_refused(text)
+                else:
+                    self._monitor.inference_failed(text)
                 self._refuse(f"instruction refused: {text}" if refused else f"inference failed: {text}")
                 # The detail stays that of the worst fault, which the next tick would put there again.
-                self._set(HOLDING, self._guard.faults(self._now())[1])
+                self._set(HOLDING, self._reaction(self._now())[1])
 
     def _execute(self, chunk: ActionChunk) -> None:
         now = self._now()
-        action, problem = self._guard.faults(now)
-        if action == "stop":
-            self._abandon(problem)
-        if action in ("hold", "stop"):
+        action, problem = self._reaction(now)
+        if action == "cease_commands":
+            self._cease_commands(problem)
+        if action in ("smooth_stop", "cease_commands"):
             # What never ran goes on waiting: the state must not depend on whether the tick saw the fault first.
             self._refuse(problem, HOLDING if self._report.state == RUNNING else self._report.state)
             return
         if self._executor is None:
             self._accept(chunk, now)
             return
-        if self._senses.measured() is None:
+        if self._observations.measured() is None:
             self._refuse("no joint states have come.")
             return
-        state = self._senses.state_at(chunk.stamp_ns)
+        state = self._observations.state_at(chunk.stamp_ns)
         plan = self._executor.plan(chunk, state)
         # Inverse kinematics may take longer than the lead: the message is timed by the clock after it.
         now = self._now()
-        measured = self._senses.measured()
+        measured = self._observations.measured()
         if measured is None:
             self._refuse("no joint states have come.")
             return
@@ -274,7 +322,7 @@ class PolicyRunner:
             decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
         else:
             decision = self._executor.on_chunk(
-                chunk, state, measured, now, self._senses.speed(), plan, self._advancing(now)
+                chunk, state, measured, now, self._observations.speed(), plan, self._advancing(now)
             )
         if decision.command is None:
             self._refuse(decision.verdict.reason)
@@ -302,14 +350,16 @@ class PolicyRunner:
     def _refuse(self, reason: str, state: str = HOLDING) -> None:
         self._report.refusals += 1
         self._report.last_refusal, self._report.last_refusal_ns = reason, self._now()
-        self._hold(reason)
+        if self._moving:
+            self._smooth_stop(reason)
         self._set(state, reason)
 
-    def _hold(self, reason: str) -> None:
+    def _smooth_stop(self, reason: str) -> None:
         """Command a smooth stop, once, when anything is under way."""
-        if not self._moving:
+        if not self._moving and not self._returning:
             return
         self._moving = False
+        self._returning = False
         now = self._now()
         self._report.last_stop, self._report.last_stop_ns = reason, now
         if self._executor is None or self._arm is None:

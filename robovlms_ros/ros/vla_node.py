@@ -17,7 +17,7 @@ from rclpy.duration import Duration
 from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.control.executor import ChunkExecutor, build_executor
-from robovlms_ros.control.watchdog import Watchdog
+from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RoboVLMsError
@@ -47,12 +47,11 @@ from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
 from robovlms_ros.ros.status_publisher import StatusPublisher
-from robovlms_ros.ros.watch import Watch
 
 TICK_RATE = 20.0
 FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "joint_states_implausible",
           "no_instruction", "instruction_refused", "inference_late", "inference_died", "controller_absent",
-          "controller_shared", "controller_not_following", "clock_jumped")
+          "controller_shared", "controller_not_following", "arm_not_following", "clock_jumped")
 
 
 class VLANode(PlainLifecycleNode):
@@ -65,7 +64,7 @@ class VLANode(PlainLifecycleNode):
         self._own_end = ""
         # Timers run while a transition in another thread takes apart what they use.
         self._parts = threading.RLock()
-        self._pilot: PolicyRunner | None = None
+        self._runner: PolicyRunner | None = None
         self._inputs: ObservationSubscriber | None = None
         self._worker: InferenceWorker | None = None
         self._arm: Arm | None = None
@@ -95,8 +94,8 @@ class VLANode(PlainLifecycleNode):
 
     def _on_live_change(self) -> None:
         with self._parts:
-            if self._pilot is not None:
-                self._pilot.set_authority(*self._declared.read().authority_of(self._gate))
+            if self._runner is not None:
+                self._runner.set_authority(*self._declared.read().authority_of(self._gate))
         self._reporter.publish_on_change()
 
     def _setup(self) -> None:
@@ -119,10 +118,10 @@ class VLANode(PlainLifecycleNode):
         """Everything between the topics and the policy."""
         names = tuple(camera.name for camera in brain.cameras)
         config = replace(parameters.watchdog, max_age=body.robot.max_age)
-        self._watch = Watch(Watchdog(config, names, self.now_ns()))
+        self._monitor = SafetyMonitor(config, names, self.now_ns())
         proprioception = brain.policy.config.proprioception
         self._inputs = ObservationSubscriber(self, parameters, body.robot, brain.cameras,
-                              proprioception is not None, self._watch,
+                              proprioception is not None, self._monitor,
                               PoseFiller(body.make_kinematics and body.make_kinematics()),
                               self._on_observation, self._on_instruction,
                               proprioception is not None and "gripper" in proprioception.names)
@@ -130,12 +129,20 @@ class VLANode(PlainLifecycleNode):
         if not parameters.dry_run:
             context = Context(self, body.robot, self._inputs.measured, body.make_kinematics and body.make_kinematics())
             self._arm, self._gripper = make_arm(context), make_gripper(context)
-        limbs = CommandInterfaces(_executor(body, parameters), self._arm, self._gripper, parameters.schedule.lead)
+        executor = _executor(body, parameters)
+        interfaces = CommandInterfaces(executor, self._arm, self._gripper, parameters.schedule.lead)
         frame = body.robot.base_frame
-        self._pilot = PolicyRunner(self._inputs, self._watch, limbs, lambda chunk: self._publish_chunk(chunk, frame),
-                            self.now_ns, self._report, self._reporter.log_edge)
+        self._runner = PolicyRunner(
+            self._inputs,
+            self._monitor,
+            interfaces,
+            lambda chunk: self._publish_chunk(chunk, frame),
+            self.now_ns,
+            self._report,
+            self._reporter.log_edge,
+        )
         self._gate = body.robot.gate
-        self._pilot.set_authority(*parameters.authority_of(body.robot.gate))
+        self._runner.set_authority(*parameters.authority_of(body.robot.gate))
         self._session = brain.session
         period = 1.0 / parameters.max_inference_rate if parameters.max_inference_rate > 0 else 0.0
         session = brain.session
@@ -148,15 +155,15 @@ class VLANode(PlainLifecycleNode):
                                              clock=self._steady)
 
     def _start(self) -> None:
-        assert self._pilot is not None and self._worker is not None
+        assert self._runner is not None and self._worker is not None
         self._own_end = ""
         if self._arm is not None:
             self._arm.prepare()
-        self._pilot.start(self._worker)
+        self._runner.start(self._worker)
 
     def _halt(self, reason: str) -> None:
-        if self._pilot is not None:
-            self._pilot.stop(self._own_end or reason)
+        if self._runner is not None:
+            self._runner.deactivate(self._own_end or reason)
 
     def _teardown(self) -> None:
         if self._worker is not None:
@@ -167,7 +174,7 @@ class VLANode(PlainLifecycleNode):
             for part in (self._inputs, self._arm, self._gripper):
                 if part is not None:
                     part.close()
-            self._pilot = self._inputs = self._worker = self._arm = self._gripper = self._tick_timer = None
+            self._runner = self._inputs = self._worker = self._arm = self._gripper = self._tick_timer = None
             self._policy = self._session = None
         self._own_end = ""
         self._report.policy_id, self._report.history = "", (0, 0)
@@ -184,37 +191,37 @@ class VLANode(PlainLifecycleNode):
         self._reporter.publish()
 
     def _on_observation(self, observation) -> None:  # type: ignore[no-untyped-def]
-        if self._pilot is not None:
-            self._pilot.observe(observation)
+        if self._runner is not None:
+            self._runner.observe(observation)
 
     def _on_instruction(self, instruction: str) -> None:
         self._reporter.log_edge(f"instruction: {printable(instruction) or '(none)'}")
         self._report.instruction = instruction
-        if self._pilot is not None:
-            self._pilot.instruction_changed(instruction)
+        if self._runner is not None:
+            self._runner.instruction_changed(instruction)
 
     def _on_chunk(self, chunk: ActionChunk) -> None:
-        pilot, session = self._pilot, self._session
-        if pilot is not None and session is not None:
+        runner, session = self._runner, self._session
+        if runner is not None and session is not None:
             self._report.history, self._report.history_every = session.history_fill, session.history_report.every
             self._report.path = f"{session.path}: {session.path_reason}"
-            pilot.on_chunk(chunk)
+            runner.on_chunk(chunk)
             self._reporter.publish_on_change()
 
     def _on_error(self, error: Exception) -> None:
-        pilot = self._pilot
+        runner = self._runner
         if not isinstance(error, RoboVLMsError):
             self._reporter.log_edge(f"inference failed: {type(error).__name__}: {error}")
-        if pilot is not None:
-            pilot.on_error(error)
+        if runner is not None:
+            runner.on_error(error)
             self._reporter.publish_on_change()
 
     def _on_tick(self) -> None:
         with self._parts:
-            if self._pilot is None:
+            if self._runner is None:
                 return
-            self._pilot.tick()
-            deactivation_requested = self._pilot.deactivation_requested
+            self._runner.tick()
+            deactivation_requested = self._runner.deactivation_requested
         self._reporter.publish_on_change()
         if deactivation_requested and self.lifecycle_state == "active":
             self._own_end = f"the node deactivated itself: {self._report.last_refusal}"
@@ -231,8 +238,7 @@ class VLANode(PlainLifecycleNode):
         watched = {}
         if inputs is not None and self.lifecycle_state == "active":
             watched["inputs"] = inputs.problem(self.now_ns()) or ""
-            with self._watch as dog:
-                watched |= {kind: "" for kind in FAULTS} | {f.name.split()[0]: f.text for f in dog.present}
+            watched |= {kind: "" for kind in FAULTS} | {f.name.split()[0]: f.text for f in self._monitor.present}
             watched["history_rate"] = self._falls_behind()
         if arm is not None:
             watched["controller"] = arm.problem() or ("" if arm.listeners() else f"nobody listens to {arm.name}")
@@ -247,26 +253,26 @@ class VLANode(PlainLifecycleNode):
         return f"an inference takes {spent:.3f} s (p50), the policy was trained on a frame every {step:.3f} s{thinned}"
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._pilot is not None:
-            self._pilot.reset("reset")
+        if self._runner is not None:
+            self._runner.reset("reset")
         response.success = True
         response.message = "history, plan and what was in flight are forgotten"
         self._reporter.publish_on_change()
         return response
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        response.success = self._pilot is not None and self.lifecycle_state == "active"
+        response.success = self._runner is not None and self.lifecycle_state == "active"
         if response.success:
-            assert self._pilot is not None
-            self._pilot.pause(request.data)
+            assert self._runner is not None
+            self._runner.pause(request.data)
         response.message = "" if response.success else f"the node is {self.lifecycle_state}, not active"
         self._reporter.publish_on_change()
         return response
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         self.get_logger().warning("the clock jumped back or changed: starting afresh")
-        if self._pilot is not None:
-            self._pilot.clock_jumped()
+        if self._runner is not None:
+            self._runner.clock_jumped()
         elif self._inputs is not None:
             self._inputs.clear()
 

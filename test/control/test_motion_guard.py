@@ -224,7 +224,7 @@ def test_no_caller_goes_around_the_guard():
                 kinds = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
                 commands = {"JointTrajectory", "TwistStamped", "PoseStamped", "Float64MultiArray", "ActionClient"}
                 # Arms, recordings and measurements.
-                peers = ("ros/fault_bench", "ros/sim_arm", "ros/player", "ros/bench")
+                peers = ("bench/faults", "sim/nodes/sim_arm", "ros/player", "bench/node")
                 assert not kinds & commands or name.startswith(peers), name
     assert creators == {"control/motion_guard.py"}
     assert builders == {"ros/vla_node.py"}

@@ -68,10 +68,12 @@ class BagWriter:
         data = self.store.serialize_cdr(message, kind)
         self.writer.write(self.connections[topic], log_ns, data)
 
-    def image(self, topic: str, stamp_ns: int, log_ns: int | None = None, size: int = 32) -> None:
+    def image(self, topic: str, stamp_ns: int, log_ns: int | None = None, size: int = 32,
+              encoding: str = "rgb8") -> None:
         pixels = test_image(topic, stamp_ns, size)
-        message = self.make("sensor_msgs/msg/Image", header=self.header(stamp_ns, "camera"), height=size, width=size,
-                            encoding="rgb8", is_bigendian=0, step=3 * size, data=pixels.reshape(-1))
+        message = self.make(
+            "sensor_msgs/msg/Image", header=self.header(stamp_ns, "camera"), height=size,
+            width=size, encoding=encoding, is_bigendian=0, step=3 * size, data=pixels.reshape(-1))
         self.write(topic, "sensor_msgs/msg/Image", log_ns or stamp_ns, message)
 
     def compressed(self, topic: str, stamp_ns: int, size: int = 32) -> None:

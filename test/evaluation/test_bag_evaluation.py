@@ -8,16 +8,18 @@
 - a result survives JSON, and adding two bags is the same as counting both.
 """
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from robovlms_ros.core.rotations import quaternion_from_matrix, vector_from_matrix
+from robovlms_ros.core.schema import ConfigError, build
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec
-from robovlms_ros.evaluation.bags.mapping import TopicsConfig
+from robovlms_ros.evaluation.bags.mapping import BagCamera, TopicsConfig
 from robovlms_ros.evaluation.bags.reader import BagError
-from robovlms_ros.evaluation.replay.evaluate import evaluate_bag, recorded_stamps
+from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, evaluate_bag, recorded_stamps
 from robovlms_ros.evaluation.replay.results import SubjectResult, merge
 from robovlms_ros.evaluation.replay.runner import Subject
 
@@ -392,3 +394,53 @@ def test_images_without_stamps_by_their_reception(tools, setting, tmp_path, join
     assert results["a"].sums.table(tools.SPEC.names)["mae"][:7] == pytest.approx([0.0] * 7, abs=1e-9)
     note = next(note for note in result["notes"] if note.startswith("stamps: bag"))
     assert "40 images" in note and ("200 joint states" in note) is not joints_stamped
+
+
+def write_8uc3(tools, path, compressed=False):
+    """Images of a driver that leaves the order of the colours open, or compressed ones."""
+    with tools.BagWriter(path) as bag:
+        bag.instruction("go", tools.BEGIN_NS)
+        for tick in range(200):
+            now = tools.BEGIN_NS + tick * NANOSECONDS // 100
+            bag.joints(now)
+            if tick % 5 == 0 and compressed:
+                bag.compressed("/static/image_raw/compressed", now)
+            elif tick % 5 == 0:
+                bag.image("/static/image_raw", now, encoding="8UC3")
+    return path
+
+
+def test_an_encoding_of_the_evaluation_or_of_the_nodes_parameters(tools, setting, tmp_path):
+    path = write_8uc3(tools, tmp_path / "bag")
+    session = tools.FakeSession(tools.follow())
+    _, refused = evaluate(path, setting(("static",)), {"a": session})
+    assert refused["images"] == 0
+    assert any("set `camera.NAME.encoding` to bgr8 or rgb8" in note for note in refused["notes"])
+    given = {"static": BagCamera("bgr8")}
+    own = setting(("static",), camera=given)
+    node = {"static": "bgr8", "another": "rgb8"}
+    of_the_node = dataclasses.replace(setting(("static",)), encodings=node)
+    both = dataclasses.replace(own, encodings={"static": "rgb8"})
+    for choice in (own, of_the_node, both):
+        session.seen.clear()
+        _, result = evaluate(path, choice, {"a": session})
+        assert result["images"] == 40
+        first = session.seen[0]
+        expected = tools.test_image("/static/image_raw", first.stamp_ns)[..., ::-1]
+        assert np.array_equal(first.images["static"], expected)
+
+
+def test_an_encoding_that_does_not_fit_is_refused_as_the_node_does(tools, setting, tmp_path):
+    session = tools.FakeSession(tools.follow())
+    with pytest.raises(ConfigError, match="encoding = 'brg8': not allowed. Did you mean 'rgb8'"):
+        build(EvaluationConfig, {"camera": {"static": {"encoding": "brg8"}}}, "evaluation")
+    path = write_8uc3(tools, tmp_path / "raw")
+    unknown = setting(("static",), camera={"statc": BagCamera("bgr8")})
+    with pytest.raises(ConfigError, match="statc: the policy has no such camera. Did you mean"):
+        evaluate(path, unknown, {"a": session})
+    path = write_8uc3(tools, tmp_path / "compressed", compressed=True)
+    given = setting(("static",), camera={"static": BagCamera("bgr8")})
+    with pytest.raises(ConfigError, match="static.encoding = 'bgr8': only raw images have an"):
+        evaluate(path, given, {"a": session})
+    ignored = dataclasses.replace(setting(("static",)), encodings={"static": "bgr8"})
+    assert evaluate(path, ignored, {"a": session})[1]["images"] == 40

@@ -10,8 +10,8 @@ import numpy as np
 
 from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
-from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
@@ -24,7 +24,6 @@ from robovlms_ros.observations.joint_states import JointStateBuffer
 from robovlms_ros.ros.controllers.base import Arm
 from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
 from robovlms_ros.ros.status import NodeStatus
-from robovlms_ros.ros.watch import Watch
 
 PANDA = load_robot("panda")
 HOME = np.array(PANDA.home)
@@ -64,17 +63,17 @@ class ModelArm(Arm):
         pass
 
 
-class Senses:
+class Observations:
     """Joint states as the node's inputs keep them: believed or not, with the watchdog fed."""
 
     instruction = "lift"
 
-    def __init__(self, watch, clock):
+    def __init__(self, monitor, clock):
         bounds = JointPlausibility(
             PANDA.joints, PANDA.lower(), PANDA.upper(), np.array(PANDA.limits.velocity), PANDA.max_start_jump
         )
         self.buffer = JointStateBuffer(PANDA.joints, PANDA.gripper, 3.0, bounds)
-        self.watch = watch
+        self.monitor = monitor
         self.clock = clock
         self.fault = None
 
@@ -92,16 +91,14 @@ class Senses:
                 raise ObservationError("stamped ahead")
             advanced = self.buffer.add(message)
         except ImplausibleJointState as error:
-            with self.watch as dog:
-                dog.implausible_joint_state(str(error), now)
+            self.monitor.implausible_joint_state(str(error), now)
             return
         except ObservationError as error:
             self.fault = f"joint_states: {error}"
             return
         if advanced:
             self.fault = None
-            with self.watch as dog:
-                dog.joint_state(self.buffer.latest().stamp_ns, self.buffer.latest().positions, now)
+            self.monitor.joint_state(self.buffer.latest().stamp_ns, self.buffer.latest().positions, now)
 
     def state_at(self, stamp_ns):
         return self.buffer.at(stamp_ns, 0.1)
@@ -115,7 +112,7 @@ class Senses:
     def problem(self, now_ns):
         return self.fault
 
-    def where(self, fault):
+    def topic_of(self, fault):
         return ""
 
     def clear_joint_states(self):
@@ -146,16 +143,16 @@ class Simulation:
     def __init__(self):
         self.offset_ns = 0
         self.tick = 0
-        self.watch = Watch(Watchdog(WatchdogConfig(), ("static",), START_NS))
+        self.monitor = SafetyMonitor(SafetyMonitorConfig(), ("static",), START_NS)
         self.controller = TrajectoryController(PANDA.joints)
         self.arm = ModelArm(self.controller)
-        self.senses = Senses(self.watch, self.now)
+        self.observations = Observations(self.monitor, self.now)
         executor = build_executor(PANDA, None)
         self.report = NodeStatus()
         self.chunks = []
         self.runner = PolicyRunner(
-            self.senses,
-            self.watch,
+            self.observations,
+            self.monitor,
             CommandInterfaces(executor, self.arm, None, 0.02),
             self.chunks.append,
             self.now,
@@ -170,6 +167,8 @@ class Simulation:
         self.joint_hook = lambda state: [state]
         self.chunk_hook = lambda chunk: chunk
         self.camera_on = True
+        self.frozen = None  # (7,) rad: the joints stay there
+        self.arms = []  # measured joints, tick by tick
 
     def now(self):
         return START_NS + self.tick * TICK_NS + self.offset_ns
@@ -187,14 +186,14 @@ class Simulation:
 
     def step(self, t):
         now = self.now()
-        measured = self.commands[-1 - LAG]
+        measured = self.commands[-1 - LAG] if self.frozen is None else self.frozen
+        self.arms.append(measured)
         if self.tick % 5 == 0:
             for stamp, positions, keywords in self.joint_hook((now, measured, {})):
-                self.senses.receive(stamp, positions, **keywords)
+                self.observations.receive(stamp, positions, **keywords)
         if self.tick % 15 == 0 and self.camera_on:
-            with self.watch as dog:
-                dog.image("static", now, self.tick, now)
-                dog.instruction("lift")
+            self.monitor.image("static", now, self.tick, now)
+            self.monitor.instruction("lift")
         if self.tick % 50 == 0:
             steps = t + STEP * np.arange(1, 17)
             values = np.hstack([path(steps), np.full((16, 1), float(np.sin(t) > 0))])
@@ -207,6 +206,13 @@ class Simulation:
             self.runner.tick()
         command = self.controller.update(now, TICK_NS, measured, np.zeros(7))[0]
         self.commands.append(command)
+
+    def freeze(self):
+        self.frozen = self.commands[-1 - LAG]
+
+    def release(self):
+        """The joints go to the command of this moment."""
+        self.frozen = None
 
     def restart_controller(self):
         self.controller.reset()

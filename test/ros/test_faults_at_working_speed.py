@@ -160,7 +160,7 @@ def pause_and_resume(sim, rng):
 
 
 def deactivate(sim, rng):
-    sim.runner.stop("deactivated")
+    sim.runner.deactivate("deactivated")
 
 
 def clock_jump(sim, rng):

@@ -53,7 +53,7 @@ def commands_of(graph, step, count=4, skip=1):
 
     graph.run()
     verdicts = []
-    executor = graph.node._pilot._executor
+    executor = graph.node._runner._executor
     decide = executor.on_chunk
 
     def deciding(*given):

@@ -5,6 +5,7 @@ claims wrongly is refused with its numbers: encodings, sizes, steps, truncation,
 import io
 import sys
 from types import SimpleNamespace
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -12,7 +13,14 @@ import pytest
 from PIL import Image as PillowImage
 
 from robovlms_ros.core.types import ObservationError
-from robovlms_ros.observations.images import convert_with_numpy, image_to_rgb, to_rgb
+from robovlms_ros.observations.images import (
+    AS_SENT,
+    PIXEL_BYTES,
+    Encoding,
+    convert_with_numpy,
+    image_to_rgb,
+    to_rgb,
+)
 from robovlms_ros.ros.image_conversion import pick_converter
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "yuv422_yuy2": 2, "yuyv": 2,
@@ -80,8 +88,12 @@ def test_the_encoding_of_the_parameter_stands_for_that_of_the_message():
     message.encoding = "8UC3"
     np.testing.assert_array_equal(to_rgb(message, encoding="bgr8"), pixels[..., ::-1])
     np.testing.assert_array_equal(to_rgb(message, encoding="rgb8"), pixels)
-    with pytest.raises(ObservationError, match="set the camera's parameter `encoding` to bgr8 or rgb8"):
+    with pytest.raises(ObservationError, match="set `camera.NAME.encoding` to bgr8 or rgb8"):
         to_rgb(message)
+
+
+def test_the_parameters_values_are_the_encodings():
+    assert get_args(Encoding) == (AS_SENT, *PIXEL_BYTES)
 
 
 def test_a_long_encoding_is_cut_and_escaped():

@@ -3,6 +3,7 @@ wrong time, every service in every state, simulated time below zero. Each is ans
 """
 
 import itertools
+from functools import partialmethod
 
 import pytest
 
@@ -101,6 +102,51 @@ def test_a_trigger_that_does_not_fit_fails(plain):
     assert node.lifecycle_state == "unconfigured"
     assert node.change_state("configure")
     assert node.lifecycle_state == "inactive"
+
+
+def renamed_private_method(monkeypatch):
+    """rclpy with another private name behind its public `trigger_*` methods."""
+    from rclpy.lifecycle import LifecycleNodeMixin
+
+    private = "_LifecycleNodeMixin__change_state"
+    change = getattr(LifecycleNodeMixin, private)
+    monkeypatch.delattr(LifecycleNodeMixin, private)
+    numbers = {label: number for number, label in LABELS.items()}
+    shutdowns = {"unconfigured": 5, "inactive": 6, "active": 7}
+
+    def trigger(node, label):
+        return change(node, numbers.get(label) or shutdowns[node.lifecycle_state])
+
+    for label in (*numbers, "shutdown"):
+        method = partialmethod(trigger, label)
+        monkeypatch.setattr(LifecycleNodeMixin, f"trigger_{label}", method)
+
+
+@pytest.mark.parametrize("private", ["present", "renamed"])
+def test_transitions_need_no_private_method_of_rclpy(plain, monkeypatch, private):
+    if private == "renamed":
+        renamed_private_method(monkeypatch)
+    graph = plain()
+    assert not graph.change(3)
+    assert not graph.change(4)
+    for number, state in ((1, "inactive"), (3, "active"), (4, "inactive"), (6, "finalized")):
+        assert not graph.change(99)
+        assert not graph.change(10)
+        assert graph.change(number)
+        assert graph.node.lifecycle_state == state
+    assert not graph.change(1)
+
+
+def test_a_state_machine_that_raises_is_answered(plain, monkeypatch):
+    graph = plain()
+
+    def refuse():
+        raise RuntimeError("Transition is not registered")
+
+    monkeypatch.setattr(graph.node, "trigger_configure", refuse)
+    assert not graph.change(1)
+    monkeypatch.undo()
+    assert graph.change(1)
 
 
 def parameter(name, kind, **value):

@@ -45,6 +45,7 @@ class FaultArm(Node):
 
     joint_hook, image_hook: applied to each message before it is published; None publishes nothing.
     silent_camera: name of a camera that publishes nothing; empty for none.
+    frozen: True stops the joints where they are, whatever the controller commands.
     received: the number of commands that have arrived. Its clock is published on /clock where `simulated_time` is true.
     """
 
@@ -54,6 +55,7 @@ class FaultArm(Node):
         self.joint_hook: JointHook = lambda message: message
         self.image_hook: ImageHook = lambda message: message
         self.silent_camera = ""
+        self.frozen = False
         self.simulated_time = simulated_time
         self._jumps = [(0.0, 0)]
         self._epoch = time.monotonic()
@@ -117,6 +119,12 @@ class FaultArm(Node):
             self._controller.reset()
             self._own.append(len(self._commands))
 
+    def freeze(self) -> None:
+        """Stop the joints at once, as brakes do; the controller goes on."""
+        with self._lock:
+            self.frozen = True
+            self._own.append(len(self._commands))
+
     def speed(self) -> float:
         """The fastest joint's commanded speed, rad/s."""
         with self._lock:
@@ -177,7 +185,8 @@ class FaultArm(Node):
             while self._inbox and self._inbox[0][0] <= self._system_at(now):
                 self._accept(self._inbox.pop(0)[1], clock_ns)
             command = self._controller.update(clock_ns, PERIOD_NS, self.positions, np.zeros(7))[0]
-            self.positions = self.positions + (command - self.positions) * (1 - np.exp(-PERIOD / LAG))
+            if not self.frozen:
+                self.positions = self.positions + (command - self.positions) * (1 - np.exp(-PERIOD / LAG))
             self._times.append(now)
             self._commands.append(np.array(command))
             self._measured.append(self.positions.copy())

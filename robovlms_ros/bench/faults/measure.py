@@ -49,6 +49,7 @@ AFTER = 2.6  # s recorded after a fault
 RECOVERY = 1.0  # s recorded after the node runs again
 STOP = 0.9  # s: the longest stop from working speed, the lead and the middleware included
 SILENCE = 0.6  # s until silence counts (max_age), and a tick
+FROZEN = 2.5  # s: found after 0.5 s, a stop, and the set point's way back to the arm
 PLAN = 1.3  # s: a chunk's horizon and the stop at its end
 TAKEN_UP = 2 * PERIOD
 """s after which the controller has taken up a command that arrived."""
@@ -329,6 +330,10 @@ def _controller_away(stage: FaultStage) -> None:
     stage.arm.restart_controller()
 
 
+def _release(stage: FaultStage) -> None:
+    stage.arm.frozen = False
+
+
 def _jump_clock(seconds: float) -> Callable[[FaultStage], None]:
     def inject(stage: FaultStage) -> None:
         # No client can take back what is under way to a controller whose clock jumps.
@@ -413,6 +418,7 @@ def faults() -> tuple[InjectedFault, ...]:
         InjectedFault("chunk 0.5 rad away", policy("jump"), policy("")),
         InjectedFault("controller away", _controller_away, lambda s: s.arm.listen(True), STOP),
         InjectedFault("controller restarted", _controller_restart),
+        InjectedFault("arm frozen, then released", lambda s: s.arm.freeze(), _release, FROZEN),
         InjectedFault(
             "second publisher of commands", lambda s: s.second_commander(), strangers, STOP
         ),

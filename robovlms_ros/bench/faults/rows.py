@@ -58,7 +58,8 @@ def judge(
 ) -> tuple[float, float, float, float, float]:
     """Worst command step, measured speed, commanded and measured acceleration (parts of the limits), rad outside.
 
-    own: indices at which the restarted controller itself takes up the measured pose; no client can prevent that step.
+    own: indices at which the restarted controller itself takes up the measured pose, or the joints freeze; no client
+    can prevent that step.
     """
     limits = robot.limits
     ratios = []

@@ -8,6 +8,7 @@ from typing import Literal
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
+from robovlms_ros.observations.images import AS_SENT, Encoding, only_raw
 
 CommandKind = Literal["joint_trajectory", "twist", "pose", "joint_state", "float64_array", "action_chunk"]
 
@@ -50,6 +51,16 @@ class TopicsConfig:
     command_lead: float | None = None
     chunks: str | None = None
     episodes: str | None = None
+
+
+@dataclass(frozen=True)
+class BagCamera:
+    """The `camera.NAME` block of an evaluation YAML or of `data.bag`, as the node's parameters.
+
+    encoding: of the camera's raw images, in place of the messages' own; AS_SENT keeps theirs.
+    """
+
+    encoding: Encoding = AS_SENT
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,29 @@ def detect(
         source = "joint states" if joints else "TF"
         lines.append(f"no recorded commands: predictions are compared with the motion that followed ({source})")
     return mapping, lines
+
+
+def encodings_of(
+    bag: Bag, mapping: TopicMapping, given: Mapping[str, BagCamera], place: str
+) -> dict[str, str]:
+    """Camera -> encoding of its raw images, for the cameras that are given one.
+
+    place: the key that holds `given`, for messages. Raises ConfigError for a camera that the policy
+    does not have, and for an encoding of compressed images.
+    """
+    encodings: dict[str, str] = {}
+    for name, camera in given.items():
+        if name not in mapping.cameras:
+            hint = did_you_mean(name, mapping.cameras)
+            raise ConfigError(f"{place}.{name}: the policy has no such camera.{hint}")
+        if camera.encoding == AS_SENT:
+            continue
+        topic = mapping.cameras[name]
+        if bag.topics[topic] != IMAGES[0]:
+            remedy = f"topics.cameras.{name} to a topic of raw images ({topic} is compressed)"
+            raise ConfigError(only_raw(f"{place}.{name}", camera.encoding, remedy))
+        encodings[name] = camera.encoding
+    return encodings
 
 
 def _said(topic: str | None, asked: str | None) -> str:

@@ -16,11 +16,14 @@ from robovlms_ros.core.types import NANOSECONDS, ActionSpec
 from robovlms_ros.evaluation.bags.annotate import Annotator
 from robovlms_ros.evaluation.bags.mapping import (
     CHUNK,
+    IMAGES,
     STATUS,
+    BagCamera,
     Stamps,
     TopicMapping,
     TopicsConfig,
     detect,
+    encodings_of,
 )
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
@@ -45,7 +48,7 @@ class EvaluationConfig:
     instruction; dropped: and with this fraction of images missing from the history; at every variant_stride-th
     inference. drop: fraction of images taken away from everything. block: images through the network together.
     stamps: `bag` times images by their reception in the bag, for recordings whose images are stamped zero. annotate:
-    write annotated.mcap, which is larger than the bag.
+    write annotated.mcap, which is larger than the bag. camera: as the node's parameter.
     """
 
     topics: TopicsConfig = field(default_factory=TopicsConfig)
@@ -62,6 +65,7 @@ class EvaluationConfig:
     block: int = 32
     annotate: bool = True
     stamps: Stamps = "header"
+    camera: dict[str, BagCamera] = field(default_factory=dict)
     thresholds: EvaluationThresholds = field(default_factory=EvaluationThresholds)
     calibration: dict[str, Calibration] = field(default_factory=dict)
 
@@ -77,7 +81,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all bags share. cameras: of the policies, the reference first. tolerances: s, as the node's parameters."""
+    """Settings that all bags share. cameras: of the policies, the reference first.
+
+    tolerances: s, as the node's parameters. encodings: camera -> encoding of its raw images, as the
+    node's parameters; `config.camera` has precedence.
+    """
 
     robot: RobotSpec
     kinematics: Kinematics | None
@@ -87,6 +95,7 @@ class Setting:
     camera_tolerance: float = 0.02
     state_tolerance: float = 0.05
     max_instruction: int = 500
+    encodings: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate_bag(
@@ -101,6 +110,7 @@ def evaluate_bag(
     config, label = setting.config, path.stem
     with Bag(path) as bag:
         mapping, lines = detect(bag, config.topics, setting.cameras, setting.robot)
+        encodings = _encodings(bag, mapping, setting)
         given = config.calibration.get(setting.cameras[0])
         _require_state(bag, mapping)
         kinematics: Any = CachedKinematics(setting.kinematics) if setting.kinematics is not None else None
@@ -111,7 +121,7 @@ def evaluate_bag(
             setting.camera_tolerance if config.camera_tolerance is None else config.camera_tolerance,
             setting.state_tolerance if config.joint_states_tolerance is None else config.joint_states_tolerance,
             everything=annotator is not None, max_instruction=setting.max_instruction, calibration=given,
-            stamps=config.stamps)
+            stamps=config.stamps, encodings=encodings)
         rows = _RowWriter(output / f"{label}.csv" if output is not None else None, str(path))
         runners = _runners(subjects, setting, kinematics, mapping, rows.write)
         for runner in runners:
@@ -135,6 +145,15 @@ def evaluate_bag(
             "results": {name: None if result is None else result.as_json() for name, result in results.items()},
             "reference": _reference_words(mapping),
         }
+
+
+def _encodings(bag: Bag, mapping: TopicMapping, setting: Setting) -> dict[str, str]:
+    """Camera -> encoding of its raw images: the evaluation's, else the node's."""
+    raw = {name for name, topic in mapping.cameras.items() if bag.topics[topic] == IMAGES[0]}
+    configured = {name: encoding for name, encoding in setting.encodings.items() if name in raw}
+    given = setting.config.camera
+    kept = {name: encoding for name, encoding in configured.items() if name not in given}
+    return kept | encodings_of(bag, mapping, given, "camera")
 
 
 def _require_state(bag: Bag, mapping: TopicMapping) -> None:

@@ -5,7 +5,7 @@ order in which the bag received its messages.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -76,7 +76,9 @@ class BagObservations:
     stamps: `header`, or `bag`: an image is timed by its reception in the bag, and so are joint states and transforms
         whose own stamp is zero. A recording without usable stamps is readable so; transport delays stay in the times.
     calibration: of the reference camera; None takes the bag's own camera_info and TF.
-    decode: an image message to what stands for its pixels; raises ObservationError for an unusable one.
+    encodings: camera -> encoding of its raw images, in place of the messages' own.
+    decode: function of an image message and its `encoding` (None for the message's own); returns
+        the pixels or their substitute; raises ObservationError for an unusable message.
     lost: reasons why messages or observations could not be used, with counts.
     notes: what is unusual about the bag's clocks, one sentence each.
     """
@@ -91,9 +93,10 @@ class BagObservations:
     state_tolerance: float = 0.05
     everything: bool = False
     max_instruction: int = 500
-    decode: Callable[[Any], Any] = to_rgb
+    decode: Callable[..., Any] = to_rgb
     calibration: Calibration | None = None
     stamps: Stamps = "header"
+    encodings: Mapping[str, str] = field(default_factory=dict)
     lost: Counter[str] = field(default_factory=Counter)
     instructions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -206,7 +209,7 @@ class BagObservations:
     def _on_image(self, camera: str, message: Any, now_ns: int) -> Iterator[Event]:
         try:
             stamp = self._image_stamp(message, now_ns)
-            image = self.decode(message)
+            image = self.decode(message, encoding=self.encodings.get(camera))
         except ObservationError as error:
             self.lost[f"camera '{camera}': {error}"] += 1
             return

@@ -1,8 +1,9 @@
-"""Functions of tensors with fixed shapes, recorded once as a CUDA graph and replayed: one launch instead of thousands.
+"""Functions of tensors with fixed shapes, recorded once as a CUDA graph and replayed: one launch
+instead of thousands.
 
-A recorded function reads its inputs from buffers of its own and writes to outputs of its own, so a call copies in,
-replays, and hands out copies. Nothing in it may wait for the device or depend on a value on the host; one that does
-fails while it is recorded, and says so.
+A recorded function reads its inputs from buffers of its own and writes to outputs of its own, so a
+call copies in, replays, and hands out copies. Nothing in it may wait for the device or depend on a
+value on the host; one that does fails while it is recorded, and reports the reason.
 """
 
 import logging
@@ -20,7 +21,8 @@ SHAPES_KEPT = 8
 
 
 class GraphCapture(Protocol):
-    """Records a function on given inputs; what comes back replays it and returns its outputs' buffers."""
+    """Records a function on given inputs; what comes back replays it and returns its outputs'
+    buffers."""
 
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]: ...
 
@@ -48,17 +50,21 @@ def cuda_recorder(function: Function, inputs: Sequence[Tensor]) -> Callable[[], 
 
 
 class CudaGraphCallable:
-    """`function`, recorded once per shape of its inputs. Shared by threads. It may change its inputs in place: callers'
-    tensors stay as they are, so what changes has to be among the outputs."""
+    """`function`, recorded once per shape of its inputs. Shared by threads. It may change its
+    inputs in place: callers' tensors stay as they are, so what changes has to be among the
+        outputs."""
 
     def __init__(self, name: str, function: Function, recorder: GraphCapture = cuda_recorder):
-        self.name, self.function, self._recorder = name, function, recorder
+        self.name = name
+        self.function = function
+        self._recorder = recorder
         self._recorded: dict[tuple[object, ...], tuple[list[Tensor], Callable[[], tuple[Tensor, ...]]] | None] = {}
         self._lock = threading.Lock()
         self.refused = ""
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The function's outputs. A shape that cannot be recorded runs as it is from then on; `refused` says why."""
+        """The function's outputs. A shape that cannot be recorded runs as it is from then on;
+        `refused` holds the reason."""
         key = tuple((tuple(x.shape), x.dtype) for x in inputs)
         with self._lock:
             if key not in self._recorded:

@@ -22,9 +22,9 @@ from robovlms_ros.models.vla_policy import VLAPolicy
 
 
 class HeadWindow(Protocol):
-    """said: what the last answer took, in words."""
+    """description: description of the last answer's computation."""
 
-    said: str
+    description: str
 
     def answer(self, window: Sequence[Encoded]) -> HeadOutput:
         """The newest frame's chunk, arm (1, 1, n, A); the frames' features are there."""
@@ -40,8 +40,10 @@ class HeadWindow(Protocol):
 
 
 def head_window(policy: VLAPolicy, step: Step | None = None) -> HeadWindow:
-    """The window of the policy's head; step: see `lstm_window`. Raises FastPathError for an unknown head."""
-    head, frames = policy.head, policy.config.model.history_length
+    """The window of the policy's head; step: see `lstm_window`. Raises FastPathError for an unknown
+    head."""
+    head = policy.head
+    frames = policy.config.model.history_length
     if isinstance(head, LSTMHead):
         return lstm_window(head, frames, step)
     if isinstance(head, GPTHead):
@@ -59,7 +61,7 @@ def _reduced(head: GPTHead, frames: Sequence[Encoded]) -> Tensor:
 class NewestAlone:
     """A head without memory answers for the newest frame by that frame."""
 
-    said = "newest frame alone"
+    description = "newest frame alone"
 
     def __init__(self, head: FCHead):
         self._head = head
@@ -78,9 +80,9 @@ class NewestAlone:
 
 
 class GPTWindow:
-    """A GPT's frames have absolute positions: while the window grows they keep them, and only the newest frame is new
-    to the network. Once the window slides every frame's position changes, and all are run again; then only the last
-    layer is limited to the newest frame."""
+    """A GPT's frames have absolute positions: while the window grows they keep them, and only the
+    newest frame is new to the network. Once the window slides every frame's position changes, and
+    all are run again; then only the last layer is limited to the newest frame."""
 
     def __init__(self, head: GPTHead):
         self._head = head
@@ -90,7 +92,7 @@ class GPTWindow:
         """See HeadWindow."""
         self._frames: tuple[Encoded, ...] = ()
         self._past: list[tuple[Tensor, Tensor]] = []
-        self.said = NO_FRAME
+        self.description = NO_FRAME
 
     def finish(self) -> None:
         """Nothing is put off: the newest frame's keys come with its answer."""
@@ -100,10 +102,11 @@ class GPTWindow:
         known = len(self._frames)
         grows = len(window) == known + 1 and all(a is b for a, b in zip(self._frames, window, strict=False))
         if grows:
-            self.said = "GPT over the newest frame, the others' keys kept"
+            self.description = "GPT over the newest frame, the others' keys kept"
         else:
-            self.said = f"GPT over {len(window)} frames: positions moved with the window"
-            self._past, known = [], 0
+            self.description = f"GPT over {len(window)} frames: positions moved with the window"
+            self._past = []
+            known = 0
         head = self._head
         x = head.fc(_reduced(head, window[known:])).flatten(2)  # (1, new, dim)
         x = x + head.gpt.wpe.weight[known : len(window)]
@@ -112,16 +115,20 @@ class GPTWindow:
         return head.read_out(head.gpt.ln_f(newest).float())
 
     def _run(self, x: Tensor) -> Tensor:
-        """New frames (1, new, dim) behind those of `_past`, which they join; the newest one's output (1, 1, dim)."""
-        past, blocks = self._past, self._head.gpt.h
+        """New frames (1, new, dim) behind those of `_past`, which they join; the newest one's
+        output (1, 1, dim)."""
+        past = self._past
+        blocks = self._head.gpt.h
         kept = []
         for i, block in enumerate(blocks):
             query, key, value = (split_heads(t, ATTENTION_HEADS) for t in block.attn.c_attn(block.ln_1(x)).chunk(3, -1))
             if past:
-                key, value = torch.cat((past[i][0], key), dim=2), torch.cat((past[i][1], value), dim=2)
+                key = torch.cat((past[i][0], key), dim=2)
+                value = torch.cat((past[i][1], value), dim=2)
             kept.append((key, value))
             if i == len(blocks) - 1:
-                query, x = query[:, :, -1:], x[:, -1:]
+                query = query[:, :, -1:]
+                x = x[:, -1:]
             causal = query.shape[2] > 1
             attended = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
             x = x + block.attn.c_proj(merge_heads(attended))

@@ -1,9 +1,10 @@
 """The LSTM's sliding window of W frames, exactly, without W time steps for every frame.
 
-An answer is the LSTM's after W steps from the zero state at the window's first frame. So a state is started at every
-frame, and every new frame advances all of them; after W steps the oldest one answers. That holds while each window is
-an earlier one moved on by one frame. Several such sequences may alternate (a camera three times as fast as the
-history): each has its states. A window that follows none is run as a whole.
+An answer is the LSTM's after W steps from the zero state at the window's first frame. So a state is
+started at every frame, and every new frame advances all of them; after W steps the oldest one
+answers. That holds while each window is an earlier one moved on by one frame. Several such
+sequences may alternate (a camera three times as fast as the history): each has its states. A window
+that follows none is run as a whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +21,15 @@ from robovlms_ros.models.heads.lstm import LSTMHead
 
 GRIDS_KEPT = 8
 NO_FRAME = "no frame yet"
-# (feature, hidden, cell, row that starts anew, row that answers) to (arm, gripper logits, hidden, cell).
+# (feature, hidden, cell, row that starts anew, row that answers) to (arm, gripper logits, hidden,
+# cell).
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 
 def lstm_window(head: LSTMHead, frames: int, step: Step | None = None) -> "LSTMWindow":
-    """The window of `frames` frames that is cheapest where the head is: on a processor a step of many rows costs
-    several times that of one, elsewhere hardly more. step: stands in for `lstm_answer`, all rows in one piece."""
+    """The window of `frames` frames that is cheapest where the head is: on a processor a step of
+    many rows costs several times that of one, elsewhere hardly more. step: replaces `lstm_answer`,
+    all rows in one piece."""
     if step is None and head.rnn.weight_ih_l0.device.type == "cpu":
         return AnswerFirstLSTM(head, frames)
     return OneStepLSTM(head, frames, step)
@@ -34,7 +37,8 @@ def lstm_window(head: LSTMHead, frames: int, step: Step | None = None) -> "LSTMW
 
 @dataclass(eq=False)
 class _Grid:
-    """One sequence of frames and its states, hidden and cell (layers, states, H); None while the frames were only seen.
+    """One sequence of frames and its states, hidden and cell (layers, states, H); None while the
+    frames were only seen.
 
     output: the newest answer. start: see OneStepLSTM. pending: see AnswerFirstLSTM.
     """
@@ -47,13 +51,13 @@ class _Grid:
     pending: Tensor | None = None
 
     def is_before(self, window: Sequence[Encoded]) -> bool:
-        """Whether `window` without its newest frame is the end of these frames."""
+        """True if `window` without its newest frame is the end of these frames."""
         earlier = len(window) - 1
         mine = self.frames[len(self.frames) - earlier :]
         return 0 < earlier <= len(self.frames) and all(a is b for a, b in zip(mine, window[:-1], strict=True))
 
     def is_for(self, window: Sequence[Encoded]) -> bool:
-        """Whether the window's answer is there already."""
+        """True if the window's answer is already computed."""
         same = len(self.frames) == len(window) and all(a is b for a, b in zip(self.frames, window, strict=True))
         return same and self.output is not None
 
@@ -64,12 +68,12 @@ class LSTMWindow:
     def __init__(self, head: LSTMHead):
         self._head = head
         self._grids: list[_Grid] = []
-        self.said = NO_FRAME
+        self.description = NO_FRAME
 
     def clear(self) -> None:
         """See HeadWindow."""
         self._grids.clear()
-        self.said = NO_FRAME
+        self.description = NO_FRAME
 
     def finish(self) -> None:
         """See HeadWindow."""
@@ -90,7 +94,8 @@ class LSTMWindow:
         return grid.output
 
     def _next(self, before: _Grid | None, window: tuple[Encoded, ...]) -> _Grid:
-        """The sequence that ends with `window`, answered. before: the one that it goes on, which is not used again."""
+        """The sequence that ends with `window`, answered. before: the one that it goes on, which is
+        not used again."""
         raise NotImplementedError
 
     def _run_again(self, window: tuple[Encoded, ...]) -> HeadOutput:
@@ -100,12 +105,13 @@ class LSTMWindow:
 
 
 class AnswerFirstLSTM(LSTMWindow):
-    """Answers by the oldest state alone, one time step of one row; the other states advance in `finish`, or when the
-    next window needs them.
+    """Answers by the oldest state alone, one time step of one row; the other states advance in
+    `finish`, or when the next window needs them.
 
-    States are kept oldest first, of the newest frames. pending: what the newest frame adds to the first layer's gates,
-    (1, 4 H), while the states have not seen that frame. After a window that follows none, states start from there, and
-    windows are run as a whole until the states reach back to their first frame.
+    States are kept oldest first, of the newest frames. pending: what the newest frame adds to the
+    first layer's gates, (1, 4 H), while the states have not seen that frame. After a window that
+    follows none, states start from there, and windows are run as a whole until the states reach
+    back to their first frame.
     """
 
     def __init__(self, head: LSTMHead, frames: int):
@@ -118,13 +124,17 @@ class AnswerFirstLSTM(LSTMWindow):
             self._settle(grid)
 
     def _settle(self, grid: _Grid) -> None:
-        pending, grid.pending = grid.pending, None
-        hidden, cell = grid.hidden, grid.cell
+        pending = grid.pending
+        grid.pending = None
+        hidden = grid.hidden
+        cell = grid.cell
         if pending is None or hidden is None or cell is None:
             return
-        grid.hidden = grid.cell = None  # a step that fails leaves no states behind, rather than half of them advanced
+        # a step that fails leaves no states behind, rather than half of them advanced
+        grid.hidden = grid.cell = None
         lstm_step(self._head.rnn, pending, hidden, cell)
-        grid.hidden, grid.cell = hidden, cell
+        grid.hidden = hidden
+        grid.cell = cell
 
     def _next(self, before: _Grid | None, window: tuple[Encoded, ...]) -> _Grid:
         feature = window[-1].feature
@@ -132,22 +142,26 @@ class AnswerFirstLSTM(LSTMWindow):
         first = first_gates(self._head, feature)
         hidden, cell = (x[:, -len(window) :] for x in self._with_a_new_state(before, first))
         if hidden.shape[1] == len(window):
-            self.said = "LSTM by its oldest state, the others after the answer"
-            top = lstm_step(self._head.rnn, first, hidden[:, :1].clone(), cell[:, :1].clone())  # (1, H)
+            self.description = "LSTM by its oldest state, the others after the answer"
+            # (1, H)
+            top = lstm_step(self._head.rnn, first, hidden[:, :1].clone(), cell[:, :1].clone())
             output = self._head.read_out(top[None].float())
             if len(window) == self._longest:  # no later window begins with this one's first frame
-                hidden, cell = hidden[:, 1:], cell[:, 1:]
+                hidden = hidden[:, 1:]
+                cell = cell[:, 1:]
         else:
             have = hidden.shape[1]
-            self.said = f"LSTM window of {len(window)} run again: the history grid moved; {have} states so far"
+            self.description = f"LSTM window of {len(window)} run again: the history grid moved; {have} states so far"
             output = self._run_again(window)
         return _Grid(window, hidden, cell, output, pending=first if hidden.shape[1] else None)
 
     def _with_a_new_state(self, before: _Grid | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The states of `before`, which have seen its frames, and behind them one that starts from zero."""
+        """The states of `before`, which have seen its frames, and behind them one that starts from
+        zero."""
         rnn = self._head.rnn
         shape = (rnn.num_layers, 1, rnn.hidden_size)
-        hidden, cell = like.new_zeros(shape), like.new_zeros(shape, dtype=torch.float32)
+        hidden = like.new_zeros(shape)
+        cell = like.new_zeros(shape, dtype=torch.float32)
         if before is not None:
             self._settle(before)
         if before is None or before.hidden is None or before.cell is None:
@@ -156,10 +170,11 @@ class AnswerFirstLSTM(LSTMWindow):
 
 
 class OneStepLSTM(LSTMWindow):
-    """Advances all W states and answers in one time step with a batch of W, of fixed shapes: what a CUDA graph records.
+    """Advances all W states and answers in one time step with a batch of W, of fixed shapes: what a
+    CUDA graph records.
 
-    Row (start + i) % W of a grid's states was started at frames[i]. After a window that follows none, the next one that
-    follows it has its states built, by as many steps.
+    Row (start + i) % W of a grid's states was started at frames[i]. After a window that follows
+    none, the next one that follows it has its states built, by as many steps.
     """
 
     def __init__(self, head: LSTMHead, frames: int, step: Step | None = None):
@@ -167,20 +182,22 @@ class OneStepLSTM(LSTMWindow):
         self._rows = frames
         self._step: Step = step or partial(lstm_answer, head)
         device = head.rnn.weight_ih_l0.device
-        self._numbers = torch.arange(frames, device=device)  # a row's number as a tensor that is there already
+        # a row's number as a tensor that is there already
+        self._numbers = torch.arange(frames, device=device)
 
     def _next(self, before: _Grid | None, window: tuple[Encoded, ...]) -> _Grid:
         if before is None and len(window) > 1:
-            self.said = f"LSTM window of {len(window)} run again: the history grid moved"
+            self.description = f"LSTM window of {len(window)} run again: the history grid moved"
             return _Grid(window, output=self._run_again(window))
         if before is None or before.hidden is None:
-            self.said = f"LSTM states of {len(window)} frames built"
+            self.description = f"LSTM states of {len(window)} frames built"
             return self._built(window)
-        self.said = "LSTM in one step"
+        self.description = "LSTM in one step"
         return self._advance(before, window[-1], len(window))
 
     def _built(self, window: tuple[Encoded, ...]) -> _Grid:
-        rnn, like = self._head.rnn, window[0].feature
+        rnn = self._head.rnn
+        like = window[0].feature
         assert like is not None
         shape = (rnn.num_layers, self._rows, rnn.hidden_size)
         grid = _Grid((), like.new_zeros(shape), like.new_zeros(shape, dtype=torch.float32))
@@ -193,8 +210,10 @@ class OneStepLSTM(LSTMWindow):
         assert grid.hidden is not None and grid.cell is not None
         frames = (*grid.frames, frame)
         dropped = len(frames) - length
-        row, oldest = (grid.start + len(grid.frames)) % self._rows, (grid.start + dropped) % self._rows
-        rows, feature = self._numbers, frame.feature
+        row = (grid.start + len(grid.frames)) % self._rows
+        oldest = (grid.start + dropped) % self._rows
+        rows = self._numbers
+        feature = frame.feature
         assert feature is not None
         arm, gripper, hidden, cell = self._step(
             feature, grid.hidden, grid.cell, rows[row : row + 1], rows[oldest : oldest + 1]
@@ -205,9 +224,11 @@ class OneStepLSTM(LSTMWindow):
 def lstm_answer(
     head: LSTMHead, feature: Tensor, hidden: Tensor, cell: Tensor, row: Tensor, oldest: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One frame's feature (1, 1, tokens, d) through all staggered states, which are advanced in place.
+    """One frame's feature (1, 1, tokens, d) through all staggered states, which are advanced in
+    place.
 
-    row, oldest: (1,) int64. Returns the oldest state's arm (1, 1, n, A), its gripper logits (1, 1, n, 1), the states.
+    row, oldest: (1,) int64. Returns the oldest state's arm (1, 1, n, A), its gripper logits (1, 1,
+        n, 1), the states.
     """
     hidden.index_fill_(1, row, 0.0)
     cell.index_fill_(1, row, 0.0)
@@ -217,14 +238,16 @@ def lstm_answer(
 
 
 def first_gates(head: LSTMHead, feature: Tensor) -> Tensor:
-    """What a frame's feature (1, 1, tokens, d) adds to the first layer's gates, (1, 4 H), without biases."""
+    """Contribution of a frame's feature (1, 1, tokens, d) to the first layer's gates, (1, 4 H),
+    without biases."""
     return functional.linear(head.reduce(feature).flatten(2)[0], head.rnn.weight_ih_l0)
 
 
 def lstm_step(rnn: torch.nn.LSTM, first: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
     """One time step of all layers with the same input for every row.
 
-    first: (1, 4 H), the input times the first layer's weights. hidden (layers, rows, H) in the weights' precision and
+    first: (1, 4 H), the input times the first layer's weights. hidden (layers, rows, H) in the
+        weights' precision and
     cell (layers, rows, H) float32 are advanced in place. Returns the last layer's output (rows, H).
     """
     from_below = first

@@ -34,7 +34,8 @@ LAYOUTS_KEPT = 4
 
 
 def path_for(policy: VLAPolicy, options: FastPathOptions | None) -> ReferenceInference:
-    """The stages that a session of `policy` runs with `options`. Parts that do not fit are refused in the reason."""
+    """The stages that a session of `policy` runs with `options`. Parts that do not fit are refused
+    in the reason."""
     if options is None or not options.enabled:
         return ReferenceInference(policy)
     path = OptimizedInference(policy, options)
@@ -50,7 +51,8 @@ class OptimizedInference(ReferenceInference):
     name = "fast"
 
     def __init__(self, policy: VLAPolicy, options: FastPathOptions):
-        self.policy, self.options = policy, options
+        self.policy = policy
+        self.options = options
         self.refused: dict[str, str] = {}
         self.parts = [name for name in PARTS if getattr(options, name) and self._fits(name)]
         self.quantized = options.quantize != "none" and self._fits("quantize")
@@ -65,15 +67,15 @@ class OptimizedInference(ReferenceInference):
 
     @property
     def reason(self) -> str:  # type: ignore[override]
-        """What runs, what was refused, and what the head's window did last."""
-        said = [", ".join(self.parts)] if self.parts else []
+        """Parts that run, refused parts, and the last computation of the head's window."""
+        description = [", ".join(self.parts)] if self.parts else []
         if self.quantized:
-            said.append(f"text model in {self.options.quantize}")
+            description.append(f"text model in {self.options.quantize}")
         if self._window is not None:
-            said.append(f"head: {self._window.said}")
-        said += [f"without {name}: {reason}" for name, reason in self.refused.items()]
-        said += [f"without a CUDA graph of {reason}" for reason in self._shared.refusals()]
-        return "; ".join(said)
+            description.append(f"head: {self._window.description}")
+        description += [f"without {name}: {reason}" for name, reason in self.refused.items()]
+        description += [f"without a CUDA graph of {reason}" for reason in self._shared.refusals()]
+        return "; ".join(description)
 
     def release_reference_weights(self) -> None:
         """Free the weights that only the plain path needs; see Shared."""
@@ -81,7 +83,7 @@ class OptimizedInference(ReferenceInference):
             self._shared.release_reference_weights()
 
     def _fits(self, name: str) -> bool:
-        """Whether a part can run with this policy; a refusal is kept with its reason."""
+        """True if a part can run with this policy; a refusal is kept with its reason."""
         try:
             check_supported(name, self.policy)
         except FastPathError as error:
@@ -115,7 +117,8 @@ class OptimizedInference(ReferenceInference):
         names = self.policy.config.cameras
         count = len(images[names[0]])
         if self._shared.graphs and count > 1 and not steady:
-            # One after the other by the graph that is there: another number of frames would have to be recorded first.
+            # One after the other by the graph that is there: another number of frames would have to
+            # be recorded first.
             singles = [self.encode({name: images[name][i : i + 1] for name in names}, timer) for i in range(count)]
             return {name: VisualTokens.join([single[name] for single in singles]) for name in names}
         if "batch_cameras" in self.parts and len(names) > 1:
@@ -161,7 +164,8 @@ class OptimizedInference(ReferenceInference):
     ) -> Layout:
         ids = tokens["input_ids"]
         sizes = tuple(v.tokens.shape[1] for v in visual.values())
-        # The ids are kept with their layout: while they live, no other instruction's lie at the same address.
+        # The ids are kept with their layout: while they live, no other instruction's lie at the
+        # same address.
         key = (ids.data_ptr(), tuple(ids.shape), sizes, window)
         if key not in self._layouts:
             if len(self._layouts) >= LAYOUTS_KEPT:
@@ -170,7 +174,8 @@ class OptimizedInference(ReferenceInference):
         return self._layouts[key][1]
 
     def answer(self, window: Sequence[Encoded], timer: Timer = no_timer) -> HeadOutput:
-        """See PlainPath; the newest frame's chunk alone, (1, 1, n, A), where the head's window is kept."""
+        """See PlainPath; the newest frame's chunk alone, (1, 1, n, A), where the head's window is
+        kept."""
         if self._window is None:
             return super().answer(window, timer)
         with timer("head"):

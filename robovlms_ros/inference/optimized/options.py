@@ -1,4 +1,4 @@
-"""What of the fast path is wanted. Every part can be switched by itself, so that each can be measured and tested."""
+"""Options of the fast path. Each part has a switch of its own for measurements and tests."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
@@ -11,7 +11,7 @@ MODES: tuple[str, ...] = get_args(Mode)
 
 
 class FastPathError(RoboVLMsError):
-    """A fast path is asked for that this policy, this library or this device cannot run."""
+    """The policy, the library or the device does not support a requested fast path."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,18 @@ class FastPathOptions:
 
     enabled: False is the plain path whatever else is set.
     prompt_cache: prompt tokens embedded once per instruction, in a layout of fixed length.
-    last_layer_action_only: queries and MLP of the last decoder layer for the columns that the head reads, no others.
-    staggered_lstm: the LSTM's sliding window by staggered states; other heads: the newest frame alone
-        where that is exact.
+    last_layer_action_only: queries and MLP of the last decoder layer for the columns that the head
+        reads, no others.
+    staggered_lstm: the LSTM's sliding window by staggered states; other heads: the newest frame
+        alone where that is exact.
     batch_cameras: all cameras' frames through the vision tower in one batch.
     device_preprocess: resize and normalise on the policy's device, from uint8.
-    cuda_graphs: vision, text model and head replayed as CUDA graphs. compile: torch.compile of vision and text model.
-    prompt_bucket: text lengths are rounded up to a multiple of it; 0 is 32 with cuda_graphs or compile, else 1.
-    quantize: weights of the text model's linear layers in fewer bits. The answers change; the gate says by how much.
+    cuda_graphs: vision, text model and head replayed as CUDA graphs. compile: torch.compile of
+        vision and text model.
+    prompt_bucket: text lengths are rounded up to a multiple of it; 0 is 32 with cuda_graphs or
+        compile, else 1.
+    quantize: weights of the text model's linear layers in fewer bits. The answers change; the
+        verification measures by how much.
     """
 
     enabled: bool = True
@@ -43,12 +47,13 @@ class FastPathOptions:
 
     @property
     def exact(self) -> bool:
-        """Whether the answers are the plain path's up to rounding."""
+        """True if the answers are the plain path's up to rounding."""
         return self.quantize == "none"
 
     @staticmethod
     def only(*names: str) -> "FastPathOptions":
-        """The options with the named parts alone (quantize is not one of them). Raises FastPathError."""
+        """The options with the named parts alone (quantize is not one of them). Raises
+        FastPathError."""
         known = PARTS
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -62,7 +67,8 @@ PARTS = tuple(f.name for f in fields(FastPathOptions) if f.name not in ("enabled
 def options_for(mode: str, device_type: str) -> FastPathOptions | None:
     """The options that a mode means on a device ("cpu", "cuda"); None for `off`, the plain path.
 
-    auto: all that is exact there and ready at once, on CUDA with preprocessing there and CUDA graphs. max: torch
+    auto: all that is exact there and ready at once, on CUDA with preprocessing there and CUDA
+        graphs. max: torch
     also compiles, which takes minutes at the first start. Raises FastPathError.
     """
     if mode not in MODES:
@@ -75,7 +81,8 @@ def options_for(mode: str, device_type: str) -> FastPathOptions | None:
 
 
 def steps_down(options: FastPathOptions) -> tuple[FastPathOptions, ...]:
-    """`options`, then with less of what depends on the machine: no compiled code, then no CUDA graphs either."""
+    """`options`, then with less of what depends on the machine: no compiled code, then no CUDA
+    graphs either."""
     steps = [options]
     for name in ("compile", "cuda_graphs"):
         if getattr(steps[-1], name):

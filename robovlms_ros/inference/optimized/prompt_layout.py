@@ -1,9 +1,11 @@
-"""The language model's input for one instruction, laid out once: what never changes between frames is there already.
+"""The language model's input for one instruction, laid out once: what never changes between frames
+is there already.
 
-The plain path splices the sequence together for every frame. Here it is spliced once, with the frame's images as
-placeholders; then a frame's visual tokens are written into their columns. Columns behind the last one that the head
-reads are left away, since every model here is causal; the length is rounded up with padding at the end, which nothing
-before it attends to and which moves no position.
+The plain path splices the sequence together for every frame. Here it is spliced once, with the
+frame's images as placeholders; then a frame's visual tokens are written into their columns. Columns
+behind the last one that the head reads are left away, since every model here is causal; the length
+is rounded up with padding at the end, which nothing before it attends to and which moves no
+position.
 """
 
 from collections.abc import Mapping
@@ -21,8 +23,10 @@ from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
 
 @dataclass(frozen=True)
 class Layout:
-    """sequence: the template, (B, L, d) with placeholders. columns: (k,) int64, what the head reads. image_columns,
-    state_columns: where a frame's visual tokens and proprioception go. positions: `text_tower`'s arguments that depend
+    """sequence: the template, (B, L, d) with placeholders. columns: (k,) int64, what the head
+    reads. image_columns,
+    state_columns: where a frame's visual tokens and proprioception go. positions: `text_tower`'s
+        arguments that depend
     on the layout alone. attention_mask: None where every column before another is attended to."""
 
     sequence: TokenSequence
@@ -41,8 +45,9 @@ def build_layout(
     window: int,
     bucket: int = 1,
 ) -> Layout:
-    """The layout for frames like `visual` (per camera B * window frames) and one instruction's tokens (B, L), all rows
-    the same and without padding. bucket: the length is rounded up so that texts of up to so many tokens more fit."""
+    """The layout for frames like `visual` (per camera B * window frames) and one instruction's
+    tokens (B, L), all rows the same and without padding. bucket: the length is rounded up so that
+    texts of up to so many tokens more fit."""
     sequence = vlm.build_sequence(visual, tokens["input_ids"], tokens["attention_mask"], state, window)
     positions = vlm.positions(sequence)
     positions.pop("deepstack_visual_embeds", None)
@@ -72,7 +77,8 @@ def read_columns(vlm: BaseRoboVLM, sequence: TokenSequence) -> Tensor:
 
 
 def fill(layout: Layout, vlm: BaseRoboVLM, visual: dict[str, VisualTokens], state: Tensor | None) -> TokenSequence:
-    """The layout's sequence with these frames' visual tokens (per camera (B * window, n, d)) and proprioception."""
+    """The layout's sequence with these frames' visual tokens (per camera (B * window, n, d)) and
+    proprioception."""
     template = layout.sequence
     rows = template.embeds.shape[0]
     newest_first = [visual[name] for name in reversed(vlm.config.cameras)]
@@ -82,10 +88,12 @@ def fill(layout: Layout, vlm: BaseRoboVLM, visual: dict[str, VisualTokens], stat
         embeds = embeds.index_copy(1, layout.image_columns, images.to(embeds.dtype))
     if state is not None and len(layout.state_columns):
         values = state[:, -1:] if vlm.config.model.history_type == "video" else state
-        embedded = vlm.state_embedding(values.to(vlm.state_embedding.weight.dtype))  # (B, window, d)
+        # (B, window, d)
+        embedded = vlm.state_embedding(values.to(vlm.state_embedding.weight.dtype))
         if len(embedded) != rows:  # history `post`: every frame is a row of its own
             embedded = embedded.flatten(0, 1)[:, None]
-        kept = embedded[:, : len(layout.state_columns)]  # the last one may stand behind all that is read
+        # the last one may stand behind all that is read
+        kept = embedded[:, : len(layout.state_columns)]
         embeds = embeds.index_copy(1, layout.state_columns, kept.to(embeds.dtype))
     layers = tuple(
         _arranged(vlm, list(group), rows) for group in zip(*(v.layers for v in newest_first), strict=True)
@@ -97,7 +105,7 @@ def fill(layout: Layout, vlm: BaseRoboVLM, visual: dict[str, VisualTokens], stat
 
 
 def arguments(layout: Layout, sequence: TokenSequence) -> dict[str, Any]:
-    """What `run_text_tower` is given beside the sequence, so that it computes no position and no mask again."""
+    """Positions and masks for `run_text_tower`, computed once per layout."""
     extra = dict(layout.positions)
     extra.setdefault("position_ids", None)
     if sequence.layers:
@@ -106,7 +114,8 @@ def arguments(layout: Layout, sequence: TokenSequence) -> dict[str, Any]:
 
 
 def _arranged(vlm: BaseRoboVLM, parts: list[Tensor], rows: int) -> Tensor:
-    """(rows, image columns, d) in the sequence's order from per camera (B * window, n, d), the first camera last."""
+    """(rows, image columns, d) in the sequence's order from per camera (B * window, n, d), the
+    first camera last."""
     if vlm.config.model.history_type == "video":
         parts = [x.unflatten(0, (rows, -1)).flatten(1, 2) for x in parts]
     joined = torch.cat(parts, dim=1)
@@ -114,7 +123,8 @@ def _arranged(vlm: BaseRoboVLM, parts: list[Tensor], rows: int) -> Tensor:
 
 
 def _fit(sequence: TokenSequence, used: int, padding: int) -> TokenSequence:
-    """The first `used` columns and `padding` empty ones. Image columns are among the used ones, always."""
+    """The first `used` columns and `padding` empty ones. Image columns are among the used ones,
+    always."""
 
     def fit(x: Tensor, value: int) -> Tensor:
         return functional.pad(x[:, :used], (0, padding), value=value)

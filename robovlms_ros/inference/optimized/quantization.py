@@ -1,8 +1,10 @@
-"""Linear layers with weights in fewer bits, for GPUs that the whole model does not fit. Activations keep their
-precision, except with fp8 on a GPU that multiplies it.
+"""Linear layers with weights in fewer bits, for GPUs that the whole model does not fit. Activations
+keep their precision, except with fp8 on a GPU that multiplies it.
 
-int8: one scale per output. int4: two numbers in a byte, one scale and offset per 64 inputs. fp8 (e4m3): one scale per
-output. The weights that are not quantised (norms, embeddings) are shared with the model that they come from.
+int8: one scale per output. int4: two numbers in a byte, one scale and offset per 64 inputs. fp8
+    (e4m3): one scale per
+output. The weights that are not quantised (norms, embeddings) are shared with the model that they
+come from.
 """
 
 import torch
@@ -17,7 +19,8 @@ FP8_LARGEST = 448.0
 
 
 def quantized_tower(tower: Module, preset: str) -> Module:
-    """A second module object whose linear layers hold `preset` (int8, int4, fp8) weights. Raises FastPathError."""
+    """A second module object whose linear layers hold `preset` (int8, int4, fp8) weights. Raises
+    FastPathError."""
     if preset not in LINEARS:
         raise FastPathError(f"quantize '{preset}': must be one of {', '.join(LINEARS)}.")
     made: dict[int, nn.Module] = {}
@@ -37,8 +40,8 @@ def quantized_tower(tower: Module, preset: str) -> Module:
 
 
 def adopt(tower: nn.Module, quantized: nn.Module) -> None:
-    """Put the linear layers of `quantized` (made from `tower`) in the place of `tower`'s own, whose weights are let go:
-    it cannot be saved or trained any more."""
+    """Put the linear layers of `quantized` (made from `tower`) in the place of `tower`'s own, whose
+    weights are freed: it cannot be saved or trained any more."""
     for name, child in tower._modules.items():
         other = quantized._modules[name]
         if isinstance(other, QuantizedLinear):
@@ -52,7 +55,8 @@ class QuantizedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
         self.dtype = linear.weight.dtype
         self.__dict__["bias"] = linear.bias
 
@@ -79,7 +83,8 @@ class Int8Linear(QuantizedLinear):
         return self.kept.to(self.dtype) * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) to (..., out); scaled after the product, which leaves the weights at one conversion."""
+        """x (..., in) to (..., out); scaled after the product, which leaves the weights at one
+        conversion."""
         y = functional.linear(x, self.kept.to(x.dtype)) * self.scale[:, 0]
         return y if self.bias is None else y + self.bias
 
@@ -88,10 +93,12 @@ class Int4Linear(QuantizedLinear):
     def __init__(self, linear: nn.Linear):
         super().__init__(linear)
         weight = linear.weight.detach().float().unflatten(1, (-1, GROUP))  # (out, groups, GROUP)
-        low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+        low = weight.amin(-1, keepdim=True)
+        high = weight.amax(-1, keepdim=True)
         scale = ((high - low) / 15).clamp_min(1e-12)
         level = ((weight - low) / scale).round().clamp(0, 15).to(torch.uint8)
-        self.kept = nn.Buffer(level[..., 0::2] | (level[..., 1::2] << 4), persistent=False)  # (out, groups, GROUP / 2)
+        # (out, groups, GROUP / 2)
+        self.kept = nn.Buffer(level[..., 0::2] | (level[..., 1::2] << 4), persistent=False)
         self.scale = nn.Buffer(scale.to(self.dtype), persistent=False)
         self.low = nn.Buffer(low.to(self.dtype), persistent=False)
 
@@ -102,7 +109,8 @@ class Int4Linear(QuantizedLinear):
 
 
 class Fp8Linear(QuantizedLinear):
-    """On CUDA from compute capability 8.9 with bfloat16, both factors are fp8 and the product runs on its units."""
+    """On CUDA from compute capability 8.9 with bfloat16, both factors are fp8 and the product runs
+    on its units."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__(linear)

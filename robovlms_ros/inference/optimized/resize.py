@@ -1,8 +1,9 @@
 """Pillow's bicubic squash as two matrix products, so that it can run where the model runs.
 
-Pillow resamples uint8 images in two passes, each rounded to uint8, with an antialiased cubic kernel (a = -1/2) whose
-weights are fixed-point numbers of 22 bits (Pillow, src/libImaging/Resample.c). The same weights here, in float32: equal
-to Pillow within one of 255 levels. The order of the passes depends on the sizes and on Pillow's version, so it is
+Pillow resamples uint8 images in two passes, each rounded to uint8, with an antialiased cubic kernel
+(a = -1/2) whose weights are fixed-point numbers of 22 bits (Pillow, src/libImaging/Resample.c). The
+same weights here, in float32: equal to Pillow within one of 255 levels. The order of the passes
+    depends on the sizes and on Pillow's version, so it is
 measured with Pillow, once per size.
 """
 
@@ -55,8 +56,8 @@ def resize_weights(source: int, target: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def columns_first(height: int, width: int, target: int) -> bool:
-    """True if the installed Pillow resizes such images along their rows first. Raises ResizeError where neither
-    order of passes is within one level of it."""
+    """True if the installed Pillow resizes such images along their rows first. Raises ResizeError
+    where neither order of passes is within one level of it."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     wanted = np.array(Image.fromarray(noise).resize((target, target), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     pixels = torch.from_numpy(noise).permute(2, 0, 1).to(torch.float32)
@@ -74,14 +75,16 @@ def columns_first(height: int, width: int, target: int) -> bool:
 
 
 def squash(pixels: Tensor, across: Tensor, down: Tensor, columns_first: bool) -> Tensor:
-    """pixels (3, H, W) in 0..255, across (S, W), down (S, H) to (3, S, S), each pass rounded to whole levels."""
+    """pixels (3, H, W) in 0..255, across (S, W), down (S, H) to (3, S, S), each pass rounded to
+    whole levels."""
     if columns_first:
         return (down @ (pixels @ across.T).round_().clamp_(0, 255)).round_().clamp_(0, 255)
     return ((down @ pixels).round_().clamp_(0, 255) @ across.T).round_().clamp_(0, 255)
 
 
 class DevicePreprocessor:
-    """The image processor's work from uint8 on a device. Not thread-safe: on CUDA it keeps pinned buffers."""
+    """The image processor's work from uint8 on a device. Not thread-safe: on CUDA it keeps pinned
+    buffers."""
 
     def __init__(self, processor: ImageProcessor, device: torch.device, dtype: torch.dtype):
         self.size = processor.size
@@ -95,15 +98,16 @@ class DevicePreprocessor:
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """(H, W, 3) uint8 images, of any sizes, to (N, 3, size, size) in the device's precision.
 
-        On CUDA the pixels travel without waiting; the caller has to have waited for the device before the next call,
-        which reading an answer does."""
+        On CUDA the pixels travel without waiting; the caller has to have waited for the device
+        before the next call, which reading an answer does."""
         return torch.stack([self._one(i, image) for i, image in enumerate(images)])
 
     def _one(self, place: int, image: NDArray[np.uint8]) -> Tensor:
         pixels = self._upload(place, image).to(torch.float32).permute(2, 0, 1)  # (3, H, W)
         height, width = pixels.shape[1:]
         first = columns_first(height, width, self.size)
-        small = squash(pixels, self._weights_for(width), self._weights_for(height), first)  # (3, size, size)
+        # (3, size, size)
+        small = squash(pixels, self._weights_for(width), self._weights_for(height), first)
         return small.div_(255).sub_(self._mean).div_(self._std).to(self.dtype)
 
     def _upload(self, place: int, image: NDArray[np.uint8]) -> Tensor:

@@ -1,4 +1,5 @@
-"""What the sessions of one policy share: the other text model, recorded graphs, compiled code."""
+"""Stages shared by the sessions of one policy: pruned text model, recorded graphs, compiled
+code."""
 
 import threading
 from collections.abc import Callable
@@ -43,9 +44,11 @@ class Shared:
         quantize: str,
         recorder: GraphCapture = cuda_recorder,
     ):
-        # The sessions hold the policy; held here too, it would never be let go of.
-        self._vlm, self._prune = policy.vlm, "last_layer_action_only" in parts
-        self._compile, self.graphs = "compile" in parts, "cuda_graphs" in parts
+        # The sessions hold the policy; a second reference here would keep it alive forever.
+        self._vlm = policy.vlm
+        self._prune = "last_layer_action_only" in parts
+        self._compile = "compile" in parts
+        self.graphs = "cuda_graphs" in parts
         self._recorder = recorder
         tower = policy.vlm.text_tower
         self._tower = tower if quantize == "none" else quantized_tower(tower, quantize)
@@ -62,12 +65,13 @@ class Shared:
             self.lstm_step = self._recorded(("head",), lambda *inputs: lstm_answer(head, *inputs))
 
     def release_reference_weights(self) -> None:
-        """The policy's own text model gets the quantised layers: from now on there is no plain path to fall back to."""
+        """The policy's own text model gets the quantised layers: from now on there is no plain path
+        to fall back to."""
         if self._tower is not self._vlm.text_tower:
             adopt(self._vlm.text_tower, self._tower)
 
     def refusals(self) -> list[str]:
-        """What could not be recorded, with reasons."""
+        """Stages that could not be recorded, with reasons."""
         return [replayed.refused for replayed in self._replayed.values() if replayed.refused]
 
     def _recorded(self, key: Key, function: Callable[..., tuple[Tensor, ...]]) -> CudaGraphCallable:
@@ -89,8 +93,9 @@ class Shared:
     def read(
         self, sequence: TokenSequence, columns: Tensor, extra: dict[str, Any] | None, steady: bool = False
     ) -> Tensor:
-        """The text model's output (N, k, d) at `columns`. extra: its arguments, None to have them computed. steady: the
-        shape will come again, so it is worth a recording (a window that still grows is not)."""
+        """The text model's output (N, k, d) at `columns`. extra: its arguments, None to have them
+        computed. steady: the shape will come again, so it is worth a recording (a window that still
+        grows is not)."""
         fixed = extra is not None and extra.get("attention_mask") is None and not sequence.layers
         if not (self.graphs and fixed and steady):
             return self._run(sequence, columns, extra or {})
@@ -115,7 +120,8 @@ class Shared:
         return hidden if self._prune else hidden.index_select(1, columns)
 
     def _tower_for(self, columns: Tensor, sequence: TokenSequence, causal: bool) -> nn.Module:
-        """The text model, limited to `columns` where it is to be; a compiled one is kept for every shape."""
+        """The text model, limited to `columns` where it is to be; a compiled one is kept for every
+        shape."""
         if not self._compile:
             return self._limited(columns, sequence, causal)
         key = (tuple(sequence.embeds.shape), tuple(columns.shape), causal, threading.get_ident())

@@ -1,4 +1,4 @@
-"""Whether a part of the fast path can run with a policy."""
+"""Support of a policy for the parts of the fast path."""
 
 import torch
 
@@ -11,8 +11,10 @@ OF_CONTINUOUS = ("prompt_cache", "last_layer_action_only", "staggered_lstm", "qu
 
 
 def check_supported(name: str, policy: VLAPolicy) -> None:
-    """Raise FastPathError where the part `name` cannot run with `policy`, saying why."""
-    config, vlm = policy.config, policy.vlm
+    """Raise FastPathError where the part `name` cannot run with `policy`; the error holds the
+    reason."""
+    config = policy.config
+    vlm = policy.vlm
     if name in OF_CONTINUOUS and config.action_head.action_space == "discrete":
         raise FastPathError("the discrete head generates words")
     if name == "last_layer_action_only":

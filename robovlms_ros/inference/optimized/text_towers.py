@@ -1,7 +1,8 @@
 """The language model with a last layer that answers for a few columns only.
 
-Keys and values of the last layer need every column; queries, the output projection and the MLP do not: nobody reads the
-other columns. The model itself is left as it is: a second module object shares every weight with it and has another
+Keys and values of the last layer need every column; queries, the output projection and the MLP do
+not: nobody reads the other columns. The model itself is left as it is: a second module object
+    shares every weight with it and has another
 last layer.
 """
 
@@ -21,7 +22,8 @@ GEMMA2 = LLAMA | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 KOSMOS = {"self_attn", "self_attn_layer_norm", "ffn", "final_layer_norm"}
 MPT = {"norm_1", "attn", "norm_2", "ffn", "resid_attn_dropout"}
 QKVO = {"q_proj", "k_proj", "v_proj", "o_proj"}
-# Class of a decoder layer: its children, its attention's children. Anything else is not known, and refused.
+# Class of a decoder layer: its children, its attention's children. Anything else is not known, and
+# refused.
 KNOWN: dict[str, tuple[set[str], set[str]]] = {
     "GemmaDecoderLayer": (LLAMA, QKVO),
     "Gemma2DecoderLayer": (GEMMA2, QKVO),
@@ -36,7 +38,8 @@ STACKS = ("layers", "blocks")
 
 
 def shallow(module: Module) -> Module:
-    """A second object of `module`'s class with the same parameters, buffers and children, whose children can be set."""
+    """A second object of `module`'s class with the same parameters, buffers and children, whose
+    children can be set."""
     clone: Module = object.__new__(type(module))
     clone.__dict__ = dict(module.__dict__)
     clone.__dict__["_modules"] = dict(module._modules)
@@ -44,7 +47,8 @@ def shallow(module: Module) -> Module:
 
 
 def stack_of(tower: nn.Module) -> str:
-    """Name of the attribute that holds the decoder layers. Raises FastPathError where there is none."""
+    """Name of the attribute that holds the decoder layers. Raises FastPathError where there is
+    none."""
     for name in STACKS:
         if isinstance(getattr(tower, name, None), nn.ModuleList):
             return name
@@ -54,8 +58,8 @@ def stack_of(tower: nn.Module) -> str:
 def prune_last_layer(tower: Module, columns: Tensor) -> Module:
     """`tower` answering for `columns` (k,) int64 alone: its `last_hidden_state` is (N, k, d).
 
-    The tensor is read at every call, so its values may change between calls. Shares all weights with `tower`. Raises
-    FastPathError where the last layer is not of a structure that is known.
+    The tensor is read at every call, so its values may change between calls. Shares all weights
+    with `tower`. Raises FastPathError where the last layer is not of a structure that is known.
     """
     name = stack_of(tower)
     layers = list(getattr(tower, name))
@@ -66,10 +70,11 @@ def prune_last_layer(tower: Module, columns: Tensor) -> Module:
 
 
 def plainly_causal(tower: Module, length: int) -> Module:
-    """`tower` whose layers are given no mask, so that sdpa masks by itself and runs its fastest kernel.
+    """`tower` whose layers are given no mask, so that sdpa masks by itself and runs its fastest
+    kernel.
 
-    For sequences of `length` columns without padding before a column that is read. Where that differs (attention
-    that is not sdpa, sliding windows, unknown layers) `tower` itself.
+    For sequences of `length` columns without padding before a column that is read. Where that
+    differs (attention that is not sdpa, sliding windows, unknown layers) `tower` itself.
     """
     config = tower.config
     window = getattr(config, "sliding_window", None)
@@ -89,14 +94,14 @@ def plainly_causal(tower: Module, length: int) -> Module:
 
 
 class MasklessLayer(nn.Module):
-    """A layer that is told of no mask, whatever the model makes."""
+    """A layer that receives no mask, whatever the model computes."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.__dict__["layer"] = layer
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the layer returns."""
+        """The layer's output in the form that its model expects."""
         if args:  # Kosmos-2 gives the mask by its place
             return self.layer(hidden_states, None, *args[1:], **kwargs)
         return self.layer(hidden_states, **{**kwargs, "attention_mask": None})
@@ -104,7 +109,8 @@ class MasklessLayer(nn.Module):
 
 def _pruned(layer: nn.Module, columns: Tensor) -> nn.Module:
     if isinstance(layer, FlamingoLayer):
-        # The gated cross attention before the layer feeds keys and values: it runs for every column.
+        # The gated cross attention before the layer feeds keys and values: it runs for every
+        # column.
         return FlamingoLayer(_pruned(layer.decoder_layer, columns), layer.gated_cross_attn_layer)
     kind = type(layer).__name__
     if kind not in KNOWN:
@@ -126,7 +132,8 @@ def _pruned(layer: nn.Module, columns: Tensor) -> nn.Module:
 
 
 class PrunedLayer(nn.Module):
-    """Base: holds the layer without owning it (its weights belong to the model), and where to answer."""
+    """Base: holds the layer without owning it (its weights belong to the model), and where to
+    answer."""
 
     def __init__(self, layer: nn.Module, columns: Tensor):
         super().__init__()
@@ -136,8 +143,8 @@ class PrunedLayer(nn.Module):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, cap: float | None = None
     ) -> Tensor:
-        """query (N, H, k, c), key and value (N, G, L, c), mask as transformers gives it to its layers, for all columns
-        (N, 1, L, L) or None for plain causality. Returns (N, k, H * c)."""
+        """query (N, H, k, c), key and value (N, G, L, c), mask as transformers gives it to its
+        layers, for all columns (N, 1, L, L) or None for plain causality. Returns (N, k, H * c)."""
         count, heads, k, width = query.shape
         length = key.shape[2]
         if mask is None:
@@ -160,7 +167,8 @@ class PrunedLayer(nn.Module):
 
 
 class PrunedRotaryLayer(PrunedLayer):
-    """LLaMA, Mistral, Gemma 1 and 2, Qwen's text models: rotary positions, grouped keys, optional norms."""
+    """LLaMA, Mistral, Gemma 1 and 2, Qwen's text models: rotary positions, grouped keys, optional
+    norms."""
 
     def forward(
         self,
@@ -175,7 +183,8 @@ class PrunedRotaryLayer(PrunedLayer):
         """hidden_states (N, L, d) to (N, k, d)."""
         if past_key_values is not None or position_embeddings is None:
             raise FastPathError("last layer: called with a key-value cache or without rotary positions.")
-        layer, attn = self.layer, self.layer.self_attn
+        layer = self.layer
+        attn = self.layer.self_attn
         residual = hidden_states.index_select(1, self.columns)  # (N, k, d)
         normed = layer.input_layernorm(hidden_states)
         query = self._heads(attn.q_proj(normed.index_select(1, self.columns)), getattr(attn, "q_norm", None))
@@ -199,7 +208,8 @@ class PrunedRotaryLayer(PrunedLayer):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: x (N, H, L, c), cos and sin (N, L, c), halves rotated (arXiv 2104.09864)."""
+    """Rotary positions: x (N, H, L, c), cos and sin (N, L, c), halves rotated (arXiv
+    2104.09864)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
@@ -211,7 +221,8 @@ class PrunedKosmosLayer(PrunedLayer):
         """hidden_states (N, L, d) to (N, k, d)."""
         if kwargs.get("past_key_values") is not None:
             raise FastPathError("last layer: called with a key-value cache.")
-        layer, attn = self.layer, self.layer.self_attn
+        layer = self.layer
+        attn = self.layer.self_attn
         residual = hidden_states.index_select(1, self.columns)
         normed = layer.self_attn_layer_norm(hidden_states)
         chosen = normed.index_select(1, self.columns)
@@ -225,7 +236,8 @@ class PrunedKosmosLayer(PrunedLayer):
 
 
 class PrunedMptLayer(PrunedLayer):
-    """MPT's block with ALiBi: `position_bias` (H, 1, S) is added, `attention_mask` is True where masked."""
+    """MPT's block with ALiBi: `position_bias` (H, 1, S) is added, `attention_mask` is True where
+    masked."""
 
     def forward(
         self, hidden_states: Tensor, position_bias: Tensor, attention_mask: Tensor, **kwargs: Any
@@ -233,14 +245,16 @@ class PrunedMptLayer(PrunedLayer):
         """hidden_states (N, L, d) to (N, k, d), as the first of a pair."""
         if kwargs.get("layer_past") is not None:
             raise FastPathError("last layer: called with a key-value cache.")
-        layer, attn = self.layer, self.layer.attn
+        layer = self.layer
+        attn = self.layer.attn
         residual = hidden_states.index_select(1, self.columns)
         normed = layer.norm_1(hidden_states)
         width = normed.shape[-1]
         query = functional.linear(normed.index_select(1, self.columns), attn.Wqkv.weight[:width])
         key, value = functional.linear(normed, attn.Wqkv.weight[width:]).chunk(2, dim=-1)
         if isinstance(attn, QKNormAttention):
-            query, key = attn.q_ln(query), attn.k_ln(key)
+            query = attn.q_ln(query)
+            key = attn.k_ln(key)
         elif attn.clip_qkv:
             query, key, value = (x.clamp(min=-attn.clip_qkv, max=attn.clip_qkv) for x in (query, key, value))
         scale = attn.scale if isinstance(attn, QKNormAttention) else attn.softmax_scale

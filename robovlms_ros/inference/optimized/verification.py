@@ -1,4 +1,5 @@
-"""The gate: the fast path answers warm-up frames beside the plain one, and runs only where it agrees."""
+"""The gate: the fast path answers warm-up frames beside the plain one, and runs only where it
+agrees."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """cosine: at least, between the two paths' normalised answers. difference: at most, between any two of them, on
-    the head's scale (arm in -1..1, the gripper's probability)."""
+    """cosine: at least, between the two paths' normalised answers. difference: at most, between any
+    two of them, on the head's scale (arm in -1..1, the gripper's probability)."""
 
     cosine: float
     difference: float
@@ -39,7 +40,8 @@ QUANTIZED: dict[Quantization, Tolerance] = {
 
 @dataclass(frozen=True)
 class Verification:
-    """cosine, max_difference: see Tolerance, over all answers. accepted: whether the fast path may run. reason: why."""
+    """cosine, max_difference: see Tolerance, over all answers. accepted: whether the fast path may
+    run. reason: why."""
 
     cosine: float
     max_difference: float
@@ -48,7 +50,7 @@ class Verification:
 
 
 def tolerance_of(policy: VLAPolicy, options: FastPathOptions) -> Tolerance:
-    """What the gate allows for a policy's precision and the options' quantisation."""
+    """Tolerance for a policy's precision and the options' quantisation."""
     if options.quantize != "none":
         return QUANTIZED[options.quantize]
     return EXACT[str(policy.dtype).removeprefix("torch.")]
@@ -60,15 +62,17 @@ def verify_fast_path(
     options: FastPathOptions,
     tolerance: Tolerance | None = None,
 ) -> Verification:
-    """Both paths over `observations`, one session each, in order. Never raises for what the fast path does wrong: that
-    is a refusal. Raises ObservationError where the plain path does, ValueError without observations."""
+    """Both paths over `observations`, one session each, in order. Never raises for what the fast
+    path does wrong: that is a refusal. Raises ObservationError where the plain path does,
+        ValueError without observations."""
     if not observations:
         raise ValueError("verify_fast_path: give at least one observation.")
     allowed = tolerance or tolerance_of(policy, options)
     plain = _answers(policy, observations, None)
     try:
         fast = _answers(policy, observations, options)
-    except Exception as error:  # whatever a compiler, a driver or another library's new version comes up with
+    # whatever a compiler, a driver or another library's new version comes up with
+    except Exception as error:
         reason = f"the fast path failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         log.warning("%s; the plain path runs.", reason)
         return Verification(float("nan"), float("inf"), False, reason)
@@ -78,11 +82,11 @@ def verify_fast_path(
 def open_session(
     policy: VLAPolicy, mode: str, observations: Sequence[Observation], now: Callable[[], int] | None = None
 ) -> PolicySession:
-    """A session on the fast path that `mode` means (`options_for`), if it agrees on `observations`; without compiled
-    code, then without CUDA graphs, then on the plain path where it does not.
+    """A session on the fast path that `mode` means (`options_for`), if it agrees on `observations`;
+    without compiled code, then without CUDA graphs, then on the plain path where it does not.
 
-    Its `path_reason` says which and why. An accepted quantised model takes the place of the policy's own. Raises
-    FastPathError for an unknown mode."""
+    Its `path_reason` names them and the reason. An accepted quantised model takes the place of the
+    policy's own. Raises FastPathError for an unknown mode."""
     wanted = options_for(mode, policy.device.type)
     if wanted is None:
         return PolicySession(policy, now)
@@ -102,7 +106,7 @@ def open_session(
 
 
 def machine_parts(options: FastPathOptions) -> str:
-    """What of the options depends on the machine, in words."""
+    """Description of the machine-dependent options."""
     names = [name for name in ("compile", "cuda_graphs") if getattr(options, name)]
     return " and ".join(names) or "neither compiled code nor graphs"
 

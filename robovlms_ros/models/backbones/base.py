@@ -1,4 +1,5 @@
-"""The base of every backbone: images, words and state of a robot in, action features out (arXiv 2412.14058)."""
+"""The base of every backbone: images, words and state of a robot in, action features out (arXiv
+2412.14058)."""
 
 import contextlib
 from pathlib import Path
@@ -34,8 +35,10 @@ SOURCES = {
 class BaseRoboVLM(nn.Module):
     """A VLM as a robot policy's backbone. A subclass gives `spec` and the attributes in REQUIRED.
 
-    config: the policy's. vocab_size: of the tokenizer, where it decides the model's. folder: where the pretrained VLM's
-    files lie. Weights are random until a checkpoint is loaded; `empty` leaves the VLM's own without memory until then.
+    config: the policy's. vocab_size: of the tokenizer, where it decides the model's. folder: where
+        the pretrained VLM's
+    files lie. Weights are random until a checkpoint is loaded; `empty` leaves the VLM's own without
+    memory until then.
     """
 
     spec: ClassVar[BackboneSpec]
@@ -65,7 +68,8 @@ class BaseRoboVLM(nn.Module):
         if config.proprioception is not None:
             self.state_embedding = nn.Linear(config.proprioception.size, width)
 
-    # What a subclass answers -----------------------------------------------------------------------------------------
+    # What a subclass answers
+    # -----------------------------------------------------------------------------------------
 
     @staticmethod
     def complete_config(data: dict[str, Any]) -> None:
@@ -73,7 +77,8 @@ class BaseRoboVLM(nn.Module):
 
     @staticmethod
     def adapt_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's tensors with those taken apart or put together that renaming alone does not cover."""
+        """A checkpoint's tensors with those taken apart or put together that renaming alone does
+        not cover."""
         return tensors
 
     def build_config(self, vocab_size: int | None, folder: Path | None) -> Any:
@@ -113,32 +118,38 @@ class BaseRoboVLM(nn.Module):
 
     @property
     def input_scale(self) -> float:
-        """Factor of the spliced embeddings before `text_tower`, where the tower does not scale them itself."""
+        """Factor of the spliced embeddings before `text_tower`, where the tower does not scale them
+        itself."""
         return 1.0
 
     def model_encode_images(self, images: Tensor) -> Tensor:
-        """images (N, 3, S, S) to visual tokens (N, n, d) in the scale of unscaled word embeddings."""
+        """images (N, 3, S, S) to visual tokens (N, n, d) in the scale of unscaled word
+        embeddings."""
         features = self.backbone.get_image_features(pixel_values=images)  # type: ignore[operator]
         features = getattr(features, "pooler_output", features)
         return torch.stack(list(features)) if isinstance(features, list | tuple) else features
 
     def encode_camera(self, images: Tensor) -> VisualTokens:
-        """One camera's frames (N, 3, S, S); overridden where a family has per-layer features or a token grid."""
+        """One camera's frames (N, 3, S, S); overridden where a family has per-layer features or a
+        token grid."""
         return VisualTokens(self.model_encode_images(images))
 
     def positions(self, sequence: TokenSequence) -> dict[str, Any]:
-        """Extra arguments of `text_tower` that depend on the sequence's layout: multi-axis positions, DeepStack."""
+        """Extra arguments of `text_tower` that depend on the sequence's layout: multi-axis
+        positions, DeepStack."""
         return {}
 
     def run_text_tower(self, sequence: TokenSequence, tower: nn.Module | None = None, **kwargs: Any) -> Any:
-        """The language model over the sequence; returns transformers' output with `last_hidden_state` (N, L, d).
+        """The language model over the sequence; returns transformers' output with
+        `last_hidden_state` (N, L, d).
 
         tower: replaces `text_tower`. Further arguments go to it and override the sequence's.
         """
         scale = self.input_scale
         embeds = sequence.embeds
         if scale != 1.0:
-            # Rounded as a tensor of the sequence's precision would be, without a tensor that has to reach the device.
+            # Rounded as a tensor of the sequence's precision would be, without a tensor that has to
+            # reach the device.
             embeds = embeds * torch.tensor(scale, dtype=embeds.dtype).item()
         if "position_ids" not in kwargs:
             kwargs = {**self.positions(sequence), **kwargs}
@@ -147,10 +158,12 @@ class BaseRoboVLM(nn.Module):
         kwargs.setdefault("use_cache", False)
         return (self.text_tower if tower is None else tower)(inputs_embeds=embeds, **kwargs)
 
-    # What is the same for all ----------------------------------------------------------------------------------------
+    # What is the same for all
+    # ----------------------------------------------------------------------------------------
 
     def validate(self) -> None:
-        """Raise BackboneError naming every required attribute that is missing or of the wrong kind."""
+        """Raise BackboneError naming every required attribute that is missing or of the wrong
+        kind."""
         faults = []
         for name, kind in REQUIRED.items():
             try:
@@ -176,18 +189,21 @@ class BaseRoboVLM(nn.Module):
         return isinstance(value, nn.Module)
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
-        """Unscaled word embeddings (..., d); some families' embedding layers scale by themselves."""
+        """Unscaled word embeddings (..., d); some families' embedding layers scale by
+        themselves."""
         return functional.embedding(input_ids, self.word_embedding.weight)
 
     def encode_frames(self, images: dict[str, Tensor]) -> dict[str, VisualTokens]:
-        """Camera -> (N, 3, S, S) to camera -> visual tokens, each frame through the vision tower once."""
+        """Camera -> (N, 3, S, S) to camera -> visual tokens, each frame through the vision tower
+        once."""
         wanted = self.config.cameras
         if set(images) != set(wanted):
             raise BackboneError(f"images of cameras {sorted(images)}: the policy takes exactly {sorted(wanted)}.")
         return {name: self.encode_images(images[name]) for name in wanted}
 
     def encode_images(self, images: Tensor) -> VisualTokens:
-        """Visual tokens of frames (N, 3, S, S), of one camera or several, resampled by `vision_resampler` if set."""
+        """Visual tokens of frames (N, 3, S, S), of one camera or several, resampled by
+        `vision_resampler` if set."""
         visual = self.encode_camera(images)
         return VisualTokens(self.vision_resampler(visual.tokens)) if self.config.vlm.resampler else visual
 
@@ -201,9 +217,11 @@ class BaseRoboVLM(nn.Module):
     ) -> Tensor:
         """Action features of B windows.
 
-        visual: per camera, B * window frames, the window's frames adjacent and oldest first. input_ids, attention_mask:
-        (B, L). state: (B, window, P). Returns (B, T, tokens, d): T is the window, or 1 with history_type `video`;
-        tokens is `latent`, or with action_space `down_sample` all columns that token_source names.
+        visual: per camera, B * window frames, the window's frames adjacent and oldest first.
+            input_ids, attention_mask:
+        (B, L). state: (B, window, P). Returns (B, T, tokens, d): T is the window, or 1 with
+        history_type `video`; tokens is `latent`, or with action_space `down_sample` all columns
+        that token_source names.
         """
         head = self.config.action_head
         sequence = self.build_sequence(visual, input_ids, attention_mask, state, window)
@@ -223,7 +241,8 @@ class BaseRoboVLM(nn.Module):
         state: Tensor | None = None,
         window: int = 1,
     ) -> TokenSequence:
-        """The spliced sequence of `forward_features`: (B * window, L) for post, (B, L) for pre and video."""
+        """The spliced sequence of `forward_features`: (B * window, L) for post, (B, L) for pre and
+        video."""
         history = self.config.model.history_type
         head = self.config.action_head
         if history == "video":
@@ -252,10 +271,12 @@ class BaseRoboVLM(nn.Module):
     def _splice_images(
         self, sequence: TokenSequence, visual: dict[str, VisualTokens], frames: int
     ) -> TokenSequence:
-        """Each camera at bos_offset, so the last one comes first; or, with cross attention, beside the sequence."""
+        """Each camera at bos_offset, so the last one comes first; or, with cross attention, beside
+        the sequence."""
         ordered = [visual[name] for name in self.config.cameras]
         if self.spec.fusion == "cross_attention":
-            media = torch.cat([v.tokens for v in ordered], dim=1)[:, None]  # (N, 1, cameras * tokens, d)
+            # (N, 1, cameras * tokens, d)
+            media = torch.cat([v.tokens for v in ordered], dim=1)[:, None]
             return TokenSequence(sequence.embeds, sequence.mask, sequence.kinds, media=media)
         prefix, suffix = (self._wrap_tokens(n, sequence) for n in (self.spec.image_prefix, self.spec.image_suffix))
         for tokens in ordered:
@@ -278,7 +299,8 @@ class BaseRoboVLM(nn.Module):
 def _drop_output_embeddings(model: nn.Module) -> None:
     """Remove the output matrix.
 
-    Only the discrete action space predicts tokens. Elsewhere an untied output matrix would be dead memory.
+    Only the discrete action space predicts tokens. Elsewhere an untied output matrix would be dead
+    memory.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     for module in model.modules():

@@ -1,4 +1,5 @@
-"""OpenFlamingo: cross attention instead of image tokens in the sequence (the tutorial's encoder-decoder pattern)."""
+"""OpenFlamingo: cross attention instead of image tokens in the sequence (the tutorial's
+encoder-decoder pattern)."""
 
 import json
 from pathlib import Path
@@ -50,8 +51,8 @@ ROOT = "vlm.backbone."
 
 
 class RoboFlamingo(BaseRoboVLM):
-    """The perceiver's latents of every camera stand side by side as one medium, which all words after the image token
-    attend to."""
+    """The perceiver's latents of every camera stand side by side as one medium, which all words
+    after the image token attend to."""
 
     spec = BackboneSpec(
         name="flamingo",
@@ -129,7 +130,8 @@ class RoboFlamingo(BaseRoboVLM):
 
 
 def _complete(data: dict[str, Any]) -> dict[str, Any]:
-    """RoboVLMs names the language model's folder: its configuration alone, with CLIP ViT-L/14 understood."""
+    """RoboVLMs names the language model's folder: its configuration alone, with CLIP ViT-L/14
+    understood."""
     if "text_config" not in data:
         data = {"text_config": data}
     return {"vision_config": dict(CLIP_L14), "cross_attn_every_n_layers": 1, "media_column": 0, **data}

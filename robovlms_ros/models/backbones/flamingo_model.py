@@ -1,7 +1,8 @@
-"""OpenFlamingo's architecture on transformers' parts: CLIP, perceiver resampler, gated cross attention in a decoder.
+"""OpenFlamingo's architecture on transformers' parts: CLIP, perceiver resampler, gated cross
+attention in a decoder.
 
-Sources: arXiv 2204.14198, arXiv 2308.01390. Every decoder layer is wrapped; every n-th wrapper carries a gated cross
-attention that runs before it.
+Sources: arXiv 2204.14198, arXiv 2308.01390. Every decoder layer is wrapped; every n-th wrapper
+carries a gated cross attention that runs before it.
 """
 
 import copy
@@ -19,8 +20,8 @@ from robovlms_ros.models.perceiver import GatedCrossAttention, PerceiverResample
 
 @dataclass
 class FlamingoConfig:
-    """text_config, vision_config: transformers' (MPT or LLaMA, CLIP vision). media_column: where the prompt's image
-    token lies; columns before it attend to no image."""
+    """text_config, vision_config: transformers' (MPT or LLaMA, CLIP vision). media_column: where
+    the prompt's image token lies; columns before it attend to no image."""
 
     text_config: Any
     vision_config: Any
@@ -38,13 +39,15 @@ class FlamingoConfig:
 
 @dataclass(frozen=True)
 class Media:
-    """Cross-attention inputs of the decoder layers in one pass: tokens (B, M, N, d_vis), locations (B, L) bool."""
+    """Cross-attention inputs of the decoder layers in one pass: tokens (B, M, N, d_vis), locations
+    (B, L) bool."""
 
     tokens: Tensor
     locations: Tensor
 
 
-# The layers' signature is transformers' own and has no place for media. A context variable is private to the thread.
+# The layers' signature is transformers' own and has no place for media. A context variable is
+# private to the thread.
 _media: ContextVar[Media | None] = ContextVar("media", default=None)
 
 
@@ -74,7 +77,8 @@ class FlamingoLayer(nn.Module):
 
 
 class QKNormAttention(nn.Module):
-    """MPT's attention with layer norm on queries and keys (`qk_ln`), which transformers leaves out."""
+    """MPT's attention with layer norm on queries and keys (`qk_ln`), which transformers leaves
+    out."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()

@@ -1,4 +1,5 @@
-"""Positions on several axes (M-RoPE, arXiv 2409.12191): words count up, an image's tokens span a grid."""
+"""Positions on several axes (M-RoPE, arXiv 2409.12191): words count up, an image's tokens span a
+grid."""
 
 import torch
 from torch import Tensor
@@ -7,8 +8,10 @@ from torch import Tensor
 def grid_positions(kinds: Tensor, image_kind: int, counted: Tensor, grids: tuple[tuple[int, int, int], ...]) -> Tensor:
     """(3, N, L) int64 positions (time, height, width) of a sequence.
 
-    kinds: (N, L), the same number of images in every row, each a run of `image_kind` columns. counted: (N, L) bool, the
-    columns that take a position; others stay at 0 and advance nothing. grids: (t, h, w) of each image in a row's order.
+    kinds: (N, L), the same number of images in every row, each a run of `image_kind` columns.
+        counted: (N, L) bool, the
+    columns that take a position; others stay at 0 and advance nothing. grids: (t, h, w) of each
+    image in a row's order.
     """
     positions = torch.zeros(3, *kinds.shape, dtype=torch.int64)
     for row in range(kinds.shape[0]):

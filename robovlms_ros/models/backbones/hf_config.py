@@ -1,4 +1,5 @@
-"""From the `vlm` block of a configuration to a transformers configuration: tiny, pretrained, or the family's own."""
+"""From the `vlm` block of a configuration to a transformers configuration: tiny, pretrained, or the
+family's own."""
 
 import copy
 import json
@@ -17,7 +18,8 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 
 def find_vlm_folder(model_name: str, beside: Path | None = None) -> Path | None:
-    """Folder of a pretrained VLM's files: beside a configuration file, as a path, or in the local hub cache."""
+    """Folder of a pretrained VLM's files: beside a configuration file, as a path, or in the local
+    hub cache."""
     candidates = [Path(model_name).expanduser()]
     if beside is not None:
         candidates = [beside / model_name, beside / Path(model_name).name, *candidates]
@@ -41,17 +43,18 @@ def build_hf_config(
     folder: Path | None = None,
     complete: Callable[[dict[str, Any]], None] = lambda data: None,
 ) -> Any:
-    """The transformers configuration of the VLM. `folder` is where the pretrained model's config.json lies, if any;
-    `complete` fills in what follows from the rest of it.
+    """The transformers configuration of the VLM. `folder` is where the pretrained model's
+    config.json lies, if any; `complete` fills in what follows from the rest of it.
 
-    Raises ConfigError for an unknown setting and BackboneError when no configuration is at hand or it is another
-    family's.
+    Raises ConfigError for an unknown setting and BackboneError when no configuration is at hand or
+    it is another family's.
     """
     from transformers import AutoConfig
 
     data = copy.deepcopy(raw_config(spec, vlm, folder))
     data = merge_settings(data, vlm.settings)
-    # Any-resolution models keep their tower's size: image_size is then the square that is cut into tiles.
+    # Any-resolution models keep their tower's size: image_size is then the square that is cut into
+    # tiles.
     tiled = "image_grid_pinpoints" in data
     if vlm.image_size is not None and not tiled and "image_size" in data.get("vision_config", {}):
         data["vision_config"]["image_size"] = vlm.image_size
@@ -111,7 +114,8 @@ def raw_config(spec: BackboneSpec, vlm: VLMConfig, folder: Path | None) -> dict[
 
 
 def _shipped_name(spec: BackboneSpec, vlm: VLMConfig) -> str:
-    """The shipped configuration file: of the named model where we have it, else the family's first."""
+    """The shipped configuration file: of the named model where we have it, else the family's
+    first."""
     if vlm.model_name is None and spec.full:
         return next(iter(spec.full.values()))
     stem = Path(vlm.model_name or "").name

@@ -41,7 +41,8 @@ TINY = {
 
 
 class RoboKosMos(BaseRoboVLM):
-    """The text model scales its inputs by sqrt(d) itself; its positions count columns from 2, padding included."""
+    """The text model scales its inputs by sqrt(d) itself; its positions count columns from 2,
+    padding included."""
 
     spec = BackboneSpec(
         name="kosmos",
@@ -53,8 +54,8 @@ class RoboKosMos(BaseRoboVLM):
 
     def build_model(self) -> nn.Module:
         model = super().build_model()
-        # Up to transformers 5.17 the module is marked causal, and sdpa applies the mark: queries would attend to the
-        # first patches only.
+        # Up to transformers 5.17 the module is marked causal, and sdpa applies the mark: queries
+        # would attend to the first patches only.
         model.image_to_text_projection.x_attn.is_causal = False
         return model
 
@@ -75,13 +76,15 @@ class RoboKosMos(BaseRoboVLM):
         return self.backbone.vision_model
 
     def run_text_tower(self, sequence: TokenSequence, tower: nn.Module | None = None, **kwargs: Any) -> Any:
-        # The table of sinusoids is no weight and stays float32 at load: it would lift the whole sequence to float32.
+        # The table of sinusoids is no weight and stays float32 at load: it would lift the whole
+        # sequence to float32.
         table = self.text_tower.embed_positions
         table.weights = table.weights.to(sequence.embeds.dtype)
         return super().run_text_tower(sequence, tower, **kwargs)
 
     def model_encode_images(self, images: Tensor) -> Tensor:
         features = self.vision_tower(pixel_values=images).last_hidden_state
-        # Kosmos-2 normalises every token, not only the class token, and projects onto the unit sphere first.
+        # Kosmos-2 normalises every token, not only the class token, and projects onto the unit
+        # sphere first.
         features = functional.normalize(self.vision_tower.model.post_layernorm(features), dim=-1)
         return self.backbone.image_to_text_projection(features)[0]

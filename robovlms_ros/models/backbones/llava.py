@@ -32,8 +32,9 @@ TINY_NEXT = {**TINY, "image_grid_pinpoints": [[56, 56], [28, 56], [56, 28]]}
 
 
 class RoboLLaVA(BaseRoboVLM):
-    """With LLaVA 1.6 a frame is squashed to a square of `image_size` pixels. One tile (the vision tower's size) gives
-    the base features; a square that the model's pinpoints list gives base and tiles, as transformers packs them."""
+    """With LLaVA 1.6 a frame is squashed to a square of `image_size` pixels. One tile (the vision
+    tower's size) gives the base features; a square that the model's pinpoints list gives base and
+    tiles, as transformers packs them."""
 
     spec = BackboneSpec(
         name="llava",
@@ -92,7 +93,8 @@ class RoboLLaVA(BaseRoboVLM):
         if size == tile:
             return self._one_tile(images)
         base = functional.interpolate(images, (tile, tile), mode="bicubic", antialias=True)[:, None]
-        tiles = images.unfold(2, tile, tile).unfold(3, tile, tile)  # (N, 3, rows, columns, tile, tile)
+        # (N, 3, rows, columns, tile, tile)
+        tiles = images.unfold(2, tile, tile).unfold(3, tile, tile)
         tiles = tiles.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
         sizes = torch.tensor([[size, size]] * count, device=images.device)
         pixels = torch.cat((base, tiles), dim=1)  # (N, 1 + tiles, 3, tile, tile)

@@ -1,4 +1,5 @@
-"""Modules without memory: their parameters on the meta device until a file's tensors take their place."""
+"""Modules without memory: their parameters on the meta device until a file's tensors take their
+place."""
 
 import contextlib
 from collections.abc import Iterator

@@ -37,8 +37,9 @@ TINY = {
 
 
 class RoboPaligemma(BaseRoboVLM):
-    """transformers' PaliGemma forwards image features unscaled and Gemma scales words by sqrt(d). Here everything is
-    spliced in the unscaled domain, so image features are divided by sqrt(d) and the whole sequence is multiplied."""
+    """transformers' PaliGemma forwards image features unscaled and Gemma scales words by sqrt(d).
+    Here everything is spliced in the unscaled domain, so image features are divided by sqrt(d) and
+    the whole sequence is multiplied."""
 
     spec = BackboneSpec(
         name="paligemma",
@@ -58,7 +59,8 @@ class RoboPaligemma(BaseRoboVLM):
 
     @staticmethod
     def complete_config(data: dict[str, Any]) -> None:
-        # transformers' PaliGemma makes its Gemma bidirectional: sdpa would drop causality for batches without padding.
+        # transformers' PaliGemma makes its Gemma bidirectional: sdpa would drop causality for
+        # batches without padding.
         data["text_config"]["use_bidirectional_attention"] = False
         width = data["text_config"].get("hidden_size")
         if width is not None:
@@ -86,7 +88,8 @@ class RoboPaligemma(BaseRoboVLM):
 
     @property
     def input_scale(self) -> float:
-        # Gemma scales in the embedding layer where that layer has a scale, else in the model's forward.
+        # Gemma scales in the embedding layer where that layer has a scale, else in the model's
+        # forward.
         return self.hidden_size**0.5 if hasattr(self.word_embedding, "embed_scale") else 1.0
 
     def model_encode_images(self, images: Tensor) -> Tensor:

@@ -59,8 +59,9 @@ TINY_IMAGE_SIZE = 64
 
 
 class RoboQwen(BaseRoboVLM):
-    """Every image lies between the model's vision start and end tokens. Positions are on three axes; Qwen3-VL adds
-    features of earlier vision layers to its first decoder layers (DeepStack)."""
+    """Every image lies between the model's vision start and end tokens. Positions are on three
+    axes; Qwen3-VL adds features of earlier vision layers to its first decoder layers
+    (DeepStack)."""
 
     spec = BackboneSpec(
         name="qwen",
@@ -142,14 +143,15 @@ class RoboQwen(BaseRoboVLM):
 
 
 def _per_image(features: Any, count: int) -> Tensor:
-    """(N, n, d), whether transformers splits the features of N images or leaves them in one (N * n, d)."""
+    """(N, n, d), whether transformers splits the features of N images or leaves them in one (N * n,
+    d)."""
     joined = features if isinstance(features, Tensor) else torch.cat(list(features))
     return joined.unflatten(0, (count, -1))
 
 
 def to_patches(images: Tensor, patch: int, merge: int, repeats: int) -> Tensor:
-    """(N, 3, S, S) to (N * (S / patch)^2, 3 * repeats * patch * patch): the patches of a merged token stand together,
-    and a still image fills every step of the temporal patch."""
+    """(N, 3, S, S) to (N * (S / patch)^2, 3 * repeats * patch * patch): the patches of a merged
+    token stand together, and a still image fills every step of the temporal patch."""
     rows = images.shape[-1] // (patch * merge)
     x = images[:, None].expand(-1, repeats, -1, -1, -1)  # (N, t, 3, S, S)
     x = x.reshape(len(images), repeats, 3, rows, merge, patch, rows, merge, patch)

@@ -1,8 +1,9 @@
-"""The token sequence of the language model: text with images, proprioception and action tokens spliced in.
+"""The token sequence of the language model: text with images, proprioception and action tokens
+spliced in.
 
-RoboVLMs' rule (merge_multi_modal_input): every camera's tokens go in at `bos_offset`, one camera after the other, so
-the last camera comes first; then the proprioception token, then the action tokens, each before the last `eos_offset`
-columns.
+RoboVLMs' rule (merge_multi_modal_input): every camera's tokens go in at `bos_offset`, one camera
+after the other, so the last camera comes first; then the proprioception token, then the action
+tokens, each before the last `eos_offset` columns.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ TEXT, MARGIN, IMAGE, WRAP, STATE, ACTION, PAD = range(7)
 class VisualTokens:
     """One camera's visual features for N frames.
 
-    tokens: (N, n, d), in the scale of unscaled word embeddings. layers: DeepStack features added to the first decoder
+    tokens: (N, n, d), in the scale of unscaled word embeddings. layers: DeepStack features added to
+        the first decoder
     layers, each (N, n, d). grid: (1, h, w) of the tokens, for multi-axis positions.
     """
 
@@ -39,8 +41,10 @@ class VisualTokens:
 class TokenSequence:
     """Input of the language model.
 
-    embeds: (N, L, d), unscaled. mask: (N, L) bool, True where attended. kinds: (N, L) int64, one of this module's
-    constants. layers: DeepStack features, each (N, image tokens, d) in sequence order. grids: one per image, in order.
+    embeds: (N, L, d), unscaled. mask: (N, L) bool, True where attended. kinds: (N, L) int64, one of
+        this module's
+    constants. layers: DeepStack features, each (N, image tokens, d) in sequence order. grids: one
+    per image, in order.
     media: (N, M, tokens, d_visual) for cross attention.
     """
 
@@ -52,7 +56,8 @@ class TokenSequence:
     media: Tensor | None = None
 
     def select(self, hidden: Tensor, kinds: tuple[int, ...]) -> Tensor:
-        """The (N, tokens, d) columns of hidden (N, L, d) of the given kinds; every row has equally many."""
+        """The (N, tokens, d) columns of hidden (N, L, d) of the given kinds; every row has equally
+        many."""
         chosen = torch.isin(self.kinds, torch.tensor(kinds, device=self.kinds.device))
         return hidden[chosen].unflatten(0, (hidden.shape[0], -1))
 
@@ -67,10 +72,13 @@ class TokenBlock:
 
 
 def text_block(embeds: Tensor, mask: Tensor, bos_offset: int, eos_offset: int, row_end: bool) -> TokenSequence:
-    """The text alone: embeds (N, L, d), mask (N, L). Margins (bos, eos) and padding have kinds of their own.
+    """The text alone: embeds (N, L, d), mask (N, L). Margins (bos, eos) and padding have kinds of
+    their own.
 
-    row_end: every row's own last `eos_offset` tokens come last, its padding before them, so that what is spliced in
-    before the last columns lies where it would in the row alone. Otherwise columns stay as they are (RoboVLMs).
+    row_end: every row's own last `eos_offset` tokens come last, its padding before them, so that
+        what is spliced in
+    before the last columns lies where it would in the row alone. Otherwise columns stay as they are
+    (RoboVLMs).
     """
     mask = mask.bool()
     if row_end:
@@ -124,8 +132,8 @@ def fold_time(sequence: TokenSequence, frames: int) -> TokenSequence:
 
 
 def pads_last(sequence: TokenSequence) -> TokenSequence:
-    """Every row's padding behind its last token, so that a padded row computes what it would compute alone: positions
-    count from the front, and nothing causal attends to what follows."""
+    """Every row's padding behind its last token, so that a padded row computes what it would
+    compute alone: positions count from the front, and nothing causal attends to what follows."""
     order = torch.argsort((sequence.kinds == PAD).int(), dim=1, stable=True)  # (N, L)
     return replace(
         sequence,
@@ -145,7 +153,8 @@ def frames_adjacent(visual: VisualTokens, window: int) -> VisualTokens:
 
 
 def without_pads(hidden: Tensor, sequence: TokenSequence) -> Tensor:
-    """Padding columns replaced by the row's first text column, which a maximum over the tokens does not notice."""
+    """Padding columns replaced by the row's first text column, which a maximum over the tokens does
+    not notice."""
     pads = sequence.kinds == PAD
     if not pads.any():
         return hidden

@@ -78,7 +78,8 @@ class RoboSmolVLM(BaseRoboVLM):
         return self.backbone.model.vision_model
 
     def model_encode_images(self, images: Tensor) -> Tensor:
-        # transformers' get_image_features drops an image whose pixels are all 0, and a grey frame is one.
+        # transformers' get_image_features drops an image whose pixels are all 0, and a grey frame
+        # is one.
         side = images.shape[-1] // self.hf_config.vision_config.patch_size
         mask = torch.ones(len(images), side, side, dtype=torch.bool, device=images.device)
         features = self.vision_tower(pixel_values=images, patch_attention_mask=mask).last_hidden_state

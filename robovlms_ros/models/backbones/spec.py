@@ -11,7 +11,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
-# (pattern, replacement) applied in order to both a file's keys and the module's: equal results name the same tensor.
+# (pattern, replacement) applied in order to both a file's keys and the module's: equal results name
+# the same tensor.
 KeyRules = tuple[tuple[str, str], ...]
 
 
@@ -23,12 +24,15 @@ class BackboneError(RoboVLMsError):
 class BackboneSpec:
     """The data of a family.
 
-    name: of the registry. model_types: transformers' `config.model_type` values that the adapter runs; `tiny`
-        holds configurations by model type, the first type is the default.
-    prompt: template and special tokens. bos_offset: where images are spliced in, counted from the front of the text.
+    name: of the registry. model_types: transformers' `config.model_type` values that the adapter
+        runs; `tiny` holds configurations by model type, the first type is the default.
+    prompt: template and special tokens. bos_offset: where images are spliced in, counted from the
+        front of the text.
     eos_offset: how many text tokens follow the action token.
-    image_prefix, image_suffix: names of configuration entries (token ids) whose word embeddings wrap each image.
-    fusion: `splice`, images are tokens of the sequence; `cross_attention`, the language model attends to them.
+    image_prefix, image_suffix: names of configuration entries (token ids) whose word embeddings
+        wrap each image.
+    fusion: `splice`, images are tokens of the sequence; `cross_attention`, the language model
+        attends to them.
     image_mean, image_std: of the pixel normalisation after division by 255.
     vocab_path: path of the vocabulary size in the configuration.
     key_rules: see KeyRules; bring every generation of transformers' parameter names together.

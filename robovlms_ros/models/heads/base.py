@@ -1,4 +1,5 @@
-"""Base of the continuous policy heads: tokens are aggregated to one vector, a vector is decoded to a chunk."""
+"""Base of the continuous policy heads: tokens are aggregated to one vector, a vector is decoded to
+a chunk."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -45,7 +46,8 @@ class OutputMLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) to (..., out); computed in float32 where x is and the weights are kept in fewer bits."""
+        """x (..., in) to (..., out); computed in float32 where x is and the weights are kept in
+        fewer bits."""
         if x.dtype == self.mlp[0].weight.dtype:
             return self.mlp(x)
         for layer in self.mlp:
@@ -57,7 +59,8 @@ class OutputMLP(nn.Module):
 class TokenReducer(nn.Module):
     """(B, W, tokens, d) to (B, W, latent, d).
 
-    none: there are exactly `latent` tokens. pooling: adaptive max over the tokens. resampler: a perceiver resampler of
+    none: there are exactly `latent` tokens. pooling: adaptive max over the tokens. resampler: a
+        perceiver resampler of
     depth 2 whose latents are the result.
     """
 
@@ -72,7 +75,8 @@ class TokenReducer(nn.Module):
         if self.method == "resampler":
             return self.resampler(features)
         if self.method == "pooling":
-            pooled = functional.adaptive_max_pool1d(features.flatten(0, 1).transpose(1, 2), self.latent)  # (BW, d, lat)
+            # (BW, d, lat)
+            pooled = functional.adaptive_max_pool1d(features.flatten(0, 1).transpose(1, 2), self.latent)
             return pooled.transpose(1, 2).unflatten(0, features.shape[:2])
         if features.shape[2] != self.latent:
             raise HeadError(
@@ -85,9 +89,10 @@ class TokenReducer(nn.Module):
 class PolicyHead(nn.Module):
     """Base of the continuous heads: a function of the last W features, without state of its own.
 
-    `forward` takes (B, W, tokens, in_features), oldest frame first. The answer to the newest frame is at index W - 1;
-    with W frames before it that equals what a step-by-step run over the same frames answers.
-    `ignored_keys` are patterns of checkpoint keys that carry no weight (buffers of older layouts).
+    `forward` takes (B, W, tokens, in_features), oldest frame first. The answer to the newest frame
+    is at index W - 1; with W frames before it that equals what a step-by-step run over the same
+    frames answers. `ignored_keys` are patterns of checkpoint keys that carry no weight (buffers of
+    older layouts).
     """
 
     ignored_keys: ClassVar[tuple[str, ...]] = ()
@@ -104,7 +109,8 @@ class PolicyHead(nn.Module):
         self.gripper = OutputMLP(hidden_size * latent, horizon)
 
     def forward(self, features: Tensor) -> HeadOutput:
-        """features (B, W, tokens, in_features) to one chunk per frame. Raises HeadError for another shape."""
+        """features (B, W, tokens, in_features) to one chunk per frame. Raises HeadError for another
+        shape."""
         if features.ndim != 4 or features.shape[-1] != self.in_features:
             raise HeadError(
                 f"head input has shape {tuple(features.shape)}, must be (batch, window, tokens, {self.in_features})."
@@ -113,7 +119,8 @@ class PolicyHead(nn.Module):
 
     def read_out(self, hidden: Tensor) -> HeadOutput:
         """Decode aggregated frames, (B, T, hidden_size * latent), to their chunks."""
-        arm = torch.tanh(self.actions(hidden)).unflatten(-1, (self.horizon, self.arm_dims))  # (B, W, n, A)
+        # (B, W, n, A)
+        arm = torch.tanh(self.actions(hidden)).unflatten(-1, (self.horizon, self.arm_dims))
         return HeadOutput(arm, self.gripper(hidden).unsqueeze(-1))  # logits (B, W, n, 1)
 
     def aggregate(self, tokens: Tensor) -> Tensor:

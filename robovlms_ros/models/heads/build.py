@@ -14,7 +14,8 @@ from robovlms_ros.models.heads.lstm import LSTMHead
 def build_head(config: HeadConfig, in_features: int, horizon: int, window: int) -> PolicyHead:
     """The continuous head that `config` names, randomly initialised.
 
-    in_features: width d of the backbone's action features. horizon: steps of a chunk. window: frames of history.
+    in_features: width d of the backbone's action features. horizon: steps of a chunk. window:
+        frames of history.
     Raises HeadError for a setting that does not fit.
     """
     shared: dict[str, Any] = {
@@ -39,6 +40,7 @@ def build_head(config: HeadConfig, in_features: int, horizon: int, window: int) 
 
 
 def build_discrete_head(config: HeadConfig, vocab_size: int, special_tokens: int, horizon: int) -> DiscreteHead:
-    """The discrete head over a tokenizer of `vocab_size` entries, `special_tokens` of them special."""
+    """The discrete head over a tokenizer of `vocab_size` entries, `special_tokens` of them
+    special."""
     tokens = ActionTokenizer(vocab_size, special_tokens, config.n_bin, config.min_action, config.max_action)
     return DiscreteHead(tokens, horizon, config.action_dim)

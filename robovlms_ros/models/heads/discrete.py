@@ -1,4 +1,5 @@
-"""The discrete policy head: action values as the last words of the language model's vocabulary (RT-2, OpenVLA)."""
+"""The discrete policy head: action values as the last words of the language model's vocabulary
+(RT-2, OpenVLA)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,8 @@ RESERVED = 10
 
 
 class ActionTokenizer:
-    """Bins of [minimum, maximum] as token ids, counted down from the end of the ordinary vocabulary.
+    """Bins of [minimum, maximum] as token ids, counted down from the end of the ordinary
+    vocabulary.
 
     vocab_size: entries of the tokenizer, special ones included.
     special_tokens: how many entries the tokenizer calls special (a list counts by its length).
@@ -39,7 +41,8 @@ class ActionTokenizer:
         return self.end - np.digitize(clipped, self.edges)
 
     def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Bin centres of token ids of any shape; an id outside the action range becomes the nearest bin."""
+        """Bin centres of token ids of any shape; an id outside the action range becomes the nearest
+        bin."""
         index = np.clip(self.end - np.asarray(ids) - 1, 0, len(self.centres) - 1)
         return self.centres[index]
 
@@ -50,9 +53,11 @@ class ActionTokenizer:
 
 
 class DiscreteHead(nn.Module):
-    """No parameters: the language model's own logits are the answer; `tokens` gives ids their values.
+    """No parameters: the language model's own logits are the answer; `tokens` gives ids their
+    values.
 
-    A step is `dims` tokens, the last one the gripper (above 0 the normalised label 1); a chunk is `horizon` steps.
+    A step is `dims` tokens, the last one the gripper (above 0 the normalised label 1); a chunk is
+    `horizon` steps.
     """
 
     def __init__(self, tokens: ActionTokenizer, horizon: int, dims: int = 7):
@@ -69,7 +74,8 @@ class DiscreteHead(nn.Module):
         )
 
     def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(..., horizon * dims) generated ids to (..., horizon, dims) values in [min_action, max_action].
+        """(..., horizon * dims) generated ids to (..., horizon, dims) values in [min_action,
+        max_action].
 
         Raises HeadError when the number of ids is not a whole number of steps.
         """

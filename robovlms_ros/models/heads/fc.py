@@ -6,7 +6,8 @@ from robovlms_ros.models.heads.base import DownSample, PolicyHead
 
 
 class FCHead(PolicyHead):
-    """Two linear layers per frame. `window`, `num_layers` and `dropout` of other heads have no meaning here."""
+    """Two linear layers per frame. `window`, `num_layers` and `dropout` of other heads have no
+    meaning here."""
 
     def __init__(
         self,

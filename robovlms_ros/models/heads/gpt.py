@@ -1,4 +1,5 @@
-"""The GPT policy head: a small GPT-2 over the window of features, keys as in the published layout."""
+"""The GPT policy head: a small GPT-2 over the window of features, keys as in the published
+layout."""
 
 from typing import ClassVar
 

@@ -61,7 +61,7 @@ class Arm(ABC):
     def tick(self, now_ns: int) -> None:  # noqa: B027
         """Send what is due by time; nothing for a controller that takes whole trajectories."""
 
-    def abandon(self) -> None:  # noqa: B027
+    def cease_commands(self) -> None:  # noqa: B027
         """Leave the command under way: the controller is away, or the command's times are void.
 
         A controller of whole trajectories finishes its own; one of single targets is brought to rest.

@@ -36,7 +36,7 @@ class StreamingArm(Arm):
         self._stream.follow(command, now_ns)
         self.tick(now_ns)
 
-    def abandon(self) -> None:
+    def cease_commands(self) -> None:
         self._stream.brake()
 
     def tick(self, now_ns: int) -> None:

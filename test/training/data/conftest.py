@@ -64,9 +64,12 @@ class Script:
         time = self.store.types["builtin_interfaces/msg/Time"](sec=stamp // NANOSECONDS, nanosec=stamp % NANOSECONDS)
         return self.store.types["std_msgs/msg/Header"](stamp=time, frame_id=frame)
 
-    def image(self, topic: str, stamp: int, now: int | None = None) -> None:
-        self._write(topic, "sensor_msgs/msg/Image", now or stamp, header=self._header(stamp), height=8, width=8,
-                    encoding="rgb8", is_bigendian=0, step=24, data=pixels(topic, stamp).reshape(-1))
+    def image(
+        self, topic: str, stamp: int, now: int | None = None, encoding: str = "rgb8"
+    ) -> None:
+        data = pixels(topic, stamp).reshape(-1)
+        self._write(topic, "sensor_msgs/msg/Image", now or stamp, header=self._header(stamp),
+                    height=8, width=8, encoding=encoding, is_bigendian=0, step=24, data=data)
 
     def png(self, topic: str, stamp: int, cut: bool = False) -> None:
         stream = io.BytesIO()

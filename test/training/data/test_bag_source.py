@@ -280,3 +280,39 @@ def test_a_dropped_episode_may_be_excluded_by_name(bags, tmp_path):
     assert len(excluded) == len(source) and not excluded.dropped
     with pytest.raises(DataError, match=r"there is no '.*episode 9'"):
         open_sources([path], bags.config(), {**bags.MAPPING, "exclude": [f"{path}, episode 9"]})
+
+
+def test_an_encoding_in_place_of_the_one_that_the_messages_name(bags, tmp_path):
+    def write(path, compressed):
+        with bags.Script(path) as bag:
+            bag.text("/instruction", bags.BEGIN, "lift the cube")
+            for tick in range(100):
+                now = bags.BEGIN + tick * NANOSECONDS // 100
+                bag.joints(now, np.append(bags.told(now), 0.0))
+                if tick % 5 == 0:
+                    bag.joints(now, np.append(bags.told(now), 0.0), "/leader/joint_states")
+                    if compressed:
+                        bag.png("/static/image_raw/compressed", now)
+                    else:
+                        bag.image("/static/image_raw", now, encoding="8UC3")
+        return path
+
+    def mapping(name, encoding):
+        return {"bag": {**bags.MAPPING["bag"], "camera": {name: {"encoding": encoding}}}}
+
+    raw = write(tmp_path / "raw", False)
+    with pytest.raises(DataError, match="set `camera.NAME.encoding` to bgr8 or rgb8"):
+        open_sources([raw], bags.config(), bags.MAPPING)
+    source = open_sources([raw], bags.config(), mapping("static", "bgr8"))
+    stamp = bags.BEGIN + 4 * bags.STEP_NS
+    expected = bags.pixels("/static/image_raw", stamp)[..., ::-1]
+    for copy in (source, pickle.loads(pickle.dumps(source))):
+        assert np.array_equal(copy.images(0, [4])["static"][0], expected)
+    place = "data.bag.camera"
+    with pytest.raises(ConfigError, match=f"{place}.static.encoding = 'x': not allowed"):
+        open_sources([raw], bags.config(), mapping("static", "x"))
+    with pytest.raises(ConfigError, match=f"{place}.wrist: the policy has no such camera"):
+        open_sources([raw], bags.config(), mapping("wrist", "bgr8"))
+    compressed = write(tmp_path / "compressed", True)
+    with pytest.raises(ConfigError, match=f"{place}.static.encoding = 'bgr8': only raw images"):
+        open_sources([compressed], bags.config(), mapping("static", "bgr8"))

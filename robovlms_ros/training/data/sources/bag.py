@@ -73,13 +73,14 @@ class BagSource:
     def __init__(
         self, path: Path, cameras: tuple[str, ...], rate_hz: float, topics: dict[str, str],
         episodes: Sequence[BagEpisode], flaws: Sequence[Flaw], notes: Sequence[str],
-        dropped: Mapping[str, str],
+        dropped: Mapping[str, str], encodings: Mapping[str, str],
     ) -> None:
         self.path, self.cameras, self.rate_hz = path, cameras, rate_hz
         self.flaws: Sequence[Flaw] = tuple(flaws)
         self.notes: Sequence[str] = tuple(notes)
         self.accept: Sequence[str] = ()
         self.dropped = dropped
+        self._encodings = encodings
         self._topics, self._episodes, self._open = topics, list(episodes), OpenBags()
 
     @classmethod
@@ -114,7 +115,7 @@ class BagSource:
                    for recorded in reader.recorded if recorded.origin not in kept}
         reader.notes += [f"{name} is left out: {why}" for name, why in dropped.items()]
         return cls(path, config.cameras, 1.0 / config.action.step_duration, reader.topics, episodes, reader.flaws,
-                   reader.notes, dropped)
+                   reader.notes, dropped, reader.encodings)
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -148,7 +149,8 @@ class BagSource:
                 message = bag.decode(raw) if raw.log_ns in times else None
                 if message is not None and (raw.log_ns, stamp_of(message)) in wanted:
                     try:
-                        found[raw.log_ns, stamp_of(message)] = to_rgb(message)
+                        found[raw.log_ns, stamp_of(message)] = to_rgb(
+                            message, encoding=self._encodings.get(camera))
                     except ObservationError as error:
                         raise DataError(f"{origin}: an image of camera '{camera}' is damaged: {error} Exclude the "
                                         f"episode (`data: {{exclude: [...]}}`).") from error

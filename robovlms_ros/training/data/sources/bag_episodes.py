@@ -20,7 +20,14 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.schema import require
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError
-from robovlms_ros.evaluation.bags.mapping import Stamps, TopicMapping, TopicsConfig, detect
+from robovlms_ros.evaluation.bags.mapping import (
+    BagCamera,
+    Stamps,
+    TopicMapping,
+    TopicsConfig,
+    detect,
+    encodings_of,
+)
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
 from robovlms_ros.evaluation.replay.commands import CommandTrack
 from robovlms_ros.evaluation.replay.events import (
@@ -60,6 +67,7 @@ class BagData:
         `commands: motion` learns the motion that followed, for recordings without commands. instruction: for bags
         without one, or instead of theirs. camera_tolerance, joint_states_tolerance: s, as the node's parameters.
     stamps: `bag` times images by their reception in the bag, for recordings whose images are stamped zero.
+    camera: by name, as the node's `camera.NAME.encoding`.
     frame_tolerance: s by which an image may miss its place on the training rate's grid; None is half a step. An episode
         is cut where no image is near enough.
     """
@@ -71,6 +79,7 @@ class BagData:
     joint_states_tolerance: float = 0.05
     frame_tolerance: float | None = None
     stamps: Stamps = "header"
+    camera: dict[str, BagCamera] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("camera_tolerance", "joint_states_tolerance", "frame_tolerance"):
@@ -110,9 +119,20 @@ class BagReader:
             self._tracks = self._make_tracks(mapping)
             self._awaits_marker = bool(mapping.episodes and (bag.counts or {}).get(mapping.episodes))
             data = self.data
-            inputs = BagObservations(bag, mapping, self.robot, self.kinematics, self.config.cameras, data.instruction,
-                            data.camera_tolerance, data.joint_states_tolerance,
-                            decode=lambda message: self._look(bag.current, message), stamps=data.stamps)
+            self.encodings = encodings_of(bag, mapping, data.camera, "data.bag.camera")
+            inputs = BagObservations(
+                bag,
+                mapping,
+                self.robot,
+                self.kinematics,
+                self.config.cameras,
+                data.instruction,
+                data.camera_tolerance,
+                data.joint_states_tolerance,
+                decode=lambda message, encoding: self._look(bag.current, message, encoding),
+                stamps=data.stamps,
+                encodings=self.encodings,
+            )
             for event in inputs.events():
                 self._take(event)
             self._settle(None)
@@ -141,7 +161,7 @@ class BagReader:
             commands = CommandTrack(mapping.command_kind, self.robot, round(lead * NANOSECONDS))
         return Tracks(MotionTrack(), commands, {}, mapping.command_kind == "action_chunk")
 
-    def _look(self, raw: RawMessage, message: Any) -> Picture:
+    def _look(self, raw: RawMessage, message: Any, encoding: str | None) -> Picture:
         """Check an image as far as that is quick, and remember where it is."""
         if hasattr(message, "format"):
             try:
@@ -152,7 +172,7 @@ class BagReader:
             except Exception as error:  # damaged bytes raise anything in a decoder
                 raise ObservationError(f"the compressed image is neither JPEG nor PNG: {printable(error)}") from error
         else:
-            image_to_rgb(message)
+            image_to_rgb(message, encoding=encoding)
         stamp = stamp_of(message)
         self.stamps[self._cameras[raw.topic]].append(raw.log_ns if self.data.stamps == "bag" else stamp)
         return Picture(raw.log_ns, stamp)

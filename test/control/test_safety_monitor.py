@@ -1,4 +1,4 @@
-"""Watchdogs, each with what it does to the arm, its text, and its recovery; and that only edges are reported:
+"""SafetyMonitors, each with what it does to the arm, its text, and its recovery; and that only edges are reported:
 stale, silent and frozen images; camera clocks ahead and behind; stale joint states; no instruction; late and dead
 inference; an absent controller and one that does not follow; a clock that jumps back or forward, and one that pauses.
 """
@@ -6,7 +6,8 @@ inference; an absent controller and one that does not follow; a clock that jumps
 import numpy as np
 import pytest
 
-from robovlms_ros.control.watchdog import Watchdog, WatchdogConfig, image_digest
+from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig, image_digest
+from robovlms_ros.control.standstill import JointSample
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import NANOSECONDS
 
@@ -19,9 +20,9 @@ class Bench:
 
     def __init__(self) -> None:
         self.now_ns = START
-        self.dog = Watchdog(WatchdogConfig(), ("static", "wrist"), START)
-        self.dog.instruction("lift the red cube")
-        self.dog.controller("arm/joint_trajectory", 1)
+        self.monitor = SafetyMonitor(SafetyMonitorConfig(), ("static", "wrist"), START)
+        self.monitor.instruction("lift the red cube")
+        self.monitor.controller("arm/joint_trajectory", 1)
         self.q, self.frame = np.zeros(2), 0
         self.silent, self.frozen, self.joints, self.offset_ns = set(), set(), True, 0
 
@@ -31,11 +32,11 @@ class Bench:
             self.frame += 1
             self.q = self.q + speed * 0.1
             if self.joints:
-                self.dog.joint_state(self.now_ns, self.q, self.now_ns)
+                self.monitor.joint_state(self.now_ns, self.q, self.now_ns)
             for camera in {"static", "wrist"} - self.silent:
                 digest = 7 if camera in self.frozen else self.frame
-                self.dog.image(camera, self.now_ns + self.offset_ns - NANOSECONDS // 50, digest, self.now_ns)
-            self.report = self.dog.check(self.now_ns)
+                self.monitor.image(camera, self.now_ns + self.offset_ns - NANOSECONDS // 50, digest, self.now_ns)
+            self.report = self.monitor.check(self.now_ns)
         return self.report
 
     def expect(self, name: str, action: str, text: str) -> None:
@@ -61,7 +62,7 @@ def test_a_camera_that_stops(bench):
     bench.tick(5)
     assert not bench.report.faults
     report = bench.tick()
-    bench.expect("image_stale wrist", "hold", "camera wrist stopped: no image for more than 0.5 s")
+    bench.expect("image_stale wrist", "smooth_stop", "camera wrist stopped: no image for more than 0.5 s")
     assert report.raised == report.faults
     assert bench.tick().raised == ()  # an edge, not a level
     bench.silent = set()
@@ -72,16 +73,16 @@ def test_a_camera_that_never_speaks():
     bench = Bench()
     bench.silent = {"static"}
     bench.tick(6)
-    bench.expect("image_stale static", "hold", "has not spoken")
+    bench.expect("image_stale static", "smooth_stop", "has not spoken")
 
 
 def test_a_frozen_camera(bench):
     bench.frozen = {"static"}
     assert bench.tick(20, speed=0.0).faults == ()  # a still scene may give identical frames
     bench.tick(10, speed=0.2)
-    bench.expect("image_frozen static", "hold", "same bytes")
+    bench.expect("image_frozen static", "smooth_stop", "same bytes")
     bench.tick(10, speed=0.0)  # the arm is held now, which does not make the camera well
-    bench.expect("image_frozen static", "hold", "a joint moved 0.05 rad or more")
+    bench.expect("image_frozen static", "smooth_stop", "a joint moved 0.05 rad or more")
     bench.frozen = set()
     bench.expect_recovered("image_frozen static")
 
@@ -99,7 +100,7 @@ def test_a_camera_clock_that_is_off(bench, offset, text):
     bench.tick(2)  # a busy machine's clock message may be late, once or twice
     assert bench.report.faults == ()
     bench.tick()
-    bench.expect("camera_clock static", "hold", f"camera static's clock is {text} the node's")
+    bench.expect("camera_clock static", "smooth_stop", f"camera static's clock is {text} the node's")
     bench.silent, bench.offset_ns = set(), 0
     bench.expect_recovered("camera_clock static")
 
@@ -107,7 +108,7 @@ def test_a_camera_clock_that_is_off(bench, offset, text):
 def test_stale_joint_states(bench):
     bench.joints = False
     bench.tick(6)
-    bench.expect("joint_states_stale", "hold", "joint states are stale: none for more than 0.5 s")
+    bench.expect("joint_states_stale", "smooth_stop", "joint states are stale: none for more than 0.5 s")
     bench.joints = True
     bench.expect_recovered("joint_states_stale")
 
@@ -115,25 +116,25 @@ def test_stale_joint_states(bench):
 def test_joint_states_that_arrive_but_are_old(bench):
     bench.joints = False
     for _ in range(6):
-        bench.dog.joint_state(bench.now_ns - NANOSECONDS, bench.q, bench.now_ns)
+        bench.monitor.joint_state(bench.now_ns - NANOSECONDS, bench.q, bench.now_ns)
         bench.tick()
-    bench.expect("joint_states_stale", "hold", "joint states are stale: none for more than 0.5 s")
+    bench.expect("joint_states_stale", "smooth_stop", "joint states are stale: none for more than 0.5 s")
 
 
 def test_no_instruction(bench):
-    bench.dog.instruction("  ")
+    bench.monitor.instruction("  ")
     bench.tick()
-    bench.expect("no_instruction", "hold", "publish one on the instruction topic")
-    bench.dog.instruction("lift the green cube")
+    bench.expect("no_instruction", "smooth_stop", "publish one on the instruction topic")
+    bench.monitor.instruction("lift the green cube")
     bench.expect_recovered("no_instruction")
 
 
 def test_a_late_inference(bench):
-    bench.dog.inference_started(bench.now_ns)
+    bench.monitor.inference_started(bench.now_ns)
     assert not bench.tick(10).faults
     bench.tick()
     bench.expect("inference_late", "wait", "inference takes too long, allowed 1.0 s")
-    bench.dog.inference_finished()
+    bench.monitor.inference_finished()
     bench.expect_recovered("inference_late")
 
 
@@ -149,99 +150,144 @@ def test_texts_change_on_edges_only(bench):
 
 
 def test_faults_are_ordered_by_severity_then_by_appearance(bench):
-    bench.dog.instruction("")
+    bench.monitor.instruction("")
     bench.tick()
     bench.silent, bench.joints = {"static", "wrist"}, False
     bench.tick(10)
-    bench.dog.controller("arm/joint_trajectory", 0)
+    bench.monitor.controller("arm/joint_trajectory", 0)
     bench.tick()
     names = [fault.name for fault in bench.report.faults]
     assert names == [
         "controller_absent", "no_instruction", "image_stale static", "image_stale wrist", "joint_states_stale"]
-    bench.dog.controller("arm/joint_trajectory", 1)
-    bench.dog.instruction("lift the cube")
+    bench.monitor.controller("arm/joint_trajectory", 1)
+    bench.monitor.instruction("lift the cube")
     bench.tick()
-    bench.dog.instruction("")
+    bench.monitor.instruction("")
     bench.tick()
     assert [fault.name for fault in bench.report.faults] == [*names[2:], "no_instruction"]
 
 
 def test_a_refused_instruction(bench):
-    bench.dog.instruction("fold the laundry")
-    bench.dog.inference_started(bench.now_ns)
-    bench.dog.instruction_refused("the policy never learned 'fold'")
+    bench.monitor.instruction("fold the laundry")
+    bench.monitor.inference_started(bench.now_ns)
+    bench.monitor.instruction_refused("the policy never learned 'fold'")
     bench.tick()
-    bench.expect("instruction_refused", "hold", "instruction refused: the policy never learned 'fold'")
-    bench.dog.instruction("fold the laundry")
+    bench.expect("instruction_refused", "smooth_stop", "instruction refused: the policy never learned 'fold'")
+    bench.monitor.instruction("fold the laundry")
     bench.tick()
-    bench.expect("instruction_refused", "hold", "instruction refused")
-    bench.dog.instruction("lift the red cube")
+    bench.expect("instruction_refused", "smooth_stop", "instruction refused")
+    bench.monitor.instruction("lift the red cube")
     bench.expect_recovered("instruction_refused")
 
 
 def test_a_dead_inference(bench):
-    bench.dog.inference_started(bench.now_ns)
-    bench.dog.inference_failed("CUDA out of memory")
+    bench.monitor.inference_started(bench.now_ns)
+    bench.monitor.inference_failed("CUDA out of memory")
     bench.tick()
-    bench.expect("inference_died", "hold", "inference failed: CUDA out of memory")
-    bench.dog.inference_started(bench.now_ns)
-    bench.dog.inference_finished()
+    bench.expect("inference_died", "smooth_stop", "inference failed: CUDA out of memory")
+    bench.monitor.inference_started(bench.now_ns)
+    bench.monitor.inference_finished()
     bench.expect_recovered("inference_died")
 
 
 def test_an_absent_controller(bench):
-    bench.dog.controller("arm/joint_trajectory", 0)
+    bench.monitor.controller("arm/joint_trajectory", 0)
     bench.tick()
-    bench.expect("controller_absent", "stop", "nobody listens to arm/joint_trajectory")
-    bench.dog.controller("arm/joint_trajectory", 1)
+    bench.expect("controller_absent", "cease_commands", "nobody listens to arm/joint_trajectory")
+    bench.monitor.controller("arm/joint_trajectory", 1)
     bench.expect_recovered("controller_absent")
 
 
 def test_a_controller_that_does_not_follow(bench):
     for _ in range(6):
-        bench.dog.following("elbow", -0.4, bench.now_ns)
+        bench.monitor.following("elbow", -0.4, bench.now_ns)
         bench.tick()
-    bench.expect("controller_not_following", "hold", "elbow is 0.400 rad from its command, allowed 0.3 rad")
-    bench.dog.following("elbow", 0.1, bench.now_ns)
+    bench.expect("controller_not_following", "smooth_stop", "elbow is 0.400 rad from its command, allowed 0.3 rad")
+    bench.monitor.following("elbow", 0.1, bench.now_ns)
     bench.expect_recovered("controller_not_following")
+
+
+def stand_still(bench, ticks, speed=0.3, start=0.0):
+    """The command moves at `speed` (rad/s) while the arm stays where it is; returns the last command."""
+    commanded = start
+    for _ in range(ticks):
+        commanded += speed * 0.1
+        sample = JointSample(bench.now_ns, np.array([0.0, commanded]), np.zeros(2))
+        bench.monitor.moving(sample, ("shoulder", "elbow"), bench.now_ns)
+        bench.tick()
+    return commanded
+
+
+def test_an_arm_that_does_not_move(bench):
+    command = stand_still(bench, 5)
+    assert not bench.report.faults
+    command = stand_still(bench, 3, start=command)
+    bench.expect("arm_not_following", "smooth_stop", "the arm does not move: elbow was commanded to move 0.")
+    assert "protective stop" in bench.report.faults[0].text
+    # The command that is brought back ends the fault once the arm has been held for a while.
+    stand_still(bench, 20, speed=0.0, start=0.02)
+    bench.expect("arm_not_following", "smooth_stop", "the arm does not move")
+    stand_still(bench, 12, speed=0.0, start=0.02)
+    assert not bench.report.faults
+    assert bench.monitor.suspects_standstill
+    bench.monitor.moving(JointSample(bench.now_ns, np.zeros(2), np.full(2, 0.1)), ("a", "b"), bench.now_ns)
+    assert not bench.monitor.suspects_standstill
+
+
+def test_an_arm_that_stays_away_from_its_command_stays_held(bench):
+    command = stand_still(bench, 8)
+    stand_still(bench, 100, speed=0.0, start=command)
+    bench.expect("arm_not_following", "smooth_stop", "the arm does not move")
+    bench.monitor.reset(bench.now_ns)
+    bench.monitor.moving(None, (), bench.now_ns)
+    assert not bench.tick().faults
+    assert not bench.monitor.suspects_standstill
+
+
+def test_nothing_commanded_is_no_standstill(bench):
+    stand_still(bench, 8)
+    bench.expect("arm_not_following", "smooth_stop", "the arm does not move")
+    bench.monitor.moving(None, (), bench.now_ns)
+    bench.expect_recovered("arm_not_following")
 
 
 @pytest.mark.parametrize("seconds", [-50, 60])
 def test_a_clock_that_jumps(bench, seconds):
-    bench.dog.inference_started(bench.now_ns)
+    bench.monitor.inference_started(bench.now_ns)
     bench.now_ns += seconds * NANOSECONDS
-    report = bench.dog.check(bench.now_ns)
-    assert report.action == "stop"
+    report = bench.monitor.check(bench.now_ns)
+    assert report.action == "cease_commands"
     assert [fault.name for fault in report.raised] == ["clock_jumped"]
     assert "jumped back by 50" in report.faults[0].text or "jumped forward by 60" in report.faults[0].text
     bench.silent = {"wrist"}
     bench.tick()
-    bench.expect("clock_jumped", "stop", "waiting for new images and joint states")
+    bench.expect("clock_jumped", "cease_commands", "waiting for new images and joint states")
     bench.silent = set()
     bench.expect_recovered("clock_jumped")
 
 
 def test_a_paused_clock_is_no_fault(bench):
     for _ in range(100):
-        assert bench.dog.check(bench.now_ns).action == "none"
+        assert bench.monitor.check(bench.now_ns).action == "none"
 
 
 def test_activation_starts_afresh_and_the_strongest_action_wins(bench):
     bench.silent, bench.joints = {"static", "wrist"}, False
-    bench.dog.controller("arm/joint_trajectory", 0)
+    bench.monitor.controller("arm/joint_trajectory", 0)
     report = bench.tick(10)
-    assert {fault.action for fault in report.faults} == {"hold", "stop"} and report.action == "stop"
+    assert {fault.action for fault in report.faults} == {"smooth_stop", "cease_commands"}
+    assert report.action == "cease_commands"
     assert [fault.name for fault in report.faults] == [
         "controller_absent",
         "image_stale static",
         "image_stale wrist",
         "joint_states_stale",
     ]
-    bench.dog.controller("arm/joint_trajectory", 1)
-    bench.dog.reset(bench.now_ns)
-    assert bench.dog.check(bench.now_ns).faults == ()
+    bench.monitor.controller("arm/joint_trajectory", 1)
+    bench.monitor.reset(bench.now_ns)
+    assert bench.monitor.check(bench.now_ns).faults == ()
 
 
 def test_thresholds_are_checked():
     with pytest.raises(ConfigError, match=r"watchdog\.max_age = 0: must be a number above 0"):
-        WatchdogConfig(max_age=0)
+        SafetyMonitorConfig(max_age=0)

@@ -1,0 +1,592 @@
+"""Detection of faults around a running policy, and the arm's reaction to each.
+
+Camera, joint state and inference callbacks report events; `poll` and `react` run at every tick and before
+every chunk. No clock is read: every time is an argument, so simulated time, pauses and looping bags behave
+alike. Faults are reported with those that appeared or disappeared since the last check: logs and status
+carry edges, not levels.
+"""
+
+import math
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robovlms_ros.control.executor import ChunkExecutor
+from robovlms_ros.control.standstill import JointSample, StandstillDetector
+from robovlms_ros.core.schema import require
+from robovlms_ros.core.types import NANOSECONDS, RobotState
+
+Array = NDArray[np.float64]
+
+Action = Literal["none", "wait", "smooth_stop", "cease_commands"]
+"""Reactions of the arm, the weaker first. `wait`: nothing new is sent, the running plan ends at rest by
+itself. `smooth_stop`: a smooth stop is sent, then nothing until the fault is gone. `cease_commands`: nothing
+is sent and the plan is forgotten, because no controller receives it or its times have no meaning any more."""
+
+DISTRUST_NS = NANOSECONDS
+"""No joint state is accepted for so long after an implausible one: wrong ones may come between right ones."""
+
+ARM_NOT_FOLLOWING = "arm_not_following"
+
+STANDSTILL_HOLD_NS = 3 * NANOSECONDS
+"""Shortest hold of an arm that did not move: its set point is brought back meanwhile."""
+
+CLOCK_OFF = 3  # images in a row with a stamp far from now: one or two are a busy machine, whose clock came late
+
+SEVERITY: tuple[Action, ...] = ("none", "wait", "smooth_stop", "cease_commands")
+
+UNTRUSTED = {
+    "joint_states_stale",
+    "joint_states_implausible",
+    "controller_shared",
+    "controller_absent",
+    "clock_jumped",
+}
+"""Faults during which a set point does not return to the measured arm."""
+
+
+
+@dataclass(frozen=True)
+class SafetyMonitorConfig:
+    """When something counts as a fault. Times are seconds.
+
+    max_age: without a new image or joint state for so long, it is stale.
+    clock_tolerance: how far an image's stamp may be ahead of the clock when it arrives (behind: max_age).
+    frozen_time, frozen_motion: an image whose bytes stay the same so long, while a joint moves so far (rad).
+    inference_timeout: an inference that takes longer is late.
+    following_error, following_time: a joint further (rad) than this from its command, for so long.
+    standstill_time, standstill_motion: no joint moves for so long, while one is commanded to move so far
+        (rad). A motion of 0 turns the check off.
+    clock_jump: a step forward of the clock between two checks that is no longer time passing; back is always a jump.
+    """
+
+    max_age: float = 0.5
+    clock_tolerance: float = 0.1
+    frozen_time: float = 1.0
+    frozen_motion: float = 0.05
+    inference_timeout: float = 1.0
+    following_error: float = 0.3
+    following_time: float = 0.5
+    standstill_time: float = 0.5
+    standstill_motion: float = 0.05
+    clock_jump: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name == "standstill_motion":
+                require(0.0 <= value < 1e6, f"watchdog.{name}", value, "0 or more")
+            else:
+                require(0.0 < value < 1e6, f"watchdog.{name}", value, "a number above 0")
+
+
+class ObservationSource(Protocol):
+    """Observations of one arm, as the policy runner and the monitor read them."""
+
+    @property
+    def instruction(self) -> str:
+        """The task in force, empty while there is none."""
+
+    def state_at(self, stamp_ns: int) -> RobotState:
+        """The arm at an image's stamp; raises ObservationError."""
+
+    def measured(self) -> RobotState | None:
+        """The arm's newest state."""
+
+    def speed(self) -> Array:
+        """(J,) measured speed, rad/s; infinite where the joint states do not cover enough time."""
+
+    def problem(self, now_ns: int) -> str | None:
+        """Text of an unusable message or of cameras that do not match; None without one."""
+
+    def topic_of(self, fault: str) -> str:
+        """The topic behind a fault, empty where there is none."""
+
+    def clear_joint_states(self) -> None:
+        """Forget the joint states: the next ones need not be reachable from the last."""
+
+    def clear(self) -> None:
+        """Forget images and joint states, as after a clock jump. The instruction stays."""
+
+
+class CommandedArm(Protocol):
+    """Connection of an arm's controller adapter."""
+
+    @property
+    def name(self) -> str:
+        """The topic or action that receives commands."""
+
+    def listeners(self) -> int:
+        """Number of controllers that receive commands."""
+
+    def other_commanders(self) -> tuple[str, ...]:
+        """Names of the nodes or clients beside this one that command the controller."""
+
+    def following(self) -> tuple[str, float] | None:
+        """The joint furthest from its command and the distance (rad), where the controller reports it."""
+
+    def problem(self) -> str | None:
+        """The controller's own complaint, None without one."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: its name (`image_stale wrist`), what it does to the arm, and the status text."""
+
+    name: str
+    action: Action
+    text: str
+
+
+@dataclass(frozen=True)
+class MonitorReport:
+    """action: the strongest that a present fault asks for. faults: all present, by severity, then by appearance.
+
+    raised, recovered: since the last check.
+    """
+
+    action: Action
+    faults: tuple[Fault, ...]
+    raised: tuple[Fault, ...]
+    recovered: tuple[Fault, ...]
+
+
+@dataclass
+class _Camera:
+    """What is known of one camera. ahead: s, its last stamp before the clock. off: images in a row that were ahead or
+    behind. same_...: since when, and from which joint positions, the digest is the same."""
+
+    heard_ns: int
+    ever: bool = False
+    ahead: float = 0.0
+    off: int = 0
+    digest: int | None = None
+    same_since_ns: int = 0
+    same_from: Array | None = None
+    frozen: bool = False
+
+
+@dataclass
+class _Inference:
+    started_ns: int | None = None
+    failure: str | None = None
+    refused_instruction: str | None = None
+
+
+@dataclass
+class _Controller:
+    listening: bool = True
+    name: str = ""
+    error: float = 0.0
+    joint: str = ""
+    off_since_ns: int | None = None
+    others: tuple[str, ...] = ()
+
+
+@dataclass
+class _Joints:
+    heard_ns: int
+    ever: bool = False
+    stamp_ns: int | None = None
+    positions: Array | None = field(default=None)
+
+
+@dataclass
+class _Standstill:
+    """An arm that does not follow: since when it is held, the fault's text, its distance from the command (rad)."""
+
+    since_ns: int | None = None
+    text: str = ""
+    distance: float = 0.0
+
+
+@dataclass
+class _Distrust:
+    """The last reason not to believe joint states, and its time."""
+
+    reason: str = ""
+    since_ns: int | None = None
+
+
+def image_digest(data: bytes | memoryview) -> int:
+    """A checksum of an image's bytes as they arrived (1 MB in about 0.5 ms): equal for identical frames."""
+    return zlib.crc32(data)
+
+
+class SafetyMonitor:
+    """Faults of one arm's policy. Thread-safe. `reset` begins at activation; call `react` at 10 Hz or more.
+
+    cameras: names of the policy's cameras. now_ns: the caller's clock.
+    """
+
+    def __init__(self, config: SafetyMonitorConfig, cameras: tuple[str, ...], now_ns: int) -> None:
+        self.config = config
+        self._lock = threading.RLock()
+        self._camera_names = cameras
+        self._present: dict[str, Fault] = {}
+        self._instruction = ""
+        self._controller = _Controller()
+        motion = config.standstill_motion or math.inf
+        self._detector = StandstillDetector(config.standstill_time, motion)
+        self._standstill_ended = False
+        self._observations: ObservationSource | None = None
+        self._executor: ChunkExecutor | None = None
+        self._arm: CommandedArm | None = None
+        self._log: Callable[[str], None] = lambda line: None
+        self.reset(now_ns)
+
+    def connect(
+        self,
+        observations: ObservationSource,
+        executor: ChunkExecutor | None,
+        arm: CommandedArm | None,
+        log: Callable[[str], None],
+    ) -> None:
+        """Set the objects that `poll` and `react` read.
+
+        executor, arm: None where nothing is commanded. log: called with a line when a fault appears or is gone.
+        """
+        self._observations = observations
+        self._executor = executor
+        self._arm = arm
+        self._log = log
+
+    def poll(self, inferring_since_ns: int | None, now_ns: int) -> None:
+        """Read the inference in progress and the arm's distance from its command. Call at every tick."""
+        sample = self._sample()
+        joint, error = self._following(sample) or ("", 0.0)
+        joints = () if self._executor is None else self._executor.robot.joints
+        with self._lock:
+            if inferring_since_ns is not None:
+                self.inference_started(inferring_since_ns)
+            self.following(joint, error, now_ns)
+            self.moving(sample, joints, now_ns)
+            if self._executor is not None and not self.suspects_standstill:
+                self._executor.gate.probing = False
+
+    def react(self, now_ns: int) -> tuple[Action, str]:
+        """The arm's reaction now and its reason: unusable messages first, then faults, then the controller's."""
+        assert self._observations is not None
+        if self._arm is not None:  # read at every call: a chunk may come before the first tick
+            self.controller(self._arm.name, self._arm.listeners())
+            self.commanders(self._arm.name, self._arm.other_commanders())
+        report = self.check(now_ns)
+        for fault in report.raised:
+            self._log(f"fault: {fault.text}")
+        for fault in report.recovered:
+            self._log(f"recovered: {fault.name}")
+            if fault.name == ARM_NOT_FOLLOWING and self._executor is not None:
+                self._executor.gate.probing = self.suspects_standstill
+                self._standstill_ended = True
+        worst = report.faults[:1]
+        if report.action == "cease_commands":
+            return "cease_commands", worst[0].text
+        problem = self._observations.problem(now_ns)
+        if problem is not None:
+            return "smooth_stop", problem
+        complaint = None if self._arm is None else self._arm.problem()
+        if complaint is not None and report.action != "smooth_stop":
+            return "smooth_stop", complaint
+        if not worst:
+            return "none", ""
+        topic = self._observations.topic_of(worst[0].name)
+        return report.action, f"{worst[0].text} ({topic})" if topic else worst[0].text
+
+    @property
+    def set_point_may_return(self) -> bool:
+        """True while the arm stands still where it is measured, and no fault makes the measurement doubtful."""
+        with self._lock:
+            present = set(self._present)
+        return ARM_NOT_FOLLOWING in present and not present & UNTRUSTED
+
+    def take_standstill_end(self) -> bool:
+        """True once after `react` found the end of a standstill."""
+        ended = self._standstill_ended
+        self._standstill_ended = False
+        return ended
+
+    def _sample(self) -> JointSample | None:
+        """The arm as commanded and as measured at its newest stamp; None while nothing is commanded."""
+        if self._arm is None or self._executor is None or self._observations is None:
+            return None
+        measured = self._observations.measured()
+        commanded = None if measured is None else self._executor.commanded(measured.stamp_ns)
+        if measured is None or commanded is None:
+            return None
+        return JointSample(measured.stamp_ns, commanded[0], measured.positions)
+
+    def _following(self, sample: JointSample | None) -> tuple[str, float] | None:
+        """The joint furthest from its command, and the distance (rad); None while nothing is commanded."""
+        if self._arm is None or self._executor is None:
+            return None
+        reported = self._arm.following()
+        if reported is not None or sample is None:
+            return reported
+        errors = np.abs(sample.commanded - sample.measured)
+        worst = int(np.argmax(errors))
+        return self._executor.robot.joints[worst], float(errors[worst])
+
+    def reset(self, now_ns: int) -> None:
+        """Activation: everything has `max_age` from now to be heard of. The instruction and the controller stay."""
+        with self._lock:
+            self._now_ns = now_ns
+            self._jumped: str | None = None
+            self._restart(now_ns)
+            self._inference = _Inference()
+            self._detector.suspect = False
+
+    def _restart(self, now_ns: int) -> None:
+        self._cameras = {name: _Camera(now_ns) for name in self._camera_names}
+        self._joints = _Joints(now_ns)
+        self._distrust = _Distrust()
+        self._controller.off_since_ns = None
+        self._detector.forget()
+        self._standstill = _Standstill()
+
+    @property
+    def suspects_standstill(self) -> bool:
+        """True from a standstill until the arm is measured to move: the next plan must begin slowly."""
+        return self._detector.suspect
+
+    @property
+    def present(self) -> tuple[Fault, ...]:
+        """The faults of the last check."""
+        with self._lock:
+            return tuple(self._present.values())
+
+    def image(self, camera: str, stamp_ns: int, digest: int, now_ns: int) -> None:
+        """An image arrived. digest: `image_digest` of its bytes."""
+        with self._lock:
+            seen = self._cameras[camera]
+            seen.heard_ns, seen.ever, seen.ahead = now_ns, True, (stamp_ns - now_ns) / NANOSECONDS
+            seen.off = 0 if -self.config.max_age <= seen.ahead <= self.config.clock_tolerance else seen.off + 1
+            if digest != seen.digest or seen.same_from is None:
+                seen.digest, seen.same_since_ns, seen.same_from = digest, now_ns, self._joints.positions
+                seen.frozen = False
+
+    def joint_state(self, stamp_ns: int, positions: Array, now_ns: int) -> None:
+        """Joint positions (J,) arrived, rad."""
+        with self._lock:
+            self._joints = _Joints(now_ns, True, stamp_ns, np.asarray(positions, dtype=np.float64))
+
+    def implausible_joint_state(self, reason: str, now_ns: int) -> None:
+        """A joint state came that is not believed. The reason of the first one stays until the fault is gone."""
+        with self._lock:
+            distrust = self._distrust
+            fresh = distrust.since_ns is None or not 0 <= now_ns - distrust.since_ns <= DISTRUST_NS
+            self._distrust = _Distrust(reason if fresh else distrust.reason, now_ns)
+
+    def commanders(self, name: str, others: tuple[str, ...]) -> None:
+        """Nodes beside this one that command the controller. name: the topic or action."""
+        with self._lock:
+            self._controller.name = name
+            self._controller.others = others
+
+    def instruction(self, text: str) -> None:
+        """The instruction in force; empty for none."""
+        with self._lock:
+            if text.strip() != self._instruction:
+                self._inference.refused_instruction = None
+            self._instruction = text.strip()
+
+    def inference_started(self, now_ns: int) -> None:
+        """An inference begins."""
+        with self._lock:
+            self._inference.started_ns = now_ns
+
+    def inference_finished(self) -> None:
+        """It gave a chunk."""
+        with self._lock:
+            self._inference = _Inference()
+
+    def inference_failed(self, reason: str) -> None:
+        """It raised; gone with the next that finishes."""
+        with self._lock:
+            self._inference = _Inference(failure=reason)
+
+    def instruction_refused(self, reason: str) -> None:
+        """The policy cannot take the instruction; gone with another instruction."""
+        with self._lock:
+            self._inference = _Inference(refused_instruction=reason)
+
+    def controller(self, name: str, subscribers: int) -> None:
+        """How many listen to what the node sends; name: the topic or action."""
+        with self._lock:
+            self._controller.name, self._controller.listening = name, subscribers > 0
+
+    def following(self, joint: str, error: float, now_ns: int) -> None:
+        """The joint furthest from its command, rad: by controller_state, or measured against the running plan."""
+        with self._lock:
+            control = self._controller
+            control.joint = joint
+            control.error = abs(error)
+            if control.error <= self.config.following_error:
+                control.off_since_ns = None
+            elif control.off_since_ns is None:
+                control.off_since_ns = now_ns
+
+    def moving(self, sample: JointSample | None, joints: tuple[str, ...], now_ns: int) -> None:
+        """The arm as commanded and as measured at one stamp; None while nothing is commanded."""
+        with self._lock:
+            if sample is None:
+                self._detector.forget()
+                self._standstill = _Standstill()
+                return
+            found = self._detector.add(sample)
+            held = self._standstill
+            held.distance = float(np.abs(sample.commanded - sample.measured).max())
+            if found is None or held.since_ns is not None:
+                return
+            joint, displacement = found
+            held.since_ns = now_ns
+            held.text = (
+                f"the arm does not move: {joints[joint]} was commanded to move {displacement:.3f} rad in "
+                f"{self.config.standstill_time} s or more, and no joint moved. Is there a protective stop, a "
+                "speed scaling of 0, an inactive controller, an obstacle?"
+            )
+
+    def check(self, now_ns: int) -> MonitorReport:
+        """The state of everything at a time; call it at every tick, for the clock's sake."""
+        with self._lock:
+            self._notice_jump(now_ns)
+            found = {fault.name: fault for watch in self._watches() for fault in watch(now_ns)}
+            # A fault keeps its place and its first text while it is present: status and logs change on edges only.
+            now = {name: fault for name, fault in self._present.items() if name in found}
+            now |= {name: fault for name, fault in found.items() if name not in now}
+            raised = tuple(fault for name, fault in now.items() if name not in self._present)
+            recovered = tuple(fault for name, fault in self._present.items() if name not in now)
+            self._present = now
+            actions: list[Action] = [fault.action for fault in now.values()]
+            action: Action = max(actions, key=SEVERITY.index, default="none")
+            ordered = sorted(now.values(), key=lambda fault: -SEVERITY.index(fault.action))
+            return MonitorReport(action, tuple(ordered), raised, recovered)
+
+    def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
+        return (self._clock, self._images, self._joint_states, self._words, self._policy, self._listener,
+                self._arm_stands)
+
+    def _notice_jump(self, now_ns: int) -> None:
+        step = (now_ns - self._now_ns) / NANOSECONDS
+        if step < 0 or step > self.config.clock_jump:
+            direction = "back" if step < 0 else "forward"
+            self._jumped = f"the clock jumped {direction} by {abs(step):.3f} s: waiting for new images and joint states"
+            self._restart(now_ns)
+            self._inference.started_ns = None
+        self._now_ns = now_ns
+
+    def _clock(self, now_ns: int) -> list[Fault]:
+        if self._jumped is not None and self._joints.ever and all(c.ever for c in self._cameras.values()):
+            self._jumped = None
+        return [] if self._jumped is None else [Fault("clock_jumped", "cease_commands", self._jumped)]
+
+    def _images(self, now_ns: int) -> list[Fault]:
+        found = []
+        for name, seen in self._cameras.items():
+            age = (now_ns - seen.heard_ns) / NANOSECONDS
+            if age > self.config.max_age:
+                what = "stopped" if seen.ever else "has not spoken"
+                text = f"camera {name} {what}: no image for more than {self.config.max_age} s (max_age). Check it."
+                found.append(Fault(f"image_stale {name}", "smooth_stop", text))
+                continue
+            found += self._stamps(name, seen) + self._frozen(name, seen, now_ns)
+        return found
+
+    def _stamps(self, name: str, seen: _Camera) -> list[Fault]:
+        if seen.off < CLOCK_OFF:
+            return []
+        how = f"{seen.ahead:.3f} s ahead of" if seen.ahead > 0 else f"{-seen.ahead:.3f} s behind"
+        text = (
+            f"camera {name}'s clock is {how} the node's. Synchronise the machines (chrony, PTP), let the driver stamp "
+            "with the host's clock, and set use_sim_time alike on all nodes."
+        )
+        return [Fault(f"camera_clock {name}", "smooth_stop", text)]
+
+    def _frozen(self, name: str, seen: _Camera, now_ns: int) -> list[Fault]:
+        positions = self._joints.positions
+        if seen.same_from is None or positions is None or seen.same_from.shape != positions.shape:
+            return []
+        same = (now_ns - seen.same_since_ns) / NANOSECONDS
+        moved = float(np.max(np.abs(positions - seen.same_from), initial=0.0))
+        # Until new bytes come: the arm, held, may stand where it stood when they stopped changing.
+        seen.frozen = seen.frozen or (same >= self.config.frozen_time and moved >= self.config.frozen_motion)
+        if not seen.frozen:
+            return []
+        text = (
+            f"camera {name} is frozen: the same bytes for {self.config.frozen_time} s or more while a joint moved "
+            f"{self.config.frozen_motion} rad or more. Restart it."
+        )
+        return [Fault(f"image_frozen {name}", "smooth_stop", text)]
+
+    def _joint_states(self, now_ns: int) -> list[Fault]:
+        seen = self._joints
+        heard = seen.heard_ns if seen.stamp_ns is None else min(seen.heard_ns, seen.stamp_ns)
+        age = (now_ns - heard) / NANOSECONDS
+        if age <= self.config.max_age:
+            return self._implausible(now_ns)
+        what = "are stale" if seen.ever else "have not come"
+        text = (
+            f"joint states {what}: none for more than {self.config.max_age} s (max_age). Check "
+            "joint_state_broadcaster."
+        )
+        return [Fault("joint_states_stale", "smooth_stop", text)]
+
+    def _implausible(self, now_ns: int) -> list[Fault]:
+        distrust = self._distrust
+        if distrust.since_ns is None or not 0 <= now_ns - distrust.since_ns <= DISTRUST_NS:
+            return []
+        return [Fault("joint_states_implausible", "smooth_stop", f"joint states are not believed: {distrust.reason}")]
+
+    def _words(self, now_ns: int) -> list[Fault]:
+        if self._instruction:
+            return []
+        return [Fault("no_instruction", "smooth_stop", "no instruction: publish one on the instruction topic")]
+
+    def _policy(self, now_ns: int) -> list[Fault]:
+        running = self._inference
+        if running.refused_instruction is not None:
+            return [Fault("instruction_refused", "smooth_stop", f"instruction refused: {running.refused_instruction}")]
+        if running.failure is not None:
+            return [Fault("inference_died", "smooth_stop", f"inference failed: {running.failure}")]
+        if running.started_ns is None:
+            return []
+        taken = (now_ns - running.started_ns) / NANOSECONDS
+        if taken <= self.config.inference_timeout:
+            return []
+        limit = self.config.inference_timeout
+        return [Fault("inference_late", "wait", f"inference takes too long, allowed {limit} s")]
+
+    def _listener(self, now_ns: int) -> list[Fault]:
+        control = self._controller
+        if not control.listening:
+            text = f"nobody listens to {control.name}: start the controller, or correct its name in the robot's YAML"
+            return [Fault("controller_absent", "cease_commands", text)]
+        if control.others:
+            text = (
+                f"{', '.join(control.others)} also commands {control.name}: two that command one arm make it jump. "
+                "Stop one of them."
+            )
+            return [Fault("controller_shared", "smooth_stop", text)]
+        if control.off_since_ns is None or now_ns - control.off_since_ns <= self.config.following_time * NANOSECONDS:
+            return []
+        text = (
+            f"the controller does not follow: {control.joint} is {control.error:.3f} rad from its command, allowed "
+            f"{self.config.following_error} rad. Is the arm stopped, or in collision?"
+        )
+        return [Fault("controller_not_following", "smooth_stop", text)]
+
+    def _arm_stands(self, now_ns: int) -> list[Fault]:
+        held = self._standstill
+        if held.since_ns is None:
+            return []
+        moved = not self._detector.suspect
+        near = held.distance <= self.config.standstill_motion
+        if now_ns - held.since_ns >= STANDSTILL_HOLD_NS and (moved or near):
+            self._detector.forget()
+            self._standstill = _Standstill()
+            return []
+        return [Fault(ARM_NOT_FOLLOWING, "smooth_stop", held.text)]
