@@ -112,9 +112,9 @@ class ShapeDetection:
 
     def _on_list(self, future: Future) -> None:
         answer = future.result()
-        self._future = None
-        if answer is None:
+        if answer is None or future is not self._future:
             return
+        self._future = None
         names = set(answer.result.names)
         self._can_blend = MARKER in names and SWITCH in names
         if not self._can_blend:
@@ -126,6 +126,8 @@ class ShapeDetection:
 
     def _on_get(self, future: Future) -> None:
         answer = future.result()
+        if future is not self._future:
+            return
         self._future = None
         if answer is not None and answer.values:
             self._answered = True
@@ -134,8 +136,11 @@ class ShapeDetection:
     def _on_event(self, event: ParameterEvent) -> None:
         if event.node != self.controller:
             return
-        if any(parameter.name == MARKER for parameter in event.new_parameters):
-            self._ask()
+        if event.new_parameters:
+            # The controller was started again: the timer asks until it has declared them all.
+            self._answered = False
+            self._attempts = 0
+            self._future = None
         for parameter in event.changed_parameters:
             if parameter.name == SWITCH and self._answered and self._can_blend:
                 self._switched(parameter.value.bool_value)
