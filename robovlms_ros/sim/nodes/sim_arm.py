@@ -1,8 +1,8 @@
 """`sim_arm`: the simulated Panda as a ROS node, with the topics of a real arm and its cameras.
 
 Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`), `joint_states`,
-`robot_description`, `/clock` with `publish_clock`; hears `panda_arm_controller/joint_trajectory` (a node
-of its own, as a controller is) and `gripper_controller/joint_trajectory`. `~/reset` puts the arm into the scene of the parameter `seed`.
+`robot_description`, `/clock` with `publish_clock`. Subscriptions: `gripper_controller/joint_trajectory`, and
+`panda_arm_controller/joint_trajectory` in a node of its own, as a controller has. `~/reset` puts the arm into the scene of the parameter `seed`.
 `~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing; its `resets` counts the scenes that
 `~/reset` set up. The parameter `task` chooses between the easy demo's two cubes and the scenes of a tabletop task;
 those come with a sentence of the seed's own.
