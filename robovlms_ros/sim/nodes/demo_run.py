@@ -51,7 +51,8 @@ class Trial:
 @dataclass(frozen=True)
 class DemoOptions:
     """What to run and where to write. time_limit: simulated s per episode; real_time_factor: simulated s per wall s;
-    added_latency: s by which every chunk is withheld; bag: whether all of it is recorded."""
+    added_latency: s by which every chunk is withheld; bag: whether all of it is recorded; controller_blends: the
+    parameter of the simulated arm."""
 
     trials: tuple[Trial, ...]
     output: Path
@@ -62,6 +63,7 @@ class DemoOptions:
     real_time_factor: float = 1.0
     added_latency: float = 0.0
     bag: bool = True
+    controller_blends: bool = False
 
 
 @dataclass
@@ -130,6 +132,8 @@ def _line(number: int, total: int, trial: Trial, episode: EpisodeResult) -> str:
 def _sim_arguments(options: DemoOptions) -> list[str]:
     task = options.trials[0].task
     chosen = ["-p", f"task:={task}"] if task else []
+    if options.controller_blends:
+        chosen += ["-p", "controller_blends:=true"]
     return ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"__node:={SIM}",
             "--params-file", str(options.sim_parameters), "-p", f"real_time_factor:={options.real_time_factor}",
             *chosen]
