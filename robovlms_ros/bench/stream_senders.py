@@ -20,8 +20,8 @@ LEAD_NS = 20_000_000
 class Sender(Protocol):
     """What turns chunks into messages.
 
-    covered_until_ns: until when the policy's steps reach in what was sent last. shape: of the trajectories that the
-    controller continues smoothly, where the sender cares.
+    covered_until_ns: until when the policy's steps reach in what was sent last. shape: of the
+    trajectories that the controller continues smoothly, where the sender cares.
     """
 
     covered_until_ns: int

@@ -5,8 +5,8 @@ deviation of 20 mrad, as chunks of a policy disagree. A controller at 500 Hz dri
 40 ms later. One inference is in flight; its image is taken when the one before is ready, and 100 ms apart at least.
 All seeds share the times of images and chunks, so that one controller with a joint per seed runs them all.
 
-The controller is one of CONTROLLERS, which the scheduler's senders know as the node finds it out; the others send all
-of them the same.
+The controller is one of CONTROLLERS, which the scheduler's senders know as the node finds it out;
+the others send all of them the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,24 +37,27 @@ CONTROLLER_GROUPS = 10
 LATENCIES, HORIZONS, RATES = (0.05, 0.15, 0.3), (30, 10), (30, 5)
 
 JAZZY, MASTER = "Jazzy", "master"
+_BLENDS = {"allow_trajectory_replacement": True}
 CONTROLLERS: dict[str, dict[str, Any]] = {
     JAZZY: {},
-    MASTER: {"allow_trajectory_replacement": True},
-    "master, upsampling": {"allow_trajectory_replacement": True, "upsampling": PositionsUpsampling()},
-    "with #2573": {"allow_trajectory_replacement": True, "upsampling": PositionsUpsampling(0.0, True)},
+    MASTER: _BLENDS,
+    "master, upsampling": {**_BLENDS, "upsampling": PositionsUpsampling()},
+    "with #2573": {**_BLENDS, "upsampling": PositionsUpsampling(0.0, True)},
 }
-"""Builds of joint_trajectory_controller, parameters at their defaults but `positions_upsampling.enable`."""
+"""Builds of joint_trajectory_controller, parameters at their defaults but
+`positions_upsampling.enable`."""
 
 CHANGE_EVERY = (0.5, 1.5)  # s between two changes of allow_trajectory_replacement
 
 
 @dataclass(frozen=True)
 class StreamCondition:
-    """latency: s from image to chunk. jitter: s, half the width of the latency's uniform spread. rate: steps per s.
+    """latency: s from image to chunk. jitter: s, half the width of the latency's uniform spread.
+    rate: steps per s.
 
-    controller: one of CONTROLLERS. transport: s, the longest way of a message to the controller, 0 to that. changes:
-    allow_trajectory_replacement is switched again and again, while no message is on its way; the sender knows after a
-    message's way.
+    controller: one of CONTROLLERS. transport: s, the longest way of a message to the controller, 0
+    to that. changes: allow_trajectory_replacement is switched again and again, while no message is
+    on its way; the sender knows after a message's way.
     """
 
     latency: float
@@ -71,8 +74,8 @@ class StreamCondition:
 class StreamRow:
     """One strategy under one condition, over the seeds.
 
-    worst_step, worst_step_mean, worst_step_max: largest change of the command per 2 ms tick, mrad: (median, 95th
-    percentile), mean and greatest over the seeds.
+    worst_step, worst_step_mean, worst_step_max: largest change of the command per 2 ms tick, mrad:
+    (median, 95th percentile), mean and greatest over the seeds.
     rms: root mean square of command minus intent, mrad, mean. max_acc, max_jerk: of the command, rad/s^2 and
     rad/s^3, mean over seeds of the largest. starved: part of the time at which no step of the policy was left.
     """
@@ -128,7 +131,8 @@ def controller_conditions(controller: str) -> tuple[StreamCondition, StreamCondi
 
 
 def changing_condition(transport: float) -> StreamCondition:
-    """Jitter, on a controller that is switched from blending to forgetting and back while the arm moves."""
+    """Jitter, on a controller that is switched from blending to forgetting and back while the arm
+    moves."""
     return replace(REFERENCE, jitter=JITTER, controller=MASTER, transport=transport, changes=True)
 
 
@@ -182,10 +186,15 @@ def simulate(strategy: str, condition: StreamCondition, seeds: Sequence[int]) ->
 
 
 class _Transport:
-    """The way between a sender and a controller: messages there, the news of a changed parameter back."""
+    """The way between a sender and a controller: messages there, the news of a changed parameter
+    back."""
 
     def __init__(
-        self, condition: StreamCondition, seed: int, controller: TrajectoryController, sender: Sender
+        self,
+        condition: StreamCondition,
+        seed: int,
+        controller: TrajectoryController,
+        sender: Sender,
     ) -> None:
         self._rng = np.random.default_rng(2000 + seed)
         self._longest = condition.transport
@@ -245,7 +254,8 @@ def _ticks_ns(first: int, end: int) -> Array:
 
 
 def missed(rows: Sequence[StreamRow]) -> list[str]:
-    """The thresholds that the default strategy does not keep, among the conditions that have some."""
+    """The thresholds that the default strategy does not keep, among the conditions that have
+    some."""
     found = []
     for row in rows:
         values = dict(zip(LIMITS, (*row.worst_step, row.rms), strict=True))

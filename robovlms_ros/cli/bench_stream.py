@@ -1,9 +1,11 @@
 """How smoothly each way of sending chunks moves an arm under inference latency, on a model of the stock controller.
 
-A second table compares builds of the controller: a column a build, the naive senders beside the default strategy.
+A second table compares builds of the controller: a column a build, the naive senders beside the
+default strategy.
 
-The exit code is 1 when the default strategy misses a threshold (150 ms, chunk of 30 at 30 Hz, default controller; with
-jitter on Jazzy's controller, the newest, and one that is switched between the two).
+The exit code is 1 when the default strategy misses a threshold (150 ms, chunk of 30 at 30 Hz,
+default controller; with jitter on Jazzy's controller, the newest, and one that is switched between
+the two).
 """
 
 import argparse
@@ -29,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=50, help="seeds per cell (default 50)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--reference-only", action="store_true", help="only the first condition")
-    parser.add_argument("--controllers-only", action="store_true", help="only the table of controllers")
+    parser.add_argument(
+        "--controllers-only", action="store_true", help="only the table of controllers"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,7 +79,10 @@ def _controllers(seeds: int) -> list["StreamRow"]:
     rows = []
     names = list(streaming.CONTROLLERS)
     jitter, transport = streaming.JITTER * 1e3, streaming.TRANSPORT * 1e3
-    kinds = ("constant latency", f"+- {jitter:.0f} ms, messages up to {transport:.0f} ms on their way")
+    kinds = (
+        "constant latency",
+        f"+- {jitter:.0f} ms, messages up to {transport:.0f} ms on their way",
+    )
     for index, kind in enumerate(kinds):
         print(f"\n150 ms, chunk of 30 at 30 Hz, {kind}: worst step, median / 95th percentile; RMS")
         print(f"{'sender':20} " + " ".join(f"{name:>22}" for name in names))
@@ -85,11 +92,13 @@ def _controllers(seeds: int) -> list["StreamRow"]:
                 condition = streaming.controller_conditions(name)[index]
                 rows.append(streaming.measure(strategy, condition, seeds))
                 cells.append(f"{_cell(rows[-1]):>22}")
-            print(f"{strategy + (' *' if strategy == DEFAULT else ''):20} {' '.join(cells)}", flush=True)
+            mark = " *" if strategy == DEFAULT else ""
+            print(f"{strategy + mark:20} {' '.join(cells)}", flush=True)
     print("\nThe default, while allow_trajectory_replacement changes about once a second:")
     for longest in (streaming.QUICK, streaming.TRANSPORT):
         rows.append(streaming.measure(DEFAULT, streaming.changing_condition(longest), seeds))
-        print(f"messages and news up to {longest * 1e3:.0f} ms on their way: {_cell(rows[-1])}", flush=True)
+        way = f"{longest * 1e3:.0f} ms on their way"
+        print(f"messages and news up to {way}: {_cell(rows[-1])}", flush=True)
     return rows
 
 

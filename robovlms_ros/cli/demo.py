@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real-time-factor", type=float, default=1.0, help="simulated seconds per second (default 1)")
     parser.add_argument("--added-latency", type=float, default=0.0, help="seconds by which chunks are withheld")
     parser.add_argument("--controller-blends", action="store_true",
-                        help="the arm's controller blends trajectories, as the newest ros2_controllers do")
+                        help="the arm's controller blends trajectories, as the newest does")
     parser.add_argument("--no-bag", action="store_true", help="record no bag: a hundred episodes make a gigabyte")
     parser.add_argument("--no-controls", action="store_true", help="leave out the swapped and the blanked episodes")
     parser.add_argument("--time-limit", type=float, help="simulated seconds per episode (default 10; --task: 14)")

@@ -32,8 +32,9 @@ WantedShape = Literal["auto", "self_splice", "replacement"]
 class JointTrajectory:
     """joint_trajectory_controller by its topic (trajectory_msgs/JointTrajectory).
 
-    trajectory_shape: `self_splice` for a controller that forgets the running trajectory when a new one arrives (Jazzy,
-    Kilted), `replacement` for one that blends them (allow_trajectory_replacement), `auto`: by its parameters.
+    trajectory_shape: `self_splice` for a controller that forgets the running trajectory when a new
+    one arrives (Jazzy, Kilted), `replacement` for one that blends them
+    (allow_trajectory_replacement), `auto`: by its parameters.
     state_topic: its control_msgs/JointTrajectoryControllerState, watched where control_msgs is installed.
     """
 

@@ -87,7 +87,8 @@ class ChunkExecutor:
 
     @property
     def shape(self) -> TrajectoryShape:
-        """The shape of the commands that follow, by the controller that they are for; it may be set at any time."""
+        """The shape of the commands that follow, by the controller that they are for; it may be set
+        at any time."""
         return self.scheduler.shape
 
     @shape.setter

@@ -79,7 +79,8 @@ class MotionGuard:
         position, velocity = before(np.array([now_ns]))
         bounds = relaxed(self._bounds, position[0], velocity[0])
         found = violations(future, bounds, self._robot.joints)
-        found += discontinuity(curve, before, takeover_times(command, now_ns, ARRIVAL_NS), self._kink)
+        takeover_ns = takeover_times(command, now_ns, ARRIVAL_NS)
+        found += discontinuity(curve, before, takeover_ns, self._kink)
         if found:
             texts = "; ".join(violation.text for violation in found)
             raise CommandRejected(f"the motion guard rejected a command: {texts}.")

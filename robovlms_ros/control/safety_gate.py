@@ -154,7 +154,8 @@ class SafetyGate:
             return self.refuse(reason, now_ns)
         # From now on, not from the arrival on: a command may begin in between.
         faults = self._faults(cut(curve, now_ns), before) + self._tool.too_fast(path)
-        faults += discontinuity(curve, before, takeover_times(command, now_ns, arrival_ns), self._kink)
+        takeover_ns = takeover_times(command, now_ns, arrival_ns)
+        faults += discontinuity(curve, before, takeover_ns, self._kink)
         slowed = self._above_authority(future)
         if not faults and not slowed:
             self.clamps = self.refusals = 0

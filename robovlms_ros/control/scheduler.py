@@ -1,9 +1,9 @@
 """Chunks become one uninterrupted motion that a stock joint_trajectory_controller follows without a step.
 
-Every command begins with the last points of our own previous plan, already past, so that a controller that forgets the
-old trajectory when a new one arrives neither blends from the measured state nor jumps; `trajectory_shape` says what one
-that blends is sent. A chunk is placed by the stamp of its observation, its past steps are dropped, and the arm moves
-from the running plan onto it.
+Every command begins with the last points of our own previous plan, already past, so that a
+controller that forgets the old trajectory when a new one arrives neither blends from the measured
+state nor jumps; one that blends is sent another shape (`trajectory_shape`). A chunk is placed by the
+stamp of its observation, its past steps are dropped, and the arm moves from the running plan onto it.
 """
 
 import math
@@ -167,7 +167,8 @@ class ChunkScheduler:
         splice_ns = now_ns + self._lead_ns
         self.forget_chunks()
         end = np.clip(positions, self._bounds.lower, self._bounds.upper)
-        back = move_slowly(splice_ns, running(np.array([splice_ns]))[0][0], end, self._executable(), share)
+        begin = running(np.array([splice_ns]))[0][0]
+        back = move_slowly(splice_ns, begin, end, self._executable(), share)
         still = Spline(np.array([back.end_ns + HOLD_NS]), back.positions[-1:], back.velocities[-1:])
         command = self._message(running, followed_by(back, still), now_ns, self._lead_ns)
         self.commit(command)
@@ -178,7 +179,8 @@ class ChunkScheduler:
         self._running = commanded
 
     def _executable(self) -> JointBounds:
-        """The bounds within which the controller's own way onto a command stays inside the limits."""
+        """The bounds within which the controller's own way onto a command stays inside the
+        limits."""
         return self._bounds if self.shape == "self_splice" else bridgeable(self._bounds)
 
     def _running_at(self, now_ns: int) -> Spline | None:
@@ -237,7 +239,9 @@ class ChunkScheduler:
         positions[0], velocities[0] = start[0], start_velocity[0]
         return Spline(knots_ns, positions, velocities)
 
-    def _message(self, running: Spline, future: Spline, now_ns: int, lead_ns: int) -> TrajectoryCommand:
+    def _message(
+        self, running: Spline, future: Spline, now_ns: int, lead_ns: int
+    ) -> TrajectoryCommand:
         """The running plan's points from the last two past ones up to the splice, then the future."""
         begin = max(0, int(np.searchsorted(running.times_ns, now_ns, side="right")) - 2)
         past = Spline(running.times_ns[begin:], running.positions[begin:], running.velocities[begin:])
@@ -246,7 +250,12 @@ class ChunkScheduler:
             whole = bridged(whole, now_ns, lead_ns)
         times = (whole.times_ns - whole.times_ns[0]) / NANOSECONDS
         return TrajectoryCommand(
-            int(whole.times_ns[0]), self.joints, times, whole.positions, whole.velocities, shape=self.shape
+            int(whole.times_ns[0]),
+            self.joints,
+            times,
+            whole.positions,
+            whole.velocities,
+            shape=self.shape,
         )
 
 

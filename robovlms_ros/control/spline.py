@@ -62,10 +62,14 @@ def central_differences(times_ns: Stamps, positions: Array) -> Array:
     return np.asarray(np.gradient(positions, seconds, axis=0, edge_order=2 if len(times_ns) > 2 else 1))
 
 
-def resting_spline_velocities(times_ns: Stamps, positions: Array, first: Array | None = None) -> Array:
-    """Velocities (N, J), rad/s, of the cubic spline through positions (N, J) that ends at rest, N 2 or more.
+def resting_spline_velocities(
+    times_ns: Stamps, positions: Array, first: Array | None = None
+) -> Array:
+    """Velocities (N, J), rad/s, of the cubic spline through positions (N, J) that ends at rest, N 2
+    or more.
 
-    Between the ends the acceleration is continuous. first: (J,) the velocity at the first point; None for rest.
+    Between the ends the acceleration is continuous. first: (J,) the velocity at the first point;
+    None for rest.
     """
     count = len(times_ns)
     h = np.diff(times_ns) / NANOSECONDS  # (N - 1,)

@@ -1,8 +1,9 @@
-"""A model of ros2_controllers' joint_trajectory_controller: what it refuses and what it commands, tick by tick.
+"""A model of ros2_controllers' joint_trajectory_controller: what it refuses and what it commands,
+tick by tick.
 
-Equals joint_trajectory_controller 4.x (Jazzy), which forgets the old trajectory when a new one arrives, and its
-successors (6.9 and later), which blend the two and may upsample positions. It needs NumPy alone, so that the simulated
-arm and the streaming benchmark share one controller.
+Equals joint_trajectory_controller 4.x (Jazzy), which forgets the old trajectory when a new one
+arrives, and its successors (6.9 and later), which blend the two and may upsample positions. It
+needs NumPy alone, so that the simulated arm and the streaming benchmark share one controller.
 """
 
 from collections.abc import Sequence
@@ -64,11 +65,13 @@ class TrajectoryMessage:
 
 @dataclass(frozen=True)
 class PositionsUpsampling:
-    """The parameters `positions_upsampling.*`: points of positions alone become a cubic spline, at rest at its end.
+    """The parameters `positions_upsampling.*`: points of positions alone become a cubic spline, at
+    rest at its end.
 
-    policy_frequency: Hz; above 0, a message whose times are all 0 gets a point every 1 / policy_frequency s.
-    cross_chunk_continuity: of a build with ros2_controllers' pull request 2573: a message that starts at the next
-    update begins at the last command, with its velocity, instead of at rest.
+    policy_frequency: Hz; above 0, a message whose times are all 0 gets a point every 1 /
+    policy_frequency s.
+    cross_chunk_continuity: of a build with ros2_controllers' pull request 2573: a message that
+    starts at the next update begins at the last command, with its velocity, instead of at rest.
     """
 
     policy_frequency: float = 0.0
@@ -129,13 +132,15 @@ class TrajectoryController:
     """The position command of a joint_trajectory_controller with default tolerances (none).
 
     A new trajectory begins from its pre-state: the measured state at zero acceleration, or the last command with its
-    acceleration. With replacement, a trajectory of two points or more is left on the way that it commands.
+    acceleration. With replacement, a trajectory of two points or more is left on the way that it
+    commands.
 
     joints: the controller's joints, in the order of `measured` and of the answers.
     interpolate_from_desired_state: the pre-state is the last command, at the time it was made.
     allow_nonzero_velocity_at_trajectory_end: off by default, as in the controller.
-    allow_trajectory_replacement: blend a new trajectory with the running one (the default of the builds that can);
-    false, or a build that cannot, forgets the running one. It may be changed at any time.
+    allow_trajectory_replacement: blend a new trajectory with the running one (the default of the
+    builds that can); false, or a build that cannot, forgets the running one. It may be changed at
+    any time.
     upsampling: None where `positions_upsampling.enable` is false or does not exist.
     """
 
@@ -235,11 +240,15 @@ class TrajectoryController:
         self._segment = None
         self._time_ns = now_ns
 
-    def _blended(self, points: tuple[_Point, ...], stamp_ns: int, now_ns: int) -> tuple[_Point, ...]:
-        """The old trajectory up to the new one's start, the state in which it is left there, and the new points.
+    def _blended(
+        self, points: tuple[_Point, ...], stamp_ns: int, now_ns: int
+    ) -> tuple[_Point, ...]:
+        """The old trajectory up to the new one's start, the state in which it is left there, and
+        the new points.
 
-        The controller measures on the old trajectory's time, of which it has played all up to the cycle before; a
-        start in the past is one now. The whole is shifted so that this cycle repeats that one's time.
+        The controller measures on the old trajectory's time, of which it has played all up to the
+        cycle before; a start in the past is one now. The whole is shifted so that this cycle
+        repeats that one's time.
         """
         cursor_ns = self._time_ns
         start_ns = cursor_ns + max(0, stamp_ns - now_ns)
@@ -250,7 +259,9 @@ class TrajectoryController:
             old.append(_Point(start_ns, *segment.sample(start_ns), segment.acceleration(start_ns)))
         return _shifted((*old, *new), now_ns - cursor_ns)
 
-    def _upsampled(self, points: tuple[_Point, ...], stamp_ns: int, measured: Array) -> tuple[_Point, ...]:
+    def _upsampled(
+        self, points: tuple[_Point, ...], stamp_ns: int, measured: Array
+    ) -> tuple[_Point, ...]:
         """The points with the velocities of a cubic spline, where they are positions alone."""
         assert self.upsampling is not None
         if any(point.velocity is not None or point.acceleration is not None for point in points):
@@ -265,7 +276,8 @@ class TrajectoryController:
         times_ns = np.array([point.time_ns for point in points])
         positions = np.stack([point.position for point in points])
         velocities = resting_spline_velocities(times_ns, positions, first_velocity)
-        return tuple(replace(point, velocity=each) for point, each in zip(points, velocities, strict=True))
+        pairs = zip(points, velocities, strict=True)
+        return tuple(replace(point, velocity=velocity) for point, velocity in pairs)
 
     def _find_segment(self, time_ns: int) -> _Segment | _Hold:
         """The segment that contains an absolute time, by the rules of `Trajectory::sample`."""
@@ -314,16 +326,17 @@ class TrajectoryController:
 
 
 def _timed(message: TrajectoryMessage, frequency: float) -> TrajectoryMessage:
-    """Points of positions alone without times at the policy's frequency, Hz; 0 leaves them as they are."""
+    """Points of positions alone without times at the policy's frequency, Hz; 0 leaves them as they
+    are."""
     points = message.points
-    alone = all(len(p.positions) and not len(p.velocities) and not len(p.accelerations) for p in points)
+    alone = all(
+        len(p.positions) and not len(p.velocities) and not len(p.accelerations) for p in points
+    )
     if frequency <= 0 or not alone or any(point.time_from_start_ns for point in points):
         return message
     step_ns = NANOSECONDS / frequency
-    return replace(
-        message,
-        points=tuple(replace(p, time_from_start_ns=int((i + 1) * step_ns)) for i, p in enumerate(points)),
-    )
+    timed = (replace(p, time_from_start_ns=int((i + 1) * step_ns)) for i, p in enumerate(points))
+    return replace(message, points=tuple(timed))
 
 
 def _shifted(points: tuple[_Point, ...], by_ns: int) -> tuple[_Point, ...]:

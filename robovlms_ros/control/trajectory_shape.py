@@ -1,10 +1,10 @@
 """The shape of a trajectory message, by which a controller continues the commanded motion smoothly.
 
-A joint_trajectory_controller that forgets the running trajectory (Jazzy, Kilted) is sent past points
-of our own plan first (`self_splice`). One that blends a new trajectory into the running one would
-execute those again: it is sent points ahead alone (`replacement`), and leads by itself from where it
-is to the first of them, by one cubic. How late the message arrives shifts that motion, which that
-first cubic takes up: it must not be short.
+A joint_trajectory_controller that forgets the running trajectory (Jazzy, Kilted) is sent past
+points of our own plan first (`self_splice`). One that blends a new trajectory into the running one
+would execute those again: it is sent points ahead alone (`replacement`), and leads by itself from
+where it is to the first of them, by one cubic. How late the message arrives shifts that motion,
+which that first cubic takes up: it must not be short.
 """
 
 from dataclasses import replace
@@ -15,22 +15,24 @@ from robovlms_ros.control.limits import JointBounds
 from robovlms_ros.control.spline import SEPARATION_NS, Spline, Stamps
 from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
 
-BRIDGE_NS = 60_000_000
-AFTER_LEAD_NS = 40_000_000
+BRIDGE_NS = 80_000_000
+AFTER_LEAD_NS = 60_000_000
 """The first point of a replacement lies so far ahead, and so far after the time that computing may
 take: nearer, and the lateness of a message shakes the arm."""
 
 TRANSIT_NS = 2_000_000
-"""A message of times relative to its arrival is expected to take so long, half a control cycle included."""
+"""A message of times relative to its arrival is expected to take so long, half a control cycle
+included."""
 
 BRIDGE_SHARE = 0.6
-"""A cubic between two states of a motion asks for at most 5/3 of the motion's own acceleration."""
+"""A cubic between two states of a motion needs at most 5/3 of the motion's own acceleration."""
 
 
 def bridged(curve: Spline, now_ns: int, lead_ns: int) -> Spline:
     """The motion that a blending controller makes of a curve that begins at now_ns or before.
 
-    It has two points ahead at least: onto a trajectory of a single one the controller does not blend.
+    It has two points ahead at least: onto a trajectory of a single one the controller does not
+    blend.
     lead_ns: the time from now_ns in which the message is sent.
     """
     states_ns = np.array([now_ns, now_ns + max(BRIDGE_NS, lead_ns + AFTER_LEAD_NS)])
@@ -55,8 +57,8 @@ def bridgeable(bounds: JointBounds) -> JointBounds:
 def takeover_times(command: TrajectoryCommand, now_ns: int, arrival_ns: int) -> Stamps:
     """The instants (M,) at which a command must equal the motion before it.
 
-    The controller takes a self-splice over somewhere between now and its arrival; onto a replacement
-    it leads itself.
+    The controller takes a self-splice over somewhere between now and its arrival; onto a
+    replacement it leads itself.
     """
     if command.shape == "replacement":
         return np.array([now_ns])

@@ -159,8 +159,8 @@ class TrajectoryCommand:
 
     stamp_ns: the header's stamp; 0 means "start when it arrives".
     times: (N,) float64 s after the stamp, >= 0 and strictly increasing. The last velocity is zero.
-    shape: the controller that it is for: one that forgets the running trajectory, or one that blends into it, which
-    is sent `control.trajectory_shape.wire_form` of it.
+    shape: the controller that it is for: one that forgets the running trajectory, or one that
+    blends into it, which is sent `control.trajectory_shape.wire_form` of it.
     """
 
     stamp_ns: int

@@ -319,13 +319,12 @@ class PolicyRunner:
         if measured is None:
             self._refuse("no joint states have come.")
             return
-        clock = self._advancing(now)
         if self._arm is None:
             decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
         else:
             self._executor.shape = self._arm.shape
             decision = self._executor.on_chunk(
-                chunk, state, measured, now, self._observations.speed(), plan, clock
+                chunk, state, measured, now, self._observations.speed(), plan, self._advancing(now)
             )
         if decision.command is None:
             self._refuse(decision.verdict.reason)
@@ -337,7 +336,8 @@ class PolicyRunner:
         self._accept(chunk, now + self._lead_ns)
         if self._arm is not None:
             # The times of a replacement count from when it is sent.
-            self._arm.send(decision.command, clock() if decision.command.shape == "replacement" else now)
+            sent = self._now() if decision.command.shape == "replacement" else now
+            self._arm.send(decision.command, sent)
             self._moving = True
         if self._gripper is not None and decision.gripper is not None:
             self._gripper.update(decision.gripper)

@@ -1,7 +1,7 @@
 """The controller model is the controller: what joint_trajectory_controller commands and refuses.
 
-- equal to the real trajectory code, tick by tick, on every case of the folders in ROBOVLMS_JTC_DIR (separated by `:`),
-  rejections included;
+- equal to the real trajectory code, tick by tick, on every case of the folders in ROBOVLMS_JTC_DIR
+  (separated by `:`), rejections included;
 - each documented refusal is raised with its reason and leaves the running trajectory alone;
 - joints are matched by name, whatever their order in the message;
 - before any trajectory the measured position is held.
@@ -41,7 +41,7 @@ def ns(seconds):
 
 
 @pytest.mark.jtc
-@pytest.mark.skipif(not CASES, reason="no controller answers in ../shared/jtc, jtc_master (set ROBOVLMS_JTC_DIR)")
+@pytest.mark.skipif(not CASES, reason="no controller answers in ../shared (set ROBOVLMS_JTC_DIR)")
 @pytest.mark.parametrize("folder, case", CASES or [(None, None)])
 def test_equals_the_real_controller(folder, case):
     from safetensors.numpy import load_file

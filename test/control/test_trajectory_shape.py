@@ -1,11 +1,14 @@
 """A controller that blends new trajectories into the running one is moved as one that forgets it.
 
-- a replacement's message has two points ahead or more, none near, no stamp, and ends at rest; as a self-splice it is
-  sent as it stands;
-- what such a controller commands is the commanded motion that the guard recorded, however late messages arrive, with
-  `interpolate_from_desired_state` and without, limits kept; a self-splice makes it step;
-- the first message starts where the arm is, whatever the controller did before: nothing, a hold elsewhere, one point;
-- a stop ends at rest, also near the end of the motion; computing for as long as the lead allows loses no point;
+- a replacement's message has two points ahead or more, none near, no stamp, and ends at rest; as a
+  self-splice it is sent unchanged;
+- what such a controller commands is the commanded motion that the guard recorded, however late
+  messages arrive, with `interpolate_from_desired_state` and without, limits kept; a self-splice
+  makes it step;
+- the first message starts where the arm is, whatever the controller did before: nothing, a hold
+  elsewhere, one point;
+- a stop ends at rest, also near the end of the motion; computing for as long as the lead allows
+  loses no point;
 - a changed shape goes on along the commanded motion.
 """
 
@@ -108,7 +111,8 @@ def test_a_blending_controller_executes_what_the_guard_recorded(transit_ms, desi
     bench = Bench("replacement", desired=desired, transit_ns=ms(transit_ms))
     bench.stream()
     fastest = 0.35  # rad/s: the swing, and the joins
-    late = abs(ms(transit_ms) - TRANSIT_NS) + TICK_NS  # a cycle is repeated where the two are joined
+    # A cycle is repeated where two trajectories are joined.
+    late = abs(ms(transit_ms) - TRANSIT_NS) + TICK_NS
     assert bench.deviation() < fastest * 1.2 * late / NANOSECONDS
     assert bench.worst_step() < fastest * 1.2 * TICK_NS / NANOSECONDS
     assert 0.2 < speed_of(bench) < fastest
@@ -189,7 +193,8 @@ def test_a_stop_comes_to_rest_where_it_was_recorded(after):
     assert len(message.times) >= 2
     bench.run(1.0)
     np.testing.assert_array_equal(bench.commands[-1], bench.commands[-2])
-    np.testing.assert_allclose(bench.commands[-1], bench.executor.guard.commanded.positions[-1], atol=1e-9)
+    end = bench.executor.guard.commanded.positions[-1]
+    np.testing.assert_allclose(bench.commands[-1], end, atol=1e-9)
     # The next message is blended, too: it continues from rest.
     at_rest = len(bench.commands)
     bench.on_chunk()

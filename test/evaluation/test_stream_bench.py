@@ -1,7 +1,8 @@
 """The streaming benchmark measures what was measured with the real controller's code.
 
 - the usual ways of sending chunks give the means that Jazzy's own trajectory code gave, within 10 %; so does `fade`;
-- so it is with the newest controllers, on which the default is as smooth, also while the controller is switched;
+- so it is with the newest controllers, on which the default is as smooth, also while the controller
+  is switched;
 - the default strategy keeps its thresholds, and its commands are the same whatever the controller's pre-state is;
 - a chunk shorter than its latency starves; jitter moves the arm no more than without;
 - the JSON holds every row's measures; the exit code is 1 when a threshold is missed.
@@ -46,7 +47,8 @@ def test_the_usual_ways_measure_as_with_the_real_code(strategy, desired):
     np.testing.assert_allclose((row.worst_step_mean, row.rms), REAL[strategy][desired], rtol=0.1)
 
 
-# The same, 50 seeds, constant latency, on builds that blend (ros2_controllers 94e74de35, and with #2573).
+# The same, 50 seeds, constant latency, on builds that blend (ros2_controllers 94e74de35, and with
+# #2573).
 NEWEST = {
     ("whole_chunk_now", MASTER): (6.0, 132.3),
     ("whole_chunk_now", "master, upsampling"): (8.5, 132.4),

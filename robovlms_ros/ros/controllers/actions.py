@@ -80,7 +80,8 @@ class FollowJointTrajectoryArm(Arm):
 
     def _send(self, command: AdmittedCommand, now_ns: int) -> None:
         trajectory = trajectory_to_message(wire_form(command, now_ns))
-        self._goals.send(self._action.Goal(trajectory=trajectory, goal_time_tolerance=self._tolerance))
+        goal = self._action.Goal(trajectory=trajectory, goal_time_tolerance=self._tolerance)
+        self._goals.send(goal)
 
     @property
     def shape(self) -> TrajectoryShape:

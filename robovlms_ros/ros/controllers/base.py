@@ -69,7 +69,8 @@ class Arm(ABC):
 
     @property
     def shape(self) -> TrajectoryShape:
-        """The shape of the commands that its controller continues smoothly; it may change at any time."""
+        """The shape of the commands that its controller continues smoothly; it may change at any
+        time."""
         return "self_splice"
 
     @property

@@ -1,8 +1,9 @@
-"""Detection of the trajectory messages that a joint_trajectory_controller expects, from its parameters.
+"""Detection of the trajectory messages that a joint_trajectory_controller expects, from its
+parameters.
 
-Builds that blend a new trajectory into the running one have the parameter `positions_upsampling.enable`;
-in these `allow_trajectory_replacement` turns the blending on and off, at run time too. (6.8 and 6.9.0
-use that name for something else.)
+Builds that blend a new trajectory into the running one have the parameter
+`positions_upsampling.enable`; in these `allow_trajectory_replacement` turns the blending on and
+off, at run time too. (6.8 and 6.9.0 use that name for something else.)
 """
 
 import os
@@ -26,15 +27,16 @@ PATIENCE = 6
 """Attempts without an answer after which the distribution decides, with a warning."""
 
 FORGETFUL = ("humble", "iron", "jazzy", "kilted")
-"""Distributions whose own ros2_controllers forget the running trajectory; so do those of wheels, which
-set no ROS_DISTRO."""
+"""Distributions whose own ros2_controllers forget the running trajectory; so do those of wheels,
+which set no ROS_DISTRO."""
 
 
 class ShapeDetection:
-    """The trajectory shape of one controller, detected without waiting for anything; safe from any thread.
+    """The trajectory shape of one controller, detected without waiting for anything; safe from any
+    thread.
 
     topic: the controller's topic or action, whose namespace is the name of the controller's node.
-    wanted: the robot's `controller.trajectory_shape`; only `auto` asks.
+    wanted: the robot's `controller.trajectory_shape`; only `auto` detects.
     """
 
     def __init__(
@@ -52,12 +54,12 @@ class ShapeDetection:
         self._entities: list[tuple[object, object]] = []
         if wanted != "auto":
             self._shape: TrajectoryShape = wanted
-            self._found = "as controller.trajectory_shape says"
+            self._found = "controller.trajectory_shape of the robot"
             self._log(warn=False)
             return
         known = not self._distribution or self._distribution in FORGETFUL
         self._shape = "self_splice" if known else "replacement"
-        self._found = f"{self.controller} was not asked yet, {self._by_distribution()}"
+        self._found = f"{self.controller} was not reached yet, {self._by_distribution()}"
         self._list = node.create_client(ListParameters, f"{self.controller}/list_parameters")
         self._get = node.create_client(GetParameters, f"{self.controller}/get_parameters")
         events = node.create_subscription(
@@ -71,7 +73,7 @@ class ShapeDetection:
             (node.destroy_client, self._list),
             (node.destroy_client, self._get),
         ]
-        self._ask()
+        self._request()
 
     @property
     def shape(self) -> TrajectoryShape:
@@ -101,9 +103,9 @@ class ShapeDetection:
             found = f"{self.controller} answers no parameter service, {self._by_distribution()}"
             self._set(self._shape, found, warn=True)
         if ready and (self._future is None or self._attempts % PATIENCE == 0):
-            self._ask()
+            self._request()
 
-    def _ask(self) -> None:
+    def _request(self) -> None:
         if not self._list.service_is_ready():
             return
         request = ListParameters.Request(prefixes=["positions_upsampling", SWITCH])
@@ -137,7 +139,7 @@ class ShapeDetection:
         if event.node != self.controller:
             return
         if event.new_parameters:
-            # The controller was started again: the timer asks until it has declared them all.
+            # The controller was started again: the timer requests until it has declared them all.
             self._answered = False
             self._attempts = 0
             self._future = None

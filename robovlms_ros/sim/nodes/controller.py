@@ -1,4 +1,5 @@
-"""The node of a simulated arm's joint_trajectory_controller: its topic, and the parameters of its build."""
+"""The node of a simulated arm's joint_trajectory_controller: its topic, and the parameters of its
+build."""
 
 from collections.abc import Callable
 
@@ -15,9 +16,9 @@ SWITCH = "allow_trajectory_replacement"
 class SimControllerNode(Node):
     """Receives a controller's trajectories, and answers for its parameters as the real node does.
 
-    name: of the controller, prefix of its topic. owner: the simulated arm's node, whose namespace and
-    context it shares. blends: True has the parameters of a build that blends trajectories, of which
-    `allow_trajectory_replacement` may be set at any time. accept: called with every message.
+    name: of the controller, prefix of its topic. owner: the simulated arm's node, whose namespace
+    and context it shares. blends: True has the parameters of a build that blends trajectories, of
+    which `allow_trajectory_replacement` may be set at any time. accept: called with every message.
     """
 
     def __init__(

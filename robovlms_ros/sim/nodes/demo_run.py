@@ -51,8 +51,8 @@ class Trial:
 @dataclass(frozen=True)
 class DemoOptions:
     """What to run and where to write. time_limit: simulated s per episode; real_time_factor: simulated s per wall s;
-    added_latency: s by which every chunk is withheld; bag: whether all of it is recorded; controller_blends: the
-    parameter of the simulated arm."""
+    added_latency: s by which every chunk is withheld; bag: whether all of it is recorded;
+    controller_blends: the parameter of the simulated arm."""
 
     trials: tuple[Trial, ...]
     output: Path

@@ -1,11 +1,12 @@
 """`sim_arm`: the simulated Panda as a ROS node, with the topics of a real arm and its cameras.
 
-Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`), `joint_states`,
-`robot_description`, `/clock` with `publish_clock`. Subscriptions: `gripper_controller/joint_trajectory`, and
-`panda_arm_controller/joint_trajectory` in a node of its own, as a controller has. `~/reset` puts the arm into the scene of the parameter `seed`.
-`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing; its `resets` counts the scenes that
-`~/reset` set up. The parameter `task` chooses between the easy demo's two cubes and the scenes of a tabletop task;
-those come with a sentence of the seed's own.
+Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`),
+`joint_states`, `robot_description`, `/clock` with `publish_clock`. Subscriptions:
+`gripper_controller/joint_trajectory`, and `panda_arm_controller/joint_trajectory` in a node of its
+own, as a controller has. `~/reset` puts the arm into the scene of the parameter `seed`.
+`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing; its `resets`
+counts the scenes that `~/reset` set up. The parameter `task` chooses between the easy demo's two
+cubes and the scenes of a tabletop task; those come with a sentence of the seed's own.
 
 Without `/clock` its stamps are those of the node's own clock, as a real arm's are.
 """
@@ -56,7 +57,8 @@ MAX_LAG = 0.1
 
 
 class SimArmNode(Node):
-    """One SimWorld on the ROS graph. The world lives in a thread of its own, which alone touches it.
+    """One SimWorld on the ROS graph. The world lives in a thread of its own, which alone touches
+    it.
 
     controller: the node of its arm's controller, to be spun and destroyed beside this one.
     """
@@ -94,8 +96,9 @@ class SimArmNode(Node):
                 floating_point_range=[FloatingPointRange(from_value=0.01, to_value=100.0)])
         declare("publish_clock", False, "True: publish /clock and stamp with simulated time.", read_only=True)
         declare("compressed", False, "True: publish each image as JPEG too.", read_only=True)
-        declare("controller_blends", False, "True: the arm's controller blends a new trajectory into the running one, "
-                "as the newest ros2_controllers do; false: it forgets the running one, as Jazzy's.", read_only=True)
+        declare("controller_blends", False, "True: the arm's controller blends a new trajectory into "
+                "the running one, as the newest ros2_controllers do; false: it forgets the running one, "
+                "as Jazzy's.", read_only=True)
 
     def _get(self, name: str):  # type: ignore[no-untyped-def]
         return self.get_parameter(name).value
@@ -119,8 +122,13 @@ class SimArmNode(Node):
         urdf = resources.share_directory() / "config" / "robots" / "panda.urdf"
         self._description.publish(String(data=urdf.read_text(encoding="utf-8")))
         arm, gripper = self._world.arm_controller, self._world.gripper_controller
-        self.controller = SimControllerNode("panda_arm_controller", self, arm, self._get("controller_blends"),
-                                            lambda message: self._commands.put((arm, message)))
+        self.controller = SimControllerNode(
+            "panda_arm_controller",
+            self,
+            arm,
+            self._get("controller_blends"),
+            lambda message: self._commands.put((arm, message)),
+        )
         self.create_subscription(JointTrajectory, "gripper_controller/joint_trajectory",
                                  lambda message: self._commands.put((gripper, message)), 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
