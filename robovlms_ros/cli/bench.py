@@ -76,12 +76,16 @@ def stream(parser: argparse.ArgumentParser) -> None:
     """Smoothness of an arm's motion under inference latency, by strategy, on a model of the stock
     controller.
 
-    Exit code 1 when the default strategy misses a threshold (150 ms, chunk of 30 at 30 Hz, default
-    controller).
+    A second table compares builds of the controller: a column a build, the naive senders beside the
+    default strategy. Exit code 1 when the default strategy misses a threshold (150 ms, chunk of 30
+    at 30 Hz, default controller; with jitter on Jazzy's controller, the newest, and one that is
+    switched between the two).
     """
     parser.add_argument("--seeds", type=int, default=50, help="seeds per cell (default 50)")
     parser.add_argument("--reference-only", action="store_true",
-                        help="only the condition that has thresholds")
+                        help="only the first condition")
+    parser.add_argument("--controllers-only", action="store_true",
+                        help="only the table of controllers")
     _json(parser)
 
 

@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="", help="in the place of the shipped one (demo; --task: tasks)")
     parser.add_argument("--real-time-factor", type=float, default=1.0, help="simulated seconds per second (default 1)")
     parser.add_argument("--added-latency", type=float, default=0.0, help="seconds by which chunks are withheld")
+    parser.add_argument("--controller-blends", action="store_true",
+                        help="the arm's controller blends trajectories, as the newest does")
     parser.add_argument("--no-bag", action="store_true", help="record no bag: a hundred episodes make a gigabyte")
     parser.add_argument("--no-controls", action="store_true", help="leave out the swapped and the blanked episodes")
     parser.add_argument("--time-limit", type=float, help="simulated seconds per episode (default 10; --task: 14)")
@@ -106,6 +108,8 @@ def _examine(
     checkpoint = args.checkpoint or ("tasks" if tabletop else "demo")
     identity = {"checkpoint_sha256": checkpoint_digest(checkpoint), "time_limit": limit, "ros": True,
                 "real_time_factor": args.real_time_factor, "added_latency": args.added_latency}
+    if args.controller_blends:
+        identity["controller_blends"] = True
     found: dict[Scene, TaskEpisode] = {}
     with ExitStack() as stack:
         kept = args.json and tabletop  # the two cubes are short, and are run to be seen
@@ -131,7 +135,8 @@ def _examine(
             shutil.rmtree(args.output / "bag", ignore_errors=True)
             outcome = run_demo(DemoOptions(
                 missing, args.output, config / "sim_arm.yaml", config / "demo.yaml", checkpoint, limit,
-                args.real_time_factor, args.added_latency, not args.no_bag), _say, keep)
+                args.real_time_factor, args.added_latency, not args.no_bag,
+                args.controller_blends), _say, keep)
     return outcome, [found[scene(trial)] for trial in trials]
 
 

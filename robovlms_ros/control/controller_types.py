@@ -67,18 +67,23 @@ def _check_third_party(found: Any, tag: str, where: str) -> None:
         raise ConfigError(
             f"{source}: {found.__name__}.adapter = '{found.adapter}': must be 'module:Class'."
         )
+WantedShape = Literal["auto", "self_splice", "replacement"]
 
 
 @dataclass(frozen=True)
 class JointTrajectory(ArmController):
     """joint_trajectory_controller by its topic (trajectory_msgs/JointTrajectory).
 
+    trajectory_shape: `self_splice` for a controller that forgets the running trajectory when a new
+    one arrives (Jazzy, Kilted), `replacement` for one that blends them
+    (allow_trajectory_replacement), `auto`: by its parameters.
     state_topic: its control_msgs/JointTrajectoryControllerState, watched where control_msgs is installed.
     """
 
     type: Literal["joint_trajectory"]
     topic: str
     state_topic: str | None = None
+    trajectory_shape: WantedShape = "auto"
 
     def __post_init__(self) -> None:
         check_ros_name("controller.topic", self.topic)
@@ -88,11 +93,15 @@ class JointTrajectory(ArmController):
 
 @dataclass(frozen=True)
 class FollowJointTrajectory(ArmController):
-    """joint_trajectory_controller by its action (control_msgs/action/FollowJointTrajectory)."""
+    """joint_trajectory_controller by its action (control_msgs/action/FollowJointTrajectory).
+
+    trajectory_shape: as for its topic.
+    """
 
     type: Literal["follow_joint_trajectory"]
     action: str
     goal_time_tolerance: float = 0.5  # s
+    trajectory_shape: WantedShape = "auto"
 
     def __post_init__(self) -> None:
         check_ros_name("controller.action", self.action)

@@ -20,7 +20,13 @@ from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import Array
-from robovlms_ros.core.types import ActionChunk, JointPlan, RobotState, TrajectoryCommand
+from robovlms_ros.core.types import (
+    ActionChunk,
+    JointPlan,
+    RobotState,
+    TrajectoryCommand,
+    TrajectoryShape,
+)
 
 AT_COMMAND = 0.02
 """rad: an arm at rest this near to its last command is there, but for gravity and friction."""
@@ -78,6 +84,16 @@ class ChunkExecutor:
         self._switch = None if robot.gripper is None else GripperSwitch(robot.gripper)
         self._plan: JointPlan | None = None
         self._resumed = False
+
+    @property
+    def shape(self) -> TrajectoryShape:
+        """The shape of the commands that follow, by the controller that they are for; it may be set
+        at any time."""
+        return self.scheduler.shape
+
+    @shape.setter
+    def shape(self, shape: TrajectoryShape) -> None:
+        self.scheduler.shape = shape
 
     def reset(self) -> None:
         """Forget everything, the commanded motion included: the next chunk starts at the measured state."""

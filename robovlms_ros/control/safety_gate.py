@@ -33,6 +33,7 @@ from robovlms_ros.control.limits import (
 )
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.spline import Spline, curve_of, followed_by
+from robovlms_ros.control.trajectory_shape import bridgeable, bridged, takeover_times
 from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
@@ -156,7 +157,8 @@ class SafetyGate:
             return self.refuse(reason, now_ns)
         # From now on, not from the arrival on: a command may begin in between.
         faults = self._faults(cut(curve, now_ns), before) + self._tool.too_fast(path)
-        faults += discontinuity(curve, before, np.array([now_ns, now_ns + arrival_ns]), self._kink)
+        takeover_ns = takeover_times(command, now_ns, arrival_ns)
+        faults += discontinuity(curve, before, takeover_ns, self._kink)
         slowed = self._above_speed_scaling(future)
         if not faults and not slowed:
             self.clamps = self.refusals = 0
@@ -192,8 +194,13 @@ class SafetyGate:
         """tool: the tool's speed over its limit."""
         position, velocity = before(future.times_ns[:1])
         pace = 1.0 / max(1.0, tool)
+        replaces = command.shape == "replacement"
+        bounds = bridgeable(self._bounds) if replaces else self._bounds
         for _ in range(PACES):
-            limited = limit(future, position[0], velocity[0], self._bounds, self.speed_scaling_at, pace)
+            limited = limit(future, position[0], velocity[0], bounds, self.speed_scaling_at, pace)
+            if replaces:
+                whole = followed_by(cut(before, now_ns), limited)
+                limited = bridged(whole, now_ns, int(future.times_ns[0]) - now_ns)
             path = self._tool.path(limited)
             left = self._faults(limited, before) + self._tool.too_fast(path)
             # Joints are bounded one by one; together they may still move the tool too fast.

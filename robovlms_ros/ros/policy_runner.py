@@ -257,6 +257,7 @@ class PolicyRunner:
         measured = self._observations.measured()
         if self._returning or measured is None or not self._observations.speed().max() <= REST_SPEED:
             return
+        self._executor.shape = self._arm.shape
         try:
             command = self._executor.move_back(measured, now)
         except CommandRejected:
@@ -323,6 +324,7 @@ class PolicyRunner:
         if self._arm is None:
             decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
         else:
+            self._executor.shape = self._arm.shape
             decision = self._executor.on_chunk(
                 chunk, state, measured, now, self._observations.speed(), plan, self._advancing(now)
             )
@@ -335,7 +337,9 @@ class PolicyRunner:
             self._report.last_clamp = decision.verdict.reason
         self._accept(chunk, now + self._lead_ns)
         if self._arm is not None:
-            self._arm.send(decision.command, now)
+            # The times of a replacement count from when it is sent.
+            sent = self._now() if decision.command.shape == "replacement" else now
+            self._arm.send(decision.command, sent)
             self._moving = True
         if self._gripper is not None and decision.gripper is not None:
             self._gripper.update(decision.gripper)
@@ -366,6 +370,7 @@ class PolicyRunner:
         self._report.last_stop, self._report.last_stop_ns = reason, now
         if self._executor is None or self._arm is None:
             return
+        self._executor.shape = self._arm.shape
         try:
             self._arm.send(self._executor.smooth_stop(now), now)
         except (ScheduleRefused, CommandRejected) as error:

@@ -56,6 +56,7 @@ class NodeStatus:
     instruction: str = ""
     policy_id: str = ""
     path: str = ""
+    trajectory_shape: str = ""
     dry_run: bool = True
     history: tuple[int, int] = (0, 0)
     history_every: int = 1
@@ -73,7 +74,15 @@ class NodeStatus:
 
     def change_key(self) -> tuple[object, ...]:
         """What a listener must hear of at once when it changes."""
-        return (self.state, self.detail, self.instruction, self.policy_id, self.last_stop_ns, self.last_stop)
+        return (
+            self.state,
+            self.detail,
+            self.instruction,
+            self.policy_id,
+            self.trajectory_shape,
+            self.last_stop_ns,
+            self.last_stop,
+        )
 
 
 def status_message(report: NodeStatus, now_ns: int) -> PolicyStatus:
@@ -81,6 +90,7 @@ def status_message(report: NodeStatus, now_ns: int) -> PolicyStatus:
     message = PolicyStatus(
         state=report.state, detail=printable(report.detail, TEXT_LIMIT),
         instruction=printable(report.instruction), policy_id=report.policy_id,
+        trajectory_shape=printable(report.trajectory_shape, TEXT_LIMIT),
         dry_run=report.dry_run, history_have=report.history[0], history_want=report.history[1],
         chunks=report.chunks, refusals=report.refusals,
         latency_p50=report.reaction.percentile(50), latency_p99=report.reaction.percentile(99),
@@ -100,6 +110,7 @@ def diagnostics_message(report: NodeStatus, node_name: str, watched: dict[str, s
     """The report, and one status per watched thing: `watched` maps its name to what is wrong, empty when nothing is."""
     values = {
         "instruction": printable(report.instruction), "policy": report.policy_id, "path": report.path,
+        "trajectory shape": report.trajectory_shape,
         "dry_run": str(report.dry_run).lower(),
         "history": f"{report.history[0]} of {report.history[1]}"
                    + (f", one frame in {report.history_every} steps" if report.history_every > 1 else ""),

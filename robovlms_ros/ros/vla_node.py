@@ -178,6 +178,7 @@ class VLANode(PlainLifecycleNode):
             self._policy = self._session = None
         self._own_end = ""
         self._report.policy_id, self._report.history = "", (0, 0)
+        self._report.trajectory_shape = ""
         _free_memory()
 
     def _entered(self, state: str) -> None:
@@ -222,6 +223,8 @@ class VLANode(PlainLifecycleNode):
                 return
             self._runner.tick()
             deactivation_requested = self._runner.deactivation_requested
+            if self._arm is not None:
+                self._report.trajectory_shape = self._arm.shape_text
         self._reporter.publish_on_change()
         if deactivation_requested and self.lifecycle_state == "active":
             self._own_end = f"the node deactivated itself: {self._report.last_refusal}"

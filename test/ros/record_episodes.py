@@ -8,7 +8,7 @@ from recorded_episodes import RECORDED, RecordedEpisode, spec
 
 from robovlms_ros.sim.bench import load_agent
 from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
-from robovlms_ros.sim.task import INSTRUCTIONS
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.world import START_NS, SimWorld
 

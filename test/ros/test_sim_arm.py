@@ -49,7 +49,7 @@ def sim(ros):
     node = SimArmNode(parameter_overrides=[Parameter("publish_clock", value=True), Parameter("compressed", value=True)],
                       cli_args=["--ros-args", "-r", "__ns:=/simtest"])
     ears = Ears()
-    spinners = [Spinner(ears), Spinner(node)]
+    spinners = [Spinner(ears), Spinner(node, node.controller)]
     ears.sim = node
     yield ears
     for spinner in spinners:

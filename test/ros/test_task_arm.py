@@ -29,7 +29,7 @@ def sim(ros):
     ears.create_subscription(String, "sim_arm/ground_truth", lambda m: ears.heard.append(json.loads(m.data)), 10)
     ears.resets = ears.create_client(Trigger, "sim_arm/reset")
     ears.sim = node
-    spinners = [Spinner(ears), Spinner(node)]
+    spinners = [Spinner(ears), Spinner(node, node.controller)]
     yield ears
     for spinner in spinners:
         spinner.close()

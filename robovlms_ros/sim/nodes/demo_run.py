@@ -53,7 +53,7 @@ class Trial:
 class DemoOptions:
     """What to run and where to write. time_limit: simulated s per episode; real_time_factor:
     simulated s per wall s; added_latency: s by which every chunk is withheld; bag: whether all
-    of it is recorded."""
+    of it is recorded; controller_blends: the parameter of the simulated arm."""
 
     trials: tuple[Trial, ...]
     output: Path
@@ -64,6 +64,7 @@ class DemoOptions:
     real_time_factor: float = 1.0
     added_latency: float = 0.0
     bag: bool = True
+    controller_blends: bool = False
 
 
 @dataclass
@@ -136,9 +137,10 @@ def _line(number: int, total: int, trial: Trial, episode: EpisodeResult) -> str:
 
 
 def _sim_arguments(options: DemoOptions) -> list[str]:
+    chosen = ["-p", "controller_blends:=true"] if options.controller_blends else []
     return ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"__node:={SIM}",
             "--params-file", str(options.sim_parameters), "-p", f"real_time_factor:={options.real_time_factor}",
-            "-p", f"task:={options.trials[0].task}"]
+            "-p", f"task:={options.trials[0].task}", *chosen]
 
 
 def _policy_arguments(options: DemoOptions) -> list[str]:

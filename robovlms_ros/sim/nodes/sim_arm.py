@@ -1,12 +1,12 @@
 """`sim_arm`: the simulated Panda as a ROS node, with the topics of a real arm and its cameras.
 
 Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`),
-`joint_states`, `robot_description`, `/clock` with `publish_clock`; hears
-`panda_arm_controller/joint_trajectory` and `gripper_controller/joint_trajectory`. `~/reset` puts
-the arm into the scene of the parameter `seed`. `~/ground_truth` (JSON) is for judges: a policy that
-reads it has learned nothing; its `resets` counts the scenes that `~/reset` set up, and
-`instruction` is a sentence of the seed's own. The parameter `task` chooses between the two cubes
-and the scenes of a tabletop task.
+`joint_states`, `robot_description`, `/clock` with `publish_clock`. Subscriptions:
+`gripper_controller/joint_trajectory`, and `panda_arm_controller/joint_trajectory` in a node of its
+own, as a controller has. `~/reset` puts the arm into the scene of the parameter `seed`.
+`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing; its `resets`
+counts the scenes that `~/reset` set up, and `instruction` is a sentence of the seed's own. The
+parameter `task` chooses between the two cubes and the scenes of a tabletop task.
 
 Without `/clock` its stamps are those of the node's own clock, as a real arm's are.
 """
@@ -42,6 +42,7 @@ from robovlms_ros.control.trajectory_controller_model import (
 from robovlms_ros.core import resources
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.sim.nodes.controller import SimControllerNode
 from robovlms_ros.sim.tasks.base import CUBES
 from robovlms_ros.sim.tasks.language import TaskError
 from robovlms_ros.sim.tasks.objects import FINGER_OPEN
@@ -59,7 +60,10 @@ MAX_LAG = 0.1
 
 class SimArmNode(Node):
     """One SimWorld on the ROS graph. The world lives in a thread of its own, which alone touches
-    it."""
+    it.
+
+    controller: the node of its arm's controller, to be spun and destroyed beside this one.
+    """
 
     def __init__(self, world: SimWorld | None = None, **options: object) -> None:
         super().__init__("sim_arm", **options)  # type: ignore[arg-type]
@@ -98,6 +102,9 @@ class SimArmNode(Node):
                 floating_point_range=[FloatingPointRange(from_value=0.01, to_value=100.0)])
         declare("publish_clock", False, "True: publish /clock and stamp with simulated time.", read_only=True)
         declare("compressed", False, "True: publish each image as JPEG too.", read_only=True)
+        declare("controller_blends", False, "True: the arm's controller blends a new trajectory into "
+                "the running one, as the newest ros2_controllers do; false: it forgets the running one, "
+                "as Jazzy's.", read_only=True)
 
     def _get(self, name: str):  # type: ignore[no-untyped-def]
         return self.get_parameter(name).value
@@ -119,10 +126,16 @@ class SimArmNode(Node):
         self._description = self.create_publisher(String, "robot_description", LATCHED)
         urdf = resources.share_directory() / "config" / "robots" / "panda.urdf"
         self._description.publish(String(data=urdf.read_text(encoding="utf-8")))
-        for topic, controller in (("panda_arm_controller", self._world.arm_controller),
-                                  ("gripper_controller", self._world.gripper_controller)):
-            self.create_subscription(JointTrajectory, f"{topic}/joint_trajectory",
-                                     lambda message, to=controller: self._commands.put((to, message)), 10)
+        arm, gripper = self._world.arm_controller, self._world.gripper_controller
+        self.controller = SimControllerNode(
+            "panda_arm_controller",
+            self,
+            arm,
+            self._get("controller_blends"),
+            lambda message: self._commands.put((arm, message)),
+        )
+        self.create_subscription(JointTrajectory, "gripper_controller/joint_trajectory",
+                                 lambda message: self._commands.put((gripper, message)), 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -237,11 +250,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     node = SimArmNode()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    executor.add_node(node.controller)
     try:
         executor.spin()
     except (KeyboardInterrupt, SystemExit, ExternalShutdownException):
         pass
     finally:
+        node.controller.destroy_node()
         node.destroy_node()
         rclpy.try_shutdown()
     return 0
