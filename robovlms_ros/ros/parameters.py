@@ -392,7 +392,7 @@ def to_markdown() -> str:
         cells = (f"`{entry.name}`", f"`{_literal(entry.default)}`", entry.unit, allowed)
         lines.append(f"| {' | '.join((*cells, entry.description, when))} |")
     former = ", ".join(f"`{old}` (now `{new}`)" for old, new in FORMER.items())
-    lines += ["", f"Former names, accepted with a warning in this release: {former}."]
+    lines += ["", "Former names, accepted with a warning in this release:", f"{former}."]
     return "\n".join(lines) + "\n"
 
 
