@@ -6,6 +6,7 @@ planner, scheduler, gate and controller, and repeated every REPLAN seconds from 
 by a policy that insists. The simulator's contact list is the judge.
 """
 
+import argparse
 import copy
 import time
 from collections import Counter
@@ -30,11 +31,13 @@ from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import Array, central_differences, curve_of
 from robovlms_ros.core.rotations import matrix_from_vector
+from robovlms_ros.core.schema import require
+from robovlms_ros.core.structured_text import write_json
+from robovlms_ros.core.text_table import aligned
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan, RobotState
 from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.tasks.base import TABLE_TASKS
 from robovlms_ros.sim.tasks.evaluate import TIME_LIMIT
-from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.world import HOME, START_NS, SimWorld
 
 STEPS = 30
@@ -49,44 +52,46 @@ POST = (0.5, 0.22)
 FINGERS = ("panda_leftfinger", "panda_rightfinger")
 SPEED = 0.3
 """Part of the joints' speed limits: the simulated motors follow it."""
+OUT_OF_REACH = (5.0, 5.0, 1.0)
 FREE_POSITIONS = slice(9, None)
 FREE_VELOCITIES = slice(9, None)
 """Of post and cube, behind the arm's joints and the fingers'."""
 KINDS = ("table", "post", "itself")
+FALSE_ALARMS = 0.01
+"""Part of the expert's chunks that the check may stop."""
+TIME_HEADER = ("chunks", "n", "gate without", "sweep", "gate with", "ratio")
+DRIVEN_HEADER = ("kind", "chunks", "contacts_without", "contacts", "pass", "clamp", "refuse")
 COLLISION_TEXT = "would come within"
 
 
 class PostWorld(SimWorld):
-    """The simulated arm with a post in the place of the red cube, and without the green one."""
+    """The simulated arm with a post in the place of the red cube, and the green one out of reach."""
 
-    def _load_model(self) -> mujoco.MjModel:
-        model = copy.deepcopy(super()._load_model())
+    def set_task(self, task: str) -> None:
+        """As SimWorld.set_task; the red cube's solid becomes the post."""
+        super().set_task(task)
+        self._model = model = copy.deepcopy(self._model)
         post = model.geom("red_cube_g0").id
-        half = np.array([POST_RADIUS, POST_RADIUS, 0.5 * POST_HEIGHT])
         model.geom_type[post] = mujoco.mjtGeom.mjGEOM_CYLINDER
         model.geom_size[post] = (POST_RADIUS, 0.5 * POST_HEIGHT, 0.0)
         model.geom_rbound[post] = np.hypot(POST_RADIUS, 0.5 * POST_HEIGHT)
-        model.geom_aabb[post] = (0.0, 0.0, 0.0, *half)
-        return model
+        model.geom_aabb[post] = (0.0, 0.0, 0.0, POST_RADIUS, POST_RADIUS, 0.5 * POST_HEIGHT)
+        self._data = mujoco.MjData(model)
+
+    def _place_objects(self, rng: np.random.Generator) -> None:
+        table = self._model.geom("table_collision")
+        top = float(self._model.body("table").pos[2] + table.size[2])
+        height = top + 0.5 * POST_HEIGHT + 0.001
+        unturned = (1.0, 0.0, 0.0, 0.0)
+        post = (*(self._base[:2] + POST), height, *unturned)
+        self._places = np.array([*post, *OUT_OF_REACH, *unturned])
+        self._data.qpos[FREE_POSITIONS] = self._places
 
     def step(self) -> None:
         """One tick; post and cube stay where they are."""
         super().step()
         self._data.qpos[FREE_POSITIONS] = self._places
         self._data.qvel[FREE_VELOCITIES] = 0.0
-
-    def _place_objects(self, rng: np.random.Generator) -> None:
-        height = self._table_height + 0.5 * POST_HEIGHT + 0.001
-        self.put_cube("red", np.array([*POST, height]))
-        self.put_cube("green", np.array([5.0, 5.0, 0.5]))
-        self._places = self._data.qpos[FREE_POSITIONS].copy()
-
-    @property
-    def _table_height(self) -> float:
-        """m in the base frame."""
-        table = self._model.geom("table_collision")
-        top = self._model.body("table").pos[2] + table.size[2]
-        return float(top - self._base[2])
 
     def contacts(self) -> set[tuple[str, str]]:
         """Pairs of bodies in contact of which the arm is one; the fingers' own does not count."""
@@ -133,7 +138,7 @@ def bench_robot(fingers_may_touch: bool = False) -> RobotSpec:
         "post", "cylinder", (POST_RADIUS, POST_HEIGHT), (*POST, top + 0.5 * POST_HEIGHT)
     )
     limits = replace(robot.limits, workspace=None)
-    gate = replace(robot.gate, authority_ramp=0.0)
+    gate = replace(robot.gate, speed_scaling_ramp=0.0)
     return replace(robot, world=(*world, post), limits=limits, gate=gate)
 
 
@@ -142,6 +147,29 @@ def joint_spec(robot: RobotSpec) -> ActionSpec:
     return ActionSpec(
         "joint_position", "base", "rotation_vector", "from_observation", STEP, robot.joints
     )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables; 1 for a contact or more than FALSE_ALARMS of the expert's chunks."""
+    for name in ("chunks", "timed"):
+        value = getattr(args, name)
+        require(value >= len(KINDS), f"--{name}", value, f"{len(KINDS)} or more")
+    print(f"time of the gate on chunks of {STEPS} steps (ms, median / 99th percentile)")
+    times = measure_time(args.timed, args.seed)
+    print(aligned(TIME_HEADER, [row.cells() for row in times]), flush=True)
+    print("\nchunks driven into a body")
+    driven = list(drive_all(args.chunks // len(KINDS), args.seed))
+    lines = [[str(row[name]) for name in DRIVEN_HEADER] for row in driven]
+    print(aligned(DRIVEN_HEADER, lines, numbers=True), flush=True)
+    counts, succeeded, episodes = count_expert(args.expert)
+    chunks = sum(counts[kind] for kind in ("pass", "clamp", "refuse"))
+    alarms = counts["collision"]
+    print(f"\nexpert: {succeeded} of {episodes} episodes, {alarms} of {chunks} chunks stopped")
+    expert = {**counts, "succeeded": succeeded, "episodes": episodes}
+    content = {"time": [vars(row) for row in times], "driven": driven, "expert": expert}
+    write_json(args.json, content)
+    missed = alarms > FALSE_ALARMS * chunks or any(row["contacts"] for row in driven)
+    return int(missed)
 
 
 @dataclass(frozen=True)
@@ -253,7 +281,7 @@ def drive_all(count: int, seed: int) -> Iterator[dict[str, Any]]:
         yield {
             "kind": kind,
             "chunks": len(chosen),
-            "verdicts": dict(verdicts),
+            **{verdict: verdicts[verdict] for verdict in ("pass", "clamp", "refuse")},
             "contacts": sum(bool(result.contacts) for result in checked),
             "contacts_without": sum(bool(result.contacts) for result in unchecked),
             "pairs": sorted({pair for result in checked for pair in result.contacts}),
@@ -270,7 +298,7 @@ def count_expert(seeds: int) -> tuple[Counter[str], int, int]:
     episodes = 0
     for task in TABLE_TASKS:
         # The expert looks at no image.
-        world = TaskWorld(0, blank_cameras=True, task=task)
+        world = SimWorld(0, blank_cameras=True, task=task)
         loop = build_loop(world, settings=EpisodeSettings(limit=TIME_LIMIT))
         loop.executor = CountingExecutor(loop.executor, counts)  # type: ignore[assignment]
         for seed in range(seeds):
@@ -312,6 +340,11 @@ class TimeRow:
     without: tuple[float, float]
     sweep: tuple[float, float]
     whole: tuple[float, float]
+
+    def cells(self) -> list[str]:
+        """The row of TIME_HEADER."""
+        times = [f"{p50:.2f} / {p99:.2f}" for p50, p99 in (self.without, self.sweep, self.whole)]
+        return [self.scene, str(self.chunks), *times, f"{self.whole[0] / self.without[0]:.1f}"]
 
 
 def measure_time(chunks: int, seed: int = 0) -> list[TimeRow]:

@@ -22,7 +22,13 @@ from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import Array, Spline, curve_of
-from robovlms_ros.core.types import ActionChunk, JointPlan, RobotState, TrajectoryCommand
+from robovlms_ros.core.types import (
+    ActionChunk,
+    JointPlan,
+    RobotState,
+    TrajectoryCommand,
+    TrajectoryShape,
+)
 
 AT_COMMAND = 0.02
 """rad: an arm at rest this near to its last command is there, but for gravity and friction."""
@@ -37,7 +43,7 @@ STOP_MARGIN = 0.5
 """Part of the collision margins that a stop keeps: it may leave the plan's path by the rest."""
 
 BACK_SHARE = 0.4
-"""Part of the speed limits, times the authority, with which a set point returns to an arm that stood still."""
+"""Part of the speed limits, times the speed scaling, for the return of a set point to the arm."""
 
 FARTHEST_BACK = 1.0
 """rad: a set point that is further from the arm stays where it is."""
@@ -85,6 +91,16 @@ class ChunkExecutor:
         self._resumed = False
         self.stop_conflict = ""
         """The collision that the last stop was changed for, or could not avoid; empty for none."""
+
+    @property
+    def shape(self) -> TrajectoryShape:
+        """The shape of the commands that follow, by the controller that they are for; it may be set
+        at any time."""
+        return self.scheduler.shape
+
+    @shape.setter
+    def shape(self, shape: TrajectoryShape) -> None:
+        self.scheduler.shape = shape
 
     def reset(self) -> None:
         """Forget everything, the commanded motion included: the next chunk starts at the measured state."""
@@ -274,7 +290,7 @@ class ChunkExecutor:
         self._plan = None
         self.stop_conflict = ""
         running = self.guard.commanded
-        command = self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns))
+        command = self.scheduler.smooth_stop(now_ns, self.gate.speed_scaling_at(now_ns))
         if running is not None:
             try:
                 command = self._free_stop(command, running, now_ns)
@@ -284,11 +300,11 @@ class ChunkExecutor:
         return self._admitted(command, now_ns)
 
     def move_back(self, measured: RobotState, now_ns: int) -> AdmittedCommand | None:
-        """A slow motion of the set point, which is at rest, to an arm that stands still somewhere else.
+        """A slow motion of the set point, which is at rest, to an arm at rest somewhere else.
 
-        It is continuous with the commanded motion, so that an arm that is released while it lasts does not jump.
-        None while a stop is under way, and where the set point is at the arm or further than FARTHEST_BACK.
-        Raises CommandRejected where it breaks a limit.
+        An arm that is released after it does not jump. It is continuous with the commanded motion.
+        None while a stop is under way, and where the set point is at the arm or further away than
+        FARTHEST_BACK. Raises CommandRejected where it breaks a limit.
         """
         commanded = self.commanded(now_ns)
         if commanded is None or np.any(commanded[1] != 0.0):
@@ -296,7 +312,7 @@ class ChunkExecutor:
         distance = np.abs(commanded[0] - measured.positions).max()
         if not AT_COMMAND < distance <= FARTHEST_BACK:
             return None
-        share = BACK_SHARE * self.gate.authority
+        share = BACK_SHARE * self.gate.speed_scaling
         try:
             command = self.scheduler.move_back(measured.positions, now_ns, share)
         except ScheduleRefused:
@@ -327,8 +343,8 @@ class ChunkExecutor:
             return command
         text = f"the smooth stop: {contact.text(now_ns)}"
         self.scheduler.resume(running)
-        authority = self.gate.authority_at(now_ns)
-        shortest = self.scheduler.smooth_stop(now_ns, authority, shortest=True)
+        scaling = self.gate.speed_scaling_at(now_ns)
+        shortest = self.scheduler.smooth_stop(now_ns, scaling, shortest=True)
         if self.gate.sweep(curve_of(shortest), now_ns, STOP_MARGIN).contact is None:
             self.stop_conflict = f"{text}; the shortest stop was sent"
             return shortest

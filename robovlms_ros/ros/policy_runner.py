@@ -111,15 +111,17 @@ class PolicyRunner:
                 self._worker.reset()
             self._set(INACTIVE, "")
 
-    def set_authority(self, authority: float, ramp: float) -> None:
+    def set_speed_scaling(self, speed_scaling: float, ramp: float) -> None:
         """The part of the speed limits in use, above 0 to 1, and the seconds after activation until it is.
 
         It takes effect with the next chunk: a command under way is left as it is.
         """
         with self._lock:
             if self._executor is not None:
-                self._executor.gate.authority, self._executor.gate.authority_ramp = authority, ramp
-                self._report.authority = self._executor.gate.authority_at(self._now())
+                gate = self._executor.gate
+                gate.speed_scaling = speed_scaling
+                gate.speed_scaling_ramp = ramp
+                self._report.speed_scaling = gate.speed_scaling_at(self._now())
 
     def pause(self, paused: bool) -> None:
         """Command a smooth stop until pause(False), which begins again at the arm's position then."""
@@ -205,7 +207,7 @@ class PolicyRunner:
                 return
             now = self._now()
             if self._executor is not None:
-                self._report.authority = self._executor.gate.authority_at(now)
+                self._report.speed_scaling = self._executor.gate.speed_scaling_at(now)
             self._monitor.poll(None if self._worker is None else self._worker.inferring_since_ns, now)
             action, text = self._reaction(now)
             if action == "cease_commands":
@@ -245,7 +247,7 @@ class PolicyRunner:
         return action, text
 
     def _return_to_arm(self, now: int, text: str) -> None:
-        """Bring the set point back to an arm that stands still, once it is at rest: on release nothing may jump."""
+        """Bring the set point back to an arm that does not move: on release nothing may jump."""
         if self._executor is None or self._arm is None:
             return
         if not self._monitor.set_point_may_return:
@@ -255,6 +257,7 @@ class PolicyRunner:
         measured = self._observations.measured()
         if self._returning or measured is None or not self._observations.speed().max() <= REST_SPEED:
             return
+        self._executor.shape = self._arm.shape
         try:
             command = self._executor.move_back(measured, now)
         except CommandRejected:
@@ -321,6 +324,7 @@ class PolicyRunner:
         if self._arm is None:
             decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
         else:
+            self._executor.shape = self._arm.shape
             decision = self._executor.on_chunk(
                 chunk, state, measured, now, self._observations.speed(), plan, self._advancing(now)
             )
@@ -334,7 +338,9 @@ class PolicyRunner:
             self._report.last_clamp = decision.verdict.reason
         self._accept(chunk, now + self._lead_ns)
         if self._arm is not None:
-            self._arm.send(decision.command, now)
+            # The times of a replacement count from when it is sent.
+            sent = self._now() if decision.command.shape == "replacement" else now
+            self._arm.send(decision.command, sent)
             self._moving = True
         if self._gripper is not None and decision.gripper is not None:
             self._gripper.update(decision.gripper)
@@ -365,6 +371,7 @@ class PolicyRunner:
         self._report.last_stop, self._report.last_stop_ns = reason, now
         if self._executor is None or self._arm is None:
             return
+        self._executor.shape = self._arm.shape
         try:
             self._arm.send(self._executor.smooth_stop(now), now)
             if self._executor.stop_conflict:

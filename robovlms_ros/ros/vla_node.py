@@ -95,7 +95,7 @@ class VLANode(PlainLifecycleNode):
     def _on_live_change(self) -> None:
         with self._parts:
             if self._runner is not None:
-                self._runner.set_authority(*self._declared.read().authority_of(self._gate))
+                self._runner.set_speed_scaling(*self._declared.read().speed_scaling_of(self._gate))
         self._reporter.publish_on_change()
 
     def _setup(self) -> None:
@@ -142,7 +142,7 @@ class VLANode(PlainLifecycleNode):
             self._reporter.log_edge,
         )
         self._gate = body.robot.gate
-        self._runner.set_authority(*parameters.authority_of(body.robot.gate))
+        self._runner.set_speed_scaling(*parameters.speed_scaling_of(body.robot.gate))
         self._session = brain.session
         period = 1.0 / parameters.max_inference_rate if parameters.max_inference_rate > 0 else 0.0
         session = brain.session
@@ -178,6 +178,7 @@ class VLANode(PlainLifecycleNode):
             self._policy = self._session = None
         self._own_end = ""
         self._report.policy_id, self._report.history = "", (0, 0)
+        self._report.trajectory_shape = ""
         _free_memory()
 
     def _entered(self, state: str) -> None:
@@ -222,6 +223,8 @@ class VLANode(PlainLifecycleNode):
                 return
             self._runner.tick()
             deactivation_requested = self._runner.deactivation_requested
+            if self._arm is not None:
+                self._report.trajectory_shape = self._arm.shape_text
         self._reporter.publish_on_change()
         if deactivation_requested and self.lifecycle_state == "active":
             self._own_end = f"the node deactivated itself: {self._report.last_refusal}"

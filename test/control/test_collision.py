@@ -82,7 +82,7 @@ def slider(**changes) -> RobotSpec:
         },
         "max_start_jump": 0.2,
         "max_age": 0.5,
-        "gate": {"authority_ramp": 0.0},
+        "gate": {"speed_scaling_ramp": 0.0},
         "controller": {"type": "joint_trajectory", "topic": "arm/joint_trajectory"},
         "world": [
             {
@@ -619,7 +619,7 @@ def test_a_motion_is_cut_to_rest_before_its_contact():
 
 
 def test_the_same_motion_is_refused_with_clamp_false():
-    robot = slider(home=[0.0, 2.9], gate={"authority_ramp": 0.0, "clamp": False})
+    robot = slider(home=[0.0, 2.9], gate={"speed_scaling_ramp": 0.0, "clamp": False})
     verdict = check(gate_of(robot), move([0.0, 2.9], [1.2, 2.9], 2.0))
     assert verdict.kind == "refuse" and "of wall after" in verdict.reason
 
@@ -651,7 +651,7 @@ def test_a_contact_that_no_stop_prevents_is_refused():
 
 
 def test_pressing_on_holds_the_arm_and_counts_as_clamps():
-    robot = slider(home=[0.0, 2.9], gate={"authority_ramp": 0.0, "max_clamps": 3})
+    robot = slider(home=[0.0, 2.9], gate={"speed_scaling_ramp": 0.0, "max_clamps": 3})
     gate = gate_of(robot)
     now = NOW
     here = np.array([0.88, 2.9])
