@@ -1,6 +1,8 @@
-"""SafetyMonitors, each with what it does to the arm, its text, and its recovery; and that only edges are reported:
-stale, silent and frozen images; camera clocks ahead and behind; stale joint states; no instruction; late and dead
-inference; an absent controller and one that does not follow; a clock that jumps back or forward, and one that pauses.
+"""SafetyMonitors, each with what it does to the arm, its text, and its recovery; and that only
+edges are reported: stale, silent and frozen images; camera clocks ahead and behind; stale joint
+    states; no instruction; late and dead
+inference; an absent controller and one that does not follow; a clock that jumps back or forward,
+and one that pauses.
 """
 
 import numpy as np
@@ -35,7 +37,9 @@ class Bench:
                 self.monitor.joint_state(self.now_ns, self.q, self.now_ns)
             for camera in {"static", "wrist"} - self.silent:
                 digest = 7 if camera in self.frozen else self.frame
-                self.monitor.image(camera, self.now_ns + self.offset_ns - NANOSECONDS // 50, digest, self.now_ns)
+                self.monitor.image(
+                    camera, self.now_ns + self.offset_ns - NANOSECONDS // 50, digest, self.now_ns
+                )
             self.report = self.monitor.check(self.now_ns)
         return self.report
 
@@ -100,7 +104,9 @@ def test_a_camera_clock_that_is_off(bench, offset, text):
     bench.tick(2)  # a busy machine's clock message may be late, once or twice
     assert bench.report.faults == ()
     bench.tick()
-    bench.expect("camera_clock static", "smooth_stop", f"camera static's clock is {text} the node's")
+    bench.expect(
+        "camera_clock static", "smooth_stop", f"camera static's clock is {text} the node's"
+    )
     bench.silent, bench.offset_ns = set(), 0
     bench.expect_recovered("camera_clock static")
 
@@ -118,7 +124,9 @@ def test_joint_states_that_arrive_but_are_old(bench):
     for _ in range(6):
         bench.monitor.joint_state(bench.now_ns - NANOSECONDS, bench.q, bench.now_ns)
         bench.tick()
-    bench.expect("joint_states_stale", "smooth_stop", "joint states are stale: none for more than 0.5 s")
+    bench.expect(
+        "joint_states_stale", "smooth_stop", "joint states are stale: none for more than 0.5 s"
+    )
 
 
 def test_no_instruction(bench):
@@ -172,7 +180,9 @@ def test_a_refused_instruction(bench):
     bench.monitor.inference_started(bench.now_ns)
     bench.monitor.instruction_refused("the policy never learned 'fold'")
     bench.tick()
-    bench.expect("instruction_refused", "smooth_stop", "instruction refused: the policy never learned 'fold'")
+    bench.expect(
+        "instruction_refused", "smooth_stop", "instruction refused: the policy never learned 'fold'"
+    )
     bench.monitor.instruction("fold the laundry")
     bench.tick()
     bench.expect("instruction_refused", "smooth_stop", "instruction refused")
@@ -208,7 +218,8 @@ def test_a_controller_that_does_not_follow(bench):
 
 
 def stand_still(bench, ticks, speed=0.3, start=0.0):
-    """The command moves at `speed` (rad/s) while the arm stays where it is; returns the last command."""
+    """The command moves at `speed` (rad/s) while the arm stays where it is; returns the last
+    command."""
     commanded = start
     for _ in range(ticks):
         commanded += speed * 0.1
@@ -222,7 +233,9 @@ def test_an_arm_that_does_not_move(bench):
     command = stand_still(bench, 5)
     assert not bench.report.faults
     command = stand_still(bench, 3, start=command)
-    bench.expect("arm_not_following", "smooth_stop", "the arm does not move: elbow was commanded to move 0.")
+    bench.expect(
+        "arm_not_following", "smooth_stop", "the arm does not move: elbow was commanded to move 0."
+    )
     assert "protective stop" in bench.report.faults[0].text
     # The command that is brought back ends the fault once the arm has been held for a while.
     stand_still(bench, 20, speed=0.0, start=0.02)
@@ -258,7 +271,10 @@ def test_a_clock_that_jumps(bench, seconds):
     report = bench.monitor.check(bench.now_ns)
     assert report.action == "cease_commands"
     assert [fault.name for fault in report.raised] == ["clock_jumped"]
-    assert "jumped back by 50" in report.faults[0].text or "jumped forward by 60" in report.faults[0].text
+    assert (
+        "jumped back by 50" in report.faults[0].text
+        or "jumped forward by 60" in report.faults[0].text
+    )
     bench.silent = {"wrist"}
     bench.tick()
     bench.expect("clock_jumped", "cease_commands", "waiting for new images and joint states")

@@ -1,6 +1,8 @@
-"""An arm that is commanded and does not move is found; one that follows late, slowly or with noise is not.
+"""An arm that is commanded and does not move is found; one that follows late, slowly or with noise
+is not.
 
-- Found after the standstill time at working speed; at slow speed once the command has moved far enough.
+- Found after the standstill time at working speed; at slow speed once the command has moved far
+  enough.
 - Not found: delays up to 0.2 s, first-order lags, noise, rest, reversals, a command that came back,
   one joint in contact while others move, few joint states.
 - After a standstill a shorter command suffices until the arm is measured to move.
@@ -39,7 +41,9 @@ def test_a_frozen_arm_is_found(speed):
     ramp = lambda t: np.full(7, speed * t)  # noqa: E731
     found = observe(ramp, lambda t: ramp(min(t, 1.0)), 10.0)
     # The command must have moved so far a lag ago.
-    assert found == pytest.approx(1.0 + max(TIME, MOTION / speed + TIME / 2), abs=0.15 + 0.01 / speed)
+    assert found == pytest.approx(
+        1.0 + max(TIME, MOTION / speed + TIME / 2), abs=0.15 + 0.01 / speed
+    )
 
 
 def test_the_joint_and_its_displacement_are_reported():

@@ -2,7 +2,8 @@
 
 - Found within 0.6 s; the stop and everything after it is within the limits.
 - The set point is back at the arm before the node tries again: an arm released then does not move.
-- A try moves little; released in the middle of one, the arm jumps by a fraction of what it did before.
+- A try moves little; released in the middle of one, the arm jumps by a fraction of what it did
+  before.
 - Once the arm moves the policy's motion goes on, from the arm, with the ramp.
 - Wrong joint states, a pause and a deactivation end the way back.
 """
@@ -68,7 +69,9 @@ def test_an_arm_that_is_released_after_the_hold_does_not_jump_and_goes_on():
 def test_a_release_at_any_time_moves_the_arm_little(released):
     sim = frozen(AT + released + 4.0, released=float(released))
     release = ticks(AT + released)
-    jump = np.abs(np.array(sim.commands)[release - 12 : release + 1] - np.array(sim.measured)[release - 1])
+    jump = np.abs(
+        np.array(sim.commands)[release - 12 : release + 1] - np.array(sim.measured)[release - 1]
+    )
     assert jump.max() < 0.07
     assert sim.report.state == "running"
 
@@ -106,7 +109,7 @@ def test_the_way_back_ends_early(end):
 
 
 def test_a_driver_that_repeats_one_pose_moves_the_arm_within_the_limits():
-    """It cannot be told from a frozen arm: the arm stops, and comes back slowly to the pose."""
+    """A frozen arm looks alike: the arm stops, and comes back slowly to the pose."""
     sim = Simulation()
 
     def repeat(sim):
