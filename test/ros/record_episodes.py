@@ -1,6 +1,8 @@
-"""Records episodes of the shipped policies in the simulator, for the faults of `test_faults_in_episodes.py`.
+"""Records episodes of the shipped policies in the simulator, for the faults of
+`test_faults_in_episodes.py`.
 
-Run `./scripts/run python test/ros/record_episodes.py` to write `recorded_episodes.npz` anew (half a minute).
+Run `./scripts/run python test/ros/record_episodes.py` to write `recorded_episodes.npz` anew (half a
+minute).
 """
 
 import numpy as np
@@ -21,7 +23,8 @@ EPISODES = (
     ("tasks", "stack", 0, ""),
     ("tasks", "put", 0, ""),
 )
-"""Checkpoint, tabletop task (empty: the two cubes), seed and instruction (empty: the scene's own sentence)."""
+"""Checkpoint, tabletop task (empty: the two cubes), seed and instruction (empty: the scene's own
+sentence)."""
 SETTINGS = EpisodeSettings(limit=12.0, linger=1.0)
 
 
