@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--robots", type=numbers, default=[1], help="sessions stepped together (paths fast and plain)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 (default float32 on a CPU, bfloat16 on a GPU)")
     parser.add_argument("--paths", default="fast,plain,careful,logits",
-                        help="also fast:PART+PART, fast:int8, logits_float32, logits_bfloat16; ratios are to the first")
+                        help="also fast:PART+PART, fast:fp8, logits_float32, logits_bfloat16; ratios are to the first")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default 7, in table and curves on a CPU 3)")
     parser.add_argument("--seconds", type=float, help="of each path, all rounds together (default: one step a round)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")

@@ -8,6 +8,7 @@ from robovlms_ros.control.controller_types import ROS_NAME
 from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig, Strategy
 from robovlms_ros.core.schema import ConfigError, did_you_mean
+from robovlms_ros.inference.optimized.options import MODES, REMEDY, REMOVED
 from robovlms_ros.observations.images import AS_SENT, Encoding
 
 Value = str | bool | int | float | list[str]
@@ -23,6 +24,7 @@ class Parameter:
     """One parameter. `low`, `high` bound numbers, both inclusive; `choices` bound texts; `topic` marks a ROS name.
 
     A name with `{camera}` stands for one parameter per configured camera; so does `{camera}` in its default.
+    removed: former choices, refused with `remedy`.
     fixed: can only be given when the node starts; live: can be changed at any time; all others: while unconfigured.
     """
 
@@ -32,6 +34,8 @@ class Parameter:
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    remedy: str = ""
     topic: bool = False
     fixed: bool = False
     live: bool = False
@@ -56,6 +60,8 @@ class Parameter:
             raise ConfigError(
                 f"parameter {self.name} = {value!r}: must be {WORDS[kind]}.{hint if kind is str else ''}"
             )
+        if value in self.removed:
+            raise ConfigError(f"parameter {self.name} = {value!r}: {self.remedy}")
         if self.choices and value not in self.choices:
             raise ConfigError(f"parameter {self.name} = {value!r}: not allowed.{did_you_mean(value, self.choices)}")
         out_of_range = kind in (int, float) and not self.low <= value <= self.high
@@ -85,8 +91,8 @@ PARAMETERS = (
     Parameter(
         "fast_path", "auto",
         "auto: all shortcuts that give the same answers; max: also compiled code, minutes at first start; off: none; "
-        "int8, int4, fp8: also the text model's weights in fewer bits, for small GPUs. Compared with the plain path at "
-        "configure, and refused beyond the tolerance.", choices=("auto", "max", "off", "int8", "int4", "fp8")),
+        "fp8: also the text model's weights in fp8, for GPUs. Compared with the plain path at configure, and refused "
+        "beyond the tolerance.", choices=MODES, removed=REMOVED, remedy=REMEDY),
     Parameter("dry_run", True, "True: chunks are published and nothing that moves."),
     Parameter(
         "cameras", ["static", "wrist"], "Names of the cameras, as the policy's configuration has them.", fixed=True),

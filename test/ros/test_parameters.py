@@ -110,3 +110,9 @@ def test_cameras_that_contradict_themselves(values, says):
 def test_the_encoding_of_a_camera():
     assert from_values(defaults()).cameras[1].encoding is None
     assert from_values({**defaults(), "camera.wrist.encoding": "bayer_rggb8"}).cameras[1].encoding == "bayer_rggb8"
+
+
+def test_a_removed_choice_names_its_remedy():
+    said = "fast_path = 'int8': int8 and int4 were removed. Use bfloat16 weights"
+    with pytest.raises(ConfigError, match=said):
+        from_values({**defaults(), "fast_path": "int8"})
