@@ -51,7 +51,7 @@ def policy(parser: argparse.ArgumentParser) -> None:
         help="sessions stepped together (paths fast and plain)")
     add("--dtype", help="float32, bfloat16, float16 (default float32 on a CPU, bfloat16 on a GPU)")
     add("--paths", default="fast,plain,careful,logits",
-        help="also fast:PART+PART, fast:int8, logits_float32, logits_bfloat16; ratios are to the "
+        help="also fast:PART+PART, fast:fp8, logits_float32, logits_bfloat16; ratios are to the "
         "first")
     add("--rounds", type=int, help="interleaved rounds (default 7, in table and curves on a CPU 3)")
     add("--seconds", type=float, help="of each path, all rounds together (default: one step a round)")

@@ -20,6 +20,7 @@ from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError, current_names, did_you_mean, parameter
+from robovlms_ros.inference.optimized.options import REMEDY, REMOVED
 from robovlms_ros.observations.images import AS_SENT, Encoding, only_raw
 
 Value = str | bool | int | float | list[str]
@@ -102,11 +103,13 @@ class NodeParameters:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = parameter(
         "auto", "Precision of the weights; auto: the one of the policy's configuration."
     )
-    fast_path: Literal["auto", "max", "off", "int8", "int4", "fp8"] = parameter(
+    fast_path: Literal["auto", "max", "off", "fp8"] = parameter(
         "auto",
         "auto: all shortcuts that give the same answers; max: also compiled code, minutes at first "
-        "start; off: none; int8, int4, fp8: also the text model's weights in fewer bits, for small "
-        "GPUs. Compared with the reference path at configure, and refused beyond the tolerance.",
+        "start; off: none; fp8: also the text model's weights in fp8, for GPUs. Compared with the "
+        "reference path at configure, and refused beyond the tolerance.",
+        removed=REMOVED,
+        remedy=REMEDY,
     )
     dry_run: bool = parameter(True, "True: chunks are published and nothing that moves.")
     cameras: tuple[CameraParameters, ...] = parameter(
@@ -205,6 +208,7 @@ class Parameter:
 
     A name with `{camera}` stands for one parameter per configured camera; so does `{camera}` in its
     default. kind: Python type of the value. choices: the allowed texts, empty for any.
+    removed: former choices, refused with `remedy`.
     """
 
     name: str
@@ -215,6 +219,8 @@ class Parameter:
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    remedy: str = ""
     topic: bool = False
     fixed: bool = False
     live: bool = False
@@ -252,6 +258,8 @@ class Parameter:
             quoted = f"{self.name}:=\"'off'\""
             hint = f" ROS reads off, yes, 12 and the like as other types; quote it: {quoted}."
             raise ConfigError(f"{place}: must be {KINDS[kind]}.{hint if kind is str else ''}")
+        if value in self.removed:
+            raise ConfigError(f"{place}: {self.remedy}")
         if self.choices and value not in self.choices:
             raise ConfigError(f"{place}: not allowed.{did_you_mean(value, self.choices)}")
         out_of_range = kind in (int, float) and not self.low <= value <= self.high

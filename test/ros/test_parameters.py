@@ -190,3 +190,9 @@ def test_a_node_given_both_names_reports_it_until_one_is_set(ros):
         assert result.successful and declared.read().speed_scaling == 0.4
     finally:
         node.destroy_node()
+
+
+def test_a_removed_choice_names_its_remedy():
+    said = "fast_path = 'int8': int8 and int4 were removed. Use bfloat16 weights"
+    with pytest.raises(ConfigError, match=said):
+        from_values({**defaults(), "fast_path": "int8"})
