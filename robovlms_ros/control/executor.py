@@ -32,7 +32,8 @@ LONGEST_LEAD_NS = 200_000_000
 """The longest lead of a message that is computed a second time."""
 
 BACK_SHARE = 0.4
-"""Part of the speed limits, times the speed_scaling, with which a set point returns to an arm that stood still."""
+"""Part of the speed limits, times the speed scaling, with which a set point returns to an arm that
+stood still."""
 
 FARTHEST_BACK = 1.0
 """rad: a set point that is further from the arm stays where it is."""
@@ -262,7 +263,8 @@ class ChunkExecutor:
         where the stop itself breaks a limit: the last command then ends at rest by itself.
         """
         self._plan = None
-        return self._admitted(self.scheduler.smooth_stop(now_ns, self.gate.speed_scaling_at(now_ns)), now_ns)
+        stop = self.scheduler.smooth_stop(now_ns, self.gate.speed_scaling_at(now_ns))
+        return self._admitted(stop, now_ns)
 
     def move_back(self, measured: RobotState, now_ns: int) -> AdmittedCommand | None:
         """A slow motion of the set point, which is at rest, to an arm that stands still somewhere else.

@@ -193,7 +193,8 @@ class SafetyGate:
         position, velocity = before(future.times_ns[:1])
         pace = 1.0 / max(1.0, tool)
         for _ in range(PACES):
-            limited = limit(future, position[0], velocity[0], self._bounds, self.speed_scaling_at, pace)
+            scaling = self.speed_scaling_at
+            limited = limit(future, position[0], velocity[0], self._bounds, scaling, pace)
             path = self._tool.path(limited)
             left = self._faults(limited, before) + self._tool.too_fast(path)
             # Joints are bounded one by one; together they may still move the tool too fast.
