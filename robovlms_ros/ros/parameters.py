@@ -1,8 +1,8 @@
 """The parameters of `vla_node`: one declaration from which everything else follows.
 
 Each field of NodeParameters holds default, description, unit and range. From them follow the table
-(`expand`), the typed struct (`from_values`), rclpy's descriptors (`declare.py`), config/vla.yaml and
-docs/parameters.md (`python -m robovlms_ros.ros.parameters` writes both). Nothing here needs ROS.
+(`expand`), the typed struct (`from_values`), rclpy's descriptors (`declare.py`), config/vla.yaml
+and docs/parameters.md (`python -m robovlms_ros.ros.parameters` writes both). No ROS is needed.
 """
 
 import dataclasses
@@ -60,7 +60,8 @@ class CameraParameters:
         if base != self.topic:
             reason = "the transport `compressed` appends /compressed itself. Give"
             if self.transport == "raw":
-                reason = f"it carries compressed images. Set {place}.transport to compressed, and give"
+                change = f"Set {place}.transport to compressed"
+                reason = f"it carries compressed images. {change}, and give"
             raise ConfigError(
                 f"parameter {place}.topic = '{self.topic}': {reason} the base topic, '{base}'."
             )
@@ -73,8 +74,8 @@ class CameraParameters:
 class NodeParameters:
     """The values of all parameters; `from_values` makes them.
 
-    Facts of a field beside default, description, unit, low and high: topic: a ROS name. fixed: given
-    only when the node starts. live: changed at any time; all others: while unconfigured.
+    Facts of a field beside default, description, unit, low and high: topic: a ROS name. fixed:
+    given only when the node starts. live: changed at any time; all others: while unconfigured.
     watchdog: its max_age is the robot's, which `max_age` may override.
     """
 
@@ -199,7 +200,7 @@ FORMER = dict(FORMER_GATE_KEYS)
 RETIRED = {
     "schedule.max_deviation": "a smooth stop always follows the commanded motion",
 }
-"""Parameters of earlier releases without effect, and the reason. They are accepted with a warning."""
+"""Parameters of earlier releases without effect, and the reason; accepted with a warning."""
 
 
 @dataclass(frozen=True)
@@ -370,7 +371,7 @@ def to_yaml() -> str:
     lines = [
         "# Parameters of vla_node at their defaults; `/**` makes the file fit any node name and "
         "namespace.",
-        "# Written by `python -m robovlms_ros.ros.parameters`; edit a copy, give it as params_file.",
+        "# Written by `python -m robovlms_ros.ros.parameters`; give an edited copy as params_file.",
         "/**:",
         "  ros__parameters:",
     ]
@@ -383,24 +384,31 @@ def to_yaml() -> str:
 
 
 def to_markdown() -> str:
-    """The text of docs/parameters.md: a table of all parameters."""
+    """The text of docs/parameters.md: a table of all parameters, and the meaning of each."""
     lines = [
         "# Parameters of `vla_node`",
         "",
         "Written by `python -m robovlms_ros.ros.parameters` from the declaration in",
-        "`robovlms_ros/ros/parameters.py`. Set them in a copy of `config/vla.yaml` (`params_file:=`).",
-        "A parameter is set while the node is unconfigured, unless the last column names another time.",
+        "`robovlms_ros/ros/parameters.py`. Set them in a copy of `config/vla.yaml`",
+        "(`params_file:=`). A parameter is set while the node is unconfigured, unless the last column",
+        "names another time.",
         "",
-        "| parameter | default | unit | allowed | meaning | set |",
-        "|---|---|---|---|---|---|",
+        "| parameter | default | unit | range | set |",
+        "|---|---|---|---|---|",
     ]
     for entry in PARAMETERS:
         when = "at start" if entry.fixed else "at any time" if entry.live else ""
-        allowed = entry.allowed() or KINDS[entry.kind]
-        cells = (f"`{entry.name}`", f"`{_literal(entry.default)}`", entry.unit, allowed)
-        lines.append(f"| {' | '.join((*cells, entry.description, when))} |")
+        numbers = entry.allowed().removeprefix("from ") if math.isfinite(entry.low) else ""
+        cells = (f"`{entry.name}`", f"`{_literal(entry.default)}`", entry.unit, numbers, when)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for entry in PARAMETERS:
+        text = f"- `{entry.name}`: {entry.description}"
+        if entry.choices:
+            text += f" Allowed: {', '.join(entry.choices)}."
+        lines += textwrap.wrap(text, 98, subsequent_indent="  ", break_on_hyphens=False)
     former = ", ".join(f"`{old}` (now `{new}`)" for old, new in FORMER.items())
-    lines += ["", "Former names, accepted with a warning in this release:", f"{former}."]
+    lines += ["", *textwrap.wrap(f"Former names, accepted with a warning in this release: {former}.")]
     return "\n".join(lines) + "\n"
 
 

@@ -37,7 +37,7 @@ def test_shipped_yaml_is_written_from_the_table():
 def test_the_page_is_written_from_the_table():
     page = (share_directory() / "docs" / "parameters.md").read_text(encoding="utf-8")
     assert page == to_markdown(), "run: python -m robovlms_ros.ros.parameters"
-    assert all(f"| `{p.name}` |" in page for p in PARAMETERS)
+    assert all(f"| `{p.name}` |" in page and f"- `{p.name}`: " in page for p in PARAMETERS)
 
 
 def test_defaults_are_complete_valid_and_still():
