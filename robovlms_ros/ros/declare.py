@@ -34,7 +34,7 @@ FOREIGN_PREFIXES = ("qos_overrides.",)
 class DeclaredParameters:
     """The parameters of one node.
 
-    locked: the reason not to change them now, None when they can be; those marked `live` always can.
+    locked: the reason not to change them now, None where there is none; `live` ones always can be.
     on_live_change: called after a live one was changed.
     """
 
