@@ -104,6 +104,7 @@ def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
         parameters.joint_states_tolerance,
         parameters.max_instruction_length,
         {camera.name: camera.encoding for camera in parameters.cameras if camera.encoding},
+        body.collision,
     )
     return setting, subjects
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.scheduler import ScheduleConfig
@@ -100,6 +101,7 @@ class Setting:
     state_tolerance: float = 0.05
     max_instruction: int = 500
     encodings: Mapping[str, str] = field(default_factory=dict)
+    collision: CollisionModel | None = None
 
 
 def evaluate_bag(
@@ -177,7 +179,9 @@ def _runners(
     config = setting.config
     robot = setting.robot
     moves = robot.controller.type != "chunk_only" and kinematics is not None and mapping.joint_states is not None
-    make: Callable[[], ExecutorStack] | None = machine_factory(robot, kinematics, setting.schedule) if moves else None
+    make: Callable[[], ExecutorStack] | None = (
+        machine_factory(robot, kinematics, setting.schedule, setting.collision) if moves else None
+    )
     seen_specs: set[tuple[ActionSpec, int]] = set()
 
     def make_scorer(subject: Subject, spec: ActionSpec, horizon: int) -> Scorer:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.kinematics import IKResult, Kinematics
 from robovlms_ros.control.robot import RobotSpec
@@ -72,12 +73,17 @@ class ExecutorStack:
     scheduler: ChunkScheduler
 
 
-def machine_factory(robot: RobotSpec, kinematics: Any, schedule: ScheduleConfig) -> Callable[[], ExecutorStack]:
+def machine_factory(
+    robot: RobotSpec,
+    kinematics: Any,
+    schedule: ScheduleConfig,
+    collision: CollisionModel | None = None,
+) -> Callable[[], ExecutorStack]:
     """A maker of machines, without the ramp of the speed scaling: a replay has no activation."""
     settled = replace(robot, gate=replace(robot.gate, speed_scaling_ramp=0.0))
 
     def make() -> ExecutorStack:
-        executor = build_executor(settled, kinematics, schedule)
+        executor = build_executor(settled, kinematics, schedule, collision)
         return ExecutorStack(executor, executor.scheduler)
 
     return make
