@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run what is missing and print the table; returns 0."""
     from robovlms_ros.core.resources import find
-    from robovlms_ros.sim.training import ablations, costs
+    from robovlms_ros.sim.training import ablations
     from robovlms_ros.sim.training.pipeline import default_device
     from robovlms_ros.sim.training.plans import load_plan
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     names = args.only or ablations.variants_of(plan)
     left = ablations.work(names, plan, args.output, args.steps, range(args.seeds))
     if not args.report:
-        print(costs.table(left, costs.rates(args.output / name for name in ablations.VARIANTS)), flush=True)
+        print(ablations.table(left, ablations.rates(args.output / name for name in ablations.VARIANTS)), flush=True)
         device = default_device(args.device)
         for name in names:
             ablations.run(name, plan, args.output, args.steps, range(args.seeds), device=device, jobs=args.jobs)

@@ -119,7 +119,7 @@ def _report(
     """Print one condition's tables; returns its part of the JSON report."""
     from robovlms_ros.sim.closed_loop import failure_table, failures, report, table
     from robovlms_ros.sim.tasks import evaluate as tasks
-    from robovlms_ros.sim.tasks.instruction_following import obedience, obedience_table
+    from robovlms_ros.sim.tasks.evaluate import obedience, obedience_table
     from robovlms_ros.sim.tasks.language import TASKS
 
     aims = {name: tasks.EXPERT_AIM for name in TASKS} if args.checkpoint is None else tasks.AIMS
@@ -160,8 +160,7 @@ def _settings(args: argparse.Namespace, conditions: Sequence[str], limit: float)
 
 def _run(args: argparse.Namespace, settings: "BenchSettings", scenes: Sequence["Scene"]) -> list["TaskEpisode"]:
     """The episodes of all scenes, in order; those that the log already holds are not run again."""
-    from robovlms_ros.sim.episode_log import EpisodeLog, identity_of, log_beside
-    from robovlms_ros.sim.processes import run_scenes
+    from robovlms_ros.sim.scenes import EpisodeLog, identity_of, log_beside, run_scenes
 
     identity = identity_of(settings, args.latency)
     with ExitStack() as stack:

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from robovlms_ros.control.limits import JointBounds
-from robovlms_ros.control.spline import SEPARATION_NS, Spline, Stamps
+from robovlms_ros.control.trajectory import SEPARATION_NS, JointBounds, Spline, Stamps
 from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
 
 BRIDGE_NS = 80_000_000

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from robovlms_ros.control.executor import build_executor
-from robovlms_ros.control.limits import extremes
 from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.trajectory import extremes
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
     TrajectoryMessage,

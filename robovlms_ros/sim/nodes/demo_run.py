@@ -105,7 +105,8 @@ def run_demo(
             outcome.bag = options.output / "bag"
             recorder = BagRecorder(examiner, outcome.bag, tuple(f"{NAMESPACE}/{topic}" for topic in RECORDED))
             stack.callback(recorder.close)
-        wall, simulated = time.monotonic(), examiner.now_ns()
+        wall = time.monotonic()
+        simulated = examiner.now_ns()
         for index, trial in enumerate(options.trials):
             if recorder:
                 recorder.discover()
@@ -195,7 +196,8 @@ def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeR
     words = trial.instruction or examiner.truth()["instruction"]
     examiner.instruct(words)
     examiner.reset()
-    chunks, refusals = examiner.chunks, examiner.status.refusals
+    chunks = examiner.chunks
+    refusals = examiner.status.refusals
     recording = EpisodeRecording(f"{words} ({trial.condition}, scene {trial.seed})",
                                  tuple(examiner.truth()["joints"])) if trial.keep else None
     examiner.record(recording)
@@ -235,7 +237,8 @@ class _PublishedTruthJudge:
         if truth["time"] > self._time:
             self._time = truth["time"]
             done, wrong = self._judge.look(TableTruth.from_json(truth))
-            self.success, self.wrong = self.success or done, self.wrong or wrong
+            self.success = self.success or done
+            self.wrong = self.wrong or wrong
         return self.success or self.wrong
 
     def why(self) -> str:

@@ -1,7 +1,9 @@
-"""Instructions of the tabletop tasks: what is asked for, the ways of saying it, and back. No simulator is imported.
+"""Instructions of the tabletop tasks: what is asked for, the ways of saying it, and back. No
+simulator is imported.
 
-Every task has paraphrases that training uses and paraphrases that it never does; the latter are made of words that
-trained sentences use, so that a policy with a small vocabulary can be asked them at all.
+Every task has paraphrases that training uses and paraphrases that it never does; the latter are
+made of words that trained sentences use, so that a policy with a small vocabulary can be asked them
+at all.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ class TaskError(RoboVLMsError):
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked for. task: `lift`, `stack`, `put` or `push`. place: a thing or a plate; empty for `lift`."""
+    """What is asked for. task: `lift`, `stack`, `put` or `push`. place: a thing or a plate; empty
+    for `lift`."""
 
     task: str
     thing: str
