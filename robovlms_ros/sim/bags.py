@@ -123,8 +123,7 @@ def record_episodes(
     bag = SimulatedBag(path, loop.world, robot)
     world = loop.world
     on_frame = loop.on_frame
-    # type: ignore[assignment]
-    loop.world = bag
+    loop.world = bag  # type: ignore[assignment]
     loop.on_frame = bag.on_frame
     outcomes = []
     try:
