@@ -114,8 +114,11 @@ class ChunkExecutor:
         speed: Array | None = None,
         plan: JointPlan | PlanRefused | None = None,
         clock: Callable[[], int] | None = None,
+        commit: bool = True,
     ) -> Decision:
         """The decision on a chunk that has just become ready.
+
+        commit: False for a preview, after which nothing counts as commanded.
 
         state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,) measured, rad/s,
         for an arm that is really commanded: a motion that continues no other one starts from rest only. plan: the
@@ -135,8 +138,15 @@ class ChunkExecutor:
             plan = self.plan(chunk, state_at_stamp)
         if isinstance(plan, PlanRefused):
             return Decision(None, None, self.gate.refuse(str(plan), now_ns), None)
+        counts = self.gate.counts
+        ramp_began_ns = self.gate.ramp_began_ns
         decision, now_ns = self._decide_in_time(chunk, plan, measured, now_ns, clock)
         if decision.command is None:
+            self.gate.resume(self.guard.commanded)
+            return decision
+        if not commit:
+            self.gate.counts = counts
+            self.gate.ramp_began_ns = ramp_began_ns
             self.gate.resume(self.guard.commanded)
             return decision
         self.guard.record(decision.command, now_ns)
@@ -244,6 +254,11 @@ class ChunkExecutor:
             step = min(int(np.searchsorted(plan.times_ns, t_ns)), len(plan.gripper) - 1)
             opening = self._switch.update(float(plan.gripper[step]), t_ns)
         return None if opening is None else self.guard.admit_opening(opening)
+
+    @property
+    def commanded_opening(self) -> float | None:
+        """The gripper's side as it was last decided: 0 closed, 1 open, None before the first."""
+        return None if self._switch is None else self._switch.opening
 
     def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
         """Commanded positions and velocities (J,) at a time, past times included.

@@ -33,6 +33,8 @@ DISTRUST_NS = NANOSECONDS
 
 ARM_NOT_FOLLOWING = "arm_not_following"
 
+ROBOT_MAY_NOT_MOVE = "robot_may_not_move"
+
 STANDSTILL_HOLD_NS = 3 * NANOSECONDS
 """Shortest hold of an arm that did not move: its set point is brought back meanwhile."""
 
@@ -92,6 +94,9 @@ class ObservationSource(Protocol):
     def instruction(self) -> str:
         """The task in force, empty while there is none."""
 
+    def set_instruction(self, text: str) -> None:
+        """Put a checked instruction in force, by whatever way it came; empty for none."""
+
     def state_at(self, stamp_ns: int) -> RobotState:
         """The arm at an image's stamp; raises ObservationError."""
 
@@ -141,6 +146,19 @@ class Fault:
     name: str
     action: Action
     text: str
+
+
+@dataclass(frozen=True)
+class PermissionConfig:
+    """The input robot_may_move: a safety system's permission to move.
+
+    topic: named in texts. timeout: s after which a permission that is not renewed is void; 0: the
+    last one counts. resume: False where a stop by it also ends the instruction.
+    """
+
+    topic: str
+    timeout: float = 0.0
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,6 +215,14 @@ class _Joints:
 
 
 @dataclass
+class _Permission:
+    """The last value of robot_may_move, None before the first, and its time of arrival."""
+
+    given: bool | None = None
+    received_ns: int = 0
+
+
+@dataclass
 class _Standstill:
     """An arm that does not follow: since when it is held, the fault's text, its distance from the command (rad)."""
 
@@ -221,11 +247,20 @@ def image_digest(data: bytes | memoryview) -> int:
 class SafetyMonitor:
     """Faults of one arm's policy. Thread-safe. `reset` begins at activation; call `react` at 10 Hz or more.
 
-    cameras: names of the policy's cameras. now_ns: the caller's clock.
+    cameras: names of the policy's cameras. now_ns: the caller's clock. permission: None where the
+    arm needs no permission to move.
     """
 
-    def __init__(self, config: SafetyMonitorConfig, cameras: tuple[str, ...], now_ns: int) -> None:
+    def __init__(
+        self,
+        config: SafetyMonitorConfig,
+        cameras: tuple[str, ...],
+        now_ns: int,
+        permission: PermissionConfig | None = None,
+    ) -> None:
         self.config = config
+        self._permission_config = permission
+        self._permission = _Permission()
         self._lock = threading.RLock()
         self._camera_names = cameras
         self._present: dict[str, Fault] = {}
@@ -304,6 +339,19 @@ class SafetyMonitor:
             present = set(self._present)
         return ARM_NOT_FOLLOWING in present and not present & UNTRUSTED
 
+    @property
+    def permission_withdrawn(self) -> bool:
+        """True while the permission to move is withdrawn and its return must not start the arm."""
+        with self._lock:
+            config = self._permission_config
+            known = self._permission.given is not None
+            return (
+                config is not None
+                and not config.resume
+                and known
+                and ROBOT_MAY_NOT_MOVE in self._present
+            )
+
     def take_standstill_end(self) -> bool:
         """True once after `react` found the end of a standstill."""
         ended = self._standstill_ended
@@ -380,6 +428,11 @@ class SafetyMonitor:
             distrust = self._distrust
             fresh = distrust.since_ns is None or not 0 <= now_ns - distrust.since_ns <= DISTRUST_NS
             self._distrust = _Distrust(reason if fresh else distrust.reason, now_ns)
+
+    def robot_may_move(self, allowed: bool, now_ns: int) -> None:
+        """The permission to move arrived, or was withdrawn."""
+        with self._lock:
+            self._permission = _Permission(allowed, now_ns)
 
     def commanders(self, name: str, others: tuple[str, ...]) -> None:
         """Nodes beside this one that command the controller. name: the topic or action."""
@@ -467,8 +520,10 @@ class SafetyMonitor:
             return MonitorReport(action, tuple(ordered), raised, recovered)
 
     def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
-        return (self._clock, self._images, self._joint_states, self._words, self._policy, self._listener,
-                self._arm_stands)
+        return (
+            self._clock, self._permitted, self._images, self._joint_states, self._words,
+            self._policy, self._listener, self._arm_stands,
+        )
 
     def _notice_jump(self, now_ns: int) -> None:
         step = (now_ns - self._now_ns) / NANOSECONDS
@@ -483,6 +538,25 @@ class SafetyMonitor:
         if self._jumped is not None and self._joints.ever and all(c.ever for c in self._cameras.values()):
             self._jumped = None
         return [] if self._jumped is None else [Fault("clock_jumped", "cease_commands", self._jumped)]
+
+    def _permitted(self, now_ns: int) -> list[Fault]:
+        config = self._permission_config
+        if config is None:
+            return []
+        seen = self._permission
+        age = (now_ns - seen.received_ns) / NANOSECONDS
+        if seen.given is None:
+            text = f"the permission to move has not come on {config.topic}"
+        elif not seen.given:
+            text = f"the robot may not move: false on {config.topic}"
+        elif config.timeout > 0.0 and not 0.0 <= age <= config.timeout:
+            text = (
+                f"the robot may not move: nothing on {config.topic} for more than "
+                f"{config.timeout:g} s (robot_may_move_timeout)"
+            )
+        else:
+            return []
+        return [Fault(ROBOT_MAY_NOT_MOVE, "smooth_stop", text)]
 
     def _images(self, now_ns: int) -> list[Fault]:
         found = []

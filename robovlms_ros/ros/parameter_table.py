@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from robovlms_ros.control.controller_types import ROS_NAME
 from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
@@ -14,6 +14,8 @@ Value = str | bool | int | float | list[str]
 TRANSPORTS = ("raw", "compressed")
 WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list of texts"}
 CAMERA = "{camera}"
+Confirm = Literal["off", "first_chunk", "each_chunk"]
+"""The chunks that wait for a person: none, the first one after every stop, every one."""
 SCHEDULE = ScheduleConfig()
 WATCHDOG = SafetyMonitorConfig()
 
@@ -23,7 +25,8 @@ class Parameter:
     """One parameter. `low`, `high` bound numbers, both inclusive; `choices` bound texts; `topic` marks a ROS name.
 
     A name with `{camera}` stands for one parameter per configured camera; so does `{camera}` in its default.
-    fixed: can only be given when the node starts; live: can be changed at any time; all others: while unconfigured.
+    fixed: can only be given when the node starts; live: can be changed at any time; inactive: while
+    unconfigured or inactive, in force from the next activation; all others: while unconfigured.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Parameter:
     topic: bool = False
     fixed: bool = False
     live: bool = False
+    inactive: bool = False
 
     def allowed(self) -> str:
         """The allowed values in a user's words, empty where every value of the type is."""
@@ -87,7 +91,8 @@ PARAMETERS = (
         "auto: all shortcuts that give the same answers; max: also compiled code, minutes at first start; off: none; "
         "int8, int4, fp8: also the text model's weights in fewer bits, for small GPUs. Compared with the plain path at "
         "configure, and refused beyond the tolerance.", choices=("auto", "max", "off", "int8", "int4", "fp8")),
-    Parameter("dry_run", True, "True: chunks are published and nothing that moves."),
+    Parameter(
+        "dry_run", True, "True: chunks are published and nothing that moves.", inactive=True),
     Parameter(
         "cameras", ["static", "wrist"], "Names of the cameras, as the policy's configuration has them.", fixed=True),
     Parameter("camera.{camera}.topic", "{camera}/image_raw", "Base topic of the camera.", topic=True),
@@ -113,8 +118,33 @@ PARAMETERS = (
         "std_msgs/String, reliable and latched (transient local): the task in words.", topic=True),
     Parameter("instruction", "", "The task until one comes on instruction_topic. Empty: wait for one."),
     Parameter(
+        "resume_instruction", False,
+        "true: activation goes on with the instruction that is in force. false: it waits for a new "
+        "one; `instruction` serves the first activation after configure.", inactive=True),
+    Parameter(
+        "goal_fault_time", 3.0,
+        "s: a goal of ~/execute that does not run for so long, because of a fault or a missing "
+        "input, ends with `fault`.", 0.1, 3600.0, inactive=True),
+    Parameter(
+        "confirm", "off",
+        "Chunks that wait for ~/confirm before they move the arm: off: none; first_chunk: the first "
+        "one after every stop; each_chunk: every one, each is executed to its end.",
+        choices=get_args(Confirm), inactive=True),
+    Parameter(
         "max_instruction_length", 500,
         "Characters; a longer instruction is refused and the arm held.", 1, 100000),
+    Parameter(
+        "robot_may_move_topic", "",
+        "std_msgs/Bool of a safety system: false is a smooth stop at once, and nothing moves before "
+        "the first message. Empty: no permission is needed."),
+    Parameter(
+        "robot_may_move_timeout", 0.0,
+        "s: a permission that is not renewed for so long is void (best effort, volatile). 0: the "
+        "last one counts (reliable, transient local).", 0.0, 60.0),
+    Parameter(
+        "resume_after_stop", False,
+        "true: a returned permission lets the arm go on. false: it also needs a new instruction; "
+        "one that comes while the permission is withdrawn is dropped."),
     Parameter(
         "max_age", 0.0,
         "s: images and joint states older than this are refused and the arm held. 0: the robot's.", 0.0, 60.0),

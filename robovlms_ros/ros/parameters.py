@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from robovlms_ros.control.controller_types import ROS_NAME
+from robovlms_ros.control.controller_types import ROS_NAME, check_ros_name
 from robovlms_ros.control.robot import GateConfig
-from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
+from robovlms_ros.control.safety_monitor import PermissionConfig, SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.observations.images import AS_SENT, only_raw
-from robovlms_ros.ros.parameter_table import CAMERA, PARAMETERS, Parameter, Value
+from robovlms_ros.ros.parameter_table import CAMERA, PARAMETERS, Confirm, Parameter, Value
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,13 @@ class NodeParameters:
     joint_states_tolerance: float
     instruction_topic: str
     instruction: str
+    resume_instruction: bool
+    goal_fault_time: float
+    confirm: Confirm
     max_instruction_length: int
+    robot_may_move_topic: str
+    robot_may_move_timeout: float
+    resume_after_stop: bool
     max_age: float
     max_latency: float
     authority: float
@@ -74,6 +80,15 @@ class NodeParameters:
     added_latency: float
     schedule: ScheduleConfig
     watchdog: SafetyMonitorConfig
+
+    @property
+    def permission(self) -> PermissionConfig | None:
+        """The input robot_may_move; None where the arm needs no permission."""
+        topic = self.robot_may_move_topic
+        if not topic:
+            return None
+        check_ros_name("parameter robot_may_move_topic", topic)
+        return PermissionConfig(topic, self.robot_may_move_timeout, self.resume_after_stop)
 
     def authority_of(self, gate: GateConfig) -> tuple[float, float]:
         """The part of the speed limits in use after the ramp, and the ramp (s): given here, else the robot's."""

@@ -7,11 +7,14 @@ is commanded after `deactivate`. The node's status is kept up to date.
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from robovlms_ros.control.executor import REST_SPEED, ChunkExecutor
-from robovlms_ros.control.motion_guard import CommandRejected
+import numpy as np
+
+from robovlms_ros.control.executor import AT_COMMAND, REST_SPEED, ChunkExecutor, Decision
+from robovlms_ros.control.motion_guard import AdmittedCommand, CommandRejected
+from robovlms_ros.control.safety_gate import Verdict
 from robovlms_ros.control.safety_monitor import Action, ObservationSource, SafetyMonitor
 from robovlms_ros.control.schedule import ScheduleRefused
 from robovlms_ros.core.text_safety import without_numbers
@@ -19,11 +22,15 @@ from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
     InstructionRefused,
+    JointPlan,
     Observation,
+    RobotState,
     RoboVLMsError,
+    TrajectoryCommand,
 )
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.controllers.base import Arm, Gripper
+from robovlms_ros.ros.parameter_table import Confirm
 from robovlms_ros.ros.status import NodeStatus
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
@@ -48,13 +55,33 @@ class Worker(Protocol):
 class CommandInterfaces:
     """Receivers of commands. executor: None when chunks are only published. arm, gripper: None in dry_run.
 
-    lead: s from a command's publication to its first new point.
+    lead: s from a command's publication to its first new point. confirm: without effect in dry_run.
     """
 
     executor: ChunkExecutor | None = None
     arm: Arm | None = None
     gripper: Gripper | None = None
     lead: float = 0.0
+    confirm: Confirm = "off"
+
+
+class DecisionObserver:
+    """Receives what is decided and commanded; the base class does nothing with it."""
+
+    def on_command(self, command: TrajectoryCommand) -> None:
+        """A trajectory was sent, would be in dry_run, or waits for ~/confirm."""
+
+    def on_decision(self, chunk: ActionChunk, decision: Decision, sent: bool) -> None:
+        """A chunk was decided on."""
+
+
+@dataclass(frozen=True)
+class WaitingChunk:
+    """A chunk that waits for ~/confirm. state: the arm at the chunk's stamp."""
+
+    chunk: ActionChunk
+    plan: JointPlan
+    state: RobotState
 
 
 class PolicyRunner:
@@ -70,6 +97,7 @@ class PolicyRunner:
         report: NodeStatus,
         log: Callable[[str], None],
         steady_ns: Callable[[], int] = time.perf_counter_ns,
+        observer: DecisionObserver | None = None,
     ) -> None:
         self._observations = observations
         self._monitor = monitor
@@ -77,6 +105,11 @@ class PolicyRunner:
         self._executor = interfaces.executor
         self._arm = interfaces.arm
         self._gripper = interfaces.gripper
+        self._observer = observer or DecisionObserver()
+        self._confirm = "off" if interfaces.arm is None else interfaces.confirm
+        self._confirmed = False
+        self._waiting: WaitingChunk | None = None
+        self._next_chunk_ns = 0
         self._lead_ns = round(interfaces.lead * NANOSECONDS)
         self._publish_chunk = publish_chunk
         self._now = now
@@ -156,10 +189,68 @@ class PolicyRunner:
         """Drop what is in flight for the old instruction; the running plan goes on until the new one's chunk comes."""
         with self._lock:
             self._report.instruction = instruction
-            if self._active and self._worker is not None:
+            if not self._active:
+                return
+            if self._worker is not None:
                 self._worker.reset()
+            if self._confirm != "off":
+                self._smooth_stop("a new instruction waits for ~/confirm")
+
+    @property
+    def awaits_confirmation(self) -> bool:
+        """True while a chunk waits for ~/confirm."""
+        return self._waiting is not None
+
+    def confirm(self) -> str:
+        """Execute the chunk that waits; returns the reason why not, empty where it is executed."""
+        with self._lock:
+            waiting = self._waiting
+            if not self._active or waiting is None or self._executor is None or self._arm is None:
+                return "no chunk waits"
+            self._waiting = None
+            now = self._now()
+            action, problem = self._reaction(now)
+            if action in ("smooth_stop", "cease_commands"):
+                return problem
+            measured = self._observations.measured()
+            if measured is None:
+                return "no joint states have come"
+            moved = float(np.abs(measured.positions - waiting.state.positions).max())
+            if not moved <= AT_COMMAND:
+                return f"the arm moved by {moved:.3f} rad meanwhile; another chunk is planned"
+            # The arm is where the chunk begins: only its times move.
+            chunk = replace(waiting.chunk, stamp_ns=now)
+            times_ns = waiting.plan.times_ns + (now - waiting.chunk.stamp_ns)
+            plan = replace(waiting.plan, times_ns=times_ns, chunk=waiting.plan.chunk and chunk)
+            decision = self._executor.on_chunk(
+                chunk, measured, measured, now, self._observations.speed(), plan,
+                self._advancing(now),
+            )
+            if decision.command is None:
+                self._refuse(decision.verdict.reason)
+                self._observer.on_decision(waiting.chunk, decision, sent=False)
+                return decision.verdict.reason
+            self._confirmed = True
+            if self._confirm == "each_chunk":
+                curve_s = float(decision.command.times[-1])
+                self._next_chunk_ns = decision.command.stamp_ns + round(curve_s * NANOSECONDS)
+            self._set(RUNNING, "")
+            self._command(decision, now)
+            self._observer.on_decision(waiting.chunk, decision, sent=True)
+            return ""
+
+    def end_instruction(self, reason: str) -> None:
+        """Command a smooth stop; nothing more is commanded until another instruction comes."""
+        with self._lock:
+            if not self._active:
+                return
+            self._smooth_stop(reason)
+            self._observations.set_instruction("")
+            if self._report.state != PAUSED:
+                self._set(WAITING, "")
 
     def _begin_afresh(self) -> None:
+        self._forget_confirmation()
         self._not_before_ns = self._now()
         self._observations.clear_joint_states()  # a person may have moved the arm meanwhile
         self._monitor.reset(self._not_before_ns)
@@ -178,6 +269,7 @@ class PolicyRunner:
     def _cease_commands(self, reason: str) -> None:
         """Forget the commanded motion: the controller is away, or nothing can be timed. What it has ends at rest."""
         self._returning = False
+        self._forget_confirmation()
         if self._moving:
             self._moving = False
             self._report.last_stop, self._report.last_stop_ns = reason, self._now()
@@ -208,11 +300,14 @@ class PolicyRunner:
                 self._report.authority = self._executor.gate.authority_at(now)
             self._monitor.poll(None if self._worker is None else self._worker.inferring_since_ns, now)
             action, text = self._reaction(now)
+            if self._monitor.permission_withdrawn and self._observations.instruction:
+                self.end_instruction(text)
             if action == "cease_commands":
                 if self._moving or (self._executor is not None and self._executor.commanded(now) is not None):
                     self._cease_commands(text)
                 self._set(HOLDING if self._report.state == RUNNING else self._report.state, text)
             elif action == "smooth_stop":
+                self._waiting = None
                 self._on_fault(text)
                 self._return_to_arm(now, text)
             elif action == "wait":
@@ -260,7 +355,7 @@ class PolicyRunner:
         except CommandRejected:
             return
         if command is not None:
-            self._arm.send(command, now)
+            self._send(command, now)
             self._returning = True
 
     def on_chunk(self, chunk: ActionChunk) -> None:
@@ -279,7 +374,7 @@ class PolicyRunner:
             try:
                 self._execute(chunk)
             except RoboVLMsError as error:
-                self._refuse(str(error))
+                self._refuse_chunk(chunk, str(error))
 
     def on_error(self, error: Exception) -> None:
         """Inference failed. Called by the worker's thread."""
@@ -302,13 +397,21 @@ class PolicyRunner:
             self._cease_commands(problem)
         if action in ("smooth_stop", "cease_commands"):
             # What never ran goes on waiting: the state must not depend on whether the tick saw the fault first.
-            self._refuse(problem, HOLDING if self._report.state == RUNNING else self._report.state)
+            state = HOLDING if self._report.state == RUNNING else self._report.state
+            self._refuse_chunk(chunk, problem, state)
             return
         if self._executor is None:
             self._accept(chunk, now)
             return
+        if self._waiting is not None or chunk.stamp_ns < self._next_chunk_ns:
+            return
+        waits = self._confirm == "each_chunk" or (
+            self._confirm == "first_chunk" and not self._confirmed
+        )
+        if waits and not self._observations.speed().max() <= REST_SPEED:
+            return  # a chunk that waits begins where the arm rests
         if self._observations.measured() is None:
-            self._refuse("no joint states have come.")
+            self._refuse_chunk(chunk, "no joint states have come.")
             return
         state = self._observations.state_at(chunk.stamp_ns)
         plan = self._executor.plan(chunk, state)
@@ -316,27 +419,59 @@ class PolicyRunner:
         now = self._now()
         measured = self._observations.measured()
         if measured is None:
-            self._refuse("no joint states have come.")
+            self._refuse_chunk(chunk, "no joint states have come.")
             return
         if self._arm is None:
             decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
         else:
             decision = self._executor.on_chunk(
-                chunk, state, measured, now, self._observations.speed(), plan, self._advancing(now)
+                chunk, state, measured, now, self._observations.speed(), plan, self._advancing(now),
+                commit=not waits,
             )
         if decision.command is None:
             self._refuse(decision.verdict.reason)
+            self._observer.on_decision(chunk, decision, sent=False)
             self.deactivation_requested = self.deactivation_requested or decision.verdict.deactivate
+            return
+        if waits:
+            assert isinstance(plan, JointPlan)
+            self._waiting = WaitingChunk(chunk, plan, state)
+            self._set(WAITING, f"chunk {chunk.sequence} waits for ~/confirm")
+            self._observer.on_command(decision.command)
+            self._observer.on_decision(chunk, decision, sent=False)
             return
         if decision.verdict.kind == "clamp":
             self._report.clamps += 1
             self._report.last_clamp = decision.verdict.reason
         self._accept(chunk, now + self._lead_ns)
-        if self._arm is not None:
-            self._arm.send(decision.command, now)
-            self._moving = True
+        self._command(decision, now)
+        self._observer.on_decision(chunk, decision, sent=self._arm is not None)
+
+    def _command(self, decision: Decision, now_ns: int) -> None:
+        """Send a chunk's motion and gripper opening; in dry_run only show the motion."""
+        assert decision.command is not None
+        if self._arm is None:
+            self._observer.on_command(decision.command)
+            return
+        self._send(decision.command, now_ns)
+        self._moving = True
         if self._gripper is not None and decision.gripper is not None:
             self._gripper.update(decision.gripper)
+
+    def _send(self, command: AdmittedCommand, now_ns: int) -> None:
+        assert self._arm is not None
+        self._arm.send(command, now_ns)
+        self._observer.on_command(command)
+
+    def _forget_confirmation(self) -> None:
+        self._waiting = None
+        self._confirmed = False
+        self._next_chunk_ns = 0
+
+    def _refuse_chunk(self, chunk: ActionChunk, reason: str, state: str = HOLDING) -> None:
+        self._refuse(reason, state)
+        refused = Decision(None, None, Verdict("refuse", reason, None), None)
+        self._observer.on_decision(chunk, refused, sent=False)
 
     def _advancing(self, now_ns: int) -> Callable[[], int]:
         """A clock that reads `now_ns` now and advances steadily, as simulated time does not while a thread computes."""
@@ -356,6 +491,7 @@ class PolicyRunner:
 
     def _smooth_stop(self, reason: str) -> None:
         """Command a smooth stop, once, when anything is under way."""
+        self._forget_confirmation()
         if not self._moving and not self._returning:
             return
         self._moving = False
@@ -365,7 +501,7 @@ class PolicyRunner:
         if self._executor is None or self._arm is None:
             return
         try:
-            self._arm.send(self._executor.smooth_stop(now), now)
+            self._send(self._executor.smooth_stop(now), now)
         except (ScheduleRefused, CommandRejected) as error:
             # The last command ends at rest by itself; there is nothing better to send.
             self._report.last_stop = f"{reason} (no stop was sent: {error})"
