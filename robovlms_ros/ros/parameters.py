@@ -193,7 +193,9 @@ def _literal(value: Value) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return "[" + ", ".join(value) + "]"
-    return (value or '""') if isinstance(value, str) else str(value)
+    if value in ("", "off"):
+        return f'"{value}"'  # YAML reads a bare off as false
+    return str(value)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,9 @@ class PolicyRunner:
                 return "no joint states have come"
             moved = float(np.abs(measured.positions - waiting.state.positions).max())
             if not moved <= AT_COMMAND:
-                return f"the arm moved by {moved:.3f} rad meanwhile; another chunk is planned"
+                text = f"the arm moved by {moved:.3f} rad meanwhile; another chunk is planned"
+                self._set(WAITING, text)
+                return text
             # The arm is where the chunk begins: only its times move.
             chunk = replace(waiting.chunk, stamp_ns=now)
             times_ns = waiting.plan.times_ns + (now - waiting.chunk.stamp_ns)
