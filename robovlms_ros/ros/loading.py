@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 5
-VERIFIED_RUNS = 3
 WARM_UP_SIZE = (480, 640)
+WARM_UP_BLOCK = 80  # pixels of one colour, in each direction
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def load_brain(
 
     Raises RoboVLMsError.
     """
-    from robovlms_ros.inference.optimized.verification import open_session
+    from robovlms_ros.inference.optimized.verification import frames_to_verify, open_session
     from robovlms_ros.inference.session import PolicySession
 
     if parameters.checkpoint != "random":
@@ -101,9 +101,12 @@ def load_brain(
     policy = load_policy_of(parameters)
     cameras = _choose_cameras(policy.config, parameters)
     policy.config.require_runnable()
-    frames = _warm_up_frames(policy, cameras, parameters.instruction or _example_words(policy), example)
-    session = open_session(policy, parameters.fast_path, frames[:VERIFIED_RUNS], now)
-    latency = _warm_up(PolicySession(policy, None, session.fast), frames)
+    words = parameters.instruction or _example_words(policy)
+    count = frames_to_verify(policy.config.model.history_length, policy.device.type)
+    frames = _warm_up_frames(policy, cameras, words, example, count)
+    session = open_session(policy, parameters.fast_path, frames, now)
+    same_words = [frame for frame in frames if frame.instruction == words]
+    latency = _warm_up(PolicySession(policy, None, session.fast), same_words[:WARM_UP_RUNS])
     log.info("policy %s on %s, warm inference %.0f ms, %s path", policy.identity, policy.device, 1000 * latency,
              session.path)
     return LoadedPolicy(policy, session, cameras, latency)
@@ -196,17 +199,28 @@ def _example_words(policy: "VLAPolicy") -> str:
 
 
 def _warm_up_frames(
-    policy: "VLAPolicy", cameras: tuple[CameraParameters, ...], words: str, example: RobotState
+    policy: "VLAPolicy",
+    cameras: tuple[CameraParameters, ...],
+    words: str,
+    example: RobotState,
+    count: int,
 ) -> list[Observation]:
-    """Frames of noise, a history step apart."""
+    """`count` frames of large coloured blocks that differ strongly, a history step apart; then one with other words."""
     rng = np.random.default_rng(0)
     step = policy.config.model.history_step or 0.1
-    return [
-        Observation(int((run + 1) * step * 1e9),
-                    {camera.name: rng.integers(0, 256, (*WARM_UP_SIZE, 3), dtype=np.uint8) for camera in cameras},
-                    words, example)
-        for run in range(WARM_UP_RUNS)
-    ]
+    height, width = WARM_UP_SIZE
+    block = np.ones((WARM_UP_BLOCK, WARM_UP_BLOCK, 1), np.uint8)
+    blocks = (height // WARM_UP_BLOCK, width // WARM_UP_BLOCK, 3)
+    other_words = " ".join(reversed(words.split()))
+    frames = []
+    for run in range(count + 1):
+        images = {
+            camera.name: np.kron(rng.integers(0, 256, blocks, dtype=np.uint8), block)
+            for camera in cameras
+        }
+        instruction = words if run < count else other_words
+        frames.append(Observation(int((run + 1) * step * 1e9), images, instruction, example))
+    return frames
 
 
 def _warm_up(session: "PolicySession", frames: list[Observation]) -> float:

@@ -1,11 +1,15 @@
-"""The parts of the fast path that are meant for a GPU, as far as a CPU can tell.
+"""The parts of the fast path that are meant for a GPU, as far as a CPU runs them.
 
-- recorded functions: inputs copied in, copies handed out, one recording per shape, states carried from call to call,
-  whatever else was replayed in between; a function that cannot be recorded runs as it is and is named;
+- recorded functions: inputs copied in, copies handed out, one recording per shape, states carried
+  from call to call, whatever else was replayed in between; a function that cannot be recorded runs
+  as it is and is named;
 - with recording, every family's answers equal the plain path's, also after a change of instruction;
-- robots that are stepped together are recorded as one batch, of the vision tower and of the text model;
-- preprocessing on the device changes a pixel by a level at most, the answers hardly; graphs on a CPU are refused;
-- int8, int4, fp8: the text model's weights in fewer bytes, answers within the gate's tolerance or refused by the gate;
+- robots that are stepped together are recorded as one batch, of the vision tower and of the text
+  model;
+- preprocessing on the device changes a pixel by a level at most, the answers hardly; graphs on a
+  CPU are refused;
+- int8, int4, fp8: the text model's weights in fewer bytes, answers within the gate's tolerance or
+  refused by the gate;
 - torch.compile traces the limited text model and the vision stage, and the answers stay;
 - bfloat16: both paths agree within its rounding; the output layers compute in float32.
 """
@@ -23,7 +27,8 @@ from torch import Tensor
 from robovlms_ros.bench.policy.several_robots import predict_together
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.inference.optimized import optimized_inference
-from robovlms_ros.inference.optimized.cuda_graphs import CudaGraphCallable
+from robovlms_ros.inference.optimized.cuda_graphs import SHAPES_KEPT, CudaGraphCallable
+from robovlms_ros.inference.optimized.host_syncs import host_syncs
 from robovlms_ros.inference.optimized.options import FastPathError, FastPathOptions
 from robovlms_ros.inference.optimized.quantization import LINEARS, quantized_tower
 from robovlms_ros.inference.optimized.shared_stages import Shared
@@ -45,11 +50,22 @@ TWO = {"cameras": ["static", "wrist"], "proprioception": {"names": ["gripper"]}}
 FRAMES = [helpers.frame(i) for i in range(4)] + [helpers.frame(i, words="lift the green cube the cube") for i in (4, 5)]
 
 
+KNOWN_SYNCS = {
+    ("qwen2_5_vl", "vision"): [
+        "index by a boolean mask",
+        "repeat_interleave without output_size",
+        "unique_consecutive",
+    ],
+    ("qwen3_vl", "vision"): ["repeat_interleave without output_size"],
+}
+"""Stages that transformers computes from values on the device: they run without a graph."""
+
 ONE_BATCH = ("prompt_cache", "last_layer_action_only", "staggered_lstm", "batch_cameras", "cuda_graphs")
 
 
 def stand_in(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-    """A graph's manners without a GPU: fixed buffers in and out, the function's Python run while recording only.
+    """A graph's manners without a GPU: fixed buffers in and out, the function's Python run while
+    recording only.
 
     What it computes is run again, on the very buffers, at each replay.
     """
@@ -204,3 +220,69 @@ def test_compiled_stages(make_config: MakeConfig, monkeypatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: compile_(function, backend="eager", **kwargs))
     policy = helpers.lively(make_config(**TWO))
     assert helpers.largest_difference(policy, FastPathOptions(compile=True), FRAMES[2:]) < 1e-5
+
+
+def test_a_replay_that_computes_nothing_is_refused() -> None:
+    """A graph recorded on another device's stream is empty: each replay leaves the first answer."""
+
+    def empty(function, inputs):
+        outputs = function(*inputs)
+        return lambda: outputs
+
+    replayed = CudaGraphCallable("vision", lambda x: (x + 1,), empty)
+    for value in (1.0, 2.0):
+        assert torch.equal(replayed(torch.full((2,), value))[0], torch.full((2,), value + 1))
+    assert "vision: the replay differs from the function" in replayed.refused
+
+
+def test_the_shape_used_longest_ago_is_dropped() -> None:
+    recordings = []
+
+    def recorder(function, inputs):
+        recordings.append(len(inputs[0]))
+        return stand_in(function, inputs)
+
+    replayed = CudaGraphCallable("text", lambda x: (x * 2,), recorder)
+    for size in (*range(1, SHAPES_KEPT + 1), 1, 100, 1, 2):
+        assert torch.equal(replayed(torch.ones(size))[0], torch.full((size,), 2.0))
+    assert recordings == [*range(1, SHAPES_KEPT + 1), 100, 2]
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (lambda x: (x[x > 0],), "index by a boolean mask"),
+        (lambda x: (x * x.sum().item(),), "_local_scalar_dense"),
+        (lambda x: (torch.nonzero(x),), "nonzero"),
+        (lambda x: (torch.masked_select(x, x > 0),), "masked_select"),
+    ],
+)
+def test_host_syncs_are_found_before_a_recording(function, operation: str) -> None:
+    found = host_syncs(function, [torch.ones(3)])
+    assert len(found) == 1, found
+    assert found[0].startswith(f"{operation} at core/test_fast_device.py:")
+
+
+@pytest.mark.parametrize("family", sorted(helpers.FAMILIES))
+def test_recorded_stages_have_no_host_sync(make_config: MakeConfig, monkeypatch, family: str) -> None:
+    """Families whose stages wait for the device are named here, so that none joins them
+    unnoticed."""
+    found: dict[str, list[str]] = {}
+
+    def recorder(function, inputs):
+        key = {4: "vision"}.get(inputs[0].ndim, "text or head")
+        found.setdefault(key, []).extend(host_syncs(function, inputs))
+        return stand_in(function, inputs)
+
+    backbone, vlm = helpers.FAMILIES[family]
+    policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
+    monkeypatch.setattr(optimized_inference, "check_supported", lambda name, policy: None)
+    monkeypatch.setattr(
+        optimized_inference, "shared_by", lambda policy, options, parts, _: Shared(policy, parts, "none", recorder)
+    )
+    session = PolicySession(policy, fast=FastPathOptions(cuda_graphs=True))
+    for observation in FRAMES[:4]:
+        session.predict_action_chunk(observation)
+    assert "vision" in found
+    for stage, lines in found.items():
+        assert sorted({line.split(" at ")[0] for line in lines}) == KNOWN_SYNCS.get((family, stage), []), lines

@@ -1,8 +1,11 @@
 """The gate at configure.
 
-- a fast path that agrees is accepted with its numbers; one that is off by more, fails, or answers NaN is refused;
-- a session is opened on the path that was verified; a quantised model that was accepted is the only one left;
+- a fast path that agrees is accepted with its numbers; one that is off by more, fails, or answers
+  NaN is refused;
+- a session is opened on the path that was verified; a quantised model that was accepted is the only
+  one left;
 - what compiled code or graphs spoil is tried without them;
+- answers that do not follow the images are refused; half precision is judged against float32;
 - the tolerance follows precision and quantisation; no observation is an error of the caller.
 """
 
@@ -20,13 +23,17 @@ from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.optimized.verification import (
     EXACT,
     QUANTIZED,
+    Tolerance,
+    frames_to_verify,
     open_session,
     tolerance_of,
     verify_fast_path,
 )
 from robovlms_ros.inference.session import PolicySession
 
-_spec = importlib.util.spec_from_file_location("fast_paths", Path(__file__).parent / "fast_paths.py")
+_spec = importlib.util.spec_from_file_location(
+    "fast_paths", Path(__file__).parent / "fast_paths.py"
+)
 assert _spec is not None and _spec.loader is not None
 helpers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(helpers)
@@ -49,7 +56,10 @@ def test_an_open_session_is_verified_and_keeps_one_set_of_weights(make_config: M
     policy = helpers.lively(make_config(backbone, vlm=vlm))
     assert open_session(policy, "off", FRAMES).path == "plain"
     assert "cosine 1.0" in open_session(policy, "auto", FRAMES).path_reason
-    tower, before = policy.vlm.text_tower, PolicySession(policy, fast=FastPathOptions(quantize="int8"))
+    tower, before = (
+        policy.vlm.text_tower,
+        PolicySession(policy, fast=FastPathOptions(quantize="int8")),
+    )
     count = sum(p.numel() for p in tower.parameters())
     session = open_session(policy, "int8", FRAMES)
     assert session.path == "fast" and sum(p.numel() for p in tower.parameters()) < 0.7 * count
@@ -67,7 +77,9 @@ def break_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor],
 
 
 @pytest.mark.parametrize("change", ["scaled", "nan", "fails"])
-def test_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog, change: str) -> None:
+def test_refused(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog, change: str
+) -> None:
     def fail(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
@@ -85,7 +97,10 @@ def test_one_step_down_at_a_time(make_config: MakeConfig, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "compile", no_compiler)
     session = open_session(helpers.lively(make_config()), "max", FRAMES)
     assert session.path == "fast" and session.fast == FastPathOptions()
-    assert "refused with compile: the fast path failed: RuntimeError: no C++ compiler here" in session.path_reason
+    assert (
+        "refused with compile: the fast path failed: RuntimeError: no C++ compiler here"
+        in session.path_reason
+    )
 
 
 def test_tolerances(make_config: MakeConfig) -> None:
@@ -95,3 +110,36 @@ def test_tolerances(make_config: MakeConfig) -> None:
     assert tolerance_of(policy.to(torch.bfloat16), FastPathOptions()) == EXACT["bfloat16"]
     with pytest.raises(ValueError, match="at least one observation"):
         verify_fast_path(policy, [], FastPathOptions())
+
+
+def test_answers_that_do_not_follow_the_images_are_refused(make_config, monkeypatch) -> None:
+    """An empty graph returns its first answer forever: within every tolerance where answers vary
+    little."""
+    first: list[torch.Tensor] = []
+
+    def stale(x: torch.Tensor) -> torch.Tensor:
+        first.append(x)
+        return first[0] if first[0].shape == x.shape else x
+
+    break_with(monkeypatch, stale)
+    policy = helpers.lively(make_config(action_head={"type": "fc"}, model={"history_length": 1}))
+    judged = verify_fast_path(policy, FRAMES, FastPathOptions(), Tolerance(-1.0, 10.0))
+    assert not judged.accepted
+    assert "do not follow the images" in judged.reason
+
+
+def test_half_precision_is_judged_by_its_error_against_float32(make_config, monkeypatch) -> None:
+    policy = helpers.lively(make_config()).to(torch.bfloat16)
+    judged = verify_fast_path(policy, FRAMES, FastPathOptions())
+    assert judged.accepted, judged.reason
+    assert "error against float32" in judged.reason
+    break_with(monkeypatch, lambda x: x * 1.2)
+    judged = verify_fast_path(policy, FRAMES, FastPathOptions())
+    assert not judged.accepted, judged.reason
+
+
+@pytest.mark.parametrize(
+    ("window", "device", "count"), [(16, "cuda", 19), (1, "cuda", 4), (16, "cpu", 5)]
+)
+def test_a_window_fills_and_slides_on_a_gpu(window: int, device: str, count: int) -> None:
+    assert frames_to_verify(window, device) == count

@@ -2,7 +2,8 @@
 
 - LSTM of several layers, several tokens, pooled tokens: equal to the head over the window, while it fills and slides;
 - three sequences that alternate (a camera three times the history's rate) keep their states apart;
-- where the history grid moves the window is run again and said so; where it stands still again, states answer again;
+- where the history grid moves the window is run again, and the description names it; where it rests, states
+  answer again;
 - a frame asked for twice, a new instruction, two sessions; GPT before and after its window is full; FC.
 - the LSTM's cell reads the weights that torch's own LSTM reads, in float32 state under bfloat16 weights;
 - answering first and all rows in one step: windows of 1 to 16 that grow, slide, alternate, jump and shrink equal
@@ -180,7 +181,7 @@ def test_windows_equal_torch(longest: int, kind: type[AnswerFirstLSTM | OneStepL
         expected = head.read_out(outputs[:, -1:]).arm
         for arm in arms:
             torch.testing.assert_close(arm, expected, atol=1e-6, rtol=0)
-        by_state += "run again" not in window.said
+        by_state += "run again" not in window.description
     assert by_state > 3 * longest
 
 
@@ -246,7 +247,7 @@ def test_a_step_that_fails_leaves_no_states(monkeypatch: pytest.MonkeyPatch) -> 
             with monkeypatch.context() as broken, pytest.raises(MemoryError):
                 broken.setattr(lstm_window, "lstm_step", fail)
                 window.finish()
-    assert "oldest state" in window.said
+    assert "oldest state" in window.description
 
 
 def test_where_answers_come_first() -> None:

@@ -8,16 +8,25 @@ value on the host; one that does fails while it is recorded, and reports the rea
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from robovlms_ros.inference.optimized.host_syncs import host_syncs
+
 log = logging.getLogger(__name__)
 Function = Callable[..., tuple[Tensor, ...]]
 WARM_UP = 3
 SHAPES_KEPT = 8
+REPLAY_TOLERANCE = 0.05
+"""Largest difference of a replay from the function, as a part of the largest output: rounding in half
+precision may depend on the kernels that were chosen."""
+
+Key = tuple[object, ...]
+Recording = tuple[list[Tensor], Callable[[], tuple[Tensor, ...]]]
 
 
 class GraphCapture(Protocol):
@@ -27,20 +36,34 @@ class GraphCapture(Protocol):
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]: ...
 
 
-def cuda_recorder(function: Function, inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-    """A CUDA graph. Raises RuntimeError where the function cannot be recorded."""
+def cuda_recorder(
+    function: Function, inputs: Sequence[Tensor]
+) -> Callable[[], tuple[Tensor, ...]]:
+    """A CUDA graph on the inputs' device. Raises RuntimeError where the function cannot be recorded."""
     device = inputs[0].device
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            function(*inputs)
-    torch.cuda.current_stream(device).wait_stream(side)
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on using the device while this one records.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outputs = function(*inputs)
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream(device)
+        caller = torch.cuda.current_stream(device)
+        stream.wait_stream(caller)
+        with torch.cuda.stream(stream):
+            # A capture that fails may leave torch's allocator unusable: what it refuses is found before.
+            refused = host_syncs(function, inputs)
+            if refused:
+                raise RuntimeError(f"the function waits for the device: {'; '.join(refused)}")
+            for _ in range(WARM_UP):
+                function(*inputs)
+        caller.wait_stream(stream)
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        # A stream of this device and a pool of its own: a refused capture leaves the other graphs whole. Other
+        # threads may use the device meanwhile.
+        with torch.cuda.graph(
+            graph,
+            pool=torch.cuda.graph_pool_handle(),
+            stream=stream,
+            capture_error_mode="thread_local",
+        ):
+            outputs = function(*inputs)
 
     def replay() -> tuple[Tensor, ...]:
         graph.replay()
@@ -50,15 +73,17 @@ def cuda_recorder(function: Function, inputs: Sequence[Tensor]) -> Callable[[], 
 
 
 class CudaGraphCallable:
-    """`function`, recorded once per shape of its inputs. Shared by threads. It may change its
-    inputs in place: callers' tensors stay as they are, so what changes has to be among the
-        outputs."""
+    """`function`, recorded once per shape of its inputs, for the SHAPES_KEPT shapes used last.
+
+    Shared by threads. The function may change its inputs in place: callers' tensors stay as they
+    are, so changed values have to be among the outputs.
+    """
 
     def __init__(self, name: str, function: Function, recorder: GraphCapture = cuda_recorder):
         self.name = name
         self.function = function
         self._recorder = recorder
-        self._recorded: dict[tuple[object, ...], tuple[list[Tensor], Callable[[], tuple[Tensor, ...]]] | None] = {}
+        self._recorded: OrderedDict[Key, Recording | None] = OrderedDict()
         self._lock = threading.Lock()
         self.refused = ""
 
@@ -68,7 +93,10 @@ class CudaGraphCallable:
         key = tuple((tuple(x.shape), x.dtype) for x in inputs)
         with self._lock:
             if key not in self._recorded:
-                self._recorded[key] = self._record(inputs) if len(self._recorded) < SHAPES_KEPT else None
+                if len(self._recorded) >= SHAPES_KEPT:
+                    self._recorded.popitem(last=False)
+                self._recorded[key] = self._record(inputs)
+            self._recorded.move_to_end(key)
             recorded = self._recorded[key]
             if recorded is not None:
                 buffers, replay = recorded
@@ -77,12 +105,36 @@ class CudaGraphCallable:
                 return tuple(output.clone() for output in replay())
         return self.function(*inputs)
 
-    def _record(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], tuple[Tensor, ...]]] | None:
+    def _record(self, inputs: Sequence[Tensor]) -> Recording | None:
         buffers = [x.clone() for x in inputs]
         try:
-            return buffers, self._recorder(self.function, buffers)
+            replay = self._recorder(self.function, buffers)
+            self._check(replay, buffers, inputs)
+            return buffers, replay
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.refused = f"{self.name}: {reason}"
             log.warning("CUDA graph of %s refused, it runs as it is: %s", self.name, reason)
             return None
+
+    def _check(
+        self,
+        replay: Callable[[], tuple[Tensor, ...]],
+        buffers: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+    ) -> None:
+        """Raise RuntimeError unless a replay computes its outputs from its buffers: an empty graph does not."""
+        for buffer, given in zip(buffers, inputs, strict=True):
+            buffer.copy_(given)
+        outputs = replay()
+        for output in outputs:
+            output.fill_(0)
+        for buffer, given in zip(buffers, inputs, strict=True):
+            buffer.copy_(given)
+        outputs = replay()
+        expected = self.function(*[x.clone() for x in inputs])
+        for output, value in zip(outputs, expected, strict=True):
+            scale = value.float().abs().max().item() if value.numel() else 0.0
+            difference = (output.float() - value.float()).abs().max().item() if value.numel() else 0.0
+            if not difference <= REPLAY_TOLERANCE * scale + 1e-6:
+                raise RuntimeError(f"the replay differs from the function by {difference:.3g} of {scale:.3g}")

@@ -34,6 +34,15 @@ def shared_by(policy: VLAPolicy, options: FastPathOptions, parts: tuple[str, ...
         return made[key]
 
 
+def release_stages(policy: VLAPolicy) -> None:
+    """Drop the shared stages of a policy: graphs, compiled code and quantised weights of refused options.
+
+    Sessions that use them keep them alive.
+    """
+    with _lock:
+        _shared.pop(policy, None)
+
+
 class Shared:
     """recorder: how functions are recorded where `cuda_graphs` is among the parts."""
 
@@ -81,13 +90,18 @@ class Shared:
 
     def encode(self, images: Tensor) -> VisualTokens:
         """Images (N, 3, S, S) of any cameras to their visual tokens."""
-        function = self._recorded(("vision",), self._encode_function) if self.graphs else self._encode_function
+        size = images.shape[-1]
+        if size not in self._grid:
+            # Outside of compiled and recorded code, which must not depend on what this object holds.
+            self._grid[size] = self._vlm.encode_images(images[:1]).grid
+        function = self._encode_function
+        if self.graphs:
+            function = self._recorded(("vision",), function)
         tokens, *layers = function(images)
-        return VisualTokens(tokens, tuple(layers), self._grid[images.shape[-1]])
+        return VisualTokens(tokens, tuple(layers), self._grid[size])
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
         visual = self._vlm.encode_images(images)
-        self._grid[images.shape[-1]] = visual.grid
         return (visual.tokens, *visual.layers)
 
     def read(
