@@ -270,6 +270,13 @@ class ChunkExecutor:
             return None
         return self.guard.commanded_at(t_ns)
 
+    def commanded_state(self, measured: RobotState, now_ns: int) -> RobotState:
+        """The arm as commanded now, without a pose; as measured where nothing is commanded."""
+        commanded = self.commanded(now_ns)
+        if commanded is None:
+            return replace(measured, stamp_ns=now_ns, eef_pose=None)
+        return RobotState(now_ns, commanded[0], commanded[1])
+
     def smooth_stop(self, now_ns: int) -> AdmittedCommand:
         """A stop along the commanded motion; the next chunk continues from its end.
 

@@ -261,6 +261,8 @@ class SafetyMonitor:
         self.config = config
         self._permission_config = permission
         self._permission = _Permission()
+        self.person_drives = False
+        """True while a person commands the arm: faults of the policy and its inputs do not count."""
         self._lock = threading.RLock()
         self._camera_names = cameras
         self._present: dict[str, Fault] = {}
@@ -321,7 +323,7 @@ class SafetyMonitor:
         worst = report.faults[:1]
         if report.action == "cease_commands":
             return "cease_commands", worst[0].text
-        problem = self._observations.problem(now_ns)
+        problem = None if self.person_drives else self._observations.problem(now_ns)
         if problem is not None:
             return "smooth_stop", problem
         complaint = None if self._arm is None else self._arm.problem()
@@ -520,10 +522,10 @@ class SafetyMonitor:
             return MonitorReport(action, tuple(ordered), raised, recovered)
 
     def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
-        return (
-            self._clock, self._permitted, self._images, self._joint_states, self._words,
-            self._policy, self._listener, self._arm_stands,
+        of_arm = (
+            self._clock, self._permitted, self._joint_states, self._listener, self._arm_stands,
         )
+        return of_arm if self.person_drives else (*of_arm, self._images, self._words, self._policy)
 
     def _notice_jump(self, now_ns: int) -> None:
         step = (now_ns - self._now_ns) / NANOSECONDS

@@ -195,6 +195,8 @@ class ExecuteServer:
             limits = self._limits
             if limits is None:
                 return f"the node is {self._node.lifecycle_state}, not active."
+            if self._runner is not None and self._runner.person_drives:
+                return "a person drives: call ~/hand_back first."
             if self._running is not None and not goal.preempt:
                 return "another goal runs. Cancel it, or set preempt to replace it."
             if not (math.isfinite(goal.max_duration) and goal.max_duration >= 0.0):

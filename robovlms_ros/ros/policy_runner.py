@@ -13,7 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from robovlms_ros.control.executor import AT_COMMAND, REST_SPEED, ChunkExecutor, Decision
+from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.motion_guard import AdmittedCommand, CommandRejected
+from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.safety_gate import Verdict
 from robovlms_ros.control.safety_monitor import Action, ObservationSource, SafetyMonitor
 from robovlms_ros.control.schedule import ScheduleRefused
@@ -35,6 +37,12 @@ from robovlms_ros.ros.status import NodeStatus
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
 PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
+
+
+PERSON_SILENCE = 0.3
+"""s without a command of a person who drives, after which the arm is held."""
+
+PERSON_DRIVES = "a person drives (~/take_over)"
 
 
 class Worker(Protocol):
@@ -110,6 +118,8 @@ class PolicyRunner:
         self._confirmed = False
         self._waiting: WaitingChunk | None = None
         self._next_chunk_ns = 0
+        self._person_ns: int | None = None
+        self._handed_back_ns = 0
         self._lead_ns = round(interfaces.lead * NANOSECONDS)
         self._publish_chunk = publish_chunk
         self._now = now
@@ -140,6 +150,8 @@ class PolicyRunner:
                 return
             self._smooth_stop(reason)
             self._active = False
+            if self.person_drives:
+                self._release_person()
             if self._worker is not None:
                 self._worker.reset()
             self._set(INACTIVE, "")
@@ -193,7 +205,7 @@ class PolicyRunner:
                 return
             if self._worker is not None:
                 self._worker.reset()
-            if self._confirm != "off":
+            if self._confirm != "off" and not self.person_drives:
                 self._smooth_stop("a new instruction waits for ~/confirm")
 
     @property
@@ -241,14 +253,112 @@ class PolicyRunner:
             self._observer.on_decision(waiting.chunk, decision, sent=True)
             return ""
 
+    @property
+    def person_drives(self) -> bool:
+        """True from take_over to hand_back."""
+        return self._person_ns is not None
+
+    @property
+    def kinematics(self) -> Kinematics | None:
+        """The executor's, for use within `person_command` only; None for a policy in joint space."""
+        return None if self._executor is None else self._executor.kinematics
+
+    def take_over(self) -> str:
+        """Let a person command the arm; returns the reason why not, empty where it is done.
+
+        The running plan goes on until the person's first command; silence is a smooth stop.
+        """
+        with self._lock:
+            if not self._active:
+                return "the node is not active"
+            if self._executor is None or self._arm is None:
+                return "nothing is commanded: dry_run is true, or the robot is chunk_only"
+            if self._report.state == PAUSED:
+                return "the node is paused"
+            if self.person_drives:
+                return "a person drives already"
+            self._waiting = None
+            self._person_ns = self._now()
+            self._monitor.person_drives = True
+            self._set(WAITING, PERSON_DRIVES)
+            return ""
+
+    def hand_back(self) -> str:
+        """Let the policy command the arm, by observations taken after now.
+
+        Returns the reason why not, empty where it is done.
+        """
+        with self._lock:
+            if not self.person_drives:
+                return "no person drives"
+            self._release_person()
+            if not self._observations.instruction:
+                self._smooth_stop("handed back without an instruction")
+            # While the person's last motion goes on, a fault must stop it.
+            self._set(RUNNING if self._moving else WAITING, "")
+            return ""
+
+    def _release_person(self) -> None:
+        self._person_ns = None
+        self._monitor.person_drives = False
+        self._handed_back_ns = self._now()
+
+    def person_command(self, plan_of: Callable[[RobotState, RobotSpec], JointPlan]) -> str:
+        """Execute a person's command, from the commanded state on; returns the reason why not.
+
+        plan_of: makes the plan from that state, at the present stamp; may raise RoboVLMsError.
+        """
+        with self._lock:
+            if not self._active or not self.person_drives:
+                return "no person drives"
+            if self._report.state == PAUSED:
+                return "the node is paused"
+            assert self._executor is not None and self._arm is not None
+            now = self._now()
+            self._person_ns = now
+            action, problem = self._reaction(now)
+            if action in ("smooth_stop", "cease_commands"):
+                return problem
+            measured = self._observations.measured()
+            if measured is None:
+                return "no joint states have come"
+            start = self._executor.commanded_state(measured, now)
+            try:
+                plan = plan_of(start, self._executor.robot)
+            except RoboVLMsError as error:
+                return str(error)
+            assert plan.chunk is not None
+            speed = self._observations.speed()
+            now = self._now()
+            decision = self._executor.on_chunk(
+                plan.chunk, start, measured, now, speed, plan, self._advancing(now)
+            )
+            if decision.command is None:
+                self._smooth_stop(decision.verdict.reason)
+                return decision.verdict.reason
+            self._command(decision, now)
+            return ""
+
+    def _tick_person(self, action: Action, text: str, now_ns: int) -> None:
+        assert self._person_ns is not None
+        silent = not 0 <= now_ns - self._person_ns <= PERSON_SILENCE * NANOSECONDS
+        if action == "cease_commands":
+            self._cease_commands(text)
+        elif action == "smooth_stop":
+            self._smooth_stop(text)
+        elif silent:
+            self._smooth_stop(f"no command of the person for {PERSON_SILENCE} s")
+        self._set(WAITING, text or PERSON_DRIVES)
+
     def end_instruction(self, reason: str) -> None:
         """Command a smooth stop; nothing more is commanded until another instruction comes."""
         with self._lock:
             if not self._active:
                 return
-            self._smooth_stop(reason)
+            if not self.person_drives:
+                self._smooth_stop(reason)
             self._observations.set_instruction("")
-            if self._report.state != PAUSED:
+            if self._report.state != PAUSED and not self.person_drives:
                 self._set(WAITING, "")
 
     def _begin_afresh(self) -> None:
@@ -304,7 +414,9 @@ class PolicyRunner:
             action, text = self._reaction(now)
             if self._monitor.permission_withdrawn and self._observations.instruction:
                 self.end_instruction(text)
-            if action == "cease_commands":
+            if self.person_drives:
+                self._tick_person(action, text, now)
+            elif action == "cease_commands":
                 if self._moving or (self._executor is not None and self._executor.commanded(now) is not None):
                     self._cease_commands(text)
                 self._set(HOLDING if self._report.state == RUNNING else self._report.state, text)
@@ -373,6 +485,8 @@ class PolicyRunner:
             if chunk.timing is not None:
                 spent = chunk.timing.inference_end_ns - chunk.timing.inference_start_ns
                 self._report.inference.add(spent / NANOSECONDS)
+            if self.person_drives or chunk.stamp_ns < self._handed_back_ns:
+                return
             try:
                 self._execute(chunk)
             except RoboVLMsError as error:
@@ -388,6 +502,8 @@ class PolicyRunner:
                     self._monitor.instruction_refused(text)
                 else:
                     self._monitor.inference_failed(text)
+                if self.person_drives:
+                    return
                 self._refuse(f"instruction refused: {text}" if refused else f"inference failed: {text}")
                 # The detail stays that of the worst fault, which the next tick would put there again.
                 self._set(HOLDING, self._reaction(self._now())[1])

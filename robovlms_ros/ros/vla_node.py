@@ -32,6 +32,7 @@ from robovlms_ros.ros.decision_publisher import DecisionPublisher
 from robovlms_ros.ros.declare import DeclaredParameters
 from robovlms_ros.ros.description import wait_for_description
 from robovlms_ros.ros.execute import ExecuteLimits, ExecuteServer, Result
+from robovlms_ros.ros.human_control import HumanControl
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode, run_until_signalled
 from robovlms_ros.ros.loading import (
     DelayedSession,
@@ -110,6 +111,10 @@ class VLANode(PlainLifecycleNode):
         )
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
         self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        self._human = HumanControl(
+            self, self._report, self.now_ns, lambda: self._runner, self._on_taken_over,
+            self._reporter.log_edge,
+        )
         self._reporter.publish()
 
     def now_ns(self) -> int:
@@ -280,6 +285,7 @@ class VLANode(PlainLifecycleNode):
         if state != "active":
             self._report.state = state
             self._report.detail = self._own_end if state == "inactive" else ""
+            self._human.publish_source()
         self._reporter.publish()
 
     def _failed(self, transition: str, reason: str) -> None:
@@ -310,6 +316,10 @@ class VLANode(PlainLifecycleNode):
         self._report.last_refusal_ns = self.now_ns()
         self.get_logger().warning(printable(text, TEXT_LIMIT))
         return reason
+
+    def _on_taken_over(self) -> None:
+        self._execute.end(Result.HUMAN_TOOK_OVER, "~/take_over")
+        self._reporter.publish_on_change()
 
     def _on_confirm(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         runner = self._runner
@@ -384,6 +394,7 @@ class VLANode(PlainLifecycleNode):
             self._tick_goal()
             deactivation_requested = self._runner.deactivation_requested
         self._reporter.publish_on_change()
+        self._human.publish_source()
         if deactivation_requested and self.lifecycle_state == "active":
             self._own_end = f"the node deactivated itself: {self._report.last_refusal}"
             self.get_logger().error(printable(self._own_end, TEXT_LIMIT))

@@ -58,12 +58,12 @@ def stopped(graph, detail="no instruction"):
     assert not graph.arm.rejected
 
 
-def worst_step(graph):
+def worst_step(graph, begin=0):
     """Largest step (rad) and kink (rad per 10 ms) between a command and the one it replaced."""
     from robovlms_ros.control.spline import curve_of
 
     worst = 0.0
-    curves = [(now, curve_of(command, now)) for now, command in graph.sent]
+    curves = [(now, curve_of(command, now)) for now, command in graph.sent[begin:]]
     for (_, before), (now, after) in itertools.pairwise(curves):
         at = np.array([max(now, int(after.times_ns[0]))])
         old, new = before(at), after(at)
