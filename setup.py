@@ -38,10 +38,11 @@ SIM = [
     "robosuite==1.5.2",
     "scipy",
 ]
-EVAL = ["matplotlib", "mcap>=1.2", "opencv-python-headless", "rosbags>=0.11"]
+REPORTS = ["jinja2>=3.1", "matplotlib"]
+EVAL = [*REPORTS, "mcap>=1.2", "opencv-python-headless", "rosbags>=0.11"]
 FLEET = [*EVAL, "ray>=2.9"]
-TRAIN = ["accelerate>=1.10", "av>=14", "matplotlib", "mcap>=1.2", "peft>=0.17", "pyarrow>=17", "rosbags>=0.11",
-         "tensorboard", "tqdm"]
+TRAIN = [*REPORTS, "accelerate>=1.10", "av>=14", "mcap>=1.2", "peft>=0.17", "pyarrow>=17",
+         "rosbags>=0.11", "tensorboard", "tqdm"]
 DEV = ["hypothesis", "lxml", "mypy", "pytest", "ruff", "types-PyYAML"]
 
 setup(
@@ -51,7 +52,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
-    package_data={PACKAGE: ["**/*.yaml", "**/*.json", "**/*.xml", "**/*.safetensors"]},
+    package_data={PACKAGE: ["**/*.yaml", "**/*.json", "**/*.xml", "**/*.safetensors", "**/*.html"]},
     data_files=data_files(),
     install_requires=[
         "numpy>=1.26",

@@ -1,5 +1,7 @@
-"""The graph behind `robovlms bench node`: real inputs, pilot, worker, executor; a policy that only prepares images."""
+"""Time that the ROS node adds to a step: real inputs, policy runner, worker and executor, with a
+policy that only prepares images."""
 
+import argparse
 import io
 import subprocess
 import sys
@@ -12,13 +14,16 @@ from typing import Any
 import numpy as np
 import rclpy
 from PIL import Image as PillowImage
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
+from robovlms_ros.core.structured_text import write_json
+from robovlms_ros.core.text_table import aligned
 from robovlms_ros.core.types import ActionChunk, ActionSpec, Observation, RoboVLMsError
 from robovlms_ros.inference.worker import InferenceWorker
 from robovlms_ros.models.image_processor import SIGLIP_MEAN, SIGLIP_STD, ImageProcessor
@@ -41,7 +46,10 @@ HEIGHT, WIDTH, RATE = 480, 640, 30.0
 CAMERAS = ("static", "wrist")
 SPEC = ActionSpec("eef_delta", "base", "rotation_vector", "from_observation", 0.05)
 HORIZON = 20
-WARM_UP, PATIENCE = 2.0, 120.0
+WARM_UP = 2.0
+PATIENCE = 120.0
+ADDED_MS = 3.0
+RATIO = 1.2
 
 
 class Cameras(Node):
@@ -275,13 +283,37 @@ def _row(transport: str, watch: Stopwatch, alone: list[float]) -> dict[str, Any]
     }
 
 
+def run(args: argparse.Namespace) -> int:
+    """Measure raw and compressed images; returns 0 when both aims are met, else 1."""
+    rows = [measure(transport, args.encoding, args.seconds) for transport in ("raw", "compressed")]
+    print("ms, two 640x480 cameras at 30 Hz; p50 / p99\n")
+    header = ("transport", "added in", "added out", "command", "library", "ratio", "sets")
+    print(aligned(header, [_cells(row) for row in rows], numbers=True))
+    added = max(row["in_ms"]["p99"] + row["out_ms"]["p99"] for row in rows)
+    ratio = max(row["ratio"] for row in rows)
+    met = added <= ADDED_MS and ratio <= RATIO
+    print(
+        f"\nadded, p99: {added:.2f} ms (aim: at most {ADDED_MS:g}); ratio {ratio:.2f} (aim: at most "
+        f"{RATIO:g}): {'met' if met else 'MISSED'}"
+    )
+    write_json(args.json, {"rows": rows, "added_p99_ms": added, "ratio": ratio, "pass": met})
+    return 0 if met else 1
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    stages = [row[name] for name in ("in_ms", "out_ms", "command_ms", "library_ms")]
+    times = [f"{stage['p50']:.2f} / {stage['p99']:.2f}" for stage in stages]
+    return [row["transport"], *times, f"{row['ratio']:.2f}", str(row["sets"])]
+
+
 def main() -> int:
-    """The cameras' process: transport and encoding on the command line."""
-    rclpy.init()
+    """The cameras' process: transport and encoding on the command line; SIGTERM ends it."""
+    # rclpy's own handler would invalidate the context under the executor that waits on it.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
     node = Cameras(*sys.argv[1:3])
     executor.add_node(node)
-    with suppress(KeyboardInterrupt, ExternalShutdownException):
+    with suppress(KeyboardInterrupt):
         executor.spin()
     return 0
 

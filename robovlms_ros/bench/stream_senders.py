@@ -9,7 +9,8 @@ from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused, Strat
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import Stamps
 from robovlms_ros.control.trajectory_controller_model import TrajectoryMessage, TrajectoryPoint
-from robovlms_ros.core.types import JointPlan, RobotState, TrajectoryCommand
+from robovlms_ros.control.trajectory_shape import wire_form
+from robovlms_ros.core.types import JointPlan, RobotState, TrajectoryCommand, TrajectoryShape
 
 Message = TrajectoryMessage | TrajectoryCommand
 
@@ -17,9 +18,14 @@ LEAD_NS = 20_000_000
 
 
 class Sender(Protocol):
-    """What turns chunks into messages. covered_until_ns: until when the policy's steps reach in what was sent last."""
+    """What turns chunks into messages.
+
+    covered_until_ns: until when the policy's steps reach in what was sent last. shape: of the
+    trajectories that the controller continues smoothly, where the sender cares.
+    """
 
     covered_until_ns: int
+    shape: TrajectoryShape
 
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
         """What is sent when a chunk is ready."""
@@ -34,6 +40,7 @@ class Naive:
     def __init__(self, joints: tuple[str, ...]) -> None:
         self.joints = joints
         self.covered_until_ns = 0
+        self.shape: TrajectoryShape = "self_splice"
 
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
         """Nothing."""
@@ -125,10 +132,19 @@ class Scheduled:
         """As the scheduler says."""
         return self._scheduler.covered_until_ns
 
+    @property
+    def shape(self) -> TrajectoryShape:
+        """The scheduler's."""
+        return self._scheduler.shape
+
+    @shape.setter
+    def shape(self, shape: TrajectoryShape) -> None:
+        self._scheduler.shape = shape
+
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
         """The scheduler's message; None for a chunk that is wholly past."""
         try:
-            return self._scheduler.update(plan, now_ns, measured)
+            return wire_form(self._scheduler.update(plan, now_ns, measured), now_ns)
         except ScheduleRefused:
             return None
 

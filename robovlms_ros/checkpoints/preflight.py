@@ -16,7 +16,7 @@ from robovlms_ros.checkpoints.weight_files import read_tensors
 from robovlms_ros.checkpoints.weights import CheckpointError, match
 from robovlms_ros.config.action import ActionConfig
 from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.core.types import InstructionRefused, RoboVLMsError
 from robovlms_ros.inference.action_pipeline import build_steps
 from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
 from robovlms_ros.models.tokenization import TokenizerError
@@ -27,6 +27,7 @@ Level = Literal["ok", "warning", "error"]
 MEMORY_MARGIN = 1.2
 # A hair beyond a joint limit is rounding; more is another robot's data.
 JOINT_SLACK = 0.05
+GRIPPER = "gripper"  # the name of the gripper's column
 
 
 class LimitsProtocol(Protocol):
@@ -47,14 +48,22 @@ class Robot(Protocol):
     def joints(self) -> tuple[str, ...]: ...
     @property
     def limits(self) -> Any: ...
+    @property
+    def gripper(self) -> Any: ...
+    @property
+    def controller(self) -> Any: ...
+    @property
+    def description_path(self) -> Path | None: ...
 
 
 @dataclass(frozen=True)
 class Situation:
-    """Robot, cameras and machine that the policy is to run on. None is not checked.
+    """The policy's surroundings. Parts that are None or empty are not checked.
 
-    cameras: names of the cameras at hand. camera_rate: Hz. latency: s from image to chunk, expected
-        or measured.
+    cameras: names of the cameras at hand; cameras_by_default: True where they are the node's
+        defaults, which a user may change. camera_rate: Hz.
+    latency: s from image to chunk, expected or measured. backbone, instruction: the node's
+        parameters.
     """
 
     robot: Robot | None = None
@@ -62,6 +71,9 @@ class Situation:
     camera_rate: float | None = None
     latency: float | None = None
     device: str = "cpu"
+    cameras_by_default: bool = False
+    backbone: str = ""
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,10 +130,13 @@ def inspect(
         with parameters_on_meta():
             policy = VLAPolicy(place.config, _tokenizer_or_none(place), place.vlm_folder)
         findings += check_architecture(policy, situation.device)
+        findings += check_backbone(place.config, situation.backbone)
+        findings += check_instruction(policy, situation.instruction)
         if read_weights:
             findings += check_weights(policy, place)
         findings += check_inputs(place.config, policy, situation)
         findings += check_proprioception(place.config, situation.robot)
+        findings += check_meaning(place.config.action, situation.robot)
         findings += check_action(place.config, situation)
     except RoboVLMsError as error:
         findings.append(Finding("error", "checkpoint", str(error)))
@@ -166,6 +181,26 @@ def check_architecture(policy: VLAPolicy, device: str) -> list[Finding]:
     ]
 
 
+def check_backbone(config: PolicyConfig, backbone: str) -> list[Finding]:
+    """The checkpoint's backbone against the node's parameter of that name; empty is any."""
+    loaded = config.model.backbone
+    if not backbone or backbone == loaded:
+        return []
+    text = f"parameter backbone = '{backbone}' but the policy's is '{loaded}'. Leave backbone empty"
+    return [Finding("error", "backbone", text)]
+
+
+def check_instruction(policy: VLAPolicy, instruction: str) -> list[Finding]:
+    """The node's first instruction against the policy's vocabulary; empty is none."""
+    if not instruction.strip() or policy.prompt is None:
+        return []
+    try:
+        policy.prompt.encode([instruction])
+    except InstructionRefused as error:
+        return [Finding("error", "instruction", str(error))]
+    return [Finding("ok", "instruction", f"'{instruction.strip()}'")]
+
+
 def available_memory(device: str) -> int:
     """Bytes free on a device."""
     if device.startswith("cuda"):
@@ -198,10 +233,16 @@ def check_inputs(config: PolicyConfig, policy: VLAPolicy, situation: Situation) 
     findings = []
     if situation.cameras is not None:
         absent = [name for name in config.cameras if name not in situation.cameras]
-        text = f"expects {_words(config.cameras)}; at hand {_words(situation.cameras)}"
-        if absent:
+        source = "the node's default" if situation.cameras_by_default else "at hand"
+        text = f"expects {_words(config.cameras)}; {source} {_words(situation.cameras)}"
+        level: Level = "ok"
+        if absent and situation.cameras_by_default:
+            level = "warning"
+            text += ". Set the node's parameter `cameras` to the policy's names"
+        elif absent:
+            level = "error"
             text += f". Without {_words(absent)} it cannot run: configure that camera"
-        findings.append(Finding("error" if absent else "ok", "cameras", text))
+        findings.append(Finding(level, "cameras", text))
     else:
         findings.append(Finding("ok", "cameras", f"expects {_words(config.cameras)}"))
     findings.append(Finding("ok", "image size", f"{policy.vlm.image_size} pixels square"))
@@ -229,16 +270,58 @@ def _check_spacing(step: float, window: int, tolerance: float, rate: float | Non
 
 
 def check_proprioception(config: PolicyConfig, robot: Robot | None) -> list[Finding]:
-    """The joint positions that the policy takes against the robot's joints."""
+    """The state that the policy takes against the robot's joints, gripper and description."""
     proprioception = config.proprioception
-    if robot is None or proprioception is None or "joint_positions" not in proprioception.names:
+    if robot is None or proprioception is None:
         return []
+    findings: list[Finding] = []
+    if "gripper" in proprioception.names and robot.gripper is None:
+        text = f"takes the gripper's opening; robot '{robot.name}' has no gripper in its YAML"
+        findings.append(Finding("error", "proprioception", text))
+    posed = [name for name in proprioception.names if name.startswith("eef")]
+    if posed and robot.controller.type == "chunk_only" and robot.description_path is None:
+        text = f"takes {_words(posed)}; robot '{robot.name}' has no description file for it"
+        findings.append(Finding("error", "proprioception", text))
+    if "joint_positions" not in proprioception.names:
+        return findings
     takes = proprioception.joints
     has = len(robot.joints)
     text = f"takes {takes} joint positions; robot '{robot.name}' has {has} joints"
     if takes != has:
         text += ". It was trained on another robot: give that one's YAML, or a policy of this robot"
-    return [Finding("ok" if takes == has else "error", "proprioception", text)]
+    return [*findings, Finding("ok" if takes == has else "error", "proprioception", text)]
+
+
+def check_meaning(action: ActionConfig | None, robot: Robot | None) -> list[Finding]:
+    """Space, frame, rotation, composition, units, rate and gripper of the action's numbers."""
+    if action is None:
+        return []  # an error of check_action
+    eef = action.space.startswith("eef")
+    parts: list[str] = [action.space]
+    if eef:
+        parts += [f"in the {action.frame} frame", f"rotation as {action.rotation}"]
+    if action.space.endswith("delta"):
+        parts.append(action.composition)
+    seconds = action.step_duration
+    parts += [f"one unit is {action.unit}", f"a step every {seconds:g} s ({1 / seconds:.4g} Hz)"]
+    findings = [Finding("ok", "action", ", ".join(parts))]
+    gripper = action.gripper
+    rule = {
+        "threshold": "at once",
+        "sticky": f"a change is held for {gripper.sticky_steps} steps",
+        "late_close": f"{gripper.late_close_steps} steps in a row for class 1",
+    }[gripper.rule]
+    text = f"class {gripper.open_value} opens, class 1 above {gripper.threshold:g}; {rule}"
+    findings.append(Finding("ok", "gripper", text))
+    if action.space == "eef_pose" and action.frame != "base":
+        text = f"eef_pose is expressed in the base frame, action.frame is '{action.frame}'"
+        findings.append(Finding("error", "action", text))
+    names = tuple(name for name in action.names if name != GRIPPER)
+    joints = () if robot is None else robot.joints
+    if not eef and names != joints and sorted(names) == sorted(joints):
+        text = f"joints {_words(names)} are in another order than the robot's {_words(joints)}"
+        findings.append(Finding("error", "action", text))
+    return findings
 
 
 def check_action(config: PolicyConfig, situation: Situation) -> list[Finding]:

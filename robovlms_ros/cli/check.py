@@ -1,14 +1,21 @@
 """Preflight of a checkpoint: does it fit its configuration, this robot, these cameras and this machine?
 
+It refuses what the node's configure refuses, as far as that needs no ROS; --params reads the node's
+own parameters.
+
 Exit code 0: it may run (warnings are printed); 1: it is refused, or --strict and there are warnings.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from robovlms_ros.core.resources import find_checkpoint
+from robovlms_ros.core.resources import find, find_checkpoint
 from robovlms_ros.core.schema import ConfigError
+
+if TYPE_CHECKING:
+    from robovlms_ros.ros.parameters import NodeParameters
 
 MARKS = {"ok": "  ok ", "warning": "WARN ", "error": "ERROR"}
 
@@ -17,27 +24,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="folder in our format, a published .pt or .safetensors file, or demo, the "
                         "shipped one")
     parser.add_argument("--config", help="the training run's JSON or a YAML, if it does not lie beside the checkpoint")
+    parser.add_argument("--params", metavar="FILE", help="the node's parameters (vla.yaml): robot, "
+                        "cameras, config, device, backbone, instruction; options have precedence")
     parser.add_argument("--robot", help="a robot of config/robots by name, or its YAML")
     parser.add_argument("--description", metavar="FILE", help="the robot's URDF or MJCF, where its YAML names a topic")
     parser.add_argument("--cameras", help="names of the cameras at hand, separated by commas")
     parser.add_argument("--camera-rate", type=float, help="Hz")
     parser.add_argument("--latency", type=float, help="expected seconds from image to chunk")
-    parser.add_argument("--device", default="cpu", help="where it is to run: cpu, cuda, cuda:1")
+    parser.add_argument("--device", help="where it is to run: cpu (the default), cuda, cuda:1")
     parser.add_argument("--strict", action="store_true", help="warnings fail too")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
+def _cameras(given: str | None, node: "NodeParameters | None") -> tuple[str, ...]:
+    """Names of the cameras: --cameras, else the node's parameters, else the node's defaults."""
+    from robovlms_ros.ros.parameters import check_cameras, defaults
+
+    if given is not None:
+        return check_cameras(name.strip() for name in given.split(","))
+    if node is not None:
+        return tuple(camera.name for camera in node.cameras)
+    names = defaults()["cameras"]
+    assert isinstance(names, list)
+    return tuple(names)
+
+
 def run(args: argparse.Namespace) -> int:
     from robovlms_ros.checkpoints.preflight import Situation, inspect
+    from robovlms_ros.cli.eval_setup import read_parameters
     from robovlms_ros.control.preflight import check_description
     from robovlms_ros.control.robot import load_robot
+    from robovlms_ros.ros.loading import find_device
 
-    if args.description is not None and args.robot is None:
+    node = None if args.params is None else read_parameters(Path(args.params), {})
+    name = args.robot or (None if node is None else node.robot)
+    if args.description is not None and name is None:
         raise ConfigError("--description belongs to a robot: give --robot as well.")
-    robot = load_robot(args.robot) if args.robot else None
-    cameras = tuple(args.cameras.split(",")) if args.cameras else None
-    situation = Situation(robot, cameras, args.camera_rate, args.latency, args.device)
-    report = inspect(find_checkpoint(args.checkpoint), args.config, situation)
+    robot = load_robot(name) if name else None
+    situation = Situation(
+        robot,
+        _cameras(args.cameras, node),
+        args.camera_rate,
+        args.latency,
+        args.device or ("cpu" if node is None else str(find_device(node.device))),
+        cameras_by_default=args.cameras is None and node is None,
+        backbone="" if node is None else node.backbone,
+        instruction="" if node is None else node.instruction,
+    )
+    config = args.config
+    if config is None and node is not None and node.config:
+        config = find(node.config, "config/backbones")
+    report = inspect(find_checkpoint(args.checkpoint), config, situation)
     if robot is not None:
         description = None if args.description is None else Path(args.description)
         report = replace(report, findings=(*report.findings, check_description(robot, description)))

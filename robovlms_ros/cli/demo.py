@@ -1,14 +1,15 @@
 """Drive a simulated Panda through the real ROS graph and report whether it did as it was told.
 
-Two processes on DDS: a simulated arm with two cameras, and the policy node. Scenes come from seeds that training never
-saw. Written to --output: demo.gif, timeline.png, bag/ (MCAP) and, with --json, the numbers. Exit code 1 when a
-threshold is missed: named object lifted in at least 90 %, another one in at most 5 %, with blanked cameras at most
-20 % (rows of fewer than 20 episodes count as missed only when their 95 % interval excludes the threshold).
+Two processes on DDS: a simulated arm with two cameras, and the policy node. Scenes come from seeds
+that training never saw. Written to --output: demo.gif, timeline.png, bag/ (MCAP) and, with --json,
+the numbers. Exit code 1 when a threshold is missed: named object lifted in at least 90 %, another
+one in at most 5 %, with blanked cameras at most 20 % (rows of fewer than 20 episodes count as
+missed only when their 95 % interval excludes the threshold).
 
---task runs the tabletop tasks instead (lift, stack, put, push, or all): scene and sentence come from the seed, and the
-thresholds are those of `robovlms rollout --task`. With --json NAME.json every episode of theirs is kept in
-NAME.episodes.jsonl as soon as it is over: a run that was stopped goes on when the command is repeated; bag, pictures
-and times are then those of its last part.
+--task runs the tabletop tasks instead (lift, stack, put, push, or all): scene and sentence come
+from the seed, and the thresholds are those of `robovlms rollout --task`. With --json NAME.json
+every episode of theirs is kept in NAME.episodes.jsonl as soon as it is over: a run that was stopped
+goes on when the command is repeated; bag, pictures and times are then those of its last part.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robovlms_ros.core.schema import require
-from robovlms_ros.sim.task import EVALUATION_SEEDS, INSTRUCTIONS
+from robovlms_ros.core.structured_text import write_json
+from robovlms_ros.sim.tasks.base import CUBES, EVALUATION_SEEDS
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 
 if TYPE_CHECKING:
     from robovlms_ros.sim.closed_loop import ClosedLoopRow, EpisodeResult
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms demo`."""
-    parser.add_argument("--task", default="", help="a tabletop task, or all of them; default: the two cubes")
+    parser.add_argument(
+        "--task", default=CUBES, help="cubes (the default), a tabletop task, or all of them"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="scenes per instruction and condition (default 2)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first scene (default 0)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
@@ -39,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="", help="in the place of the shipped one (demo; --task: tasks)")
     parser.add_argument("--real-time-factor", type=float, default=1.0, help="simulated seconds per second (default 1)")
     parser.add_argument("--added-latency", type=float, default=0.0, help="seconds by which chunks are withheld")
+    parser.add_argument("--controller-blends", action="store_true",
+                        help="the arm's controller blends trajectories, as the newest does")
     parser.add_argument("--no-bag", action="store_true", help="record no bag: a hundred episodes make a gigabyte")
     parser.add_argument("--no-controls", action="store_true", help="leave out the swapped and the blanked episodes")
     parser.add_argument("--time-limit", type=float, help="simulated seconds per episode (default 10; --task: 14)")
@@ -50,17 +57,21 @@ def run(args: argparse.Namespace) -> int:
     from robovlms_ros.sim.demo_report import write_gif, write_timeline
 
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
-    trials = tuple(_table_trials(args) if args.task else _trials(args.seeds, args.first_seed, not args.no_controls))
-    last = args.first_seed + (1 if args.task else 2) * args.seeds
+    tabletop = args.task not in ("", CUBES)
+    trials = tuple(
+        _table_trials(args)
+        if tabletop
+        else _trials(args.seeds, args.first_seed, not args.no_controls)
+    )
+    last = args.first_seed + (1 if tabletop else 2) * args.seeds
     require(args.first_seed in EVALUATION_SEEDS and last - 1 in EVALUATION_SEEDS, "--first-seed", args.first_seed,
             f"such that the scenes up to {last - 1} lie within 0 to {EVALUATION_SEEDS[-1]}; training uses others")
     require(0.5 <= args.real_time_factor <= 1.0, "--real-time-factor", args.real_time_factor, "between 0.5 and 1")
     args.output.mkdir(parents=True, exist_ok=True)
-    outcome, episodes = _examine(args, trials)
-    rows, more = _rows(episodes, bool(args.task))
+    outcome, episodes = _examine(args, trials, tabletop)
+    rows, more = _rows(episodes, tabletop)
     result = report(rows, {**_measured(outcome, args.json), "added_latency_ms": 1000.0 * args.added_latency, **more})
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(args.json, result)
     if outcome.recordings:
         write_gif(args.output / "demo.gif", outcome.recordings)
         write_timeline(args.output / "timeline.png", outcome.recordings)
@@ -80,9 +91,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result["pass"] else 1
 
 
-def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["DemoOutcome", list["TaskEpisode"]]:
-    """Run the trials that the log beside --json does not hold yet; returns what this run measured, and every trial's
-    episode in order."""
+def _examine(
+    args: argparse.Namespace, trials: Sequence["Trial"], tabletop: bool
+) -> tuple["DemoOutcome", list["TaskEpisode"]]:
+    """Run the trials that the log beside --json does not hold yet; returns what this run
+    measured, and every trial's episode in order."""
     from robovlms_ros.core.resources import share_directory
     from robovlms_ros.sim.episode_log import EpisodeLog, checkpoint_digest, log_beside
     from robovlms_ros.sim.nodes.demo_run import DemoOptions, DemoOutcome, run_demo
@@ -90,21 +103,25 @@ def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["Demo
     from robovlms_ros.sim.tasks.evaluate import TaskEpisode
     from robovlms_ros.sim.tasks.language import is_unseen
 
-    config, limit = share_directory() / "config", args.time_limit or (14.0 if args.task else 10.0)
-    checkpoint = args.checkpoint or ("tasks" if args.task else "demo")
+    config = share_directory() / "config"
+    limit = args.time_limit or (14.0 if tabletop else 10.0)
+    checkpoint = args.checkpoint or ("tasks" if tabletop else "demo")
     identity = {"checkpoint_sha256": checkpoint_digest(checkpoint), "time_limit": limit, "ros": True,
                 "real_time_factor": args.real_time_factor, "added_latency": args.added_latency}
+    if args.controller_blends:
+        identity["controller_blends"] = True
     found: dict[Scene, TaskEpisode] = {}
     with ExitStack() as stack:
-        kept = args.json and args.task  # the easy demo is short, and is run to be seen
+        kept = args.json and tabletop  # the two cubes are short, and are run to be seen
         log = stack.enter_context(closing(EpisodeLog(log_beside(args.json), identity))) if kept else None
 
         def scene(trial: "Trial") -> Scene:
             return Scene(trial.task, trial.seed, trial.condition)
 
         def keep(trial: "Trial", result: "EpisodeResult") -> None:
-            unseen = bool(trial.task) and is_unseen(result.instruction)
-            found[scene(trial)] = TaskEpisode(trial.task, result, unseen, trial.task)
+            found[scene(trial)] = TaskEpisode(
+                trial.task, result, is_unseen(result.instruction), trial.task
+            )
             if log:
                 log.add(scene(trial), [found[scene(trial)]])
 
@@ -118,7 +135,8 @@ def _examine(args: argparse.Namespace, trials: Sequence["Trial"]) -> tuple["Demo
             shutil.rmtree(args.output / "bag", ignore_errors=True)
             outcome = run_demo(DemoOptions(
                 missing, args.output, config / "sim_arm.yaml", config / "demo.yaml", checkpoint, limit,
-                args.real_time_factor, args.added_latency, not args.no_bag), _say, keep)
+                args.real_time_factor, args.added_latency, not args.no_bag,
+                args.controller_blends), _say, keep)
     return outcome, [found[scene(trial)] for trial in trials]
 
 
@@ -126,7 +144,8 @@ MEASURED = ("reaction_ms", "real_time_factor", "worst_joint_step_mrad_per_10ms")
 
 
 def _measured(outcome: "DemoOutcome", report: Path | None) -> dict[str, Any]:
-    """What the JSON report says of this run's times and steps; where nothing was run, what it said before."""
+    """What the JSON report says of this run's times and steps; where nothing was run, what it
+    said before."""
     def number(value: float) -> float | None:
         return None if math.isnan(value) else value
 
@@ -147,7 +166,8 @@ def _print_measured(result: dict[str, Any]) -> None:
 
 
 def _rows(episodes: Sequence["TaskEpisode"], tabletop: bool) -> tuple[list["ClosedLoopRow"], dict[str, Any]]:
-    """The table's rows, why episodes failed, and for tabletop tasks what the paraphrases came to."""
+    """The table's rows, why episodes failed, and for tabletop tasks what the paraphrases came
+    to."""
     from robovlms_ros.sim.closed_loop import failures, summarise
     from robovlms_ros.sim.tasks import evaluate
 
@@ -177,7 +197,8 @@ def _table_trials(args: argparse.Namespace) -> Iterator["Trial"]:
 
 
 def _trials(seeds: int, first: int, controls: bool):  # type: ignore[no-untyped-def]
-    """Each instruction in its own scenes; then the same scenes with the other instruction; then without cameras."""
+    """Each instruction in its own scenes; then the same scenes with the other instruction; then
+    without cameras."""
     from robovlms_ros.sim.nodes.demo_run import Trial
 
     scenes = {words: range(first + i * seeds, first + (i + 1) * seeds) for i, words in enumerate(INSTRUCTIONS)}

@@ -1,8 +1,10 @@
-"""Record demonstrations in the simulated arm: the scripted expert drives, or a policy whose frames the expert labels.
+"""Record demonstrations in the simulated arm: the scripted expert drives, or a policy whose frames
+the expert labels.
 
-Shards go into --output; those that exist are kept. Scenes come from the training range of seeds. --task records a
-tabletop task (lift, stack, put, push, or all) and not the easy demo's two cubes. --expert-only records nothing: it
-runs the expert of the tabletop tasks over --episodes evaluation scenes each and reports (exit code 1 below 95 %).
+Shards go into --output; those that exist are kept. Scenes come from the training range of seeds.
+--task chooses the scenes: the two cubes (the default), or a tabletop task (lift, stack, put, push,
+or all). --expert-only records nothing: it runs the expert of the tabletop tasks (or of --task) over
+--episodes evaluation scenes each and reports (exit code 1 below 95 %).
 """
 
 import argparse
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder of the shards")
     parser.add_argument("--episodes", type=int, default=10, help="episodes to record (default 10)")
     parser.add_argument("--first", type=int, default=0, help="skip this many scenes of the training range (default 0)")
-    parser.add_argument("--task", help="a tabletop task, or all of them; without it the two cubes of the easy demo")
+    parser.add_argument("--task", help="cubes (the default), a tabletop task, or all of them")
     parser.add_argument("--expert-only", action="store_true", help="measure the expert of --task; record nothing")
     parser.add_argument("--checkpoint", type=Path, help="a policy that drives in the expert's place")
     parser.add_argument("--robot", default="panda", help="robot: a YAML file, or a name in config/robots")
@@ -25,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record the shards; returns 0."""
-    from robovlms_ros.sim.task import TRAINING_SEEDS
-    from robovlms_ros.sim.tasks.base import find_task
+    from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS, find_task
     from robovlms_ros.sim.training.recording import record, shard_jobs
 
     require(args.workers >= 1, "--workers", args.workers, "at least 1")
@@ -38,7 +39,10 @@ def run(args: argparse.Namespace) -> int:
     require(args.output is not None, "--output", args.output, "a folder for the shards")
     seeds = TRAINING_SEEDS[args.first : args.first + args.episodes]
     require(len(seeds) == args.episodes, "--first", args.first, f"such that {args.episodes} training scenes are left")
-    record(shard_jobs(args.output, seeds, 10, args.robot, args.checkpoint, args.task), args.workers)
+    record(
+        shard_jobs(args.output, seeds, 10, args.robot, args.task or CUBES, args.checkpoint),
+        args.workers,
+    )
     return 0
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
+from robovlms_ros.core.structured_text import write_json
 
 MISSED = 3
 
@@ -119,7 +120,7 @@ def finish(parts: list[dict[str, Any]], jobs: Sequence[Any], output: Path) -> in
     from robovlms_ros.evaluation.report.html import render
 
     report = build_report(parts, jobs[0].config.thresholds)
-    (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "report.json", report)
     title = f"Bag evaluation: {', '.join(report['policies']) or 'nothing'} on {len(parts)} bag" + "s" * (len(parts) > 1)
     (output / "report.html").write_text(render(report, title), encoding="utf-8")
     written = ["report.html", "report.json", *_collect(jobs, output)]

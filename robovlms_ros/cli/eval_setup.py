@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from robovlms_ros.ros import parameters as node_parameters
 from robovlms_ros.ros.parameters import NodeParameters
 
 STAMPS = ("all", "recorded")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,12 +145,15 @@ def _cameras(wanted: list[tuple[str, ...]], parameters: NodeParameters) -> tuple
 
 
 def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodeParameters:
-    """The node's parameters from its params file (`/**: ros__parameters:`) or a flat mapping. Raises ConfigError."""
-    given = _from_file(path)
+    """The node's parameters from its params file (`/**: ros__parameters:`) or a flat mapping.
+
+    Raises ConfigError.
+    """
+    given = node_parameters.of_this_release(_from_file(path), log.warning)
     given.update({name: value for name, value in overrides.items() if value is not None})
     given.setdefault("dry_run", True)
     given["dry_run"] = True  # nothing moves here, so random weights may be evaluated
-    cameras = node_parameters.check_cameras(given.get("cameras") or node_parameters.defaults()["cameras"])  # type: ignore[arg-type]
+    cameras = node_parameters.check_cameras(given.get("cameras") or node_parameters.CAMERAS)
     known = node_parameters.defaults(cameras)
     node_parameters.check_known(given, [*known, "use_sim_time"])
     given.pop("use_sim_time", None)

@@ -1,18 +1,22 @@
 """`robovlms COMMAND`: finds the subcommand's module, runs it, turns the package's errors into one clear line.
 
-A subcommand is a module with `add_arguments(parser) -> None` and `run(args) -> int` (the exit code).
+A subcommand is a module with `add_arguments(parser) -> None` and `run(args) -> int` (the exit
+code), or a group with COMMANDS, OPTIONS and DEFAULT of its own.
 """
 
 import argparse
 import importlib
 import importlib.util
+import inspect
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from robovlms_ros.core.schema import did_you_mean
 from robovlms_ros.core.types import RoboVLMsError
+
+Options = Callable[[argparse.ArgumentParser], None]
 
 COMMANDS = {
     "demo": ("demo", "drive the simulated arm through the real ROS graph and report"),
@@ -30,10 +34,24 @@ COMMANDS = {
 
 
 EXTRAS = {
-    "mcap": ("eval", "train"), "rosbags": ("eval", "train"), "lz4": ("eval", "train"), "zstandard": ("eval", "train"),
-    "matplotlib": ("eval", "train"), "cv2": ("eval",), "ray": ("fleet",), "accelerate": ("train",), "peft": ("train",),
-    "av": ("train",), "pyarrow": ("train",), "tensorboard": ("train",), "tqdm": ("train",), "pinocchio": ("arm",),
-    "mujoco": ("sim",), "robosuite": ("sim",), "numba": ("sim",),
+    "mcap": ("eval", "train"),
+    "rosbags": ("eval", "train"),
+    "lz4": ("eval", "train"),
+    "zstandard": ("eval", "train"),
+    "jinja2": ("eval", "train"),
+    "matplotlib": ("eval", "train"),
+    "cv2": ("eval",),
+    "ray": ("fleet",),
+    "accelerate": ("train",),
+    "peft": ("train",),
+    "av": ("train",),
+    "pyarrow": ("train",),
+    "tensorboard": ("train",),
+    "tqdm": ("train",),
+    "pinocchio": ("arm",),
+    "mujoco": ("sim",),
+    "robosuite": ("sim",),
+    "numba": ("sim",),
 }
 """Optional module -> the extras of this package that install it."""
 
@@ -66,39 +84,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code (2 for a wrong command line, 1 for a refusal)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it names an extra that it lacks whenever it is imported
+    logging.getLogger("OpenGL").setLevel(
+        logging.WARNING
+    )  # it names an extra that it lacks whenever it is imported
     return dispatch("robovlms", COMMANDS, arguments)
 
 
-def dispatch(program: str, commands: dict[str, tuple[str, str]], arguments: list[str]) -> int:
-    """Run `arguments[0]` out of `commands` (name -> module in this package, summary) with the rest."""
+def dispatch(
+    program: str,
+    commands: dict[str, tuple[str, str]],
+    arguments: list[str],
+    options: dict[str, Options] | None = None,
+) -> int:
+    """Run `arguments[0]` out of `commands` (name -> module, summary) with the rest.
+
+    options: name -> function that adds a command's options; None where each module has its own
+    `add_arguments`. With it a module is imported only once its options have been read.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview(program, commands))
         return 0
     name = arguments[0]
     if name not in commands:
-        print(f"{program}: unknown command '{name}'.{did_you_mean(name, commands)}", file=sys.stderr)
+        print(
+            f"{program}: unknown command '{name}'.{did_you_mean(name, commands)}", file=sys.stderr
+        )
         return 2
     module_name, summary = commands[name]
     try:
-        with optional_modules(name):
-            module = importlib.import_module(f"robovlms_ros.cli.{module_name}")
-    except MissingModuleError as error:
-        print(f"{program} {name}: {error}", file=sys.stderr)
-        return 1
-    if hasattr(module, "COMMANDS"):
-        rest = arguments[1:]
-        unnamed = not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help"))
-        if unnamed and hasattr(module, "DEFAULT"):
-            rest = [module.DEFAULT, *rest]
-        return dispatch(f"{program} {name}", module.COMMANDS, rest)
-    parser = argparse.ArgumentParser(prog=f"{program} {name}", description=module.__doc__ or summary,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.add_arguments(parser)
-    try:
+        if options is not None:
+            add_arguments = options[name]
+            description = inspect.getdoc(add_arguments)
+        else:
+            with optional_modules(name):
+                module = importlib.import_module(_path(module_name))
+            if hasattr(module, "COMMANDS"):
+                rest = _with_default(module.DEFAULT, arguments[1:])
+                return dispatch(f"{program} {name}", module.COMMANDS, rest, module.OPTIONS)
+            add_arguments = module.add_arguments
+            description = module.__doc__
+        parser = argparse.ArgumentParser(
+            prog=f"{program} {name}",
+            description=description or summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_arguments(parser)
         parsed = parser.parse_args(arguments[1:])
         with optional_modules(name):
-            return int(module.run(parsed))
+            return int(importlib.import_module(_path(module_name)).run(parsed))
     except RoboVLMsError as error:
         print(f"{program} {name}: {error}", file=sys.stderr)
         return 1
@@ -107,9 +140,19 @@ def dispatch(program: str, commands: dict[str, tuple[str, str]], arguments: list
         return 130
 
 
+def _path(module: str) -> str:
+    return module if "." in module else f"robovlms_ros.cli.{module}"
+
+
+def _with_default(default: str, arguments: list[str]) -> list[str]:
+    """The arguments of a group of commands, with its default where they name none."""
+    named = arguments and not arguments[0].startswith("-")
+    return arguments if named or arguments[:1] in (["-h"], ["--help"]) else [default, *arguments]
+
+
 def _overview(program: str, commands: dict[str, tuple[str, str]]) -> str:
     """The help text: every command that this installation has, with its summary."""
-    present = {n: s for n, (m, s) in commands.items() if importlib.util.find_spec(f"robovlms_ros.cli.{m}")}
+    present = {n: s for n, (m, s) in commands.items() if importlib.util.find_spec(_path(m))}
     width = max(map(len, present), default=0)
     lines = [f"usage: {program} COMMAND [OPTIONS]", ""]
     lines += [f"  {name:<{width}}  {summary}" for name, summary in present.items()]

@@ -1,20 +1,23 @@
 """Closed-loop success in the simulated arm, in simulated time and without ROS.
 
-The same executor and trajectory controllers as behind the live node; inference takes a simulated latency, drawn per
-chunk. Scenes come from the evaluation range of seeds. Exit code 1 when a threshold is missed (see `robovlms demo`).
+The same executor and trajectory controllers as behind the live node; inference takes a simulated
+latency, drawn per chunk. Scenes come from the evaluation range of seeds. Exit code 1 when a
+threshold is missed (see `robovlms demo`).
 
---task runs the tabletop tasks (lift, stack, put, push, or all): the sentence is drawn by the seed, a fifth of them are
-sentences that training never used. --every-goal asks each scene for everything of its task that fits it, and counts the
-scenes in which all of it was followed. --condition changes light, camera, distractors, latency or drops frames; `all`
-runs every condition, which is the robustness table. Without --task: the easy demo's two cubes. --training-scenes takes
-scenes as training draws them, of all tasks: a policy that does better in those it saw than in others lacks scenes.
+--task runs the tabletop tasks (lift, stack, put, push, or all): the sentence is drawn by the seed,
+a fifth of them are sentences that training never used. --every-goal asks each scene for everything
+of its task that fits it, and counts the scenes in which all of it was followed. --condition changes
+light, camera, distractors, latency or drops frames; `all` runs every condition, which is the
+robustness table. Without --task: the easy demo's two cubes. --training-scenes takes scenes as
+training draws them, of all tasks: a policy that does better in those it saw than in others lacks
+scenes.
 
-With --json NAME.json every scene is kept in NAME.episodes.jsonl as soon as it is done: a run that was stopped goes on
-when the command is repeated, also with more --seeds, tasks or conditions. --jobs changes nothing but the time.
+With --json NAME.json every scene is kept in NAME.episodes.jsonl as soon as it is done: a run that
+was stopped goes on when the command is repeated, also with more --seeds, tasks or conditions.
+--jobs changes nothing but the time.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robovlms_ros.core.schema import require
+from robovlms_ros.core.structured_text import write_json
 
 if TYPE_CHECKING:
     from robovlms_ros.sim.scenes import BenchSettings, Scene
@@ -31,7 +35,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms rollout`."""
     parser.add_argument("--checkpoint", help="the policy; without one the scripted expert drives")
-    parser.add_argument("--task", help="a tabletop task, or all of them; without it the two cubes of the easy demo")
+    parser.add_argument(
+        "--task", default="cubes", help="cubes (the default), a tabletop task, or all of them"
+    )
     parser.add_argument("--every-goal", nargs="?", const="own", default="", choices=("own", "all"),
                         help="ask each scene for every goal that fits it: of its own task (the default), or of all")
     parser.add_argument("--condition", default="as trained", help="of the tabletop tasks: a condition's name, or all")
@@ -50,30 +56,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the episodes and print the tables; returns 0 when every threshold holds."""
-    from robovlms_ros.sim.task import EVALUATION_SEEDS, TRAINING_SEEDS
+    from robovlms_ros.sim.tasks.base import CUBES, EVALUATION_SEEDS, TRAINING_SEEDS
 
     allowed = TRAINING_SEEDS if args.training_scenes else EVALUATION_SEEDS
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
     require(args.jobs >= 1, "--jobs", args.jobs, "at least 1")
-    require(bool(args.task) or not args.every_goal, "--every-goal", args.every_goal, "given with --task")
+    tabletop = args.task not in ("", CUBES)
+    require(
+        tabletop or not args.every_goal,
+        "--every-goal",
+        args.every_goal,
+        "given with --task of the tabletop",
+    )
     require(seeds[0] in allowed and seeds[-1] in allowed, "--first-seed", args.first_seed,
             f"such that the scenes lie within {allowed.start} to {allowed.stop - 1}")
     alone = not args.training_scenes or (args.task == "all" and not args.every_goal)
     require(alone, "--training-scenes", True, "given with --task all and without --every-goal")
-    result = _tabletop(args, seeds) if args.task else _cubes(args, seeds)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = _tabletop(args, seeds) if tabletop else _cubes(args, seeds)
+    write_json(args.json, result)
     return 0 if result["pass"] else 1
 
 
 def _cubes(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
     from robovlms_ros.sim.closed_loop import failure_table, failures, report, summarise, table
     from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, Scene
+    from robovlms_ros.sim.tasks.base import CUBES
     from robovlms_ros.sim.tasks.evaluate import AS_TRAINED
 
     settings = _settings(args, [AS_TRAINED], args.time_limit or EASY_TIME_LIMIT)
-    episodes = [e.result for e in _run(args, settings, [Scene("", seed) for seed in seeds])]
+    episodes = [e.result for e in _run(args, settings, [Scene(CUBES, seed) for seed in seeds])]
     rows, failed = summarise(episodes), failures(episodes)
     print(table(rows))
     if failed:
@@ -83,7 +95,8 @@ def _cubes(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
 
 
 def _tabletop(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
-    """Every condition asked for, each with its tables; the report holds the first one's rows and all of them."""
+    """Every condition asked for, each with its tables; the report holds the first one's rows and
+    all of them."""
     from robovlms_ros.sim.scenes import Scene
     from robovlms_ros.sim.tasks import evaluate as tasks
     from robovlms_ros.sim.tasks.base import find_task
@@ -169,7 +182,9 @@ def _line(scene: "Scene", episodes: Sequence["TaskEpisode"]) -> str:
     results = [episode.result for episode in episodes]
     why = ", ".join(dict.fromkeys(result.why for result in results if result.why))
     done = sum(result.success for result in results)
-    return f"{scene.task or 'cubes'}, scene {scene.seed}: {done} of {len(results)} done" + (f" ({why})" if why else "")
+    return f"{scene.task}, scene {scene.seed}: {done} of {len(results)} done" + (
+        f" ({why})" if why else ""
+    )
 
 
 def _say(line: str) -> None:

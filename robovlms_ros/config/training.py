@@ -35,7 +35,8 @@ class AugmentConfig:
 
     shift: largest shift as a share of the image's side (RoboVLMs: 10 of 224 pixels). brightness,
         contrast, saturation: half-width of the factor around 1. hue: largest turn of the colour
-            circle, 0.5 is half of it. 0 is off.
+            circle, 0.5 is half of it. channels: as brightness, of each colour channel alone.
+            offset: largest shift of the brightness, 1 is white. 0 is off.
     """
 
     shift: float = 0.045
@@ -43,9 +44,19 @@ class AugmentConfig:
     contrast: float = 0.2
     saturation: float = 0.2
     hue: float = 0.05
+    channels: float = 0.0
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, high in (("shift", 0.5), ("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
+        for name, high in (
+            ("shift", 0.5),
+            ("brightness", 1),
+            ("contrast", 1),
+            ("saturation", 1),
+            ("hue", 0.5),
+            ("channels", 1),
+            ("offset", 1),
+        ):
             value = getattr(self, name)
             require(0 <= value <= high, f"training.augmentation.{name}", value, f"0 to {high:g}")
 
@@ -62,8 +73,13 @@ class TrainingConfig:
     epochs: passes over the data. max_steps: of the optimiser, ends the run earlier; None is no
         limit.
     gradient_clip: largest norm of the gradient, 0 is off. weight_decay: on every trained parameter,
-        as RoboVLMs.
+        as RoboVLMs; decay_vectors: false leaves out biases and norms.
+    average: decay per step of the averaged weights, which validation and checkpoints then have; 0
+        is off.
+    huber: half-width of the quadratic part of the arm's loss, on the head's scale; smaller gives
+        small errors more weight.
     arm_gripper_loss_ratio: weight of the gripper's loss beside the arm's.
+    state_noise: standard deviation of noise on the proprioception's normalised scale.
     precision: of the computation (mixed precision). What trains and the optimiser stay float32;
         matrices that do not train are held in it. gradient_checkpointing: keep only the layers'
         inputs and compute the rest again: less memory, about a third more time.
@@ -82,7 +98,11 @@ class TrainingConfig:
     warmup_ratio: float = 0.25
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
+    decay_vectors: bool = True
+    average: float = 0.0
+    huber: float = 1.0
     arm_gripper_loss_ratio: float = 0.01
+    state_noise: float = 0.0
     seed: int = 123
     accumulation: int = 1
     max_steps: int | None = None
@@ -109,6 +129,11 @@ class TrainingConfig:
             require(0 <= value <= high, f"{where}.{name}", value, f"0 to {high:g}")
         ratio = self.arm_gripper_loss_ratio
         require(0 <= ratio <= 1e3, f"{where}.arm_gripper_loss_ratio", ratio, "0 to 1000")
+        require(
+            0 <= self.average < 1, f"{where}.average", self.average, "0 (off) or more, and below 1"
+        )
+        require(0 < self.huber <= 1e3, f"{where}.huber", self.huber, "above 0 and at most 1000")
+        require(0 <= self.state_noise <= 1, f"{where}.state_noise", self.state_noise, "0 to 1")
         require(self.max_steps is None or self.max_steps >= 1, f"{where}.max_steps", self.max_steps, "1 or more")
         share = self.validation_fraction
         require(0 <= share < 1, f"{where}.validation_fraction", share, "0 (none held out) or more, and below 1")

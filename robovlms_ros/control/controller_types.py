@@ -1,15 +1,19 @@
 """The controller and gripper blocks of a robot's YAML: one dataclass per `type`, each field with its unit.
 
-They only say where and how to send; the adapters that send are in `robovlms_ros.ros.controllers`. Names of topics,
-actions and services are relative, so that namespaces and remappings work.
+They hold the target and the settings of the commands; the adapters that send are in
+`robovlms_ros.ros.controllers`. Names of topics, actions and services are relative, so that
+namespaces and remappings work. Packages of third parties add arm controllers:
+docs/add_a_controller.md.
 """
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from robovlms_ros.core.schema import require
+from robovlms_ros.core.registry import CONTROLLERS, KINDS, names, resolve
+from robovlms_ros.core.schema import ConfigError, did_you_mean, require, shown
 
 # A ROS name: optional leading / or ~/, then tokens of letters, digits and underscores that do not start with a digit.
 ROS_NAME = re.compile(r"^(/|~/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
@@ -20,21 +24,66 @@ def check_ros_name(where: str, value: str) -> None:
     require(bool(ROS_NAME.match(value)), where, value, "a ROS name such as arm_controller/joint_trajectory")
 
 
-def _check_range(where: str, value: float, low: float, high: float, unit: str) -> None:
+def check_range(where: str, value: float, low: float, high: float, unit: str) -> None:
+    """Raise ConfigError unless `value` is finite and lies from `low` to `high` (in `unit`)."""
     allowed = f"from {low:g} to {high:g} {unit}"
     require(math.isfinite(value) and low <= value <= high, where, value, allowed)
 
 
+class ArmController:
+    """Base of the arm controllers' blocks: frozen dataclasses, told apart by their `type`.
+
+    adapter: `module:Class` of the adapter, a subclass of `robovlms_ros.ros.controllers.base.Arm`,
+    for types of third parties. A name, because this module is imported on machines without ROS.
+    """
+
+    type: str
+    adapter: ClassVar[str] = ""
+
+    @classmethod
+    def variant(cls, tag: object, where: str) -> Any:
+        """The dataclass of `type: tag`, ours or of an entry point.
+
+        Raises ConfigError that begins with `where`.
+        """
+        if not isinstance(tag, str):
+            allowed = did_you_mean("", names("controller"))
+            raise ConfigError(f"{where}.type = {shown(tag)}: must be a text.{allowed}")
+        found = resolve("controller", tag, f"{where}.type")
+        if tag not in CONTROLLERS:
+            _check_third_party(found, tag, where)
+        return found
+
+
+def _check_third_party(found: Any, tag: str, where: str) -> None:
+    source = f"{where}.type = '{tag}': entry point of the group {KINDS['controller'].group}"
+    is_block = isinstance(found, type) and issubclass(found, ArmController)
+    is_block = is_block and dataclasses.is_dataclass(found)
+    if not is_block:
+        raise ConfigError(
+            f"{source} names {found!r}: must be a dataclass that derives from ArmController."
+        )
+    if ":" not in found.adapter:
+        raise ConfigError(
+            f"{source}: {found.__name__}.adapter = '{found.adapter}': must be 'module:Class'."
+        )
+WantedShape = Literal["auto", "self_splice", "replacement"]
+
+
 @dataclass(frozen=True)
-class JointTrajectory:
+class JointTrajectory(ArmController):
     """joint_trajectory_controller by its topic (trajectory_msgs/JointTrajectory).
 
+    trajectory_shape: `self_splice` for a controller that forgets the running trajectory when a new
+    one arrives (Jazzy, Kilted), `replacement` for one that blends them
+    (allow_trajectory_replacement), `auto`: by its parameters.
     state_topic: its control_msgs/JointTrajectoryControllerState, watched where control_msgs is installed.
     """
 
     type: Literal["joint_trajectory"]
     topic: str
     state_topic: str | None = None
+    trajectory_shape: WantedShape = "auto"
 
     def __post_init__(self) -> None:
         check_ros_name("controller.topic", self.topic)
@@ -43,20 +92,24 @@ class JointTrajectory:
 
 
 @dataclass(frozen=True)
-class FollowJointTrajectory:
-    """joint_trajectory_controller by its action (control_msgs/action/FollowJointTrajectory)."""
+class FollowJointTrajectory(ArmController):
+    """joint_trajectory_controller by its action (control_msgs/action/FollowJointTrajectory).
+
+    trajectory_shape: as for its topic.
+    """
 
     type: Literal["follow_joint_trajectory"]
     action: str
     goal_time_tolerance: float = 0.5  # s
+    trajectory_shape: WantedShape = "auto"
 
     def __post_init__(self) -> None:
         check_ros_name("controller.action", self.action)
-        _check_range("controller.goal_time_tolerance", self.goal_time_tolerance, 0.0, 60.0, "s")
+        check_range("controller.goal_time_tolerance", self.goal_time_tolerance, 0.0, 60.0, "s")
 
 
 @dataclass(frozen=True)
-class ServoTwist:
+class ServoTwist(ArmController):
     """MoveIt Servo by twist (geometry_msgs/TwistStamped).
 
     servo: the servo node's name, prefix of its switch_command_type and pause_servo services and its status topic.
@@ -75,13 +128,13 @@ class ServoTwist:
     def __post_init__(self) -> None:
         check_ros_name("controller.servo", self.servo)
         check_ros_name("controller.topic", self.topic)
-        _check_range("controller.linear_scale", self.linear_scale, 0.001, 10.0, "m/s")
-        _check_range("controller.angular_scale", self.angular_scale, 0.001, 10.0, "rad/s")
-        _check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
+        check_range("controller.linear_scale", self.linear_scale, 0.001, 10.0, "m/s")
+        check_range("controller.angular_scale", self.angular_scale, 0.001, 10.0, "rad/s")
+        check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
 
 
 @dataclass(frozen=True)
-class ServoPose:
+class ServoPose(ArmController):
     """MoveIt Servo by pose (geometry_msgs/PoseStamped in the robot's base frame)."""
 
     type: Literal["servo_pose"]
@@ -92,11 +145,11 @@ class ServoPose:
     def __post_init__(self) -> None:
         check_ros_name("controller.servo", self.servo)
         check_ros_name("controller.topic", self.topic)
-        _check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
+        check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
 
 
 @dataclass(frozen=True)
-class CartesianPose:
+class CartesianPose(ArmController):
     """A Cartesian controller's target (geometry_msgs/PoseStamped): cartesian_motion_controller, crisp_controllers."""
 
     type: Literal["cartesian_pose"]
@@ -105,11 +158,11 @@ class CartesianPose:
 
     def __post_init__(self) -> None:
         check_ros_name("controller.topic", self.topic)
-        _check_range("controller.rate", self.rate, 1.0, 1000.0, "Hz")
+        check_range("controller.rate", self.rate, 1.0, 1000.0, "Hz")
 
 
 @dataclass(frozen=True)
-class ForwardPosition:
+class ForwardPosition(ArmController):
     """forward_command_controller (std_msgs/Float64MultiArray): it neither interpolates nor limits, so the node does."""
 
     type: Literal["forward_position"]
@@ -118,19 +171,14 @@ class ForwardPosition:
 
     def __post_init__(self) -> None:
         check_ros_name("controller.topic", self.topic)
-        _check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
+        check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
 
 
 @dataclass(frozen=True)
-class ChunkOnly:
+class ChunkOnly(ArmController):
     """No controller: the node publishes action chunks and nothing that moves."""
 
     type: Literal["chunk_only"]
-
-
-ArmController = (
-    JointTrajectory | FollowJointTrajectory | ServoTwist | ServoPose | CartesianPose | ForwardPosition | ChunkOnly
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +214,7 @@ class GripperBase:
             (self.close_below, self.open_above),
             "increasing and between 0 and 1",
         )
-        _check_range("gripper.dwell", self.dwell, 0.0, 10.0, "s")
+        check_range("gripper.dwell", self.dwell, 0.0, 10.0, "s")
 
     def opening(self, position: float) -> float:
         """The opening 0 (closed) to 1 (open) of a joint position, clipped."""
@@ -189,7 +237,7 @@ class OneJointTrajectory(GripperBase):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ros_name("gripper.topic", self.topic)
-        _check_range("gripper.travel_time", self.travel_time, 0.01, 30.0, "s")
+        check_range("gripper.travel_time", self.travel_time, 0.01, 30.0, "s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +251,7 @@ class GripperCommand(GripperBase):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ros_name("gripper.action", self.action)
-        _check_range("gripper.max_effort", self.max_effort, 0.0, 10000.0, "N")
+        check_range("gripper.max_effort", self.max_effort, 0.0, 10000.0, "N")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +265,7 @@ class ParallelGripperCommand(GripperBase):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ros_name("gripper.action", self.action)
-        _check_range("gripper.max_effort", self.max_effort, 0.0, 10000.0, "N")
+        check_range("gripper.max_effort", self.max_effort, 0.0, 10000.0, "N")
 
 
 @dataclass(frozen=True, kw_only=True)

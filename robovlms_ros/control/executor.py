@@ -20,7 +20,13 @@ from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.spline import Array
-from robovlms_ros.core.types import ActionChunk, JointPlan, RobotState, TrajectoryCommand
+from robovlms_ros.core.types import (
+    ActionChunk,
+    JointPlan,
+    RobotState,
+    TrajectoryCommand,
+    TrajectoryShape,
+)
 
 AT_COMMAND = 0.02
 """rad: an arm at rest this near to its last command is there, but for gravity and friction."""
@@ -32,7 +38,7 @@ LONGEST_LEAD_NS = 200_000_000
 """The longest lead of a message that is computed a second time."""
 
 BACK_SHARE = 0.4
-"""Part of the speed limits, times the authority, with which a set point returns to an arm that stood still."""
+"""Part of the speed limits, times the speed scaling, for the return of a set point to the arm."""
 
 FARTHEST_BACK = 1.0
 """rad: a set point that is further from the arm stays where it is."""
@@ -78,6 +84,16 @@ class ChunkExecutor:
         self._switch = None if robot.gripper is None else GripperSwitch(robot.gripper)
         self._plan: JointPlan | None = None
         self._resumed = False
+
+    @property
+    def shape(self) -> TrajectoryShape:
+        """The shape of the commands that follow, by the controller that they are for; it may be set
+        at any time."""
+        return self.scheduler.shape
+
+    @shape.setter
+    def shape(self, shape: TrajectoryShape) -> None:
+        self.scheduler.shape = shape
 
     def reset(self) -> None:
         """Forget everything, the commanded motion included: the next chunk starts at the measured state."""
@@ -284,14 +300,15 @@ class ChunkExecutor:
         where the stop itself breaks a limit: the last command then ends at rest by itself.
         """
         self._plan = None
-        return self._admitted(self.scheduler.smooth_stop(now_ns, self.gate.authority_at(now_ns)), now_ns)
+        command = self.scheduler.smooth_stop(now_ns, self.gate.speed_scaling_at(now_ns))
+        return self._admitted(command, now_ns)
 
     def move_back(self, measured: RobotState, now_ns: int) -> AdmittedCommand | None:
-        """A slow motion of the set point, which is at rest, to an arm that stands still somewhere else.
+        """A slow motion of the set point, which is at rest, to an arm at rest somewhere else.
 
-        It is continuous with the commanded motion, so that an arm that is released while it lasts does not jump.
-        None while a stop is under way, and where the set point is at the arm or further than FARTHEST_BACK.
-        Raises CommandRejected where it breaks a limit.
+        An arm that is released after it does not jump. It is continuous with the commanded motion.
+        None while a stop is under way, and where the set point is at the arm or further away than
+        FARTHEST_BACK. Raises CommandRejected where it breaks a limit.
         """
         commanded = self.commanded(now_ns)
         if commanded is None or np.any(commanded[1] != 0.0):
@@ -299,7 +316,7 @@ class ChunkExecutor:
         distance = np.abs(commanded[0] - measured.positions).max()
         if not AT_COMMAND < distance <= FARTHEST_BACK:
             return None
-        share = BACK_SHARE * self.gate.authority
+        share = BACK_SHARE * self.gate.speed_scaling
         try:
             command = self.scheduler.move_back(measured.positions, now_ns, share)
         except ScheduleRefused:

@@ -33,12 +33,12 @@ def limit(
     position: Array,
     velocity: Array,
     bounds: JointBounds,
-    authority: Callable[[int], float],
+    speed_scaling: Callable[[int], float],
     pace: float = 1.0,
 ) -> Spline:
     """The motion (M points) from `position`, `velocity` (J,) at the curve's first time that follows it within bounds.
 
-    authority(time ns): 0 to 1, scales the speed bounds. pace: 0 to 1, the fastest the curve's time may run. A start
+    speed_scaling(time ns): 0 to 1, scales the speed bounds. pace: 0 to 1, the fastest the curve's time may run. A start
     outside the position bounds may move inwards only; a start above the speed bounds slows down at the acceleration
     bound. Ends at rest.
     """
@@ -65,7 +65,7 @@ def limit(
         lag = max(abs(t - x) for t, x in zip(target, p))
         if phase >= count - 1 and lag < SETTLED and max(map(abs, v)) < SETTLED:
             break
-        share = max(0.0, min(1.0, authority(begin_ns + step * STEP_NS)))
+        share = max(0.0, min(1.0, speed_scaling(begin_ns + step * STEP_NS)))
         fastest = max(abs(s) / max(share * joint[0], 1e-9) for s, joint in zip(slope, joints))
         speed = min(pace, max(0.0, min(1.0, 2.0 - lag / LAG)), 1.0 / max(1.0, fastest))
         moved = [advance(*each, speed, share) for each in zip(p, v, target, slope, joints)]

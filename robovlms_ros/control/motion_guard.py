@@ -14,6 +14,7 @@ from robovlms_ros.control.gate_checks import ARRIVAL_NS, discontinuity, malforme
 from robovlms_ros.control.limits import bounds_of, cut, relaxed, violations
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.spline import Array, Spline, curve_of, followed_by
+from robovlms_ros.control.trajectory_shape import takeover_times
 from robovlms_ros.core.types import NANOSECONDS, RobotState, RoboVLMsError, TrajectoryCommand
 
 HISTORY_NS = 2 * NANOSECONDS
@@ -77,8 +78,8 @@ class MotionGuard:
         future = cut(curve, now_ns)
         position, velocity = before(np.array([now_ns]))
         bounds = relaxed(self._bounds, position[0], velocity[0])
-        takeover_ns = np.array([now_ns, now_ns + ARRIVAL_NS])
         found = violations(future, bounds, self._robot.joints)
+        takeover_ns = takeover_times(command, now_ns, ARRIVAL_NS)
         found += discontinuity(curve, before, takeover_ns, self._kink)
         if found:
             texts = "; ".join(violation.text for violation in found)

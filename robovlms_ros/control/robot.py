@@ -1,5 +1,6 @@
 """One robot as its YAML describes it: joints, limits, tool, and which controllers it listens to."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.controller_types import ArmController, Gripper, check_ros_name
 from robovlms_ros.core import resources
-from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
+from robovlms_ros.core.schema import ConfigError, build, current_names, read_mapping, require
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class JointLimits:
         _check_positive("limits.eef_speed", self.eef_speed)
 
 
+FORMER_GATE_KEYS = {"authority": "speed_scaling", "authority_ramp": "speed_scaling_ramp"}
+"""Keys of the block `gate` in the previous release -> present keys; accepted with a warning."""
+
+
 @dataclass(frozen=True)
 class GateConfig:
     """When the safety gate clamps, when it gives up on a policy, and how it lets motion in.
@@ -73,8 +80,8 @@ class GateConfig:
     max_excess: a speed above this many times its limit is refused, not clamped.
     max_clamps: consecutive chunks that may be clamped; the next one is refused.
     max_refusals, refusal_time: deactivation is requested after so many consecutive refusals that last so long (s).
-    authority: part of the speed limits that the arm may use, above 0 to 1.
-    authority_ramp: s after activation until it may use that part.
+    speed_scaling: part of the speed limits that the arm may use, above 0 to 1.
+    speed_scaling_ramp: s after activation until it may use that part.
     """
 
     clamp: bool = True
@@ -82,8 +89,8 @@ class GateConfig:
     max_clamps: int = 50
     max_refusals: int = 10
     refusal_time: float = 3.0
-    authority: float = 1.0
-    authority_ramp: float = 1.0
+    speed_scaling: float = 1.0
+    speed_scaling_ramp: float = 1.0
 
     def __post_init__(self) -> None:
         require(
@@ -93,9 +100,10 @@ class GateConfig:
         require(self.max_refusals >= 1, "gate.max_refusals", self.max_refusals, "1 or more")
         duration = self.refusal_time
         require(math.isfinite(duration) and duration >= 0, "gate.refusal_time", duration, "seconds, 0 or more")
-        require(0 < self.authority <= 1, "gate.authority", self.authority, "above 0, at most 1")
-        ramp = self.authority_ramp
-        require(math.isfinite(ramp) and ramp >= 0, "gate.authority_ramp", ramp, "seconds, 0 or more")
+        scaling = self.speed_scaling
+        require(0 < scaling <= 1, "gate.speed_scaling", scaling, "above 0, at most 1")
+        ramp = self.speed_scaling_ramp
+        require(math.isfinite(ramp) and ramp >= 0, "gate.speed_scaling_ramp", ramp, "seconds, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -215,6 +223,10 @@ def parse_robot(data: Mapping[str, Any], where: str, folder: Path = Path(".")) -
     """
     if "folder" in data:
         raise ConfigError(f"{where}: unknown key 'folder'. Paths in the file are relative to the file.")
+    gate = data.get("gate")
+    if isinstance(gate, Mapping):
+        present = current_names(gate, FORMER_GATE_KEYS, f"{where}: gate.", log.warning)
+        data = {**data, "gate": present}
     try:
         return replace(build(RobotSpec, data, where), folder=folder)
     except ConfigError as error:

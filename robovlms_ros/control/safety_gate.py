@@ -33,13 +33,15 @@ from robovlms_ros.control.limits import (
 )
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.spline import Spline, curve_of, followed_by
+from robovlms_ros.control.trajectory_shape import bridgeable, bridged, takeover_times
 from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
 
-FIRST_AUTHORITY = 0.05  # where the ramp begins, so that the first chunk already moves
+FIRST_SPEED_SCALING = 0.05  # where the ramp begins, so that the first chunk already moves
 PACES = 4  # attempts at a tool speed within its limit, each slower
-MILD = ("acceleration", "authority")  # noise in a chunk, or the ramp: slowed down, but no sign of a bad policy
+# Noise in a chunk, or the ramp: slowed down, but no sign of a bad policy.
+MILD = ("acceleration", "speed_scaling")
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,17 @@ class SafetyGate:
     """One arm's gate. It remembers what it let through, and counts clamps and refusals in a row.
 
     kinematics: checks the tool's workspace and speed; None leaves those two unchecked.
-    authority: the part of the speed limits in use after the ramp, above 0 to 1; authority_ramp: s after activation
-    until it is. Both may be set at any time. probing: True keeps the authority where the ramp begins, for an arm that
-    did not move when it was commanded; the ramp begins when it ends. ramp_began_ns: None before the
-    first command.
+    speed_scaling: the part of the speed limits in use after the ramp, above 0 to 1.
+    speed_scaling_ramp: s after activation until it is. Both may be set at any time.
+    probing: True keeps the speed scaling where the ramp begins, for an arm that did not move when
+    it was commanded; the ramp begins when it ends.
+    ramp_began_ns: None before the first command.
     """
 
     def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None) -> None:
         self.robot = robot
-        self.authority, self.authority_ramp = robot.gate.authority, robot.gate.authority_ramp
+        self.speed_scaling = robot.gate.speed_scaling
+        self.speed_scaling_ramp = robot.gate.speed_scaling_ramp
         self._bounds = bounds_of(robot.limits, len(robot.joints))
         self._probing = False
         self._tool = ToolChecks(robot, kinematics)
@@ -77,7 +81,7 @@ class SafetyGate:
         self.forget_motion()
 
     def reset_counts(self) -> None:
-        """Activation: nothing is counted, and the authority ramps up again."""
+        """Activation: nothing is counted, and the speed scaling ramps up again."""
         self.clamps = 0
         self.refusals = 0
         self._refusing_since_ns = 0
@@ -111,15 +115,15 @@ class SafetyGate:
         """The motion that the next command continues, as the motion guard recorded it; None for none."""
         self._commanded = commanded
 
-    def authority_at(self, t_ns: int) -> float:
+    def speed_scaling_at(self, t_ns: int) -> float:
         """The part of the speed limits that may be used at a time: a ramp after activation."""
         if self._probing:
-            return self.authority * FIRST_AUTHORITY
-        ramp, began = self.authority_ramp, self.ramp_began_ns
+            return self.speed_scaling * FIRST_SPEED_SCALING
+        ramp, began = self.speed_scaling_ramp, self.ramp_began_ns
         if ramp == 0:
-            return self.authority
+            return self.speed_scaling
         share = 0.0 if began is None else (t_ns - began) / (ramp * NANOSECONDS)
-        return self.authority * min(1.0, max(FIRST_AUTHORITY, share))
+        return self.speed_scaling * min(1.0, max(FIRST_SPEED_SCALING, share))
 
     def check(
         self,
@@ -154,8 +158,9 @@ class SafetyGate:
             return self.refuse(reason, now_ns)
         # From now on, not from the arrival on: a command may begin in between.
         faults = self._faults(cut(curve, now_ns), before) + self._tool.too_fast(path)
-        faults += discontinuity(curve, before, np.array([now_ns, now_ns + arrival_ns]), self._kink)
-        slowed = self._above_authority(future)
+        takeover_ns = takeover_times(command, now_ns, arrival_ns)
+        faults += discontinuity(curve, before, takeover_ns, self._kink)
+        slowed = self._above_speed_scaling(future)
         if not faults and not slowed:
             self.clamps = self.refusals = 0
             return self._let("pass", "", command, curve)
@@ -190,8 +195,13 @@ class SafetyGate:
         """tool: the tool's speed over its limit."""
         position, velocity = before(future.times_ns[:1])
         pace = 1.0 / max(1.0, tool)
+        replaces = command.shape == "replacement"
+        bounds = bridgeable(self._bounds) if replaces else self._bounds
         for _ in range(PACES):
-            limited = limit(future, position[0], velocity[0], self._bounds, self.authority_at, pace)
+            limited = limit(future, position[0], velocity[0], bounds, self.speed_scaling_at, pace)
+            if replaces:
+                whole = followed_by(cut(before, now_ns), limited)
+                limited = bridged(whole, now_ns, int(future.times_ns[0]) - now_ns)
             path = self._tool.path(limited)
             left = self._faults(limited, before) + self._tool.too_fast(path)
             # Joints are bounded one by one; together they may still move the tool too fast.
@@ -244,17 +254,18 @@ class SafetyGate:
         bounds = relaxed(self._bounds, position[0], velocity[0])
         return violations(future, bounds, self.robot.joints)
 
-    def _above_authority(self, future: Spline) -> list[Violation]:
-        """Whether the present authority is too small for the curve, while the full limits are not."""
-        if self.authority_at(int(future.times_ns[0])) >= 1.0:
+    def _above_speed_scaling(self, future: Spline) -> list[Violation]:
+        """A violation where the present speed scaling is too small for the curve."""
+        if self.speed_scaling_at(int(future.times_ns[0])) >= 1.0:
             return []
-        share = np.array([self.authority_at(int(t)) for t in future.times_ns[:-1]])
+        share = np.array([self.speed_scaling_at(int(t)) for t in future.times_ns[:-1]])
         ratio = np.max(extremes(future).speed / self._bounds.velocity, axis=1) / share
         worst = int(np.argmax(ratio))
         if ratio[worst] <= 1 + TOLERANCE:
             return []
-        text = f"{ratio[worst] * share[worst]:.0%} of a speed limit asked, the authority is {share[worst]:.0%}"
-        return [Violation("authority", text, float(ratio[worst]))]
+        asked = f"{ratio[worst] * share[worst]:.0%} of a speed limit asked"
+        text = f"{asked}, the speed scaling is {share[worst]:.0%}"
+        return [Violation("speed_scaling", text, float(ratio[worst]))]
 
 
 def _texts(faults: list[Violation]) -> str:

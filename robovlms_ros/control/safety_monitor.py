@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.executor import ChunkExecutor
 from robovlms_ros.control.standstill import JointSample, StandstillDetector
-from robovlms_ros.core.schema import require
+from robovlms_ros.core.schema import check_ranges, parameter, require
 from robovlms_ros.core.types import NANOSECONDS, RobotState
 
 Array = NDArray[np.float64]
@@ -55,36 +55,60 @@ UNTRUSTED = {
 
 @dataclass(frozen=True)
 class SafetyMonitorConfig:
-    """When something counts as a fault. Times are seconds.
+    """Bounds beyond which something is a fault; part of the node's parameters, but for max_age.
 
-    max_age: without a new image or joint state for so long, it is stale.
-    clock_tolerance: how far an image's stamp may be ahead of the clock when it arrives (behind: max_age).
-    frozen_time, frozen_motion: an image whose bytes stay the same so long, while a joint moves so far (rad).
-    inference_timeout: an inference that takes longer is late.
-    following_error, following_time: a joint further (rad) than this from its command, for so long.
-    standstill_time, standstill_motion: no joint moves for so long, while one is commanded to move so far
-        (rad). A motion of 0 turns the check off.
-    clock_jump: a step forward of the clock between two checks that is no longer time passing; back is always a jump.
+    max_age: s, an image or a joint state is stale without a newer one for so long; the robot's.
     """
 
     max_age: float = 0.5
-    clock_tolerance: float = 0.1
-    frozen_time: float = 1.0
-    frozen_motion: float = 0.05
-    inference_timeout: float = 1.0
-    following_error: float = 0.3
-    following_time: float = 0.5
-    standstill_time: float = 0.5
-    standstill_motion: float = 0.05
-    clock_jump: float = 2.0
+    clock_tolerance: float = parameter(
+        0.1, "Farthest that an image's stamp may be ahead of the node's clock.",
+        unit="s", low=0.001, high=60.0,
+    )
+    frozen_time: float = parameter(
+        1.0,
+        "A camera that sends the same bytes for so long, while a joint moves by frozen_motion, is "
+        "frozen.",
+        unit="s", low=0.01, high=3600.0,
+    )
+    frozen_motion: float = parameter(
+        0.05, "See watchdog.frozen_time.", unit="rad", low=0.001, high=10.0
+    )
+    inference_timeout: float = parameter(
+        1.0,
+        "An inference that takes longer is reported as late; the running plan ends at rest.",
+        unit="s", low=0.01, high=3600.0,
+    )
+    following_error: float = parameter(
+        0.3,
+        "A joint further than this from its command for following_time is not following; the arm "
+        "is held.",
+        unit="rad", low=0.001, high=10.0,
+    )
+    following_time: float = parameter(
+        0.5, "See watchdog.following_error.", unit="s", low=0.01, high=60.0
+    )
+    standstill_time: float = parameter(
+        0.5,
+        "An arm of which no joint moves for so long, while one is commanded to move by "
+        "standstill_motion, does not follow (protective stop, inactive controller); the arm is "
+        "held and its set point brought back to it.",
+        unit="s", low=0.1, high=60.0,
+    )
+    standstill_motion: float = parameter(
+        0.05,
+        "See watchdog.standstill_time; a fifth of it counts as standing still. 0: not checked.",
+        unit="rad", low=0.0, high=10.0,
+    )
+    clock_jump: float = parameter(
+        2.0, "A step forward of the node's clock that is a jump; a step back always is.",
+        unit="s", low=0.1, high=3600.0,
+    )
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if name == "standstill_motion":
-                require(0.0 <= value < 1e6, f"watchdog.{name}", value, "0 or more")
-            else:
-                require(0.0 < value < 1e6, f"watchdog.{name}", value, "a number above 0")
+        age = self.max_age
+        require(0.0 < age < 1e6, "watchdog.max_age", age, "a number above 0")
+        check_ranges(self, "watchdog")
 
 
 class ObservationSource(Protocol):

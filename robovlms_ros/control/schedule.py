@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.core.schema import require
+from robovlms_ros.core.schema import check_ranges, parameter
 from robovlms_ros.core.types import RoboVLMsError
 
 Strategy = Literal["first", "receding", "ensemble", "fade", "blend"]
+
 
 class ScheduleRefused(RoboVLMsError):
     """A plan cannot be scheduled: every step is past, or a value is not finite."""
@@ -16,37 +17,42 @@ class ScheduleRefused(RoboVLMsError):
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How chunks become motion. Times are seconds.
+    """Settings by which chunks become motion; part of the node's parameters."""
 
-    strategy: `first`: execute one step, replan (RoboVLMs' own evaluation). `receding`: execute `execute_steps`,
-        replan. `ensemble`: ACT's temporal ensembling. `fade`: the newest chunk, joined by an offset that fades out.
-        `blend`: the mean of the recent chunks that agree with the newest one, joined likewise.
-    lead: how far ahead of now the running plan is left; longer than a message takes to arrive.
-    fade_time: how long joining takes (fade, blend); blend takes up to four times as long within acceleration limits.
-    memory: age after which a chunk counts 1/e (blend).
-    ensemble_decay: ACT's m (ensemble).
-    stop_time: shortest time in which a plan that runs out comes to rest.
-    """
-
-    strategy: Strategy = "blend"
-    execute_steps: int = 8
-    lead: float = 0.02
-    fade_time: float = 0.25
-    memory: float = 0.4
-    ensemble_decay: float = 0.01
-    stop_time: float = 0.1
+    strategy: Strategy = parameter(
+        "blend",
+        "Execution of chunks. blend: the mean of the recent chunks that agree with the newest one, "
+        "joined smoothly; fade: the newest chunk, joined smoothly; ensemble: ACT's temporal "
+        "ensembling; receding: execute_steps steps, then replan; first: one step, then replan "
+        "(RoboVLMs' own evaluation).",
+    )
+    execute_steps: int = parameter(
+        8, "Steps executed of each chunk (receding).", low=1, high=1000
+    )
+    lead: float = parameter(
+        0.02,
+        "Part of the running plan, from now on, that is left as it is; longer than a message takes "
+        "to arrive.",
+        unit="s", low=0.001, high=1.0,
+    )
+    fade_time: float = parameter(
+        0.25,
+        "Duration of joining the running plan (fade, blend); blend takes up to four times as long "
+        "to stay within acceleration limits.",
+        unit="s", low=0.02, high=5.0,
+    )
+    memory: float = parameter(
+        0.4, "Age at which a chunk counts 1/e (blend).", unit="s", low=0.01, high=100.0
+    )
+    ensemble_decay: float = parameter(
+        0.01, "Decay of the weights by age, ACT's m (ensemble).", low=0.0, high=10.0
+    )
+    stop_time: float = parameter(
+        0.1, "Shortest duration of a smooth stop.", unit="s", low=0.02, high=5.0
+    )
 
     def __post_init__(self) -> None:
-        require(self.execute_steps >= 1, "schedule.execute_steps", self.execute_steps, "1 or more")
-        for name, low, high in (
-            ("lead", 0.001, 1.0),
-            ("fade_time", 0.02, 5.0),
-            ("memory", 0.01, 100.0),
-            ("ensemble_decay", 0.0, 10.0),
-            ("stop_time", 0.02, 5.0),
-        ):
-            value = getattr(self, name)
-            require(low <= value <= high, f"schedule.{name}", value, f"from {low:g} to {high:g}")
+        check_ranges(self, "schedule")
 
 
 def horizon_shortfall(

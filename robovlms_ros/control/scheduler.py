@@ -1,8 +1,9 @@
 """Chunks become one uninterrupted motion that a stock joint_trajectory_controller follows without a step.
 
-Every message begins with the last points of our own previous plan, already past, so that the controller neither
-blends from the measured state nor jumps (it forgets the old trajectory when a new one arrives). A chunk is placed by
-the stamp of its observation, its past steps are dropped, and the arm moves from the running plan onto it.
+Every command begins with the last points of our own previous plan, already past, so that a
+controller that forgets the old trajectory when a new one arrives neither blends from the measured
+state nor jumps; one that blends is sent another shape (`trajectory_shape`). A chunk is placed by the
+stamp of its observation, its past steps are dropped, and the arm moves from the running plan onto it.
 """
 
 import math
@@ -18,13 +19,20 @@ from robovlms_ros.control.blending import (
     extended,
     temporal_ensemble,
 )
-from robovlms_ros.control.limits import bounds_of, cut
+from robovlms_ros.control.limits import JointBounds, bounds_of, cut
 from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.smoothing import joining_time, within_acceleration
 from robovlms_ros.control.spline import Array, Spline, Stamps, curve_of, followed_by
 from robovlms_ros.control.stopping import come_to_rest, move_slowly, stop_within
-from robovlms_ros.core.types import NANOSECONDS, JointPlan, RobotState, TrajectoryCommand
+from robovlms_ros.control.trajectory_shape import bridgeable, bridged
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    JointPlan,
+    RobotState,
+    TrajectoryCommand,
+    TrajectoryShape,
+)
 
 MIN_GAP_NS = 5_000_000  # between the splice and the first step after it
 MAX_GAP_NS = 50_000_000  # between points: joining the running plan bends the motion between slow steps
@@ -48,7 +56,10 @@ class ChunkScheduler:
 
     joints: their names, in the order of every (..., J) array.
     limits: keep joins and stops within acceleration and position limits, and round the corners of chunks (blend).
+    shape: of the commands that follow; it may be changed at any time.
     """
+
+    shape: TrajectoryShape = "self_splice"
 
     def __init__(
         self, joints: tuple[str, ...], config: ScheduleConfig | None = None, limits: JointLimits | None = None
@@ -119,52 +130,59 @@ class ChunkScheduler:
         future = self._join(running, self._tracks(plan, splice_ns), knots_ns)
         instruction = None if plan.chunk is None else plan.chunk.instruction
         self._proposed = replace(self._proposed, instruction=instruction, covered_until_ns=int(knots_ns[-1]))
-        whole = come_to_rest(future, self.config.stop_time, self._bounds)
-        return self._message(running, whole, now_ns)
+        whole = come_to_rest(future, self.config.stop_time, self._executable())
+        return self._message(running, whole, now_ns, splice_ns - now_ns)
 
     def commit(self, command: TrajectoryCommand) -> None:
         """What was really sent (clamped, perhaps) is the running plan from now on."""
         self._memory = self._proposed
         self._running = curve_of(command)
 
-    def smooth_stop(self, now_ns: int, authority: float = 1.0) -> TrajectoryCommand:
+    def smooth_stop(self, now_ns: int, speed_scaling: float = 1.0) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
 
         No measurement enters: a wrong or old one would turn the stop into a jump. The message lasts HOLD_NS longer
-        than the stop. authority: as in `stop_within`. Raises ScheduleRefused when no motion is commanded.
+        than the stop. speed_scaling: as in `stop_within`. Raises ScheduleRefused when no motion is commanded.
         """
         running = self._running_at(now_ns)
         if running is None:
             raise ScheduleRefused("no motion is commanded: there is nothing to stop.")
         splice_ns = now_ns + self._lead_ns
         self.forget_chunks()
-        stop = stop_within(running, splice_ns, self.config.stop_time, self._bounds, authority)
+        stop = stop_within(running, splice_ns, self.config.stop_time, self._executable(), speed_scaling)
         still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])
-        command = self._message(running, followed_by(stop, still), now_ns)
+        command = self._message(running, followed_by(stop, still), now_ns, self._lead_ns)
         self.commit(command)
         return command
 
     def move_back(self, positions: Array, now_ns: int, share: float) -> TrajectoryCommand:
-        """A slow motion from the running plan, which has come to rest, to (J,) rad; the running plan from now on.
+        """A slow motion from the running plan, at rest, to (J,) rad; the running plan from now on.
 
-        share: as in `move_slowly`. Raises ScheduleRefused while the running plan moves or when there is none.
+        share: as in `move_slowly`. Raises ScheduleRefused while the running plan moves, and where
+        there is none.
         """
         running = self._running_at(now_ns)
-        if running is None or (running.end_ns > now_ns and np.ptp(cut(running, now_ns).positions, axis=0).max() > 0):
-            raise ScheduleRefused("the commanded motion has not come to rest: it is not moved back.")
+        if running is None or np.ptp(cut(running, now_ns).positions, axis=0).max() > 0:
+            raise ScheduleRefused("the commanded motion is not at rest: it is not moved back.")
         _check_finite("target positions", positions)
         splice_ns = now_ns + self._lead_ns
         self.forget_chunks()
         end = np.clip(positions, self._bounds.lower, self._bounds.upper)
-        back = move_slowly(splice_ns, running(np.array([splice_ns]))[0][0], end, self._bounds, share)
+        begin = running(np.array([splice_ns]))[0][0]
+        back = move_slowly(splice_ns, begin, end, self._executable(), share)
         still = Spline(np.array([back.end_ns + HOLD_NS]), back.positions[-1:], back.velocities[-1:])
-        command = self._message(running, followed_by(back, still), now_ns)
+        command = self._message(running, followed_by(back, still), now_ns, self._lead_ns)
         self.commit(command)
         return command
 
     def resume(self, commanded: Spline | None) -> None:
         """Take up a commanded motion as the running plan; None for none."""
         self._running = commanded
+
+    def _executable(self) -> JointBounds:
+        """The bounds within which the controller's own way onto a command stays inside the
+        limits."""
+        return self._bounds if self.shape == "self_splice" else bridgeable(self._bounds)
 
     def _running_at(self, now_ns: int) -> Spline | None:
         """The running plan, unless the clock jumped back to before it."""
@@ -222,13 +240,24 @@ class ChunkScheduler:
         positions[0], velocities[0] = start[0], start_velocity[0]
         return Spline(knots_ns, positions, velocities)
 
-    def _message(self, running: Spline, future: Spline, now_ns: int) -> TrajectoryCommand:
+    def _message(
+        self, running: Spline, future: Spline, now_ns: int, lead_ns: int
+    ) -> TrajectoryCommand:
         """The running plan's points from the last two past ones up to the splice, then the future."""
         begin = max(0, int(np.searchsorted(running.times_ns, now_ns, side="right")) - 2)
         past = Spline(running.times_ns[begin:], running.positions[begin:], running.velocities[begin:])
         whole = followed_by(past, future)
+        if self.shape == "replacement":
+            whole = bridged(whole, now_ns, lead_ns)
         times = (whole.times_ns - whole.times_ns[0]) / NANOSECONDS
-        return TrajectoryCommand(int(whole.times_ns[0]), self.joints, times, whole.positions, whole.velocities)
+        return TrajectoryCommand(
+            int(whole.times_ns[0]),
+            self.joints,
+            times,
+            whole.positions,
+            whole.velocities,
+            shape=self.shape,
+        )
 
 
 def _at_rest(positions: Array, begin_ns: int, end_ns: int) -> Spline:

@@ -62,6 +62,30 @@ def central_differences(times_ns: Stamps, positions: Array) -> Array:
     return np.asarray(np.gradient(positions, seconds, axis=0, edge_order=2 if len(times_ns) > 2 else 1))
 
 
+def resting_spline_velocities(
+    times_ns: Stamps, positions: Array, first: Array | None = None
+) -> Array:
+    """Velocities (N, J), rad/s, of the cubic spline through positions (N, J) that ends at rest, N 2
+    or more.
+
+    Between the ends the acceleration is continuous. first: (J,) the velocity at the first point;
+    None for rest.
+    """
+    count = len(times_ns)
+    h = np.diff(times_ns) / NANOSECONDS  # (N - 1,)
+    matrix = np.eye(count)
+    right = np.zeros_like(positions)
+    if first is not None:
+        right[0] = first
+    inner = np.arange(1, count - 1)
+    matrix[inner, inner - 1] = 1 / h[:-1]
+    matrix[inner, inner] = 2 * (1 / h[:-1] + 1 / h[1:])
+    matrix[inner, inner + 1] = 1 / h[1:]
+    slopes = np.diff(positions, axis=0) / h[:, None] ** 2
+    right[1:-1] = 3 * (slopes[:-1] + slopes[1:])
+    return np.asarray(np.linalg.solve(matrix, right))
+
+
 def followed_by(first: Spline, then: Spline) -> Spline:
     """The points of `first` before `then` begins, and then `then`.
 

@@ -1,8 +1,8 @@
 """Detection of an arm that is commanded and does not move.
 
-Causes: a protective stop, a speed scaling of zero, brakes, a controller that is inactive and keeps its
-subscription. The distance from the command alone does not show them: targets that are composed from the
-measured pose stay near an arm that stands still.
+Causes: a protective stop, a speed scaling of zero, brakes, a controller that is inactive and keeps
+its subscription. The distance from the command alone does not show them: targets that are composed
+from the measured pose stay near an arm that does not move.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ LAG_SHARE = 0.5
 """Part of the observed time that a command may take to move the arm: 0.25 s of 0.5 s."""
 
 NOISE_SHARE = 0.2
-"""Part of the commanded displacement that an arm at rest may be measured to move: encoders, brakes."""
+"""Part of the commanded displacement that is measured of an arm at rest (noise, brakes)."""
 
 SUSPECT_SHARE = 0.4
 """Part of the commanded displacement that suffices for an arm that stood still before."""
@@ -40,8 +40,8 @@ class StandstillDetector:
     """Compares commanded with measured displacement since the arm began to stand still.
 
     time: s that no joint is measured to move. motion: rad that a joint is commanded to move meanwhile,
-    and was LAG_SHARE of `time` ago already. All joints must stand still: one joint in contact is no
-    standstill. suspect: True from a standstill until the arm is measured to move.
+    LAG_SHARE of `time` ago already. All joints must be at rest: one joint in contact is none.
+    suspect: True from a standstill until the arm is measured to move.
     """
 
     def __init__(self, time: float, motion: float) -> None:
@@ -59,7 +59,7 @@ class StandstillDetector:
         self._count = 0
 
     def add(self, sample: JointSample) -> tuple[int, float] | None:
-        """The joint that is commanded to move furthest and its displacement (rad) if the arm stands still.
+        """The joint that is commanded to move furthest and its displacement (rad) in a standstill.
 
         A stamp that does not advance is ignored; one that goes back begins the observation anew.
         """
@@ -79,8 +79,8 @@ class StandstillDetector:
             self._recent.popleft()
         if self._count < MIN_SAMPLES or sample.stamp_ns - begin.stamp_ns < self._time_ns:
             return None
-        # No motion is missing where the command came back, or where it came to the arm. A command that
-        # is younger than the lag may still be followed.
+        # No motion is missing where the command came back, or where it came to the arm. A command
+        # that is younger than the lag may still be followed.
         earlier = np.abs(self._recent[0].commanded - begin.commanded)
         now = np.abs(sample.commanded - begin.commanded)
         away = np.abs(sample.commanded - sample.measured)

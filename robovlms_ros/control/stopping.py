@@ -35,10 +35,13 @@ def come_to_rest(plan: Spline, stop_time: float, bounds: JointBounds) -> Spline:
     )
 
 
-def move_slowly(begin_ns: int, begin: Array, end: Array, bounds: JointBounds, share: float) -> Spline:
+def move_slowly(
+    begin_ns: int, begin: Array, end: Array, bounds: JointBounds, share: float
+) -> Spline:
     """A motion from rest to rest, (J,) to (J,) rad, on a straight line in joint space.
 
-    share: the part of the speed bounds, above 0 to 1, that it uses at most; of the acceleration bounds half.
+    share: the part of the speed bounds, above 0 to 1, that it uses at most; it uses half of the
+    acceleration bounds at most.
     """
     distance = np.abs(end - begin)
     # A cubic from rest to rest reaches 1.5 d / T and 6 d / T^2.
@@ -51,18 +54,18 @@ def move_slowly(begin_ns: int, begin: Array, end: Array, bounds: JointBounds, sh
 
 
 def stop_within(
-    plan: Spline, begin_ns: int, stop_time: float, bounds: JointBounds, authority: float = 1.0
+    plan: Spline, begin_ns: int, stop_time: float, bounds: JointBounds, speed_scaling: float = 1.0
 ) -> Spline:
     """The plan from begin_ns on, slowed down to rest within the bounds.
 
     On the plan's path (`slow_down`) where that is possible; where the plan turns so sharply that slowing down besides
     would ask for more than the acceleration bounds, as near to it as they allow: a joint that comes to rest too late
-    goes back, no faster than authority (above 0 to 1) times its speed bound.
+    goes back, no faster than speed_scaling (above 0 to 1) times its speed bound.
     """
     stop = slow_down(plan, begin_ns, stop_time, bounds.acceleration)
     if np.all(extremes(stop).acceleration <= bounds.acceleration * (1 + TOLERANCE)):
         return stop
-    return limit(stop, stop.positions[0], stop.velocities[0], bounds, lambda _: authority)
+    return limit(stop, stop.positions[0], stop.velocities[0], bounds, lambda _: speed_scaling)
 
 
 def slow_down(plan: Spline, begin_ns: int, stop_time: float, acceleration: Array) -> Spline:

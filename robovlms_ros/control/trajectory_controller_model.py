@@ -1,7 +1,9 @@
-"""A model of ros2_controllers' joint_trajectory_controller (Jazzy): what it refuses and what it commands, tick by tick.
+"""A model of ros2_controllers' joint_trajectory_controller: what it refuses and what it commands,
+tick by tick.
 
-Follows `trajectory.cpp` and the update loop of joint_trajectory_controller 4.x. It needs NumPy alone, so that the
-simulated arm and the streaming benchmark share one controller.
+Equals joint_trajectory_controller 4.x (Jazzy), which forgets the old trajectory when a new one
+arrives, and its successors (6.9 and later), which blend the two and may upsample positions. It
+needs NumPy alone, so that the simulated arm and the streaming benchmark share one controller.
 """
 
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.spline import resting_spline_velocities
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError, TrajectoryCommand
 
 Array = NDArray[np.float64]
@@ -58,6 +61,21 @@ class TrajectoryMessage:
             )
         )
         return cls(command.stamp_ns, tuple(command.joints), points)
+
+
+@dataclass(frozen=True)
+class PositionsUpsampling:
+    """The parameters `positions_upsampling.*`: points of positions alone become a cubic spline, at
+    rest at its end.
+
+    policy_frequency: Hz; above 0, a message whose times are all 0 gets a point every 1 /
+    policy_frequency s.
+    cross_chunk_continuity: of a build with ros2_controllers' pull request 2573: a message that
+    starts at the next update begins at the last command, with its velocity, instead of at rest.
+    """
+
+    policy_frequency: float = 0.0
+    cross_chunk_continuity: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,11 +132,16 @@ class TrajectoryController:
     """The position command of a joint_trajectory_controller with default tolerances (none).
 
     A new trajectory begins from its pre-state: the measured state at zero acceleration, or the last command with its
-    acceleration.
+    acceleration. With replacement, a trajectory of two points or more is left on the way that it
+    commands.
 
     joints: the controller's joints, in the order of `measured` and of the answers.
     interpolate_from_desired_state: the pre-state is the last command, at the time it was made.
-    allow_nonzero_velocity_at_trajectory_end: off by default, as in Jazzy.
+    allow_nonzero_velocity_at_trajectory_end: off by default, as in the controller.
+    allow_trajectory_replacement: blend a new trajectory with the running one (the default of the
+    builds that can); false, or a build that cannot, forgets the running one. It may be changed at
+    any time.
+    upsampling: None where `positions_upsampling.enable` is false or does not exist.
     """
 
     def __init__(
@@ -126,17 +149,21 @@ class TrajectoryController:
         joints: Sequence[str],
         interpolate_from_desired_state: bool = False,
         allow_nonzero_velocity_at_trajectory_end: bool = False,
+        *,
+        allow_trajectory_replacement: bool = False,
+        upsampling: PositionsUpsampling | None = None,
     ) -> None:
         self.joints = tuple(joints)
         self.interpolate_from_desired_state = interpolate_from_desired_state
         self.allow_nonzero_velocity_at_trajectory_end = allow_nonzero_velocity_at_trajectory_end
+        self.allow_trajectory_replacement = allow_trajectory_replacement
+        self.upsampling = upsampling
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, as a deactivation does: the next update holds the position measured then."""
-        self._points: tuple[_Point, ...] = ()
-        self._stamp_ns = 0
-        self._started = False
+        self._new: tuple[tuple[_Point, ...], int] | None = None  # the newest message and its stamp
+        self._points: tuple[_Point, ...] = ()  # at absolute times
         self._before: _Point | None = None
         self._segment: _Segment | _Hold | None = None
         self._time_ns = 0  # trajectory time: starts at `now`, then advances by the period
@@ -150,17 +177,17 @@ class TrajectoryController:
         return self._command
 
     def accept(self, message: TrajectoryMessage | TrajectoryCommand, now_ns: int) -> None:
-        """Replace the running trajectory from the next update on; the old one is forgotten.
+        """Take up a trajectory at the next update; of several before it only the last counts.
 
         Raises TrajectoryRejected, with the reason, for what the controller drops; the old trajectory goes on then.
         """
         if isinstance(message, TrajectoryCommand):
             message = TrajectoryMessage.from_command(message)
+        if self.upsampling is not None:
+            message = _timed(message, self.upsampling.policy_frequency)
         self._validate(message, now_ns)
         order = [message.joints.index(name) for name in self.joints]
-        self._points = tuple(_ordered(point, order) for point in message.points)
-        self._stamp_ns = message.stamp_ns
-        self._started = False
+        self._new = tuple(_ordered(point, order) for point in message.points), message.stamp_ns
 
     def update(
         self, now_ns: int, period_ns: int, measured: Array, measured_velocities: Array | None = None
@@ -170,15 +197,19 @@ class TrajectoryController:
         measured, measured_velocities: the arm's state now (J,); without velocities the controller has no velocity
         state interface.
         """
-        if not self._points:
+        if self._new is not None:
+            points, stamp_ns = self._new
+            if self.upsampling is not None:
+                points = self._upsampled(points, stamp_ns, np.array(measured, np.float64))
+            self._start(points, stamp_ns, now_ns, measured, measured_velocities)
+            self._new = None
+        elif not self._points:
             if self._command is None:
                 self._command = np.array(measured, np.float64), np.zeros(len(self.joints))
             self._made_ns = now_ns
             return self._command
-        if self._started:
-            self._time_ns += period_ns
         else:
-            self._start(now_ns, measured, measured_velocities)
+            self._time_ns += period_ns
         time_ns = self._time_ns + period_ns
         segment = self._segment
         if segment is None or not segment.begin_ns <= time_ns < segment.end_ns:
@@ -188,18 +219,65 @@ class TrajectoryController:
         self._made_ns = now_ns
         return self._command
 
-    def _start(self, now_ns: int, measured: Array, measured_velocities: Array | None) -> None:
+    def _start(
+        self,
+        points: tuple[_Point, ...],
+        stamp_ns: int,
+        now_ns: int,
+        measured: Array,
+        measured_velocities: Array | None,
+    ) -> None:
+        if self.allow_trajectory_replacement and len(self._points) > 1:
+            self._points = self._blended(points, stamp_ns, now_ns)
+        else:
+            self._points = _shifted(points, stamp_ns or now_ns)
         at_rest = np.zeros(len(self.joints))
         if self.interpolate_from_desired_state and self._command is not None:
             self._before = _Point(self._made_ns, *self._command, self._acceleration)
         else:
             velocity = None if measured_velocities is None else np.array(measured_velocities, np.float64)
             self._before = _Point(now_ns, np.array(measured, np.float64), velocity, at_rest)
-        start_ns = self._stamp_ns or now_ns
-        self._points = tuple(replace(point, time_ns=start_ns + point.time_ns) for point in self._points)
         self._segment = None
         self._time_ns = now_ns
-        self._started = True
+
+    def _blended(
+        self, points: tuple[_Point, ...], stamp_ns: int, now_ns: int
+    ) -> tuple[_Point, ...]:
+        """The old trajectory up to the new one's start, the state in which it is left there, and
+        the new points.
+
+        The controller measures on the old trajectory's time, of which it has played all up to the
+        cycle before; a start in the past is one now. The whole is shifted so that this cycle
+        repeats that one's time.
+        """
+        cursor_ns = self._time_ns
+        start_ns = cursor_ns + max(0, stamp_ns - now_ns)
+        old = [point for point in self._points if cursor_ns < point.time_ns < start_ns]
+        new = _shifted(points, start_ns)
+        if start_ns < new[0].time_ns:
+            segment = self._find_segment(start_ns)
+            old.append(_Point(start_ns, *segment.sample(start_ns), segment.acceleration(start_ns)))
+        return _shifted((*old, *new), now_ns - cursor_ns)
+
+    def _upsampled(
+        self, points: tuple[_Point, ...], stamp_ns: int, measured: Array
+    ) -> tuple[_Point, ...]:
+        """The points with the velocities of a cubic spline, where they are positions alone."""
+        assert self.upsampling is not None
+        if any(point.velocity is not None or point.acceleration is not None for point in points):
+            return points
+        first_velocity = None
+        if self.upsampling.cross_chunk_continuity and stamp_ns == 0 and points[0].time_ns > 0:
+            # The controller is activated with the measured state as its last command.
+            position, first_velocity = self._command or (measured, np.zeros(len(self.joints)))
+            points = (_Point(0, position, None, None), *points)
+        if len(points) == 1:
+            return points
+        times_ns = np.array([point.time_ns for point in points])
+        positions = np.stack([point.position for point in points])
+        velocities = resting_spline_velocities(times_ns, positions, first_velocity)
+        pairs = zip(points, velocities, strict=True)
+        return tuple(replace(point, velocity=velocity) for point, velocity in pairs)
 
     def _find_segment(self, time_ns: int) -> _Segment | _Hold:
         """The segment that contains an absolute time, by the rules of `Trajectory::sample`."""
@@ -245,6 +323,24 @@ class TrajectoryController:
             np.abs(np.asarray(points[-1].velocities, np.float64)) > ZERO_VELOCITY
         ):
             raise TrajectoryRejected("the last point's velocity is not zero: end every trajectory at rest.")
+
+
+def _timed(message: TrajectoryMessage, frequency: float) -> TrajectoryMessage:
+    """Points of positions alone without times at the policy's frequency, Hz; 0 leaves them as they
+    are."""
+    points = message.points
+    alone = all(
+        len(p.positions) and not len(p.velocities) and not len(p.accelerations) for p in points
+    )
+    if frequency <= 0 or not alone or any(point.time_from_start_ns for point in points):
+        return message
+    step_ns = NANOSECONDS / frequency
+    timed = (replace(p, time_from_start_ns=int((i + 1) * step_ns)) for i, p in enumerate(points))
+    return replace(message, points=tuple(timed))
+
+
+def _shifted(points: tuple[_Point, ...], by_ns: int) -> tuple[_Point, ...]:
+    return tuple(replace(point, time_ns=point.time_ns + by_ns) for point in points)
 
 
 def _ordered(point: TrajectoryPoint, order: list[int]) -> _Point:

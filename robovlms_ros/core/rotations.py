@@ -4,6 +4,11 @@ radians.
 A rotation vector is axis times angle, 0 <= angle <= pi. `euler_xyz_extrinsic` is R = Rz Ry Rx
 (roll, pitch, yaw about fixed axes, REP-103), `euler_xyz_intrinsic` is R = Rx Ry Rz. Near a pitch of
 +-pi/2 the last angle is set to 0.
+
+scipy's Rotation stays out: the robot does not need scipy otherwise, and of a chunk's conversion
+(10 rotations, scipy 1.17) it makes vectors and Euler angles to matrices 6 to 11 times as fast (227
+to 21 us), matrices to Euler angles 10 times as slow (20 to 196 us). It raises LinAlgError for NaN,
+which the safety gate refuses with a reason, and Python 3.10's releases take no (..., 3).
 """
 
 import numpy as np
@@ -115,21 +120,3 @@ def values_from(matrix: ArrayLike, rotation: Rotation) -> Array:
     if rotation == "rotation_vector":
         return vector_from_matrix(matrix)
     return euler_from_matrix(matrix, intrinsic=rotation == "euler_xyz_intrinsic")
-
-
-def world_to_tcp(actions: ArrayLike, tcp_euler: ArrayLike, rotation_scale: float = 0.01) -> Array:
-    """CALVIN relative actions (..., 7) from the world's axes into the tool's, as RoboVLMs'
-    `tcp_rel` training data.
-
-    tcp_euler (..., 3): the tool's orientation as intrinsic xyz angles (robot_obs[3:6]). The
-    rotation part is in units of `rotation_scale` rad; the gripper is kept.
-    """
-    actions = np.asarray(actions, dtype=np.float64)
-    tcp_euler = np.asarray(tcp_euler, dtype=np.float64)
-    tool = matrix_from_euler(tcp_euler, intrinsic=True)
-    inverse = np.swapaxes(tool, -1, -2)
-    turned = matrix_from_euler(tcp_euler + rotation_scale * actions[..., 3:6], intrinsic=True)
-    relative = euler_from_matrix(np.linalg.solve(turned, tool), intrinsic=True)
-    position = (inverse @ actions[..., :3, None])[..., 0]
-    wrapped = (relative + np.pi) % (2 * np.pi) - np.pi
-    return np.concatenate([position, wrapped / rotation_scale, actions[..., 6:]], axis=-1)

@@ -4,14 +4,15 @@ user can act on.
 `build(cls, mapping, where)` fills every field of `cls`, recursing into nested dataclasses, tuples
 and mappings, checks each value against its annotation, and refuses what it does not know with the
 nearest names it does. Ranges are checked by each dataclass in `__post_init__`, which raises
-`ConfigError` itself (see `require`).
+`ConfigError` itself (see `require`). An annotated class with a `variant(tag, where)` of its own
+names the dataclass for a mapping's `type`.
 """
 
 import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,43 @@ def require(condition: bool, where: str, value: object, allowed: str) -> None:
     """Raise ConfigError `where = value: must be allowed` unless the condition holds."""
     if not condition:
         raise ConfigError(f"{where} = {shown(value)}: must be {allowed}.")
+
+
+def parameter(default: Any, description: str, **facts: Any) -> Any:
+    """A dataclass field with the facts that a user reads of it.
+
+    facts: unit; low, high (both inclusive); and others for the reader of the field's metadata.
+    """
+    return dataclasses.field(default=default, metadata={"description": description, **facts})
+
+
+def check_ranges(instance: Any, where: str) -> None:
+    """Raise ConfigError unless each number of a dataclass lies within its field's low and high."""
+    for field in dataclasses.fields(instance):
+        if "low" in field.metadata:
+            low = field.metadata["low"]
+            high = field.metadata["high"]
+            value = getattr(instance, field.name)
+            require(low <= value <= high, f"{where}.{field.name}", value, f"from {low:g} to {high:g}")
+
+
+def current_names(
+    given: Mapping[str, Any], former: Mapping[str, str], where: str, warn: Callable[[str], None]
+) -> dict[str, Any]:
+    """`given` with the names of earlier releases (former name -> present name) replaced.
+
+    where: begins the messages, such as `parameter `. warn: receives one line for each former name.
+    Raises ConfigError where a value is given by both names.
+    """
+    values = dict(given)
+    for old, new in former.items():
+        if old not in values:
+            continue
+        if new in values:
+            raise ConfigError(f"{where}{old} and {new} are the same; give {new} alone.")
+        warn(f"{where}{old} is called {new} now; the former name is accepted in this release only.")
+        values[new] = values.pop(old)
+    return values
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -98,6 +136,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if any(type(value) is type(allowed) and value == allowed for allowed in args):
             return value
         raise ConfigError(f"{where} = {shown(value)}: not allowed.{did_you_mean(str(value)[:100], map(str, args))}")
+    if isinstance(hint, type) and "variant" in vars(hint):
+        family: Any = hint
+        return build(family.variant(_tag(value, where), where), value, where)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list | tuple):
@@ -136,13 +177,19 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _pick_by_type(members: list[Any], value: Any, where: str) -> Any:
     """The dataclass among `members` whose `type: Literal[...]` field equals `value["type"]`."""
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} = {shown(value)}: must be a mapping of names to values, `type` among them.")
     tags = {tag: m for m in members for tag in typing.get_args(typing.get_type_hints(m)["type"])}
-    tag = value.get("type")
+    tag = _tag(value, where)
     if not isinstance(tag, str) or tag not in tags:
         raise ConfigError(f"{where}.type = {shown(tag)}: not allowed.{did_you_mean(str(tag)[:100], tags)}")
     return tags[tag]
+
+
+def _tag(value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{where} = {shown(value)}: must be a mapping of names to values, `type` among them."
+        )
+    return value.get("type")
 
 
 def describe(hint: Any) -> str:

@@ -8,6 +8,7 @@ MAX_CONFIG_VALUES.
 
 import json
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -101,3 +102,15 @@ def _measure(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         raise TextError(f"it expands to more than {MAX_CONFIG_VALUES} values (MAX_CONFIG_VALUES)")
     known[id(node)] = count
     return count
+
+
+def write_json(path: Path | None, values: Any) -> None:
+    """Write plain values to a file that is replaced at once; nothing where `path` is None.
+
+    An interrupted program leaves the earlier file whole.
+    """
+    if path is None:
+        return
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)

@@ -149,6 +149,9 @@ class JointPlan:
     chunk: ActionChunk | None = field(default=None, compare=False)
 
 
+TrajectoryShape = Literal["self_splice", "replacement"]
+
+
 @dataclass(frozen=True)
 class TrajectoryCommand:
     """Command for a joint trajectory controller: the content of one
@@ -156,6 +159,8 @@ class TrajectoryCommand:
 
     stamp_ns: the header's stamp; 0 means "start when it arrives".
     times: (N,) float64 s after the stamp, >= 0 and strictly increasing. The last velocity is zero.
+    shape: the controller that it is for: one that forgets the running trajectory, or one that
+    blends into it, which is sent `control.trajectory_shape.wire_form` of it.
     """
 
     stamp_ns: int
@@ -164,3 +169,4 @@ class TrajectoryCommand:
     positions: NDArray[np.float64]
     velocities: NDArray[np.float64]
     accelerations: NDArray[np.float64] | None = None
+    shape: TrajectoryShape = "self_splice"

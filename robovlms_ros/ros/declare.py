@@ -1,7 +1,8 @@
 """Declare the table of parameters.py on a node, and read it back as one checked struct.
 
-rclpy ignores a parameter it was given and that nobody declares, and dies on one of the wrong type. Here both are kept
-as problems that `read` raises, so that a lifecycle node stays up, says what is wrong, and can be set right.
+rclpy ignores a parameter that was given and is not declared, and raises on one of the wrong type.
+Here both are kept as problems that `read` raises, so that a lifecycle node stays up, reports them,
+and can be set right.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
 
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.ros.parameter_table import RETIRED
 from robovlms_ros.ros.parameters import (
+    CAMERAS,
+    FORMER,
     NodeParameters,
     Parameter,
     check_cameras,
@@ -21,6 +23,7 @@ from robovlms_ros.ros.parameters import (
     defaults,
     expand,
     from_values,
+    of_this_release,
 )
 
 # Declared by rclpy itself, or by a publisher that lets users override its QoS.
@@ -31,8 +34,8 @@ FOREIGN_PREFIXES = ("qos_overrides.",)
 class DeclaredParameters:
     """The parameters of one node.
 
-    locked: the reason why they cannot be changed now, None when they can; called with True for
-    those that can be changed while the node is inactive. Those marked `live` always can.
+    locked: the reason not to change them now, None when they can be; called with True for those that
+    can be changed while the node is inactive. Those marked `live` always can.
     on_live_change: called after a live one was changed.
     """
 
@@ -46,16 +49,17 @@ class DeclaredParameters:
         self._on_live_change = on_live_change
         self._locked = locked
         self._problems: dict[str, ConfigError] = {}
-        given = {name: value.value for name, value in node._parameter_overrides.items()
-                 if name not in FOREIGN and not name.startswith(FOREIGN_PREFIXES)}
-        for name in [name for name in given if name in RETIRED]:
-            node.get_logger().warning(f"parameter {name} has no effect any more: {RETIRED[name]}. Remove it.")
-            del given[name]
+        overrides = {
+            name: value.value
+            for name, value in node._parameter_overrides.items()
+            if name not in FOREIGN and not name.startswith(FOREIGN_PREFIXES)
+        }
+        given = self._of_this_release(overrides)
         try:
-            self._cameras = check_cameras(given.get("cameras", defaults()["cameras"]))
+            self._cameras = check_cameras(given.get("cameras", CAMERAS))
         except (ConfigError, TypeError) as error:
             self._problems["cameras"] = ConfigError(str(error))
-            self._cameras = tuple(defaults()["cameras"])  # type: ignore[arg-type]
+            self._cameras = CAMERAS
         self._table = {p.name: p for p in expand(self._cameras)}
         for name in given:
             self._try(name, lambda name=name: check_known([name], self._table))
@@ -64,8 +68,20 @@ class DeclaredParameters:
             if name in given and name not in self._problems:
                 self._try(name, lambda p=parameter: values.update({p.name: p.check(given[p.name])}))
             node.declare_parameter(name, values[name], _descriptor(parameter), ignore_override=True)
+        node.add_pre_set_parameters_callback(self._replace_former)
         node.add_on_set_parameters_callback(self._on_set)
         node.add_post_set_parameters_callback(self._after_set)
+
+    def _of_this_release(self, given: dict[str, Any]) -> dict[str, Any]:
+        """`given` by present names; a value that was given by both names is a problem."""
+        values = dict(given)
+        for old, new in FORMER.items():
+            both = {name: values.pop(name) for name in (old, new) if name in values}
+            self._try(new, lambda both=both: values.update(of_this_release(both, self._warn)))
+        return of_this_release(values, self._warn)
+
+    def _warn(self, text: str) -> None:
+        self._node.get_logger().warning(text)
 
     def _try(self, name: str, action: Callable[[], Any]) -> None:
         try:
@@ -79,10 +95,24 @@ class DeclaredParameters:
             raise ConfigError(" ".join(str(error) for error in self._problems.values()))
         return from_values({name: self._node.get_parameter(name).value for name in self._table})
 
+    def _replace_former(self, parameters: list[RosParameter]) -> list[RosParameter]:
+        present = []
+        for parameter in parameters:
+            if parameter.name in FORMER:
+                (name,) = of_this_release({parameter.name: None}, self._warn)
+                present.append(RosParameter(name, parameter.type_, parameter.value))
+            else:
+                present.append(parameter)
+        return present
+
     def _on_set(self, parameters: list[RosParameter]) -> SetParametersResult:
+        names = [parameter.name for parameter in parameters]
+        for name in FORMER.values():
+            if names.count(name) > 1:
+                return SetParametersResult(successful=False, reason=f"{name}: given twice")
         for parameter in parameters:
             if parameter.name == "use_sim_time" and self._locked(False) is not None:
-                # rclpy changes the clock at once, under whatever is being timed by it.
+                # rclpy changes the clock at once, under all that is being timed by it.
                 reason = f"use_sim_time: {self._locked(False)}"
                 return SetParametersResult(successful=False, reason=reason)
             if parameter.name not in self._table:
@@ -104,10 +134,16 @@ class DeclaredParameters:
 
 
 def _descriptor(parameter: Parameter) -> ParameterDescriptor:
-    descriptor = ParameterDescriptor(description=parameter.description, additional_constraints=parameter.allowed(),
-                                     read_only=parameter.fixed)
-    if parameter.high < float("inf") and isinstance(parameter.default, float):
-        descriptor.floating_point_range = [FloatingPointRange(from_value=parameter.low, to_value=parameter.high)]
-    elif parameter.high < float("inf"):
-        descriptor.integer_range = [IntegerRange(from_value=int(parameter.low), to_value=int(parameter.high))]
+    descriptor = ParameterDescriptor(
+        description=parameter.text(),
+        additional_constraints=parameter.allowed(),
+        read_only=parameter.fixed,
+    )
+    low = parameter.low
+    high = parameter.high
+    if parameter.kind is float:
+        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+    elif parameter.kind is int:
+        integers = IntegerRange(from_value=int(low), to_value=int(high))
+        descriptor.integer_range = [integers]
     return descriptor

@@ -117,7 +117,7 @@ def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:
     from robovlms_ros.checkpoints.preflight import Situation, inspect
 
     config = resources.find(parameters.config, "config/backbones") if parameters.config else None
-    situation = Situation(robot, device=str(_device(parameters.device)))
+    situation = Situation(robot, device=str(find_device(parameters.device)))
     report = inspect(resources.find_checkpoint(parameters.checkpoint), config, situation, read_weights=False)
     for finding in report.of("warning"):
         log.warning("preflight, %s: %s", finding.topic, finding.text)
@@ -140,7 +140,7 @@ def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
 
     if parameters.backbone:
         resolve("backbone", parameters.backbone)
-    device = _device(parameters.device)
+    device = find_device(parameters.device)
     dtype = None if parameters.dtype == "auto" else DTYPES[parameters.dtype]
     config = load_config(resources.find(parameters.config, "config/backbones")) if parameters.config else None
     if parameters.checkpoint == "random":
@@ -167,7 +167,8 @@ def _preset(backbone: str) -> "PolicyConfig":
     return load_config(resources.find(backbone, "config/backbones"))
 
 
-def _device(name: str) -> "torch.device":
+def find_device(name: str) -> "torch.device":
+    """The torch device of parameter `device`; auto prefers cuda. Raises ConfigError."""
     import torch
 
     if name == "auto":

@@ -32,7 +32,7 @@ from robovlms_ros.core.types import (
 )
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.controllers.base import Arm, Gripper
-from robovlms_ros.ros.parameter_table import Confirm
+from robovlms_ros.ros.parameters import Confirm
 from robovlms_ros.ros.status import NodeStatus
 
 WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
@@ -156,15 +156,17 @@ class PolicyRunner:
                 self._worker.reset()
             self._set(INACTIVE, "")
 
-    def set_authority(self, authority: float, ramp: float) -> None:
+    def set_speed_scaling(self, speed_scaling: float, ramp: float) -> None:
         """The part of the speed limits in use, above 0 to 1, and the seconds after activation until it is.
 
         It takes effect with the next chunk: a command under way is left as it is.
         """
         with self._lock:
             if self._executor is not None:
-                self._executor.gate.authority, self._executor.gate.authority_ramp = authority, ramp
-                self._report.authority = self._executor.gate.authority_at(self._now())
+                gate = self._executor.gate
+                gate.speed_scaling = speed_scaling
+                gate.speed_scaling_ramp = ramp
+                self._report.speed_scaling = gate.speed_scaling_at(self._now())
 
     def pause(self, paused: bool) -> None:
         """Command a smooth stop until pause(False), which begins again at the arm's position then."""
@@ -236,6 +238,7 @@ class PolicyRunner:
             chunk = replace(waiting.chunk, stamp_ns=now)
             times_ns = waiting.plan.times_ns + (now - waiting.chunk.stamp_ns)
             plan = replace(waiting.plan, times_ns=times_ns, chunk=waiting.plan.chunk and chunk)
+            self._executor.shape = self._arm.shape
             decision = self._executor.on_chunk(
                 chunk, measured, measured, now, self._observations.speed(), plan,
                 self._advancing(now),
@@ -330,6 +333,7 @@ class PolicyRunner:
             assert plan.chunk is not None
             speed = self._observations.speed()
             now = self._now()
+            self._executor.shape = self._arm.shape
             decision = self._executor.on_chunk(
                 plan.chunk, start, measured, now, speed, plan, self._advancing(now)
             )
@@ -409,7 +413,7 @@ class PolicyRunner:
                 return
             now = self._now()
             if self._executor is not None:
-                self._report.authority = self._executor.gate.authority_at(now)
+                self._report.speed_scaling = self._executor.gate.speed_scaling_at(now)
             self._monitor.poll(None if self._worker is None else self._worker.inferring_since_ns, now)
             action, text = self._reaction(now)
             if self._monitor.permission_withdrawn and self._observations.instruction:
@@ -454,7 +458,7 @@ class PolicyRunner:
         return action, text
 
     def _return_to_arm(self, now: int, text: str) -> None:
-        """Bring the set point back to an arm that stands still, once it is at rest: on release nothing may jump."""
+        """Bring the set point back to an arm that does not move: on release nothing may jump."""
         if self._executor is None or self._arm is None:
             return
         if not self._monitor.set_point_may_return:
@@ -464,6 +468,7 @@ class PolicyRunner:
         measured = self._observations.measured()
         if self._returning or measured is None or not self._observations.speed().max() <= REST_SPEED:
             return
+        self._executor.shape = self._arm.shape
         try:
             command = self._executor.move_back(measured, now)
         except CommandRejected:
@@ -542,6 +547,7 @@ class PolicyRunner:
         if self._arm is None:
             decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
         else:
+            self._executor.shape = self._arm.shape
             decision = self._executor.on_chunk(
                 chunk, state, measured, now, self._observations.speed(), plan, self._advancing(now),
                 commit=not waits,
@@ -571,7 +577,9 @@ class PolicyRunner:
         if self._arm is None:
             self._observer.on_command(decision.command)
             return
-        self._send(decision.command, now_ns)
+        # The times of a replacement count from when it is sent.
+        sent_ns = self._now() if decision.command.shape == "replacement" else now_ns
+        self._send(decision.command, sent_ns)
         self._moving = True
         if self._gripper is not None and decision.gripper is not None:
             self._gripper.update(decision.gripper)
@@ -618,6 +626,7 @@ class PolicyRunner:
         self._report.last_stop, self._report.last_stop_ns = reason, now
         if self._executor is None or self._arm is None:
             return
+        self._executor.shape = self._arm.shape
         try:
             self._send(self._executor.smooth_stop(now), now)
         except (ScheduleRefused, CommandRejected) as error:

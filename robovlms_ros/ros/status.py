@@ -48,7 +48,7 @@ class Latencies:
 class NodeStatus:
     """The facts behind a status, kept by whoever knows them. Stamps in ns, 0 for never.
 
-    authority: the part of the speed limits in use now; NaN where there is no gate.
+    speed_scaling: the part of the speed limits in use now; NaN where there is no gate.
     """
 
     state: str = PolicyStatus.UNCONFIGURED
@@ -56,12 +56,13 @@ class NodeStatus:
     instruction: str = ""
     policy_id: str = ""
     path: str = ""
+    trajectory_shape: str = ""
     dry_run: bool = True
     history: tuple[int, int] = (0, 0)
     history_every: int = 1
     chunks: int = 0
     refusals: int = 0
-    authority: float = math.nan
+    speed_scaling: float = math.nan
     clamps: int = 0
     last_clamp: str = ""
     last_refusal: str = ""
@@ -73,7 +74,15 @@ class NodeStatus:
 
     def change_key(self) -> tuple[object, ...]:
         """What a listener must hear of at once when it changes."""
-        return (self.state, self.detail, self.instruction, self.policy_id, self.last_stop_ns, self.last_stop)
+        return (
+            self.state,
+            self.detail,
+            self.instruction,
+            self.policy_id,
+            self.trajectory_shape,
+            self.last_stop_ns,
+            self.last_stop,
+        )
 
 
 def status_message(report: NodeStatus, now_ns: int) -> PolicyStatus:
@@ -81,12 +90,15 @@ def status_message(report: NodeStatus, now_ns: int) -> PolicyStatus:
     message = PolicyStatus(
         state=report.state, detail=printable(report.detail, TEXT_LIMIT),
         instruction=printable(report.instruction), policy_id=report.policy_id,
+        trajectory_shape=printable(report.trajectory_shape, TEXT_LIMIT),
         dry_run=report.dry_run, history_have=report.history[0], history_want=report.history[1],
         chunks=report.chunks, refusals=report.refusals,
         latency_p50=report.reaction.percentile(50), latency_p99=report.reaction.percentile(99),
         inference_p50=report.inference.percentile(50), inference_p99=report.inference.percentile(99),
         latency_count=len(report.reaction),
-        authority=report.authority, clamps=report.clamps, last_clamp=printable(report.last_clamp, TEXT_LIMIT),
+        authority=report.speed_scaling,  # messages keep their fields
+        clamps=report.clamps,
+        last_clamp=printable(report.last_clamp, TEXT_LIMIT),
         last_refusal=printable(report.last_refusal, TEXT_LIMIT), last_refusal_time=to_time(report.last_refusal_ns),
         last_stop=printable(report.last_stop, TEXT_LIMIT), last_stop_time=to_time(report.last_stop_ns),
     )
@@ -98,13 +110,16 @@ def diagnostics_message(report: NodeStatus, node_name: str, watched: dict[str, s
     """The report, and one status per watched thing: `watched` maps its name to what is wrong, empty when nothing is."""
     values = {
         "instruction": printable(report.instruction), "policy": report.policy_id, "path": report.path,
+        "trajectory shape": report.trajectory_shape,
         "dry_run": str(report.dry_run).lower(),
         "history": f"{report.history[0]} of {report.history[1]}"
                    + (f", one frame in {report.history_every} steps" if report.history_every > 1 else ""),
         "chunks": str(report.chunks), "refusals": str(report.refusals),
         "reaction p50, p99 (s)": f"{report.reaction.percentile(50):.4f}, {report.reaction.percentile(99):.4f}",
         "inference p50, p99 (s)": f"{report.inference.percentile(50):.4f}, {report.inference.percentile(99):.4f}",
-        "authority": f"{report.authority:.2f}", "clamped": str(report.clamps), "last clamp": report.last_clamp,
+        "authority": f"{report.speed_scaling:.2f}",
+        "clamped": str(report.clamps),
+        "last clamp": report.last_clamp,
         "last refusal": report.last_refusal, "last stop": report.last_stop,
     }
     # An inactive node has a detail only where it deactivated itself.

@@ -141,7 +141,7 @@ class VLANode(PlainLifecycleNode):
     def _on_live_change(self) -> None:
         with self._parts:
             if self._runner is not None:
-                self._runner.set_authority(*self._declared.read().authority_of(self._gate))
+                self._runner.set_speed_scaling(*self._declared.read().speed_scaling_of(self._gate))
         self._reporter.publish_on_change()
 
     def _setup(self) -> None:
@@ -214,7 +214,7 @@ class VLANode(PlainLifecycleNode):
             observer=self._decisions,
         )
         self._gate = body.robot.gate
-        self._runner.set_authority(*parameters.authority_of(body.robot.gate))
+        self._runner.set_speed_scaling(*parameters.speed_scaling_of(body.robot.gate))
         self._connected = (parameters.dry_run, parameters.confirm)
         self._report.dry_run = parameters.dry_run
         rate = max(TICK_RATE, 0.0 if self._arm is None else self._arm.rate)
@@ -279,6 +279,7 @@ class VLANode(PlainLifecycleNode):
             self._session = None
         self._own_end = ""
         self._report.policy_id, self._report.history = "", (0, 0)
+        self._report.trajectory_shape = ""
         _free_memory()
 
     def _entered(self, state: str) -> None:
@@ -393,6 +394,8 @@ class VLANode(PlainLifecycleNode):
             self._runner.tick()
             self._tick_goal()
             deactivation_requested = self._runner.deactivation_requested
+            if self._arm is not None:
+                self._report.trajectory_shape = self._arm.shape_text
         self._reporter.publish_on_change()
         self._human.publish_source()
         if deactivation_requested and self.lifecycle_state == "active":

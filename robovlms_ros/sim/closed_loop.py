@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from robovlms_ros.core.statistics import percentile, wilson_interval
+from robovlms_ros.core.text_table import aligned
 
 Condition = Literal["named", "swapped", "blanked"]
 
@@ -140,11 +141,3 @@ def table(rows: Sequence[ClosedLoopRow]) -> str:
         f"{row.wrong}/{row.n}", "-" if row.time_to_success_p50 is None else f"{row.time_to_success_p50:.1f} s",
         str(row.chunks), str(row.refusals),
     ] for row in rows])
-
-
-def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: columns as wide as their widest cell, a rule under the header."""
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    rule = ["-" * width for width in widths]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-                     for line in [header, rule, *lines])

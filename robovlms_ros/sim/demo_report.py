@@ -65,14 +65,11 @@ def _side_by_side(images: Sequence[NDArray[np.uint8]], caption: str) -> Image.Im
 
 def write_timeline(path: Path, recordings: Sequence[EpisodeRecording]) -> None:
     """Commanded and measured position of every joint over time, a line of dots at each chunk's observation."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     joints = recordings[0].joints
-    figure, axes = plt.subplots(len(joints), len(recordings), squeeze=False, sharex="col",
-                                figsize=(7 * len(recordings), 1.4 * len(joints) + 1))
+    figure = Figure(figsize=(7 * len(recordings), 1.4 * len(joints) + 1), layout="tight")
+    axes = figure.subplots(len(joints), len(recordings), squeeze=False, sharex="col")
     for column, recording in enumerate(recordings):
         origin = recording.measured[0][0] if recording.measured else 0
         measured = _series(recording.measured, origin)
@@ -89,9 +86,7 @@ def write_timeline(path: Path, recordings: Sequence[EpisodeRecording]) -> None:
                 axis.set_ylabel(f"{name}\n[rad]", fontsize=7)
         axes[-1, column].set_xlabel("time since the instruction [s]")
     axes[0, 0].legend(loc="best", fontsize=7)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _series(samples: Sequence[tuple[int, NDArray[np.float64]]], origin: int) -> NDArray[np.float64]:

@@ -1,6 +1,8 @@
-"""One episode in simulated time, in one process and without ROS: cameras, policy with a latency, executor, arm.
+"""One episode in simulated time, in one process and without ROS: cameras, policy with a latency,
+executor, arm.
 
-What runs between policy and arm is what the live node runs: `ChunkExecutor` in front of the trajectory controllers.
+What runs between policy and arm is what the live node runs: `ChunkExecutor` in front of the
+trajectory controllers.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +23,10 @@ from robovlms_ros.core.types import (
     RobotState,
     TrajectoryCommand,
 )
-from robovlms_ros.sim.expert import ACTION_SPEC, STEP
-from robovlms_ros.sim.world import CAMERAS, TICK_NS, GroundTruth, SimWorld, WorldError
+from robovlms_ros.sim.tasks.expert import ACTION_SPEC, STEP
+from robovlms_ros.sim.tasks.language import meaning
+from robovlms_ros.sim.tasks.objects import TableTruth
+from robovlms_ros.sim.world import CAMERAS, TICK_NS, SimWorld, WorldError
 
 Array = NDArray[np.float64]
 
@@ -44,13 +48,14 @@ class RolloutFrame:
     """One camera frame with what was true at its stamp."""
 
     observation: Observation
-    truth: GroundTruth
+    truth: TableTruth
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode came to. time_to_success: simulated s, None without. wrong: another thing was taken. why: what
-    the judge calls the failure; empty with success. taken: what was taken in the place of the named thing."""
+    """What an episode came to. time_to_success: simulated s, None without. wrong: another thing
+    was taken. why: what the judge calls the failure; empty with success. taken: what was taken
+    in the place of the named thing."""
 
     instruction: str
     success: bool
@@ -64,9 +69,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """latency: (low, high) s from an image's stamp to its chunk, drawn per inference. limit, linger: s of simulated
-    time until an episode is given up, and from success to its end. dropped: part of the frames that never arrive.
-    executed: least number of frames from one inference's to the next one's: that many steps of a chunk are executed."""
+    """latency: (low, high) s from an image's stamp to its chunk, drawn per inference. limit,
+    linger: s of simulated time until an episode is given up, and from success to its end.
+    dropped: part of the frames that never arrive. executed: least number of frames from one
+    inference's to the next one's: that many steps of a chunk are executed."""
 
     latency: tuple[float, float] = (0.04, 0.12)
     limit: float = 12.0
@@ -90,7 +96,9 @@ class ExpertSession:
         state = observation.state
         if state is None or state.eef_pose is None or state.gripper is None:
             raise WorldError("the expert needs the measured pose and opening: give Observation.state with both.")
-        values = self._world.expert_chunk(observation.instruction, state.eef_pose, state.gripper)
+        values = self._world.expert(
+            meaning(observation.instruction), state.eef_pose, state.gripper
+        ).chunk()
         self._count += 1
         return ActionChunk(observation.stamp_ns, values, ACTION_SPEC, observation.instruction, "expert", self._count)
 
@@ -99,8 +107,8 @@ class ClosedLoop:
     """Runs episodes of one agent in one world.
 
     gripper: the robot's, a one-joint trajectory controller.
-    disturb: maps a chunk to what is executed in its place (noise for demonstrations); None executes it as it is.
-    on_frame: called with every frame, before the agent sees it.
+    disturb: maps a chunk to what is executed in its place (noise for demonstrations); None executes
+    it as it is. on_frame: called with every frame, before the agent sees it.
     """
 
     def __init__(
@@ -119,7 +127,8 @@ class ClosedLoop:
     def run(self, agent: Agent, instructions: Sequence[tuple[float, str]], rng: np.random.Generator) -> Outcome:
         """One episode from the world's present state.
 
-        instructions: (s from the start, words), in order; the last one is judged, from when it is given.
+        instructions: (s from the start, words), in order; the last one is judged, from when it is
+        given.
         """
         agent.reset()
         self.executor.reset()
@@ -207,7 +216,8 @@ class ClosedLoop:
 
 
 def build_loop(world: SimWorld, robot: str = "panda", settings: EpisodeSettings | None = None) -> ClosedLoop:
-    """A closed loop with the executor of the live node. Raises WorldError for a robot that the world is not."""
+    """A closed loop with the executor of the live node. Raises WorldError for a robot that the
+    world is not."""
     spec = load_robot(robot)
     if spec.joints != world.joints or spec.description_path is None or not isinstance(spec.gripper, OneJointTrajectory):
         raise WorldError(

@@ -1,12 +1,13 @@
-"""The demo's scene as one MuJoCo model: robosuite's Panda on its table with a red and a green cube.
+"""The simulated arm as a MuJoCo model: robosuite's Panda at its table, two cameras, and given
+objects.
 
-robosuite (1.5.2) supplies the robot, the gripper and the arena; nothing of it runs afterwards. The visual meshes are
-thinned by vertex clustering: software rendering spends its time on vertices, and at 96 x 96 pixels none is missed.
+robosuite (1.5.2) supplies the robot, the gripper and the arena; nothing of it runs afterwards. The
+visual meshes are thinned by vertex clustering: software rendering spends its time on vertices, and
+at 96 x 96 pixels none is missed.
 """
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.sim.task import CUBES
-
 Array = NDArray[np.float64]
 
-CUBE_SIZE = 0.04
-"""Edge of a cube in metres."""
 TABLE_HEIGHT = 0.8
 TIMESTEP = 0.002
 """Seconds a tick: 500 Hz."""
@@ -28,24 +25,14 @@ BASE_POSITION = np.array((-0.56, 0.0, 0.912))
 """The robot's base in the world, whose axes it shares (m)."""
 STATIC_CAMERA: dict[str, Any] = {"pos": (0.78, 0.0, 1.38), "target": (-0.06, 0.0, 0.885), "fovy": 36.0}
 WRIST_CAMERA = "robot0_eye_in_hand"
-_COLOURS = {"red": (0.85, 0.08, 0.08, 1.0), "green": (0.08, 0.65, 0.12, 1.0)}
 _MESH_GRID = 0.012
-
-
-@lru_cache(maxsize=1)
-def load_model() -> mujoco.MjModel:
-    """The compiled model, built once a process (about 3 s); joints and cameras as `SimWorld` documents them."""
-    from robosuite.models.objects import BoxObject
-
-    return compile_model([
-        BoxObject(name=f"{name}_cube", size=[CUBE_SIZE / 2] * 3, rgba=_COLOURS[name], density=1000) for name in CUBES
-    ])
 
 
 def compile_model(objects: Sequence[Any], textures: Sequence[str] = ()) -> mujoco.MjModel:
     """Robot, table, cameras and these robosuite objects, made for fast software rendering.
 
-    textures: names of robosuite's textures; each becomes a material `table_NAME` that the table may wear.
+    textures: names of robosuite's textures; each becomes a material `table_NAME` that the table may
+    wear.
     """
     root = ElementTree.fromstring(_robosuite_xml(objects))
     _add_table_materials(root, textures)
@@ -108,7 +95,8 @@ def _mesh(model: mujoco.MjModel, mesh_id: int) -> tuple[Array, NDArray[np.int64]
 
 
 def _thinned(vertices: Array, faces: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
-    """Vertex clustering: one vertex, the mean, per occupied cell of a grid; faces that collapse are dropped."""
+    """Vertex clustering: one vertex, the mean, per occupied cell of a grid; faces that collapse
+    are dropped."""
     extent = float(np.ptp(vertices, axis=0).max())
     cells = np.floor((vertices - vertices.min(axis=0)) / min(_MESH_GRID, extent / 4)).astype(np.int64)
     _, cluster = np.unique(cells, axis=0, return_inverse=True)

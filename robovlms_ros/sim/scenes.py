@@ -1,7 +1,8 @@
-"""Scene after scene in the simulated arm, in simulated time and without ROS: what a policy comes to.
+"""Scene after scene in the simulated arm, in simulated time and without ROS: what a policy comes
+to.
 
-What comes out of a scene depends on it and on the settings alone, not on the scenes before it: so many processes give
-what one gives, and a run that was stopped goes on.
+What comes out of a scene depends on it and on the settings alone, not on the scenes before it: so
+many processes give what one gives, and a run that was stopped goes on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,22 +15,19 @@ import numpy as np
 from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.sim.closed_loop import EpisodeResult
 from robovlms_ros.sim.rollout import Agent, ClosedLoop, EpisodeSettings, ExpertSession, build_loop
-from robovlms_ros.sim.task import INSTRUCTIONS
+from robovlms_ros.sim.tasks.base import CUBES
 from robovlms_ros.sim.tasks.evaluate import AS_TRAINED, TIME_LIMIT, TaskCondition, TaskEpisode
-from robovlms_ros.sim.tasks.language import is_unseen, meaning, paraphrase
-from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS, is_unseen, meaning, paraphrase
 from robovlms_ros.sim.world import START_NS, SimWorld
 
 EASY_TIME_LIMIT = 10.0
-"""Simulated seconds per episode of the easy demo."""
-EVERY_GOAL = ("own", "all")
-"""What a tabletop scene can be asked for, beside the seed's own sentence."""
+"""Simulated seconds per episode of the two cubes."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene to run. task: a tabletop task; empty is the easy demo's two cubes, which are asked for both.
-    condition: a name among the settings'."""
+    """One scene to run. task: of `base`; the two cubes are asked for both. condition: a name
+    among the settings'."""
 
     task: str
     seed: int
@@ -38,9 +36,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What holds for every scene of a run. checkpoint: the policy; empty is the scripted expert. limit: simulated s
-    per episode. blank: black images. every_goal: a tabletop scene is asked for the seed's own sentence (empty), for
-    every goal of its task that fits it (`own`), or for every goal of any task (`all`)."""
+    """What holds for every scene of a run. checkpoint: the policy; empty is the scripted expert.
+    limit: simulated s per episode. blank: black images. every_goal: a tabletop scene is asked
+    for the seed's own sentence (empty), for every goal of its task that fits it (`own`), or for
+    every goal of any task (`all`)."""
 
     checkpoint: str = ""
     robot: str = "panda"
@@ -66,9 +65,9 @@ class Bench:
         agent = self._agent or ExpertSession(world)
         loop.settings = EpisodeSettings(latency=condition.latency, limit=self.settings.limit,
                                         dropped=condition.dropped, executed=condition.executed)
-        if isinstance(world, TaskWorld):
-            world.set_task(scene.task)
-            world.looks, world.obstacles = condition.looks, condition.obstacles
+        world.set_task(scene.task)
+        world.looks = condition.looks
+        world.obstacles = condition.obstacles
         world.reset(scene.seed)
         return [self._episode(loop, agent, scene, words) for words in self._instructions(world, scene)]
 
@@ -77,18 +76,15 @@ class Bench:
             self._loop.world.close()
 
     def _loop_of(self, scene: Scene) -> ClosedLoop:
-        """The loop, in a world that has such scenes."""
-        if self._loop is None or isinstance(self._loop.world, TaskWorld) != bool(scene.task):
-            self.close()
+        if self._loop is None:
             blank = self.settings.blank or self._agent is None  # the expert looks at no image
-            world: SimWorld = SimWorld(scene.seed, blank)
-            if scene.task:
-                world = TaskWorld(scene.seed, blank, task=scene.task)
-            self._loop = build_loop(world, self.settings.robot)
+            self._loop = build_loop(
+                SimWorld(scene.seed, blank, task=scene.task), self.settings.robot
+            )
         return self._loop
 
     def _instructions(self, world: SimWorld, scene: Scene) -> Sequence[str]:
-        if not isinstance(world, TaskWorld):
+        if scene.task == CUBES:
             return list(INSTRUCTIONS)
         if not self.settings.every_goal:
             return [world.sentence]
@@ -102,9 +98,8 @@ class Bench:
         result = EpisodeResult(words, "blanked" if self.settings.blank else "named", scene.seed, outcome.success,
                                outcome.wrong, outcome.time_to_success, outcome.chunks, outcome.refusals, outcome.why,
                                outcome.taken)
-        if not scene.task:
-            return TaskEpisode("", result, False)
-        return TaskEpisode(meaning(words).task, result, is_unseen(words), scene.task)
+        task = CUBES if scene.task == CUBES else meaning(words).task
+        return TaskEpisode(task, result, is_unseen(words), scene.task)
 
 
 def load_agent(checkpoint: str | Path) -> Agent:
@@ -122,8 +117,9 @@ def evaluate_task(
     condition: TaskCondition | None = None,
     **settings: Any,
 ) -> list[TaskEpisode]:
-    """One episode per seed, in this process. agent: a policy's session or its checkpoint; None is the scripted expert.
-    task: empty for the easy demo's cubes (an episode per instruction then). settings: fields of BenchSettings."""
+    """One episode per seed, in this process. agent: a policy's session or its checkpoint; None
+    is the scripted expert. task: of `base`; the two cubes have an episode per instruction.
+    settings: fields of BenchSettings."""
     chosen = BenchSettings(conditions={AS_TRAINED: condition or TaskCondition()}, **settings)
     if isinstance(agent, str | Path):
         chosen, agent = replace(chosen, checkpoint=str(agent)), None

@@ -1,12 +1,12 @@
-"""The simulated arm: a Panda, two cubes, two cameras, two trajectory controllers, stepped at 500 Hz.
+"""The simulated arm: a Panda at a table with cameras and trajectory controllers, at 500 Hz.
 
-What happens in here is a function of the seed and of the messages: the same ones at the same ticks give the same bits.
-Time starts at `START_NS` (a stamp of 0 would mean "now" to a trajectory controller) and goes on through a reset.
-The arm follows its controller by computed torque, limited to the motors' torques; the fingers by their position servo.
+Its state is a function of task, seed and messages: the same ones at the same ticks give the same
+bits. Time starts at `START_NS` (a stamp of 0 would mean "now" to a trajectory controller) and goes
+on through a reset. The arm follows its controller by computed torque, limited to the motors'
+torques; the fingers by their position servo.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -16,8 +16,25 @@ from robovlms_ros.control.trajectory_controller_model import TrajectoryControlle
 from robovlms_ros.core.types import NANOSECONDS, RobotState, RoboVLMsError
 from robovlms_ros.sim import scene
 from robovlms_ros.sim.cameras import CameraRenderer
-from robovlms_ros.sim.expert import expert_chunk
-from robovlms_ros.sim.task import CUBES, FINGER_OPEN, LIFTED, Judge, LiftJudge, named_cube
+from robovlms_ros.sim.tasks import base
+from robovlms_ros.sim.tasks.base import CUBES
+from robovlms_ros.sim.tasks.domain_randomization import Painter, SceneAppearance
+from robovlms_ros.sim.tasks.expert import CAREFUL, SIMPLE, ExpertPolicy
+from robovlms_ros.sim.tasks.language import Goal, TaskError, meaning
+from robovlms_ros.sim.tasks.objects import FINGER_OPEN, TableObject, TableTruth
+from robovlms_ros.sim.tasks.scene import (
+    ATTEMPTS,
+    REGION,
+    TABLETOP,
+    TWO_CUBES,
+    Contents,
+    Placement,
+    Table,
+    TableLayout,
+    load_model,
+    place_cubes,
+    place_objects,
+)
 
 Array = NDArray[np.float64]
 
@@ -31,11 +48,6 @@ HOME_NOISE = 0.02
 
 CAMERAS = {"static": "static", "wrist": scene.WRIST_CAMERA}
 
-CUBE_REGION = ((-0.10, 0.10), (-0.16, 0.16))
-"""Where cubes are placed: x and y ranges about the table's middle (m)."""
-CUBE_DISTANCE = 0.10
-"""Smallest distance between the centres of two placed cubes (m)."""
-
 TICK_NS = round(scene.TIMESTEP * NANOSECONDS)
 START_NS = NANOSECONDS
 _STIFFNESS, _DAMPING = 50.0**2, 2 * 50.0
@@ -47,34 +59,16 @@ class WorldError(RoboVLMsError):
     """The simulated world is asked for something that it does not have."""
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """What only a judge or the scripted expert may see.
-
-    cubes: name -> (3,) position of the centre in the robot's base frame (m).
-    heights: name -> m above the cube's place on the table.
-    """
-
-    cubes: dict[str, Array]
-    heights: dict[str, float]
-
-    def as_json(self) -> dict[str, Any]:
-        """As the simulated arm publishes it."""
-        return {"heights": {f"{name} cube": height for name, height in self.heights.items()},
-                "cubes": {f"{name} cube": place.tolist() for name, place in self.cubes.items()}}
-
-    def lifted(self) -> tuple[str, ...]:
-        """Names of the cubes that are lifted."""
-        return tuple(name for name, height in self.heights.items() if height > LIFTED)
-
-
 class SimWorld:
-    """One arm at one table; the file's docstring says what is simulated.
+    """One arm at one table; the file's docstring describes the simulation.
 
     seed: of the first scene, as in `reset`.
     blank_cameras: every image is black.
     image_size: pixels, width and height.
-    interpolate_from_desired_state: the arm controller's option; off is the controller's own default.
+    interpolate_from_desired_state: the arm controller's option, off by default as there.
+    task: whose scenes to set up; `all` draws one of the tabletop tasks by the seed.
+    looks: bounds of light, colours and cameras. obstacles: how many objects without a name; None
+    draws it as the task says. Both are of the tabletop tasks.
     """
 
     joints = ARM_JOINTS
@@ -86,23 +80,52 @@ class SimWorld:
         blank_cameras: bool = False,
         image_size: int = 96,
         interpolate_from_desired_state: bool = False,
+        task: str = CUBES,
+        looks: SceneAppearance | None = None,
+        obstacles: int | None = None,
     ) -> None:
         self.blank_cameras = blank_cameras
         self.image_size = image_size
+        self.looks = looks or SceneAppearance()
+        self.obstacles = obstacles
         self.arm_controller = TrajectoryController(ARM_JOINTS, interpolate_from_desired_state)
         self.gripper_controller = TrajectoryController((FINGER_JOINT,))
         self.time_ns = START_NS
-        self._model = self._load_model()
-        self._data = mujoco.MjData(self._model)
         self._renderer: CameraRenderer | None = None
-        self._base = self._model.body("robot0_base").pos.copy()
-        self._find_objects()
-        self._inertia_times = np.zeros(self._model.nv)
-        self._wanted = np.zeros(self._model.nv)
+        self._layout: TableLayout | None = None
+        self.set_task(task)
         self.reset(seed)
 
+    def set_task(self, task: str) -> None:
+        """The task whose scenes are set up from the next reset on. Raises TaskError.
+
+        Between the cubes and the tabletop tasks another model is built; the scene is then empty
+        until the reset.
+        """
+        if task != "all":
+            base.find_task(task)
+        self.task = task
+        layout = TWO_CUBES if task == CUBES else TABLETOP
+        if layout is self._layout:
+            return
+        self.close()
+        self._layout = layout
+        self._model = load_model(layout)
+        self._data = mujoco.MjData(self._model)
+        self._base = self._model.body("robot0_base").pos.copy()
+        self._table = Table(self._model, layout)
+        self._painter = Painter(self._model) if layout.textures else None
+        self._contents = Contents({})
+        self._inertia_times = np.zeros(self._model.nv)
+        self._wanted = np.zeros(self._model.nv)
+
     def reset(self, seed: int) -> None:
-        """A new scene: cubes placed and the arm put near HOME by the seed, controllers emptied. Time goes on."""
+        """A new scene: objects and arm placed by the seed, controllers emptied. Time goes on.
+
+        `sentence` is then the seed's own instruction; `scene_task` is the scene's task and `goals`
+        are the goals that fit it.
+        """
+        self.seed = seed
         rng = np.random.default_rng(seed)
         mujoco.mj_resetData(self._model, self._data)
         qpos = self._data.qpos
@@ -113,20 +136,44 @@ class SimWorld:
         self.arm_controller.reset()
         self.gripper_controller.reset()
 
-    def _load_model(self) -> mujoco.MjModel:
-        return scene.load_model()
-
-    def _find_objects(self) -> None:
-        self._cube_addresses = {name: int(self._model.joint(f"{name}_cube_joint0").qposadr[0]) for name in CUBES}
-        self._rest = scene.TABLE_HEIGHT + scene.CUBE_SIZE / 2
-
     def _place_objects(self, rng: np.random.Generator) -> None:
-        for address, pose in zip(self._cube_addresses.values(), place_cubes(rng), strict=True):
-            self._data.qpos[address : address + 7] = pose
+        name = self.task if self.task != "all" else str(rng.choice(list(base.TABLE_TASKS)))
+        task = base.find_task(name)
+        if self.obstacles is not None:
+            task = replace(task, obstacles=(self.obstacles, self.obstacles))
+        for _ in range(ATTEMPTS):
+            cubes = self._layout is TWO_CUBES
+            found = (
+                place_cubes(rng)
+                if cubes
+                else place_objects(task.shapes, task.plates, task.obstacles, rng)
+            )
+            if found is None:
+                continue
+            self._contents = found[0]
+            self._table.put(self._data, found[1])
+            self.scene_task = name
+            self.goals = tuple(task.goals(self.ground_truth()))
+            if task.own(self.goals):
+                break
+        else:
+            raise TaskError(f"task {name!r}: no scene found in {ATTEMPTS} draws; the region {REGION} is too crowded.")
+        self.sentence = self.instruction(np.random.default_rng((self.seed, 3)))
+        if self._painter is not None:
+            self._painter.paint(self.looks, rng)
+            self._table.colour(self._contents, rng)
+
+    def instruction(self, rng: np.random.Generator, unseen: bool | None = None) -> str:
+        """One instruction of the scene's own task; unseen: of the sentences that training never
+        uses (True), of those that it uses (False), or of all (None)."""
+        task = base.find_task(self.scene_task)
+        own = task.own(self.goals)
+        sentences = task.sentences(own[int(rng.integers(len(own)))], unseen)
+        return sentences[int(rng.integers(len(sentences)))]
 
     def set_arm(self, positions: Array, opening: float = 1.0) -> None:
-        """Put the resting arm at joint positions (7,) and its fingers at an opening (0 to 1), at once: for
-        demonstrations that start elsewhere."""
+        """Put the resting arm at joint positions (7,) and its fingers at an opening (0 to 1), at
+        once: for demonstrations that start elsewhere."""
         self._data.qpos[_ARM] = positions
         self._data.qpos[7:9] = opening * FINGER_OPEN, -opening * FINGER_OPEN
         self._data.qvel[:9] = 0.0
@@ -148,7 +195,8 @@ class SimWorld:
         self.time_ns += TICK_NS
 
     def joint_state(self) -> RobotState:
-        """Arm joints (7,) in the order of `joints`, rad and rad/s, and the gripper's opening, as measured now."""
+        """Arm joints (7,) in the order of `joints`, rad and rad/s, and the gripper's opening, as
+        measured now."""
         opening = float(np.mean(np.abs(self._data.qpos[7:9]))) / FINGER_OPEN
         return RobotState(
             self.time_ns, self._data.qpos[_ARM].copy(), self._data.qvel[_ARM].copy(),
@@ -156,7 +204,8 @@ class SimWorld:
         )
 
     def render(self, camera: str) -> NDArray[np.uint8]:
-        """The image (image_size, image_size, 3) uint8 RGB of `static` or `wrist` now. Raises WorldError for others."""
+        """The image (image_size, image_size, 3) uint8 RGB of `static` or `wrist` now. Raises
+        WorldError for others."""
         if camera not in CAMERAS:
             raise WorldError(f"camera {camera!r}: the simulated arm has {', '.join(CAMERAS)}.")
         if self.blank_cameras:
@@ -165,33 +214,53 @@ class SimWorld:
             self._renderer = CameraRenderer(self._model, self.image_size)
         return self._renderer.render(self._data, CAMERAS[camera])
 
-    def judge(self, instruction: str) -> Judge:
-        """Who decides on an episode under this instruction. Raises TaskError for words that the scene does not know."""
-        return LiftJudge(instruction)
+    def judge(self, instruction: str) -> base.TableJudge:
+        """The judge of an episode under this instruction. Raises TaskError for objects that are
+        not in the scene."""
+        self._require(meaning(instruction))
+        return base.judge(instruction)
 
-    def expert_chunk(self, instruction: str, pose: Array, opening: float) -> Array:
-        """The scripted expert's steps (HORIZON, 7) from a hand's pose (4, 4) and opening, with the world as it is now.
+    def expert(self, goal: Goal, pose: Array, opening: float) -> ExpertPolicy:
+        """The scripted expert of a goal, from a hand's pose (4, 4) and opening, with the world as
+        it is now.
 
-        Raises TaskError for words that the scene does not know.
+        Raises TaskError for objects that are not in the scene.
         """
-        return expert_chunk(pose, opening, self.ground_truth().cubes[named_cube(instruction)])
+        self._require(goal)
+        return expert_of(self.scene_task, goal, self.ground_truth(), pose, opening)
 
-    def ground_truth(self) -> GroundTruth:
-        """Where the cubes are: for a judge or the scripted expert, never for a policy."""
-        places = {name: self._data.qpos[a : a + 3].copy() for name, a in self._cube_addresses.items()}
-        heights = {name: float(place[2] - self._rest) for name, place in places.items()}
-        return GroundTruth({name: place - self._base for name, place in places.items()}, heights)
+    def ground_truth(self) -> TableTruth:
+        """The objects' places: for a judge or the scripted expert, never for a policy."""
+        def read(name: str, slot: str) -> TableObject:
+            position, yaw = self._table.pose(self._data, slot)
+            return TableObject(name, position - self._base, yaw)
+
+        assert self._layout is not None
+        names = self._layout.plates if self._contents.plates else ()
+        plates = {name: self._table.plate(name) - self._base for name in names}
+        opening = float(np.mean(np.abs(self._data.qpos[7:9]))) / FINGER_OPEN
+        return TableTruth({name: read(name, slot) for name, slot in self._contents.things.items()}, plates, opening,
+                          tuple(read("obstacle cube", slot) for slot in self._contents.obstacles),
+                          self._data.site(GRIP_SITE).xpos - self._base)
+
+    def _require(self, goal: Goal) -> None:
+        truth = self.ground_truth()
+        present = {**truth.things, **truth.plates}
+        missing = [name for name in (goal.thing, goal.place) if name and name not in present]
+        if missing:
+            raise TaskError(f"{' and '.join(missing)}: not in this scene, which has {', '.join(present)}.")
 
     def tool_pose(self) -> Array:
-        """(4, 4) base_T_eef of the grip site as MuJoCo has it: for tests of the robot's own description."""
+        """(4, 4) base_T_eef of the grip site as MuJoCo has it: for tests of the robot's own
+        description."""
         site, pose = self._data.site(GRIP_SITE), np.eye(4)
         pose[:3, :3], pose[:3, 3] = site.xmat.reshape(3, 3), site.xpos - self._base
         return pose
 
-    def put_cube(self, name: str, position: Array) -> None:
-        """Put a cube's centre at `position` (3,), m in the base frame, at rest."""
-        address = self._cube_addresses[name]
-        self._data.qpos[address : address + 3] = position + self._base
+    def put_thing(self, name: str, position: Array, yaw: float = 0.0) -> None:
+        """Put one of the scene's things at `position` (3,), m in the base frame, upright, turned
+        by `yaw` (rad)."""
+        self._table.move(self._data, self._contents.things[name], Placement(position + self._base, yaw))
         mujoco.mj_forward(self._model, self._data)
 
     def close(self) -> None:
@@ -201,18 +270,8 @@ class SimWorld:
             self._renderer = None
 
 
-def place_cubes(rng: np.random.Generator) -> list[Array]:
-    """One pose (7,) in the world frame (m, quaternion w x y z) per cube, at least CUBE_DISTANCE apart, turned at
-    random about the vertical."""
-    low, high = np.array(CUBE_REGION).T
-    while True:
-        places = rng.uniform(low, high, (len(CUBES), 2))
-        gaps = [np.linalg.norm(a - b) for i, a in enumerate(places) for b in places[:i]]
-        if min(gaps) >= CUBE_DISTANCE:
-            break
-    turns = rng.uniform(-np.pi / 4, np.pi / 4, len(CUBES))
-    height = scene.TABLE_HEIGHT + scene.CUBE_SIZE / 2
-    return [
-        np.array((x, y, height, np.cos(turn / 2), 0.0, 0.0, np.sin(turn / 2)))
-        for (x, y), turn in zip(places, turns, strict=True)
-    ]
+def expert_of(
+    task: str, goal: Goal, truth: TableTruth, pose: Array, opening: float
+) -> ExpertPolicy:
+    """The scripted expert in the style of a scene's task."""
+    return ExpertPolicy(goal, truth, pose, opening, SIMPLE if task == CUBES else CAREFUL)

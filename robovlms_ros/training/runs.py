@@ -33,7 +33,7 @@ class Run:
 
 
 def is_plan(path: Path) -> bool:
-    """Whether the file is a plan that records its own demonstrations in the simulated arm (`simulated.pipeline`)."""
+    """Test whether the file is a plan that records its demonstrations in the simulated arm."""
     return "stages" in read_mapping(path)
 
 

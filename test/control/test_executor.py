@@ -34,7 +34,7 @@ def ns(seconds):
 def robot():
     panda = load_robot("panda")
     limits = dataclasses.replace(panda.limits, workspace=None)
-    return dataclasses.replace(panda, limits=limits, gate=dataclasses.replace(panda.gate, authority_ramp=0.0))
+    return dataclasses.replace(panda, limits=limits, gate=dataclasses.replace(panda.gate, speed_scaling_ramp=0.0))
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def test_a_dry_run_begins_again_at_an_arm_that_went_elsewhere_or_after_a_refusal
     assert told(1.4, robot.max_start_jump + 0.1, np.nan).verdict.kind == "refuse"
     again = told(1.6, robot.max_start_jump + 0.12)
     np.testing.assert_array_equal(again.command.positions[0], at(robot, 1.6, robot.max_start_jump + 0.12).positions)
-    assert executor.gate.refusals == 0 and executor.gate.authority_at(ns(1.6)) == pytest.approx(0.6)
+    assert executor.gate.refusals == 0 and executor.gate.speed_scaling_at(ns(1.6)) == pytest.approx(0.6)
 
 
 def test_the_latency_that_the_robot_allows_is_checked_before_it_moves(robot):

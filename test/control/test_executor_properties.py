@@ -1,11 +1,11 @@
-"""Planner, scheduler and gate together: whatever chunks come in, at whatever latency, jitter and authority.
+"""Planner, scheduler and gate together: whatever chunks come in, at whatever latency, jitter and speed scaling.
 
 For every strategy, with stops and new instructions in between:
 
 - what goes out is finite, strictly increasing in time, at rest at its end, and the controller takes it;
 - on the arm's own path: positions, speeds and accelerations within the robot's limits, no step from tick to tick;
-- speeds within the part of the limits that the authority allows, all along its ramp from 0 after activation;
-- an authority that is lowered meanwhile is kept as soon as the arm could slow down to it.
+- speeds within the part of the limits that the speed scaling allows, all along its ramp from 0 after activation;
+- a speed scaling that is lowered meanwhile is kept as soon as the arm could slow down to it.
 """
 
 import dataclasses
@@ -58,11 +58,12 @@ def check_message(command):
 
 
 def drive(executor, sequence, lag, lower_to=None):
-    """Commands (ticks, 7) of the controller from rest at home, and the tick from which the lower authority counts."""
+    """Commands (ticks, 7) of the controller from rest at home, and the tick from which the lower
+    speed scaling counts."""
     controller, commands, now_ns, lowered = TrajectoryController(PANDA.joints), [HOME] * (lag + 1), START_NS, None
     for count, event in enumerate(sequence):
         if lower_to is not None and count == len(sequence) // 2:
-            executor.gate.authority, lowered = lower_to, len(commands)
+            executor.gate.speed_scaling, lowered = lower_to, len(commands)
         measured = RobotState(now_ns, commands[-1 - lag])
         command = None
         if event["kind"] != "stop":
@@ -83,17 +84,17 @@ def drive(executor, sequence, lag, lower_to=None):
     sequence=events,
     strategy=st.sampled_from(["first", "receding", "ensemble", "fade", "blend"]),
     ramp=st.sampled_from([1e-9, 1.0]),
-    authority=st.sampled_from([1.0, 0.3]),
+    speed_scaling=st.sampled_from([1.0, 0.3]),
     lag=st.sampled_from([1, 10, 20]),
 )
-def test_the_arm_stays_within_its_limits_and_its_authority(sequence, strategy, ramp, authority, lag):
-    gate = dataclasses.replace(PANDA.gate, authority=authority, authority_ramp=ramp, max_refusals=1000)
+def test_the_arm_stays_within_its_limits_and_its_speed_scaling(sequence, strategy, ramp, speed_scaling, lag):
+    gate = dataclasses.replace(PANDA.gate, speed_scaling=speed_scaling, speed_scaling_ramp=ramp, max_refusals=1000)
     executor = build_executor(dataclasses.replace(PANDA, gate=gate), None, ScheduleConfig(strategy))
     commands, _ = drive(executor, sequence, lag)
     speeds = np.diff(commands, axis=0) / TICK
     assert np.all(commands >= PANDA.lower() - 1e-5) and np.all(commands <= PANDA.upper() + 1e-5)
     # From the first chunk on, which comes at the start or later; the first twentieth is there at once.
-    shares = authority * np.clip(np.arange(1, len(speeds) + 1) * TICK / ramp, 0.05, 1.0)
+    shares = speed_scaling * np.clip(np.arange(1, len(speeds) + 1) * TICK / ramp, 0.05, 1.0)
     assert np.all(np.abs(speeds) <= shares[:, None] * VELOCITY * 1.02 + 1e-9)
     assert np.all(np.abs(np.diff(speeds, axis=0)) <= ACCELERATION * TICK * 1.02 + 1e-6)
 
@@ -105,8 +106,8 @@ FAST, LATE = {**STILL, "after": 0.25, "speed": 3.0}, {**STILL, "after": 0.5, "la
 @settings(deadline=None, max_examples=15)
 @given(sequence=events)
 @example(sequence=[FAST, LATE])  # LATE is refused: the stop overshoots, and used to come back at full speed
-def test_a_lowered_authority_is_kept(sequence):
-    gate = dataclasses.replace(PANDA.gate, authority_ramp=0.0, max_refusals=1000)
+def test_a_lowered_speed_scaling_is_kept(sequence):
+    gate = dataclasses.replace(PANDA.gate, speed_scaling_ramp=0.0, max_refusals=1000)
     executor = build_executor(dataclasses.replace(PANDA, gate=gate), None)
     commands, lowered = drive(executor, sequence, 1, lower_to=0.2)
     speeds = np.abs(np.diff(commands, axis=0)) / TICK

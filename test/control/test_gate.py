@@ -4,7 +4,7 @@
   from the measured pose, outside the workspace, far too fast, too many clamps; with `clamp: false` any broken limit;
 - clamps positions, speeds, accelerations, tool speed, and jumps from what was sent before, keeping the path's end;
 - asks for deactivation after N refusals in a row; a chunk that passes starts the counts afresh;
-- authority ramps up after activation, slows down without counting as a clamp, and can be lowered;
+- the speed scaling ramps up after activation, slows down without counting as a clamp, and can be lowered;
 - an arm outside its limits or its workspace may come back;
 - whatever comes in, what goes out is finite, within limits, strictly increasing in time, at rest at its end, and
   continuous with what went out before (property test).
@@ -23,7 +23,7 @@ from robovlms_ros.control.spline import curve_of
 from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 PANDA = load_robot("panda")
-ROBOT = replace(PANDA, gate=replace(PANDA.gate, authority_ramp=0.0, max_clamps=3, max_refusals=4, refusal_time=0.0))
+ROBOT = replace(PANDA, gate=replace(PANDA.gate, speed_scaling_ramp=0.0, max_clamps=3, max_refusals=4, refusal_time=0.0))
 HOME = np.array([0.0, 0.2, 0.0, -2.536, 0.0, 2.8, 0.785])
 NOW = 10 * NANOSECONDS
 FIRST = np.eye(7)[0]
@@ -209,21 +209,21 @@ def test_noise_in_the_acceleration_never_gives_up(gate):
         gate.resume(curve_of(move(0.0)))
 
 
-def test_authority_ramps_without_counting():
-    gate = SafetyGate(replace(ROBOT, gate=replace(ROBOT.gate, authority_ramp=1.0, max_clamps=0)))
+def test_speed_scaling_ramps_without_counting():
+    gate = SafetyGate(replace(ROBOT, gate=replace(ROBOT.gate, speed_scaling_ramp=1.0, max_clamps=0)))
     verdict = check(gate, move(1.0, 1.0))
-    assert verdict.kind == "clamp" and "the authority is" in verdict.reason and gate.clamps == 0
+    assert verdict.kind == "clamp" and "the speed scaling is" in verdict.reason and gate.clamps == 0
     for t in (0.1, 0.3, 0.5):
         speed = np.abs(sample(verdict.command, np.array([NOW + round(t * NANOSECONDS)]))[1]).max()
         assert speed <= 1.9 * t * 1.02
-    assert gate.authority_at(NOW) == 0.05 and gate.authority_at(NOW + NANOSECONDS // 2) == 0.5
-    assert gate.authority_at(NOW + 3 * NANOSECONDS) == 1.0
-    gate.authority = 0.2
-    assert gate.authority_at(NOW + 3 * NANOSECONDS) == pytest.approx(0.2)
+    assert gate.speed_scaling_at(NOW) == 0.05 and gate.speed_scaling_at(NOW + NANOSECONDS // 2) == 0.5
+    assert gate.speed_scaling_at(NOW + 3 * NANOSECONDS) == 1.0
+    gate.speed_scaling = 0.2
+    assert gate.speed_scaling_at(NOW + 3 * NANOSECONDS) == pytest.approx(0.2)
 
 
-def test_lowered_authority_holds_for_the_whole_motion(gate):
-    gate.authority = 0.25
+def test_lowered_speed_scaling_holds_for_the_whole_motion(gate):
+    gate.speed_scaling = 0.25
     verdict = check(gate, move(1.0, 1.0))
     assert verdict.kind == "clamp"
     assert np.abs(verdict.command.velocities).max() <= 0.25 * 1.9 + 1e-9
@@ -328,10 +328,10 @@ def streams(draw):
 
 
 @settings(deadline=None, max_examples=100)
-@given(stream=streams(), authority=st.sampled_from([1.0, 0.3]))
-def test_whatever_comes_in_what_goes_out_is_safe(stream, authority):
+@given(stream=streams(), speed_scaling=st.sampled_from([1.0, 0.3]))
+def test_whatever_comes_in_what_goes_out_is_safe(stream, speed_scaling):
     gate = SafetyGate(ROBOT)
-    gate.authority = authority
+    gate.speed_scaling = speed_scaling
     now_ns, last = NOW, None
     for times, points, velocities, pause, noise in stream:
         now_ns += round(pause * NANOSECONDS)

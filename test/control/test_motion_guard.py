@@ -161,7 +161,7 @@ def test_a_stop_after_zeros_of_a_second_publisher_follows_the_commanded_motion()
 
 
 def test_a_measurement_is_compared_with_the_command_at_its_own_stamp():
-    executor = build_executor(replace(PANDA, gate=replace(PANDA.gate, authority_ramp=0.0)), None)
+    executor = build_executor(replace(PANDA, gate=replace(PANDA.gate, speed_scaling_ramp=0.0)), None)
     speed = 0.5
     line = lambda t: HOME + speed * (t - 1.0) * FIRST  # noqa: E731
 
@@ -179,7 +179,7 @@ def test_a_measurement_is_compared_with_the_command_at_its_own_stamp():
 
 @pytest.mark.parametrize("slow", [1, 2])
 def test_a_command_that_took_longer_than_its_lead_is_computed_again_or_refused(slow):
-    executor = build_executor(replace(PANDA, gate=replace(PANDA.gate, authority_ramp=0.0)), None)
+    executor = build_executor(replace(PANDA, gate=replace(PANDA.gate, speed_scaling_ramp=0.0)), None)
     readings = []
 
     def clock():

@@ -19,7 +19,7 @@ from robovlms_ros.control.trajectory_controller_model import TrajectoryControlle
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
 
 PANDA = load_robot("panda")
-ROBOT = dataclasses.replace(PANDA, gate=dataclasses.replace(PANDA.gate, authority_ramp=0.0))
+ROBOT = dataclasses.replace(PANDA, gate=dataclasses.replace(PANDA.gate, speed_scaling_ramp=0.0))
 HOME = np.array(ROBOT.home)
 STEP = 0.05
 START_NS = 1000 * NANOSECONDS

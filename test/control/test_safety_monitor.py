@@ -248,7 +248,8 @@ def test_an_arm_that_does_not_move(bench):
     stand_still(bench, 12, speed=0.0, start=0.02)
     assert not bench.report.faults
     assert bench.monitor.suspects_standstill
-    bench.monitor.moving(JointSample(bench.now_ns, np.zeros(2), np.full(2, 0.1)), ("a", "b"), bench.now_ns)
+    moved = JointSample(bench.now_ns, np.zeros(2), np.full(2, 0.1))
+    bench.monitor.moving(moved, ("a", "b"), bench.now_ns)
     assert not bench.monitor.suspects_standstill
 
 

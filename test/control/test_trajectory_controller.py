@@ -1,6 +1,7 @@
-"""The controller model is the controller: what Jazzy's joint_trajectory_controller commands and refuses.
+"""The controller model is the controller: what joint_trajectory_controller commands and refuses.
 
-- equal to the real trajectory code, tick by tick, on every case of the folder ROBOVLMS_JTC_DIR, rejections included;
+- equal to the real trajectory code, tick by tick, on every case of the folders in ROBOVLMS_JTC_DIR
+  (separated by `:`), rejections included;
 - each documented refusal is raised with its reason and leaves the running trajectory alone;
 - joints are matched by name, whatever their order in the message;
 - before any trajectory the measured position is held.
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from robovlms_ros.control.trajectory_controller_model import (
+    PositionsUpsampling,
     TrajectoryController,
     TrajectoryMessage,
     TrajectoryPoint,
@@ -21,8 +23,15 @@ from robovlms_ros.control.trajectory_controller_model import (
 )
 from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
 
-FOLDER = Path(os.environ.get("ROBOVLMS_JTC_DIR", Path(__file__).resolve().parents[3] / "shared" / "jtc"))
-CASES = json.loads((FOLDER / "cases.json").read_text()) if (FOLDER / "cases.json").is_file() else []
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+DEFAULT = os.pathsep.join(str(SHARED / name) for name in ("jtc", "jtc_master"))
+FOLDERS = [Path(name) for name in os.environ.get("ROBOVLMS_JTC_DIR", DEFAULT).split(os.pathsep)]
+CASES = [
+    pytest.param(folder, case, id=f"{folder.name}/{case['name']}")
+    for folder in FOLDERS
+    if (folder / "cases.json").is_file()
+    for case in json.loads((folder / "cases.json").read_text())
+]
 CLOCK_NS = 1000 * NANOSECONDS
 TICK_NS = 2_000_000
 
@@ -32,14 +41,14 @@ def ns(seconds):
 
 
 @pytest.mark.jtc
-@pytest.mark.skipif(not CASES, reason=f"no controller answers in {FOLDER} (set ROBOVLMS_JTC_DIR)")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_equals_the_real_controller(case):
+@pytest.mark.skipif(not CASES, reason="no controller answers in ../shared (set ROBOVLMS_JTC_DIR)")
+@pytest.mark.parametrize("folder, case", CASES or [(None, None)])
+def test_equals_the_real_controller(folder, case):
     from safetensors.numpy import load_file
 
-    answers = load_file(FOLDER / "cases.safetensors")
+    answers = load_file(folder / "cases.safetensors")
     names = tuple(f"joint{i}" for i in range(case["joints"]))
-    controller = TrajectoryController(names, case["interpolate_from_desired_state"], True)
+    controller = controller_of(case, names)
     period = ns(case["period"])
     waiting = list(enumerate(case["messages"]))
     commands, velocities, rejected = [], [], []
@@ -59,6 +68,21 @@ def test_equals_the_real_controller(case):
     assert rejected == case["rejected_messages"]
     np.testing.assert_allclose(commands, answers[case["name"] + "/position"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(velocities, answers[case["name"] + "/velocity"], rtol=0, atol=1e-5)
+
+
+def controller_of(case, names):
+    upsampling = None
+    if case.get("positions_upsampling_enable", False):
+        upsampling = PositionsUpsampling(
+            case["positions_upsampling_policy_frequency"], case["cross_chunk_continuity"]
+        )
+    return TrajectoryController(
+        names,
+        case["interpolate_from_desired_state"],
+        case.get("allow_nonzero_velocity_at_trajectory_end", True),
+        allow_trajectory_replacement=case.get("allow_trajectory_replacement", False),
+        upsampling=upsampling,
+    )
 
 
 def as_message(message, names):

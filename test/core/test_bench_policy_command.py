@@ -153,7 +153,7 @@ def test_the_head_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     file = tmp_path / "head.json"
     assert main(["bench", "--preset", "head", "--device", "cpu", "--threads", "1", "--json", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "answer 12.5 ms, put_off 50.0 ms" in shown and "with what it puts off 5.20 and 1.80" in shown
+    assert "answer 12.5 ms, put_off 50.0 ms" in shown and "with deferred updates 5.20 and 1.80" in shown
     checks = json.loads(file.read_text())["checks"]
     assert len(checks) == 3 and all(check["kept"] for check in checks)
 
@@ -175,7 +175,7 @@ def test_curves_have_a_point_per_row_that_differs_in_nothing_else(tmp_path: Path
     rows = [row(case=replace(base, history=w), p50=0.01 * w) for w in (1, 4, 16)]
     rows += [row("plain", case=replace(base, history=w), p50=0.02 * w) for w in (1, 4, 16)]
     rows += [row(case=replace(base, history=2, cameras=2)), row(case=base, sessions=4, p50=0.3)]
-    curves = {curve.name: curve.points for curve in curves_over("history", rows)}
+    curves = {curve.label: curve.points for curve in curves_over("history", rows)}
     assert [x for x, _ in curves["fast"]] == [1, 4, 16]
     assert [y for _, y in curves["fast"]] == pytest.approx([10.0, 40.0, 160.0])
     assert curves["plain"][-1] == pytest.approx((16, 320.0))
@@ -185,7 +185,8 @@ def test_curves_have_a_point_per_row_that_differs_in_nothing_else(tmp_path: Path
     written = draw(results(*rows), tmp_path)
     assert {path.name for path in written} == {"cost_over_history.svg", "cost_over_robots.svg"}
     picture = ElementTree.parse(tmp_path / "cost_over_history.svg").getroot()
-    assert len(picture.findall("{http://www.w3.org/2000/svg}circle")) == 6
+    marks = picture.findall(".//{http://www.w3.org/2000/svg}use")
+    assert len(marks) == 6 + 2, "one for each point, one for each entry of the legend"
 
 
 def test_plot_command_draws_and_fails_without_a_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

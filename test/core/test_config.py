@@ -4,7 +4,9 @@
 - `window_size`, `fwd_pred_next_n` are `history_length`, `action_chunk_size`; given twice and unequal is an error;
 - unknown keys are refused with the nearest known one; every value is checked against its range;
 - what it is written to reads back equal; a RoboVLMs run's JSON is read as it is, with its data set's profile;
-- statistics come from a named file; a missing key lists the candidates; units and polarity have no default.
+- statistics come from a named file; a missing key lists the candidates;
+- units and polarity have no default;
+- the Google profile holds the data set's quantiles with all their digits.
 """
 
 import json
@@ -171,3 +173,31 @@ def test_presets(name: str) -> None:
     config = load_config(Path(__file__).parents[2] / "config" / "backbones" / f"{name}.yaml")
     assert config.model.backbone == name
     config.require_runnable()
+
+
+GOOGLE_Q01 = (
+    -0.22453527510166169, -0.14820013284683228, -0.231589707583189,
+    -0.3517994859814644, -0.4193011274933815, -0.43643461108207704, 0.0,
+)
+GOOGLE_Q99 = (
+    0.17824687153100965, 0.14938379630446405, 0.21842354819178575,
+    0.5892666035890578, 0.35272657424211445, 0.44796681255102094, 1.0,
+)
+GOOGLE_STATISTICS = Path(__file__).resolve().parents[3] / "shared" / "google_statistics.json"
+
+
+def google_quantiles() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    config = config_from_mapping({**REFERENCE, "profile": "google_robot"}, "test")
+    step = config.action.normalization[-1]
+    assert step.method == "quantile"
+    return step.low, step.high
+
+
+def test_the_google_profile_has_all_digits():
+    assert google_quantiles() == (GOOGLE_Q01, GOOGLE_Q99)
+
+
+@pytest.mark.skipif(not GOOGLE_STATISTICS.is_file(), reason="no ../shared/google_statistics.json")
+def test_the_google_profile_equals_the_data_set_s_statistics():
+    (statistics,) = json.loads(GOOGLE_STATISTICS.read_text(encoding="utf-8")).values()
+    assert google_quantiles() == (tuple(statistics["q01"]), tuple(statistics["q99"]))

@@ -22,6 +22,7 @@ from robovlms_ros.checkpoints.preflight import PreflightReport, Situation, inspe
 from robovlms_ros.checkpoints.weights import CheckpointError
 from robovlms_ros.cli.main import main
 from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.control.controller_types import ChunkOnly
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.resources import find
 from robovlms_ros.models.tokenization import TokenizerError
@@ -135,6 +136,85 @@ def test_proprioception_of_another_robot(make_config: MakeConfig, tmp_path: Path
     six = inspect(folder, None, Situation(load_robot("ur5e")))
     assert "proprioception: takes 7 joint positions; robot 'ur5e' has 6 joints" in errors(six)
     assert "proprioception" not in errors(inspect(folder, None, Situation(load_robot("panda"))))
+
+
+def test_proprioception_that_the_robot_cannot_give(make_config: MakeConfig, tmp_path: Path) -> None:
+    panda = load_robot("panda")
+    topic = dataclasses.replace(panda.description, file=None, topic="robot_description")
+    bare = dataclasses.replace(
+        panda, gripper=None, controller=ChunkOnly(type="chunk_only"), description=topic)
+    proprioception = {"names": ["gripper", "eef_position"]}
+    config = make_config("kosmos", proprioception=proprioception)
+    folder = save_policy(build_policy(config), tmp_path / "policy")
+    text = errors(inspect(folder, None, Situation(bare)))
+    assert "takes the gripper's opening; robot 'panda' has no gripper" in text
+    assert "takes eef_position; robot 'panda' has no description file" in text
+    assert "proprioception" not in errors(inspect(folder, None, Situation(panda)))
+
+
+def test_the_meaning_of_the_action_is_printed(folder: Path) -> None:
+    report = inspect(folder, None, Situation())
+    texts = {finding.topic: finding.text for finding in report.findings}
+    parts = ("eef_delta", "in the base frame", "rotation_vector", "chained", "translation 0.02 m")
+    for part in (*parts, "every 0.05 s (20 Hz)"):
+        assert part in texts["action"]
+    assert texts["gripper"] == "class 1 opens, class 1 above 0.5; at once"
+    change(folder, "action", space="eef_pose", frame="tool")
+    assert "eef_pose is expressed in the base frame" in errors(inspect(folder, None, Situation()))
+
+
+def test_joints_in_another_order_than_the_robots(make_config: MakeConfig, tmp_path: Path) -> None:
+    joints = load_robot("panda").joints
+    names = [*joints[::-1], "gripper"]
+    action = {"space": "joint_position", "units": {"joint": 1.0}, "names": names}
+    config = make_config("kosmos", action_head={"action_dim": 8}, action=action)
+    folder = save_policy(build_policy(config), tmp_path / "policy")
+    text = errors(inspect(folder, None, Situation(load_robot("panda"))))
+    assert "in another order than the robot's" in text
+    assert "another order" not in errors(inspect(folder, None, Situation()))
+
+
+def write_parameters(path: Path, **values: Any) -> str:
+    path.write_text(yaml.safe_dump({"/**": {"ros__parameters": values}}))
+    return str(path)
+
+
+def test_the_nodes_parameters(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(*options: str, **values: Any) -> tuple[int, str]:
+        path = write_parameters(tmp_path / "vla.yaml", **values)
+        code = main(["check", str(folder), "--params", path, *options])
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    assert check(robot="panda")[0] == 0
+    code, text = check(robot="panda", cameras=["static", "side"])
+    assert code == 1
+    assert "expects static, wrist; at hand static, side. Without wrist" in text
+    assert check("--cameras", "static,wrist", robot="panda", cameras=["static", "side"])[0] == 0
+    code, text = check(robot="ur5e")
+    assert code == 1
+    assert "robot 'panda', this one is 'ur5e'" in text
+    assert check("--robot", "panda", robot="ur5e")[0] == 0
+    code, text = check(robot="panda", backbone="paligemma")
+    assert code == 1
+    assert "parameter backbone = 'paligemma' but the policy's is 'kosmos'" in text
+    code, text = check(robot="panda", instruction="unheard-of")
+    assert code == 1
+    assert "ERROR instruction" in text
+    code, text = check(robot="panda", camera={"static": {"encoding": "brg8"}})
+    assert code != 0
+    assert "parameter camera.static.encoding = 'brg8': not allowed" in text
+
+
+def test_cameras_other_than_the_nodes_defaults_are_a_warning(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_policy(build_policy(make_config("kosmos", cameras=["left"])), tmp_path / "policy")
+    assert main(["check", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "WARN  cameras: expects left; the node's default static, wrist. Set the node's" in text
 
 
 def test_weights_that_do_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """From results to the report.
 
 - the report opens with three sentences and the verdict; thresholds decide the exit code; an unmeasured bound is a miss;
-- report.html is one file that loads nothing; report.json and chunks.csv hold the same run;
+- report.html is one file that loads nothing, escapes names and is reproducible;
+- report.json and chunks.csv hold the same run;
 - a finished bag is not computed again, a killed run goes on with the rest, and other weights or settings start anew;
 - two policies are compared on the same images, with intervals that contain what they should;
 - the node's params file is read as the node reads it.
@@ -56,7 +57,10 @@ def test_the_report_answers_first(part):
 
 
 def test_the_page_loads_nothing(part):
-    page = render(build_report([part], EvaluationThresholds()))
+    report = build_report([part], EvaluationThresholds())
+    page = render(report)
+    assert page == render(report), "equal reports give equal bytes"
+    assert "<b>&amp;" not in page and "&lt;b&gt;&amp;" in render(report, "<b>&")
     assert "<script" not in page and not re.search(r"(src|href)=\"(?!data:)", page) and "@import" not in page
     text = page[page.index("<main>"):]
     assert text.index('class="answer') < text.index("<table") and page.count("data:image/jpeg;base64,") >= 1

@@ -1,6 +1,8 @@
 """The streaming benchmark measures what was measured with the real controller's code.
 
 - the usual ways of sending chunks give the means that Jazzy's own trajectory code gave, within 10 %; so does `fade`;
+- so it is with the newest controllers, on which the default is as smooth, also while the controller
+  is switched;
 - the default strategy keeps its thresholds, and its commands are the same whatever the controller's pre-state is;
 - a chunk shorter than its latency starves; jitter moves the arm no more than without;
 - the JSON holds every row's measures; the exit code is 1 when a threshold is missed.
@@ -13,7 +15,19 @@ import pytest
 
 from robovlms_ros.bench import streaming
 from robovlms_ros.bench.stream_senders import DEFAULT, SENDERS
-from robovlms_ros.bench.streaming import REFERENCE, StreamCondition, measure, missed, simulate
+from robovlms_ros.bench.streaming import (
+    CONTROLLERS,
+    JAZZY,
+    MASTER,
+    QUICK,
+    REFERENCE,
+    StreamCondition,
+    changing_condition,
+    controller_conditions,
+    measure,
+    missed,
+    simulate,
+)
 from robovlms_ros.cli.main import main
 
 # Measured with ros2_controllers' trajectory.cpp (Jazzy), 50 seeds: mean worst step (mrad per tick) and mean RMS
@@ -31,6 +45,43 @@ REAL = {
 def test_the_usual_ways_measure_as_with_the_real_code(strategy, desired):
     row = measure(strategy, StreamCondition(0.15, 30, 30, desired))
     np.testing.assert_allclose((row.worst_step_mean, row.rms), REAL[strategy][desired], rtol=0.1)
+
+
+# The same, 50 seeds, constant latency, on builds that blend (ros2_controllers 94e74de35, and with
+# #2573).
+NEWEST = {
+    ("whole_chunk_now", MASTER): (6.0, 132.3),
+    ("whole_chunk_now", "master, upsampling"): (8.5, 132.4),
+    ("whole_chunk_now", "with #2573"): (7.2, 132.3),
+    ("whole_chunk_stamped", MASTER): (6.0, 132.3),
+    ("whole_chunk_stamped", "master, upsampling"): (8.5, 132.4),
+    ("whole_chunk_stamped", "with #2573"): (8.5, 132.4),
+}
+
+
+@pytest.mark.parametrize("strategy, controller", NEWEST)
+def test_the_usual_ways_measure_as_with_the_newest_code(strategy, controller):
+    row = measure(strategy, controller_conditions(controller)[0])
+    measured = (row.worst_step_mean, row.rms)
+    np.testing.assert_allclose(measured, NEWEST[strategy, controller], rtol=0.1)
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_the_default_is_as_smooth_on_every_build(controller):
+    for condition in controller_conditions(controller):
+        row = measure(DEFAULT, condition, 6)
+        assert row.worst_step[0] < 3.0 and row.worst_step[1] < 3.3 and row.rms < 10
+
+
+def test_what_suits_one_build_steps_on_the_other(monkeypatch):
+    monkeypatch.setitem(CONTROLLERS, JAZZY, CONTROLLERS[MASTER])
+    monkeypatch.setattr(streaming._Transport, "change", lambda *_: None)
+    assert measure(DEFAULT, controller_conditions(JAZZY)[1], 5).worst_step[0] > 20
+
+
+def test_a_switched_controller_costs_no_step():
+    row = measure(DEFAULT, changing_condition(QUICK), 10)
+    assert row.worst_step_max < streaming.CHANGE_LIMIT
 
 
 # The trial's own best: self-splice with an offset that fades out, which `fade` is.

@@ -178,7 +178,8 @@ class Stage:
         plan = decision.plan
         return {
             "kind": verdict.kind,
-            "reason": verdict.reason,
+            # Called authority when the answers were recorded.
+            "reason": verdict.reason.replace("the speed scaling is", "the authority is"),
             "deactivate": verdict.deactivate,
             "gripper": None if decision.gripper is None else float(decision.gripper),
             "plan": None if plan is None else (plan.times_ns, plan.positions, plan.velocities),
@@ -267,10 +268,9 @@ def evaluate(bag: Path, output: Path, options: Sequence[str]) -> tuple[int, dict
 
 def rendered(tabletop: bool, seed: int) -> dict[str, NDArray[np.uint8]]:
     """Both cameras' images of a scene of the simulated arm."""
-    from robovlms_ros.sim.tasks.world import TaskWorld
     from robovlms_ros.sim.world import SimWorld
 
-    world = TaskWorld(seed) if tabletop else SimWorld(seed)
+    world = SimWorld(seed, task="all" if tabletop else "cubes")
     images = {camera: world.render(camera) for camera in ("static", "wrist")}
     world.close()
     return images
@@ -309,6 +309,7 @@ def messages(
         for name, value in status.items()
         if name not in ("reaction", "inference", "watched")
     }
+    fields["speed_scaling"] = fields.pop("authority")
     report = NodeStatus(
         **fields, reaction=latencies(status["reaction"]), inference=latencies(status["inference"])
     )
@@ -467,9 +468,30 @@ def validation_rows(folder: Path) -> str:
 
 def cubes() -> int:
     """The number of cubes of the easy demo."""
-    from robovlms_ros.sim.task import CUBES
+    from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 
-    return len(CUBES)
+    return len(INSTRUCTIONS)
+
+
+def cube_columns(columns: dict[str, Any], places: Any, followed: Any) -> dict[str, Any]:
+    """The columns of a shard of the two cubes.
+
+    columns: `labels` (F, 2, ...) in the order of the cubes. places: (F, 2, 3). followed: (F,) the
+    number of the named cube.
+    """
+    from robovlms_ros.sim.tasks.objects import THINGS
+    from robovlms_ros.sim.training.hindsight import CUBE_GOALS
+
+    order = np.stack((followed, 1 - followed), axis=1)  # the followed goal's label is the first
+    things = np.full((len(places), len(THINGS), 3), np.nan, np.float32)
+    things[:, [THINGS.index("red cube"), THINGS.index("green cube")]] = places
+    return {
+        **columns,
+        "labels": np.take_along_axis(columns["labels"], order[:, :, None, None], axis=1),
+        "things": things,
+        "goals": np.array(CUBE_GOALS)[order],
+        "scenes": columns["episodes"],
+    }
 
 
 def tabletop() -> tuple[int, int, int]:
@@ -495,32 +517,35 @@ def train_simulated(
     tabletop: the tabletop's learner, else the easy demo's. seeing: the tabletop's vision stage. The
     weights of auxiliary heads follow from their names, as those of `tiny_policy`.
     """
-    from robovlms_ros.sim.training.behaviour_cloning import Learner, Recipe, TrainingStage
+    from robovlms_ros.sim.training.objectives import CubeObjective
+    from robovlms_ros.sim.training.pipeline import build_trainer
+    from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
     from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames, find_shards
-    from robovlms_ros.sim.training.task_cloning import TaskLearner
-    from robovlms_ros.sim.training.trainer import Trainer
+    from robovlms_ros.sim.training.task_objective import TaskObjective
 
-    def learner(*given: Any) -> Any:
+    def objective(*given: Any) -> Any:
         if tabletop:
-            return TaskLearner(*given, 2, ground_truth)
-        return Learner(*given, ground_truth)
+            return TaskObjective(*given, 2, ground_truth)
+        return CubeObjective(*given, ground_truth)
 
-    trainer = Trainer(policy, Recipe(windows=3), folder, learner)
+    trainer = build_trainer(policy, Recipe(windows=3), folder, objective)
     with torch.no_grad():
-        for name, parameter in trainer.learner.named_parameters():
+        for name, parameter in trainer.module.named_parameters():
             if not name.startswith("policy."):
                 rng = np.random.default_rng(zlib.crc32(name.encode()))
                 values = rng.normal(0.0, max(parameter.shape[-1], 4) ** -0.5, parameter.shape)
                 parameter.copy_(torch.from_numpy(values))
-    data = DemonstrationSet(ShardFrames(trainer.learner).add(find_shards(shard)), 2, 2)
+    data = DemonstrationSet(ShardFrames(trainer.module).add(find_shards(shard)), 2, 2)
     stage = TrainingStage(steps, rate, seeing=seeing)
     rows = []
     for _ in range(steps):
         losses = trainer.train_step(data, rate, stage)
-        names = ("total", "arm", "gripper", "target_error")
-        rows.append({name: float(getattr(losses, name).detach()) for name in names})
-    averaged = trainer.averaged()
-    size = sum(float(p.detach().double().abs().sum()) for p in averaged.parameters())
+        names = {"loss": "total", "target_error_m": "target_error"}
+        rows.append(
+            {names.get(name, name): float(losses[name]) for name in trainer.module.reported}
+        )
+    with trainer.averaged():
+        size = sum(float(p.detach().double().abs().sum()) for p in trainer.policy.parameters())
     rows.append({"averaged weights": size})
     return rows
 

@@ -98,9 +98,8 @@ def easy_columns(cubes: int) -> dict[str, NDArray[Any]]:
     columns = inputs.shard_frames(cubes, 4, 28)
     rng = np.random.default_rng(31)
     count = len(columns["episodes"])
-    columns["cubes"] = rng.uniform(-0.1, 0.1, (count, cubes, 3)).astype(np.float32)
-    columns["followed"] = rng.integers(0, cubes, count)
-    return columns
+    places = rng.uniform(-0.1, 0.1, (count, cubes, 3)).astype(np.float32)
+    return api.cube_columns(columns, places, rng.integers(0, cubes, count))
 
 
 def tabletop_columns(things: int, plates: int, goals: int) -> dict[str, NDArray[Any]]:

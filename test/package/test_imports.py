@@ -39,6 +39,7 @@ LAYERS = (
     {"sim", "bench"},
     {"cli"},
 )
+GENERATED = ("robovlms_ros.action", "robovlms_ros.msg", "robovlms_ros.srv")
 # Programs outside the ROS layer that are ROS nodes themselves.
 NODES = ("robovlms_ros.sim.nodes", "robovlms_ros.bench.node", "robovlms_ros.bench.faults")
 
@@ -48,7 +49,8 @@ import importlib, sys
 class Block:
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
-        if top in {ros_only!r} or top.endswith(("_msgs", "_interfaces")) or name == "robovlms_ros.msg":
+        generated = name in ("robovlms_ros.action", "robovlms_ros.msg", "robovlms_ros.srv")
+        if generated or top in {ros_only!r} or top.endswith(("_msgs", "_interfaces")):
             raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
 
 sys.meta_path.insert(0, Block())
@@ -86,7 +88,8 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 def is_ros(name: str) -> bool:
     top = name.split(".")[0]
-    return top in ROS_ONLY or top.endswith(("_msgs", "_interfaces")) or name.startswith("robovlms_ros.msg")
+    generated = name.startswith(GENERATED)
+    return generated or top in ROS_ONLY or top.endswith(("_msgs", "_interfaces"))
 
 
 def is_plain(name: str) -> bool:

@@ -132,6 +132,10 @@ def test_pip_carries_the_data(root: Path, tmp_path: Path) -> None:
     share = tmp_path / "share" / "robovlms_ros"
     for folder in ("action", "config", "launch", "msg", "srv"):
         assert files(share / folder) == files(root / folder)
+    command = [sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path / "lib")]
+    subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    templates = "robovlms_ros/evaluation/report/templates"
+    assert files(tmp_path / "lib" / templates) == files(root / templates) != set()
 
 
 def files(folder: Path) -> set[Path]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from parity_case import LOSS, close, filled_state, image_u8
 
@@ -124,9 +125,16 @@ def check_axis_angle(record: dict[str, Any], key: str) -> None:
 
 
 def check_world_to_tcp(record: dict[str, Any], key: str) -> None:
-    got = rotations.world_to_tcp(record["action"].numpy(), record["robot_obs"].numpy()[..., 3:6])
-    # The reference scales float32 angles by 100, and their rounding with them.
-    close(got, record["out"], what=key, relative=1e-5)
+    """CALVIN's relative actions from the world's axes into the tool's (`tcp_rel`), in 0.01 rad."""
+    action = record["action"].double().numpy()
+    angles = record["robot_obs"].double().numpy()[..., 3:6]
+    tool = rotations.matrix_from_euler(angles, intrinsic=True)
+    turned = rotations.matrix_from_euler(angles + 0.01 * action[..., 3:6], intrinsic=True)
+    relative = rotations.euler_from_matrix(np.linalg.solve(turned, tool), intrinsic=True)
+    position = (np.swapaxes(tool, -1, -2) @ action[..., :3, None])[..., 0]
+    wrapped = (relative + np.pi) % (2 * np.pi) - np.pi
+    got = np.concatenate([position, wrapped / 0.01, action[..., 6:]], axis=-1)
+    close(got, record["out"], what=key)
 
 
 def check_perceiver(record: dict[str, Any], key: str) -> None:

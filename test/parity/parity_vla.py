@@ -69,6 +69,8 @@ def policy_of(case: dict[str, Any], attention: str) -> VLAPolicy:
     if "obs_embed" in case:
         policy.vlm.backbone.vision_encoder = StandInVision(case["obs_embed"].shape[-1])
     load(policy, filled_state(case["param_shapes"]))
+    if "gates" in case:
+        set_gates(policy, case["gates"])
     return policy.eval()
 
 
@@ -174,16 +176,31 @@ class StandInVision(nn.Module):
         return SimpleNamespace(last_hidden_state=functional.pad(tokens, (0, 0, 1, 0)))
 
 
-def check_cross_attention(policy: VLAPolicy, case: dict[str, Any], tolerance: float) -> None:
+def set_gates(policy: VLAPolicy, gates: list[float]) -> None:
+    """Set the cross attention's gates, (attention, feed-forward), as the recording did."""
     for name, parameter in policy.named_parameters():
-        for gate, value in zip(("attn_gate", "ff_gate"), case["gates"], strict=True):
+        for gate, value in zip(("attn_gate", "ff_gate"), gates, strict=True):
             if name.endswith(gate):
-                parameter.fill_(value)
+                parameter.data.fill_(value)
+
+
+def check_cross_attention(policy: VLAPolicy, case: dict[str, Any], tolerance: float) -> None:
     inputs = case["inputs"]
     images = images_of(policy, inputs)
     visual = policy.vlm.encode_frames({k: v.flatten(0, 1) for k, v in images.items()})
-    latents = torch.cat([visual[name].tokens for name in policy.config.cameras], dim=1)
-    close(latents.unflatten(0, inputs["vision_x"].shape[:2]), case["obs_embed"], tolerance, "visual latents")
+    check_latents([visual[name].tokens for name in images], case["obs_embed"], tolerance)
     batch = {"images": images, "input_ids": inputs["lang_x"], "attention_mask": inputs["attention_mask"]}
     close(policy.action_features(batch), case["action_hs"], tolerance, "hidden states")
-    check_output(policy(batch), case, tolerance)
+    output = policy(batch)
+    check_output(output, case, tolerance)
+    if "loss" in case:
+        check_losses(output, case["loss"])
+    if "stepwise" in case:
+        check_steps(policy, case["stepwise"], tolerance)
+
+
+def check_latents(cameras: list[Tensor], recorded: Tensor, tolerance: float) -> None:
+    """cameras: (B x W, n, d) each; recorded: (B, W, n, d) of the first camera alone or of all."""
+    alone = recorded.shape[2] == cameras[0].shape[1]
+    latents = cameras[0] if alone else torch.cat(cameras, dim=1)
+    close(latents.unflatten(0, recorded.shape[:2]), recorded, tolerance, "visual latents")

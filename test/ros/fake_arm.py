@@ -24,11 +24,13 @@ PERIOD_NS = 40_000_000  # of the joint states; the cameras' is four times that
 
 
 class FakeArm(Node):
-    """A Panda that does exactly as its controller says, with two cameras of noise. `quirks` bend what it publishes.
+    """A Panda that does exactly as its controller commands, with two cameras of noise. `quirks` bend what it publishes.
 
     quirks: what (static, wrist, jpeg: the wrist's camera compressed, joint_states) -> function from the message to the
         message to send, or None.
     frozen: nothing happens and nothing is published, simulated time included.
+    stuck: the joints stay where they are; the controller goes on.
+    set_point: the controller's last command.
     clock_ns: simulated time, published on /clock and used for stamps; None is the system's clock.
     commands: (when it was published, ns of the system's clock; the message).
     """
@@ -40,10 +42,12 @@ class FakeArm(Node):
         self.commands, self.gripper_commands, self.rejected = [], [], []
         self.clock_ns = None
         self.frozen = False
+        self.stuck = False
         self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
         self._controller = TrajectoryController(self.robot.joints)
         self.positions = np.array(self.robot.home)
         self.velocities = np.zeros_like(self.positions)
+        self.set_point = self.positions
         self._updated_ns = 0
         self._states = self.create_publisher(JointState, joint_states, 10)
         self._images = {name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
@@ -93,7 +97,10 @@ class FakeArm(Node):
             self._clock_publisher.publish(Clock(clock=to_time(self.clock_ns)))
         now = self.now_ns()
         period = now - self._updated_ns if 0 < now - self._updated_ns < 10**9 else PERIOD_NS
-        self.positions, self.velocities = self._controller.update(now, period, self.positions, self.velocities)
+        self.set_point, velocities = self._controller.update(
+            now, period, self.positions, self.velocities)
+        self.velocities = np.zeros_like(velocities) if self.stuck else velocities
+        self.positions = self.positions if self.stuck else self.set_point
         self._updated_ns = now
         state = JointState(name=[*self.robot.joints, self.robot.gripper.joint],
                            position=[*self.positions.tolist(), 0.04], velocity=[*self.velocities.tolist(), 0.0])

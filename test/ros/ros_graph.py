@@ -30,6 +30,7 @@ SERVICES = {"reset": Trigger, "pause": SetBool, "confirm": Trigger}
 PATIENT = {
     "max_age": 4.0, "joint_states_tolerance": 1.0, "watchdog__inference_timeout": 20.0, "watchdog__clock_jump": 60.0,
     "watchdog__clock_tolerance": 1.0, "watchdog__following_time": 5.0,
+    "watchdog__standstill_time": 5.0,
 }
 
 

@@ -1,6 +1,7 @@
 """`robovlms bench faults`: the most serious faults through the real graph, and the judgement of a record.
 
 - Silent, wrong and doubled joint states, the ends of the process and of the motion: within limits, at rest in time.
+- A motion that must go on fails where it stops, one that must resume where it stays at rest.
 - A backward step, a late rest, an acceleration and a position beyond its limit are each found; a smooth motion passes.
 - A controller's own step after its restart is not counted; the next one is.
 """
@@ -16,7 +17,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from robovlms_ros.bench.faults.rows import FaultRow, judge, time_to_rest
+from robovlms_ros.bench.faults.rows import FaultRow, judge, longest_standstill, time_to_rest
 from robovlms_ros.control.robot import load_robot
 
 pytestmark = pytest.mark.ros
@@ -62,9 +63,11 @@ def motion():
     return np.array(PANDA.home) + PERIOD * np.cumsum(speed)[:, None] * np.array([1, 0, 0, 0, 0, 0, 1])
 
 
-def row(record, own=()):
+def row(record, own=(), motion="rests"):
+    judged = judge(TIMES, record, record, own, PANDA)
     rest = time_to_rest(TIMES, record)
-    return FaultRow("fault", 0.7, True, *judge(TIMES, record, record, own, PANDA), rest, 1.0, "holding", "")
+    standstill = longest_standstill(TIMES, record)
+    return FaultRow("fault", 0.7, True, *judged, rest, 1.0, motion, standstill, "holding", "")
 
 
 def test_a_smooth_stop_is_within_and_its_time_is_measured():
@@ -96,7 +99,19 @@ def test_rest_that_comes_late_or_never_is_beyond():
     never = row(np.array(PANDA.home) + 0.3 * TIMES[:, None])
     assert math.isnan(never.rest)
     assert not never.within
-    assert dataclasses.replace(never, rest_allowed=math.nan).within
+    assert dataclasses.replace(never, motion="goes on").within
+
+
+def test_a_motion_that_must_go_on_or_resume_fails_at_rest():
+    stopped = motion()
+    assert row(stopped).within
+    assert not row(stopped, motion="goes on").within
+    assert not row(stopped, motion="resumes").within
+    resumed = np.concatenate([stopped[:250], stopped[::-1][150:300]])
+    assert math.isnan(row(resumed).rest)
+    assert row(resumed, motion="resumes").within
+    assert not row(resumed, motion="goes on").within
+    assert row(resumed).standstill == pytest.approx(0.7, abs=0.05)
 
 
 def test_only_the_restarted_controllers_own_step_is_not_counted():

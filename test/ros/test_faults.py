@@ -309,6 +309,32 @@ def test_controller_that_does_not_follow(make_graph):
     recovered(graph, "controller_not_following")
 
 
+def test_an_arm_that_does_not_move(make_graph):
+    """It is held, the set point comes back to it, and it goes on from there once it can move."""
+    from fake_policies import Injected, constant
+
+    graph = make_graph(watchdog__standstill_time=1.0, watchdog__standstill_motion=0.02)
+    graph.activate()
+    graph.run()
+    with Injected(graph, constant([0.0, 0.01, 0.0, 0.0, 0.0, 0.0])):
+        graph.wait_for(graph.arm.is_moving, "motion")
+        graph.arm.stuck = True
+        pose = graph.arm.positions.copy()
+
+        def away():
+            return np.abs(graph.arm.set_point - pose).max()
+
+        graph.wait_for(lambda: away() > 0.01, "a command that leaves the arm behind")
+        graph.listener.wait_state("holding", "the arm does not move")
+        graph.listener.wait_diagnosis("arm_not_following", "no joint moved")
+        graph.wait_for(lambda: away() < 0.001, "the set point at the arm")
+        gate = graph.node._runner._executor.gate
+        graph.wait_for(lambda: gate.probing, "a plan that begins slowly")
+        graph.arm.stuck = False
+        graph.wait_for(lambda: not gate.probing, "motion, and with it the end of the suspicion")
+    recovered(graph, "arm_not_following")
+
+
 def test_controller_state_that_does_not_follow(make_graph, make_robot):
     """By the controller's own word, where control_msgs is installed: the joint states show nothing."""
     messages = pytest.importorskip("control_msgs.msg", reason="control_msgs is not installed")

@@ -1,11 +1,10 @@
-"""500 faults at random moments of an arm at working speed, judged on the commanded joints.
+"""Faults at random moments of a scripted fast motion, judged on the commanded and the measured joints.
 
-No command step beyond the speed limits, no acceleration beyond 1.2 times its limit, no position outside the limits;
-after an end the arm is at rest within the stop's own time. Every kind of fault of docs/faults.md is drawn, one at a
-time and two at once.
+No joint exceeds the bounds of the fault benchmark; after an end the arm is at rest within the stop's own time. Every
+kind of fault of docs/faults.md is drawn, one at a time and two at once. The policy commands absolute joint positions:
+after a stop they lie elsewhere. `test_faults_in_episodes.py` draws faults in recorded episodes of the shipped policies.
 """
 
-import dataclasses
 from functools import partial
 
 import numpy as np
@@ -13,193 +12,21 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from fault_simulation import HOME, PANDA, TICK, Simulation
-
-from robovlms_ros.core.types import NANOSECONDS
+from fault_kinds import KINDS, STAYS_AT_REST, UNDETECTED, frozen_values, mended
+from fault_simulation import TICK, Simulation
 
 pytestmark = pytest.mark.ros
 
-DRAWS = 500
+DRAWS = 5 * len(KINDS)
+PARTS = 5
 SEED = 20261129
 LONGEST_STOP = 0.9  # s: from full speed at the acceleration limit, and the lead
 
 
-def ns(seconds):
-    return round(seconds * NANOSECONDS)
-
-
-def silent_joints(sim, rng):
-    sim.joint_hook = lambda state: []
-
-
-def delayed_joints(sim, rng):
-    delay = ns(rng.uniform(0.1, 0.6))
-    sim.joint_hook = lambda state: [(state[0] - delay, state[1], {})]
-
-
-def glitch(sim, rng):
-    joint = rng.integers(7)
-    size = rng.choice([0.6, -0.6, 3.0, 100.0, -100.0])
-    ahead = ns(rng.choice([0.0, 0.09]))
-    count = [0]
-
-    def hook(state):
-        count[0] += 1
-        bad = state[1].copy()
-        bad[joint] += size
-        return [(state[0] + ahead, bad, {})] if count[0] == 1 else [state]
-
-    sim.joint_hook = hook
-
-
-def second_publisher(sim, rng):
-    other = np.zeros(7) if rng.uniform() < 0.5 else HOME
-    every = int(rng.choice([1, 2, 10]))
-    count = [0]
-
-    def hook(state):
-        count[0] += 1
-        wrong = (state[0] + 1000, other, {})
-        return [state, wrong] if count[0] % every == 0 else [state]
-
-    sim.joint_hook = hook
-
-
-def not_finite(sim, rng):
-    sim.joint_hook = lambda state: [(state[0], np.where(np.arange(7) == 3, np.nan, state[1]), {})]
-
-
-def velocities_not_finite(sim, rng):
-    sim.joint_hook = lambda state: [(state[0], state[1], {"velocities": np.full(7, np.nan)})]
-
-
-def velocities_missing_one(sim, rng):
-    sim.joint_hook = lambda state: [(state[0], state[1], {"velocities": np.zeros(6)})]
-
-
-def duplicates(sim, rng):
-    sim.joint_hook = lambda state: [state, state]
-
-
-def out_of_order(sim, rng):
-    """Every other state is old, with the pose of that time."""
-    age = int(rng.integers(5, 100))
-    count = [0]
-
-    def hook(state):
-        count[0] += 1
-        old = (state[0] - ns(age * TICK), sim.commands[-1 - min(age + 10, len(sim.commands) - 1)], {})
-        return [old] if count[0] % 2 else [state]
-
-    sim.joint_hook = hook
-
-
-def ahead_of_the_clock(sim, rng):
-    ahead = ns(rng.choice([0.05, 0.09, 0.2, 8.0]))
-    sim.joint_hook = lambda state: [(state[0] + ahead, state[1], {})]
-
-
-def named_twice(sim, rng):
-    names = (*PANDA.joints, PANDA.joints[3])
-    sim.joint_hook = lambda state: [(state[0], [*state[1], 0.0], {"names": names})]
-
-
-def frozen_stamps(sim, rng):
-    stamp = sim.now()
-    sim.joint_hook = lambda state: [(stamp, state[1], {})]
-
-
-def frozen_values(sim, rng):
-    values = sim.commands[-1]
-    sim.joint_hook = lambda state: [(state[0], values, {})]
-
-
-def silent_camera(sim, rng):
-    sim.camera_on = False
-
-
-def no_chunks(sim, rng):
-    sim.chunk_hook = lambda chunk: None
-
-
-def garbage(sim, rng):
-    kind = rng.integers(4)
-    offset = rng.uniform(-2, 2, 8)
-
-    def hook(chunk):
-        values = chunk.values.copy()
-        if kind == 0:
-            values[:] = np.nan
-        elif kind == 1:
-            values += offset
-        elif kind == 2:
-            values = 1e6 * rng.normal(size=values.shape)
-        else:
-            values[:, :7] += rng.normal(0, 0.3, 7)
-        return dataclasses.replace(chunk, values=values)
-
-    sim.chunk_hook = hook
-
-
-def late_chunks(sim, rng):
-    age = ns(rng.uniform(0.2, 1.5))
-    sim.chunk_hook = lambda chunk: dataclasses.replace(chunk, stamp_ns=chunk.stamp_ns - age)
-
-
-def reset(sim, rng):
-    sim.runner.reset("reset")
-
-
-def pause(sim, rng):
-    sim.runner.pause(True)
-
-
-def pause_and_resume(sim, rng):
-    sim.runner.pause(True)
-    sim.runner.pause(False)
-
-
-def deactivate(sim, rng):
-    sim.runner.deactivate("deactivated")
-
-
-def clock_jump(sim, rng):
-    sim.offset_ns += ns(rng.choice([-50.0, -0.3, 3.0, 60.0]))
-    sim.runner.clock_jumped()
-
-
-def controller_away(sim, rng):
-    sim.arm.listening = 0
-    sim.restart_controller()
-
-
-def second_commander(sim, rng):
-    sim.arm.others = ("/stranger",)
-
-
-KINDS = (silent_joints, delayed_joints, glitch, second_publisher, not_finite, named_twice, frozen_stamps, frozen_values,
-         velocities_not_finite, velocities_missing_one, duplicates, out_of_order, ahead_of_the_clock,
-         silent_camera, no_chunks, garbage, late_chunks, reset, pause, pause_and_resume, deactivate, clock_jump,
-         controller_away, second_commander)
-UNDETECTED = {clock_jump, frozen_values}
-"""Not drawn together. After a clock jump the node has no command to compare a pose with: a driver that repeats one pose
-of a moving arm is believed then, and the first command steps (docs/faults.md)."""
-STAYS_AT_REST = {silent_joints, not_finite, named_twice, frozen_stamps, silent_camera, no_chunks, pause, deactivate,
-                 second_commander}
-
-
-def mended(sim):
-    sim.joint_hook = lambda state: [state]
-    sim.chunk_hook = lambda chunk: chunk
-    sim.camera_on = True
-    sim.arm.listening = 1
-    sim.arm.others = ()
-
-
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_no_fault_moves_the_arm_beyond_its_limits(part):
     fastest = 0.0
-    for draw in range(part * DRAWS // 10, (part + 1) * DRAWS // 10):
+    for draw in range(part * DRAWS // PARTS, (part + 1) * DRAWS // PARTS):
         rng = np.random.default_rng([SEED, draw])
         kinds = [KINDS[draw % len(KINDS)]]
         if rng.uniform() < 0.3:
@@ -207,19 +34,16 @@ def test_no_fault_moves_the_arm_beyond_its_limits(part):
         if UNDETECTED.issubset(kinds):
             kinds.remove(frozen_values)
         sim = Simulation()
-        speed = []
         at = rng.uniform(0.9, 2.6)
-        events = [(at, lambda s, speed=speed: speed.append(s.speed()))]
         # Apart by more than a cycle of the controller, which takes up a message before its clock may jump.
-        events += [(at + 0.02 * k, partial(kind, rng=rng)) for k, kind in enumerate(kinds)]
+        events = [(at + 0.02 * k, partial(kind, rng=rng)) for k, kind in enumerate(kinds)]
         events.append((at + rng.uniform(0.3, 1.2), mended))
         sim.run(at + 2.2, events)
-        step, acceleration, outside = sim.judged()
-        named = f"draw {draw}: {[kind.__name__ for kind in kinds]} at {at:.3f} s"
-        assert step <= 1.01, f"{named}: a command step of {step:.2f} times the speed limit"
-        assert acceleration <= 1.2, f"{named}: {acceleration:.2f} times the acceleration limit"
-        assert outside <= 1e-6, f"{named}: {outside:.3f} rad outside the limits"
-        fastest = max(fastest, *speed)
+        name = f"draw {draw}: {[kind.__name__ for kind in kinds]} at {at:.3f} s"
+        row = sim.row(name, at, at + 2.2)
+        assert row.within, row
+        assert not sim.gripper.faults(), f"{name}: gripper commands {sim.gripper.faults()}"
+        fastest = max(fastest, row.speed)
     assert fastest > 0.6
 
 

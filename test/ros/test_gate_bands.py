@@ -4,7 +4,7 @@
 - clamp: what is too fast is slowed down within the limits, and the arm goes on moving.
 - refuse: not finite, out of reach, ...: a smooth stop, nothing more, the reason in the status;
   inference goes on and commands flow again with the first good chunk.
-- authority: ramps up after activation, and is lowered and raised while the node runs; the status has it.
+- speed_scaling: ramps up after activation, and is lowered and raised while the node runs; the status has it.
 - too many refusals in a row: the node deactivates, the arm held.
 """
 
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture(scope="module")
 def graph(ros, tiny_checkpoint, make_robot):
-    """An active graph whose authority does not ramp, and whose last joint must be slow."""
+    """An active graph whose speed scaling does not ramp, and whose last joint must be slow."""
     from ros_graph import Graph
 
     def change(robot):
-        robot["gate"]["authority_ramp"] = 0.0
+        robot["gate"]["speed_scaling_ramp"] = 0.0
         robot["limits"]["velocity"][6] = 0.2
 
     graph = Graph(tiny_checkpoint, robot=make_robot(change))
@@ -128,33 +128,33 @@ def set_live(graph, **values):
     return [result.reason for result in future.result().results if not result.successful]
 
 
-def test_authority_is_lowered_and_raised_at_run_time(graph):
-    """Joint 7 is asked for 0.16 of its 0.2 rad/s; with half the authority it gets 0.1."""
+def test_speed_scaling_is_lowered_and_raised_at_run_time(graph):
+    """Joint 7 is asked for 0.16 of its 0.2 rad/s; with half the speed scaling it gets 0.1."""
     ask = [0.0, 0.0, 0.0, 0.0, 0.0, 0.016]
     try:
-        assert not set_live(graph, authority=0.5)
-        graph.wait_for(lambda: graph.listener.status.authority == pytest.approx(0.5), "the authority in the status")
+        assert not set_live(graph, speed_scaling=0.5)
+        graph.wait_for(lambda: graph.listener.status.authority == pytest.approx(0.5), "the speed scaling in the status")
         sent, _ = commands_of(graph, ask, skip=3)
         assert 0.05 < speeds(sent)[:, 6].max() <= 0.1 * 1.01
-        (reason,) = set_live(graph, authority=1.5)
-        assert "authority" in reason and "1.5" in reason
+        (reason,) = set_live(graph, speed_scaling=1.5)
+        assert "speed_scaling" in reason and "1.5" in reason
         (locked,) = set_live(graph, max_age=1.0)
         assert "only while the node is unconfigured" in locked
     finally:
-        assert not set_live(graph, authority=0.0)
-    graph.wait_for(lambda: graph.listener.status.authority == 1.0, "the robot's own authority in the status")
+        assert not set_live(graph, speed_scaling=0.0)
+    graph.wait_for(lambda: graph.listener.status.authority == 1.0, "the robot's own speed scaling in the status")
     sent, _ = commands_of(graph, ask)
     assert speeds(sent)[:, 6].max() > 0.12
 
 
-def test_authority_ramps_after_activation(make_graph):
-    graph = make_graph(authority=0.8, authority_ramp=60.0)
+def test_speed_scaling_ramps_after_activation(make_graph):
+    graph = make_graph(speed_scaling=0.8, speed_scaling_ramp=60.0)
     graph.activate()
     graph.run()
     graph.wait_for(lambda: graph.listener.status.authority > 0.05 * 0.8, "the ramp to begin")
     seen = [s.authority for s in graph.listener.statuses if s.state == "running"]
     assert seen == sorted(seen) and max(seen) < 0.8
-    assert not set_live(graph, authority_ramp=0.0)
+    assert not set_live(graph, speed_scaling_ramp=0.0)
     graph.wait_for(lambda: graph.listener.status.authority == pytest.approx(0.8), "its end")
 
 

@@ -1,5 +1,9 @@
-"""Parameters: config/vla.yaml is what the table says; every value is checked against type, range and choices; unknown
-names are answered with the nearest known one; the defaults move nothing.
+"""Parameters: config/vla.yaml and docs/parameters.md follow from the declaration.
+
+- every value is checked against type, range and choices;
+- unknown names are answered with the nearest known one; the defaults move nothing;
+- names of the previous release are accepted with a warning: in values, in a robot's YAML, and by a
+  node in overrides and at run time.
 """
 
 import dataclasses
@@ -8,6 +12,7 @@ import re
 import pytest
 import yaml
 
+from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.ros.parameters import (
@@ -17,14 +22,22 @@ from robovlms_ros.ros.parameters import (
     defaults,
     expand,
     from_values,
+    of_this_release,
+    to_markdown,
     to_yaml,
 )
 
 
 def test_shipped_yaml_is_written_from_the_table():
     shipped = (share_directory() / "config" / "vla.yaml").read_text(encoding="utf-8")
-    assert shipped == to_yaml(), "run: python -m robovlms_ros.ros.parameters > config/vla.yaml"
+    assert shipped == to_yaml(), "run: python -m robovlms_ros.ros.parameters"
     assert yaml.safe_load(shipped)["/**"]["ros__parameters"] == defaults()
+
+
+def test_the_page_is_written_from_the_table():
+    page = (share_directory() / "docs" / "parameters.md").read_text(encoding="utf-8")
+    assert page == to_markdown(), "run: python -m robovlms_ros.ros.parameters"
+    assert all(f"| `{p.name}` |" in page for p in PARAMETERS)
 
 
 def test_defaults_are_complete_valid_and_still():
@@ -39,6 +52,7 @@ def test_defaults_are_complete_valid_and_still():
 def test_every_parameter_says_what_it_is():
     assert all(len(p.description) > 10 for p in PARAMETERS)
     assert all(p.allowed() for p in PARAMETERS if type(p.default) in (int, float))
+    assert all(type(p.default) is p.kind and p.check(p.default) == p.default for p in expand(["a"]))
 
 
 def test_any_number_of_cameras():
@@ -54,8 +68,8 @@ def test_any_number_of_cameras():
     [
         ("max_age", -0.5, "max_age = -0.5: must be from 0 to 60"),
         ("max_age", float("nan"), "must be from 0 to 60"),
-        ("authority", 1.1, "authority = 1.1: must be from 0 to 1"),
-        ("authority_ramp", -2.0, "must be from -1 to 600"),
+        ("speed_scaling", 1.1, "speed_scaling = 1.1: must be from 0 to 1"),
+        ("speed_scaling_ramp", -2.0, "must be from -1 to 600"),
         ("max_age", "long", "must be a number"),
         ("max_instruction_length", 0, "must be from 1"),
         ("dtype", "float23", "Did you mean 'float32'"),
@@ -80,14 +94,14 @@ def test_a_whole_number_serves_as_a_number():
 
 
 @pytest.mark.parametrize(("given", "wanted"), [
-    ({}, (0.6, 2.0)), ({"authority": 0.3}, (0.3, 2.0)), ({"authority_ramp": 0.0}, (0.6, 0.0)),
-    ({"authority": 1, "authority_ramp": 5}, (1.0, 5.0)),
+    ({}, (0.6, 2.0)), ({"speed_scaling": 0.3}, (0.3, 2.0)), ({"speed_scaling_ramp": 0.0}, (0.6, 0.0)),
+    ({"speed_scaling": 1, "speed_scaling_ramp": 5}, (1.0, 5.0)),
 ])
-def test_authority_is_the_robots_unless_given(given, wanted):
+def test_speed_scaling_is_the_robots_unless_given(given, wanted):
     from robovlms_ros.control.robot import GateConfig
 
-    gate = GateConfig(authority=0.6, authority_ramp=2.0)
-    assert from_values({**defaults(), **given}).authority_of(gate) == wanted
+    gate = GateConfig(speed_scaling=0.6, speed_scaling_ramp=2.0)
+    assert from_values({**defaults(), **given}).speed_scaling_of(gate) == wanted
 
 
 def test_unknown_name():
@@ -110,3 +124,69 @@ def test_cameras_that_contradict_themselves(values, says):
 def test_the_encoding_of_a_camera():
     assert from_values(defaults()).cameras[1].encoding is None
     assert from_values({**defaults(), "camera.wrist.encoding": "bayer_rggb8"}).cameras[1].encoding == "bayer_rggb8"
+
+
+def test_former_names_are_accepted_with_a_warning():
+    warnings = []
+    values = {"authority": 0.5, "schedule.max_deviation": 0.1, "max_age": 1.0}
+    assert of_this_release(values, warnings.append) == {"speed_scaling": 0.5, "max_age": 1.0}
+    assert "parameter authority is called speed_scaling now" in warnings[0]
+    assert "schedule.max_deviation has no effect any more" in warnings[1]
+    with pytest.raises(ConfigError, match="authority and speed_scaling are the same"):
+        of_this_release({"authority": 0.5, "speed_scaling": 0.5}, warnings.append)
+
+
+def test_former_keys_of_a_robots_gate(make_robot, caplog):
+    def change(robot):
+        robot["gate"] = {"authority": 0.4, "authority_ramp": 3.0}
+
+    gate = load_robot(make_robot(change)).gate
+    assert (gate.speed_scaling, gate.speed_scaling_ramp) == (0.4, 3.0)
+    assert "gate.authority is called speed_scaling now" in caplog.text
+    with pytest.raises(ConfigError, match="gate.authority and speed_scaling are the same"):
+        load_robot(make_robot(lambda robot: robot["gate"].update(authority=1.0, speed_scaling=1.0)))
+
+
+@pytest.mark.ros
+def test_a_node_accepts_former_names(ros):
+    from rclpy.node import Node
+    from rclpy.parameter import Parameter
+
+    from robovlms_ros.ros.declare import DeclaredParameters
+
+    changes = []
+    overrides = [Parameter("authority", value=0.5)]
+    node = Node("former_names", parameter_overrides=overrides)
+    try:
+        declared = DeclaredParameters(node, lambda: None, lambda: changes.append(1))
+        assert declared.read().speed_scaling == 0.5
+        assert not node.has_parameter("authority")
+        (result,) = node.set_parameters([Parameter("authority", value=0.3)])
+        assert result.successful and declared.read().speed_scaling == 0.3 and changes == [1]
+        (result,) = node.set_parameters([Parameter("authority_ramp", value=-2.0)])
+        assert not result.successful and "speed_scaling_ramp" in result.reason
+        both = [Parameter("authority", value=0.2), Parameter("speed_scaling", value=0.1)]
+        result = node.set_parameters_atomically(both)
+        assert not result.successful and "given twice" in result.reason
+        assert declared.read().speed_scaling == 0.3
+    finally:
+        node.destroy_node()
+
+
+@pytest.mark.ros
+def test_a_node_given_both_names_reports_it_until_one_is_set(ros):
+    from rclpy.node import Node
+    from rclpy.parameter import Parameter
+
+    from robovlms_ros.ros.declare import DeclaredParameters
+
+    both = [Parameter("authority", value=0.5), Parameter("speed_scaling", value=0.4)]
+    node = Node("both_names", parameter_overrides=both)
+    try:
+        declared = DeclaredParameters(node, lambda: None, lambda: None)
+        with pytest.raises(ConfigError, match="authority and speed_scaling are the same"):
+            declared.read()
+        (result,) = node.set_parameters([Parameter("speed_scaling", value=0.4)])
+        assert result.successful and declared.read().speed_scaling == 0.4
+    finally:
+        node.destroy_node()

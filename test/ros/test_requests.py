@@ -160,9 +160,11 @@ def hostile_parameters():
     nan = float("nan")
     return [
         parameter("dry_run", 4, string_value="off"), parameter("dry_run", 2, integer_value=1),
-        parameter("checkpoint", 1, bool_value=True), parameter("checkpoint", 0), parameter("authority", 3),
-        parameter("authority", 3, double_value=nan), parameter("authority", 3, double_value=2.0),
-        parameter("authority", 9, string_array_value=["a"]), parameter("authority", 42), parameter("authority", 255),
+        parameter("checkpoint", 1, bool_value=True), parameter("checkpoint", 0),
+        parameter("speed_scaling", 3), parameter("speed_scaling", 3, double_value=nan),
+        parameter("speed_scaling", 3, double_value=2.0), parameter("speed_scaling", 42),
+        parameter("speed_scaling", 9, string_array_value=["a"]), parameter("speed_scaling", 255),
+        parameter("authority", 3, double_value=nan), parameter("authority", 255),
         parameter("max_instruction_length", 2, integer_value=-(2**63)), parameter("cameras", 4, string_value="one"),
         parameter("cameras", 9, string_array_value=["one"]), parameter("nonsense", 4, string_value="x"),
         parameter("", 4, string_value="x"), parameter("\x1b[2J" * 1000, 1, bool_value=True),
@@ -201,7 +203,7 @@ def requests():
     )
     from std_srvs.srv import SetBool, Trigger
 
-    names = ["authority", "nonsense", "", "\x1b[2J"]
+    names = ["speed_scaling", "nonsense", "", "\x1b[2J"]
     yield GetState, "get_state", GetState.Request()
     yield GetAvailableStates, "get_available_states", GetAvailableStates.Request()
     yield GetAvailableTransitions, "get_available_transitions", GetAvailableTransitions.Request()
@@ -227,7 +229,7 @@ def test_every_service_answers_in_every_state(asked, state):
         assert graph.node.change_state(step)
     for kind, name, request in requests():
         answer = call(kind, name, request)
-        if name == "set_parameters" and request.parameters[0].name not in ("", "robot", "authority"):
+        if name == "set_parameters" and request.parameters[0].name not in ("", "robot", "speed_scaling"):
             assert not any(result.successful for result in answer.results), request
     assert graph.node.lifecycle_state == state
     assert graph.node.get_parameter("checkpoint").value == before

@@ -49,7 +49,7 @@ def sim(ros):
     node = SimArmNode(parameter_overrides=[Parameter("publish_clock", value=True), Parameter("compressed", value=True)],
                       cli_args=["--ros-args", "-r", "__ns:=/simtest"])
     ears = Ears()
-    spinners = [Spinner(ears), Spinner(node)]
+    spinners = [Spinner(ears), Spinner(node, node.controller)]
     ears.sim = node
     yield ears
     for spinner in spinners:
@@ -107,10 +107,12 @@ def reset(sim, seed, **values):
 
 
 def test_a_seed_is_a_scene(sim):
-    first, other, again = reset(sim, 7), reset(sim, 8), reset(sim, 7)
+    from robovlms_ros.sim.tasks.objects import TableTruth
+
+    first, other, again = (TableTruth.from_json(reset(sim, seed)).things for seed in (7, 8, 7))
     for name in ("red cube", "green cube"):
-        np.testing.assert_allclose(first["cubes"][name], again["cubes"][name], atol=1e-3)
-        assert np.abs(np.array(first["cubes"][name]) - other["cubes"][name]).max() > 0.005
+        np.testing.assert_allclose(first[name].position, again[name].position, atol=1e-3)
+        assert np.abs(first[name].position - other[name].position).max() > 0.005
 
 
 def test_the_same_scene_again_is_judged_afresh(sim):

@@ -53,7 +53,7 @@ def test_found_stopped_and_brought_back_to_the_arm():
 
 def test_an_arm_that_is_released_after_the_hold_does_not_jump_and_goes_on():
     sim = frozen(AT + 9.0, released=2.8)
-    arms = np.array(sim.arms)
+    arms = np.array(sim.measured)
     release = ticks(AT + 2.8)
     speeds = np.abs(np.diff(arms, axis=0)) / TICK
     assert speeds[release - 5 : release + 50].max() < 0.1
@@ -70,7 +70,7 @@ def test_a_release_at_any_time_moves_the_arm_little(released):
     sim = frozen(AT + released + 4.0, released=float(released))
     release = ticks(AT + released)
     jump = np.abs(
-        np.array(sim.commands)[release - 12 : release + 1] - np.array(sim.arms)[release - 1]
+        np.array(sim.commands)[release - 12 : release + 1] - np.array(sim.measured)[release - 1]
     )
     assert jump.max() < 0.07
     assert sim.report.state == "running"

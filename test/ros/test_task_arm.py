@@ -29,7 +29,7 @@ def sim(ros):
     ears.create_subscription(String, "sim_arm/ground_truth", lambda m: ears.heard.append(json.loads(m.data)), 10)
     ears.resets = ears.create_client(Trigger, "sim_arm/reset")
     ears.sim = node
-    spinners = [Spinner(ears), Spinner(node)]
+    spinners = [Spinner(ears), Spinner(node, node.controller)]
     yield ears
     for spinner in spinners:
         spinner.close()
@@ -57,10 +57,10 @@ def test_scene_comes_with_its_sentence_and_what_the_judge_reads(sim):
     from robovlms_ros.sim.tasks.base import judge
     from robovlms_ros.sim.tasks.language import meaning
     from robovlms_ros.sim.tasks.objects import TableTruth
-    from robovlms_ros.sim.tasks.world import TaskWorld
+    from robovlms_ros.sim.world import SimWorld
 
     truth = scene(sim, 0, "stack")
-    expected = TaskWorld(0, task="stack")
+    expected = SimWorld(0, task="stack")
     assert truth["instruction"] == expected.sentence and meaning(truth["instruction"]).task == "stack"
     read = TableTruth.from_json(truth)
     for name, thing in expected.ground_truth().things.items():

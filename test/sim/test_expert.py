@@ -7,22 +7,29 @@ import pytest
 
 from robovlms_ros.control.planner import compose_targets
 from robovlms_ros.core.types import ActionChunk
-from robovlms_ros.sim.expert import (
+from robovlms_ros.sim.rollout import ExpertSession, build_loop
+from robovlms_ros.sim.tasks.expert import (
     ACTION_SPEC,
     HAND_DOWN,
     HORIZON,
     MAX_SPEED,
-    REST_Z,
+    SIMPLE,
     STEP,
-    expert_chunk,
+    ExpertPolicy,
 )
-from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import INSTRUCTIONS, named_cube
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS, Goal
+from robovlms_ros.sim.tasks.objects import TABLE_Z, TableObject, TableTruth
 from robovlms_ros.sim.world import SimWorld
 
 pytestmark = pytest.mark.sim
 
+REST_Z = TABLE_Z + 0.02
 CUBE = np.array((0.5, 0.05, REST_Z))
+
+
+def expert_chunk(pose, opening, cube):
+    truth = TableTruth({"red cube": TableObject("red cube", cube)}, {})
+    return ExpertPolicy(Goal("lift", "red cube"), truth, pose, opening, SIMPLE).chunk()
 
 
 def pose(x, y, z):
@@ -81,7 +88,7 @@ def test_lifts_the_named_cube_in_the_closed_loop():
             world.reset(seed)
             outcome = loop.run(agent, [(0.0, instruction)], np.random.default_rng(seed))
             assert outcome.success and not outcome.wrong and outcome.refusals == 0, (seed, outcome)
-            assert world.ground_truth().lifted() == (named_cube(instruction),)
+            assert world.ground_truth().lifted() == (INSTRUCTIONS[instruction].thing,)
 
 
 def test_a_changed_instruction_takes_effect_on_the_way():

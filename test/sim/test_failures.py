@@ -7,7 +7,6 @@ on its way fails by what it had done till then.
 import numpy as np
 import pytest
 
-from robovlms_ros.sim.task import LiftJudge
 from robovlms_ros.sim.tasks import base, failures
 from robovlms_ros.sim.tasks.language import Goal
 from robovlms_ros.sim.tasks.objects import TABLE_Z, TableObject, TableTruth
@@ -122,20 +121,14 @@ def test_pushing():
     assert why(PUSH, first, held("red", YELLOW, plates=PLATES), frame(AWAY, plates=PLATES, red=YELLOW)) == "carried"
 
 
-def test_cubes_of_the_easy_demo():
-    class Truth:
-        def __init__(self, *lifted):
-            self._lifted = lifted
-
-        def lifted(self):
-            return self._lifted
-
-    judge = LiftJudge("lift the red cube")
-    judge.look(Truth())
-    assert judge.why() == "not lifted" and judge.taken == ""
-    judge.look(Truth("green"))
-    judge.look(Truth())
-    assert judge.why() == "wrong object" and judge.taken == "green"
+def test_sentence_of_the_two_cubes():
+    judge = base.judge("lift the red cube")
+    assert judge.look(START) == (False, False)
+    assert judge.why() == "never reached" and judge.taken == ""
+    assert judge.look(held("green", GREEN)) == (False, True)
+    assert judge.look(START) == (False, False)
+    assert judge.why() == "wrong object" and judge.taken == "green cube"
+    assert base.judge("lift the red cube").look(held("red", RED)) == (True, False)
 
 
 @pytest.mark.sim

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robovlms_ros.sim.expert import HAND_DOWN
-from robovlms_ros.sim.tasks.expert import ExpertPolicy
+from robovlms_ros.sim.tasks.expert import HAND_DOWN, ExpertPolicy
 from robovlms_ros.sim.tasks.language import Goal
 from robovlms_ros.sim.tasks.objects import TABLE_Z, TableObject, TableTruth
 

@@ -17,7 +17,7 @@ from robovlms_ros.sim.scenes import Bench, BenchSettings, Scene
 from robovlms_ros.sim.tasks.evaluate import TaskEpisode, taken_instead
 from robovlms_ros.sim.tasks.instruction_following import obedience, obedience_table
 from robovlms_ros.sim.tasks.language import Goal, instructions, is_unseen, meaning, paraphrase
-from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.sim.world import SimWorld
 
 SHORT = BenchSettings(limit=4.0)
 SCENES = [Scene("stack", 100), Scene("lift", 101), Scene("push", 102)]
@@ -39,7 +39,7 @@ def test_two_processes_give_what_one_gives_in_any_order():
 @pytest.mark.sim
 def test_every_goal_that_fits_is_asked_for():
     bench = Bench(replace(SHORT, limit=0.2, every_goal="own"))
-    world = TaskWorld(103, task="put")
+    world = SimWorld(103, task="put")
     own = [goal for goal in world.goals if goal.task == "put"]
     asked = [e.result.instruction for e in bench.run(Scene("put", 103))]
     assert [meaning(words) for words in asked] == own and len(own) > 1
@@ -166,7 +166,7 @@ def test_scenes_of_training_are_asked_for_by_name(tmp_path, capsys):
     assert "--first-seed = 1000007" in capsys.readouterr().err
     assert main([*command, "--task", "all", "--training-scenes"]) == 1, "0.2 s are not enough"
     episodes = json.loads(numbers.read_text())["episodes"]
-    world = TaskWorld(1000007)  # as training sets it up
+    world = SimWorld(1000007, task="all")  # as training sets it up
     assert [e["result"]["seed"] for e in episodes] == [1000007, 1000008]
     assert episodes[0]["result"]["instruction"] == world.sentence and episodes[0]["task"] == world.scene_task
     for other in (["--task", "lift"], ["--task", "all", "--every-goal"]):

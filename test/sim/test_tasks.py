@@ -16,20 +16,19 @@ from robovlms_ros.core.schema import read_mapping
 from robovlms_ros.core.types import ObservationError
 from robovlms_ros.models.tokenization import TEMPLATES, PromptTokenizer, build_word_tokenizer
 from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
-from robovlms_ros.sim.task import TaskError
 from robovlms_ros.sim.tasks import base, grasps, language
 from robovlms_ros.sim.tasks.domain_randomization import PLAIN, SceneAppearance
-from robovlms_ros.sim.tasks.expert import MAX_SPEED, expert_chunk
-from robovlms_ros.sim.tasks.language import Goal
+from robovlms_ros.sim.tasks.expert import MAX_SPEED, ExpertPolicy
+from robovlms_ros.sim.tasks.language import Goal, TaskError
 from robovlms_ros.sim.tasks.objects import PLATE_RADIUS, PLATES, TABLE_Z, TableObject, TableTruth
-from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.sim.world import SimWorld
 
 pytestmark = pytest.mark.sim
 
 
 @pytest.fixture(scope="module")
 def world():
-    return TaskWorld(0)
+    return SimWorld(0, task="all")
 
 
 def at(name, x, y, z=None, yaw=0.0):
@@ -114,7 +113,7 @@ def test_scenes_are_asked_for_more_than_one_thing(world):
 
 
 def test_looks_stay_within_bounds_and_plain_is_plain():
-    plain = TaskWorld(5, looks=PLAIN)
+    plain = SimWorld(5, task="all", looks=PLAIN)
     image = plain.render("static")
     plain.reset(5)
     assert np.array_equal(image, plain.render("static"))
@@ -128,7 +127,7 @@ def test_looks_stay_within_bounds_and_plain_is_plain():
 
 def test_unknown_tasks_and_absent_things_are_refused(world):
     with pytest.raises(TaskError, match="'juggle': there are lift, stack, put, push"):
-        TaskWorld(0, task="juggle")
+        SimWorld(0, task="juggle")
     world.reset(0)
     absent = next(name for name in language.THINGS if name not in world.ground_truth().things)
     with pytest.raises(TaskError, match=absent):
@@ -252,7 +251,7 @@ def test_any_frame_can_be_labelled_under_any_goal_that_fits(world):
         pose[:3] = world.tool_pose()[:3]
         pose[:3, 3] += rng.uniform(-0.1, 0.1, 3)
         for goal in world.goals:
-            values = expert_chunk(goal, truth, pose, rng.uniform())
+            values = ExpertPolicy(goal, truth, pose, rng.uniform()).chunk()
             assert values.shape == (16, 7) and np.isfinite(values).all()
             assert np.linalg.norm(values[:, :3], axis=1).max() <= MAX_SPEED * 0.05 + 1e-9
             assert set(np.unique(values[:, 6])) <= {0.0, 1.0}
@@ -260,7 +259,7 @@ def test_any_frame_can_be_labelled_under_any_goal_that_fits(world):
 
 @pytest.mark.parametrize("task", language.TASKS)
 def test_expert_does_the_task_in_the_closed_loop(task):
-    world = TaskWorld(100, blank_cameras=True, task=task)
+    world = SimWorld(100, blank_cameras=True, task=task)
     loop = build_loop(world, settings=EpisodeSettings(limit=14.0))
     done = []
     for seed in range(100, 103):
@@ -299,7 +298,7 @@ def test_rollout_reports_per_task_and_per_kind_of_sentence(tmp_path, capsys):
 
 
 def test_conditions_are_what_they_say():
-    crowded = TaskWorld(0, task="lift", obstacles=2)
+    crowded = SimWorld(0, task="lift", obstacles=2)
     for seed in range(5):
         crowded.reset(seed)
         assert len(crowded.ground_truth().obstacles) == 2

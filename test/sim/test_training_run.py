@@ -1,6 +1,6 @@
-"""From nothing to a checkpoint, in small: demonstrations, training, an episode that the policy drove, training again,
-what a later stage needs being recorded meanwhile; what is finished is not done again; and the commands around it, with
-their refusals.
+"""From nothing to a checkpoint, in small: demonstrations, training, an episode that the policy
+drove, training again, what a later stage needs being recorded meanwhile; what is finished is not
+done again; and the commands around it, with their refusals.
 """
 
 import json
@@ -14,14 +14,15 @@ import yaml
 from robovlms_ros.checkpoints.checkpoint import load_policy
 from robovlms_ros.cli.main import main
 from robovlms_ros.core.resources import share_directory
-from robovlms_ros.sim.expert import expert_chunk
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
-from robovlms_ros.sim.training.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS, goals
+from robovlms_ros.sim.tasks.objects import THINGS
+from robovlms_ros.sim.training.demonstrations import CUBE_SETTINGS, Recording, record_shard
 from robovlms_ros.sim.training.pipeline import train
 from robovlms_ros.sim.training.plans import load_plan
 from robovlms_ros.sim.training.shards import find_shards
-from robovlms_ros.sim.world import SimWorld
+from robovlms_ros.sim.world import SimWorld, expert_of
 
 pytestmark = pytest.mark.sim
 
@@ -69,17 +70,30 @@ def test_run_from_nothing_to_a_checkpoint(small_plan, tmp_path, caplog):
 def test_shard_holds_every_instructions_label(tmp_path):
     world = SimWorld(0)
     loop = build_loop(world)
-    outcomes = record_shard(tmp_path, TRAINING_SEEDS[5:6], loop, ExpertSession(world), DemonstrationSettings())
+    outcomes = record_shard(
+        tmp_path, TRAINING_SEEDS[5:6], loop, ExpertSession(world), CUBE_SETTINGS, Recording(world)
+    )
     images = np.load(tmp_path / "images.npy")
     with np.load(tmp_path / "frames.npz") as data:
         frames = {name: data[name] for name in data.files}
     assert len(outcomes) == 1 and len(images) == len(frames["poses"]) > 20
     assert images.shape[1:] == (2, 96, 96, 3) and images.any(axis=(1, 2, 3, 4)).all()
-    for i in (0, len(images) // 2):
-        for c in range(len(CUBES)):
-            label = expert_chunk(frames["poses"][i], float(frames["openings"][i]), frames["cubes"][i, c])
-            assert np.allclose(frames["labels"][i, c], label, atol=1e-5)
-    assert record_shard(tmp_path, TRAINING_SEEDS[5:6], loop, ExpertSession(world), DemonstrationSettings()) == []
+    asked = [goals().index(goal) for goal in INSTRUCTIONS.values()]
+    assert (np.sort(frames["goals"], axis=1) == np.sort(asked)).all()
+    # The first frame's scene is known from its seed: the labels are the expert's there, the
+    # followed goal's first.
+    world.reset(TRAINING_SEEDS[5])
+    for number, label in zip(frames["goals"][0], frames["labels"][0], strict=True):
+        goal = goals()[number]
+        place = world.ground_truth().things[goal.thing].position
+        assert np.allclose(frames["things"][0, THINGS.index(goal.thing)], place, atol=1e-5)
+        expert = expert_of(
+            CUBES, goal, world.ground_truth(), frames["poses"][0], float(frames["openings"][0])
+        )
+        assert np.allclose(label, expert.chunk(), atol=1e-5)
+    assert record_shard(
+        tmp_path, TRAINING_SEEDS[5:6], loop, ExpertSession(world), CUBE_SETTINGS, Recording(world)
+    ) == []
 
 
 def test_rollout_command_reports(tmp_path, capsys):

@@ -186,7 +186,8 @@ class FaultArm(Node):
                 self._accept(self._inbox.pop(0)[1], clock_ns)
             command = self._controller.update(clock_ns, PERIOD_NS, self.positions, np.zeros(7))[0]
             if not self.frozen:
-                self.positions = self.positions + (command - self.positions) * (1 - np.exp(-PERIOD / LAG))
+                share = 1 - np.exp(-PERIOD / LAG)
+                self.positions = self.positions + (command - self.positions) * share
             self._times.append(now)
             self._commands.append(np.array(command))
             self._measured.append(self.positions.copy())

@@ -33,7 +33,13 @@ from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.bench.faults.arm import PERIOD, FaultArm
 from robovlms_ros.bench.faults.policy_node import FAULT_TOPIC
-from robovlms_ros.bench.faults.rows import FaultRow, judge, time_to_rest
+from robovlms_ros.bench.faults.rows import (
+    FaultRow,
+    Motion,
+    judge,
+    longest_standstill,
+    time_to_rest,
+)
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.isolation import isolated_environment
@@ -63,8 +69,11 @@ class BenchFailed(RoboVLMsError):
 
 @dataclass(frozen=True)
 class InjectedFault:
-    """One fault. inject is called at working speed, mend after the record; rest_allowed as in FaultRow.
+    """One fault. inject is called at working speed, mend after the record.
 
+    rest_allowed: s until the arm must be at rest, from the injection on; NaN where the motion goes on. resumes: the
+    motion may stop and must move again while the fault is present. slow: the injection takes seconds, and the fault is
+    complete at its end; the time to rest counts from there.
     restarts: the node's process has ended and is started again afterwards. simulated_time: needs /clock.
     """
 
@@ -72,8 +81,17 @@ class InjectedFault:
     inject: Callable[["FaultStage"], Any]
     mend: Callable[["FaultStage"], Any] = lambda stage: None
     rest_allowed: float = math.nan
+    resumes: bool = False
+    slow: bool = False
     restarts: bool = False
     simulated_time: bool = False
+
+    @property
+    def motion(self) -> Motion:
+        """The motion that the fault must leave."""
+        if self.resumes:
+            return "resumes"
+        return "goes on" if math.isnan(self.rest_allowed) else "rests"
 
 
 class FaultStage(Node):
@@ -121,7 +139,7 @@ class FaultStage(Node):
         arguments = [
             "--ros-args", *remaps, "-p", "checkpoint:=demo", "-p", "robot:=panda", "-p", "dry_run:=false",
             "-p", f"use_sim_time:={str(self.arm.simulated_time).lower()}",
-            "-p", "authority_ramp:=0.2", "-p", "watchdog.following_time:=2.0",
+            "-p", "speed_scaling_ramp:=0.2", "-p", "watchdog.following_time:=2.0",
             "-p", "resume_instruction:=true",
         ]  # fmt: skip
         return Child(name, "robovlms_ros.bench.faults.policy_node", arguments, self._logs / f"{name}.log", {})
@@ -357,10 +375,16 @@ def faults() -> tuple[InjectedFault, ...]:
         InjectedFault("joint states 0.6 s old", _hook_joints(_shifted(-0.6)), healthy, silent),
         InjectedFault("joint states stamped 8 s ahead", _hook_joints(_shifted(8.0)), healthy, STOP),
         InjectedFault(
-            "one glitch of 0.6 rad", lambda s: _hook_joints(_once(_moved(0, 0.6)))(s), healthy
+            "one glitch of 0.6 rad",
+            lambda s: _hook_joints(_once(_moved(0, 0.6)))(s),
+            healthy,
+            resumes=True,
         ),
         InjectedFault(
-            "one reading of 100 rad", lambda s: _hook_joints(_once(_moved(2, 100.0)))(s), healthy
+            "one reading of 100 rad",
+            lambda s: _hook_joints(_once(_moved(2, 100.0)))(s),
+            healthy,
+            resumes=True,
         ),
         InjectedFault(
             "zeros of a second publisher",
@@ -418,15 +442,21 @@ def faults() -> tuple[InjectedFault, ...]:
         InjectedFault("chunk of 1e6 rad", policy("huge"), policy(""), 0.3 + STOP),
         InjectedFault("chunk 0.5 rad away", policy("jump"), policy("")),
         InjectedFault("controller away", _controller_away, lambda s: s.arm.listen(True), STOP),
-        InjectedFault("controller restarted", _controller_restart),
+        InjectedFault("controller restarted", _controller_restart, resumes=True),
         InjectedFault("arm frozen, then released", lambda s: s.arm.freeze(), _release, FROZEN),
         InjectedFault(
             "second publisher of commands", lambda s: s.second_commander(), strangers, STOP
         ),
-        InjectedFault("second policy node", lambda s: s.second_node(), strangers, math.nan),
+        InjectedFault(
+            "second policy node", lambda s: s.second_node(), strangers, 0.5 + STOP, slow=True
+        ),
         InjectedFault("pause", lambda s: s.pause(True), lambda s: s.pause(False), STOP),
-        InjectedFault("pause and resume at once", lambda s: (s.pause(True), s.pause(False))),
-        InjectedFault("reset", lambda s: s.reset()),
+        InjectedFault(
+            "pause and resume at once",
+            lambda s: (s.pause(True), s.pause(False)),
+            resumes=True,
+        ),
+        InjectedFault("reset", lambda s: s.reset(), resumes=True),
         InjectedFault("deactivate", lambda s: s.deactivate(), lambda s: s.activate(), STOP),
         InjectedFault(
             "SIGINT", lambda s: s.signal(signal.SIGINT), rest_allowed=STOP, restarts=True
@@ -438,10 +468,10 @@ def faults() -> tuple[InjectedFault, ...]:
             "kill -9", lambda s: s.signal(signal.SIGKILL), rest_allowed=PLAN, restarts=True
         ),
         InjectedFault(
-            "clock 50 s back", _jump_clock(-50.0), rest_allowed=math.nan, simulated_time=True
+            "clock 50 s back", _jump_clock(-50.0), resumes=True, simulated_time=True
         ),
         InjectedFault(
-            "clock 60 s forward", _jump_clock(60.0), rest_allowed=math.nan, simulated_time=True
+            "clock 60 s forward", _jump_clock(60.0), resumes=True, simulated_time=True
         ),
     )
 
@@ -464,6 +494,10 @@ def measure(stage: FaultStage, fault: InjectedFault) -> FaultRow:
     earlier = stage.status.last_stop
     begin = time.monotonic()
     fault.inject(stage)
+    complete = since
+    if fault.slow:
+        complete = stage.arm.mark()
+        begin = time.monotonic()
     time.sleep(max(0.0, begin + AFTER - time.monotonic()))
     state = stage.status.state
     stopped = stage.status.last_stop
@@ -473,8 +507,21 @@ def measure(stage: FaultStage, fault: InjectedFault) -> FaultRow:
     _recover(stage, fault)
     times, commands, measured, own = stage.arm.recorded(max(0, since - 3))
     judged = judge(times, commands, measured, own, stage.arm.robot)
-    rest = time_to_rest(times[3 : until - since], commands[3 : until - since])
-    return FaultRow(fault.name, speed, closing, *judged, rest, fault.rest_allowed, state, detail)
+    present = slice(3 + complete - since, until - since)
+    rest = time_to_rest(times[present], commands[present])
+    standstill = longest_standstill(times[present], commands[present])
+    return FaultRow(
+        fault.name,
+        speed,
+        closing,
+        *judged,
+        rest,
+        fault.rest_allowed,
+        fault.motion,
+        standstill,
+        state,
+        detail,
+    )
 
 
 def _recover(stage: FaultStage, fault: InjectedFault) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,12 @@ STEP_LIMIT = 1.01
 SPEED_LIMIT = 1.05
 ACCELERATION_LIMIT = 1.2
 OUTSIDE_LIMIT = 1e-5  # rad
+STANDSTILL_LIMIT = 0.2
+"""s: a motion goes on that rests no longer than at a turning point."""
+
+Motion = Literal["rests", "goes on", "resumes", "any"]
+"""The motion that a fault must leave. `rests`: at rest within a time, until the fault is mended. `goes on`: without a
+standstill. `resumes`: it may stop and moves again before the fault is mended. `any`: not judged."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class FaultRow:
     """One fault's measurements. Ratios are parts of the joints' limits; times are seconds, NaN for never at rest.
 
     Everything but the time to rest includes the recovery. outside: rad beyond the position limits, commanded or
-    measured. rest_allowed: the longest time to rest; NaN where the motion goes on.
+    measured. rest_allowed: the longest time to rest; NaN unless the motion must rest. standstill: the longest time at
+    rest before the fault was mended.
     """
 
     fault: str
@@ -37,20 +44,31 @@ class FaultRow:
     outside: float
     rest: float
     rest_allowed: float
+    motion: Motion
+    standstill: float
     state: str
     detail: str
 
     @property
     def within(self) -> bool:
         """True where every measurement is within its bound."""
-        rests = math.isnan(self.rest_allowed) or self.rest <= self.rest_allowed
         return bool(
             self.step <= STEP_LIMIT
             and self.measured_speed <= SPEED_LIMIT
             and max(self.acceleration, self.measured_acceleration) <= ACCELERATION_LIMIT
             and self.outside <= OUTSIDE_LIMIT
-            and rests
+            and self._moved_as_it_must
         )
+
+    @property
+    def _moved_as_it_must(self) -> bool:
+        moves = math.isnan(self.rest)
+        return {
+            "rests": self.rest <= self.rest_allowed,
+            "goes on": moves and self.standstill <= STANDSTILL_LIMIT,
+            "resumes": moves,
+            "any": True,
+        }[self.motion]
 
 
 def judge(
@@ -58,8 +76,8 @@ def judge(
 ) -> tuple[float, float, float, float, float]:
     """Worst command step, measured speed, commanded and measured acceleration (parts of the limits), rad outside.
 
-    own: indices at which the restarted controller itself takes up the measured pose, or the joints freeze; no client
-    can prevent that step.
+    own: indices at which the restarted controller itself takes up the measured pose, or the joints
+    freeze; no client can prevent that step.
     """
     limits = robot.limits
     ratios = []
@@ -92,15 +110,24 @@ def time_to_rest(times: Array, commands: Array) -> float:
     return float(times[moving[-1] + 1] - times[0])
 
 
+def longest_standstill(times: Array, commands: Array) -> float:
+    """Longest time in which no commanded joint moves, s."""
+    speeds = np.abs(np.diff(commands, axis=0)).max(axis=1) / np.diff(times)
+    moving = np.concatenate([[-1], np.flatnonzero(speeds > REST), [len(speeds)]])
+    # The steps between two that move are at rest.
+    return float(np.max(times[moving[1:]] - times[moving[:-1] + 1]))
+
+
 def markdown(rows: Sequence[FaultRow]) -> str:
     """The table of the rows."""
     lines = [
         "| fault | speed at the fault (rad/s) | gripper closing | command step | measured speed | acceleration, "
-        "commanded | acceleration, measured | outside (rad) | at rest after (s) | allowed (s) | state: detail |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "commanded | acceleration, measured | outside (rad) | at rest after (s) | allowed (s) | "
+        "longest standstill (s) | state: detail |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        allowed = "goes on" if math.isnan(row.rest_allowed) else f"{row.rest_allowed:.1f}"
+        allowed = f"{row.rest_allowed:.1f}" if row.motion == "rests" else row.motion
         rest = "moves" if math.isnan(row.rest) else f"{row.rest:.2f}"
         detail = row.detail.replace("|", "/").replace("`", "'")[:140]
         quoted = f"`{row.state}: {detail}`"
@@ -108,7 +135,7 @@ def markdown(rows: Sequence[FaultRow]) -> str:
             f"| {row.fault}{'' if row.within else ' **BEYOND**'} | {row.speed:.2f} | "
             f"{'yes' if row.gripper_closing else 'no'} | {row.step:.2f} | {row.measured_speed:.2f} | "
             f"{row.acceleration:.2f} | {row.measured_acceleration:.2f} | {row.outside:.3f} | {rest} | "
-            f"{allowed} | {quoted} |"
+            f"{allowed} | {row.standstill:.2f} | {quoted} |"
         )
     return "\n".join(lines)
 

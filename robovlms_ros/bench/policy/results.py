@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from robovlms_ros.bench.policy.cases import Case
 from robovlms_ros.bench.policy.counting import Ceilings
 from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.structured_text import write_json
+from robovlms_ros.core.text_table import aligned
 
 FORMAT = 1
-PATH_WIDTH = 27
-HEADER = (f"{'path':{PATH_WIDTH}} {'p50 ms':>9} {'p99 ms':>9} {'images/s':>9} {'peak GB':>8} {'GFLOP':>8} {'GB':>7} "
-          f"{'roof ms':>8} {'x roof':>7} {'x first':>7} {'differs':>8}  stages")
+HEADER = (
+    "path", "p50 ms", "p99 ms", "images/s", "peak GB", "GFLOP", "GB", "roof ms", "x roof", "x first",
+    "differs", "stages",
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,7 @@ class Results:
 
     def write(self, path: Path) -> None:
         """The whole file, replaced at once, so that an interrupted run leaves what was finished."""
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, {"format": FORMAT, **asdict(self)})
 
     @staticmethod
     def read(path: Path) -> "Results":
@@ -100,25 +102,32 @@ def _processor() -> str:
 
 
 def table(rows: Sequence[PolicyRow]) -> str:
-    """The rows as text, grouped by case."""
-    lines = []
-    last = None
-    for row in rows:
-        if (row.case, row.sessions) != last:
-            last = (row.case, row.sessions)
-            more = f", {row.sessions} sessions" if row.sessions > 1 else ""
-            size = row.parameters["without_embedding"] / 1e9
-            lines += ["", f"{row.case.title}, {row.case.dtype}{more} ({size:.2f} B + words)", HEADER]
-        lines.append(line(row))
-        if row.path.startswith("fast"):
-            lines.append(f"  {row.said}")
-    return "\n".join(lines)
+    """The rows as text, a table per case."""
+    texts = []
+    for (case, sessions), group in groupby(rows, lambda row: (row.case, row.sessions)):
+        members = list(group)
+        more = f", {sessions} sessions" if sessions > 1 else ""
+        size = members[0].parameters["without_embedding"] / 1e9
+        texts.append(f"\n{case.title}, {case.dtype}{more} ({size:.2f} B + words)")
+        texts.append(aligned(HEADER, [cells(row) for row in members], numbers=True))
+        texts += [f"{row.path}: {row.said}" for row in members if row.path.startswith("fast")]
+    return "\n".join(texts)
 
 
-def line(row: PolicyRow) -> str:
-    """One row of the table."""
-    peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f}"
-    stages = " ".join(f"{name} {share:.0%}" for name, share in row.shares.items() if share >= 0.005)
-    return (f"{row.path:{PATH_WIDTH}} {row.p50 * 1e3:9.2f} {row.p99 * 1e3:9.2f} {row.images_per_second:9.1f} {peak:>8} "
-            f"{row.flops / 1e9:8.2f} {row.bytes / 1e9:7.3f} {row.roofline * 1e3:8.2f} {row.p50 / row.roofline:7.2f} "
-            f"{row.ratio:7.2f} {row.difference:8.1e}  {stages}")
+def cells(row: PolicyRow) -> list[str]:
+    """One row of the table, as in HEADER."""
+    stages = [f"{name} {share:.0%}" for name, share in row.shares.items() if share >= 0.005]
+    return [
+        row.path,
+        f"{row.p50 * 1e3:.2f}",
+        f"{row.p99 * 1e3:.2f}",
+        f"{row.images_per_second:.1f}",
+        "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f}",
+        f"{row.flops / 1e9:.2f}",
+        f"{row.bytes / 1e9:.3f}",
+        f"{row.roofline * 1e3:.2f}",
+        f"{row.p50 / row.roofline:.2f}",
+        f"{row.ratio:.2f}",
+        f"{row.difference:.1e}",
+        " ".join(stages),
+    ]

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mcap.exceptions import McapError
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -32,12 +31,12 @@ from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
 from robovlms_ros.evaluation.bags.chunks import CHUNK, TRAJECTORY
 from robovlms_ros.evaluation.bags.definitions import difference, lacking
+from robovlms_ros.evaluation.bags.storage import JUMP_NS, BagStorage, StorageError
 from robovlms_ros.evaluation.bags.storage_mcap import McapStorage
-from robovlms_ros.evaluation.bags.storage_sqlite import SqliteError, SqliteStorage
+from robovlms_ros.evaluation.bags.storage_sqlite import SqliteStorage
 from robovlms_ros.evaluation.bags.types import typestore
 
 WINDOW_NS = NANOSECONDS // 2
-JUMP_NS = NANOSECONDS
 PIECE = 1 << 20
 REMEDY = "`ros2 bag info` shows whether it is whole."
 ROS1 = ("ROS 1. Convert the original .bag file: `pip install rosbags`, then `rosbags-convert --src FILE.bag --dst "
@@ -50,8 +49,6 @@ CONVERTERS = {
 SUFFIXES = (".mcap", ".db3")
 DISTRIBUTIONS = {"humble": Stores.ROS2_HUMBLE, "iron": Stores.ROS2_IRON, "jazzy": Stores.ROS2_JAZZY,
                  "kilted": Stores.ROS2_KILTED, "foxy": Stores.ROS2_FOXY, "galactic": Stores.ROS2_GALACTIC}
-
-Storage = McapStorage | SqliteStorage
 
 
 class BagError(RoboVLMsError):
@@ -93,7 +90,7 @@ class Bag:
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
-        self._storages: list[Storage] = []
+        self._storages: list[BagStorage] = []
         self._stack = ExitStack()
         self._notes: list[str] = []
         self._undecodable: dict[str, int] = {}
@@ -129,7 +126,7 @@ class Bag:
         for storage in self._storages:
             self.topics.update(dict(storage.channels.values()))
             self.foreign.update(storage.foreign)
-            self.distribution = self.distribution or getattr(storage, "distribution", "")
+            self.distribution = self.distribution or storage.distribution
         self._judge_encodings()
         totals: dict[str, int] = dict.fromkeys(self.topics, 0)
         for storage in self._storages:
@@ -207,16 +204,16 @@ class Bag:
                 self._notes.append(f"{path.name} is cut off or damaged ({error}); what was decompressed is used.")
         return target
 
-    def _open_storage(self, path: Path) -> Storage:
+    def _open_storage(self, path: Path) -> BagStorage:
         if path.suffix not in SUFFIXES:
             hint = f" It is encoded as {ROS1}." if path.suffix == ".bag" else ""
             raise BagError(f"{path}: '{path.suffix}' is not a rosbag2 file. Allowed: {', '.join(SUFFIXES)}, .zstd."
                            f"{hint}")
-        storage: Storage = McapStorage(path) if path.suffix == ".mcap" else SqliteStorage(path)
+        storage = McapStorage(path) if path.suffix == ".mcap" else SqliteStorage(path)
         with file_boundary(BagError, path, REMEDY):
             try:
                 storage.open()
-            except (McapError, SqliteError) as error:
+            except StorageError as error:
                 raise BagError(f"{path}: not readable: {printable(error, 300)}. {REMEDY}") from error
         return storage
 
@@ -269,7 +266,8 @@ class Bag:
         decompress = self._decompressor()
         heap: list[tuple[int, int, RawMessage]] = []
         newest = 0
-        for count, (topic, kind, time, data) in enumerate(self._in_order(topics)):
+        stored = (message for storage in self._storages for message in storage.messages(topics))
+        for count, (topic, kind, time, data) in enumerate(stored):
             content = decompress(topic, data)
             if content is None:
                 continue
@@ -293,7 +291,7 @@ class Bag:
         """
         decompress = self._decompressor()
         for storage in self._storages:
-            for topic, kind, time, data in _span(storage, topics, begin_ns, end_ns):
+            for topic, kind, time, data in storage.between(topics, begin_ns, end_ns):
                 content = decompress(topic, data)
                 if content is not None:
                     yield RawMessage(topic, kind, time, content)
@@ -318,76 +316,8 @@ class Bag:
 
         return decompress
 
-    def _in_order(self, topics: set[str] | None) -> Iterator[tuple[str, str, int, bytes]]:
-        for storage in self._storages:
-            if isinstance(storage, SqliteStorage):
-                yield from storage.messages(topics, by_time=_sorting_helps(storage.times()))
-            elif _blocks_disordered(storage) and _sorting_helps(_times(storage)):
-                yield from _merged(storage, topics)
-            else:
-                for block in storage.blocks:
-                    messages = list(storage.block_messages(block, topics))
-                    if _sorting_helps((topic, time) for topic, _, time, _ in messages):
-                        messages.sort(key=lambda message: message[2])
-                    yield from messages
-
 
 @cache
 def _known_types(distribution: Stores) -> Typestore:
     """The types of a ROS distribution and of this package. Shared: they are read only."""
     return typestore(distribution)
-
-
-def _span(
-    storage: Storage, topics: set[str], begin_ns: int, end_ns: int
-) -> Iterator[tuple[str, str, int, bytes]]:
-    if isinstance(storage, SqliteStorage):
-        yield from storage.messages(topics, span=(begin_ns, end_ns))
-        return
-    for block in storage.blocks:
-        if block.begin <= end_ns and begin_ns <= block.end:
-            for message in storage.block_messages(block, topics):
-                if begin_ns <= message[2] <= end_ns:
-                    yield message
-
-
-def _sorting_helps(times: Iterator[tuple[str, int]]) -> bool:
-    """Whether time goes back across topics but never within one: a file written topic by topic, not a clock jump."""
-    latest: dict[str, int] = {}
-    newest, disordered = 0, False
-    for topic, time in times:
-        if time < latest.get(topic, 0) - JUMP_NS:
-            return False
-        disordered = disordered or time < newest - JUMP_NS
-        latest[topic] = max(time, latest.get(topic, 0))
-        newest = max(newest, time)
-    return disordered
-
-
-def _blocks_disordered(storage: McapStorage) -> bool:
-    newest = 0
-    for block in storage.blocks:
-        if block.begin < newest - JUMP_NS:
-            return True
-        newest = max(newest, block.end)
-    return False
-
-
-def _times(storage: McapStorage) -> Iterator[tuple[str, int]]:
-    for topic, _, time, _ in storage.messages(None):
-        yield topic, time
-
-
-def _merged(storage: McapStorage, topics: set[str] | None) -> Iterator[tuple[str, str, int, bytes]]:
-    """The messages by time, whatever their order in the file; a block is read when its first message is due."""
-
-    def sorted_block(index: int) -> Iterator[tuple[int, int, int, tuple[str, str, int, bytes] | None]]:
-        block = storage.blocks[index]
-        yield block.begin, index, -1, None
-        messages = sorted(storage.block_messages(block, topics), key=lambda message: message[2])
-        for number, message in enumerate(messages):
-            yield message[2], index, number, message
-
-    for *_, message in heapq.merge(*(sorted_block(i) for i in range(len(storage.blocks)))):
-        if message is not None:
-            yield message

@@ -4,13 +4,19 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from robovlms_ros.core.caps import MAX_MESSAGE_BYTES, MAX_SCHEMA_BYTES
 from robovlms_ros.core.text_safety import printable
+from robovlms_ros.evaluation.bags.storage import (
+    BagStorage,
+    StorageError,
+    StoredMessage,
+    written_by_topic,
+)
 
 READ = ("topics", "messages", "schema", "message_definitions")
 """Names that are read of the database."""
@@ -18,28 +24,14 @@ DAMAGED = (sqlite3.Error, OverflowError, MemoryError, UnicodeDecodeError, ValueE
 """Exceptions of reading broken pages."""
 
 
-class SqliteError(Exception):
-    """The file is not a rosbag2 database."""
-
-
 @dataclass
-class SqliteStorage:
-    """One database. `open` finds its topics; `notes` says in words what was lost.
+class SqliteStorage(BagStorage):
+    """One database. Files from before Humble name no distribution."""
 
-    distribution: the ROS that recorded it, "" where the file does not say (before Humble).
-    """
-
-    path: Path
-    channels: dict[int, tuple[str, str]] = field(default_factory=dict)  # id -> (topic, type)
-    definitions: dict[str, tuple[str, str]] = field(default_factory=dict)  # type -> (encoding, text)
-    foreign: dict[str, str] = field(default_factory=dict)  # topic -> an encoding that is not ROS 2's
-    counts: dict[str, int] | None = None
-    notes: list[str] = field(default_factory=list)
-    distribution: str = ""
     _copy: tempfile.TemporaryDirectory[str] | None = None
 
     def open(self) -> None:
-        """Find the topics. Raises SqliteError."""
+        """Find the topics. Raises StorageError."""
         self._readable = self._shortened() or self.path
         wal = self.path.with_name(self.path.name + "-wal")
         if wal.exists() and wal.stat().st_size:
@@ -52,10 +44,10 @@ class SqliteStorage:
                 self._require_tables(database)
                 columns = {row[1] for row in database.execute("PRAGMA table_info(topics)")}
                 if not {"id", "name", "type"} <= columns:
-                    raise SqliteError("it has no table of topics")
+                    raise StorageError("it has no table of topics")
                 for key, name, kind in database.execute("SELECT id, name, type FROM topics"):
                     if not (isinstance(key, int) and isinstance(name, str) and isinstance(kind, str)):
-                        raise SqliteError(f"its table of topics holds {printable((key, name, kind))}: must be a "
+                        raise StorageError(f"its table of topics holds {printable((key, name, kind))}: must be a "
                                           "number and two texts")
                     self.channels[key] = (name, kind)
                 self._find_foreign(database, columns)
@@ -66,7 +58,7 @@ class SqliteStorage:
                     self.definitions = {kind: (encoding, text) for kind, encoding, text in database.execute(query)
                                         if all(isinstance(value, str) for value in (kind, encoding, text))}
             except DAMAGED as error:
-                raise SqliteError(printable(error)) from error
+                raise StorageError(printable(error)) from error
             try:
                 rows = database.execute("SELECT topic_id, COUNT(*) FROM messages GROUP BY topic_id")
                 found = dict(rows.fetchall())
@@ -75,18 +67,18 @@ class SqliteStorage:
                 self.counts = None
 
     def _require_tables(self, database: sqlite3.Connection) -> None:
-        """Raise SqliteError for a view or computed column among what is read: it may compute without end."""
+        """Raise StorageError for a view or computed column among what is read: it may compute without end."""
         query = "SELECT name, type, sql FROM sqlite_master"
         for name, kind, text in database.execute(query):
             if str(name).lower() not in READ:
                 continue
             virtual = str(text or "").lstrip().upper().startswith("CREATE VIRTUAL")
             if kind != "table" or virtual:
-                raise SqliteError(f"'{name}' is a {'virtual table' if virtual else kind}: must be a table, as rosbag2 "
+                raise StorageError(f"'{name}' is a {'virtual table' if virtual else kind}: must be a table, as rosbag2 "
                                   "writes it")
             hidden = [row[1] for row in database.execute(f"PRAGMA table_xinfo({str(name).lower()})") if row[6]]
             if hidden:
-                raise SqliteError(f"column '{printable(hidden[0])}' of table '{name}' is computed: must be stored")
+                raise StorageError(f"column '{printable(hidden[0])}' of table '{name}' is computed: must be stored")
 
     def _find_foreign(self, database: sqlite3.Connection, columns: set[str]) -> None:
         """Move the topics that are not in ROS 2's encoding from `channels` to `foreign`."""
@@ -128,23 +120,28 @@ class SqliteStorage:
             file.truncate(size // page * page)
         return target
 
-    def times(self) -> Iterator[tuple[str, int]]:
-        """(topic, time ns) in the order of recording, for finding out whether the clock jumped."""
-        with closing(self._connect()) as database:
-            try:
-                for key, time in database.execute("SELECT topic_id, timestamp FROM messages ORDER BY id"):
-                    if key in self.channels and isinstance(time, int):
-                        yield self.channels[key][0], time
-            except DAMAGED:
-                return
+    def messages(self, topics: set[str] | None) -> Iterator[StoredMessage]:
+        """The messages of `topics` (None: all) in the order of recording, or by time where
+        `written_by_topic`."""
+        return self._select(topics, "timestamp" if written_by_topic(self._times()) else "id")
 
-    def messages(
-        self, wanted: set[str] | None, by_time: bool = False, span: tuple[int, int] | None = None
-    ) -> Iterator[tuple[str, str, int, bytes]]:
-        """(topic, type, time ns, bytes), in the order of recording or of time; `span` is the first and last time."""
+    def between(self, topics: set[str], begin: int, end: int) -> Iterator[StoredMessage]:
+        """The messages logged from `begin` to `end`, ns, both included."""
+        return self._select(topics, "id", (begin, end))
+
+    def _times(self) -> Iterator[tuple[str, int]]:
+        """(topic, time ns) in the order of recording."""
+        with closing(self._connect()) as database, suppress(*DAMAGED):
+            for key, time in database.execute("SELECT topic_id, timestamp FROM messages ORDER BY id"):
+                if key in self.channels and isinstance(time, int):
+                    yield self.channels[key][0], time
+
+    def _select(
+        self, wanted: set[str] | None, order: str, span: tuple[int, ...] = ()
+    ) -> Iterator[StoredMessage]:
+        """The messages by the column `order`. span: first and last time, ns."""
         keys = [key for key, (topic, _) in self.channels.items() if wanted is None or topic in wanted]
         marks = ",".join("?" * len(keys))
-        order = "timestamp" if by_time else "id"
         times = " AND timestamp BETWEEN ? AND ?" if span else ""
         data = "CASE WHEN length(data) <= ? THEN data END"
         query = f"SELECT topic_id, timestamp, {data} FROM messages WHERE topic_id IN ({marks}){times} ORDER BY {order}"
@@ -152,7 +149,7 @@ class SqliteStorage:
         unusable = 0
         with closing(self._connect()) as database:
             try:
-                for key, time, content in database.execute(query, [MAX_MESSAGE_BYTES, *keys, *(span or ())]):
+                for key, time, content in database.execute(query, [MAX_MESSAGE_BYTES, *keys, *span]):
                     if key not in self.channels or not isinstance(time, int) or not isinstance(content, bytes):
                         unusable += 1
                         continue

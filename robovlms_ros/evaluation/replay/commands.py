@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from robovlms_ros.control.controller_types import ServoTwist
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector
 from robovlms_ros.core.types import NANOSECONDS, RobotState
@@ -111,8 +112,8 @@ class CommandTrack:
         linear, angular = message.twist.linear, message.twist.angular
         numbers = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z], dtype=np.float64)
         controller = self._robot.controller
-        if getattr(controller, "units", "speed_units") == "unitless":
-            numbers *= np.repeat([controller.linear_scale, controller.angular_scale], 3)  # type: ignore[union-attr]
+        if isinstance(controller, ServoTwist) and controller.units == "unitless":
+            numbers *= np.repeat([controller.linear_scale, controller.angular_scale], 3)
         in_tool = message.header.frame_id in (self._robot.eef_frame,)
         self._held.add(_time(message, log_ns), (numbers, in_tool))
 

@@ -71,8 +71,8 @@ class ExecutorStack:
 
 
 def machine_factory(robot: RobotSpec, kinematics: Any, schedule: ScheduleConfig) -> Callable[[], ExecutorStack]:
-    """A maker of machines. The ramp of authority after activation is left out: a replay has no activation."""
-    settled = replace(robot, gate=replace(robot.gate, authority_ramp=0.0))
+    """A maker of machines, without the ramp of the speed scaling: a replay has no activation."""
+    settled = replace(robot, gate=replace(robot.gate, speed_scaling_ramp=0.0))
 
     def make() -> ExecutorStack:
         executor = build_executor(settled, kinematics, schedule)

@@ -11,8 +11,10 @@ from unique_identifier_msgs.msg import UUID
 
 from robovlms_ros.control import controller_types as specs
 from robovlms_ros.control.motion_guard import AdmittedCommand
-from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.control.trajectory_shape import wire_form
+from robovlms_ros.core.types import NANOSECONDS, TrajectoryShape
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, message_package
+from robovlms_ros.ros.controllers.shape_detection import ShapeDetection
 from robovlms_ros.ros.graph import ForeignGoals
 from robovlms_ros.ros.messages import trajectory_to_message
 
@@ -71,12 +73,23 @@ class FollowJointTrajectoryArm(Arm):
     def __init__(self, context: Context, spec: specs.FollowJointTrajectory) -> None:
         self._action = message_package("control_msgs.action", spec.type).FollowJointTrajectory
         self._goals = Goals(context, self._action, spec.action)
+        action = context.node.resolve_service_name(spec.action)
+        self._detection = ShapeDetection(context.node, action, spec.trajectory_shape)
         nanoseconds = round(spec.goal_time_tolerance * NANOSECONDS)
         self._tolerance = Duration(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
 
     def _send(self, command: AdmittedCommand, now_ns: int) -> None:
-        goal = self._action.Goal(trajectory=trajectory_to_message(command), goal_time_tolerance=self._tolerance)
+        trajectory = trajectory_to_message(wire_form(command, now_ns))
+        goal = self._action.Goal(trajectory=trajectory, goal_time_tolerance=self._tolerance)
         self._goals.send(goal)
+
+    @property
+    def shape(self) -> TrajectoryShape:
+        return self._detection.shape
+
+    @property
+    def shape_text(self) -> str:
+        return self._detection.text
 
     @property
     def name(self) -> str:
@@ -92,6 +105,7 @@ class FollowJointTrajectoryArm(Arm):
         return self._goals.problem
 
     def close(self) -> None:
+        self._detection.close()
         self._goals.close()
 
 

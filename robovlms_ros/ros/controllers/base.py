@@ -15,7 +15,7 @@ from robovlms_ros.control.controller_types import GripperBase
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.motion_guard import AdmittedCommand, AdmittedOpening
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.core.types import RobotState, RoboVLMsError
+from robovlms_ros.core.types import RobotState, RoboVLMsError, TrajectoryShape
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 
 RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
@@ -66,6 +66,17 @@ class Arm(ABC):
 
         A controller of whole trajectories finishes its own; one of single targets is brought to rest.
         """
+
+    @property
+    def shape(self) -> TrajectoryShape:
+        """The shape of the commands that its controller continues smoothly; it may change at any
+        time."""
+        return "self_splice"
+
+    @property
+    def shape_text(self) -> str:
+        """The shape and the reason for it; empty for a controller of single targets."""
+        return ""
 
     @property
     @abstractmethod

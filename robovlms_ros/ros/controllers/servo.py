@@ -12,13 +12,12 @@ from rclpy.client import Client
 from rclpy.task import Future
 
 from robovlms_ros.control import controller_types as specs
-from robovlms_ros.ros.controllers.base import Context, command_publisher, message_package
+from robovlms_ros.ros.controllers.base import Context, message_package
 from robovlms_ros.ros.controllers.streaming import (
     CartesianPoseArm,
     StreamingArm,
     require_kinematics,
 )
-from robovlms_ros.ros.graph import other_publishers
 from robovlms_ros.ros.messages import to_time
 
 Array = NDArray[np.float64]
@@ -102,10 +101,9 @@ class ServoTwistArm(StreamingArm):
     """The tool's velocity on the trajectory, in the robot's base frame, plus what closes the gap to the plan."""
 
     def __init__(self, context: Context, spec: specs.ServoTwist) -> None:
-        super().__init__(context, spec.rate)
-        self._link = ServoLink(context, spec.servo, spec.type, "TWIST")
         self._kinematics = require_kinematics(context, spec.type)
-        self._publisher = command_publisher(context, TwistStamped, spec.topic)
+        self._link = ServoLink(context, spec.servo, spec.type, "TWIST")
+        super().__init__(context, spec.rate, TwistStamped, spec.topic)
         unitless = spec.units == "unitless"
         self._scale = np.repeat([spec.linear_scale, spec.angular_scale], 3) if unitless else None
 
@@ -116,7 +114,7 @@ class ServoTwistArm(StreamingArm):
         if self._link.ready():
             super().tick(now_ns)
 
-    def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
+    def message(self, positions: Array, velocities: Array, now_ns: int) -> TwistStamped:
         twist = self._kinematics.jacobian(positions) @ velocities  # (6,) m/s, rad/s
         measured = self._context.measured()
         if measured is not None:
@@ -132,7 +130,7 @@ class ServoTwistArm(StreamingArm):
         message.header.frame_id = self._context.robot.base_frame
         linear, angular = message.twist.linear, message.twist.angular
         linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = map(float, twist)
-        self._publisher.publish(message)
+        return message
 
     def _feedback(self, error: Array) -> Array:
         """The twist (6,) that closes a pose error (6,), bounded: a measurement must not become a fast command."""
@@ -142,22 +140,12 @@ class ServoTwistArm(StreamingArm):
             part /= max(1.0, float(np.linalg.norm(part)) / bound)
         return feedback
 
-    @property
-    def name(self) -> str:
-        return str(self._publisher.topic_name)
-
-    def listeners(self) -> int:
-        return int(self._publisher.get_subscription_count())
-
-    def other_commanders(self) -> tuple[str, ...]:
-        return other_publishers(self._context.node, self.name)
-
     def problem(self) -> str | None:
         return self._link.problem()
 
     def close(self) -> None:
         self._link.close()
-        self._context.node.destroy_publisher(self._publisher)
+        super().close()
 
 
 def pose_error(measured: Array, wanted: Array) -> Array:

@@ -1,6 +1,7 @@
 """Controllers that take one target at a time: the trajectory is sampled here, at the adapter's rate."""
 
 from abc import abstractmethod
+from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
@@ -25,12 +26,17 @@ Array = NDArray[np.float64]
 
 
 class StreamingArm(Arm):
-    """Samples the running trajectory at each tick; a subclass sends the sample. Silent when the trajectory is over."""
+    """Samples the running trajectory at each tick; a subclass makes the message of one sample.
 
-    def __init__(self, context: Context, rate: float) -> None:
+    rate: Hz. kind, topic: the message type and the controller's topic. Publishes nothing once the
+    trajectory is over.
+    """
+
+    def __init__(self, context: Context, rate: float, kind: type, topic: str) -> None:
         self._context = context
         self.rate = rate
         self._stream = TargetStream(context.robot, rate)
+        self._publisher = command_publisher(context, kind, topic)
 
     def _send(self, command: AdmittedCommand, now_ns: int) -> None:
         self._stream.follow(command, now_ns)
@@ -42,63 +48,48 @@ class StreamingArm(Arm):
     def tick(self, now_ns: int) -> None:
         target = self._stream.target(now_ns)
         if target is not None:
-            self._emit(*target, now_ns)
+            self._publisher.publish(self.message(*target, now_ns))
 
     @abstractmethod
-    def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
-        """Send the target for now: (J,) rad, (J,) rad/s."""
+    def message(self, positions: Array, velocities: Array, now_ns: int) -> Any:
+        """The controller's message of one target: (J,) rad, (J,) rad/s, as the robot's joints."""
+
+    @property
+    def name(self) -> str:
+        return str(self._publisher.topic_name)
+
+    def listeners(self) -> int:
+        return int(self._publisher.get_subscription_count())
+
+    def other_commanders(self) -> tuple[str, ...]:
+        return other_publishers(self._context.node, self.name)
+
+    def close(self) -> None:
+        self._context.node.destroy_publisher(self._publisher)
 
 
 class ForwardPositionArm(StreamingArm):
     """forward_command_controller: one position per joint and tick."""
 
     def __init__(self, context: Context, spec: specs.ForwardPosition) -> None:
-        super().__init__(context, spec.rate)
-        self._publisher = command_publisher(context, Float64MultiArray, spec.topic)
+        super().__init__(context, spec.rate, Float64MultiArray, spec.topic)
 
-    def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
-        self._publisher.publish(Float64MultiArray(data=positions.tolist()))
-
-    @property
-    def name(self) -> str:
-        return str(self._publisher.topic_name)
-
-    def listeners(self) -> int:
-        return int(self._publisher.get_subscription_count())
-
-    def other_commanders(self) -> tuple[str, ...]:
-        return other_publishers(self._context.node, self.name)
-
-    def close(self) -> None:
-        self._context.node.destroy_publisher(self._publisher)
+    def message(self, positions: Array, velocities: Array, now_ns: int) -> Float64MultiArray:
+        return Float64MultiArray(data=positions.tolist())
 
 
 class CartesianPoseArm(StreamingArm):
     """A Cartesian controller's target: the tool's pose on the trajectory, in the robot's base frame, stamped now."""
 
     def __init__(self, context: Context, spec: specs.CartesianPose | specs.ServoPose) -> None:
-        super().__init__(context, spec.rate)
         self._kinematics = require_kinematics(context, spec.type)
-        self._publisher = command_publisher(context, PoseStamped, spec.topic)
+        super().__init__(context, spec.rate, PoseStamped, spec.topic)
 
-    def _emit(self, positions: Array, velocities: Array, now_ns: int) -> None:
+    def message(self, positions: Array, velocities: Array, now_ns: int) -> PoseStamped:
         message = to_pose(self._kinematics.forward(positions))
         message.header.stamp = to_time(now_ns)
         message.header.frame_id = self._context.robot.base_frame
-        self._publisher.publish(message)
-
-    @property
-    def name(self) -> str:
-        return str(self._publisher.topic_name)
-
-    def listeners(self) -> int:
-        return int(self._publisher.get_subscription_count())
-
-    def other_commanders(self) -> tuple[str, ...]:
-        return other_publishers(self._context.node, self.name)
-
-    def close(self) -> None:
-        self._context.node.destroy_publisher(self._publisher)
+        return message
 
 
 class Float64MultiArrayGripper(Gripper):

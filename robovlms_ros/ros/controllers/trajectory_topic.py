@@ -7,7 +7,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.control import controller_types as specs
 from robovlms_ros.control.motion_guard import AdmittedCommand
-from robovlms_ros.core.types import TrajectoryCommand
+from robovlms_ros.control.trajectory_shape import wire_form
+from robovlms_ros.core.types import TrajectoryCommand, TrajectoryShape
 from robovlms_ros.ros.controllers.base import (
     Arm,
     Context,
@@ -15,6 +16,7 @@ from robovlms_ros.ros.controllers.base import (
     command_publisher,
     message_package,
 )
+from robovlms_ros.ros.controllers.shape_detection import ShapeDetection
 from robovlms_ros.ros.graph import ForeignGoals, other_publishers
 from robovlms_ros.ros.messages import trajectory_to_message
 
@@ -32,6 +34,7 @@ class JointTrajectoryArm(Arm):
         # joint_trajectory_controller serves an action beside its topic: MoveIt commands the same joints by it.
         namespace = str(self._publisher.topic_name).rpartition("/")[0]
         self._goals = ForeignGoals(context.node, f"{namespace}/follow_joint_trajectory")
+        self._detection = ShapeDetection(context.node, self.name, spec.trajectory_shape)
         self._followed: tuple[str, float] | None = None
         self._state = None
         if spec.state_topic is not None:
@@ -46,7 +49,15 @@ class JointTrajectoryArm(Arm):
             self._followed = (str(message.joint_names[worst]), float(errors[worst]))
 
     def _send(self, command: AdmittedCommand, now_ns: int) -> None:
-        self._publisher.publish(trajectory_to_message(command))
+        self._publisher.publish(trajectory_to_message(wire_form(command, now_ns)))
+
+    @property
+    def shape(self) -> TrajectoryShape:
+        return self._detection.shape
+
+    @property
+    def shape_text(self) -> str:
+        return self._detection.text
 
     @property
     def name(self) -> str:
@@ -62,6 +73,7 @@ class JointTrajectoryArm(Arm):
         return self._followed
 
     def close(self) -> None:
+        self._detection.close()
         self._goals.close()
         self._node.destroy_publisher(self._publisher)
         if self._state is not None:

@@ -27,6 +27,7 @@ from robovlms_ros.msg import ActionChunk, PolicyStatus
 from robovlms_ros.observations.images import image_to_rgb
 from robovlms_ros.ros.processes import Child
 from robovlms_ros.sim.demo_report import EpisodeRecording
+from robovlms_ros.sim.tasks.base import CUBES
 
 SIM, POLICY = "sim_arm", "vla"
 STEP_NS = 10_000_000
@@ -166,11 +167,10 @@ class DemoClient(Node):
         """Make the policy forget what it saw."""
         self._demand(Trigger, f"{POLICY}/reset", Trigger.Request())
 
-    def new_scene(self, seed: int, blank_cameras: bool, task: str = "") -> None:
-        """Put the simulated arm at its home in the scene of `seed`, of a tabletop task if one is named."""
-        values = [Parameter("seed", value=seed), Parameter("blank_cameras", value=blank_cameras)]
-        if task:
-            values.append(Parameter("task", value=task))
+    def new_scene(self, seed: int, blank_cameras: bool, task: str = CUBES) -> None:
+        """Put the simulated arm at its home in the scene of `seed` of a task."""
+        values = [Parameter("seed", value=seed), Parameter("blank_cameras", value=blank_cameras),
+                  Parameter("task", value=task)]
         # By the count and not by the seed: the same scene again must not be judged by what was left of it before.
         self.wait_until(lambda: bool(self.truth()), 30.0, "the simulated arm's ground truth")
         before = self.truth()["resets"]

@@ -1,4 +1,5 @@
-"""Run the demo: start both nodes, examine them, write the table's rows, the pictures and the bag."""
+"""Run the demo: start both nodes, examine them, write the table's rows, the pictures and the
+bag."""
 
 import os
 import signal
@@ -22,7 +23,7 @@ from robovlms_ros.ros.recorder import BagRecorder
 from robovlms_ros.sim.closed_loop import Condition, EpisodeResult
 from robovlms_ros.sim.demo_report import EpisodeRecording
 from robovlms_ros.sim.nodes.demo_client import CAMERAS, POLICY, SIM, DemoClient
-from robovlms_ros.sim.task import LIFTED, named_cube
+from robovlms_ros.sim.tasks.base import CUBES
 from robovlms_ros.sim.tasks.base import judge as judge_of
 from robovlms_ros.sim.tasks.objects import TableTruth
 
@@ -38,20 +39,21 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to run: the words, the scene, the condition, and whether to keep its pictures. task: of a tabletop
-    scene; its words are then the seed's own."""
+    """One episode to run: the instruction, the scene, the condition; keep: its pictures. task:
+    whose scene it is; of a tabletop scene the instruction is the seed's own."""
 
     instruction: str
     seed: int
     condition: Condition
     keep: bool = False
-    task: str = ""
+    task: str = CUBES
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to run and where to write. time_limit: simulated s per episode; real_time_factor: simulated s per wall s;
-    added_latency: s by which every chunk is withheld; bag: whether all of it is recorded."""
+    """What to run and where to write. time_limit: simulated s per episode; real_time_factor:
+    simulated s per wall s; added_latency: s by which every chunk is withheld; bag: whether all
+    of it is recorded; controller_blends: the parameter of the simulated arm."""
 
     trials: tuple[Trial, ...]
     output: Path
@@ -62,12 +64,13 @@ class DemoOptions:
     real_time_factor: float = 1.0
     added_latency: float = 0.0
     bag: bool = True
+    controller_blends: bool = False
 
 
 @dataclass
 class DemoOutcome:
-    """What came of it. reaction_s: p50 and p99 as the policy node measured them; real_time_factor: as achieved;
-    worst_step: rad, largest change of a measured joint in 10 ms."""
+    """What came of it. reaction_s: p50 and p99 as the policy node measured them;
+    real_time_factor: as achieved; worst_step: rad, largest change of a measured joint in 10 ms."""
 
     episodes: list[EpisodeResult] = field(default_factory=list)
     recordings: list[EpisodeRecording] = field(default_factory=list)
@@ -81,12 +84,13 @@ class DemoOutcome:
 def run_demo(
     options: DemoOptions, say: Callable[[str], None], keep: Callable[[Trial, EpisodeResult], None]
 ) -> DemoOutcome:
-    """Run every trial of `options` against fresh processes; `say` is told of each step in one line, `keep` is given
-    each result as it is there.
+    """Run every trial of `options` against fresh processes; `say` is told of each step in one line,
+    `keep` is given each result as it is there.
 
     Raises ChildDied when a node ends, ExaminerError when one refuses or stays silent.
     """
-    # A domain of its own, on this machine only: the demo's commands must never reach a real arm on the network.
+    # A domain of its own, on this machine only: the demo's commands must never reach a real arm on
+    # the network.
     os.environ.update(isolated_environment())
     outcome = DemoOutcome()
     with ExitStack() as stack:
@@ -121,18 +125,22 @@ def run_demo(
 
 
 def _line(number: int, total: int, trial: Trial, episode: EpisodeResult) -> str:
-    done = "done" if trial.task else "lifted"
-    missed = f"not {done} ({episode.why})" if trial.task else f"not {done}"
-    result = done if episode.success else "WRONG OBJECT" if episode.wrong else missed
+    done = "lifted" if trial.task == CUBES else "done"
+    result = (
+        done
+        if episode.success
+        else "WRONG OBJECT"
+        if episode.wrong
+        else f"not {done} ({episode.why})"
+    )
     return f"[{number}/{total}] scene {episode.seed}, {episode.condition}: {episode.instruction}: {result}"
 
 
 def _sim_arguments(options: DemoOptions) -> list[str]:
-    task = options.trials[0].task
-    chosen = ["-p", f"task:={task}"] if task else []
+    chosen = ["-p", "controller_blends:=true"] if options.controller_blends else []
     return ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"__node:={SIM}",
             "--params-file", str(options.sim_parameters), "-p", f"real_time_factor:={options.real_time_factor}",
-            *chosen]
+            "-p", f"task:={options.trials[0].task}", *chosen]
 
 
 def _policy_arguments(options: DemoOptions) -> list[str]:
@@ -153,7 +161,8 @@ def _child(name: str, module: str, arguments: Sequence[str], logs: Path) -> Iter
 
 @contextmanager
 def _spinning(children: tuple[Child, ...]) -> Iterator[DemoClient]:
-    # Python's own handlers: an interrupted run must unwind through the `with` blocks, which end the children.
+    # Python's own handlers: an interrupted run must unwind through the `with` blocks, which end the
+    # children.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     examiner = DemoClient(children, NAMESPACE)
@@ -176,12 +185,14 @@ def _spinning(children: tuple[Child, ...]) -> Iterator[DemoClient]:
 
 
 def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeResult, EpisodeRecording | None]:
-    """One episode: a fresh scene, then success, the wrong object, a policy that gives up, or the time limit."""
-    # Also after an episode whose policy went astray, was refused again and again, and deactivated itself.
+    """One episode: a fresh scene, then success, the wrong object, a policy that gives up, or the
+    time limit."""
+    # Also after an episode whose policy went astray, was refused again and again, and deactivated
+    # itself.
     examiner.activate()
     examiner.pause(True)
     examiner.new_scene(trial.seed, trial.condition == "blanked", trial.task)
-    words = examiner.truth()["instruction"] if trial.task else trial.instruction
+    words = trial.instruction or examiner.truth()["instruction"]
     examiner.instruct(words)
     examiner.reset()
     chunks, refusals = examiner.chunks, examiner.status.refusals
@@ -191,7 +202,7 @@ def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeR
     examiner.watch_steps(True)
     start = examiner.now_ns()
     examiner.pause(False)
-    judge = _TableJudge(words) if trial.task else _Judge(words)
+    judge = _PublishedTruthJudge(words)
 
     def over() -> bool:
         late = examiner.now_ns() - start > limit * NANOSECONDS
@@ -211,28 +222,8 @@ def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeR
     return result, recording
 
 
-class _Judge:
-    """Success: the object that the instruction names is lifted. Wrong: any other one is, at any time before."""
-
-    def __init__(self, instruction: str) -> None:
-        self._named = f"{named_cube(instruction)} cube"
-        self.success = False
-        self.wrong = False
-        self.taken = ""
-
-    def decided(self, truth: dict) -> bool:
-        lifted = {name for name, height in truth["heights"].items() if height > LIFTED}
-        self.success = self.success or self._named in lifted
-        self.taken = self.taken or "".join(sorted(lifted - {self._named})[:1])
-        self.wrong = bool(self.taken)
-        return self.success or self.wrong
-
-    def why(self) -> str:
-        return "wrong object" if self.wrong else "not lifted"
-
-
-class _TableJudge:
-    """The tabletop task's own judge, which looks once at every published frame."""
+class _PublishedTruthJudge:
+    """The task's judge on the published ground truth, once for every frame."""
 
     def __init__(self, instruction: str) -> None:
         self._judge = judge_of(instruction)

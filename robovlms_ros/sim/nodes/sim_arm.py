@@ -1,11 +1,12 @@
 """`sim_arm`: the simulated Panda as a ROS node, with the topics of a real arm and its cameras.
 
-Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`), `joint_states`,
-`robot_description`, `/clock` with `publish_clock`; hears `panda_arm_controller/joint_trajectory` and
-`gripper_controller/joint_trajectory`. `~/reset` puts the arm into the scene of the parameter `seed`.
-`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing; its `resets` counts the scenes that
-`~/reset` set up. The parameter `task` chooses between the easy demo's two cubes and the scenes of a tabletop task;
-those come with a sentence of the seed's own.
+Publishes `<camera>/image_raw` (and `<camera>/image_raw/compressed`, JPEG, with `compressed`),
+`joint_states`, `robot_description`, `/clock` with `publish_clock`. Subscriptions:
+`gripper_controller/joint_trajectory`, and `panda_arm_controller/joint_trajectory` in a node of its
+own, as a controller has. `~/reset` puts the arm into the scene of the parameter `seed`.
+`~/ground_truth` (JSON) is for judges: a policy that reads it has learned nothing; its `resets`
+counts the scenes that `~/reset` set up, and `instruction` is a sentence of the seed's own. The
+parameter `task` chooses between the two cubes and the scenes of a tabletop task.
 
 Without `/clock` its stamps are those of the node's own clock, as a real arm's are.
 """
@@ -41,21 +42,28 @@ from robovlms_ros.control.trajectory_controller_model import (
 from robovlms_ros.core import resources
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.sim.task import TaskError
-from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.sim.world import CAMERAS, FINGER_OPEN, TICK_NS, SimWorld
+from robovlms_ros.sim.nodes.controller import SimControllerNode
+from robovlms_ros.sim.tasks.base import CUBES
+from robovlms_ros.sim.tasks.language import TaskError
+from robovlms_ros.sim.tasks.objects import FINGER_OPEN
+from robovlms_ros.sim.world import CAMERAS, TICK_NS, SimWorld
 
 CAMERA_PERIOD_NS = NANOSECONDS // 20
 JOINT_STATE_PERIOD_NS = NANOSECONDS // 100
 TRUTH_PERIOD_NS = NANOSECONDS // 20
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
-# Wall seconds that the simulation may lag before it gives the time up instead of catching up in a burst.
+# Wall seconds that the simulation may lag before it gives the time up instead of catching up in a
+# burst.
 MAX_LAG = 0.1
 
 
 class SimArmNode(Node):
-    """One SimWorld on the ROS graph. The world lives in a thread of its own, which alone touches it."""
+    """One SimWorld on the ROS graph. The world lives in a thread of its own, which alone touches
+    it.
+
+    controller: the node of its arm's controller, to be spun and destroyed beside this one.
+    """
 
     def __init__(self, world: SimWorld | None = None, **options: object) -> None:
         super().__init__("sim_arm", **options)  # type: ignore[arg-type]
@@ -81,8 +89,12 @@ class SimArmNode(Node):
 
         declare("seed", 0, "Scene that ~/reset (and the start) sets up.",
                 integer_range=[IntegerRange(from_value=0, to_value=2**31 - 1)])
-        declare("task", "", "Tabletop task whose scenes ~/reset sets up: lift, stack, put, push or all. Empty: the two "
-                "cubes of the easy demo; between these and a task only a restart changes.")
+        declare(
+            "task",
+            CUBES,
+            "Task whose scenes ~/reset sets up: cubes, lift, stack, put, push, or all, which draws "
+            "one of the tabletop tasks. Empty is cubes.",
+        )
         declare("blank_cameras", False, "True: every image is black, from the next ~/reset on.")
         declare("image_size", 96, "Pixels, width and height of an image.", read_only=True,
                 integer_range=[IntegerRange(from_value=16, to_value=1024)])
@@ -90,14 +102,16 @@ class SimArmNode(Node):
                 floating_point_range=[FloatingPointRange(from_value=0.01, to_value=100.0)])
         declare("publish_clock", False, "True: publish /clock and stamp with simulated time.", read_only=True)
         declare("compressed", False, "True: publish each image as JPEG too.", read_only=True)
+        declare("controller_blends", False, "True: the arm's controller blends a new trajectory into "
+                "the running one, as the newest ros2_controllers do; false: it forgets the running one, "
+                "as Jazzy's.", read_only=True)
 
     def _get(self, name: str):  # type: ignore[no-untyped-def]
         return self.get_parameter(name).value
 
     def _make_world(self) -> SimWorld:
         seed, blank, size = (self._get(name) for name in ("seed", "blank_cameras", "image_size"))
-        task = self._get("task")
-        return TaskWorld(seed, blank, size, task=task) if task else SimWorld(seed, blank, size)
+        return SimWorld(seed, blank, size, task=self._get("task") or CUBES)
 
     def _make_endpoints(self) -> None:
         self._images = {name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
@@ -112,10 +126,16 @@ class SimArmNode(Node):
         self._description = self.create_publisher(String, "robot_description", LATCHED)
         urdf = resources.share_directory() / "config" / "robots" / "panda.urdf"
         self._description.publish(String(data=urdf.read_text(encoding="utf-8")))
-        for topic, controller in (("panda_arm_controller", self._world.arm_controller),
-                                  ("gripper_controller", self._world.gripper_controller)):
-            self.create_subscription(JointTrajectory, f"{topic}/joint_trajectory",
-                                     lambda message, to=controller: self._commands.put((to, message)), 10)
+        arm, gripper = self._world.arm_controller, self._world.gripper_controller
+        self.controller = SimControllerNode(
+            "panda_arm_controller",
+            self,
+            arm,
+            self._get("controller_blends"),
+            lambda message: self._commands.put((arm, message)),
+        )
+        self.create_subscription(JointTrajectory, "gripper_controller/joint_trajectory",
+                                 lambda message: self._commands.put((gripper, message)), 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -158,8 +178,7 @@ class SimArmNode(Node):
     def _reset_world(self) -> str:
         """Set up the scene that the parameters name; returns why not, empty when it is done."""
         try:
-            if isinstance(self._world, TaskWorld):
-                self._world.set_task(self._get("task"))
+            self._world.set_task(self._get("task") or CUBES)
             self._seed = int(self._get("seed"))
             self._world.blank_cameras = bool(self._get("blank_cameras"))
             self._world.reset(self._seed)
@@ -197,9 +216,8 @@ class SimArmNode(Node):
 
     def _ground_truth(self) -> str:
         scene = {"seed": self._seed, "resets": self._resets_done, "time": self._world.time_ns / NANOSECONDS,
-                 "joints": list(self._world.joints)}
-        if isinstance(self._world, TaskWorld):
-            scene |= {"task": self._world.scene_task, "instruction": self._world.sentence}
+                 "joints": list(self._world.joints), "task": self._world.scene_task,
+                 "instruction": self._world.sentence}
         return json.dumps(scene | self._world.ground_truth().as_json())
 
     def _publish_image(self, name: str, now_ns: int) -> None:
@@ -232,11 +250,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     node = SimArmNode()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    executor.add_node(node.controller)
     try:
         executor.spin()
     except (KeyboardInterrupt, SystemExit, ExternalShutdownException):
         pass
     finally:
+        node.controller.destroy_node()
         node.destroy_node()
         rclpy.try_shutdown()
     return 0

@@ -1,25 +1,40 @@
-"""The tabletop tasks, each a small class: what its scenes hold, what fits a scene, who judges, who shows it.
+"""The tasks, each a small class: the contents of its scenes, the goals that fit a scene, the judge.
 
-The words are in `language`, the law of the expert in `expert`; a scene may be asked for every goal that fits it, also
-those of other tasks.
+`cubes` is the easiest: two cubes and two sentences. The tabletop tasks have more objects, plates
+and obstacles; a scene of theirs may be asked for every goal that fits it, also those of other
+tasks. The instructions are in `language`, the law of the expert in `expert`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from robovlms_ros.sim.task import TaskError
 from robovlms_ros.sim.tasks import grasps
 from robovlms_ros.sim.tasks.failures import FailureClassifier
-from robovlms_ros.sim.tasks.language import Goal, goals, meaning
+from robovlms_ros.sim.tasks.language import (
+    INSTRUCTIONS,
+    Goal,
+    TaskError,
+    goals,
+    instructions,
+    meaning,
+)
 from robovlms_ros.sim.tasks.objects import LIFTED, TableTruth
+
+EVALUATION_SEEDS = range(0, 10_000)
+TRAINING_SEEDS = range(1_000_000, 2_000_000)
+"""Scenes that a policy is trained in; no demo or evaluation uses one of them."""
+CUBES = "cubes"
+"""The task that a run has when it names none."""
 
 STEADY_FRAMES = 4
 """Frames in a row (50 ms each) that a thing must be where it belongs, let go."""
 LEFT_FRAMES = 20
-"""Frames that a thing must lie still on a wrong plate: a push may cross it, and take hold again there."""
+"""Frames that a thing must lie still on a wrong plate: a push may cross it, and take hold again
+there."""
 STEEPEST_PUSH = math.radians(65)
 """Largest turn of the hand for a push."""
 CORRIDOR = 0.03
@@ -28,16 +43,32 @@ CORRIDOR = 0.03
 
 @dataclass(frozen=True)
 class Task:
-    """What the scenes of a task hold. shapes: per shape the least and the most; plates: chance that they are there;
-    obstacles: the least and the most things without a name."""
+    """The contents of a task's scenes. shapes: per shape the least and the most; plates: chance
+    that they are there; obstacles: the least and the most things without a name."""
 
     name: str
     shapes: dict[str, tuple[int, int]]
     plates: float
     obstacles: tuple[int, int] = (0, 1)
 
+    def goals(self, truth: TableTruth) -> list[Goal]:
+        """Every goal that a scene may be asked for."""
+        return fitting(truth)
+
+    def own(self, fitting_goals: Sequence[Goal]) -> list[Goal]:
+        """Those of a scene's goals that are this task's."""
+        return [goal for goal in fitting_goals if goal.task == self.name]
+
+    def sentences(self, goal: Goal, unseen: bool | None) -> list[str]:
+        """The instructions for a goal; unseen: of those that training never uses (True), uses
+        (False), or all."""
+        return [
+            s for kind in (False, True) if unseen in (None, kind) for s in instructions(goal, kind)
+        ]
+
     def fits(self, goal: Goal, truth: TableTruth) -> bool:
-        """Whether the goal can be asked for in this scene: all there, reachable, and room for the fingers."""
+        """Whether the goal can be asked for in this scene: all there, reachable, and room for
+        the fingers."""
         if goal.thing not in truth.things or (goal.place and goal.place not in {**truth.things, **truth.plates}):
             return False
         return self._has_room(goal, truth)
@@ -48,6 +79,23 @@ class Task:
     def judge(self, goal: Goal) -> "TableJudge":
         """Who decides on one episode."""
         return TableJudge(goal)
+
+
+class Cubes(Task):
+    """Two cubes, each asked for by one sentence."""
+
+    def goals(self, truth: TableTruth) -> list[Goal]:
+        return list(INSTRUCTIONS.values())
+
+    def own(self, fitting_goals: Sequence[Goal]) -> list[Goal]:
+        return list(fitting_goals)
+
+    def sentences(self, goal: Goal, unseen: bool | None) -> list[str]:
+        return (
+            []
+            if unseen
+            else [sentence for sentence, asked in INSTRUCTIONS.items() if asked == goal]
+        )
 
 
 class Put(Task):
@@ -85,13 +133,19 @@ TABLE_TASKS: dict[str, Task] = {
     "put": Put("put", {"cube": (2, 3), "can": (0, 1), "ball": (0, 1)}, plates=1.0),
     "push": Push("push", {"cube": (1, 2), "can": (1, 1)}, plates=1.0),
 }
+TASKS_BY_NAME: dict[str, Task] = {
+    CUBES: Cubes(CUBES, {"cube": (2, 2)}, plates=0.0, obstacles=(0, 0)),
+    **TABLE_TASKS,
+}
 
 
 def find_task(name: str) -> Task:
     """The task of this name. Raises TaskError."""
-    if name not in TABLE_TASKS:
-        raise TaskError(f"task {name!r}: there are {', '.join(TABLE_TASKS)}, and 'all'.")
-    return TABLE_TASKS[name]
+    if name not in TASKS_BY_NAME:
+        raise TaskError(
+            f"task {name!r}: there are {', '.join(TABLE_TASKS)}, 'all' of them, and '{CUBES}'."
+        )
+    return TASKS_BY_NAME[name]
 
 
 def fitting(truth: TableTruth, task: str | None = None) -> list[Goal]:
@@ -101,8 +155,9 @@ def fitting(truth: TableTruth, task: str | None = None) -> list[Goal]:
 
 
 class TableJudge:
-    """Success: the goal is reached and let go, for STEADY_FRAMES. Wrong: another thing is lifted, or lies where the
-    named one belongs, or the named one lies on the other plate or on another thing."""
+    """Success: the goal is reached and let go, for STEADY_FRAMES. Wrong: another thing is
+    lifted, or lies where the named one belongs, or the named one lies on the other plate or on
+    another thing."""
 
     def __init__(self, goal: Goal) -> None:
         self.goal = goal

@@ -9,15 +9,15 @@ import numpy as np
 
 from robovlms_ros.core.statistics import wilson_interval
 from robovlms_ros.sim.closed_loop import ClosedLoopRow, ClosedLoopThresholds, EpisodeResult, summarise
-from robovlms_ros.sim.task import TaskError
 from robovlms_ros.sim.tasks.domain_randomization import SceneAppearance
-from robovlms_ros.sim.tasks.language import TASKS, meaning
+from robovlms_ros.sim.tasks.language import TASKS, TaskError, meaning
 from robovlms_ros.sim.tasks.objects import shape_of
 
 TIME_LIMIT = 14.0
 """Simulated seconds per episode of a tabletop task."""
 
 AIMS = {
+    "cubes": ClosedLoopThresholds(),
     "lift": ClosedLoopThresholds(success=0.97, wrong=0.01),
     "stack": ClosedLoopThresholds(success=0.85, wrong=0.01),
     "put": ClosedLoopThresholds(success=0.85, wrong=0.01),
@@ -87,7 +87,7 @@ def rows(
 ) -> list[ClosedLoopRow]:
     """One row per task and condition, in order of first appearance, against the task's aim."""
     aims = aims or AIMS
-    tasks = [task for task in TASKS if any(e.task == task for e in episodes)]
+    tasks = [task for task in AIMS if any(e.task == task for e in episodes)]
     return [row for task in tasks for row in summarise(
         named_by_task([e for e in episodes if e.task == task]), aims[task])]
 

@@ -1,40 +1,60 @@
-"""The scripted expert of the tabletop tasks: a goal, as a chunk of actions computed from where everything is now.
+"""The scripted expert: a goal, as a chunk of actions computed from where everything is now.
 
-As `sim.expert`, it has no memory: the phase follows from pose, opening and the things' places alone, so that every
-frame can be labelled with every goal that fits its scene, also a frame that another goal, a disturbance or a policy
-led to. The hand comes down a funnel, turned so that its fingers fit between the neighbours; carries over them; lets go
-where the thing rests; and rises. To push, it straddles the thing with open fingers and takes it along on the table.
+It has no memory: the phase follows from pose, opening and the objects' places alone, step by step
+on a small forward model of the hand. So the label of a frame has exactly the meaning that the chunk
+has when it is executed, and every frame can be labelled with every goal that fits its scene, also a
+frame that another goal, a disturbance or a policy led to (dataset aggregation, Ross et al. 2011).
+The hand comes down a funnel, turned so that its fingers fit between the neighbours; carries over
+them; releases the thing where it rests; and rises. To push, it straddles the thing with open
+fingers and takes it along on the table. Two cubes without neighbours need less: `SIMPLE`.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.core.rotations import vector_from_matrix
-from robovlms_ros.sim.expert import (
-    FUNNEL_SLOPE,
-    GRASP_OFFSET,
-    HAND_DOWN,
-    HORIZON,
-    MAX_SPEED,
-    HandPose,
-    norm,
-)
+from robovlms_ros.core.types import ActionSpec
 from robovlms_ros.sim.tasks.grasps import best_yaw, candidates, fold, hand_yaw, push_yaw
 from robovlms_ros.sim.tasks.language import Goal
 from robovlms_ros.sim.tasks.objects import TABLE_Z, TableObject, TableTruth
 
 Array = NDArray[np.float64]
 
+STEP = 0.05
+"""Seconds a step: 20 Hz."""
+HORIZON = 16
+
+ACTION_SPEC = ActionSpec(
+    space="eef_delta", frame="base", rotation="rotation_vector", composition="chained", step_duration=STEP
+)
+
+HAND_DOWN = np.array(((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
+"""Rotation of the grip site: as at HOME, pointing straight down."""
+
+GAIN = 5.0
+"""1/s per metre of error."""
+MAX_SPEED = 0.25
+"""m/s."""
+
+# The funnel above a thing, in metres: its height far away, its rise per metre outside its mouth.
+HOVER, FUNNEL_SLOPE = 0.09, 2.2
+GRASP_OFFSET = -0.002
+"""Height of the grip above the thing's centre (m)."""
+
+# How near the hand must be, in metres, before the fingers begin to close (beside the thing:
+# `ExpertStyle`), and while they do.
+CLOSING_RADIUS = 0.016
+CLOSE_HEIGHT, CLOSING_HEIGHT = 0.008, 0.014
+GRIP_SLACK = 0.05
+"""A thing is held when the opening is less than this above its grip."""
+FINGER_STEP = 0.07
+"""How far the opening moves in one step: slower than it does, so that no chunk lifts before the
+fingers hold."""
 PUSH_SPEED = 0.12
 """m/s."""
-TURN_GAIN, MAX_TURN = 5.0, 1.2
-"""1/s and rad/s."""
-FUNNEL_MOUTH, CLOSE_RADIUS = 0.007, 0.008
-"""Metres; narrower than for the easy demo's cubes, which have no neighbours."""
-TURN_AS_WAY = 0.03
-"""Metres beside the thing that a radian of wrong turn counts as."""
 LIFT_HEIGHT = 0.14
 CARRY = {"stack": 0.055, "put": 0.065}
 """How far a thing is carried above its place, until it is over it (m)."""
@@ -46,10 +66,116 @@ PUSH_LEAD = 0.02
 """How far the hand is ahead of a thing that its finger pushes (m)."""
 
 
-class ExpertPolicy:
-    """One goal in one scene: which way the hand is turned, and from there step by step."""
+@dataclass(frozen=True)
+class ExpertStyle:
+    """Parameters of the law. turn_gain (1/s), max_turn (rad/s): of the hand about its axes. mouth:
+    radius of the funnel's (m). close_radius: how near it must be beside the thing before the
+    fingers close (m). turn_as_way: metres beside the thing that a radian of wrong turn counts as.
+    close_turn: wrong turn at which the fingers still close (rad). chooses_yaw: the hand turns to
+    the thing and its neighbours, and rises before it moves sideways when it is too low.
+    """
 
-    def __init__(self, goal: Goal, truth: TableTruth, pose: Array, opening: float) -> None:
+    turn_gain: float = 5.0
+    max_turn: float = 1.2
+    mouth: float = 0.007
+    close_radius: float = 0.008
+    turn_as_way: float = 0.03
+    close_turn: float = 0.15
+    chooses_yaw: bool = True
+
+
+CAREFUL = ExpertStyle()
+SIMPLE = ExpertStyle(4.0, 0.6, 0.008, 0.009, 0.0, math.inf, chooses_yaw=False)
+"""For the two cubes: without neighbours the hand stays as at home, and its funnel is wider."""
+
+
+@dataclass
+class HandPose:
+    """The forward model that a law is followed on: the hand, and the thing that it is to take.
+
+    position, thing (3,): the grip and the thing's centre in the base frame (m). tilt: the rotation
+    vector that brings the hand to where it is wanted; its axis stays while the hand turns along it.
+    opening: 0 to 1; grip: the one at which the fingers touch the thing.
+    """
+
+    position: Array
+    tilt: Array
+    opening: float
+    thing: Array
+    grip: float
+    style: ExpertStyle
+
+    @property
+    def held_below(self) -> float:
+        """The opening below which closed fingers hold the thing."""
+        return self.grip + GRIP_SLACK
+
+    @property
+    def closing(self) -> bool:
+        return self.opening < 0.93
+
+    def offset(self) -> tuple[float, float]:
+        """How far it is beside the thing, and above where the thing is gripped (m)."""
+        offset = self.position - self.thing
+        return math.hypot(offset[0], offset[1]), float(offset[2]) - GRASP_OFFSET
+
+    def at_grip(self) -> bool:
+        """Whether it is where the fingers close, or may go on closing."""
+        radius, height = self.offset()
+        near = radius < (CLOSING_RADIUS if self.closing else self.style.close_radius)
+        return near and abs(height) < (CLOSING_HEIGHT if self.closing else CLOSE_HEIGHT)
+
+    def funnel(self, away: float) -> float:
+        """How high above the grip it stays (m), `away` beside it; higher until the fingers are
+        open."""
+        rise = min(max(FUNNEL_SLOPE * (away - self.style.mouth), 0.0), HOVER)
+        return max(rise, 0.05) if self.opening < 0.75 else rise
+
+    def step(self, target: Array, closed: bool, top: float = MAX_SPEED) -> Array:
+        """Go towards `target` (3,), m, for one step of at most `top` m/s; returns that action
+        (7,)."""
+        move = (target - self.position) * (1 - math.exp(-GAIN * STEP))
+        move *= min(1.0, top * STEP / max(norm(move), 1e-9))
+        turn = self.tilt * (1 - math.exp(-self.style.turn_gain * STEP))
+        turn *= min(1.0, self.style.max_turn * STEP / max(norm(turn), 1e-9))
+        self._advance(move, turn, closed)
+        return np.concatenate((move, turn, (0.0 if closed else 1.0,)))
+
+    def _advance(self, move: Array, turn: Array, closed: bool) -> None:
+        offset = self.position - self.thing
+        around = math.hypot(offset[0], offset[1]) < 0.02 and abs(offset[2]) < 0.02
+        if closed:
+            held = around and self.opening < self.held_below
+            floor = self.grip if around else 0.0
+            self.opening = max(min(self.opening, max(floor, self.opening - FINGER_STEP)), 0.0)
+            if held:
+                self.thing = self.thing + move
+        else:
+            self.opening = min(1.0, self.opening + FINGER_STEP)
+        self.position = self.position + move
+        self.tilt = self.tilt - turn
+
+
+def norm(vector: Array) -> float:
+    """The length of a vector (3,); NumPy's takes several times as long."""
+    return math.sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2])
+
+
+class ExpertPolicy:
+    """One goal in one scene, by the law of the module: the hand's yaw once, and from there step by
+    step.
+
+    pose: (4, 4) base_T_eef measured. opening: the gripper's, measured.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        truth: TableTruth,
+        pose: Array,
+        opening: float,
+        style: ExpertStyle = CAREFUL,
+    ) -> None:
         self.goal = goal
         self.thing: TableObject = truth.things[goal.thing]
         self._grasp = np.array((0.0, 0.0, GRASP_OFFSET))
@@ -60,9 +186,7 @@ class ExpertPolicy:
             float(opening),
             np.array(self.thing.position, np.float64),
             self.thing.grip,
-            TURN_GAIN,
-            MAX_TURN,
-            CLOSE_RADIUS,
+            style,
         )
         self.yaw = self._choose_yaw(truth, pose, opening)
         wanted = np.array(((math.cos(self.yaw), -math.sin(self.yaw), 0.0),
@@ -80,6 +204,8 @@ class ExpertPolicy:
         return np.array((*truth.plates[goal.place][:2], TABLE_Z + self.thing.half_height))
 
     def _choose_yaw(self, truth: TableTruth, pose: Array, opening: float) -> float:
+        if not self._hand.style.chooses_yaw:
+            return 0.0
         offset = pose[:3, 3] - self.thing.position
         now = hand_yaw(pose[:3, :3])
         around = math.hypot(offset[0], offset[1]) < 0.03 and abs(offset[2]) < 0.03
@@ -97,9 +223,10 @@ class ExpertPolicy:
         spot = self.place[:2] if self.goal.task == "put" and self.place is not None else None
         return best_yaw(self.thing, truth.others(self.goal.thing), spot, now)[0]
 
-    def chunk(self, horizon: int = HORIZON) -> Array:
-        """(horizon, 7) steps per `sim.expert.ACTION_SPEC`."""
-        return np.stack([self._step() for _ in range(horizon)])
+    def chunk(self) -> Array:
+        """(HORIZON, 7) float64, the next steps per ACTION_SPEC: translation (m) and rotation
+        vector (rad) in the base frame, chained; opening 0 or 1."""
+        return np.stack([self._step() for _ in range(HORIZON)])
 
     def _step(self) -> Array:
         action = self._hand.step(*self._goal())
@@ -120,14 +247,25 @@ class ExpertPolicy:
             return self._retreat()
         grasp = hand.thing + self._grasp
         wrong_turn = norm(hand.tilt)
-        if self.goal.task != "push" and at_grip and (hand.closing or wrong_turn < 0.15):
+        if (
+            self.goal.task != "push"
+            and at_grip
+            and (hand.closing or wrong_turn < hand.style.close_turn)
+        ):
             return grasp, True, MAX_SPEED
-        return self._above(grasp, hand.funnel(radius + TURN_AS_WAY * wrong_turn, FUNNEL_MOUTH)), False, MAX_SPEED
+        return (
+            self._above(grasp, hand.funnel(radius + hand.style.turn_as_way * wrong_turn)),
+            False,
+            MAX_SPEED,
+        )
 
     def _above(self, target: Array, rise: float) -> Array:
-        """`target` raised; a hand that is too low for where it is goes up before it goes sideways."""
+        """`target` raised; a hand that is too low for where it is goes up before it goes
+        sideways."""
         hand = self._hand
         goal = target + np.array((0.0, 0.0, rise))
+        if not hand.style.chooses_yaw:
+            return goal
         free = min(max((hand.position[2] - goal[2] + 0.03) / 0.015, 0.0), 1.0)
         goal[:2] = hand.position[:2] + free * (goal[:2] - hand.position[:2])
         return goal
@@ -163,7 +301,8 @@ class ExpertPolicy:
         return np.array((*hand.position[:2], top)), False, MAX_SPEED
 
     def _straddles(self, radius: float, height: float) -> bool:
-        """Whether the open fingers stand on both sides of the thing, on the line that it shall take."""
+        """Whether the open fingers stand on both sides of the thing, on the line that it shall
+        take."""
         hand = self._hand
         if self._arrived(hand.thing) or hand.opening < 0.85 or abs(height) > 0.012 or radius > 0.04:
             return False
@@ -192,12 +331,3 @@ class ExpertPolicy:
         if abs(offset[2]) < 0.02 and beside < 0.013 and PUSH_LEAD < abs(ahead) < 0.045:
             hand.thing = hand.thing.copy()
             hand.thing[:2] += (ahead - math.copysign(PUSH_LEAD, ahead)) * along
-
-
-def expert_chunk(goal: Goal, truth: TableTruth, pose: Array, opening: float, horizon: int = HORIZON) -> Array:
-    """The steps that do `goal`, per `sim.expert.ACTION_SPEC`.
-
-    pose: (4, 4) base_T_eef measured; opening: the gripper's, measured. Returns (horizon, 7) float64: translation (m)
-    and rotation vector (rad) in the base frame, chained; opening 0 or 1.
-    """
-    return ExpertPolicy(goal, truth, pose, opening).chunk(horizon)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.sim.task import LIFTED
 from robovlms_ros.sim.tasks.language import Goal
-from robovlms_ros.sim.tasks.objects import TableTruth
+from robovlms_ros.sim.tasks.objects import LIFTED, TableTruth
 
 Array = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from robovlms_ros.core.statistics import wilson_interval
-from robovlms_ros.sim.closed_loop import aligned
+from robovlms_ros.core.text_table import aligned
 from robovlms_ros.sim.tasks.evaluate import TaskEpisode
 from robovlms_ros.sim.tasks.language import TASKS
 

@@ -10,8 +10,12 @@ from itertools import product
 
 import numpy as np
 
-from robovlms_ros.sim.task import TaskError
+from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.sim.tasks.objects import PLATES, THINGS, shape_of
+
+
+class TaskError(RoboVLMsError):
+    """An instruction, a task or a scene is not one of the simulator's."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ PHRASES = {
     ),
 }
 TASKS = tuple(PHRASES)
+INSTRUCTIONS = {f"lift the {name}": Goal("lift", name) for name in ("red cube", "green cube")}
+"""The two sentences of the scenes with two cubes."""
 LABELLED = 6
 """Goals of its scene that a recorded frame is labelled under."""
 

@@ -1,4 +1,4 @@
-"""What lies on the table of the tabletop tasks, and what is true about it. No simulator is imported."""
+"""Objects on the table, and their ground truth. No simulator is imported."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.sim.task import FINGER_OPEN, LIFTED
-
 Array = NDArray[np.float64]
+
+FINGER_OPEN = 0.04
+"""Position of each finger when open, in metres; 0 is closed."""
+LIFTED = 0.04
+"""An object counts as lifted when its centre is this far above its place on the table (m)."""
 
 COLOURS = ("red", "green", "blue")
 SHAPES = ("cube", "can", "ball")

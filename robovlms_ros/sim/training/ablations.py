@@ -1,8 +1,10 @@
-"""Ablations of a plan: one thing changed at a time, all on the same demonstrations, measured without ROS.
+"""Ablations of a plan: one thing changed at a time, all on the same demonstrations, measured
+without ROS.
 
-A folder holds `demonstrations/` (shared; `pairs/` for the variant that has them in twos), and per variant `NAME/` with
-the run, its checkpoint, `TASK.json`, one per task (`cubes.json` for the easy demo), and what it took (`costs`): what is
-there is not done again, what is missing is listed as not run.
+A folder holds `demonstrations/` (shared; `pairs/` for the variant that has them in twos), and per
+variant `NAME/` with the run, its checkpoint, `TASK.json`, one per task (`cubes.json` for the easy
+demo), and what it took (`costs`): what is there is not done again, what is missing is listed as not
+run.
 """
 
 import json
@@ -18,17 +20,17 @@ from safetensors import safe_open
 
 from robovlms_ros.core.schema import ConfigError, require
 from robovlms_ros.core.statistics import wilson_interval
-from robovlms_ros.sim.closed_loop import ClosedLoopThresholds, summarise
+from robovlms_ros.sim.closed_loop import summarise
 from robovlms_ros.sim.processes import run_scenes
 from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, BenchSettings, Scene
-from robovlms_ros.sim.task import INSTRUCTIONS, TRAINING_SEEDS
 from robovlms_ros.sim.tasks import evaluate
-from robovlms_ros.sim.tasks.language import TASKS
-from robovlms_ros.sim.training.behaviour_cloning import TrainingStage
+from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS, TASKS
 from robovlms_ros.sim.training.costs import Work, add_time, write_json
 from robovlms_ros.sim.training.pipeline import train
 from robovlms_ros.sim.training.plans import TrainingPlan, without_ground_truth
 from robovlms_ros.sim.training.published import beside, sources
+from robovlms_ros.sim.training.recipe import TrainingStage
 from robovlms_ros.sim.training.recording import record, shard_jobs
 
 Change = Callable[[dict[str, Any]], None]
@@ -40,8 +42,9 @@ def _unchanged(policy: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class AblationVariant:
-    """One row. change: of the policy's configuration, in place. plan: fields of the plan that differ. seed: of the
-    training. condition: of the rollouts. base: the variant whose checkpoint is measured; empty: its own.
+    """One row. change: of the policy's configuration, in place. plan: fields of the plan that
+    differ. seed: of the training. condition: of the rollouts. base: the variant whose checkpoint is
+    measured; empty: its own.
     """
 
     group: str
@@ -101,20 +104,20 @@ VARIANTS: dict[str, AblationVariant] = {
     "seed_1": AblationVariant("training seed", seed=1),
     "seed_2": AblationVariant("training seed", seed=2),
 }
-"""`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as one is ready."""
+"""`reference` has 400 demonstrations, 4 frames of history, an LSTM, and a new chunk as soon as
+one is ready."""
 REFERENCE_EPISODES = 400
-_EASY_DEMO_ONLY = ("hindsight", "hindsight_paired")
-CUBES = "cubes"
-"""The easy demo's column: both of its instructions together."""
+_CUBES_ONLY = ("hindsight", "hindsight_paired")
 
 
 def variants_of(plan: TrainingPlan) -> tuple[str, ...]:
     """The variants that `plan` can have, in order."""
-    return tuple(name for name in VARIANTS if plan.task is None or name not in _EASY_DEMO_ONLY)
+    return tuple(name for name in VARIANTS if plan.task == CUBES or name not in _CUBES_ONLY)
 
 
 def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
-    """`plan` with one variant's change, its stages without aggregation in `steps` steps. Raises ConfigError."""
+    """`plan` with one variant's change, its stages without aggregation in `steps` steps. Raises
+    ConfigError."""
     require(name in VARIANTS, "variant", name, f"one of {', '.join(VARIANTS)}")
     if plan.policy is None:
         raise ConfigError("the plan has no `policy` that could be changed: ablations begin from new weights.")
@@ -129,7 +132,8 @@ def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
 
 
 def _stages(plan: TrainingPlan, steps: int) -> tuple[TrainingStage, ...]:
-    """The plan's stages before the first that the policy drives for, in their proportion, with what the first has."""
+    """The plan's stages before the first that the policy drives for, in their proportion, with
+    what the first has."""
     expert = takewhile(lambda stage: not stage.episodes, plan.stages)
     kept = [replace(stage, demonstrations=0, glimpses=0) for stage in expert]
     require(steps >= len(kept), "steps", steps, f"at least {len(kept)}, one for each stage")
@@ -144,10 +148,11 @@ def run(
     name: str, plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int],
     limit: float = 0.0, now: Callable[[], float] = time.monotonic, device: str = "cpu", jobs: int = 1,
 ) -> None:
-    """Train and measure one variant, as far as it is not done; limit: simulated s per episode, 0 for
-    what `robovlms rollout` gives. Raises ConfigError.
+    """Train and measure one variant, as far as it is not done; limit: simulated s per episode, 0
+    for what `robovlms rollout` gives. Raises ConfigError.
 
-    now: seconds, for what `costs` keeps alone. device: where it trains. jobs: processes that measure.
+    now: seconds, for what `costs` keeps alone. device: where it trains. jobs: processes that
+    measure.
     """
     left = work((name,), plan, folder, steps, seeds)[name]
     variant = VARIANTS[name]
@@ -160,19 +165,20 @@ def run(
     if left.steps:
         train(changed, trained, _demonstrations(changed, folder), device)
     times.append(now())
-    limit = limit or (evaluate.TIME_LIMIT if plan.task else EASY_TIME_LIMIT)
+    limit = limit or (EASY_TIME_LIMIT if plan.task == CUBES else evaluate.TIME_LIMIT)
     settings = BenchSettings(str(trained / "checkpoint"), plan.robot, limit,
                              conditions={evaluate.AS_TRAINED: variant.condition})
     missing = _unmeasured(plan, folder / name)
-    scenes = [Scene("" if task == CUBES else task, seed) for task in missing for seed in seeds]
+    scenes = [Scene(task, seed) for task in missing for seed in seeds]
     done: dict[str, list[list[evaluate.TaskEpisode]]] = {task: [] for task in missing}
     for scene, episodes in run_scenes(settings, scenes, jobs):
-        task = scene.task or CUBES
-        done[task].append(episodes)
-        if len(done[task]) == len(seeds):
-            results = evaluate.named_by_task([episode for each in done[task] for episode in each])
-            row = summarise(results, evaluate.AIMS.get(task, ClosedLoopThresholds()))[0]
-            write_json(folder / name / f"{task}.json", row.as_json())
+        done[scene.task].append(episodes)
+        if len(done[scene.task]) == len(seeds):
+            results = evaluate.named_by_task(
+                [episode for each in done[scene.task] for episode in each]
+            )
+            row = summarise(results, evaluate.AIMS[scene.task])[0]
+            write_json(folder / name / f"{scene.task}.json", row.as_json())
     times.append(now())
     if left != Work():
         spent = [after - before for before, after in pairwise(times)]
@@ -182,7 +188,8 @@ def run(
 def work(
     names: Iterable[str], plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int]
 ) -> dict[str, Work]:
-    """What is left of each variant when they are run in this order; what several need counts for the first alone.
+    """What is left of each variant when they are run in this order; what several need counts for
+    the first alone.
 
     Raises ConfigError.
     """
@@ -198,13 +205,13 @@ def work(
             missing = sum(stage.steps for stage in changed.stages) - _steps_done(trained / "run")
         new = sum(len(job.seeds) for job in jobs if job.folder not in counted)
         counted |= {trained, *(job.folder for job in jobs)}
-        instructions = 1 if plan.task else len(INSTRUCTIONS)
+        instructions = len(INSTRUCTIONS) if plan.task == CUBES else 1
         left[name] = Work(new, missing, len(_unmeasured(plan, folder / name)) * len(seeds) * instructions)
     return left
 
 
 def _columns(plan: TrainingPlan) -> tuple[str, ...]:
-    return TASKS if plan.task == "all" else (plan.task or CUBES,)
+    return TASKS if plan.task == "all" else (plan.task,)
 
 
 def _unmeasured(plan: TrainingPlan, folder: Path) -> list[str]:
@@ -213,7 +220,9 @@ def _unmeasured(plan: TrainingPlan, folder: Path) -> list[str]:
 
 def _shards(plan: TrainingPlan, folder: Path) -> list[Any]:
     seeds = TRAINING_SEEDS[plan.first_scene :][: plan.episodes]
-    return shard_jobs(_demonstrations(plan, folder), seeds, plan.shard, plan.robot, task=plan.task, paired=plan.paired)
+    return shard_jobs(
+        _demonstrations(plan, folder), seeds, plan.shard, plan.robot, plan.task, paired=plan.paired
+    )
 
 
 def _demonstrations(plan: TrainingPlan, folder: Path) -> Path:
@@ -225,12 +234,12 @@ def _steps_done(run: Path) -> int:
     if not path.exists():
         return 0
     with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["step"])
+        return int(json.loads(file.metadata()["progress"])["step"])
 
 
 def report(folder: Path, plan: TrainingPlan) -> str:
-    """Every variant's row as a Markdown table: success and wrong object per task with 95 % intervals, or `not run`, and
-    what RoboVLMs found for the same question."""
+    """Every variant's row as a Markdown table: success and wrong object per task with 95 %
+    intervals, or `not run`, and what RoboVLMs found for the same question."""
     columns = _columns(plan)
     lines = [f"| changed | variant | {' | '.join(columns)} | wrong object | RoboVLMs |",
              "|---" * (len(columns) + 4) + "|"]

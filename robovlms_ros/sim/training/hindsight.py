@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.sim.task import CUBES
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS, goals
 from robovlms_ros.sim.training.shards import Columns
+
+CUBE_GOALS = [goals().index(goal) for goal in INSTRUCTIONS.values()]
+"""The two cubes' goals as shards number them."""
 
 OPEN = 0.9
 """Opening of the gripper (0 closed, 1 open) from which on nothing is held."""
+
+
+def followed_cubes(shard: Columns) -> NDArray[np.int64]:
+    """(F,): which of the two cubes a frame's instruction named, in the order of INSTRUCTIONS."""
+    return np.argmax(shard["goals"][:, :1] == np.array(CUBE_GOALS), axis=1)
 
 
 def grasped_places(shard: Columns) -> NDArray[np.float32]:
@@ -26,13 +34,14 @@ def grasped_places(shard: Columns) -> NDArray[np.float32]:
     hindsight are then two instructions for one image.
     """
     hands, openings, episodes = shard["poses"][:, :3, 3], shard["openings"], shard["episodes"]
-    places = np.full((len(episodes), len(CUBES), 3), np.nan, np.float32)
-    scenes = shard.get("scenes", episodes)
+    followed = followed_cubes(shard)
+    places = np.full((len(episodes), len(CUBE_GOALS), 3), np.nan, np.float32)
+    scenes = shard["scenes"]
     taken: dict[int, list[tuple[int, NDArray[Any]]]] = {}  # scene -> (which thing, where)
     ends = np.flatnonzero(np.append(episodes[1:] != episodes[:-1], True)) + 1
     for begin, end in zip([0, *ends[:-1]], ends, strict=True):
-        named = shard["followed"][end - 1]
-        changed = begin + _after_last(shard["followed"][begin:end] != named)
+        named = followed[end - 1]
+        changed = begin + _after_last(followed[begin:end] != named)
         grasp = changed + _after_last(openings[changed:end] >= OPEN)
         if grasp < end:
             taken.setdefault(int(scenes[begin]), []).append((named, hands[grasp]))

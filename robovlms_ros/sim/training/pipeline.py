@@ -1,12 +1,14 @@
-"""The whole way to a simulated arm's checkpoint: demonstrations, behaviour cloning, rounds of dataset aggregation.
+"""The whole way to a simulated arm's checkpoint: demonstrations, behaviour cloning, rounds of
+dataset aggregation.
 
-Everything lies in one folder and is resumable: `demonstrations/` and `aggregation_N/` hold shards, `run/` the trainer's
-state and curve, `checkpoint/` the result. What is finished is not done again. What a stage needs is recorded by the
-processors while the stage before it trains, where the plan says so.
+Everything lies in one folder and is resumable: `demonstrations/` and `aggregation_N/` hold shards,
+`run/` the state and curve of the training engine (`training.engine.stages`), `checkpoint/` the
+result. What is finished is not done again. The processors record the shards of a stage while the
+stage before it trains, where the plan says so.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +16,17 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.training.plans import TrainingPlan, require_same
+from robovlms_ros.sim.training.recipe import Recipe
 from robovlms_ros.sim.training.recording import RecordingJob, glimpse_jobs, record, shard_jobs
+
+if TYPE_CHECKING:
+    from robovlms_ros.training.engine.stages import StageTrainer
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +34,17 @@ log = logging.getLogger(__name__)
 def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, device: str = "cpu") -> Path:
     """Run or resume `plan` in `folder`; returns the checkpoint's folder.
 
-    demonstrations: where the expert's shards are (recorded if missing), for runs that share them; of it `plan` uses its
-    first episodes. device: where it trains; recording is the processors' work. Raises ConfigError when `folder` was
-    begun with another plan (`FREE` and more stages may differ).
+    demonstrations: where the expert's shards are (recorded if missing), for runs that share them;
+    of it `plan` uses its first episodes. device: where it trains; recording is the processors'
+    work. Raises ConfigError when `folder` was begun with another plan (`FREE` and more stages may
+    differ).
     """
     import torch
 
     from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
-    from robovlms_ros.sim.expert import STEP
-    from robovlms_ros.sim.training.behaviour_cloning import initialise
+    from robovlms_ros.sim.tasks.expert import STEP
+    from robovlms_ros.sim.training.objectives import initialise
     from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames
-    from robovlms_ros.sim.training.trainer import Trainer
 
     torch.set_num_threads(1)
     require_same(plan, folder)
@@ -50,9 +56,17 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
         policy = load_policy(find_checkpoint(plan.start), plan.policy_config)
         if not (step_folder(folder, 0) / "model.safetensors").exists():
             save_policy(policy, step_folder(folder, 0))
-    trainer = Trainer(policy, plan.recipe, folder / "run", _learner(plan, device), plan.save_every, plan.threads,
-                      device)
-    frames, model = ShardFrames(trainer.learner, device), plan.policy_config.model
+    trainer = build_trainer(
+        policy,
+        plan.recipe,
+        folder / "run",
+        _objective(plan, device),
+        plan.save_every,
+        plan.threads,
+        device,
+    )
+    frames = ShardFrames(trainer.module, device)
+    model = plan.policy_config.model
     stride, begin = round((model.history_step or STEP) / STEP), 0
     with ThreadPoolExecutor(1) as background, _set_at_the_end(Event()) as stop:
         for number, stage in enumerate(plan.stages):
@@ -66,11 +80,41 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
                 data = DemonstrationSet(frames, stage.history or model.history_length, stride)
                 trainer.run(data, stage, begin, sum(stage.steps for stage in plan.stages))
             if trainer.step == end and not (step_folder(folder, end) / "model.safetensors").exists():
-                save_policy(trainer.averaged(), step_folder(folder, end))
-                trainer.restore_raw()
+                save_averaged(trainer, step_folder(folder, end))
             begin = end
             ahead.result()
-    return save_policy(trainer.averaged(), folder / "checkpoint")
+    return save_averaged(trainer, folder / "checkpoint")
+
+
+def build_trainer(
+    policy: Any,
+    recipe: Recipe,
+    folder: Path,
+    objective: Callable[[Any, Recipe], Any],
+    save_every: int = 200,
+    threads: int = 1,
+    device: str = "cpu",
+) -> "StageTrainer":
+    """The engine's trainer by a recipe. objective: makes the objective of a policy and a recipe;
+    its heads are drawn by the recipe's seed."""
+    import torch
+
+    from robovlms_ros.training.engine.stages import StageTrainer
+
+    if torch.device(device).type != "cpu":
+        torch.set_float32_matmul_precision("high")
+    torch.manual_seed(recipe.seed)
+    made = objective(policy.to(device), recipe)
+    return StageTrainer(made, recipe.training(save_every), folder, recipe.schedule, device, threads)
+
+
+def save_averaged(trainer: "StageTrainer", folder: Path) -> Path:
+    """Write the policy with its averaged weights; returns the folder."""
+    from robovlms_ros.checkpoints.checkpoint import save_policy
+
+    with trainer.averaged():
+        trainer.policy.is_random = False
+        return save_policy(trainer.policy.eval(), folder)
 
 
 @contextmanager
@@ -84,33 +128,44 @@ def _set_at_the_end(event: Event) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class StageShards:
-    """What joins the data when a stage begins. ahead: those that may be recorded while the stage before it runs."""
+    """What joins the data when a stage begins. ahead: those that may be recorded while the stage
+    before it runs."""
 
     jobs: list[RecordingJob]
     ahead: list[RecordingJob]
 
 
 def shards_of_stages(plan: TrainingPlan, folder: Path, demonstrations: Path) -> list[StageShards]:
-    """The shards of each stage, whose scenes follow those of the stage before, so that further stages change none."""
+    """The shards of each stage, whose scenes follow those of the stage before, so that further
+    stages change none."""
     seeds = TRAINING_SEEDS[plan.first_scene :]
     starts = [0, *accumulate(stage.steps for stage in plan.stages)]
     work = []
     for number, stage in enumerate(plan.stages):
         count = stage.demonstrations + (plan.episodes if number == 0 else 0)
-        shown = shard_jobs(demonstrations, seeds[:count], plan.shard, plan.robot, task=plan.task, paired=plan.paired)
+        shown = shard_jobs(
+            demonstrations, seeds[:count], plan.shard, plan.robot, plan.task, paired=plan.paired
+        )
         driver = step_folder(folder, starts[number - 1 if stage.ahead else number])
         seeds = seeds[count:]
         shown += glimpse_jobs(folder / f"glimpses_{number}", seeds[: stage.glimpses], plan.robot, plan.task)
         seeds = seeds[stage.glimpses :]
-        own = shard_jobs(folder / f"aggregation_{number}", seeds[: stage.episodes], plan.shard, plan.robot, driver,
-                         plan.task)
+        own = shard_jobs(
+            folder / f"aggregation_{number}",
+            seeds[: stage.episodes],
+            plan.shard,
+            plan.robot,
+            plan.task,
+            driver,
+        )
         work.append(StageShards([*shown, *own], [*shown, *own] if stage.ahead else shown))
         seeds = seeds[stage.episodes :]
     return work
 
 
 def default_device(name: str | None) -> str:
-    """The device of this name; without one a GPU where there is one. Raises ConfigError for one that is not there."""
+    """The device of this name; without one a GPU where there is one. Raises ConfigError for one
+    that is not there."""
     import torch
 
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,12 +184,14 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / "run" / f"step_{step}"
 
 
-def _learner(plan: TrainingPlan, device: str) -> Any:
-    """What turns the plan's windows into losses: called with a policy and a recipe."""
-    from robovlms_ros.sim.training.behaviour_cloning import Learner
-    from robovlms_ros.sim.training.task_cloning import TaskLearner
+def _objective(plan: TrainingPlan, device: str) -> Any:
+    """Makes the plan's objective of a policy and a recipe."""
+    from robovlms_ros.sim.training.objectives import CubeObjective
+    from robovlms_ros.sim.training.task_objective import TaskObjective
 
-    if plan.task is None:
-        return partial(Learner, ground_truth=plan.ground_truth, hindsight=plan.hindsight)
+    if plan.task == CUBES:
+        return partial(CubeObjective, ground_truth=plan.ground_truth, hindsight=plan.hindsight)
     compiled = plan.compile and device != "cpu"
-    return partial(TaskLearner, chosen=plan.goals, ground_truth=plan.ground_truth, compiled=compiled)
+    return partial(
+        TaskObjective, chosen=plan.goals, ground_truth=plan.ground_truth, compiled=compiled
+    )

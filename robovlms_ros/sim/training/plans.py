@@ -8,9 +8,9 @@ from typing import Any
 from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
 from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.tasks.language import LABELLED, TASKS
-from robovlms_ros.sim.training.behaviour_cloning import Recipe, TrainingStage
+from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
 
 FREE = ("workers", "threads", "save_every", "compile")
 """Fields of a plan that may differ when its run goes on."""
@@ -20,18 +20,20 @@ FREE = ("workers", "threads", "save_every", "compile")
 class TrainingPlan:
     """One training run, as its YAML has it.
 
-    policy: a policy's configuration (PolicyConfig); left out, that of `start`. start: the checkpoint whose weights the
-    run begins with (a folder, or a name in config/checkpoints); its policy may drive from the first stage on.
-    first_scene: of the training scenes, for a run that is to see others than `start` did. robot:
-    name or path of the robot's YAML. episodes: demonstrations of the expert that the first stage has. shard: episodes
-    per shard. workers: processes that record, 0 for one a processor but one. threads: that train on a CPU, each with a
+    policy: a policy's configuration (PolicyConfig); left out, that of `start`. start: the
+    checkpoint whose weights the run begins with (a folder, or a name in config/checkpoints); its
+    policy may drive from the first stage on. first_scene: of the training scenes, for a run that is
+    to see others than `start` did. robot: name or path of the robot's YAML. episodes:
+    demonstrations of the expert that the first stage has. shard: episodes per shard. workers:
+    processes that record, 0 for one a processor but one. threads: that train on a CPU, each with a
     part of a step's windows. stages: see `TrainingStage`. save_every: steps between saved states.
     compile: elsewhere than on a CPU the towers go through torch.compile.
 
-    task: None for the easy demo's two cubes, or a tabletop task or `all` of them. Then goals: of those recorded, how
-    many a window is learned under in a step. ground_truth: false trains on what a real robot records alone; then
-    hindsight: true also tells, in the easy demo, where the hand took hold in the end. paired: the easy demo's
-    demonstrations come in twos that show one scene, for one instruction and for the other; all counts are even then.
+    task: `cubes`, a tabletop task or `all` of them. Of a tabletop task goals: of those recorded,
+    how many a window is learned under in a step. ground_truth: false trains on a real robot's
+    recordings' content alone; then hindsight: true adds, for the cubes, the place where the hand
+    closed. paired: demonstrations of the cubes come in twos that show one scene, for one
+    instruction and for the other; all counts are even then.
     """
 
     policy: dict[str, Any] | None = None
@@ -46,7 +48,7 @@ class TrainingPlan:
     threads: int = 1
     save_every: int = 200
     compile: bool = False
-    task: str | None = None
+    task: str = CUBES
     goals: int = 3
     ground_truth: bool = True
     hindsight: bool = False
@@ -62,26 +64,33 @@ class TrainingPlan:
         windows = self.recipe.windows
         require(1 <= self.threads <= windows, "threads", self.threads, f"1 to recipe.windows = {windows}")
         require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
-        require(self.task in (None, "all", *TASKS), "task", self.task, f"all, {', '.join(TASKS)}, or left out")
+        allowed = (CUBES, "all", *TASKS)
+        require(self.task in allowed, "task", self.task, f"one of {', '.join(allowed)}")
         for number, stage in enumerate(self.stages):
-            fits = self.task is not None and self.ground_truth
+            fits = self.task != CUBES and self.ground_truth
             require(fits or not stage.seeing, f"stages[{number}].seeing", stage.seeing,
                     "false without a tabletop task and ground_truth: only the simulator knows where things are")
             drives = not stage.ahead or number >= driven_from
             require(drives or not stage.episodes, f"stages[{number}].ahead", stage.ahead,
                     "false: before the stage before it there is no trained policy")
-            fits = self.task is not None
+            fits = self.task != CUBES
             require(fits or not stage.frozen_vision, f"stages[{number}].frozen_vision", True, "false without a `task`")
             require(fits or not stage.focus, f"stages[{number}].focus", stage.focus, "0 without a `task`")
             require(fits or not stage.glimpses, f"stages[{number}].glimpses", stage.glimpses, "0 without a `task`")
-        require(not self.hindsight or (self.task is None and not self.ground_truth), "hindsight", self.hindsight,
-                "false with a `task` or with ground_truth, which tells more")
+        require(
+            not self.hindsight or (self.task == CUBES and not self.ground_truth),
+            "hindsight",
+            self.hindsight,
+            "false with a `task` or with ground_truth, which tells more",
+        )
         counts = {"shard": self.shard, "first_scene": self.first_scene, "episodes": self.episodes} | {
             f"stages[{number}].{name}": getattr(stage, name)
             for number, stage in enumerate(self.stages) for name in ("demonstrations", "episodes")
         }
         odd = [f"{name} = {count}" for name, count in counts.items() if count % 2]
-        require(not (self.paired and self.task), "paired", self.paired, "false with a `task`")
+        require(
+            not (self.paired and self.task != CUBES), "paired", self.paired, "false with a `task`"
+        )
         require(not (self.paired and odd), "paired", self.paired,
                 f"false where a count is odd, which parts pairs ({', '.join(odd)})")
         require(1 <= self.goals <= LABELLED, "goals", self.goals, f"1 to {LABELLED}")
@@ -113,13 +122,15 @@ def load_plan(path: str | Path) -> TrainingPlan:
 
 
 def without_ground_truth(plan: TrainingPlan) -> TrainingPlan:
-    """The same plan for what a real robot records alone: whole episodes, and nothing that only the simulator knows."""
+    """The same plan for what a real robot records alone: whole episodes, and nothing that only
+    the simulator knows."""
     stages = tuple(replace(stage, glimpses=0) for stage in plan.stages if not stage.seeing)
     return replace(plan, ground_truth=False, stages=stages)
 
 
 def require_same(plan: TrainingPlan, folder: Path) -> None:
-    """Keep the plan in `folder`, or compare it with the one that is kept. Raises ConfigError when they differ."""
+    """Keep the plan in `folder`, or compare it with the one that is kept. Raises ConfigError
+    when they differ."""
     path, told = folder / "plan.json", json.loads(json.dumps(asdict(plan), default=str))
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +139,8 @@ def require_same(plan: TrainingPlan, folder: Path) -> None:
     kept = json.loads(path.read_text(encoding="utf-8"))
     shared = min(len(kept["stages"]), len(told["stages"]))
     kept["stages"], told["stages"] = kept["stages"][:shared], told["stages"][:shared]
-    kept = {"hindsight": False, "paired": False, **kept}  # runs that were begun before there were such fields
+    # Runs that were begun before there were such fields, or with no name for the cubes.
+    kept = {"hindsight": False, "paired": False, **kept, "task": kept["task"] or CUBES}
     differing = [key for key in told if key not in FREE and kept.get(key) != told[key]]
     if differing:
         values = "; ".join(f"{key}: {kept.get(key)} then, {told[key]} now" for key in differing)

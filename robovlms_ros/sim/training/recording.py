@@ -15,35 +15,41 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RecordingJob:
-    """One shard to record. checkpoint: the policy that drives; None is the expert. task: as in TrainingPlan. glimpse:
-    of each scene one frame, at a moment, and not an episode. paired: as in TrainingPlan."""
+    """One shard to record. task, paired: as in TrainingPlan. checkpoint: the policy that drives;
+    None is the expert. glimpse: of each scene one frame, at a moment, and not an episode."""
 
     folder: Path
     seeds: range
     robot: str
+    task: str
     checkpoint: Path | None = None
-    task: str | None = None
     glimpse: bool = False
     paired: bool = False
 
 
 def shard_jobs(
-    folder: Path, seeds: range, shard: int, robot: str, checkpoint: Path | None = None, task: str | None = None,
+    folder: Path, seeds: range, shard: int, robot: str, task: str, checkpoint: Path | None = None,
     paired: bool = False,
 ) -> list[RecordingJob]:
     """The scenes of `seeds` as shards of `shard` episodes, each named after its first seed."""
     parts = [seeds[i : i + shard] for i in range(0, len(seeds), shard)]
-    return [RecordingJob(folder / str(part[0]), part, robot, checkpoint, task, paired=paired) for part in parts]
+    return [
+        RecordingJob(folder / str(part[0]), part, robot, task, checkpoint, paired=paired)
+        for part in parts
+    ]
 
 
-def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str | None) -> list[RecordingJob]:
+def glimpse_jobs(folder: Path, seeds: range, robot: str, task: str) -> list[RecordingJob]:
     """One frame of each of the scenes of `seeds`."""
-    return [replace(job, glimpse=True) for job in shard_jobs(folder, seeds, GLIMPSES_PER_SHARD, robot, task=task)]
+    return [
+        replace(job, glimpse=True)
+        for job in shard_jobs(folder, seeds, GLIMPSES_PER_SHARD, robot, task)
+    ]
 
 
 def record(jobs: list[RecordingJob], workers: int, stop: Event | None = None) -> None:
-    """Record the shards that are missing, in `workers` processes of one thread each (0: see TrainingPlan). stop: once
-    it is set, no other shard is begun."""
+    """Record the shards that are missing, in `workers` processes of one thread each (0: see
+    TrainingPlan). stop: once it is set, no other shard is begun."""
     missing = [job for job in jobs if not (job.folder / "frames.npz").exists()]
     if not missing:
         return
@@ -67,29 +73,26 @@ def record_job(job: RecordingJob) -> str:
     from robovlms_ros.checkpoints.checkpoint import load_policy
     from robovlms_ros.inference.session import PolicySession
     from robovlms_ros.sim.rollout import ExpertSession, build_loop
-    from robovlms_ros.sim.tasks.world import TaskWorld
+    from robovlms_ros.sim.tasks.base import CUBES
     from robovlms_ros.sim.training.demonstrations import (
-        CubeRecording,
-        DemonstrationSettings,
+        CUBE_SETTINGS,
+        GLIMPSE,
+        TASK_SETTINGS,
         Recording,
         record_shard,
     )
-    from robovlms_ros.sim.training.task_demonstrations import GLIMPSE, SETTINGS, TaskRecording
     from robovlms_ros.sim.world import SimWorld
 
     torch.set_num_threads(1)
-    recording: Recording = CubeRecording(job.paired)
-    if job.task is None:
-        world, settings = SimWorld(job.seeds[0]), DemonstrationSettings()
-    else:
-        world, settings = TaskWorld(job.seeds[0], task=job.task), GLIMPSE if job.glimpse else SETTINGS
-        recording = TaskRecording(world, moments=job.glimpse)
+    world = SimWorld(job.seeds[0], task=job.task)
+    settings = GLIMPSE if job.glimpse else CUBE_SETTINGS if job.task == CUBES else TASK_SETTINGS
+    recording = Recording(world, moments=job.glimpse, paired=job.paired)
     loop = build_loop(world, job.robot)
     agent: Any = ExpertSession(world)
     if job.checkpoint is not None:
         agent = PolicySession(load_policy(job.checkpoint))
         settings = replace(settings, noise=0.3, slip=0.005)
-    outcomes = record_shard(job.folder, job.seeds, loop, agent, settings, recording=recording)
+    outcomes = record_shard(job.folder, job.seeds, loop, agent, settings, recording)
     world.close()
     if job.glimpse:
         return f"{job.folder}: {len(outcomes)} glimpses"

@@ -20,7 +20,7 @@ class DatasetError(RoboVLMsError):
 
 
 class Reader(Protocol):
-    """Who learns from frames, and hence what is kept of them.
+    """Chooses the columns that are kept of frames.
 
     kind: a dataclass of `images` and of the names that `columns` answers with, which windows come as.
     """

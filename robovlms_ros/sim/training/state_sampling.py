@@ -1,9 +1,10 @@
-"""Moments on the way of a goal: hand and thing are put where an episode might have brought them, without running it.
+"""Moments on the way of a goal: hand and thing are put where an episode might have brought them,
+without running it.
 
-A glimpse costs one picture of each camera, an episode eighty; but hands that merely hang somewhere above the table
-never show the last centimetres. So a glimpse's hand hangs anywhere, or is about to take a goal's thing, or is at it:
-the thing is held on the way, let down, just let go, let go beside its place, or pushed. What to do next follows from
-that picture alone, as the expert has no memory.
+A glimpse costs one picture of each camera, an episode eighty; but hands that merely hang somewhere
+above the table never show the last centimetres. So a glimpse's hand hangs anywhere, or is about to
+take a goal's thing, or is at it: the thing is held on the way, let down, just let go, let go beside
+its place, or pushed. What to do next follows from that picture alone, as the expert has no memory.
 """
 
 import math
@@ -13,25 +14,40 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.core.rotations import matrix_from_vector
-from robovlms_ros.sim.expert import FUNNEL_SLOPE, GRASP_OFFSET, HAND_DOWN
-from robovlms_ros.sim.tasks.expert import CARRY, DROP, LIFT_HEIGHT, PLACED, PUSH_LEAD, RETREAT, ExpertPolicy
+from robovlms_ros.sim.tasks.expert import (
+    CARRY,
+    DROP,
+    FUNNEL_SLOPE,
+    GRASP_OFFSET,
+    HAND_DOWN,
+    LIFT_HEIGHT,
+    PLACED,
+    PUSH_LEAD,
+    RETREAT,
+    ExpertPolicy,
+)
 from robovlms_ros.sim.tasks.language import Goal
 from robovlms_ros.sim.tasks.objects import RADIUS, TABLE_Z, TableTruth
-from robovlms_ros.sim.tasks.world import TaskWorld
+from robovlms_ros.sim.world import SimWorld
 
 Array = NDArray[np.float64]
 
 AFAR, BEFORE = 0.3, 0.3
-"""Parts of the moments: the hand is anywhere; it is about to take the thing. In the others it is at it."""
+"""Parts of the moments: the hand is anywhere; it is about to take the thing. In the others it is
+at it."""
 ANY_TURN = 1.0
 """How far a hand that is about to take the thing may be turned, whatever the thing's turn (rad)."""
 ATTEMPTS = 20
 
 
-def put_moment(world: TaskWorld, kinematics: Kinematics, goal: Goal, rng: np.random.Generator) -> bool:
-    """Put the arm, and what it holds, into a moment of `goal`, which fits the world's scene, within reach.
+def put_moment(
+    world: SimWorld, kinematics: Kinematics, goal: Goal, rng: np.random.Generator
+) -> bool:
+    """Put the arm, and what it holds, into a moment of `goal`, which fits the world's scene, within
+    reach.
 
-    False, and nothing is changed, for a hand that is to be anywhere, or when no moment drawn could be reached.
+    False, and nothing is changed, for a hand that is to be anywhere, or when no moment drawn could
+    be reached.
     """
     kind = rng.uniform()
     if kind < AFAR:
@@ -52,8 +68,8 @@ def put_moment(world: TaskWorld, kinematics: Kinematics, goal: Goal, rng: np.ran
 
 
 class _Moment:
-    """hand: (4, 4) base_T_eef; thing: (3,) where it is by then, None for where it lies; yaw: the hand's, and then
-    the thing's, unless it is set."""
+    """hand: (4, 4) base_T_eef; thing: (3,) where it is by then, None for where it lies; yaw: the
+    hand's, and then the thing's, unless it is set."""
 
     def __init__(self, position: Array, yaw: float, tilt: Array, opening: float, thing: Array | None = None) -> None:
         turned = matrix_from_vector(np.array((0.0, 0.0, yaw))) @ matrix_from_vector(np.array((*tilt, 0.0)))
@@ -63,7 +79,8 @@ class _Moment:
 
 
 def _before(law: ExpertPolicy, rng: np.random.Generator) -> _Moment:
-    """Above the thing, in a cone that is wider than the expert's funnel; the fingers closed only where that is free."""
+    """Above the thing, in a cone that is wider than the expert's funnel; the fingers closed only
+    where that is free."""
     height = 0.11 * rng.uniform() ** 2
     beside = _disc(rng, 0.004 + 0.45 * height)
     opening = rng.uniform(law.thing.grip, 1.0) if height > 0.05 and rng.uniform() < 0.25 else 1.0
@@ -107,7 +124,8 @@ def _at_it(law: ExpertPolicy, truth: TableTruth, rng: np.random.Generator) -> _M
 
 
 def _missed(law: ExpertPolicy, truth: TableTruth, rng: np.random.Generator) -> _Moment | None:
-    """The thing lies on the table beside its place, where it was let go or fell, and the hand is still above it."""
+    """The thing lies on the table beside its place, where it was let go or fell, and the hand is
+    still above it."""
     assert law.place is not None
     # Clear of a cube that it was to stand on; off the plate's middle.
     least = law.thing.radius + RADIUS["cube"] if law.goal.task == "stack" else PLACED["put"]
@@ -133,7 +151,8 @@ def _held(law: ExpertPolicy, thing: Array, rng: np.random.Generator, opening: fl
 
 
 def _pushed(law: ExpertPolicy, rng: np.random.Generator) -> _Moment:
-    """The open fingers on both sides of a thing somewhere on its way, one of them mostly touching it."""
+    """The open fingers on both sides of a thing somewhere on its way, one of them mostly
+    touching it."""
     assert law.place is not None
     way = law.place[:2] - law.thing.position[:2]
     along = way / np.linalg.norm(way)

@@ -1,4 +1,5 @@
-"""Image augmentation: random shifts (DrQ, arXiv 2107.09645), drawn and interpolated as RoboVLMs does; colour."""
+"""Image augmentation: random shifts (DrQ, arXiv 2107.09645), drawn and interpolated as RoboVLMs
+does; colour."""
 
 import math
 
@@ -15,8 +16,8 @@ YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 def random_shift(images: Tensor, pad: int, shared: bool = False, generator: torch.Generator | None = None) -> Tensor:
     """images (N, C, S, S) shifted by up to `pad` pixels each way, edges replicated.
 
-    shared: one shift for all N (a trajectory's frames stay consistent), else one per image. The draw comes from
-    `generator`, or torch's own.
+    shared: one shift for all N (a trajectory's frames stay consistent), else one per image. The
+    draw comes from `generator`, or torch's own.
     """
     count, _, size, width = images.shape
     if size != width:
@@ -35,7 +36,8 @@ def random_shift(images: Tensor, pad: int, shared: bool = False, generator: torc
 
 
 def augment_windows(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """images (B, W, 3, S, S) in 0..1, one camera's: shifted and recoloured, a window's frames alike; still in 0..1.
+    """images (B, W, 3, S, S) in 0..1, one camera's: shifted and recoloured, a window's frames
+    alike; still in 0..1.
 
     generator: on the images' device.
     """
@@ -44,12 +46,19 @@ def augment_windows(images: Tensor, config: AugmentConfig, generator: torch.Gene
     if pad:
         images = random_shift(images.reshape(batch, window * 3, size, size), pad, generator=generator).view_as(images)
 
-    def draw(half_width: float) -> Tensor:
-        even = torch.rand((batch, 1, 1, 1, 1), generator=generator, device=images.device) * 2 - 1
+    def draw(half_width: float, channels: int = 1) -> Tensor:
+        even = (
+            torch.rand((batch, 1, channels, 1, 1), generator=generator, device=images.device) * 2
+            - 1
+        )
         return half_width * even
 
     if config.brightness:
         images = images * (1 + draw(config.brightness))
+    if config.channels:
+        images = images * (1 + draw(config.channels, 3))
+    if config.offset:
+        images = images + draw(config.offset)
     if config.contrast:
         mean = luma(images).mean(dim=(-1, -2), keepdim=True)
         images = mean + (images - mean) * (1 + draw(config.contrast))
@@ -68,7 +77,8 @@ def luma(images: Tensor) -> Tensor:
 
 
 def turn_hue(images: Tensor, angle: Tensor) -> Tensor:
-    """images (B, W, 3, S, S) with their colours turned by angle (B, 1, 1, 1, 1) rad around the grey axis of YIQ."""
+    """images (B, W, 3, S, S) with their colours turned by angle (B, 1, 1, 1, 1) rad around the
+    grey axis of YIQ."""
     to_yiq = torch.tensor(YIQ, dtype=images.dtype, device=images.device)
     cosine, sine = torch.cos(angle).flatten(), torch.sin(angle).flatten()
     turn = torch.zeros(len(cosine), 3, 3, dtype=images.dtype, device=images.device)

@@ -1,8 +1,9 @@
 """From training windows to what a policy's forward pass and its loss take.
 
-A window is a mapping: `images` camera -> (W, H, W', 3) uint8, oldest frame first; `instruction`; with proprioception
-`proprioception` (W, P) raw SI; `actions` (W, n, D) on the head's scale, the gripper's label 0 or 1 last; `mask` (W, n),
-False where a step does not count (the episode ended before it).
+A window is a mapping: `images` camera -> (W, H, W', 3) uint8, oldest frame first; `instruction`;
+with proprioception `proprioception` (W, P) raw SI; `actions` (W, n, D) on the head's scale, the
+gripper's label 0 or 1 last; `mask` (W, n), False where a step does not count (the episode ended
+before it).
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,8 @@ class TrainingError(RoboVLMsError):
 
 @dataclass(frozen=True)
 class Collate:
-    """Windows into one batch, in the DataLoader's workers: images squashed to the model's size as the policy does it.
+    """Windows into one batch, in the DataLoader's workers: images squashed to the model's size as
+    the policy does it.
 
     Raises TrainingError for a window that does not fit `config`.
     """
@@ -75,30 +77,63 @@ def model_batch(
     batch: Mapping[str, Any],
     augmentation: AugmentConfig | None = None,
     generator: torch.Generator | None = None,
+    state_noise: float = 0.0,
 ) -> dict[str, Any]:
-    """A collated batch on the policy's device as `Objective` takes it; augmented where a generator is given."""
-    device, processor = policy.device, policy.vlm.image_processor
-    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (processor.mean, processor.std))
-    images = {}
-    for name, frames in batch["images"].items():
-        pixels = frames.to(device).movedim(-1, -3).float().div_(255)  # (B, W, 3, S, S)
-        if augmentation is not None and generator is not None:
-            pixels = augment_windows(pixels, augmentation, generator)
-        images[name] = pixels.sub(mean).div_(std)
+    """A collated batch on the policy's device as `Objective` takes it; augmented where a generator
+    is given.
+
+    state_noise: standard deviation on the proprioception's normalised scale.
+    """
+    device = policy.device
+    images = {
+        name: normalised_images(policy, frames.to(device), augmentation, generator)
+        for name, frames in batch["images"].items()
+    }
     actions, mask = batch["actions"].to(device).float(), batch["mask"].to(device).bool()
     result: dict[str, Any] = {"images": images, "arm": actions[..., :-1], "gripper": actions[..., -1], "mask": mask}
     if "proprioception" in batch:
-        result["proprioception"] = batch["proprioception"].to(device)
+        result["proprioception"] = noisy_state(
+            policy, batch["proprioception"].to(device), state_noise, generator
+        )
     if isinstance(policy.head, DiscreteHead):
         return {**result, **action_tokens(policy, batch["instruction"], batch["actions"], batch["mask"])}
     return {**result, **policy.tokenize(batch["instruction"])}
 
 
-def action_tokens(policy: VLAPolicy, instructions: Sequence[str], actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask`, `labels` (B, W, L): every frame's prompt, its chunk as tokens, and eos.
+def normalised_images(
+    policy: VLAPolicy, frames: Tensor, augmentation: AugmentConfig | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """(B, W, S, S, 3) uint8 to (B, W, 3, S, S) as the vision tower takes them; augmented with a
+    generator."""
+    processor = policy.vlm.image_processor
+    mean, std = (
+        torch.tensor(x, device=frames.device)[:, None, None]
+        for x in (processor.mean, processor.std)
+    )
+    pixels = frames.movedim(-1, -3).float().div_(255)
+    if augmentation is not None and generator is not None:
+        pixels = augment_windows(pixels, augmentation, generator)
+    return pixels.sub(mean).div_(std)
 
-    Labels are -100 where nothing is learned: the prompt, padding, steps that the mask leaves out (eos is then no answer
-    either). Padding is on the right.
+
+def noisy_state(
+    policy: VLAPolicy, state: Tensor, sigma: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Raw proprioception (..., P) with noise of `sigma` standard deviations; as it is without a
+    generator."""
+    if generator is None or not sigma or not state.numel():
+        return state
+    noise = torch.randn(state.shape, generator=generator, device=state.device)
+    return state + sigma * policy.state_std * noise
+
+
+def action_tokens(policy: VLAPolicy, instructions: Sequence[str], actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask`, `labels` (B, W, L): every frame's prompt, its chunk as tokens,
+    and eos.
+
+    Labels are -100 where nothing is learned: the prompt, padding, steps that the mask leaves out
+    (eos is then no answer either). Padding is on the right.
     """
     prompt, head = policy.require_prompt(), policy.head
     assert isinstance(head, DiscreteHead)

@@ -1,4 +1,5 @@
-"""A run's numbers while it runs: two CSV files, TensorBoard where installed, a progress bar with the time left."""
+"""A run's numbers while it runs: two CSV files, TensorBoard where installed, a progress bar with
+the time left."""
 
 import csv
 import logging
@@ -11,28 +12,42 @@ TENSORBOARD_EVERY = 10
 
 
 class Curves:
-    """Rows up to `step` are kept, later ones (of a run that was killed) dropped. Does nothing unless `active`."""
+    """Rows up to `step` are kept, later ones (of a run that was killed) dropped. Does nothing
+    unless `active`.
 
-    def __init__(self, folder: Path, step: int, total: int, active: bool):
-        self.folder, self.active = folder, active
+    total: steps of the run. bar: shows the progress, with the time left.
+    """
+
+    def __init__(self, folder: Path, step: int, total: int, active: bool, bar: bool = True):
+        self.folder = folder
+        self.active = active
         self._writer: Any = None
+        self._bar: Any = None
         if not active:
             return
-        from tqdm import tqdm
 
         for name in (STEPS, EPOCHS):
             rows = read_rows(folder / name)
             write_rows(folder / name, [row for row in rows if int(row["step"]) <= step])
         self._writer = _tensorboard(folder / "tensorboard", step)
-        self._bar = tqdm(total=total, initial=step, desc="training", unit="step", mininterval=1.0)
+        if bar:
+            from tqdm import tqdm
 
-    def step(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """One step of the optimiser."""
+            self._bar = tqdm(
+                total=total, initial=step, desc="training", unit="step", mininterval=1.0
+            )
+
+    def step(self, step: int, values: dict[str, float], epoch: int | None = None) -> None:
+        """One step of the optimiser, or the means of the steps since the last row."""
         if not self.active:
             return
-        append_row(self.folder / STEPS, {"step": step, "epoch": epoch, **values})
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, arm {values['arm']:.4f}", refresh=False)
-        self._bar.update()
+        place = {"step": step} if epoch is None else {"step": step, "epoch": epoch}
+        append_row(self.folder / STEPS, {**place, **values})
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {values['loss']:.4f}, arm {values['arm']:.4f}", refresh=False
+            )
+            self._bar.update()
         if step % TENSORBOARD_EVERY == 0:
             self._scalars("train", step, values)
 
@@ -46,10 +61,10 @@ class Curves:
 
     def close(self) -> None:
         """End the progress bar and TensorBoard's file."""
-        if self.active:
+        if self._bar is not None:
             self._bar.close()
-            if self._writer is not None:
-                self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._writer is not None:

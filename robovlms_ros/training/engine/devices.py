@@ -1,4 +1,5 @@
-"""How a run is spread over processes and in which precision it computes: accelerate, where a run can be resumed."""
+"""How a run is spread over processes and in which precision it computes: accelerate, where a run
+can be resumed."""
 
 from typing import Any
 
@@ -14,19 +15,28 @@ ROUNDED = (nn.Linear, nn.Conv2d, nn.Conv3d)
 _HERE = "Choose several GPUs (each a copy of the model) or FSDP version 2 in `accelerate config`."
 
 
-def build_accelerator(training: TrainingConfig) -> Any:
-    """Accelerate as the configuration and the environment (`accelerate launch`) say. Raises TrainingError."""
+def build_accelerator(training: TrainingConfig, device: torch.device | str | None = None) -> Any:
+    """Accelerate as the configuration and the environment (`accelerate launch`) say. Raises
+    TrainingError.
+
+    device: of a run in one process, in the place of accelerate's choice.
+    """
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState, GradientState
     except ImportError as error:
         raise TrainingError("training needs the library accelerate: `pip install accelerate`.") from error
-    AcceleratorState._reset_state()  # another run in this process may have computed in another precision
+    # Another run in this process may have computed in another precision, or on another device.
+    AcceleratorState._reset_state(reset_partial_state=device is not None)
     GradientState._reset_state()
     # Some towers have parameters that their features do not pass through.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    on = None if device is None else torch.device(device)
+    if on is not None and on.type == "cuda":
+        torch.cuda.set_device(on.index or 0)
     accelerator = Accelerator(
-        mixed_precision=PRECISIONS[training.precision], gradient_accumulation_steps=training.accumulation,
+        cpu=on is not None and on.type == "cpu", mixed_precision=PRECISIONS[training.precision],
+        gradient_accumulation_steps=training.accumulation,
         kwargs_handlers=handlers,
     )
     require_supported(accelerator)
@@ -34,7 +44,8 @@ def build_accelerator(training: TrainingConfig) -> Any:
 
 
 def require_supported(accelerator: Any) -> None:
-    """Raises TrainingError, naming what to choose, for what a run's state and checkpoints could not be written from.
+    """Raises TrainingError, naming what to choose, for what a run's state and checkpoints could not
+    be written from.
 
     accelerator: of accelerate; `distributed_type` and, with FSDP, `is_fsdp2` are asked.
     """
@@ -54,10 +65,12 @@ def require_supported(accelerator: Any) -> None:
 
 
 def hold_frozen(policy: VLAPolicy, training: TrainingConfig) -> VLAPolicy:
-    """Keep what does not train in the precision that it is computed in, where that changes no number; in place.
+    """Keep what does not train in the precision that it is computed in, where that changes no
+    number; in place.
 
-    These are the weights of linear layers and convolutions, which mixed precision rounds in every step anyway.
-    Embeddings, norms and loose parameters are added and multiplied in float32: they stay, as does what trains.
+    These are the weights of linear layers and convolutions, which mixed precision rounds in every
+    step anyway. Embeddings, norms and loose parameters are added and multiplied in float32: they
+    stay, as does what trains.
     """
     if training.precision == "float32":
         return policy

@@ -1,14 +1,13 @@
 """The training of any policy on any windows, on top of Hugging Face accelerate.
 
-Several processes, GPUs, FSDP 2 and mixed precision are `accelerate launch`'s configuration (`devices`). A run's folder:
-`state.safetensors` (where it goes on), `curve.csv` (every step), `validation.csv` (every epoch), `checkpoint/` (lowest
-validation loss), `last/` (newest epoch), `tensorboard/`, `report.html`, `report.json`. What is random depends on the
-seed and the step alone: a run that was killed goes on to the same losses.
-
-The simulated arm has a trainer of its own (`simulated.trainer`): its windows are learned under several instructions at
-once, with the simulator's ground truth beside the action, which no recording has.
+Several processes, GPUs, FSDP 2 and mixed precision are `accelerate launch`'s configuration
+(`devices`). A run's folder: `state.safetensors` (where it goes on), `curve.csv` (every step),
+`validation.csv` (every epoch), `checkpoint/` (lowest validation loss), `last/` (newest epoch),
+`tensorboard/`, `report.html`, `report.json`. What is random depends on the seed and the step alone:
+a run that was killed goes on to the same losses.
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable, Sized
@@ -17,14 +16,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from robovlms_ros.config.policy import PolicyConfig, config_to_mapping
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine import state as states
-from robovlms_ros.training.engine.batches import TrainingError, model_batch
+from robovlms_ros.training.engine.batches import model_batch
 from robovlms_ros.training.engine.curves import Curves
-from robovlms_ros.training.engine.devices import build_accelerator, hold_frozen
 from robovlms_ros.training.engine.loaders import (
     EpochSampler,
     build_loader,
@@ -33,7 +32,8 @@ from robovlms_ros.training.engine.loaders import (
 )
 from robovlms_ros.training.engine.objective import Objective, open_loop_errors
 from robovlms_ros.training.engine.schedule import constant, half_cosine
-from robovlms_ros.training.engine.trainable import count, merge_adapters, optimiser, prepare
+from robovlms_ros.training.engine.trainable import count, merge_adapters
+from robovlms_ros.training.engine.trainer import Trainer, seed_step
 
 log = logging.getLogger(__name__)
 # What may differ when a run goes on: none of it changes what was computed so far.
@@ -47,9 +47,10 @@ def fit(
 ) -> Path:
     """Train `policy` in place, or go on with the run in `folder`; returns the checkpoint's folder.
 
-    train, validation: map-style data sets of windows (see `batches`). on_step: told of every step of the optimiser.
-    files: name -> text, written beside every checkpoint's weights (statistics). In mixed precision, matrices that do
-    not train are left rounded (`devices.hold_frozen`): load the checkpoint to run it.
+    train, validation: map-style data sets of windows (see `batches`). on_step: told of every step
+    of the optimiser. files: name -> text, written beside every checkpoint's weights (statistics).
+    In mixed precision, matrices that do not train are left rounded (`devices.hold_frozen`): load
+    the checkpoint to run it.
 
     Raises TrainingError, ConfigError.
     """
@@ -57,7 +58,7 @@ def fit(
         return Engine(policy, train, validation, config, Path(folder), on_step, files or {}).run()
 
 
-class Engine:
+class Engine(Trainer):
     """One run; see `fit`."""
 
     def __init__(
@@ -65,32 +66,40 @@ class Engine:
         on_step: Reported | None, files: dict[str, str],
     ):
         policy.config = config
-        self.policy, self.config, self.training = policy, config, config.training
-        self.folder, self.on_step, self.files = folder, on_step, files
-        folder.mkdir(parents=True, exist_ok=True)
+        self.config = config
+        self.on_step = on_step
+        self.files = files
+        for name in ("checkpoint", "last"):
+            states.recover_folder(folder / name)
         require_windows(train, validation)
-        self.accelerator = build_accelerator(self.training)
-        seed_step(self.training.seed, 0, 0)
-        prepare(policy, self.training)
-        if not self.accelerator.is_fsdp2:  # FSDP shards float32 and computes in the precision that it is set to
-            hold_frozen(policy, self.training)
-        self.sampler = EpochSampler(len(cast(Sized, train)), self.training.seed)
+        self.sampler = EpochSampler(len(cast(Sized, train)), config.training.seed)
         loaders = [build_loader(policy, train, self.sampler)]
         if validation is not None:
             loaders.append(build_loader(policy, validation, range(len(cast(Sized, validation)))))
-        adam = optimiser(policy, self.training, self.accelerator.device)
-        prepared = self.accelerator.prepare(Objective(policy), adam, *loaders)
-        self.objective, self.optimiser, self.loader = prepared[:3]
-        self.validation = prepared[3] if validation is not None else None
-        self.module = self.accelerator.unwrap_model(self.objective)
+        super().__init__(Objective(policy), config.training, folder, loaders)
+        self.loader = self.loaders[0]
+        self.validation = self.loaders[1] if validation is not None else None
         processes = self.accelerator.num_processes
         self.batches = math.ceil(math.ceil(self.sampler.length / self.training.batch_size) / processes)
         self.epoch_steps = math.ceil(self.batches / self.training.accumulation)
         planned = self.epoch_steps * self.training.epochs
         self.total = min(planned, self.training.max_steps or planned)
-        self.progress = states.TrainingProgress(setup=setup(config, self.sampler.length, processes))
-        self._resume()
-        self.curves = Curves(folder, self.progress.step, self.total, self.accelerator.is_main_process)
+        if self.step:
+            log.info("going on at step %d of %d in %s", self.step, self.total, folder)
+        self.curves = Curves(folder, self.step, self.total, self.accelerator.is_main_process)
+
+    def setup(self) -> dict[str, Any]:
+        """The configuration without what may differ (`FREE`), the number of windows and that of
+        processes."""
+        mapping = config_to_mapping(self.config)
+        training = mapping.pop("training")
+        kept = {f"training.{k}": v for k, v in training.items() if k not in FREE}
+        return {
+            **mapping,
+            **kept,
+            "windows": self.sampler.length,
+            "processes": self.accelerator.num_processes,
+        }
 
     def run(self) -> Path:
         """Train to the end; returns the checkpoint's folder."""
@@ -111,27 +120,6 @@ class Engine:
         self.accelerator.wait_for_everyone()
         self.policy.is_random = False
         return self.folder / "checkpoint"
-
-    def _resume(self) -> None:
-        for name in ("checkpoint", "last"):
-            states.recover_folder(self.folder / name)
-        found = states.load_state(self.folder)
-        if found is None:
-            return
-        tensors, progress = found
-        differing = [k for k, v in self.progress.setup.items() if progress.setup.get(k) != v]
-        if differing:
-            told = "; ".join(f"{k}: {progress.setup.get(k)} then, {self.progress.setup[k]} now" for k in differing)
-            raise TrainingError(
-                f"{self.folder}: holds a run of another set-up ({told[:600]}). Give another --output, or the "
-                "configuration and data that it was begun with."
-            )
-        torch_optimiser = getattr(self.optimiser, "optimizer", self.optimiser)
-        states.restore(self.module.policy, torch_optimiser, tensors, str(self.folder / states.STATE))
-        if self.accelerator.scaler is not None and progress.scaler:
-            self.accelerator.scaler.load_state_dict(progress.scaler)
-        self.progress = progress
-        log.info("going on at step %d of %d in %s", progress.step, self.total, self.folder)
 
     def _epoch(self) -> None:
         """The rest of the current epoch, or of the run."""
@@ -154,48 +142,42 @@ class Engine:
             if progress.step >= self.total:
                 return
             if not parts and progress.step % self.training.save_every == 0:
-                self._save()
+                self.save()
         assert progress.batch % accumulation == 0 or not parts
 
     def _batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, float]:
         """Forward and backward of one batch; the means of its losses over all processes."""
-        result = self.objective(model_batch(self.policy, batch, self.training.augmentation, generator))
-        loss = result["loss"]
-        names = ("loss", "arm", "gripper", "gripper_accuracy")
-        values = torch.stack([result[name].detach().float() for name in names])
+        result = self.backward(batch, generator)
+        names = self.module.reported
+        values = torch.stack([result[name].float() for name in names])
         means = self.accelerator.reduce(values, reduction="mean").tolist()
-        if not math.isfinite(means[0]):
-            raise TrainingError(
-                f"step {self.progress.step + 1}: the loss is {means[0]}. The state of the last save is kept in "
-                f"{self.folder}. A smaller learning_rate, a gradient_clip above 0 or precision bfloat16 may help; "
-                "`--inspect` looks for bad data."
-            )
-        self.accelerator.backward(loss)
+        self.require_finite(means[0])
         return dict(zip(names, means, strict=True))
 
     def _step(self, parts: list[dict[str, float]]) -> None:
         """Clip, step, report."""
-        training, progress = self.training, self.progress
+        training = self.training
         warmup = round(training.warmup_ratio * self.epoch_steps)
-        factor = constant(progress.step, warmup)
+        factor = constant(self.step, warmup)
         if training.schedule == "cosine":
-            factor = half_cosine(progress.step, warmup, self.total, training.minimum_rate)
-        for group in self.optimiser.param_groups:
-            group["lr"] = training.learning_rate * factor
-        largest = training.gradient_clip or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), largest)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        progress.step += 1
+            factor = half_cosine(self.step, warmup, self.total, training.minimum_rate)
+        norm = self.update(training.learning_rate * factor)
         values = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         values |= {"learning_rate": training.learning_rate * factor, "gradient_norm": float(norm)}
-        self.curves.step(progress.step, progress.epoch, values)
+        self.curves.step(self.step, values, self.progress.epoch)
         if self.on_step is not None:
-            self.on_step(progress.step, values)
+            self.on_step(self.step, values)
 
     def _end_epoch(self) -> None:
-        """Validation, checkpoints, state."""
+        """Validation and checkpoints, of the averaged weights where there are some; state."""
+        with self.averaged():
+            self._evaluate()
+        if self.progress.batch >= self.batches:
+            self.progress.epoch += 1
+            self.progress.batch = 0
+        self.save()
+
+    def _evaluate(self) -> None:
         values = self._validate() if self.validation is not None else {}
         best = self.progress.best
         better = self.validation is None or best is None or values["loss"] < best
@@ -207,13 +189,11 @@ class Engine:
         if self.accelerator.is_main_process:
             for name in ("last", "checkpoint") if better else ("last",):
                 states.replace_folder(self.folder / name, lambda place: self._write(place, tensors, values))
-        if self.progress.batch >= self.batches:
-            self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
-        self._save()
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Losses, weighted by their steps, and the open-loop errors of the newest frames, over the held-out windows."""
+        """Losses, weighted by their steps, and the open-loop errors of the newest frames, over
+        the held-out windows."""
         self.objective.eval()
         sums: dict[str, list[float]] = {}
         assert self.validation is not None
@@ -221,8 +201,7 @@ class Engine:
             inputs = model_batch(self.policy, batch)
             result = self.objective(inputs)
             weight = int(result["count"])
-            names = ("loss", "arm", "gripper", "gripper_accuracy")
-            parts = {name: (float(result[name]) * weight, weight) for name in names}
+            parts = {name: (float(result[name]) * weight, weight) for name in self.module.reported}
             for name, (value, number) in {**parts, **open_loop_errors(self.config, result["newest"], inputs)}.items():
                 total = sums.setdefault(name, [0.0, 0.0])
                 total[0], total[1] = total[0] + value, total[1] + number
@@ -232,12 +211,11 @@ class Engine:
         means = (table[:, 0] / table[:, 1].clamp(min=1)).tolist()
         return dict(zip(sums, means, strict=True))
 
-    def _write(self, place: Path, tensors: dict[str, torch.Tensor], values: dict[str, float]) -> None:
+    def _write(self, place: Path, tensors: dict[str, Tensor], values: dict[str, float]) -> None:
         """A checkpoint folder: adapters merged into the weights, and kept beside them."""
         from safetensors.torch import save_file
 
         from robovlms_ros.checkpoints.checkpoint import DTYPES, save_policy
-        from robovlms_ros.training.engine.report import training_record
 
         merged, adapters = merge_adapters(self.policy, tensors)
         precision = DTYPES[self.config.vlm.precision]  # what it will run in; the state keeps float32
@@ -245,30 +223,11 @@ class Engine:
         save_policy(self.policy, place, merged)
         if adapters:
             save_file(adapters, place / "adapters.safetensors")
-        record = training_record(self.config, self.progress.step, self.progress.epoch, values)
-        for name, text in {**self.files, "training.json": record}.items():
+        record = {
+            "step": self.progress.step,
+            "epoch": self.progress.epoch + 1,
+            "validation": values,
+            "training": config_to_mapping(self.config)["training"],
+        }
+        for name, text in {**self.files, "training.json": json.dumps(record, indent=1)}.items():
             (place / name).write_text(text, encoding="utf-8")
-
-    def _save(self) -> None:
-        torch_optimiser = getattr(self.optimiser, "optimizer", self.optimiser)
-        tensors = states.collect(self.module.policy, torch_optimiser)
-        if self.accelerator.scaler is not None:
-            self.progress.scaler = self.accelerator.scaler.state_dict()
-        if self.accelerator.is_main_process:
-            states.save_state(self.folder, tensors, self.progress)
-        self.accelerator.wait_for_everyone()
-
-
-def seed_step(seed: int, step: int, process: int, device: Any = "cpu") -> torch.Generator:
-    """Seed torch's own generators (dropout) for one batch of one process; returns one for the augmentation."""
-    drawn = int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    torch.manual_seed(drawn)
-    return torch.Generator(device).manual_seed(drawn)
-
-
-def setup(config: PolicyConfig, windows: int, processes: int) -> dict[str, Any]:
-    """What a run that goes on must share with the one that began, JSON-ready."""
-    mapping = config_to_mapping(config)
-    training = mapping.pop("training")
-    kept = {f"training.{k}": v for k, v in training.items() if k not in FREE}
-    return {**mapping, **kept, "windows": windows, "processes": processes}

@@ -1,4 +1,5 @@
-"""Losses of imitation: Huber for the arm, cross entropy for the gripper, token cross entropy for the discrete head."""
+"""Losses of imitation: Huber for the arm, cross entropy for the gripper, token cross entropy for
+the discrete head."""
 
 from dataclasses import dataclass
 
@@ -14,38 +15,54 @@ GRIPPER_WEIGHT = 0.01
 
 @dataclass(frozen=True)
 class ActionLoss:
-    """Scalars: arm (Huber, delta 1), gripper (binary cross entropy), gripper_accuracy (share of right decisions)."""
+    """Scalars: arm (Huber), gripper (binary cross entropy), gripper_accuracy (share of right
+    decisions).
+
+    steps: (B, W, n) the arm's loss of every step, detached; 0 where the mask is False.
+    """
 
     arm: Tensor
     gripper: Tensor
     gripper_accuracy: Tensor
+    steps: Tensor
 
     def total(self, gripper_weight: float = GRIPPER_WEIGHT) -> Tensor:
         """What is minimised; the weight is RoboVLMs' arm_gripper_loss_ratio."""
         return self.arm + gripper_weight * self.gripper
 
 
-def action_loss(output: HeadOutput, arm: Tensor, gripper: Tensor, mask: Tensor | None = None) -> ActionLoss:
-    """arm (B, W, n, A) normalised targets, gripper (B, W, n) labels 0 or 1, mask (B, W, n) bool: steps that count.
+def action_loss(
+    output: HeadOutput, arm: Tensor, gripper: Tensor, mask: Tensor | None = None, delta: float = 1.0
+) -> ActionLoss:
+    """arm (B, W, n, A) normalised targets, gripper (B, W, n) labels 0 or 1, mask (B, W, n) bool:
+    steps that count.
 
-    Means are over the elements that the mask selects; 0 when it selects none.
+    delta: half-width of the Huber loss' quadratic part, on the head's scale; beyond it the loss has
+    slope 1. Means are over the elements that the mask selects; 0 when it selects none.
     """
     logits = output.gripper_logits.squeeze(-1)  # (B, W, n)
     chosen = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask.bool()
     count = chosen.sum().clamp(min=1)
-    # Targets are emptied before the loss, not after: NaN there would reach the gradient through a product with 0.
+    # Targets are emptied before the loss, not after: NaN there would reach the gradient through a
+    # product with 0.
     labels = gripper.to(logits.dtype).masked_fill(~chosen, 0.0)
     targets = arm.to(output.arm.dtype).masked_fill(~chosen[..., None], 0.0)
-    huber = functional.huber_loss(output.arm, targets, reduction="none").mean(dim=-1)  # (B, W, n)
+    huber = (
+        functional.huber_loss(output.arm, targets, reduction="none", delta=delta).mean(dim=-1)
+        / delta
+    )  # (B, W, n)
     entropy = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     right = ((torch.sigmoid(logits) > 0.5) == (labels > 0.5)).to(logits.dtype)
-    return ActionLoss(*(x.masked_fill(~chosen, 0.0).sum() / count for x in (huber, entropy, right)))
+    huber, entropy, right = (x.masked_fill(~chosen, 0.0) for x in (huber, entropy, right))
+    return ActionLoss(
+        huber.sum() / count, entropy.sum() / count, right.sum() / count, huber.detach()
+    )
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Scalars: cross_entropy over all labelled tokens; over the action tokens, l1 of their values, arm_accuracy and
-    gripper_accuracy (share of steps' tokens predicted exactly)."""
+    """Scalars: cross_entropy over all labelled tokens; over the action tokens, l1 of their
+    values, arm_accuracy and gripper_accuracy (share of steps' tokens predicted exactly)."""
 
     cross_entropy: Tensor
     l1: Tensor
@@ -54,9 +71,11 @@ class TokenLoss:
 
 
 def token_loss(logits: Tensor, labels: Tensor, tokens: ActionTokenizer, dims: int = 7) -> TokenLoss:
-    """logits (B, L, V), labels (B, L) with -100 where nothing is learned; the token at i + 1 is predicted at i.
+    """logits (B, L, V), labels (B, L) with -100 where nothing is learned; the token at i + 1 is
+    predicted at i.
 
-    The labels' action tokens must be whole steps of `dims`, gripper last. Raises ValueError otherwise.
+    The labels' action tokens must be whole steps of `dims`, gripper last. Raises ValueError
+    otherwise.
     """
     logits, labels = logits[:, :-1], labels[:, 1:]
     entropy = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)

@@ -1,8 +1,8 @@
-"""How much memory a training step takes, found without any: the real step, on tensors that have a shape and no data.
+"""The memory of a training step, estimated without taking it: the real step, forward and backward,
+on tensors that have a shape and no data (`shapes`).
 
-The policy's parameters lie on the meta device and a whole step (forward and backward) runs on it (`shapes`); every
-storage that an operation makes is counted from its birth to its death. What the allocator rounds up, what libraries
-take for themselves (CUDA's context, about 0.5 GiB) and images on their way are not in it.
+The allocator's rounding, the libraries' own memory (CUDA's context, about 0.5 GiB) and images on
+their way are not counted.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.config.training import LoraConfig, TrainingConfig
@@ -20,7 +22,7 @@ from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.batches import action_tokens
 from robovlms_ros.training.engine.devices import hold_frozen
 from robovlms_ros.training.engine.objective import Objective
-from robovlms_ros.training.engine.shapes import MixedPrecision, ShapesOnly, stand_ins
+from robovlms_ros.training.engine.shapes import MemoryCount, fake, fake_parameters
 from robovlms_ros.training.engine.trainable import prepare
 
 GIB = 2**30
@@ -59,6 +61,7 @@ def estimate(config: PolicyConfig, folder: Path | None = None) -> Memory:
     with parameters_on_meta():
         prepare(policy, training)
     hold_frozen(policy, training)
+    fake_parameters(policy)
     parameters = list(policy.parameters())
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -68,22 +71,23 @@ def estimate(config: PolicyConfig, folder: Path | None = None) -> Memory:
     return Memory(total, trained, weights, 4 * trained, 4 * MOMENTS * trained, peak - gradients)
 
 
-def step_peak(policy: VLAPolicy, batch: dict[str, Any], half: torch.dtype | None = None) -> tuple[int, int]:
-    """Bytes at the worst moment of a forward and backward pass beyond the weights, and those of the gradients.
+def step_peak(
+    policy: VLAPolicy, batch: dict[str, Any], half: torch.dtype | None = None
+) -> tuple[int, int]:
+    """Bytes at the worst moment of a forward and backward pass beyond the weights, and those of the
+    gradients.
 
     half: of mixed precision; None is without.
     """
     policy.train()
+    batch = tree_map_only(Tensor, fake, batch)
     objective = Objective(policy)
-    mode = ShapesOnly()
-    for tensor in [*policy.parameters(), *policy.buffers()]:
-        mode.ignore(tensor)
-    with MixedPrecision(half) as mixed, stand_ins(mixed), mode:
-        with mixed.forward():
+    with MemoryCount([*policy.parameters(), *policy.buffers()]) as count:
+        with torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=half is not None):
             loss = objective(batch)["loss"]
         loss.backward()
-    gradients = sum(p.grad.numel() * p.grad.element_size() for p in policy.parameters() if p.grad is not None)
-    return mode.peak, gradients
+    grads = [p.grad for p in policy.parameters() if p.grad is not None]
+    return count.peak, sum(grad.numel() * grad.element_size() for grad in grads)
 
 
 def meta_policy(config: PolicyConfig, folder: Path | None) -> VLAPolicy:
@@ -92,7 +96,9 @@ def meta_policy(config: PolicyConfig, folder: Path | None) -> VLAPolicy:
     from robovlms_ros.models.backbones.hf_config import find_vlm_folder
 
     name = config.vlm.model_name
-    place = find_vlm_folder(name, folder) if config.vlm.size == "full" and name is not None else None
+    place = (
+        find_vlm_folder(name, folder) if config.vlm.size == "full" and name is not None else None
+    )
     with parameters_on_meta():
         return VLAPolicy(config, random_tokenizer(config, place), place)
 
@@ -104,7 +110,9 @@ def example(policy: VLAPolicy, size: int) -> dict[str, Any]:
     words = config.vlm.vocabulary[:6] or ("pick", "up", "the", "red", "cube", "now")
     mask = torch.ones(size, window, chunk, dtype=torch.bool)
     batch: dict[str, Any] = {
-        "images": {c: torch.empty(size, window, 3, side, side, device="meta") for c in config.cameras},
+        "images": {
+            c: torch.empty(size, window, 3, side, side, device="meta") for c in config.cameras
+        },
         "arm": torch.empty(size, window, chunk, dims - 1, device="meta"),
         "gripper": torch.empty(size, window, chunk, device="meta"),
         "mask": mask,
@@ -113,8 +121,8 @@ def example(policy: VLAPolicy, size: int) -> dict[str, Any]:
         batch["proprioception"] = torch.empty(size, window, config.proprioception.size, device="meta")
     sentences = [" ".join(words)] * size
     if isinstance(policy.head, DiscreteHead):
-        with stand_ins():
-            return {**batch, **action_tokens(policy, sentences, torch.zeros(size, window, chunk, dims), mask)}
+        actions = torch.zeros(size, window, chunk, dims)
+        return {**batch, **action_tokens(policy, sentences, actions, mask)}
     tokens = policy.require_prompt().encode(sentences)
     return {**batch, "input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
 
@@ -124,8 +132,10 @@ def compare(config: PolicyConfig, folder: Path | None = None) -> dict[str, Memor
     training = config.training
     lora = training.lora or LoraConfig()
     kinds: dict[str, TrainingConfig] = {"as configured": training}
-    for name, block in (("full fine-tuning", {"lora": None, "freeze": (), "train_last_layers": None}),
-                        (f"LoRA, rank {lora.rank}", {"lora": lora, "freeze": (), "train_last_layers": None})):
+    for name, block in (
+        ("full fine-tuning", {"lora": None, "freeze": (), "train_last_layers": None}),
+        (f"LoRA, rank {lora.rank}", {"lora": lora, "freeze": (), "train_last_layers": None}),
+    ):
         for checkpointing in (False, True):
             label = f"{name}, gradient checkpointing" if checkpointing else name
             changes: dict[str, Any] = {**block, "gradient_checkpointing": checkpointing}
@@ -139,8 +149,10 @@ def table(rows: dict[str, Memory]) -> str:
     first = next(iter(rows.values()))
     width = max(map(len, rows))
     names = ("weights", "gradients", "moments", "activations", "total")
-    lines = [f"{first.parameters / 1e6:,.0f} million parameters; GiB at the worst moment of a step, one process",
-             f"{'':<{width}}  {'trained':>10}" + "".join(f"{name:>13}" for name in names)]
+    lines = [
+        f"{first.parameters / 1e6:,.0f} million parameters; GiB at the worst moment of a step, one process",
+        f"{'':<{width}}  {'trained':>10}" + "".join(f"{name:>13}" for name in names),
+    ]
     for label, memory in rows.items():
         numbers = "".join(f"{getattr(memory, name) / GIB:13.2f}" for name in names)
         lines.append(f"{label:<{width}}  {memory.trained / 1e6:8,.1f} M{numbers}")

@@ -1,8 +1,9 @@
-"""What a run needs to go on, in one safetensors file: trained weights, the optimiser's moments, how far it got.
+"""What a run needs to go on, in one safetensors file: trained weights, the optimiser's moments, how
+far it got.
 
-No archive of Python objects: tensors by the parameter's name, the rest as JSON in the file's header. Everything random
-is drawn from the seed and the step alone, so no generator's state is kept. Files and folders appear whole or not
-at all.
+No archive of Python objects: tensors by the parameter's name, the rest as JSON in the file's
+header. Everything random is drawn from the seed and the step alone, so no generator's state is
+kept. Files and folders appear whole or not at all.
 """
 
 import json
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robovlms_ros.checkpoints.weights import tied_groups
+from robovlms_ros.training.engine.average import AveragedWeights
 from robovlms_ros.training.engine.batches import TrainingError
 
 STATE = "state.safetensors"
@@ -26,9 +28,11 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass
 class TrainingProgress:
-    """How far a run is. step: of the optimiser. batch: batches of `epoch` that are done. best: lowest validation loss.
+    """How far a run is. step: of the optimiser. batch: batches of `epoch` that are done. best:
+    lowest validation loss.
 
-    setup: what must stay the same for the run to go on (see `fit.setup`). scaler: of float16's gradient scaling.
+    setup: what must stay the same for the run to go on (`Trainer.setup`). scaler: of float16's
+    gradient scaling.
     """
 
     step: int = 0
@@ -51,20 +55,37 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: whole(tensor) for name, tensor in module.state_dict().items() if name not in later}
 
 
-def collect(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Trained weights and moments, whole: `weight.NAME`, `exp_avg.NAME`, ..."""
+def trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of an objective that train, by name; those of its policy by the policy's
+    own names."""
+    named = objective.named_parameters()
+    return {name.removeprefix("policy."): p for name, p in named if p.requires_grad}
+
+
+def collect(
+    objective: nn.Module, optimiser: torch.optim.Optimizer, average: AveragedWeights | None = None
+) -> dict[str, Tensor]:
+    """Trained weights, moments and averaged weights, whole: `weight.NAME`, `exp_avg.NAME`,
+    `average.NAME`, ..."""
     tensors = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            tensors[f"weight.{name}"] = whole(parameter).clone()
-            moments = optimiser.state.get(parameter, {})
-            tensors |= {f"{key}.{name}": whole(moments[key]).clone() for key in _MOMENTS if key in moments}
+    for name, parameter in trained_parameters(objective).items():
+        tensors[f"weight.{name}"] = whole(parameter).clone()
+        moments = optimiser.state.get(parameter, {})
+        tensors |= {
+            f"{key}.{name}": whole(moments[key]).clone() for key in _MOMENTS if key in moments
+        }
+        if average is not None:
+            tensors[f"average.{name}"] = whole(average.values[name]).clone()
     return tensors
 
 
-def restore(module: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str) -> None:
-    """Put what `collect` gave back in place. Raises TrainingError naming the parameters that do not fit."""
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+def restore(
+    objective: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str,
+    average: AveragedWeights | None = None,
+) -> None:
+    """Put what `collect` gave back in place. Raises TrainingError naming the parameters that do
+    not fit."""
+    trained = trained_parameters(objective)
     kept = {key.removeprefix("weight."): t for key, t in tensors.items() if key.startswith("weight.")}
     faults = sorted(set(trained) ^ set(kept)) + [n for n in trained if n in kept and trained[n].shape != kept[n].shape]
     if faults:
@@ -80,6 +101,10 @@ def restore(module: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[s
                 on = parameter.device if optimiser.param_groups[0].get("fused") else torch.device("cpu")
                 placed = [_placed(m, parameter) for m in moments]
                 optimiser.state[parameter] = dict(zip(_MOMENTS, [step.to(on), *placed], strict=True))
+            if average is not None:
+                average.values[name].copy_(
+                    _placed(tensors.get(f"average.{name}", kept[name]), parameter)
+                )
 
 
 def _placed(tensor: Tensor, like: Tensor) -> Tensor:
@@ -92,7 +117,8 @@ def _placed(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], progress: TrainingProgress) -> None:
-    """Write the state file; a reader sees the old one or the new one. Raises TrainingError when writing fails."""
+    """Write the state file; a reader sees the old one or the new one. Raises TrainingError when
+    writing fails."""
     from safetensors.torch import save_file
 
     part = folder / f"{STATE}.part"
@@ -117,7 +143,8 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], TrainingProgress] | Non
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Have `fill` write a folder, then put it in the place of `folder`, whose old content stays until then.
+    """Have `fill` write a folder, then put it in the place of `folder`, whose old content stays
+    until then.
 
     Raises TrainingError when it cannot be written.
     """
@@ -141,7 +168,8 @@ def recover_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, what: str, clean: Callable[[], None]) -> Iterator[None]:
-    """Within the block, errors of writing are a TrainingError that says what is kept; what was begun is removed."""
+    """Within the block, errors of writing are a TrainingError that says what is kept; what was
+    begun is removed."""
     from safetensors import SafetensorError
 
     try:

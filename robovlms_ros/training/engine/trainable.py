@@ -1,4 +1,5 @@
-"""Which parameters of a policy train: freezing, low-rank adapters (peft), gradient checkpointing."""
+"""Which parameters of a policy train: freezing, low-rank adapters (peft), gradient
+checkpointing."""
 
 import logging
 from collections.abc import Mapping
@@ -16,13 +17,18 @@ ADAPTER = "default"
 
 
 def prepare(policy: VLAPolicy, config: TrainingConfig) -> VLAPolicy:
-    """Set `requires_grad`, add adapters, switch on checkpointing, as `config` says; in place. Raises TrainingError."""
+    """Set `requires_grad`, add adapters, switch on checkpointing, as `config` says; in place.
+    Raises TrainingError."""
     for parameter in policy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    vlm = policy.vlm
-    parts = {"vision": vlm.vision_tower, "text": vlm.text_tower, "word_embedding": vlm.word_embedding,
-             "backbone": vlm.backbone}
     for name in config.freeze:
+        vlm = policy.vlm
+        parts = {
+            "vision": vlm.vision_tower,
+            "text": vlm.text_tower,
+            "word_embedding": vlm.word_embedding,
+            "backbone": vlm.backbone,
+        }
         parts[name].requires_grad_(False)
     if config.train_last_layers is not None:
         layers = decoder_layers(policy)
@@ -33,7 +39,7 @@ def prepare(policy: VLAPolicy, config: TrainingConfig) -> VLAPolicy:
         for layer in list(layers)[-config.train_last_layers :]:
             layer.requires_grad_(True)
     if config.lora is not None:
-        vlm.backbone.requires_grad_(False)
+        policy.vlm.backbone.requires_grad_(False)
         add_adapters(policy, config.lora)
     if config.gradient_checkpointing:
         checkpoint_gradients(policy)
@@ -41,7 +47,8 @@ def prepare(policy: VLAPolicy, config: TrainingConfig) -> VLAPolicy:
 
 
 def decoder_layers(policy: VLAPolicy) -> nn.ModuleList:
-    """The language model's layers: its largest list of modules. Raises TrainingError where it has none."""
+    """The language model's layers: its largest list of modules. Raises TrainingError where it
+    has none."""
     lists = [m for m in policy.vlm.text_tower.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
         raise TrainingError(f"backbone '{policy.vlm.spec.name}': no list of layers was found in its language model.")
@@ -49,7 +56,8 @@ def decoder_layers(policy: VLAPolicy) -> nn.ModuleList:
 
 
 def checkpoint_gradients(policy: VLAPolicy) -> None:
-    """transformers' own gradient checkpointing in every model that has it. Raises TrainingError where none has."""
+    """transformers' own gradient checkpointing in every model that has it. Raises TrainingError
+    where none has."""
     from transformers import PreTrainedModel
 
     models = [m for m in policy.vlm.modules() if isinstance(m, PreTrainedModel) and m.supports_gradient_checkpointing]
@@ -65,7 +73,8 @@ def checkpoint_gradients(policy: VLAPolicy) -> None:
 
 
 def add_adapters(policy: VLAPolicy, config: LoraConfig) -> None:
-    """Adapters in the language model, B zero: the policy answers as before. Raises TrainingError: nothing matches."""
+    """Adapters in the language model, B zero: the policy answers as before. Raises
+    TrainingError: nothing matches."""
     try:
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
@@ -87,7 +96,8 @@ def add_adapters(policy: VLAPolicy, config: LoraConfig) -> None:
 
 
 def merge_adapters(policy: VLAPolicy, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A policy's state as that of one without adapters, their product added to the weights (float32); and the adapters.
+    """A policy's state as that of one without adapters, their product added to the weights
+    (float32); and the adapters.
 
     state: of `policy`, whole tensors. The second part is empty without adapters.
     """
@@ -110,11 +120,18 @@ def count(policy: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def optimiser(policy: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over what trains, in one group, for weights that will be on `device`. Raises TrainingError when nothing
-    trains."""
-    trained = [p for p in policy.parameters() if p.requires_grad]
+def optimiser(module: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over what trains, for weights that will be on `device`. Raises TrainingError when
+    nothing trains."""
+    trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise TrainingError(f"training.freeze = {list(config.freeze)}: nothing is left to train. Freeze less.")
+    groups = [{"params": trained, "weight_decay": config.weight_decay}]
+    if not config.decay_vectors:
+        vectors = [p for p in trained if p.ndim <= 1]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
     fused = device.type == "cuda"  # elsewhere the plain loop, which needs no copies of everything either
-    return torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)

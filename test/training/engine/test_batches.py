@@ -16,8 +16,8 @@ from robovlms_ros.config.training import AugmentConfig
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.data.augment import augment_windows, luma, turn_hue
 from robovlms_ros.training.engine.batches import Collate, model_batch
-from robovlms_ros.training.engine.fit import seed_step
 from robovlms_ros.training.engine.objective import Objective
+from robovlms_ros.training.engine.trainer import seed_step
 
 STILL = dict.fromkeys(("shift", "brightness", "contrast", "saturation", "hue"), 0.0)
 

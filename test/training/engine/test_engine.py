@@ -119,7 +119,7 @@ def test_bfloat16_computes_in_half_precision_and_keeps_float32_weights(make_trai
 
 def test_four_episodes_are_learned_by_heart(make_training_config, make_windows, tmp_path, monkeypatch):
     monkeypatch.setattr(engine.Engine, "_write", lambda self, place, tensors, values: place.mkdir())
-    monkeypatch.setattr(engine.Engine, "_save", lambda self: None)
+    monkeypatch.setattr(engine.Engine, "save", lambda self: None)
     training = {"epochs": 40, "batch_size": 12, "warmup_ratio": 5.0, "schedule": "cosine",
                 "arm_gripper_loss_ratio": 0.1}
     config = make_training_config(training=training)

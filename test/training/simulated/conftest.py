@@ -1,4 +1,5 @@
-"""A small tabletop plan and two recorded episodes of it; a small policy of the easy demo and made-up frames for it."""
+"""A small tabletop plan and two recorded episodes of it; a small policy of the easy demo and
+made-up frames for it."""
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ from robovlms_ros.checkpoints.checkpoint import build_policy
 from robovlms_ros.config.policy import config_from_mapping
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
-from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.sim.training.behaviour_cloning import Learner, Recipe
-from robovlms_ros.sim.training.demonstrations import record_shard
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.objects import THINGS
+from robovlms_ros.sim.training.demonstrations import TASK_SETTINGS, Recording, record_shard
+from robovlms_ros.sim.training.hindsight import CUBE_GOALS
+from robovlms_ros.sim.training.objectives import CubeObjective
+from robovlms_ros.sim.training.recipe import Recipe
 from robovlms_ros.sim.training.shards import ShardFrames, find_shards
-from robovlms_ros.sim.training.task_demonstrations import SETTINGS, TaskRecording
+from robovlms_ros.sim.world import SimWorld
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +37,16 @@ def small_mapping():
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """Two recorded episodes."""
-    world = TaskWorld(0)
+    world = SimWorld(0, task="all")
     shard = tmp_path_factory.mktemp("shards") / "0"
-    outcomes = record_shard(shard, TRAINING_SEEDS[:2], build_loop(world), ExpertSession(world), SETTINGS,
-                            recording=TaskRecording(world))
+    outcomes = record_shard(
+        shard,
+        TRAINING_SEEDS[:2],
+        build_loop(world),
+        ExpertSession(world),
+        TASK_SETTINGS,
+        Recording(world),
+    )
     assert len(outcomes) == 2
     return shard.parent
 
@@ -65,24 +74,36 @@ def policy(policy_mapping):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Two made-up shards of two episodes of nine frames: the labels follow from the cubes' places."""
+    """Two made-up shards of two episodes of nine frames: the labels follow from the cubes'
+    places."""
     root, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
     for shard in range(2):
         folder, frames = root / str(shard), 18
         folder.mkdir()
-        cubes = rng.uniform(-0.1, 0.1, (frames, len(CUBES), 3)).astype(np.float32)
-        labels = np.ones((frames, len(CUBES), 4, 7), np.float32)
+        cubes = rng.uniform(-0.1, 0.1, (frames, 2, 3)).astype(np.float32)
+        labels = np.ones((frames, 2, 4, 7), np.float32)
         labels[..., :3] = 0.1 * cubes[:, :, None]
         labels[..., 3:6] = 0.0
         np.save(folder / "images.npy", rng.integers(0, 256, (frames, 2, 28, 28, 3), dtype=np.uint8))
+        # The followed goal's label comes first.
+        followed = rng.integers(0, 2, frames)
+        order = np.stack((followed, 1 - followed), axis=1)
+        things = np.full((frames, len(THINGS), 3), np.nan, np.float32)
+        things[:, [THINGS.index("red cube"), THINGS.index("green cube")]] = cubes
         np.savez(
-            folder / "frames.npz", poses=np.tile(np.eye(4), (frames, 1, 1)), joints=np.zeros((frames, 7)),
-            openings=np.ones(frames, np.float32), cubes=cubes, labels=labels,
-            followed=rng.integers(0, len(CUBES), frames), episodes=np.repeat([2 * shard, 2 * shard + 1], 9),
+            folder / "frames.npz",
+            poses=np.tile(np.eye(4), (frames, 1, 1)),
+            joints=np.zeros((frames, 7)),
+            openings=np.ones(frames, np.float32),
+            things=things,
+            labels=np.take_along_axis(labels, order[:, :, None, None], axis=1),
+            goals=np.array(CUBE_GOALS)[order],
+            episodes=np.repeat([2 * shard, 2 * shard + 1], 9),
+            scenes=np.repeat([2 * shard, 2 * shard + 1], 9),
         )
     return find_shards(root)
 
 
 @pytest.fixture
 def frames(policy, shards):
-    return ShardFrames(Learner(policy, Recipe())).add(shards)
+    return ShardFrames(CubeObjective(policy, Recipe())).add(shards)

@@ -1,6 +1,6 @@
-"""Ablations: every variant's policy learns and drives, of the tabletop tasks and of the easy demo; what is left is said
-beforehand, with the time it takes once one was timed; what was not run is listed as not run beside what RoboVLMs found,
-what was is not run again.
+"""Ablations: every variant's policy learns and drives, of the tabletop tasks and of the easy demo;
+what is left is said beforehand, with the time it takes once one was timed; what was not run is
+listed as not run beside what RoboVLMs found, what was is not run again.
 """
 
 from dataclasses import replace
@@ -16,14 +16,15 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import Observation, RobotState
 from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
 from robovlms_ros.sim.training import ablations, costs, published
-from robovlms_ros.sim.training.behaviour_cloning import Learner, TrainingStage
 from robovlms_ros.sim.training.costs import Work
-from robovlms_ros.sim.training.demonstrations import DemonstrationSettings, record_shard
+from robovlms_ros.sim.training.demonstrations import CUBE_SETTINGS, Recording, record_shard
+from robovlms_ros.sim.training.objectives import CubeObjective
 from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.recipe import TrainingStage
 from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames, find_shards
-from robovlms_ros.sim.training.task_cloning import TaskLearner
+from robovlms_ros.sim.training.task_objective import TaskObjective
 from robovlms_ros.sim.world import SimWorld
 
 pytestmark = pytest.mark.sim
@@ -39,7 +40,7 @@ def small_plan(small_mapping, tmp_path_factory):
 @pytest.fixture(scope="module")
 def easy_plan(small_plan):
     """The easy demo's, with the same model."""
-    return replace(small_plan, task=None, stages=(TrainingStage(4),))
+    return replace(small_plan, task="cubes", stages=(TrainingStage(4),))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def easy_folder(tmp_path_factory):
     """An episode of the easy demo."""
     world = SimWorld(TRAINING_SEEDS[0])
     shard = tmp_path_factory.mktemp("easy") / str(TRAINING_SEEDS[0])
-    record_shard(shard, TRAINING_SEEDS[:1], build_loop(world), ExpertSession(world), DemonstrationSettings())
+    record_shard(shard, TRAINING_SEEDS[:1], build_loop(world), ExpertSession(world), CUBE_SETTINGS,
+                 Recording(world))
     world.close()
     return shard.parent
 
@@ -64,11 +66,17 @@ def test_every_variant_learns_and_predicts(small_plan, easy_plan, folder, easy_f
     plan = ablations.plan_of(name, small_plan, 10)
     policy = build_policy(plan.policy_config, seed=plan.recipe.seed)
     model = plan.policy_config.model
-    make = partial(Learner, hindsight=plan.hindsight) if easy else partial(TaskLearner, chosen=2)
-    learner = make(policy, plan.recipe, ground_truth=plan.ground_truth)
-    data = DemonstrationSet(ShardFrames(learner).add(find_shards(folder)), model.history_length, 2)
-    losses = learner.losses(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
-    losses.total.backward()
+    make = (
+        partial(CubeObjective, hindsight=plan.hindsight)
+        if easy
+        else partial(TaskObjective, chosen=2)
+    )
+    objective = make(policy, plan.recipe, ground_truth=plan.ground_truth)
+    data = DemonstrationSet(
+        ShardFrames(objective).add(find_shards(folder)), model.history_length, 2
+    )
+    inputs = objective.inputs(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
+    objective(inputs)["loss"].backward()
     assert all(p.grad is not None for p in policy.head.parameters())
     images = {camera: np.zeros((96, 96, 3), np.uint8) for camera in ("static", "wrist")}
     state = RobotState(0, np.zeros(7), None, np.eye(4), 1.0)
@@ -98,7 +106,8 @@ def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, 
     assert left("executed_4") == {"executed_4": Work(5, 3, 1)}
     assert [stage.steps for stage in ablations.plan_of("reference", small_plan, 3).stages] == [1, 2]
     assert [stage.steps for stage in ablations.plan_of("without_ground_truth", small_plan, 3).stages] == [3]
-    # What the later stages would add is left out, and a step has as many frames whatever the history's length.
+    # What the later stages would add is left out, and a step has as many frames whatever the
+    # history's length.
     reference, single = (ablations.plan_of(name, small_plan, 3) for name in ("reference", "history_1"))
     assert reference.demonstrations == 5 and single.recipe.windows == 2 * reference.recipe.windows
     with pytest.raises(ConfigError, match="variant = 'histroy_1'"):

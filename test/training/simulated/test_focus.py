@@ -1,4 +1,5 @@
-"""Samples with a high loss are drawn more often: in the configured share, from known samples, alike after a stop."""
+"""Samples with a high loss are drawn more often: in the configured share, from known samples,
+alike after a stop."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,10 +10,10 @@ import torch
 
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.sim.training.behaviour_cloning import Losses, Recipe, TrainingStage
+from robovlms_ros.sim.training.pipeline import build_trainer
 from robovlms_ros.sim.training.plans import load_plan
-from robovlms_ros.sim.training.prioritized_sampling import PrioritizedSampling
-from robovlms_ros.sim.training.trainer import Trainer
+from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
+from robovlms_ros.training.engine.prioritized_sampling import PrioritizedSampling
 
 
 def counts(focus, draws=20_000):
@@ -42,15 +43,24 @@ class Counting(torch.nn.Module):
     """Windows whose loss is their own number, and the number of times that each was drawn."""
 
     drawn = np.zeros(8, int)
+    reported = ("loss", "arm")
 
-    def __init__(self, *_):
+    def __init__(self, policy, _):
         super().__init__()
+        self.policy = policy
         self.number = torch.nn.Parameter(torch.ones(1))
 
-    def losses(self, windows, generator):
+    def inputs(self, windows, generator):
         np.add.at(self.drawn, windows, 1)
+        return windows
+
+    def forward(self, windows):
         one = self.number.sum()
-        return Losses(one, *(one.detach() for _ in range(3)), windows=torch.from_numpy(windows.astype(np.float32)))
+        return {
+            "loss": one,
+            "arm": one.detach(),
+            "windows": torch.from_numpy(windows.astype(np.float32)),
+        }
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -60,7 +70,9 @@ def test_stopped_run_goes_on_with_what_it_knew(tmp_path, threads):
     def run(folder, *stops):
         Counting.drawn = np.zeros(8, int)
         for stop in stops:
-            trainer = Trainer(torch.nn.Identity(), Recipe(windows=4), folder, Counting, 1, threads)
+            trainer = build_trainer(
+                torch.nn.Identity(), Recipe(windows=4), folder, Counting, 1, threads
+            )
             trainer.run(data, TrainingStage(stop, focus=0.9))
         return Counting.drawn
 
@@ -76,6 +88,6 @@ def test_bad_plans():
     with pytest.raises(ConfigError, match="0 where `seeing` is true"):
         TrainingStage(1, focus=0.5, seeing=True, history=1)
     with pytest.raises(ConfigError, match=r"stages\[0\].focus = 0.5: must be 0 without a `task`"):
-        replace(plan, task=None, stages=(TrainingStage(1, focus=0.5),))
+        replace(plan, task="cubes", stages=(TrainingStage(1, focus=0.5),))
     with pytest.raises(ConfigError, match="first_scene = 999999: must be 0 to 9[0-9]*, with [0-9]* scenes"):
         replace(plan, first_scene=999_999)

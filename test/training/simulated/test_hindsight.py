@@ -1,5 +1,6 @@
 """Recordings of a real robot: the followed instruction and the executed actions are learned, cube
-positions are not. In hindsight the grasp position is known, and it alone is learned beside the action.
+positions are not. In hindsight the grasp position is known, and it alone is learned beside the
+action.
 """
 
 from dataclasses import replace
@@ -10,46 +11,48 @@ import torch
 
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import CUBES, TRAINING_SEEDS
-from robovlms_ros.sim.training.behaviour_cloning import PLACE_SCALE, Learner, Recipe, TrainingStage
-from robovlms_ros.sim.training.demonstrations import (
-    CubeRecording,
-    DemonstrationSettings,
-    record_shard,
-)
-from robovlms_ros.sim.training.hindsight import grasped_places
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
+from robovlms_ros.sim.training.demonstrations import CUBE_SETTINGS, Recording, record_shard
+from robovlms_ros.sim.training.hindsight import CUBE_GOALS, followed_cubes, grasped_places
+from robovlms_ros.sim.training.objectives import PLACE_SCALE, CubeObjective
 from robovlms_ros.sim.training.plans import TrainingPlan
+from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
 from robovlms_ros.sim.training.shards import DemonstrationSet
 from robovlms_ros.sim.world import SimWorld
 
 
 def test_without_ground_truth_the_followed_instruction_alone_is_learned(policy, frames):
     """Of what is told of the cube that was not asked for, and where cubes are, nothing matters."""
-    learner = Learner(policy, Recipe(), ground_truth=False)
+    objective = CubeObjective(policy, Recipe(), ground_truth=False)
     data = DemonstrationSet(frames, window=2, stride=2)
     windows = data.windows(data.starts[:6])
     followed = windows.followed[:, -1]
-    assert set(followed.tolist()) == {0, 1} and learner.auxiliary is None
+    assert set(followed.tolist()) == {0, 1} and objective.auxiliary is None
 
     def loss(changed):
         with torch.no_grad():
-            return learner.losses(changed, torch.Generator().manual_seed(0))
+            return objective(objective.inputs(changed, torch.Generator().manual_seed(0)))
 
     told = loss(windows)
-    assert torch.isnan(told.target_error) and torch.isfinite(told.total)
-    asked = torch.nn.functional.one_hot(followed, len(CUBES)).bool()[:, None, :, None, None]
+    assert torch.isnan(told["target_error_m"]) and torch.isfinite(told["loss"])
+    asked = torch.nn.functional.one_hot(followed, 2).bool()[:, None, :, None, None]
     other = replace(windows, arm=torch.where(asked, windows.arm, 9.0), cubes=windows.cubes + 9.0)
-    assert loss(other).total == told.total
+    assert loss(other)["loss"] == told["loss"]
     for change in ({"arm": windows.arm + 0.1}, {"followed": 1 - windows.followed}):
-        assert loss(replace(windows, **change)).total != told.total
+        assert loss(replace(windows, **change))["loss"] != told["loss"]
 
 
 def shard(openings, followed, episodes, scenes=None):
     """Frames whose hand is at x = the frame's number."""
     poses = np.tile(np.eye(4), (len(openings), 1, 1))
     poses[:, 0, 3] = np.arange(len(openings))
-    return {"poses": poses, "openings": np.array(openings), "followed": np.array(followed),
-            "episodes": np.array(episodes), "scenes": np.array(scenes or episodes)}
+    return {
+        "poses": poses,
+        "openings": np.array(openings),
+        "goals": np.array(CUBE_GOALS)[np.array(followed)][:, None],
+        "episodes": np.array(episodes),
+        "scenes": np.array(scenes or episodes),
+    }
 
 
 def test_every_frame_knows_where_the_hand_takes_hold():
@@ -77,8 +80,14 @@ def test_every_frame_knows_where_the_hand_takes_hold():
 @pytest.mark.parametrize("paired", [False, True])
 def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path, paired):
     world = SimWorld(TRAINING_SEEDS[0])
-    record_shard(tmp_path, TRAINING_SEEDS[:4], build_loop(world), ExpertSession(world), DemonstrationSettings(),
-                 recording=CubeRecording(paired))
+    record_shard(
+        tmp_path,
+        TRAINING_SEEDS[:4],
+        build_loop(world),
+        ExpertSession(world),
+        CUBE_SETTINGS,
+        Recording(world, paired=paired),
+    )
     world.close()
     with np.load(tmp_path / "frames.npz") as data:
         frames = {name: data[name] for name in data.files}
@@ -87,36 +96,45 @@ def test_in_the_simulator_the_place_is_the_named_cube_s(tmp_path, paired):
     assert known.any(1).mean() > 0.5
     if paired:
         assert known.all() and np.array_equal(frames["scenes"], frames["episodes"] // 2 * 2)
-        assert set(frames["followed"][frames["episodes"] % 2 == 1]) == {1}
-        known &= np.arange(len(CUBES)) == frames["followed"][:, None]  # the other may have been shoved meanwhile
-    assert np.linalg.norm(places - frames["cubes"], axis=2)[known].max() < 0.03
+        assert set(followed_cubes(frames)[frames["episodes"] % 2 == 1]) == {1}
+        known &= (
+            np.arange(2) == followed_cubes(frames)[:, None]
+        )  # the other may have been shoved meanwhile
+    assert np.linalg.norm(places - frames["things"][:, :2], axis=2)[known].max() < 0.03
 
 
 def test_hindsight_is_learned_where_it_is_known(policy, frames):
-    learner = Learner(policy, Recipe(), ground_truth=False, hindsight=True)
-    assert not hasattr(learner.auxiliary, "all")
+    objective = CubeObjective(policy, Recipe(), ground_truth=False, hindsight=True)
+    assert not hasattr(objective.auxiliary, "all")
     data = DemonstrationSet(frames, window=2, stride=2)
     windows = data.windows(data.starts[:3])
     nowhere = torch.full_like(windows.grasped, torch.nan)
     assert torch.equal(windows.grasped.isnan(), nowhere.isnan()), "the made-up hands never close"
 
     def loss(grasped):
-        learner.zero_grad()
-        told = learner.losses(replace(windows, grasped=grasped, cubes=nowhere), torch.Generator().manual_seed(0))
-        told.total.backward()
+        objective.zero_grad()
+        changed = replace(windows, grasped=grasped, cubes=nowhere)
+        told = objective(objective.inputs(changed, torch.Generator().manual_seed(0)))
+        told["loss"].backward()
         return told
 
     unknown = loss(nowhere)
-    assert unknown.target_error == 0 and all(not p.grad.any() for p in learner.auxiliary.parameters())
+    assert unknown["target_error_m"] == 0 and all(
+        not p.grad.any() for p in objective.auxiliary.parameters()
+    )
     grasped = nowhere.clone()
     grasped[1, 1, 1 - windows.followed[1, 1]] = windows.hands[1, 1] + PLACE_SCALE
     told = loss(grasped)
-    assert told.total > unknown.total and any(p.grad.any() for p in learner.auxiliary.parameters())
+    assert told["loss"] > unknown["loss"] and any(
+        p.grad.any() for p in objective.auxiliary.parameters()
+    )
     with torch.no_grad():
-        learner.auxiliary.named[-1].weight.zero_()
-        learner.auxiliary.named[-1].bias.fill_(1.0)  # the answer
-    assert loss(grasped).target_error < 1e-6
-    assert float(loss(grasped).total.detach()) == pytest.approx(float(unknown.total.detach()), abs=1e-6)
+        objective.auxiliary.named[-1].weight.zero_()
+        objective.auxiliary.named[-1].bias.fill_(1.0)  # the answer
+    assert loss(grasped)["target_error_m"] < 1e-6
+    assert float(loss(grasped)["loss"].detach()) == pytest.approx(
+        float(unknown["loss"].detach()), abs=1e-6
+    )
 
 
 def test_hindsight_takes_the_place_of_ground_truth(policy_mapping):

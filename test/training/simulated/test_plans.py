@@ -1,13 +1,16 @@
 """`robovlms train` of a plan that records in the simulator.
 
 - `--no-ground-truth` trains a plan without it, and is refused where there is none.
-- A folder goes on with the plan that it was begun with: more stages, threads or workers; anything else is refused.
-- `--device` and `--workers` reach the run; a device that is not there is refused before anything is recorded, and both
+- A folder goes on with the plan that it was begun with: more stages, threads or workers; anything
+else is refused. - `--device` and `--workers` reach the run; a device that is not there is refused
+before anything is recorded, and both
   are refused for a configuration that is no plan.
-- Every stage has scenes of its own, which further stages leave as they are. Demonstrations can be recorded ahead; a
+- Every stage has scenes of its own, which further stages leave as they are. Demonstrations can be
+recorded ahead; a
   stage that is recorded ahead is driven by the policy as it was a stage earlier.
 - The log tells how long training is left, at the pace of the run.
-- `robovlms ablate` says what is left of the variants that it was given before it runs them, in order.
+- `robovlms ablate` says what is left of the variants that it was given before it runs them, in
+order.
 """
 
 import logging
@@ -21,11 +24,12 @@ import torch
 from robovlms_ros.cli.main import main
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.sim.task import TRAINING_SEEDS
-from robovlms_ros.sim.training import ablations, pipeline, plans, trainer
-from robovlms_ros.sim.training.behaviour_cloning import Losses, Recipe, TrainingStage
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
+from robovlms_ros.sim.training import ablations, pipeline, plans
+from robovlms_ros.sim.training.pipeline import build_trainer
 from robovlms_ros.sim.training.plans import load_plan
-from robovlms_ros.sim.training.trainer import Trainer
+from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
+from robovlms_ros.training.engine import stages
 
 TASKS = share_directory() / "config" / "train" / "tasks.yaml"
 
@@ -69,9 +73,14 @@ def test_device_and_workers_reach_the_run(tmp_path, monkeypatch, capsys):
 
 
 def test_stages_have_scenes_of_their_own():
-    stages = (TrainingStage(10), TrainingStage(20, demonstrations=3, glimpses=4), TrainingStage(30, episodes=2),
-              TrainingStage(40, episodes=3, ahead=True), TrainingStage(50, episodes=1, demonstrations=1))
-    plan = replace(load_plan(TASKS), episodes=5, shard=2, stages=stages)
+    parts = (
+        TrainingStage(10),
+        TrainingStage(20, demonstrations=3, glimpses=4),
+        TrainingStage(30, episodes=2),
+        TrainingStage(40, episodes=3, ahead=True),
+        TrainingStage(50, episodes=1, demonstrations=1),
+    )
+    plan = replace(load_plan(TASKS), episodes=5, shard=2, stages=parts)
     run, shown = Path("run"), Path("shown")
     work = pipeline.shards_of_stages(plan, run, shown)
     jobs = [job for each in work for job in each.jobs]
@@ -84,8 +93,9 @@ def test_stages_have_scenes_of_their_own():
     assert {job.folder.parent for job in jobs if job.checkpoint is None} == {shown, run / "glimpses_1"}
     assert [job.glimpse for job in work[1].jobs] == [False, False, True]
     assert [len(seeds(each.jobs)) for each in work] == [5, 3 + 4, 2, 3, 2]
-    assert pipeline.shards_of_stages(replace(plan, stages=stages[:4]), run, shown) == work[:4]
-    # The first policy that drives is stage 2's own, and still is for stage 3, which is recorded meanwhile.
+    assert pipeline.shards_of_stages(replace(plan, stages=parts[:4]), run, shown) == work[:4]
+    # The first policy that drives is stage 2's own, and still is for stage 3, which is recorded
+    # meanwhile.
     drivers = [{job.checkpoint for job in each.jobs} for each in work]
     early, late = (pipeline.step_folder(run, step) for step in (30, 100))
     assert drivers == [{None}, {None}, {early}, {early}, {None, late}]
@@ -106,37 +116,44 @@ def test_folder_goes_on_with_its_own_plan(tmp_path):
 
 
 class Straight(torch.nn.Module):
-    """A learner whose loss is its one number, and whose distance to the target is `error`."""
+    """An objective whose loss is its one number, and whose distance to the target is `error`."""
 
     error = 1.0
+    reported = ("loss", "arm", "gripper", "target_error_m")
 
-    def __init__(self, *_):
+    def __init__(self, policy, _):
         super().__init__()
+        self.policy = policy
         self.number = torch.nn.Parameter(torch.ones(1))
 
-    def losses(self, windows, generator):
+    def inputs(self, windows, generator):
+        return windows
+
+    def forward(self, windows):
         one = self.number.sum()
-        return Losses(one, one.detach(), one.detach(), torch.tensor(self.error))
+        return {"loss": one, "arm": one, "gripper": one, "target_error_m": torch.tensor(self.error)}
 
 
 def test_log_tells_how_long_is_left(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(trainer, "REPORT_EVERY", 2)
+    monkeypatch.setattr(stages, "REPORT_EVERY", 2)
     data = SimpleNamespace(starts=torch.arange(4).numpy(), windows=lambda starts: None)
     seconds = iter([100.0, 110.0, 150.0])
     with caplog.at_level(logging.INFO):
-        run = Trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run
+        run = build_trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run
         run(data, TrainingStage(4), 0, 64, lambda: next(seconds))
     told = [record.message for record in caplog.records if "left" in record.message]
     assert [line.rpartition(", ")[2] for line in told] == ["5 min of training left", "12 min of training left"]
-    assert "target 100.0 cm" in told[0]
+    assert "target_error_m 1.0000" in told[0]
 
 
 def test_log_tells_no_distance_that_is_not_known(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(trainer, "REPORT_EVERY", 1)
+    monkeypatch.setattr(stages, "REPORT_EVERY", 1)
     monkeypatch.setattr(Straight, "error", float("nan"))
     data = SimpleNamespace(starts=torch.arange(4).numpy(), windows=lambda starts: None)
     with caplog.at_level(logging.INFO):
-        Trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run(data, TrainingStage(1))
+        build_trainer(torch.nn.Identity(), Recipe(windows=2), tmp_path, Straight).run(
+            data, TrainingStage(1)
+        )
     assert "gripper" in caplog.text and "nan" not in caplog.text and "target" not in caplog.text
 
 

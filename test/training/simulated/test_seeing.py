@@ -1,6 +1,6 @@
-"""Learning to see: points are projected as MuJoCo's own cameras project them; the patch heads are told where a thing's
-centre lies and nothing of what is not there, where that is everything too; a stage of seeing trains the vision tower
-and leaves the language model alone.
+"""Learning to see: points are projected as MuJoCo's own cameras project them; the patch heads are
+told where a thing's centre lies and nothing of what is not there, where that is everything too; a
+stage of seeing trains the vision tower and leaves the language model alone.
 """
 
 import math
@@ -16,13 +16,14 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import build_loop
 from robovlms_ros.sim.scene import BASE_POSITION, WRIST_CAMERA
 from robovlms_ros.sim.tasks.domain_randomization import PLAIN
-from robovlms_ros.sim.tasks.world import TaskWorld
-from robovlms_ros.sim.training.behaviour_cloning import Recipe, TrainingStage
+from robovlms_ros.sim.training.pipeline import build_trainer
 from robovlms_ros.sim.training.plans import TrainingPlan
+from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
 from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames, find_shards
-from robovlms_ros.sim.training.task_cloning import TaskLearner
-from robovlms_ros.sim.training.trainer import Trainer
+from robovlms_ros.sim.training.task_objective import TaskObjective
 from robovlms_ros.sim.training.vision_pretraining import NAMED, PATCH, Seeing, project
+from robovlms_ros.sim.world import SimWorld
+from robovlms_ros.training.engine.batches import TrainingError
 
 pytestmark = pytest.mark.sim
 
@@ -31,7 +32,7 @@ NOT_TURNED = torch.full((2, len(NAMED)), torch.nan)
 
 @pytest.mark.parametrize(("camera", "name", "tolerance"), [("static", "static", 1e-3), ("wrist", WRIST_CAMERA, 0.02)])
 def test_points_are_projected_as_mujoco_does(camera, name, tolerance):
-    world = TaskWorld(0, blank_cameras=True, looks=PLAIN)
+    world = SimWorld(0, blank_cameras=True, task="all", looks=PLAIN)
     model, data = world._model, world._data
     hand = build_loop(world).kinematics.forward(world.joint_state().positions)
     mujoco.mj_forward(model, data)
@@ -87,10 +88,10 @@ def test_patch_heads_learn_where_a_centre_is_and_how_a_cube_is_turned():
 def test_stage_of_seeing_trains_the_vision_tower_alone(small_mapping, folder, tmp_path):
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    trainer = Trainer(policy, Recipe(windows=2), tmp_path, TaskLearner, threads=2)
-    data = DemonstrationSet(ShardFrames(trainer.learner).add(find_shards(folder)), 1, 2)
+    trainer = build_trainer(policy, Recipe(windows=2), tmp_path, TaskObjective, threads=2)
+    data = DemonstrationSet(ShardFrames(trainer.module).add(find_shards(folder)), 1, 2)
     losses = trainer.train_step(data, 1e-3, TrainingStage(1, seeing=True, windows=5))
-    assert np.isfinite(float(losses.total)) and 0 < float(losses.target_error) < 1
+    assert np.isfinite(float(losses["loss"])) and 0 < float(losses["target_error_m"]) < 1
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed and all("vision_tower" in name or "projector" in name for name in changed)
 
@@ -98,34 +99,38 @@ def test_stage_of_seeing_trains_the_vision_tower_alone(small_mapping, folder, tm
 def test_frozen_vision_tower_stays_as_it_is(small_mapping, folder, tmp_path):
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    trainer = Trainer(policy, Recipe(windows=2), tmp_path, TaskLearner)
-    data = DemonstrationSet(ShardFrames(trainer.learner).add(find_shards(folder)), 1, 2)
+    trainer = build_trainer(policy, Recipe(windows=2), tmp_path, TaskObjective)
+    data = DemonstrationSet(ShardFrames(trainer.module).add(find_shards(folder)), 1, 2)
     trainer.train_step(data, 1e-3, TrainingStage(1, frozen_vision=True))
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed and not any("vision_tower" in name or "projector" in name for name in changed)
     assert any("language_model" in name for name in changed) and any(name.startswith("head") for name in changed)
-    heads = {name: p.detach().clone() for name, p in trainer.learner.sight.named_parameters()}
+    heads = {name: p.detach().clone() for name, p in trainer.module.sight.named_parameters()}
     kept = {name: p.detach().clone() for name, p in policy.named_parameters()}
     trainer.train_step(data, 1e-3, TrainingStage(1, seeing=True, frozen_vision=True))
     assert all(torch.equal(p, kept[name]) for name, p in policy.named_parameters()), "only the heads learn"
-    assert not any(torch.equal(p, heads[name]) for name, p in trainer.learner.sight.named_parameters())
+    assert not any(
+        torch.equal(p, heads[name]) for name, p in trainer.module.sight.named_parameters()
+    )
     with pytest.raises(ConfigError, match=r"stages\[0\].frozen_vision = True: must be false without a `task`"):
         TrainingPlan(small_mapping["policy"], (TrainingStage(10, frozen_vision=True),))
 
 
 def test_run_of_an_older_version_is_refused_by_name(small_mapping, folder, tmp_path):
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
-    trainer = Trainer(policy, Recipe(windows=2), tmp_path / "run", TaskLearner)
+    trainer = build_trainer(policy, Recipe(windows=2), tmp_path / "run", TaskObjective)
     old = tmp_path / "shard"
     old.mkdir()
     with np.load(find_shards(folder)[0] / "frames.npz") as data:
         np.savez(old / "frames.npz", **{name: data[name] for name in data.files if name != "turns"})
     with pytest.raises(DatasetError, match=r"shard: there is no column 'turns', only .*Delete the folder"):
-        ShardFrames(trainer.learner).add([old])
+        ShardFrames(trainer.module).add([old])
     trainer.save()
-    trainer.learner.sight.patch["static"][1] = torch.nn.Linear(3, 3)
-    with pytest.raises(ConfigError, match=r"state.safetensors: 2 of its weights .*sight.patch.static.1.*--output"):
-        Trainer(policy, Recipe(windows=2), tmp_path / "run", lambda *_: trainer.learner)
+    trainer.module.sight.patch["static"][1] = torch.nn.Linear(3, 3)
+    with pytest.raises(
+        TrainingError, match=r"state.safetensors: 2 parameters .*sight.patch.static.1.*--output"
+    ):
+        build_trainer(policy, Recipe(windows=2), tmp_path / "run", lambda *_: trainer.module)
 
 
 def test_seeing_needs_the_simulators_knowledge(small_mapping):

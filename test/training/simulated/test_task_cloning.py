@@ -1,13 +1,14 @@
-"""Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first, a glimpse is one frame of a
-scene, and frames keep what the running policy computes of it; features of windows with sentences of their own equal
-the policy's; every goal is said in its own words; what is computed stays on the windows' device, bfloat16 hardly
-changes it and compilation not at all; a step lowers the loss, with and without the simulator's ground truth; the
-shipped plan is runnable and small enough; a killed run goes on where it was, another one from its checkpoint; what is
-most often confused stands beside each other, under cameras that stand loose now and then.
+"""Cloning of the tabletop tasks: a shard holds each goal's label, the followed one first, a glimpse
+is one frame of a scene, and frames keep what the running policy computes of it; features of windows
+with sentences of their own equal the policy's; every goal is said in its own words; what is
+computed stays on the windows' device, bfloat16 hardly changes it and compilation not at all; a step
+lowers the loss, with and without the simulator's ground truth; the shipped plan is runnable and
+small enough; a killed run goes on where it was, another one from its checkpoint; what is most often
+confused stands beside each other, under cameras that stand loose now and then.
 """
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from threading import Event
 
@@ -24,23 +25,23 @@ from robovlms_ros.core.types import RobotState
 from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
-from robovlms_ros.sim.task import TRAINING_SEEDS
+from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.domain_randomization import SceneAppearance
-from robovlms_ros.sim.tasks.expert import expert_chunk
+from robovlms_ros.sim.tasks.expert import ExpertPolicy
 from robovlms_ros.sim.tasks.language import goals, instructions
 from robovlms_ros.sim.tasks.objects import PLATES, THINGS, shape_of
-from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.training import pipeline
-from robovlms_ros.sim.training.behaviour_cloning import Recipe, TrainingStage, initialise
-from robovlms_ros.sim.training.demonstrations import record_shard
-from robovlms_ros.sim.training.pipeline import shards_of_stages, train
+from robovlms_ros.sim.training.demonstrations import GLIMPSE, LOOSE, Recording, record_shard
+from robovlms_ros.sim.training.objectives import initialise
+from robovlms_ros.sim.training.pipeline import build_trainer, shards_of_stages, train
 from robovlms_ros.sim.training.plans import load_plan
+from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
 from robovlms_ros.sim.training.recording import glimpse_jobs, record, record_job
 from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames, find_shards
 from robovlms_ros.sim.training.shared_prefix import features_under_instructions
-from robovlms_ros.sim.training.task_cloning import SENTENCES, TaskLearner
-from robovlms_ros.sim.training.task_demonstrations import GLIMPSE, LOOSE, TaskRecording
-from robovlms_ros.sim.training.trainer import Trainer
+from robovlms_ros.sim.training.task_objective import SENTENCES, TaskObjective
+from robovlms_ros.sim.world import SimWorld
+from robovlms_ros.training.engine.stages import StageTrainer
 
 pytestmark = pytest.mark.sim
 
@@ -60,9 +61,12 @@ def test_shard_holds_every_goals_label(folder):
         cubes = np.array([name in there and shape_of(name) == "cube" for name in THINGS])
         assert np.array_equal(np.isfinite(frames["turns"][i]), cubes), "only cubes lie turned"
     # The first frame's scene is known from its seed: the label is what the expert says there.
-    world = TaskWorld(int(frames["episodes"][0]))
+    world = SimWorld(int(frames["episodes"][0]), task="all")
     for number, label in zip(frames["goals"][0], frames["labels"][0], strict=True):
-        chunk = expert_chunk(GOALS[number], world.ground_truth(), frames["poses"][0], float(frames["openings"][0]))
+        opening = float(frames["openings"][0])
+        chunk = ExpertPolicy(
+            GOALS[number], world.ground_truth(), frames["poses"][0], opening
+        ).chunk()
         assert np.allclose(label, chunk, atol=1e-5)
 
 
@@ -74,10 +78,10 @@ def test_recording_stops_when_told(tmp_path):
     assert sum((job.folder / "frames.npz").exists() for job in jobs) < len(jobs)
 
 
-def test_glimpse_is_one_frame_of_a_scene(learner, folder, tmp_path):
+def test_glimpse_is_one_frame_of_a_scene(objective, folder, tmp_path):
     (job,) = glimpse_jobs(tmp_path, TRAINING_SEEDS[50:54], "panda", "all")
     assert record_job(job).endswith("4 glimpses")
-    frames = ShardFrames(learner).add([job.folder])
+    frames = ShardFrames(objective).add([job.folder])
     assert frames.episodes.tolist() == list(TRAINING_SEEDS[50:54]), "a frame of each"
     assert len(DemonstrationSet(frames, 1, 2).starts) == 4
     with pytest.raises(DatasetError):
@@ -85,12 +89,14 @@ def test_glimpse_is_one_frame_of_a_scene(learner, folder, tmp_path):
     (reached,) = glimpse_jobs(tmp_path, TRAINING_SEEDS[140130:140131], "panda", "all")
     record_job(reached)
     assert json.loads((reached.folder / "outcomes.json").read_text())[0]["success"]
-    assert len(ShardFrames(learner).add([reached.folder])) == 1, "also where the goal is reached in it"
+    assert len(ShardFrames(objective).add([reached.folder])) == 1, (
+        "also where the goal is reached in it"
+    )
     images = frames.images(torch.arange(4))
     assert (images.float().std(dim=(2, 3, 4)) > 5).all(), "both cameras see something"
     # Beside whole episodes, windows are of those alone.
-    alone = ShardFrames(learner).add(find_shards(folder))
-    both = ShardFrames(learner).add([*find_shards(folder), job.folder])
+    alone = ShardFrames(objective).add(find_shards(folder))
+    both = ShardFrames(objective).add([*find_shards(folder), job.folder])
     assert np.array_equal(DemonstrationSet(both, 2, 2).starts, DemonstrationSet(alone, 2, 2).starts)
 
 
@@ -112,17 +118,17 @@ def test_windows_with_sentences_of_their_own_share_the_prefix(small_mapping):
 
 
 @pytest.fixture
-def learner(small_mapping):
+def objective(small_mapping):
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     initialise(policy, 0)
-    return TaskLearner(policy, Recipe(), 2)
+    return TaskObjective(policy, Recipe(), 2)
 
 
-def test_frames_keep_what_the_running_policy_computes(learner, folder):
+def test_frames_keep_what_the_running_policy_computes(objective, folder):
     with np.load(folder / "0" / "frames.npz") as data:
         raw = {name: data[name] for name in data.files}
-    config = learner.policy.config
-    window = DemonstrationSet(ShardFrames(learner).add(find_shards(folder)), 3, 2)
+    config = objective.policy.config
+    window = DemonstrationSet(ShardFrames(objective).add(find_shards(folder)), 3, 2)
     windows = window.windows(window.starts[[0, -1]])
     arm, opened = ActionPipeline(config.action).encode(raw["labels"][:, :, : config.model.action_chunk_size])
     for start, row in zip(window.starts[[0, -1]], range(2), strict=True):
@@ -142,34 +148,43 @@ def test_frames_keep_what_the_running_policy_computes(learner, folder):
     assert windows.goals.dtype == torch.int64
 
 
-def test_every_goal_is_said_in_its_own_words(learner):
+def test_every_goal_is_said_in_its_own_words(objective):
     goal = torch.tensor([[0, 12], [30, 45]])
     generator, said = torch.Generator().manual_seed(0), set()
     for _ in range(20):
-        ids, mask = learner._words(goal, generator)
+        ids, mask = objective._words(goal, generator)
         for number, tokens, there in zip(goal.flatten(), ids.flatten(0, 1), mask.flatten(0, 1), strict=True):
-            alone = [learner.policy.tokenize([words])["input_ids"][0].tolist() for words in SENTENCES[number]]
+            alone = [
+                objective.policy.tokenize([words])["input_ids"][0].tolist()
+                for words in SENTENCES[number]
+            ]
             assert tokens[there.bool()].tolist() in alone
             said.add((int(number), alone.index(tokens[there.bool()].tolist())))
     assert len(said) > 8
 
 
-@pytest.mark.parametrize("part", ["losses", "seeing"])
-def test_what_is_computed_stays_where_the_windows_are(learner, folder, part):
-    data = DemonstrationSet(ShardFrames(learner).add(find_shards(folder)), 2, 2)
+@pytest.mark.parametrize("seeing", [False, True])
+def test_what_is_computed_stays_where_the_windows_are(objective, folder, seeing):
+    data = DemonstrationSet(ShardFrames(objective).add(find_shards(folder)), 2, 2)
     windows = data.windows(data.starts[:3])
-    losses_of = getattr(learner, part)
-    wanted = losses_of(windows, torch.Generator().manual_seed(0))
-    # What is created without naming a device now has no values, and nothing can be computed from it and the windows.
+
+    def losses_of(windows):
+        return objective(
+            objective.inputs(windows, torch.Generator("cpu").manual_seed(0), seeing=seeing)
+        )
+
+    wanted = losses_of(windows)
+    # What is created without naming a device now has no values, and nothing can be computed from it
+    # and the windows.
     with torch.device("meta"):
-        found = losses_of(windows, torch.Generator("cpu").manual_seed(0))
-    for field in fields(wanted):
-        torch.testing.assert_close(getattr(found, field.name), getattr(wanted, field.name), equal_nan=True)
-    rounded = TaskLearner(learner.policy, Recipe(precision="bfloat16"), 2)
-    rounded.load_state_dict(learner.state_dict())
-    total = getattr(rounded, part)(windows, torch.Generator().manual_seed(0)).total
-    assert total.dtype == torch.float32 and total != wanted.total
-    torch.testing.assert_close(total, wanted.total, rtol=0.02, atol=0.0)
+        found = losses_of(windows)
+    assert found.keys() == wanted.keys() and set(objective.reported) <= found.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, equal_nan=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = losses_of(windows)["loss"]
+    assert total.dtype == torch.float32 and total != wanted["loss"]
+    torch.testing.assert_close(total, wanted["loss"], rtol=0.02, atol=0.0)
 
 
 @pytest.mark.parametrize("ground_truth", [True, False])
@@ -177,30 +192,36 @@ def test_steps_lower_the_loss(small_mapping, folder, tmp_path, ground_truth):
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     initialise(policy, 0)
     recipe = Recipe(windows=2, shift=0, gain=0.0, channel_gain=0.0, offset=0.0, state_noise=0.0)
-    trainer = Trainer(policy, recipe, tmp_path, lambda *given: TaskLearner(*given, 2, ground_truth))
-    data = DemonstrationSet(ShardFrames(trainer.learner).add(find_shards(folder)), 2, 2)
+    trainer = build_trainer(
+        policy, recipe, tmp_path, lambda *given: TaskObjective(*given, 2, ground_truth)
+    )
+    data = DemonstrationSet(ShardFrames(trainer.module).add(find_shards(folder)), 2, 2)
     data.starts = data.starts[:2]
     losses = [trainer.train_step(data, 2e-3) for _ in range(60)]
-    values = [float(x.total.detach()) for x in losses]
+    values = [float(x["loss"]) for x in losses]
     assert np.mean(values[-10:]) < 0.7 * np.mean(values[:3])
-    assert np.isnan(float(losses[0].target_error)) != ground_truth
-    assert (trainer.learner.auxiliary is not None) == ground_truth
+    assert np.isnan(float(losses[0]["target_error_m"])) != ground_truth
+    assert (trainer.module.auxiliary is not None) == ground_truth
 
 
 def test_compiled_towers_compute_the_same(small_mapping, folder, monkeypatch):
-    """Traced as for a GPU, and run as traced: generating code for a processor would take a minute."""
+    """Traced as for a GPU, and run as traced: generating code for a processor would take a
+    minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     policy = build_policy(config_from_mapping(small_mapping["policy"]))
     told = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        learner = TaskLearner(policy, Recipe(), compiled=compiled)
-        data = DemonstrationSet(ShardFrames(learner).add(find_shards(folder)), 2, 2)
-        for losses_of in (learner.losses, learner.seeing):
-            losses = losses_of(data.windows(data.starts[:2]), torch.Generator().manual_seed(0))
-            gradients = torch.autograd.grad(losses.total, list(policy.parameters()), allow_unused=True)
+        objective = TaskObjective(policy, Recipe(), compiled=compiled)
+        data = DemonstrationSet(ShardFrames(objective).add(find_shards(folder)), 2, 2)
+        for seeing in (False, True):
+            windows = data.windows(data.starts[:2])
+            loss = objective(
+                objective.inputs(windows, torch.Generator().manual_seed(0), seeing=seeing)
+            )["loss"]
+            gradients = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
             size = sum(float(g.square().sum()) for g in gradients if g is not None)
-            told.append((float(losses.total.detach()), size))
+            told.append((float(loss.detach()), size))
     assert told[2:] == [pytest.approx(pair, rel=1e-4) for pair in told[:2]]
 
 
@@ -212,7 +233,7 @@ def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, 
     path.write_text(yaml.safe_dump(small), encoding="utf-8")
     plan = load_plan(path)
 
-    run, step = tmp_path / "run", Trainer.train_step
+    run, step = tmp_path / "run", StageTrainer.train_step
 
     def killed_at_step_one(trainer, data, rate, stage):
         if trainer.step == 1:
@@ -225,7 +246,7 @@ def test_run_from_nothing_to_a_checkpoint_after_a_kill(small_mapping, tmp_path, 
         stops.append(stop)
         return record(jobs, workers)
 
-    monkeypatch.setattr(Trainer, "train_step", killed_at_step_one)
+    monkeypatch.setattr(StageTrainer, "train_step", killed_at_step_one)
     monkeypatch.setattr(pipeline, "record", spied)
     with pytest.raises(KeyboardInterrupt):
         train(plan, run)
@@ -259,10 +280,17 @@ def test_shipped_plan():
 
 def test_twins_come_first_and_cameras_stand_loose_in_a_part_of_the_scenes(tmp_path):
     """A scene's goals hold a thing's twin of another shape, where there is one."""
-    world, looks = TaskWorld(TRAINING_SEEDS[0], blank_cameras=True, task="stack"), []
+    world, looks = SimWorld(TRAINING_SEEDS[0], blank_cameras=True, task="stack"), []
     seeds = TRAINING_SEEDS[:40]
-    record_shard(tmp_path, seeds, build_loop(world), ExpertSession(world), GLIMPSE, lambda _: looks.append(world.looks),
-                 TaskRecording(world, moments=True))
+    record_shard(
+        tmp_path,
+        seeds,
+        build_loop(world),
+        ExpertSession(world),
+        GLIMPSE,
+        Recording(world, moments=True),
+        lambda _: looks.append(world.looks),
+    )
     assert set(looks) == {LOOSE, SceneAppearance()} and 4 <= looks.count(LOOSE) <= 18
     recorded, with_twins = np.load(tmp_path / "frames.npz")["goals"], 0
     for seed, numbers in zip(seeds, recorded, strict=True):

@@ -1,38 +1,36 @@
-"""Faults injected through the real graph at working speed: command steps, speeds, accelerations and time to rest."""
+"""`robovlms bench faults`: chosen faults, their measurement, and the page of results."""
 
 import argparse
 import datetime
-import json
 import os
 import platform
-from pathlib import Path
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `robovlms bench faults`."""
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="faults whose name contains one of the texts")
-    parser.add_argument("--markdown", type=Path, help="write the page to this file")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+from robovlms_ros.bench.faults import measure as faults
+from robovlms_ros.bench.faults import rows as fault_rows
+from robovlms_ros.core.structured_text import write_json
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure; returns 1 when a fault is beyond its bounds."""
-    from robovlms_ros.bench.faults import measure as faults
-    from robovlms_ros.bench.faults import rows as fault_rows
-
-    chosen = [f for f in faults.faults() if not args.only or any(text in f.name for text in args.only)]
+    known = faults.faults()
+    texts = args.only or [""]
+    chosen = [fault for fault in known if any(text in fault.name for text in texts)]
     if not chosen:
-        names = ", ".join(fault.name for fault in faults.faults())
+        names = ", ".join(fault.name for fault in known)
         print(f"no fault contains {args.only}. There are: {names}")
         return 2
-    rows = faults.run(chosen, lambda row: print(fault_rows.markdown([row]).splitlines()[-1], flush=True))
+    rows = faults.run(chosen, _show)
     beyond = [row.fault for row in rows if not row.within]
-    if args.json:
-        args.json.write_text(json.dumps(fault_rows.as_json(rows), indent=2) + "\n", encoding="utf-8")
+    write_json(args.json, fault_rows.as_json(rows))
     if args.markdown:
-        args.markdown.write_text(_page(fault_rows.markdown(rows), len(rows), beyond), encoding="utf-8")
+        page = _page(fault_rows.markdown(rows), len(rows), beyond)
+        args.markdown.write_text(page, encoding="utf-8")
     print(f"{len(rows)} faults, beyond their bounds: {', '.join(beyond) or 'none'}")
     return 1 if beyond else 0
+
+
+def _show(row: fault_rows.FaultRow) -> None:
+    print(fault_rows.markdown([row]).splitlines()[-1], flush=True)
 
 
 def _page(table: str, count: int, beyond: list[str]) -> str:
