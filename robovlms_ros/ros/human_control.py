@@ -27,6 +27,10 @@ from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
 
 
+STREAM_PERIOD_NS = NANOSECONDS // 50
+"""Streamed commands that arrive sooner after the last one are dropped: each is planned anew."""
+
+
 class HumanControl:
     """The services, topics and publisher of one node.
 
@@ -49,6 +53,7 @@ class HumanControl:
         self._on_taken = on_taken
         self._log = log
         self._target: tuple[int, np.ndarray] | None = None
+        self._streamed_ns = 0
         self._source = ControlSource()
         self._sources = node.create_publisher(
             ControlSource, "~/control_source", LATCHED, event_callbacks=QUIET_PUBLISHER
@@ -104,7 +109,16 @@ class HumanControl:
         self.publish_source()
         return response
 
+    def _is_due(self) -> bool:
+        now = self._now()
+        due = not 0 <= now - self._streamed_ns < STREAM_PERIOD_NS
+        if due:
+            self._streamed_ns = now
+        return due
+
     def _on_twist(self, message: TwistStamped) -> None:
+        if not self._is_due():
+            return
         twist = message.twist
         linear = twist.linear
         angular = twist.angular
@@ -117,6 +131,8 @@ class HumanControl:
         self._command(plan)
 
     def _on_joint_state(self, message: JointState) -> None:
+        if not self._is_due():
+            return
         now = self._now()
 
         def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:

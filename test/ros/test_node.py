@@ -19,7 +19,8 @@ def test_hears_only_cameras_joints_and_the_instruction(live):
     heard = {topic for topic, _ in live.node.get_subscriber_names_and_types_by_node("vla", space)}
     status = "panda_arm_controller/follow_joint_trajectory/_action/status"  # goals of other clients
     names = (
-        "static/image_raw", "wrist/image_raw", "joint_states", "instruction", "success", status
+        "static/image_raw", "wrist/image_raw", "joint_states", "instruction", "success", status,
+        "vla/human/twist", "vla/human/joint_states", "vla/human/joint_trajectory",
     )
     assert heard == {f"{space}/{name}" for name in names}
     assert not any(word in topic for topic in heard for word in OBJECT_POSES)
