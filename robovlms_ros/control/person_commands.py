@@ -89,6 +89,8 @@ def plan_trajectory(
     """
     if len(seconds) == 0 or np.any(np.diff(seconds) <= 0.0):
         raise PlanRefused("the trajectory's times must increase, with one point or more.")
+    if not (np.isfinite(seconds).all() and np.isfinite(positions).all()):
+        raise PlanRefused("a time or position is not finite.")
     times_ns = begin_ns + np.round(seconds * NANOSECONDS).astype(np.int64)
     if velocities is None:
         velocities = central_differences(times_ns, positions)

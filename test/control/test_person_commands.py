@@ -73,7 +73,7 @@ def test_a_trajectory():
     with pytest.raises(PlanRefused, match="increase"):
         plan_trajectory(seconds[::-1], positions, None, 7, PANDA)
     with pytest.raises(PlanRefused, match="not finite"):
-        plan_trajectory(seconds, positions * np.inf, None, 7, PANDA)
+        plan_trajectory(seconds, np.full_like(positions, np.nan), None, 7, PANDA)
 
 
 def test_order_of_joints():
