@@ -293,8 +293,8 @@ def run(args: argparse.Namespace) -> int:
     ratio = max(row["ratio"] for row in rows)
     met = added <= ADDED_MS and ratio <= RATIO
     print(
-        f"\nadded, p99: {added:.2f} ms (aim: at most {ADDED_MS:g}); ratio {ratio:.2f} (aim: at most "
-        f"{RATIO:g}): {'met' if met else 'MISSED'}"
+        f"\nadded, p99: {added:.2f} ms (aim: at most {ADDED_MS:g}); ratio {ratio:.2f} (aim: "
+        f"at most {RATIO:g}): {'met' if met else 'MISSED'}"
     )
     write_json(args.json, {"rows": rows, "added_p99_ms": added, "ratio": ratio, "pass": met})
     return 0 if met else 1

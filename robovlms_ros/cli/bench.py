@@ -1,4 +1,4 @@
-"""`robovlms bench NAME`: the options of every benchmark, whose measurement is a module of robovlms_ros/bench.
+"""`robovlms bench NAME`: the options of every benchmark; robovlms_ros/bench measures.
 
 Each function below adds one benchmark's options; its docstring is the benchmark's description.
 """
@@ -15,9 +15,9 @@ DEFAULT = "policy"
 COMMANDS = {
     "policy": ("robovlms_ros.bench.policy.command", "cost of a policy's step (the default)"),
     "plot": ("robovlms_ros.bench.policy.curves", "curves of cost from `bench policy --json`"),
-    "stream": ("robovlms_ros.bench.streaming", "smoothness of the streaming strategies under latency"),
+    "stream": ("robovlms_ros.bench.streaming", "smoothness of streaming strategies under latency"),
     "node": ("robovlms_ros.bench.node", "time that the ROS node adds to a step"),
-    "faults": ("robovlms_ros.bench.faults.command", "faults through the real graph at working speed"),
+    "faults": ("robovlms_ros.bench.faults.command", "faults through the graph at working speed"),
     "ik": ("robovlms_ros.bench.inverse_kinematics", "inverse kinematics of a whole chunk"),
     "eval": ("robovlms_ros.bench.evaluation", "bag evaluation in blocks against frame by frame"),
 }
@@ -51,10 +51,10 @@ def policy(parser: argparse.ArgumentParser) -> None:
         help="sessions stepped together (paths fast and plain)")
     add("--dtype", help="float32, bfloat16, float16 (default float32 on a CPU, bfloat16 on a GPU)")
     add("--paths", default="fast,plain,careful,logits",
-        help="also fast:PART+PART, fast:int8, logits_float32, logits_bfloat16; ratios are to the "
+        help="also fast:PART+PART, fast:fp8, logits_float32, logits_bfloat16; ratios are to the "
         "first")
     add("--rounds", type=int, help="interleaved rounds (default 7, in table and curves on a CPU 3)")
-    add("--seconds", type=float, help="of each path, all rounds together (default: one step a round)")
+    add("--seconds", type=float, help="of each path, in all rounds (default: one step a round)")
     add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     add("--threads", type=int, default=2, help="torch threads (default 2)")
     add("--json", type=Path, metavar="FILE", help="written after every model")
@@ -69,7 +69,8 @@ def plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="written by `bench policy --json`")
     parser.add_argument("--out", type=Path, default=Path("docs/images"),
                         help="folder (default docs/images)")
-    parser.add_argument("--prefix", default="cost_over", help="of the files' names (default cost_over)")
+    parser.add_argument("--prefix", default="cost_over",
+                        help="of the files' names (default cost_over)")
 
 
 def stream(parser: argparse.ArgumentParser) -> None:

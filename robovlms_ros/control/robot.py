@@ -103,7 +103,8 @@ class GateConfig:
         scaling = self.speed_scaling
         require(0 < scaling <= 1, "gate.speed_scaling", scaling, "above 0, at most 1")
         ramp = self.speed_scaling_ramp
-        require(math.isfinite(ramp) and ramp >= 0, "gate.speed_scaling_ramp", ramp, "seconds, 0 or more")
+        valid = math.isfinite(ramp) and ramp >= 0
+        require(valid, "gate.speed_scaling_ramp", ramp, "seconds, 0 or more")
 
 
 @dataclass(frozen=True)

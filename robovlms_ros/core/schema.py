@@ -62,7 +62,8 @@ def check_ranges(instance: Any, where: str) -> None:
             low = field.metadata["low"]
             high = field.metadata["high"]
             value = getattr(instance, field.name)
-            require(low <= value <= high, f"{where}.{field.name}", value, f"from {low:g} to {high:g}")
+            allowed = f"from {low:g} to {high:g}"
+            require(low <= value <= high, f"{where}.{field.name}", value, allowed)
 
 
 def current_names(

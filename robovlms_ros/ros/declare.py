@@ -34,8 +34,8 @@ FOREIGN_PREFIXES = ("qos_overrides.",)
 class DeclaredParameters:
     """The parameters of one node.
 
-    locked: the reason not to change them now, None when they can be; called with True for those that
-    can be changed while the node is inactive. Those marked `live` always can.
+    locked: the reason not to change them now, None where there is none; called with True for those
+    that can be changed while the node is inactive. `live` ones always can be.
     on_live_change: called after a live one was changed.
     """
 

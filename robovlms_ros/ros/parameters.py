@@ -1,8 +1,8 @@
 """The parameters of `vla_node`: one declaration from which everything else follows.
 
 Each field of NodeParameters holds default, description, unit and range. From them follow the table
-(`expand`), the typed struct (`from_values`), rclpy's descriptors (`declare.py`), config/vla.yaml and
-docs/parameters.md (`python -m robovlms_ros.ros.parameters` writes both). Nothing here needs ROS.
+(`expand`), the typed struct (`from_values`), rclpy's descriptors (`declare.py`), config/vla.yaml
+and docs/parameters.md (`python -m robovlms_ros.ros.parameters` writes both). No ROS is needed.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from robovlms_ros.control.safety_monitor import PermissionConfig, SafetyMonitorC
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError, current_names, did_you_mean, parameter
+from robovlms_ros.inference.optimized.options import REMEDY, REMOVED
 from robovlms_ros.observations.images import AS_SENT, Encoding, only_raw
 
 Value = str | bool | int | float | list[str]
@@ -61,7 +62,8 @@ class CameraParameters:
         if base != self.topic:
             reason = "the transport `compressed` appends /compressed itself. Give"
             if self.transport == "raw":
-                reason = f"it carries compressed images. Set {place}.transport to compressed, and give"
+                change = f"Set {place}.transport to compressed"
+                reason = f"it carries compressed images. {change}, and give"
             raise ConfigError(
                 f"parameter {place}.topic = '{self.topic}': {reason} the base topic, '{base}'."
             )
@@ -74,9 +76,9 @@ class CameraParameters:
 class NodeParameters:
     """The values of all parameters; `from_values` makes them.
 
-    Facts of a field beside default, description, unit, low and high: topic: a ROS name. fixed: given
-    only when the node starts. live: changed at any time. inactive: changed while unconfigured or
-    inactive, in force from the next activation. All others: while unconfigured.
+    Facts of a field beside default, description, unit, low and high: topic: a ROS name. fixed:
+    given only when the node starts. live: changed at any time. inactive: changed while unconfigured
+    or inactive, in force from the next activation. All others: while unconfigured.
     watchdog: its max_age is the robot's, which `max_age` may override.
     """
 
@@ -105,11 +107,13 @@ class NodeParameters:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = parameter(
         "auto", "Precision of the weights; auto: the one of the policy's configuration."
     )
-    fast_path: Literal["auto", "max", "off", "int8", "int4", "fp8"] = parameter(
+    fast_path: Literal["auto", "max", "off", "fp8"] = parameter(
         "auto",
         "auto: all shortcuts that give the same answers; max: also compiled code, minutes at first "
-        "start; off: none; int8, int4, fp8: also the text model's weights in fewer bits, for small "
-        "GPUs. Compared with the reference path at configure, and refused beyond the tolerance.",
+        "start; off: none; fp8: also the text model's weights in fp8, for GPUs. Compared with the "
+        "reference path at configure, and refused beyond the tolerance.",
+        removed=REMOVED,
+        remedy=REMEDY,
     )
     dry_run: bool = parameter(
         True, "True: chunks are published and nothing that moves.", inactive=True
@@ -244,7 +248,7 @@ FORMER = dict(FORMER_GATE_KEYS)
 RETIRED = {
     "schedule.max_deviation": "a smooth stop always follows the commanded motion",
 }
-"""Parameters of earlier releases without effect, and the reason. They are accepted with a warning."""
+"""Parameters of earlier releases without effect, and the reason; accepted with a warning."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +257,7 @@ class Parameter:
 
     A name with `{camera}` stands for one parameter per configured camera; so does `{camera}` in its
     default. kind: Python type of the value. choices: the allowed texts, empty for any.
+    removed: former choices, refused with `remedy`.
     """
 
     name: str
@@ -263,6 +268,8 @@ class Parameter:
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    remedy: str = ""
     topic: bool = False
     fixed: bool = False
     live: bool = False
@@ -301,6 +308,8 @@ class Parameter:
             quoted = f"{self.name}:=\"'off'\""
             hint = f" ROS reads off, yes, 12 and the like as other types; quote it: {quoted}."
             raise ConfigError(f"{place}: must be {KINDS[kind]}.{hint if kind is str else ''}")
+        if value in self.removed:
+            raise ConfigError(f"{place}: {self.remedy}")
         if self.choices and value not in self.choices:
             raise ConfigError(f"{place}: not allowed.{did_you_mean(value, self.choices)}")
         out_of_range = kind in (int, float) and not self.low <= value <= self.high
@@ -411,7 +420,7 @@ def to_yaml() -> str:
     lines = [
         "# Parameters of vla_node at their defaults; `/**` makes the file fit any node name and "
         "namespace.",
-        "# Written by `python -m robovlms_ros.ros.parameters`; edit a copy, give it as params_file.",
+        "# Written by `python -m robovlms_ros.ros.parameters`; give an edited copy as params_file.",
         "/**:",
         "  ros__parameters:",
     ]
@@ -424,25 +433,32 @@ def to_yaml() -> str:
 
 
 def to_markdown() -> str:
-    """The text of docs/parameters.md: a table of all parameters."""
+    """The text of docs/parameters.md: a table of all parameters, and the meaning of each."""
     lines = [
         "# Parameters of `vla_node`",
         "",
         "Written by `python -m robovlms_ros.ros.parameters` from the declaration in",
-        "`robovlms_ros/ros/parameters.py`. Set them in a copy of `config/vla.yaml` (`params_file:=`).",
-        "A parameter is set while the node is unconfigured, unless the last column names another time.",
+        "`robovlms_ros/ros/parameters.py`. Set them in a copy of `config/vla.yaml`",
+        "(`params_file:=`). A parameter is set while the node is unconfigured, unless the last column",
+        "names another time.",
         "",
-        "| parameter | default | unit | allowed | meaning | set |",
-        "|---|---|---|---|---|---|",
+        "| parameter | default | unit | range | set |",
+        "|---|---|---|---|---|",
     ]
     for entry in PARAMETERS:
         when = "at start" if entry.fixed else "at any time" if entry.live else ""
         when = "while inactive" if entry.inactive else when
-        allowed = entry.allowed() or KINDS[entry.kind]
-        cells = (f"`{entry.name}`", f"`{_literal(entry.default)}`", entry.unit, allowed)
-        lines.append(f"| {' | '.join((*cells, entry.description, when))} |")
+        numbers = entry.allowed().removeprefix("from ") if math.isfinite(entry.low) else ""
+        cells = (f"`{entry.name}`", f"`{_literal(entry.default)}`", entry.unit, numbers, when)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for entry in PARAMETERS:
+        text = f"- `{entry.name}`: {entry.description}"
+        if entry.choices:
+            text += f" Allowed: {', '.join(entry.choices)}."
+        lines += textwrap.wrap(text, 98, subsequent_indent="  ", break_on_hyphens=False)
     former = ", ".join(f"`{old}` (now `{new}`)" for old, new in FORMER.items())
-    lines += ["", "Former names, accepted with a warning in this release:", f"{former}."]
+    lines += ["", *textwrap.wrap(f"Former names, accepted with a warning in this release: {former}.")]
     return "\n".join(lines) + "\n"
 
 

@@ -88,8 +88,8 @@ def test_parts_and_quantisation_by_name() -> None:
     assert options_of("plain", "cpu") is None
     only = options_of("fast:prompt_cache", "cpu")
     assert only is not None and only.prompt_cache and not only.staggered_lstm
-    quantised = options_of("fast:int8", "cpu")
-    assert quantised is not None and quantised.quantize == "int8" and quantised.staggered_lstm
+    quantised = options_of("fast:fp8", "cpu")
+    assert quantised is not None and quantised.quantize == "fp8" and quantised.staggered_lstm
     with pytest.raises(FastPathError, match="no part 'prompt'"):
         options_of("fast:prompt", "cpu")
 

@@ -141,7 +141,10 @@ def test_refused_by_name(make_config: MakeConfig) -> None:
     with pytest.raises(FastPathError, match="must be one of auto, max"):
         options_for("quick", "cpu")
     assert options_for("off", "cuda") is None and options_for("auto", "cpu") == FastPathOptions()
-    assert options_for("int8", "cpu") == FastPathOptions(quantize="int8")
+    assert options_for("fp8", "cpu") == FastPathOptions(quantize="fp8")
+    for removed in ("int8", "int4"):
+        with pytest.raises(FastPathError, match=f"'{removed}': .* were removed. Use bfloat16 weights"):
+            options_for(removed, "cpu")
     assert options_for("max", "cuda") == FastPathOptions(device_preprocess=True, cuda_graphs=True, compile=True)
     policy = helpers.lively(make_config(**TWO))
     nothing = PolicySession(policy, fast=FastPathOptions.only())

@@ -22,7 +22,7 @@ from robovlms_ros.inference.optimized import shared_stages
 from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.optimized.verification import (
     EXACT,
-    QUANTIZED,
+    FP8,
     Tolerance,
     frames_to_verify,
     open_session,
@@ -58,10 +58,10 @@ def test_an_open_session_is_verified_and_keeps_one_set_of_weights(make_config: M
     assert "cosine 1.0" in open_session(policy, "auto", FRAMES).path_reason
     tower, before = (
         policy.vlm.text_tower,
-        PolicySession(policy, fast=FastPathOptions(quantize="int8")),
+        PolicySession(policy, fast=FastPathOptions(quantize="fp8")),
     )
     count = sum(p.numel() for p in tower.parameters())
-    session = open_session(policy, "int8", FRAMES)
+    session = open_session(policy, "fp8", FRAMES)
     assert session.path == "fast" and sum(p.numel() for p in tower.parameters()) < 0.7 * count
     plain = PolicySession(policy)
     for observation in FRAMES:
@@ -106,7 +106,7 @@ def test_one_step_down_at_a_time(make_config: MakeConfig, monkeypatch: pytest.Mo
 def test_tolerances(make_config: MakeConfig) -> None:
     policy = helpers.lively(make_config())
     assert tolerance_of(policy, FastPathOptions()) == EXACT["float32"]
-    assert tolerance_of(policy, FastPathOptions(quantize="int8")) == QUANTIZED["int8"]
+    assert tolerance_of(policy, FastPathOptions(quantize="fp8")) == FP8
     assert tolerance_of(policy.to(torch.bfloat16), FastPathOptions()) == EXACT["bfloat16"]
     with pytest.raises(ValueError, match="at least one observation"):
         verify_fast_path(policy, [], FastPathOptions())

@@ -47,11 +47,11 @@ def chunks(tmp_path_factory):
 
     config, logs = share_directory() / "config", tmp_path_factory.mktemp("logs")
     names = ["--ros-args", "-r", f"__ns:=/{NAMESPACE}", "--params-file"]
-    nodes = {"sim_arm_node": [*names, str(config / "sim_arm.yaml"), "-p", "real_time_factor:=0.5"],
-             "vla_node": [*names, str(config / "demo.yaml"), "-p", "instruction:=lift the red cube",
+    nodes = {"sim.nodes.sim_arm": [*names, str(config / "sim_arm.yaml"), "-p", "real_time_factor:=0.5"],
+             "ros.vla_node": [*names, str(config / "demo.yaml"), "-p", "instruction:=lift the red cube",
                           "-p", "dry_run:=true"]}
     files = {name: (logs / name).open("w+") for name in nodes}
-    running = [start(f"robovlms_ros.ros.{name}", *arguments, stdout=files[name]) for name, arguments in nodes.items()]
+    running = [start(f"robovlms_ros.{name}", *arguments, stdout=files[name]) for name, arguments in nodes.items()]
     context = rclpy.Context()
     context.init()
     node = rclpy.create_node("watcher", context=context, use_global_arguments=False)
@@ -63,7 +63,7 @@ def chunks(tmp_path_factory):
         for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
             future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
             executor.spin_until_future_complete(future, PATIENCE)
-            assert future.done() and future.result().success, (logs / "vla_node").read_text()[-3000:]
+            assert future.done() and future.result().success, (logs / "ros.vla_node").read_text()[-3000:]
         heard = []
         topic = f"/{NAMESPACE}/vla_node/action_chunk"
         node.create_subscription(ActionChunk, topic, lambda message: heard.append(message.sequence), 10)

@@ -42,7 +42,7 @@ Array = NDArray[np.float64]
 PROCESSOR_PARTS = tuple(part for part in PARTS if part not in ("cuda_graphs", "compile"))
 SURPLUS = 64
 """Bytes behind the last field of a serialized message that are cut off at most."""
-QUANTIZED = ("int8", "int4", "fp8")
+QUANTIZED = ("fp8",)
 
 
 # Policies.

@@ -1,4 +1,4 @@
-"""Kinds of faults of docs/faults.md, injected into a `fault_simulation.Simulation`; `rng` draws each one's details."""
+"""Kinds of faults of docs/faults.md, injected into a Simulation; `rng` draws each one's details."""
 
 import dataclasses
 
@@ -116,7 +116,7 @@ def garbage(sim, rng):
         if kind == 0:
             values[:] = np.nan
         elif kind == 1:
-            values += offset[-values.shape[1]:]
+            values += offset[-values.shape[1] :]
         elif kind == 2:
             values = 1e6 * rng.normal(size=values.shape)
         elif kind == 3:
@@ -164,15 +164,47 @@ def second_commander(sim, rng):
     sim.arm.others = ("/stranger",)
 
 
-KINDS = (silent_joints, delayed_joints, glitch, second_publisher, not_finite, named_twice, frozen_stamps, frozen_values,
-         velocities_not_finite, velocities_missing_one, duplicates, out_of_order, ahead_of_the_clock,
-         silent_camera, no_chunks, garbage, late_chunks, reset, pause, pause_and_resume, deactivate, clock_jump,
-         controller_away, second_commander)
+KINDS = (
+    silent_joints,
+    delayed_joints,
+    glitch,
+    second_publisher,
+    not_finite,
+    named_twice,
+    frozen_stamps,
+    frozen_values,
+    velocities_not_finite,
+    velocities_missing_one,
+    duplicates,
+    out_of_order,
+    ahead_of_the_clock,
+    silent_camera,
+    no_chunks,
+    garbage,
+    late_chunks,
+    reset,
+    pause,
+    pause_and_resume,
+    deactivate,
+    clock_jump,
+    controller_away,
+    second_commander,
+)
 UNDETECTED = {clock_jump, frozen_values}
-"""Not drawn together. After a clock jump the node has no command to compare a pose with: a driver that repeats one pose
-of a moving arm is believed then, and the first command steps (docs/faults.md)."""
-STAYS_AT_REST = {silent_joints, not_finite, named_twice, frozen_stamps, silent_camera, no_chunks, pause, deactivate,
-                 second_commander}
+"""Not drawn together. After a clock jump the node has no command to compare a pose with: a driver
+that repeats one pose of a moving arm is believed then, and the first command steps
+(docs/faults.md)."""
+STAYS_AT_REST = {
+    silent_joints,
+    not_finite,
+    named_twice,
+    frozen_stamps,
+    silent_camera,
+    no_chunks,
+    pause,
+    deactivate,
+    second_commander,
+}
 
 
 def mended(sim):

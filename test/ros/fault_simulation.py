@@ -1,8 +1,9 @@
-"""One arm and its gripper in virtual time: the node's own runner, executor, monitor and gripper adapter.
+"""One arm and its gripper in virtual time, driven by the node's own objects without middleware.
 
-There is no middleware. Controllers are the model of joint_trajectory_controller. A policy object supplies chunks and
-the arm's model: `ScriptedPolicy` here, `ReplayedPolicy` in `recorded_episodes.py`. Commanded joints, measured joints
-and gripper commands are recorded.
+Runner, executor, monitor and gripper adapter are the node's. Controllers are the model of
+joint_trajectory_controller. A policy object supplies chunks and the arm's model: `ScriptedPolicy`
+here, `ReplayedPolicy` in `recorded_episodes.py`. Commanded joints, measured joints and gripper
+commands are recorded.
 """
 
 from types import SimpleNamespace
@@ -50,7 +51,9 @@ SERVO_DAMPING = 2 * 50.0
 STEP = 0.05
 AMPLITUDE = np.array([0.55, 0.3, -0.5, 0.3, 0.5, -0.3, 0.6])  # rad
 FREQUENCY = 2.4  # rad/s: four joints reach 0.7 to 0.86 rad/s
-SPEC = ActionSpec("joint_position", "base", "rotation_vector", "chained", STEP, (*PANDA.joints, "gripper"))
+SPEC = ActionSpec(
+    "joint_position", "base", "rotation_vector", "chained", STEP, (*PANDA.joints, "gripper")
+)
 
 
 class SentStop(NamedTuple):
@@ -61,7 +64,8 @@ class SentStop(NamedTuple):
 
 
 class ModelArm(Arm):
-    """An adapter that hands commands to the controller's model. listening: 0 while the controller is away.
+    """An adapter that hands commands to the controller's model. listening: 0 while the controller
+    is away.
 
     ended: True from a smooth stop or an abandoned motion until the next chunk's command.
     """
@@ -109,10 +113,11 @@ class ModelArm(Arm):
 
 
 class ModelGripper:
-    """The finger, its controller, and the node of the gripper's adapter, which publishes to the controller.
+    """The finger, its controller, and the node of the gripper's adapter, which publishes to the
+    controller.
 
-    commands: (time ns, position m, the arm's motion had ended). narrowest: the opening at which an object stops the
-    finger.
+    commands: (time ns, position m, the arm's motion had ended). narrowest: the opening at which an
+    object stops the finger.
     """
 
     def __init__(self, clock, arm, narrowest):
@@ -143,7 +148,8 @@ class ModelGripper:
         self.position = max(float(command[0]), self._stop)
 
     def faults(self):
-        """Commands that are not finite, outside the finger's range, or sent while no motion was under way."""
+        """Commands that are not finite, outside the finger's range, or sent while no motion was
+        under way."""
         low, high = sorted((self.spec.closed_position, self.spec.open_position))
         return [command for command in self.commands if not low <= command[1] <= high or command[2]]
 
@@ -174,11 +180,16 @@ class ServoedJoints:
 
 
 class Observations:
-    """Joint states as the node's inputs keep them, with the monitor fed. finger: the gripper joint's position."""
+    """Joint states as the node's inputs keep them, with the monitor fed. finger: the gripper
+    joint's position."""
 
     def __init__(self, monitor, clock, instruction, finger):
         bounds = JointPlausibility(
-            PANDA.joints, PANDA.lower(), PANDA.upper(), np.array(PANDA.limits.velocity), PANDA.max_start_jump
+            PANDA.joints,
+            PANDA.lower(),
+            PANDA.upper(),
+            np.array(PANDA.limits.velocity),
+            PANDA.max_start_jump,
         )
         self.buffer = JointStateBuffer(PANDA.joints, PANDA.gripper, 3.0, bounds)
         self.monitor = monitor
@@ -188,7 +199,9 @@ class Observations:
         self.fault = None
 
     def receive(self, stamp_ns, positions, names=PANDA.joints, velocities=None):
-        stamp = SimpleNamespace(sec=int(stamp_ns // NANOSECONDS), nanosec=int(stamp_ns % NANOSECONDS))
+        stamp = SimpleNamespace(
+            sec=int(stamp_ns // NANOSECONDS), nanosec=int(stamp_ns % NANOSECONDS)
+        )
         message = SimpleNamespace(
             header=SimpleNamespace(stamp=stamp),
             name=[*names, PANDA.gripper.joint],
@@ -244,7 +257,8 @@ class IdleWorker:
 
 
 class ScriptedPolicy:
-    """Absolute joint positions along a fast known path, ten chunks a second, each 80 ms after its image."""
+    """Absolute joint positions along a fast known path, ten chunks a second, each 80 ms after its
+    image."""
 
     instruction = "lift"
     kinematics = None
@@ -255,7 +269,8 @@ class ScriptedPolicy:
         self.joints = LaggingJoints(HOME)
 
     def infer(self, tick, now_ns):
-        """The chunk of an image taken at this tick and the ticks until it is ready; None for no image."""
+        """The chunk of an image taken at this tick and the ticks until it is ready; None for no
+        image."""
         if tick % 50:
             return None
         seconds = tick * TICK + STEP * np.arange(1, 17)
@@ -269,7 +284,8 @@ class ScriptedPolicy:
 
 
 class Simulation:
-    """One episode of a policy. Hooks change the joint states and chunks on their way to the node's objects."""
+    """One episode of a policy. Hooks change the joint states and chunks on their way to the node's
+    objects."""
 
     def __init__(self, policy=None):
         self.policy = policy or ScriptedPolicy()
@@ -300,7 +316,8 @@ class Simulation:
         )
         self.commands = [self.joints.positions]
         self.measured = [self.joints.positions]
-        self.own_steps = []  # ticks at which the controller itself, restarted, takes up the measured pose
+        # Ticks at which the controller itself, restarted, takes up the measured pose.
+        self.own_steps = []
         self.pending = []
         self.joint_hook = lambda state: [state]
         self.chunk_hook = lambda chunk: chunk
@@ -336,7 +353,9 @@ class Simulation:
             self.runner.on_chunk(self.pending.pop(0)[1])
         if self.tick % 25 == 0:
             self.runner.tick()
-        command, velocity = self.controller.update(now, TICK_NS, self.joints.positions, self.joints.velocities)
+        command, velocity = self.controller.update(
+            now, TICK_NS, self.joints.positions, self.joints.velocities
+        )
         if self.frozen is None:
             self.joints.follow(command, velocity)
         self.gripper.step(now)
@@ -355,7 +374,8 @@ class Simulation:
         self.own_steps.append(len(self.commands))
 
     def judged(self):
-        """Worst command step and acceleration as parts of the limits, and the position's excess (rad), commanded."""
+        """Worst command step and acceleration as parts of the limits, and the position's excess
+        (rad), commanded."""
         commands = np.array(self.commands)
         times = TICK * np.arange(len(commands))
         step, _, acceleration, _, outside = judge(times, commands, commands, self.own_steps, PANDA)
@@ -364,8 +384,8 @@ class Simulation:
     def row(self, fault, at, until, closing=False, rest_allowed=np.nan):
         """The episode's measurements as the fault benchmark judges them.
 
-        The time to rest counts from `at` to `until`, s; everything else from the first tick. closing: the gripper
-        closes at `at`.
+        The time to rest counts from `at` to `until`, s; everything else from the first tick.
+        closing: the gripper closes at `at`.
         """
         commands = np.array(self.commands)
         times = TICK * np.arange(len(commands))

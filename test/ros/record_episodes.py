@@ -1,27 +1,28 @@
-"""Records episodes of the shipped policies in the simulator, for the faults of `test_faults_in_episodes.py`.
+"""Records episodes of the shipped policies in the simulator, for the faults of
+`test_faults_in_episodes.py`.
 
-Run `./scripts/run python test/ros/record_episodes.py` to write `recorded_episodes.npz` anew (half a minute).
+Run `./scripts/run python test/ros/record_episodes.py` to write `recorded_episodes.npz` anew (half a
+minute).
 """
 
 import numpy as np
 from recorded_episodes import RECORDED, RecordedEpisode, spec
 
-from robovlms_ros.sim.bench import load_agent
 from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
+from robovlms_ros.sim.scenes import load_agent
 from robovlms_ros.sim.tasks.language import INSTRUCTIONS
-from robovlms_ros.sim.tasks.world import TaskWorld
 from robovlms_ros.sim.world import START_NS, SimWorld
 
 RED, GREEN = INSTRUCTIONS
 EPISODES = (
-    ("demo", "", 0, RED),
-    ("demo", "", 1, GREEN),
-    ("demo", "", 2, RED),
-    ("demo", "", 3, GREEN),
+    ("demo", "cubes", 0, RED),
+    ("demo", "cubes", 1, GREEN),
+    ("demo", "cubes", 2, RED),
+    ("demo", "cubes", 3, GREEN),
     ("tasks", "stack", 0, ""),
     ("tasks", "put", 0, ""),
 )
-"""Checkpoint, tabletop task (empty: the two cubes), seed and instruction (empty: the scene's own sentence)."""
+"""Checkpoint, task, seed and instruction (empty: the scene's own sentence)."""
 SETTINGS = EpisodeSettings(limit=12.0, linger=1.0)
 
 
@@ -42,7 +43,7 @@ class DeliveryRecorder:
 
 def record(checkpoint, task, seed, instruction):
     """Run one episode. Raises AssertionError unless the policy succeeds and no chunk is refused."""
-    world = TaskWorld(seed, task=task) if task else SimWorld(seed)
+    world = SimWorld(seed, task=task)
     loop = build_loop(world, settings=SETTINGS)
     frames = []
     loop.on_frame = frames.append

@@ -1,4 +1,5 @@
-"""Episodes of the shipped policies that `record_episodes.py` recorded, and a policy that replays one of them."""
+"""Episodes of the shipped policies that `record_episodes.py` recorded, and a policy that replays
+one of them."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from robovlms_ros.evaluation.replay.executor import CachedKinematics
 
 RECORDED = Path(__file__).with_name("recorded_episodes.npz")
 STEP = 0.05
-BEFORE = 200  # ticks of joint states until the first image: a motion starts where the arm was seen at rest
+BEFORE = 200  # ticks of joint states until the first image: a motion starts from rest
 PAUSE = 0.1  # s from an episode's last chunk to its first one again
 
 
@@ -23,8 +24,9 @@ class RecordedEpisode:
 
     instruction: the sentence of the task.
     stamps_ns, ready_ns: (N,) int64, each chunk's image and its arrival at the executor.
-    values: (N, horizon, 7) float32 as `spec` says.
-    frames_ns: (F,) int64. positions: (F, 7) float32 rad. openings: (F,) float32, 0 closed to 1 open; measured.
+    values: (N, horizon, 7) float32 as in `spec`.
+    frames_ns: (F,) int64. positions: (F, 7) float32 rad. openings: (F,) float32, 0 closed to 1
+    open; measured.
     """
 
     instruction: str
@@ -60,9 +62,9 @@ def kinematics():
 class ReplayedPolicy:
     """An episode's chunks at their own times, `factor` times as fast, again and again.
 
-    A chunk's deltas start at the pose of its stamp, as the policy's do: after a stop the motion goes on from there.
-    Every second time the deltas are negated, which brings the tool back to its start: it would leave the workspace
-    otherwise.
+    A chunk's deltas start at the pose of its stamp, as the policy's do: after a stop the motion
+    goes on from there. Every second time the deltas are negated, which brings the tool back to its
+    start: it would leave the workspace otherwise.
     """
 
     def __init__(self, episode, factor=1.0):
@@ -76,11 +78,14 @@ class ReplayedPolicy:
         stamps = np.round(episode.stamps_ns / ticks).astype(int)
         waits = np.ceil((episode.ready_ns - episode.stamps_ns) / ticks).astype(int)
         values = episode.values.astype(np.float64)
-        self._chunks = {stamp: (wait, each) for stamp, wait, each in zip(stamps, waits, values, strict=True)}
+        self._chunks = {
+            stamp: (wait, each) for stamp, wait, each in zip(stamps, waits, values, strict=True)
+        }
         self._spec = spec(factor)
 
     def infer(self, tick, now_ns):
-        """The chunk of an image taken at this tick and the ticks until it is ready; None for no image."""
+        """The chunk of an image taken at this tick and the ticks until it is ready; None for no
+        image."""
         since = tick - BEFORE
         found = self._chunks.get(since % self.period)
         if since < 0 or found is None:

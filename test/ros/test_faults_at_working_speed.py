@@ -1,8 +1,10 @@
-"""Faults at random moments of a scripted fast motion, judged on the commanded and the measured joints.
+"""Faults at random moments of a scripted fast motion, judged on the commanded and the measured
+joints.
 
-No joint exceeds the bounds of the fault benchmark; after an end the arm is at rest within the stop's own time. Every
-kind of fault of docs/faults.md is drawn, one at a time and two at once. The policy commands absolute joint positions:
-after a stop they lie elsewhere. `test_faults_in_episodes.py` draws faults in recorded episodes of the shipped policies.
+No joint exceeds the bounds of the fault benchmark; after an end the arm is at rest within the
+stop's own time. Every kind of fault of docs/faults.md is drawn, one at a time and two at once. The
+policy commands absolute joint positions: after a stop they lie elsewhere.
+`test_faults_in_episodes.py` draws faults in recorded episodes of the shipped policies.
 """
 
 from functools import partial
@@ -35,7 +37,8 @@ def test_no_fault_moves_the_arm_beyond_its_limits(part):
             kinds.remove(frozen_values)
         sim = Simulation()
         at = rng.uniform(0.9, 2.6)
-        # Apart by more than a cycle of the controller, which takes up a message before its clock may jump.
+        # Apart by more than a cycle of the controller, which takes up a message before its clock
+        # may jump.
         events = [(at + 0.02 * k, partial(kind, rng=rng)) for k, kind in enumerate(kinds)]
         events.append((at + rng.uniform(0.3, 1.2), mended))
         sim.run(at + 2.2, events)
@@ -47,11 +50,14 @@ def test_no_fault_moves_the_arm_beyond_its_limits(part):
     assert fastest > 0.6
 
 
-@pytest.mark.parametrize("kind", sorted(STAYS_AT_REST, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", sorted(STAYS_AT_REST, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__
+)
 def test_the_arm_is_at_rest_after_the_fault(kind):
     sim = Simulation()
     rng = np.random.default_rng(SEED)
-    # max_age (0.5 s) may pass before silence counts; a chunk without a successor ends after its own 0.8 s.
+    # max_age (0.5 s) may pass before silence counts; a chunk without a successor ends after its own
+    # 0.8 s.
     sim.run(1.6 + 0.9 + LONGEST_STOP, [(1.6, lambda s: kind(s, rng))])
     commands = np.array(sim.commands)
     before = np.abs(commands[round(1.6 / TICK)] - commands[round(1.6 / TICK) - 1]).max() / TICK

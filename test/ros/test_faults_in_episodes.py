@@ -1,13 +1,16 @@
-"""500 faults at random moments of recorded episodes of the shipped policies, with the gripper's commands.
+"""500 faults at random moments of recorded episodes of the shipped policies, gripper included.
 
-- An undisturbed replay follows the recorded joints and closes the gripper as often as the recording.
-- Each fault begins while the fastest joint moves at 0.6 rad/s or more, or while the gripper closes, or both. Every kind
-  of fault is drawn, one at a time and two at once, in episodes at their own pace and 1.4 times as fast.
-- No joint, commanded or measured, exceeds the bounds of the fault benchmark. Unusable velocities, duplicates and states
-  out of order stop nothing.
-- After an end or a fault that lasts, the smooth stop is sent in time and the arm is at rest within the stop's own time;
-  without chunks it is at rest within the plan's.
-- Gripper commands are finite and within the finger's range. None is sent between a stop and the arm's next command.
+- An undisturbed replay follows the recorded joints and closes the gripper as often as the
+  recording.
+- Each fault begins while the fastest joint moves at 0.6 rad/s or more, or while the gripper closes,
+  or both. Every kind of fault is drawn, one at a time and two at once, in episodes at their own
+  pace and 1.4 times as fast.
+- No joint, commanded or measured, exceeds the bounds of the fault benchmark. Unusable velocities,
+  duplicates and states out of order stop nothing.
+- After an end or a fault that lasts, the smooth stop is sent in time and the arm is at rest within
+  the stop's own time; without chunks it is at rest within the plan's.
+- Gripper commands are finite and within the finger's range. None is sent between a stop and the
+  arm's next command.
 """
 
 from functools import lru_cache, partial
@@ -47,7 +50,8 @@ STOPPED_AFTER = {
     fault_kinds.frozen_stamps: MAX_AGE + STATE + TICK_OF_NODE,
     fault_kinds.silent_camera: MAX_AGE + IMAGE + TICK_OF_NODE,
 }
-"""s of virtual time from the fault until the smooth stop is sent, for the kinds after which the arm stays at rest."""
+"""s of virtual time from the fault until the smooth stop is sent, for the kinds after which the arm
+stays at rest."""
 HARMLESS = {
     fault_kinds.velocities_not_finite,
     fault_kinds.velocities_missing_one,
@@ -63,13 +67,14 @@ def closing_ticks(sim):
     for now_ns, position, _ in sim.gripper.commands:
         if position == PANDA.gripper.closed_position:
             begin = (now_ns - START_NS) // TICK_NS
-            closing[begin + 1:begin + travel] = True
+            closing[begin + 1 : begin + travel] = True
     return closing
 
 
 @lru_cache
 def undisturbed(number, factor):
-    """One replay without a fault: the simulation, and ticks at working speed, ticks in which the gripper closes."""
+    """One replay without a fault: the simulation, and ticks at working speed, ticks in which the
+    gripper closes."""
     policy = ReplayedPolicy(load_episodes()[number], factor)
     sim = Simulation(policy)
     sim.run((BEFORE + policy.period) * TICK)
@@ -79,7 +84,7 @@ def undisturbed(number, factor):
 
 
 def moment(rng, number, factor):
-    """A tick at working speed, or in which the gripper closes, or both where the episode has that."""
+    """A tick at working speed, one in which the gripper closes, or one of both kinds."""
     _, fast, closing = undisturbed(number, factor)
     both = fast & closing
     wanted = rng.choice(3, p=(0.5, 0.25, 0.25))
@@ -94,11 +99,13 @@ def test_the_replay_is_the_recorded_episode(number):
     frames = BEFORE + episode.frames_ns // TICK_NS
     frames = frames[frames < sim.tick]
     replayed = np.array(sim.measured)[frames]
-    assert np.abs(replayed - episode.positions[:len(frames)]).max() < 0.002
+    assert np.abs(replayed - episode.positions[: len(frames)]).max() < 0.002
     assert sim.report.refusals == 0
     assert fast.any() and closing.any()
     shut = episode.openings < episode.openings.min() + 0.1
-    closings = [command for command in sim.gripper.commands if command[1] == PANDA.gripper.closed_position]
+    closings = [
+        command for command in sim.gripper.commands if command[1] == PANDA.gripper.closed_position
+    ]
     assert len(closings) == np.count_nonzero(np.diff(shut.astype(int)) == 1)
     assert not sim.gripper.faults()
 
@@ -134,7 +141,8 @@ def disturbed(draw):
     rests = len(kinds) == 1 and kinds[0] in STAYS_AT_REST and rng.uniform() < 0.5
     mend = at + (RESTING if rests else rng.uniform(0.3, 1.2))
     sim = Simulation(ReplayedPolicy(load_episodes()[number], factor))
-    # Apart by more than a cycle of the controller, which takes up a message before its clock may jump.
+    # Apart by more than a cycle of the controller, which takes up a message before its clock may
+    # jump.
     events = [(at + 0.02 * k, partial(kind, rng=rng)) for k, kind in enumerate(kinds)]
     sim.run(mend + 1.2, [*events, (mend, mended)])
     names = ", ".join(kind.__name__ for kind in kinds)
@@ -148,10 +156,13 @@ def disturbed(draw):
 
 
 def rest_allowed(sim, kind, at, name):
-    """Seconds from the fault at `at` until the arm must be at rest: the end of the stop that was sent, or PLAN."""
+    """Seconds from the fault at `at` until the arm must be at rest: the end of the stop that was
+    sent, or PLAN."""
     if kind is fault_kinds.no_chunks:
         return PLAN
-    stops = [stop for stop in sim.arm.stops if stop.sent_ns >= START_NS + round(at / TICK) * TICK_NS]
+    stops = [
+        stop for stop in sim.arm.stops if stop.sent_ns >= START_NS + round(at / TICK) * TICK_NS
+    ]
     assert stops, f"{name}: no stop was sent"
     sent = (stops[0].sent_ns - START_NS) / NANOSECONDS - at
     assert sent <= STOPPED_AFTER[kind] + TICK, f"{name}: the stop was sent after {sent:.3f} s"

@@ -37,7 +37,7 @@ def test_shipped_yaml_is_written_from_the_table():
 def test_the_page_is_written_from_the_table():
     page = (share_directory() / "docs" / "parameters.md").read_text(encoding="utf-8")
     assert page == to_markdown(), "run: python -m robovlms_ros.ros.parameters"
-    assert all(f"| `{p.name}` |" in page for p in PARAMETERS)
+    assert all(f"| `{p.name}` |" in page and f"- `{p.name}`: " in page for p in PARAMETERS)
 
 
 def test_defaults_are_complete_valid_and_still():
@@ -190,3 +190,9 @@ def test_a_node_given_both_names_reports_it_until_one_is_set(ros):
         assert result.successful and declared.read().speed_scaling == 0.4
     finally:
         node.destroy_node()
+
+
+def test_a_removed_choice_names_its_remedy():
+    said = "fast_path = 'int8': int8 and int4 were removed. Use bfloat16 weights"
+    with pytest.raises(ConfigError, match=said):
+        from_values({**defaults(), "fast_path": "int8"})

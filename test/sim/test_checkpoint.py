@@ -48,8 +48,8 @@ def test_tabletop_policy_knows_every_sentence_and_drives():
 
 
 def test_lifts_what_is_named_and_needs_its_eyes():
-    named = [e.result for e in evaluate_task("", CHECKPOINT, SCENES, limit=8.0)]
+    named = [e.result for e in evaluate_task("cubes", CHECKPOINT, SCENES, limit=8.0)]
     assert sum(e.success for e in named) >= len(named) - 1, named
     assert not any(e.wrong for e in named), named
-    blanked = [e.result for e in evaluate_task("", CHECKPOINT, SCENES, limit=8.0, blank=True)]
+    blanked = [e.result for e in evaluate_task("cubes", CHECKPOINT, SCENES, limit=8.0, blank=True)]
     assert sum(e.success for e in blanked) <= 1, blanked

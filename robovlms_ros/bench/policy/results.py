@@ -18,8 +18,8 @@ from robovlms_ros.core.text_table import aligned
 
 FORMAT = 1
 HEADER = (
-    "path", "p50 ms", "p99 ms", "images/s", "peak GB", "GFLOP", "GB", "roof ms", "x roof", "x first",
-    "differs", "stages",
+    "path", "p50 ms", "p99 ms", "images/s", "peak GB", "GFLOP", "GB", "roof ms", "x roof",
+    "x first", "differs", "stages",
 )
 
 

@@ -123,7 +123,7 @@ def options_of(name: str, device_type: str) -> FastPathOptions | None:
 def make_way(name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int = 1) -> InferenceVariant:
     """A way by its name, of several robots in one batch where it is the package's own.
 
-    `fast:prompt_cache+staggered_lstm` is the fast path with these parts alone, `fast:int8` all of it with quantised
+    `fast:prompt_cache+staggered_lstm` is the fast path with these parts alone, `fast:fp8` all of it with fp8
     weights; `logits_float32`, `logits_bfloat16` run a copy of the policy in that precision. Raises ConfigError,
     FastPathError.
     """

@@ -1,13 +1,16 @@
 """Options of the fast path. Each part has a switch of its own for measurements and tests."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from robovlms_ros.core.types import RoboVLMsError
 
-Quantization = Literal["none", "int8", "int4", "fp8"]
-Mode = Literal["auto", "max", "off", "int8", "int4", "fp8"]
-MODES: tuple[str, ...] = get_args(Mode)
+Quantization = Literal["none", "fp8"]
+MODES = ("auto", "max", "off", "fp8")
+REMOVED = ("int8", "int4")
+"""Former modes. On a processor their products took 1.4 to 27 times as long as those of the weights
+that they replaced (docs/fast_path.md), and both sets of weights were in memory at configure."""
+REMEDY = "int8 and int4 were removed. Use bfloat16 weights (dtype: bfloat16) and fast_path auto."
 
 
 class FastPathError(RoboVLMsError):
@@ -30,7 +33,7 @@ class FastPathOptions:
         vision and text model.
     prompt_bucket: text lengths are rounded up to a multiple of it; 0 is 32 with cuda_graphs or
         compile, else 1.
-    quantize: weights of the text model's linear layers in fewer bits. The answers change; the
+    quantize: weights of the text model's linear layers in fp8. The answers change; the
         verification measures by how much.
     """
 
@@ -71,13 +74,15 @@ def options_for(mode: str, device_type: str) -> FastPathOptions | None:
         graphs. max: torch
     also compiles, which takes minutes at the first start. Raises FastPathError.
     """
+    if mode in REMOVED:
+        raise FastPathError(f"fast path '{mode}': {REMEDY}")
     if mode not in MODES:
         raise FastPathError(f"fast path '{mode}': must be one of {', '.join(MODES)}.")
     if mode == "off":
         return None
     on_gpu = device_type == "cuda"
     options = FastPathOptions(device_preprocess=on_gpu, cuda_graphs=on_gpu, compile=mode == "max")
-    return options if mode in ("auto", "max") else replace(options, quantize=mode)  # type: ignore[arg-type]
+    return replace(options, quantize="fp8") if mode == "fp8" else options
 
 
 def steps_down(options: FastPathOptions) -> tuple[FastPathOptions, ...]:

@@ -1,34 +1,28 @@
-"""Linear layers with weights in fewer bits, for GPUs that the whole model does not fit. Activations
-keep their precision, except with fp8 on a GPU that multiplies it.
+"""Linear layers with fp8 (e4m3) weights, one scale per output.
 
-int8: one scale per output. int4: two numbers in a byte, one scale and offset per 64 inputs. fp8
-    (e4m3): one scale per
-output. The weights that are not quantised (norms, embeddings) are shared with the model that they
-come from.
+Activations keep their precision, except on a GPU that multiplies fp8. The weights that are not
+quantised (norms, embeddings) are shared with the model that they come from.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.inference.optimized.options import FastPathError
 from robovlms_ros.inference.optimized.text_towers import Module, shallow
 
-GROUP = 64
 FP8_LARGEST = 448.0
+GROUP = 64
+"""Linear layers with a number of inputs that is no multiple of it keep their weights."""
 
 
-def quantized_tower(tower: Module, preset: str) -> Module:
-    """A second module object whose linear layers hold `preset` (int8, int4, fp8) weights. Raises
-    FastPathError."""
-    if preset not in LINEARS:
-        raise FastPathError(f"quantize '{preset}': must be one of {', '.join(LINEARS)}.")
+def quantized_tower(tower: Module) -> Module:
+    """A second module object whose linear layers hold fp8 weights."""
     made: dict[int, nn.Module] = {}
 
     def convert(module: nn.Module) -> nn.Module:
         if id(module) not in made:
             if type(module) is nn.Linear and module.in_features % GROUP == 0:
-                made[id(module)] = LINEARS[preset](module)
+                made[id(module)] = Fp8Linear(module)
             else:
                 clone = shallow(module)
                 for name, child in module._modules.items():
@@ -44,14 +38,15 @@ def adopt(tower: nn.Module, quantized: nn.Module) -> None:
     weights are freed: it cannot be saved or trained any more."""
     for name, child in tower._modules.items():
         other = quantized._modules[name]
-        if isinstance(other, QuantizedLinear):
+        if isinstance(other, Fp8Linear):
             tower._modules[name] = other
         elif child is not None and other is not None:
             adopt(child, other)
 
 
-class QuantizedLinear(nn.Module):
-    """Base: y = x W^T + b with W made from what is kept."""
+class Fp8Linear(nn.Module):
+    """y = x W^T + b. On CUDA from compute capability 8.9 with bfloat16, both factors are fp8 and the
+    product runs on its units."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -59,61 +54,6 @@ class QuantizedLinear(nn.Module):
         self.out_features = linear.out_features
         self.dtype = linear.weight.dtype
         self.__dict__["bias"] = linear.bias
-
-    @property
-    def weight(self) -> Tensor:
-        """(out, in) in the original precision."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) to (..., out)."""
-        return functional.linear(x, self.weight, self.bias)
-
-
-class Int8Linear(QuantizedLinear):
-    def __init__(self, linear: nn.Linear):
-        super().__init__(linear)
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-        self.kept = nn.Buffer((weight / scale).round().to(torch.int8), persistent=False)
-        self.scale = nn.Buffer(scale.to(self.dtype), persistent=False)  # (out, 1)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.kept.to(self.dtype) * self.scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) to (..., out); scaled after the product, which leaves the weights at one
-        conversion."""
-        y = functional.linear(x, self.kept.to(x.dtype)) * self.scale[:, 0]
-        return y if self.bias is None else y + self.bias
-
-
-class Int4Linear(QuantizedLinear):
-    def __init__(self, linear: nn.Linear):
-        super().__init__(linear)
-        weight = linear.weight.detach().float().unflatten(1, (-1, GROUP))  # (out, groups, GROUP)
-        low = weight.amin(-1, keepdim=True)
-        high = weight.amax(-1, keepdim=True)
-        scale = ((high - low) / 15).clamp_min(1e-12)
-        level = ((weight - low) / scale).round().clamp(0, 15).to(torch.uint8)
-        # (out, groups, GROUP / 2)
-        self.kept = nn.Buffer(level[..., 0::2] | (level[..., 1::2] << 4), persistent=False)
-        self.scale = nn.Buffer(scale.to(self.dtype), persistent=False)
-        self.low = nn.Buffer(low.to(self.dtype), persistent=False)
-
-    @property
-    def weight(self) -> Tensor:
-        level = torch.stack((self.kept & 15, self.kept >> 4), dim=-1).flatten(-2)
-        return (level.to(self.dtype) * self.scale + self.low).flatten(1)
-
-
-class Fp8Linear(QuantizedLinear):
-    """On CUDA from compute capability 8.9 with bfloat16, both factors are fp8 and the product runs
-    on its units."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__(linear)
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / FP8_LARGEST
         self.kept = nn.Buffer((weight / scale).to(torch.float8_e4m3fn), persistent=False)
@@ -124,18 +64,16 @@ class Fp8Linear(QuantizedLinear):
 
     @property
     def weight(self) -> Tensor:
+        """(out, in) in the original precision."""
         return (self.kept.float() * self.scale).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) to (..., out)."""
         if not self.multiplies:
-            return super().forward(x)
+            return functional.linear(x, self.weight, self.bias)
         flat = x.flatten(0, -2)
         scale = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / FP8_LARGEST  # (rows, 1)
         small = (flat / scale).to(torch.float8_e4m3fn)
         y = torch._scaled_mm(small, self.kept.t(), scale_a=scale, scale_b=self.scale.t(), out_dtype=x.dtype)
         y = y.unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias
-
-
-LINEARS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear, "fp8": Fp8Linear}

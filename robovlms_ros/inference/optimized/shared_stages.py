@@ -60,7 +60,7 @@ class Shared:
         self.graphs = "cuda_graphs" in parts
         self._recorder = recorder
         tower = policy.vlm.text_tower
-        self._tower = tower if quantize == "none" else quantized_tower(tower, quantize)
+        self._tower = tower if quantize == "none" else quantized_tower(tower)
         self._towers: dict[Key, tuple[Tensor, nn.Module]] = {}
         self._replayed: dict[Key, CudaGraphCallable] = {}
         encode: Callable[..., tuple[Tensor, ...]] = self._encode

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from robovlms_ros.core.types import Observation
 from robovlms_ros.inference.optimized.options import (
     FastPathOptions,
-    Quantization,
     options_for,
     steps_down,
 )
@@ -54,11 +53,7 @@ EXACT = {
     "bfloat16": Tolerance(0.999, 0.03),
     "float16": Tolerance(0.999, 0.01),
 }
-QUANTIZED: dict[Quantization, Tolerance] = {
-    "int8": Tolerance(0.999, 0.05),
-    "fp8": Tolerance(0.995, 0.1),
-    "int4": Tolerance(0.98, 0.25),
-}
+FP8 = Tolerance(0.995, 0.1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Verification:
 def tolerance_of(policy: VLAPolicy, options: FastPathOptions) -> Tolerance:
     """Tolerance for a policy's precision and the options' quantisation."""
     if options.quantize != "none":
-        return QUANTIZED[options.quantize]
+        return FP8
     return EXACT[str(policy.dtype).removeprefix("torch.")]
 
 

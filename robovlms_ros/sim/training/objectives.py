@@ -111,13 +111,11 @@ class ShardObjective(Objective):
         """(B, W, K, S, S, 3) uint8 to the policy's cameras' (B, W, 3, S, S), augmented."""
         recorded = list(CAMERAS)
         names = self.policy.config.cameras
-        seen = images[:, :, [recorded.index(name) for name in names]].transpose(
-            1, 2
-        )  # (B, K, W, ...)
-        pixels = normalised_images(self.policy, seen.flatten(0, 1), self._augmentation, generator)
-        return dict(
-            zip(names, pixels.unflatten(0, (len(images), len(names))).unbind(1), strict=True)
-        )
+        chosen = [recorded.index(name) for name in names]
+        seen = images[:, :, chosen].transpose(1, 2).flatten(0, 1)  # (B K, W, S, S, 3)
+        pixels = normalised_images(self.policy, seen, self._augmentation, generator)
+        of_cameras = pixels.unflatten(0, (len(images), len(names))).unbind(1)
+        return dict(zip(names, of_cameras, strict=True))
 
     def _state(self, states: Tensor, generator: torch.Generator) -> Tensor | None:
         """Raw proprioception (B, W, P) on the network's scale and under noise; None for a policy
@@ -147,11 +145,9 @@ class CubeObjective(ShardObjective):
         self.auxiliary = CubeAuxiliary(width, not ground_truth) if ground_truth or hindsight else None
 
     def columns(self, shard: Columns) -> Columns:
-        # A frame's labels begin with the followed goal's: put them in the order of the
-        # instructions.
-        order = np.argmax(
-            shard["goals"][:, None] == np.array(CUBE_GOALS)[:, None], axis=2
-        )  # (F, C)
+        # A frame's labels begin with the followed goal's; here they follow the instructions' order.
+        asked = np.array(CUBE_GOALS)[:, None]
+        order = np.argmax(shard["goals"][:, None] == asked, axis=2)  # (F, C)
         labels = np.take_along_axis(shard["labels"], order[:, :, None, None], axis=1)
         arm, opened = self._pipeline.encode(labels)
         return {
