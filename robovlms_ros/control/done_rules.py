@@ -121,7 +121,7 @@ class DoneDetector:
 
 
 def _since(since_ns: int | None, holds: bool, now_ns: int) -> int | None:
-    """Start of the time in which a condition holds without a break; a clock set back begins anew."""
+    """Start of the time in which a condition holds unbroken; a clock set back begins anew."""
     if not holds:
         return None
     return now_ns if since_ns is None or now_ns < since_ns else since_ns

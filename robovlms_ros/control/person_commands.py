@@ -1,4 +1,4 @@
-"""A person's commands as plans in joint space, which pass the same scheduler, gate and motion guard.
+"""A person's commands as plans in joint space for the scheduler, the gate and the motion guard.
 
 Three kinds: a velocity of the tool, target joint positions, a joint trajectory. No clock is read.
 """
@@ -104,7 +104,8 @@ def in_robot_order(names: Sequence[str], values: Sequence[float], robot: RobotSp
     index = {name: row for row, name in enumerate(names)}
     missing = [joint for joint in robot.joints if joint not in index]
     if missing:
-        raise PlanRefused(f"joint '{missing[0]}' is missing; all of {', '.join(robot.joints)} count.")
+        wanted = ", ".join(robot.joints)
+        raise PlanRefused(f"joint '{missing[0]}' is missing; needed are {wanted}.")
     return np.array([values[index[joint]] for joint in robot.joints], dtype=np.float64)
 
 

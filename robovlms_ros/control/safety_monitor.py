@@ -286,7 +286,7 @@ class SafetyMonitor:
         self._permission_config = permission
         self._permission = _Permission()
         self.person_drives = False
-        """True while a person commands the arm: faults of the policy and its inputs do not count."""
+        """True while a person commands the arm: the policy and its inputs have no faults then."""
         self._lock = threading.RLock()
         self._camera_names = cameras
         self._present: dict[str, Fault] = {}

@@ -1,4 +1,4 @@
-"""A person who drives: `~/take_over`, `~/hand_back`, commands on `~/human/...`, `~/control_source`."""
+"""A person who drives: `~/take_over`, `~/hand_back`, `~/human/...`, `~/control_source`."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,6 @@ from robovlms_ros.ros.policy_runner import PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
 
-
 STREAM_PERIOD_NS = NANOSECONDS // 50
 """Streamed commands that arrive sooner after the last one are dropped: each is planned anew."""
 
@@ -34,8 +33,8 @@ STREAM_PERIOD_NS = NANOSECONDS // 50
 class HumanControl:
     """The services, topics and publisher of one node.
 
-    runner: the present one, None while unconfigured. on_taken: called after a take-over. log: called
-    with a line for the log.
+    runner: the present one, None while unconfigured. on_taken: called after a take-over. log:
+    called with a line for the log.
     """
 
     def __init__(

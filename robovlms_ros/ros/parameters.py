@@ -120,8 +120,8 @@ class NodeParameters:
     )
     confirm: Confirm = parameter(
         "off",
-        "Chunks that wait for ~/confirm before they move the arm: off: none; first_chunk: the first "
-        "one after every stop; each_chunk: every one, each is executed to its end.",
+        "Chunks that wait for ~/confirm before they move the arm: off: none; first_chunk: the "
+        "first one after every stop; each_chunk: every one, each is executed to its end.",
         inactive=True,
     )
     cameras: tuple[CameraParameters, ...] = parameter(
@@ -163,8 +163,8 @@ class NodeParameters:
     )
     robot_may_move_topic: str = parameter(
         "",
-        "std_msgs/Bool of a safety system: false is a smooth stop at once, and nothing moves before "
-        "the first message. Empty: no permission is needed.",
+        "std_msgs/Bool of a safety system: false is a smooth stop at once, and nothing moves "
+        "before the first message. Empty: no permission is needed.",
     )
     robot_may_move_timeout: float = parameter(
         0.0,

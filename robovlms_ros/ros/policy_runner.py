@@ -263,7 +263,7 @@ class PolicyRunner:
 
     @property
     def kinematics(self) -> Kinematics | None:
-        """The executor's, for use within `person_command` only; None for a policy in joint space."""
+        """The executor's, for use within `person_command`; None for a policy in joint space."""
         return None if self._executor is None else self._executor.kinematics
 
     def take_over(self) -> str:

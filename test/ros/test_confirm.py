@@ -1,7 +1,7 @@
 """A person between the policy and the arm: ~/confirm, ~/planned_trajectory, ~/verdict, dry_run.
 
-- `each_chunk`: nothing moves before ~/confirm; the motion that was shown is executed to its end, then
-  the next one waits. `first_chunk`: the arm goes on by itself, until a stop.
+- `each_chunk`: nothing moves before ~/confirm; the motion that was shown is executed to its end,
+  then the next one waits. `first_chunk`: the arm goes on by itself, until a stop.
 - A chunk does not wait any longer once the arm was moved or a fault came.
 - ~/planned_trajectory carries the command that is sent, in dry_run the one that would be.
 - ~/verdict carries pass, clamp or refuse, the reason, the nearest limit.

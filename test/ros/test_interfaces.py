@@ -1,4 +1,4 @@
-"""The table of docs/operate.md names exactly the topics, services and actions of the running node."""
+"""The table of docs/operate.md names the topics, services and actions of the running node."""
 
 import re
 from pathlib import Path
@@ -44,7 +44,9 @@ def running(graph):
         (name, kind): types[0]
         for kind, entries in found.items()
         for name, types in entries
-        if not name.endswith(OF_EVERY_NODE) and "/_action/" not in name and "_controller/" not in name
+        if not name.endswith(OF_EVERY_NODE)
+        and "/_action/" not in name
+        and "_controller/" not in name
     }
 
 
