@@ -549,8 +549,8 @@ class PolicyRunner:
         else:
             self._executor.shape = self._arm.shape
             decision = self._executor.on_chunk(
-                chunk, state, measured, now, self._observations.speed(), plan, self._advancing(now),
-                commit=not waits,
+                chunk, state, measured, now, self._observations.speed(), plan,
+                None if waits else self._advancing(now), commit=not waits,
             )
         if decision.command is None:
             self._refuse(decision.verdict.reason)

@@ -159,10 +159,10 @@ def test_joint_targets_and_a_trajectory_without_cameras(live, person):
     back = live.arm.positions.copy()
     back[6] -= 0.1
     point = JointTrajectoryPoint(positions=back.tolist())
-    point.time_from_start.sec = 1
-    person.publishers["joint_trajectory"].publish(
-        JointTrajectory(joint_names=joints, points=[point])
-    )
+    point.time_from_start.sec = 2
+    trajectory = JointTrajectory(joint_names=joints, points=[point])
+    trajectory.header.stamp = live.node.get_clock().now().to_msg()
+    person.make = lambda: ("joint_trajectory", trajectory)
     live.wait_for(lambda: live.arm.positions[6] < goal[6] - 0.02, "the way back")
     assert worst_step(live, begin) < 1e-3
     assert not live.arm.rejected
