@@ -75,7 +75,7 @@ def plan_target(
         seconds = (now_ns - previous[0]) / NANOSECONDS
         if 0.0 < seconds <= STREAM_GAP:
             velocity = (target - previous[1]) / seconds
-    after = STEP * np.arange(1, TARGET_STEPS + 1)
+    after = STEP * np.arange(1, TARGET_STEPS + 1, dtype=np.float64)
     positions = target + np.outer(after - STEP, velocity)
     return _joint_plan(now_ns, after, positions, np.tile(velocity, (TARGET_STEPS, 1)), robot)
 
