@@ -175,16 +175,16 @@ class ChunkExecutor:
         speed: Array | None = None,
         plan: JointPlan | PlanRefused | None = None,
         clock: Callable[[], int] | None = None,
+        commit: bool = True,
     ) -> Decision:
         """The decision on a chunk that has just become ready.
 
-        state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,)
-            measured, rad/s,
-        for an arm that is really commanded: a motion that continues no other one starts from rest
-            only. plan: the
-        answer of `plan`, for a caller that reads the time after it; None computes it here. clock:
-        the time now, ns: a message that took longer to compute than it leads is computed once more
-            with a longer lead; None for a replay.
+        commit: False for a preview, after which nothing counts as commanded.
+
+        state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,) measured, rad/s,
+        for an arm that is really commanded: a motion that continues no other one starts from rest only. plan: the
+        answer of `plan`, for a caller that reads the time after it; None computes it here. clock: the time now, ns: a
+        message that took longer to compute than it leads is computed once more with a longer lead; None for a replay.
         """
         motion = self.guard.commanded
         if motion is not None and motion.times_ns[0] > now_ns:
@@ -199,8 +199,15 @@ class ChunkExecutor:
             plan = self.plan(chunk, state_at_stamp)
         if isinstance(plan, PlanRefused):
             return Decision(None, None, self.gate.refuse(str(plan), now_ns), None)
+        counts = self.gate.counts
+        ramp_began_ns = self.gate.ramp_began_ns
         decision, now_ns = self._decide_in_time(chunk, plan, measured, now_ns, clock)
         if decision.command is None:
+            self.gate.resume(self.guard.commanded)
+            return decision
+        if not commit:
+            self.gate.counts = counts
+            self.gate.ramp_began_ns = ramp_began_ns
             self.gate.resume(self.guard.commanded)
             return decision
         self.guard.record(decision.command, now_ns)
@@ -311,6 +318,11 @@ class ChunkExecutor:
             opening = self._switch.update(float(plan.gripper[step]), t_ns)
         return None if opening is None else self.guard.admit_opening(opening)
 
+    @property
+    def commanded_opening(self) -> float | None:
+        """The gripper's side as it was last decided: 0 closed, 1 open, None before the first."""
+        return None if self._switch is None else self._switch.opening
+
     def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
         """Commanded positions and velocities (J,) at a time, past times included.
 
@@ -320,6 +332,13 @@ class ChunkExecutor:
         if self._resumed:
             return None
         return self.guard.commanded_at(t_ns)
+
+    def commanded_state(self, measured: RobotState, now_ns: int) -> RobotState:
+        """The arm as commanded now, without a pose; as measured where nothing is commanded."""
+        commanded = self.commanded(now_ns)
+        if commanded is None:
+            return replace(measured, stamp_ns=now_ns, eef_pose=None)
+        return RobotState(now_ns, commanded[0], commanded[1])
 
     def smooth_stop(self, now_ns: int) -> AdmittedCommand:
         """A stop along the commanded motion; the next chunk continues from its end.

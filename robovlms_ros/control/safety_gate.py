@@ -194,6 +194,7 @@ class SafetyGate:
     speed_scaling_ramp: s after activation until it is. Both may be set at any time.
     probing: True keeps the speed scaling where the ramp begins, for an arm that did not move when
     it was commanded; the ramp begins when it ends.
+    ramp_began_ns: None before the first command.
     """
 
     def __init__(
@@ -222,7 +223,7 @@ class SafetyGate:
         self.clamps = 0
         self.refusals = 0
         self._refusing_since_ns = 0
-        self._began_ns: int | None = None
+        self.ramp_began_ns: int | None = None
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -242,7 +243,7 @@ class SafetyGate:
     @probing.setter
     def probing(self, probing: bool) -> None:
         if self._probing and not probing:
-            self._began_ns = None
+            self.ramp_began_ns = None
         self._probing = probing
 
     def forget_motion(self) -> None:
@@ -259,7 +260,7 @@ class SafetyGate:
         if self._probing:
             return self.speed_scaling * FIRST_SPEED_SCALING
         ramp = self.speed_scaling_ramp
-        began = self._began_ns
+        began = self.ramp_began_ns
         if ramp == 0:
             return self.speed_scaling
         share = 0.0 if began is None else (t_ns - began) / (ramp * NANOSECONDS)
@@ -283,8 +284,8 @@ class SafetyGate:
         A command that passes or is clamped counts as sent. Accelerations are left out of what is
         sent: the controller then interpolates the very cubic curve that was checked.
         """
-        if self._began_ns is None or now_ns < self._began_ns:
-            self._began_ns = now_ns
+        if self.ramp_began_ns is None or now_ns < self.ramp_began_ns:
+            self.ramp_began_ns = now_ns
         reason = malformed(command, self.robot) or stale(measured, image_stamp_ns, now_ns, self.robot)
         if reason is not None:
             return self.refuse(reason, now_ns)

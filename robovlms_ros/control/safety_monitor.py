@@ -35,6 +35,8 @@ right ones."""
 
 ARM_NOT_FOLLOWING = "arm_not_following"
 
+ROBOT_MAY_NOT_MOVE = "robot_may_not_move"
+
 STANDSTILL_HOLD_NS = 3 * NANOSECONDS
 """Shortest hold of an arm that did not move: its set point is brought back meanwhile."""
 
@@ -119,6 +121,9 @@ class ObservationSource(Protocol):
     def instruction(self) -> str:
         """The task in force, empty while there is none."""
 
+    def set_instruction(self, text: str) -> None:
+        """Put a checked instruction in force, by whatever way it came; empty for none."""
+
     def state_at(self, stamp_ns: int) -> RobotState:
         """The arm at an image's stamp; raises ObservationError."""
 
@@ -170,6 +175,19 @@ class Fault:
     name: str
     action: Action
     text: str
+
+
+@dataclass(frozen=True)
+class PermissionConfig:
+    """The input robot_may_move: a safety system's permission to move.
+
+    topic: named in texts. timeout: s after which a permission that is not renewed is void; 0: the
+    last one counts. resume: False where a stop by it also ends the instruction.
+    """
+
+    topic: str
+    timeout: float = 0.0
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,6 +246,14 @@ class _Joints:
 
 
 @dataclass
+class _Permission:
+    """The last value of robot_may_move, None before the first, and its time of arrival."""
+
+    given: bool | None = None
+    received_ns: int = 0
+
+
+@dataclass
 class _Standstill:
     """An arm that does not follow: since when it is held, the fault's text, its distance from the
     command (rad)."""
@@ -255,11 +281,22 @@ class SafetyMonitor:
     """Faults of one arm's policy. Thread-safe. `reset` begins at activation; call `react` at 10 Hz
     or more.
 
-    cameras: names of the policy's cameras. now_ns: the caller's clock.
+    cameras: names of the policy's cameras. now_ns: the caller's clock. permission: None where the
+    arm needs no permission to move.
     """
 
-    def __init__(self, config: SafetyMonitorConfig, cameras: tuple[str, ...], now_ns: int) -> None:
+    def __init__(
+        self,
+        config: SafetyMonitorConfig,
+        cameras: tuple[str, ...],
+        now_ns: int,
+        permission: PermissionConfig | None = None,
+    ) -> None:
         self.config = config
+        self._permission_config = permission
+        self._permission = _Permission()
+        self.person_drives = False
+        """True while a person commands the arm: the policy and its inputs have no faults then."""
         self._lock = threading.RLock()
         self._camera_names = cameras
         self._present: dict[str, Fault] = {}
@@ -323,7 +360,7 @@ class SafetyMonitor:
         worst = report.faults[:1]
         if report.action == "cease_commands":
             return "cease_commands", worst[0].text
-        problem = self._observations.problem(now_ns)
+        problem = None if self.person_drives else self._observations.problem(now_ns)
         if problem is not None:
             return "smooth_stop", problem
         complaint = None if self._arm is None else self._arm.problem()
@@ -341,6 +378,19 @@ class SafetyMonitor:
         with self._lock:
             present = set(self._present)
         return ARM_NOT_FOLLOWING in present and not present & UNTRUSTED
+
+    @property
+    def permission_withdrawn(self) -> bool:
+        """True while the permission to move is withdrawn and its return must not start the arm."""
+        with self._lock:
+            config = self._permission_config
+            known = self._permission.given is not None
+            return (
+                config is not None
+                and not config.resume
+                and known
+                and ROBOT_MAY_NOT_MOVE in self._present
+            )
 
     def take_standstill_end(self) -> bool:
         """True once after `react` found the end of a standstill."""
@@ -427,6 +477,11 @@ class SafetyMonitor:
             distrust = self._distrust
             fresh = distrust.since_ns is None or not 0 <= now_ns - distrust.since_ns <= DISTRUST_NS
             self._distrust = _Distrust(reason if fresh else distrust.reason, now_ns)
+
+    def robot_may_move(self, allowed: bool, now_ns: int) -> None:
+        """The permission to move arrived, or was withdrawn."""
+        with self._lock:
+            self._permission = _Permission(allowed, now_ns)
 
     def commanders(self, name: str, others: tuple[str, ...]) -> None:
         """Nodes beside this one that command the controller. name: the topic or action."""
@@ -517,8 +572,10 @@ class SafetyMonitor:
             return MonitorReport(action, tuple(ordered), raised, recovered)
 
     def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
-        return (self._clock, self._images, self._joint_states, self._words, self._policy, self._listener,
-                self._arm_stands)
+        of_arm = (
+            self._clock, self._permitted, self._joint_states, self._listener, self._arm_stands,
+        )
+        return of_arm if self.person_drives else (*of_arm, self._images, self._words, self._policy)
 
     def _notice_jump(self, now_ns: int) -> None:
         step = (now_ns - self._now_ns) / NANOSECONDS
@@ -533,6 +590,25 @@ class SafetyMonitor:
         if self._jumped is not None and self._joints.ever and all(c.ever for c in self._cameras.values()):
             self._jumped = None
         return [] if self._jumped is None else [Fault("clock_jumped", "cease_commands", self._jumped)]
+
+    def _permitted(self, now_ns: int) -> list[Fault]:
+        config = self._permission_config
+        if config is None:
+            return []
+        seen = self._permission
+        age = (now_ns - seen.received_ns) / NANOSECONDS
+        if seen.given is None:
+            text = f"the permission to move has not come on {config.topic}"
+        elif not seen.given:
+            text = f"the robot may not move: false on {config.topic}"
+        elif config.timeout > 0.0 and not 0.0 <= age <= config.timeout:
+            text = (
+                f"the robot may not move: nothing on {config.topic} for more than "
+                f"{config.timeout:g} s (robot_may_move_timeout)"
+            )
+        else:
+            return []
+        return [Fault(ROBOT_MAY_NOT_MOVE, "smooth_stop", text)]
 
     def _images(self, now_ns: int) -> list[Fault]:
         found = []

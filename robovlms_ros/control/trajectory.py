@@ -220,6 +220,33 @@ def extremes(curve: Spline) -> Extremes:
     )
 
 
+@dataclass(frozen=True)
+class NearestLimit:
+    """The limit that a curve comes nearest to. use: the part of it in use, 1 at the limit."""
+
+    name: str
+    use: float
+
+
+def nearest_limit(curve: Spline, bounds: JointBounds, joints: tuple[str, ...]) -> NearestLimit:
+    """The joint's position, velocity or acceleration limit of which a curve uses most.
+
+    A position's part is the distance from the middle of its range, over half the range.
+    """
+    here = extremes(curve)
+    middle = (bounds.lower + bounds.upper) / 2
+    half = (bounds.upper - bounds.lower) / 2
+    farthest = np.maximum(np.abs(here.lowest - middle), np.abs(here.highest - middle))
+    uses = {
+        "position": farthest / half,
+        "velocity": here.speed / bounds.velocity,
+        "acceleration": here.acceleration / bounds.acceleration,
+    }
+    kind = max(uses, key=lambda name: float(uses[name].max()))
+    joint = int(np.argmax(uses[kind].max(axis=0)))
+    return NearestLimit(f"{joints[joint]} {kind}", float(uses[kind].max()))
+
+
 def violations(curve: Spline, bounds: JointBounds, joints: tuple[str, ...]) -> list[Violation]:
     """The breaks of position, speed and acceleration bounds on a curve, at most one of each
     kind."""

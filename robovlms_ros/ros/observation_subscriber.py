@@ -56,6 +56,8 @@ class ObservationSubscriber:
     needs_gripper: True where the policy sees the gripper's opening.
     complete_state: fills what kinematics knows (the tool's pose) into a measured state.
     on_observation: called with each complete observation; on_instruction: with each instruction that differs.
+    instruction_locked: the reason to refuse an instruction on the topic now, empty for none;
+    called with its text.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ObservationSubscriber:
         complete_state: Callable[[RobotState], RobotState], on_observation: Callable[[Observation], None],
         on_instruction: Callable[[str], None],
         needs_gripper: bool = False,
+        instruction_locked: Callable[[str], str] = lambda text: "",
     ) -> None:
         self._needs_state = needs_state
         gripper = robot.gripper if needs_gripper else None
@@ -76,6 +79,7 @@ class ObservationSubscriber:
         self._complete_state = complete_state
         self._on_observation = on_observation
         self._on_new_instruction = on_instruction
+        self._instruction_locked = instruction_locked
         self._convert = pick_converter()
         self._lock = threading.Lock()
         self._handing_on = threading.Lock()  # images and joint states both complete observations: they keep their order
@@ -231,6 +235,8 @@ class ObservationSubscriber:
 
     def _on_instruction(self, message: String) -> None:
         text = message.data.strip()
+        if self._instruction_locked(text):
+            return
         try:
             check_instruction(text, self._parameters.max_instruction_length)
         except ObservationError as error:
@@ -238,6 +244,14 @@ class ObservationSubscriber:
             text = ""
         else:
             self._fault(INSTRUCTION, None)
+        self._put_in_force(text)
+
+    def set_instruction(self, text: str) -> None:
+        """Put a checked instruction in force, by whatever way it came; empty for none."""
+        self._fault(INSTRUCTION, None)
+        self._put_in_force(text)
+
+    def _put_in_force(self, text: str) -> None:
         self._monitor.instruction(text)
         if text != self.instruction:
             self.instruction = text

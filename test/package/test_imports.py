@@ -40,6 +40,7 @@ LAYERS = (
     {"bench"},
     {"cli"},
 )
+GENERATED = ("robovlms_ros.action", "robovlms_ros.msg", "robovlms_ros.srv")
 # Programs outside the ROS layer that are ROS nodes themselves.
 NODES = ("robovlms_ros.sim.nodes", "robovlms_ros.bench.node", "robovlms_ros.bench.faults")
 
@@ -49,7 +50,8 @@ import importlib, sys
 class Block:
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
-        if top in {ros_only!r} or top.endswith(("_msgs", "_interfaces")) or name == "robovlms_ros.msg":
+        generated = name in ("robovlms_ros.action", "robovlms_ros.msg", "robovlms_ros.srv")
+        if generated or top in {ros_only!r} or top.endswith(("_msgs", "_interfaces")):
             raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
 
 sys.meta_path.insert(0, Block())
@@ -87,7 +89,8 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 def is_ros(name: str) -> bool:
     top = name.split(".")[0]
-    return top in ROS_ONLY or top.endswith(("_msgs", "_interfaces")) or name.startswith("robovlms_ros.msg")
+    generated = name.startswith(GENERATED)
+    return generated or top in ROS_ONLY or top.endswith(("_msgs", "_interfaces"))
 
 
 def is_plain(name: str) -> bool:
@@ -140,7 +143,9 @@ def test_arrows_point_one_way() -> None:
     for module, path in sources():
         for name, _ in imports(path):
             source, target = unit(module), unit(name)
-            if not name.startswith("robovlms_ros.") or not source or target in ("", "msg"):
+            if not name.startswith("robovlms_ros.") or not source or not target:
+                continue
+            if name.startswith(GENERATED):
                 continue
             if layer(target) > layer(source):
                 found.append(f"{module} -> {name}")

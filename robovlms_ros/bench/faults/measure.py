@@ -145,6 +145,7 @@ class FaultStage(Node):
             "--ros-args", *remaps, "-p", "checkpoint:=demo", "-p", "robot:=panda", "-p", "dry_run:=false",
             "-p", f"use_sim_time:={str(self.arm.simulated_time).lower()}",
             "-p", "speed_scaling_ramp:=0.2", "-p", "watchdog.following_time:=2.0",
+            "-p", "resume_instruction:=true",
         ]  # fmt: skip
         return Child(name, "robovlms_ros.bench.faults.policy_node", arguments, self._logs / f"{name}.log", {})
 
