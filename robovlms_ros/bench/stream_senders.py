@@ -19,7 +19,7 @@ LEAD_NS = 20_000_000
 
 
 class Sender(Protocol):
-    """What turns chunks into messages.
+    """Converter of chunks to messages.
 
     covered_until_ns: until when the policy's steps reach in what was sent last. shape: of the
     trajectories that the controller continues smoothly, where the sender cares.
@@ -29,10 +29,10 @@ class Sender(Protocol):
     shape: TrajectoryShape
 
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
-        """What is sent when a chunk is ready."""
+        """Messages sent when a chunk is ready."""
 
     def on_tick(self, now_ns: int) -> Message | None:
-        """What is sent in between; called in every cycle of the controller."""
+        """Messages sent in between; called in every cycle of the controller."""
 
 
 class Naive:

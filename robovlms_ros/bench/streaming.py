@@ -1,4 +1,4 @@
-"""How smoothly each way of sending chunks moves an arm under inference latency: one joint, many
+"""Smoothness of an arm under inference latency, by the way of sending chunks: one joint, many
 seeds at once.
 
 The intent is q(t) = 0.5 sin(2 pi 0.4 t) rad; each chunk is the intent plus its own bias, normal
@@ -86,9 +86,8 @@ class StreamRow:
     worst_step, worst_step_mean, worst_step_max: largest change of the command per 2 ms tick, mrad:
     (median, 95th percentile), mean and greatest over the seeds.
     rms: root mean square of command minus intent, mrad, mean. max_acc, max_jerk: of the command,
-        rad/s^2 and
-    rad/s^3, mean over seeds of the largest. starved: part of the time at which no step of the
-    policy was left.
+    rad/s^2 and rad/s^3, mean over seeds of the largest. starved: part of the time at which no step
+    of the policy was left.
     """
 
     strategy: str
@@ -103,7 +102,7 @@ class StreamRow:
 
     @property
     def default(self) -> bool:
-        """Whether this is what a user gets who sets nothing."""
+        """True if this is what a user gets who sets nothing."""
         return self.strategy == DEFAULT
 
 
@@ -248,7 +247,7 @@ class _Transport:
 
 
 def _chunks(condition: StreamCondition, seeds: Sequence[int]) -> Iterator[tuple[int, JointPlan]]:
-    """When each chunk is ready (ns), and the chunk, for ever; a joint per seed."""
+    """Time (ns) at which each chunk is ready, and the chunk, for ever; a joint per seed."""
     biases = [np.random.default_rng(np.random.SeedSequence(0, spawn_key=(int(seed),))) for seed in seeds]
     latencies = np.random.default_rng(1000 + int(seeds[0]))
     spec = ActionSpec("joint_position", "base", "rotation_vector", "chained", 1 / condition.rate)

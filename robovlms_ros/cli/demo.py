@@ -143,7 +143,7 @@ MEASURED = ("reaction_ms", "real_time_factor", "worst_joint_step_mrad_per_10ms")
 
 
 def _measured(outcome: "DemoOutcome", report: Path | None) -> dict[str, Any]:
-    """What the JSON report says of this run's times and steps; where nothing was run, what it
+    """Times and steps of this run for the JSON report; where nothing was run, what it
     said before."""
     def number(value: float) -> float | None:
         return None if math.isnan(value) else value

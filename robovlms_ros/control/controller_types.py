@@ -190,8 +190,8 @@ class ChunkOnly(ArmController):
 
 @dataclass(frozen=True, kw_only=True)
 class GripperBase:
-    """What every gripper has, and when an opening between 0 (closed) and 1 (open) becomes a
-    command.
+    """Fields of every gripper, and the thresholds at which an opening between 0 (closed) and 1
+    (open) becomes a command.
 
     joint: its joint's name in joint_states (and in the command, where that names joints).
     open_position, closed_position: that joint's positions, m or rad.

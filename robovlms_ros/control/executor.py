@@ -181,10 +181,13 @@ class ChunkExecutor:
 
         commit: False for a preview, after which nothing counts as commanded.
 
-        state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,) measured, rad/s,
-        for an arm that is really commanded: a motion that continues no other one starts from rest only. plan: the
-        answer of `plan`, for a caller that reads the time after it; None computes it here. clock: the time now, ns: a
-        message that took longer to compute than it leads is computed once more with a longer lead; None for a replay.
+        state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,)
+            measured, rad/s,
+        for an arm that is really commanded: a motion that continues no other one starts from rest
+            only. plan: the
+        answer of `plan`, for a caller that reads the time after it; None computes it here. clock:
+        the time now, ns: a message that took longer to compute than it leads is computed once more
+            with a longer lead; None for a replay.
         """
         motion = self.guard.commanded
         if motion is not None and motion.times_ns[0] > now_ns:

@@ -41,8 +41,7 @@ def compose_targets(chunk: ActionChunk, eef_pose: Array) -> Array:
     """The tool poses (n, 4, 4) base_T_eef that an end-effector chunk asks for.
 
     eef_pose: (4, 4) base_T_eef measured at the chunk's stamp. Raises PlanRefused for values that
-        are not finite or do
-    not have six pose numbers per step, and for a joint-space chunk.
+    are not finite or do not have six pose numbers per step, and for a joint-space chunk.
     """
     values = _arm_values(chunk)
     spec = chunk.spec

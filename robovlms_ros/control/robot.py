@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Description:
-    """Where the kinematic model comes from: a URDF or MJCF `file` beside the YAML, or a
+    """Source of the kinematic model: a URDF or MJCF `file` beside the YAML, or a
     std_msgs/String `topic`."""
 
     file: str | None = None
@@ -76,7 +76,7 @@ FORMER_GATE_KEYS = {"authority": "speed_scaling", "authority_ramp": "speed_scali
 
 @dataclass(frozen=True)
 class GateConfig:
-    """When the safety gate clamps, when it gives up on a policy, and how it lets motion in.
+    """Settings of the safety gate: clamping, refusal counts, the ramp of the speed scaling.
 
     clamp: False refuses what True would slow down or clip.
     max_excess: a speed above this many times its limit is refused, not clamped.
@@ -112,7 +112,7 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class IKSettings:
-    """How inverse kinematics iterates, and when it calls a step reached.
+    """Iteration settings of inverse kinematics, and the tolerance of a reached step.
 
     position_tolerance, rotation_tolerance: m and rad, largest error of a reached step.
     rotation_weight: m per rad, what a rotation error counts against a position error where both

@@ -41,7 +41,7 @@ SAMPLE_NS = 25_000_000  # between samples of the tool's path
 
 
 def malformed(command: TrajectoryCommand, robot: RobotSpec) -> str | None:
-    """Why a command is not a trajectory of this robot that ends at rest."""
+    """Reason for a command not to be a trajectory of this robot that ends at rest."""
     shape = (len(command.times), len(robot.joints))
     if command.joints != robot.joints:
         return f"the trajectory is for {command.joints}, the robot's joints are {robot.joints}"
@@ -58,8 +58,8 @@ def malformed(command: TrajectoryCommand, robot: RobotSpec) -> str | None:
 
 
 def stale(measured: RobotState, image_stamp_ns: int | None, now_ns: int, robot: RobotSpec) -> str | None:
-    """Why the measurements behind a command cannot carry it: not finite, too old, or ahead of the
-    clock."""
+    """Reason for the measurements behind a command to be unusable: not finite, too old, or ahead of
+    the clock."""
     if measured.positions.shape != (len(robot.joints),) or not np.isfinite(measured.positions).all():
         return f"the measured positions are not {len(robot.joints)} finite numbers: {measured.positions.tolist()}"
     behind = (("joint states", measured.stamp_ns, "max_age"), ("image", image_stamp_ns, "max_latency"))
@@ -76,8 +76,7 @@ def jump(curve: Spline, before: Spline, measured: RobotState, now_ns: int, robot
     """The reason to refuse a curve whose point for now is too far from the arm; None for none.
 
     before: the commanded motion. A measurement is old: the arm is compared with the command at the
-        measurement's own
-    stamp, and its distance from it is assumed to last until now.
+    measurement's own stamp, and its distance from it is assumed to last until now.
     """
     (now, then), _ = before(np.array([now_ns, measured.stamp_ns]))
     arm = measured.positions + (now - then)
@@ -92,7 +91,7 @@ def jump(curve: Spline, before: Spline, measured: RobotState, now_ns: int, robot
 
 
 def discontinuity(curve: Spline, before: Spline, times_ns: NDArray[np.int64], kink: Array) -> list[Violation]:
-    """Where a curve does not continue what was sent before, at the times between which the
+    """Breaks of a curve's continuity with the last command, at the times between which the
     controller takes it over.
 
     kink: (J,) rad/s, the change of velocity that passes.
@@ -108,14 +107,14 @@ def discontinuity(curve: Spline, before: Spline, times_ns: NDArray[np.int64], ki
 
 @dataclass(frozen=True)
 class ToolPath:
-    """Where the tool is along a curve: places (N, 3), m, and the seconds between them."""
+    """Tool positions along a curve: (N, 3), m, and the seconds between them."""
 
     places: Array
     seconds: float
 
 
 class ToolChecks:
-    """Where a curve takes the tool: its speed and its workspace. Without kinematics both go
+    """Checks of the tool along a curve: its speed and its workspace. Without kinematics both go
     unchecked."""
 
     def __init__(self, robot: RobotSpec, kinematics: Kinematics | None) -> None:
@@ -147,7 +146,7 @@ class ToolChecks:
         return [Violation("eef_speed", text, ratio)]
 
     def outside(self, path: ToolPath | None, measured: RobotState | None = None) -> str | None:
-        """Where the tool would leave its box; from outside (measured, or the path's start) it may
+        """Violations of the tool's box; from outside (measured, or the path's start) it may
         only come nearer."""
         if self._box is None or self._kinematics is None or path is None:
             return None
@@ -278,8 +277,7 @@ class SafetyGate:
         none.
 
         arrival_ns: the time that the controller goes on with the previous command, computing time
-            included; a clamped
-        command leaves it untouched.
+        included; a clamped command leaves it untouched.
 
         A command that passes or is clamped counts as sent. Accelerations are left out of what is
         sent: the controller then interpolates the very cubic curve that was checked.

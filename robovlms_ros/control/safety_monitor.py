@@ -206,7 +206,7 @@ class MonitorReport:
 
 @dataclass
 class _Camera:
-    """What is known of one camera. ahead: s, its last stamp before the clock. off: images in a row
+    """State of one camera. ahead: s, its last stamp before the clock. off: images in a row
     that were ahead or behind. same_...: since when, and from which joint positions, the digest is
     the same."""
 
@@ -517,7 +517,7 @@ class SafetyMonitor:
             self._inference = _Inference(refused_instruction=reason)
 
     def controller(self, name: str, subscribers: int) -> None:
-        """How many listen to what the node sends; name: the topic or action."""
+        """Number of receivers of commands; name: the topic or action."""
         with self._lock:
             self._controller.name = name
             self._controller.listening = subscribers > 0

@@ -147,7 +147,8 @@ def extended(older: list[Track], newest: Track, begin_ns: int) -> list[Track]:
     return result
 
 
-# of the acceleration limit: the rest is for joining the running plan, and for the cubics between steps
+# of the acceleration limit: the rest is for joining the running plan, and for the cubics between
+# steps
 SHARE = 0.4
 PASSES = 40
 
@@ -211,7 +212,7 @@ arrives, so what a late stop changes must be when the arm stops, not whether."""
 
 @dataclass(frozen=True)
 class _Memory:
-    """What is remembered of the chunks: their tracks, their instruction, their noise, and how far
+    """Memory of the recent chunks: their tracks, their instruction, their noise, and how far
     they reach."""
 
     tracks: tuple[Track, ...]
@@ -284,8 +285,7 @@ class ChunkScheduler:
         for `commit`.
 
         lead_ns: in place of the configured lead, for a message that takes longer to compute. Raises
-            ScheduleRefused
-        when every step is past or a value is not finite.
+        ScheduleRefused when every step is past or a value is not finite.
         """
         _check_finite("plan positions", plan.positions)
         _check_finite("plan velocities", plan.velocities)
@@ -310,7 +310,7 @@ class ChunkScheduler:
         return self._message(running, whole, now_ns, splice_ns - now_ns)
 
     def commit(self, command: TrajectoryCommand) -> None:
-        """What was really sent (clamped, perhaps) is the running plan from now on."""
+        """Take the command that was sent (clamped, perhaps) as the running plan."""
         self._memory = self._proposed
         self._running = curve_of(command)
 

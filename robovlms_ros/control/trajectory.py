@@ -444,8 +444,7 @@ def stop_within(
     On the plan's path (`slow_down`) where that is possible; where the plan turns so sharply that
     slowing down besides
     would ask for more than the acceleration bounds, as near to it as they allow: a joint that comes
-        to rest too late
-    goes back, no faster than speed_scaling (above 0 to 1) times its speed bound.
+    to rest too late goes back, no faster than speed_scaling (above 0 to 1) times its speed bound.
     """
     stop = slow_down(plan, begin_ns, stop_time, bounds.acceleration)
     if np.all(extremes(stop).acceleration <= bounds.acceleration * (1 + TOLERANCE)):

@@ -203,8 +203,7 @@ class TrajectoryController:
         period ahead.
 
         measured, measured_velocities: the arm's state now (J,); without velocities the controller
-            has no velocity
-        state interface.
+        has no velocity state interface.
         """
         if self._new is not None:
             points, stamp_ns = self._new

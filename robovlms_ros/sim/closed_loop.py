@@ -2,9 +2,8 @@
 
 An episode is one instruction in one scene. A row gathers the episodes of one instruction under one
 condition: `named` (the scene's own instruction), `swapped` (the same scenes, the other instruction:
-    an arm that follows the scene
-and not the words fails here) and `blanked` (both cameras black: an arm that does not look must not
-succeed).
+an arm that follows the scene and not the words fails here) and `blanked` (both cameras black: an
+arm that does not look must not succeed).
 """
 
 from collections import Counter
@@ -23,7 +22,7 @@ STRICT_FROM = 20
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What one episode came to. time_to_success: simulated s from the instruction, None without
+    """Result of one episode. time_to_success: simulated s from the instruction, None without
     success. why: what the judge calls the failure, in a word or two; empty with success. taken:
     what was taken in the named thing's place."""
 
@@ -41,7 +40,7 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class ClosedLoopThresholds:
-    """What a run must reach; fractions. `blanked_success` is an upper bound."""
+    """Aims of a run; fractions. `blanked_success` is an upper bound."""
 
     success: float = 0.90
     wrong: float = 0.05
@@ -122,7 +121,8 @@ def report(rows: Sequence[ClosedLoopRow], extra: Mapping[str, Any]) -> dict[str,
 
 
 def failures(episodes: Sequence[EpisodeResult]) -> dict[str, dict[str, int]]:
-    """Why episodes failed: reason -> instruction -> count, the most frequent reason first. Blanked
+    """Reasons of failed episodes: reason -> instruction -> count, the most frequent reason first.
+    Blanked
     ones do not count: they are to fail."""
     counts: dict[str, Counter[str]] = {}
     for episode in episodes:

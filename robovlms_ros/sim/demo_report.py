@@ -17,8 +17,8 @@ CAPTION_HEIGHT = 28
 
 @dataclass
 class EpisodeRecording:
-    """What one episode showed. Times are ns on the run's clock; images (H, W, 3) uint8 RGB; joints
-    in rad."""
+    """Recorded data of one episode. Times are ns on the run's clock; images (H, W, 3) uint8 RGB;
+    joints in rad."""
 
     caption: str
     joints: tuple[str, ...]
@@ -105,7 +105,7 @@ def _column(series: NDArray[np.float64], joint: int) -> tuple[NDArray[np.float64
 
 
 def _commanded(recording: EpisodeRecording, origin: int) -> NDArray[np.float64]:
-    """What the controller was asked to follow: each message from its arrival until the next one's,
+    """Trajectories of the controller: each message from its arrival until the next one's,
     at 50 Hz."""
     samples = []
     end = recording.measured[-1][0] if recording.measured else 0

@@ -37,7 +37,7 @@ GRIPPER_TICKS = 10
 
 
 class Agent(Protocol):
-    """What drives an episode: a `PolicySession`, or the expert."""
+    """Agent of an episode: a `PolicySession`, or the expert."""
 
     def reset(self) -> None: ...
     def observe(self, observation: Observation) -> None: ...
@@ -54,7 +54,7 @@ class RolloutFrame:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode came to. time_to_success: simulated s, None without. wrong: another thing
+    """Outcome of an episode. time_to_success: simulated s, None without. wrong: another thing
     was taken. why: what the judge calls the failure; empty with success. taken: what was taken
     in the place of the named thing."""
 

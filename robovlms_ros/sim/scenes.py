@@ -45,7 +45,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What holds for every scene of a run. checkpoint: the policy; empty is the scripted expert.
+    """Settings of every scene of a run. checkpoint: the policy; empty is the scripted expert.
     limit: simulated s per episode. blank: black images. every_goal: a tabletop scene is asked
     for the seed's own sentence (empty), for every goal of its task that fits it (`own`), or for
     every goal of any task (`all`)."""
@@ -258,7 +258,7 @@ class EpisodeLog:
         self._file.flush()
 
     def _read(self, identity: dict[str, Any]) -> bool:
-        """Whether there is a whole first line; a last line that a kill has cut off is taken
+        """True if there is a whole first line; a last line that a kill has cut off is taken
         away."""
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
@@ -292,12 +292,12 @@ class EpisodeLog:
 
 
 def log_beside(report: Path) -> Path:
-    """Where the episodes of a JSON report are kept."""
+    """File of a JSON report's episodes."""
     return report.with_name(f"{report.stem}.episodes.jsonl")
 
 
 def identity_of(settings: BenchSettings, latency: tuple[float, float] | None) -> dict[str, Any]:
-    """What an episode depends on besides its scene. latency: the one asked for in every condition's
+    """Inputs of an episode besides its scene. latency: the one asked for in every condition's
     place."""
     return {
         "checkpoint_sha256": checkpoint_digest(settings.checkpoint), "robot": settings.robot, "latency": latency,

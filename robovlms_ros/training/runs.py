@@ -25,7 +25,7 @@ KEY = "train"
 
 @dataclass(frozen=True)
 class Run:
-    """What a training file says. folder: where files that it names are looked up. start:
+    """Content of a training file. folder: where files that it names are looked up. start:
     `--from`."""
 
     config: PolicyConfig

@@ -74,9 +74,9 @@ class InjectedFault:
     """One fault. inject is called at working speed, mend after the record.
 
     rest_allowed: s until the arm must be at rest, from the injection on; NaN where the motion goes
-        on. resumes: the
-    motion may stop and must move again while the fault is present. slow: the injection takes
-    seconds, and the fault is complete at its end; the time to rest counts from there.
+    on. resumes: the motion may stop and must move again while the fault is present. slow: the
+    injection takes seconds, and the fault is complete at its end; the time to rest counts from
+    there.
     restarts: the node's process has ended and is started again afterwards. simulated_time: needs
         /clock.
     """

@@ -1,4 +1,4 @@
-"""What is measured: models by family and size, and everything else that a step's cost depends
+"""Cases of the benchmark: models by family and size, and everything else that a step's cost depends
 on."""
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the LSTM head alone costs: its sliding window by staggered states, against a window of one
+"""Cost of the LSTM head alone: its sliding window by staggered states, against a window of one
 frame and against all of it run again."""
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""What a measurement leaves: rows that go into a JSON file as they are finished, and the table of
+"""Results of a measurement: rows that go into a JSON file as they are finished, and the table of
 them."""
 
 import json
@@ -31,12 +31,11 @@ class PolicyRow:
     path: `fast`, `plain` (the package's), `careful`, `logits` (transformers by hand),
         `logits_float32`.
     p50, p99: s a step, of `steps` steps. images_per_second: camera pictures at p50. peak_bytes: of
-        the device's memory
-    while this path ran, weights included (None where the device does not say). shares: by stage, of
-    a step that waits after every stage. flops, bytes: of a step, counted. roofline: s. ratio:
-    median over the rounds of this path's time over the first path's, in the same round. difference:
-    largest, from the plain path's normalised answers. sessions: robots stepped together. said: what
-    the path is made of, in words.
+    the device's memory while this path ran, weights included (None where the device does not say).
+    shares: by stage, of a step that waits after every stage. flops, bytes: of a step, counted.
+    roofline: s. ratio: median over the rounds of this path's time over the first path's, in the
+    same round. difference: largest, from the plain path's normalised answers. sessions: robots
+    stepped together. said: what the path is made of, in words.
     """
 
     case: Case
@@ -90,7 +89,7 @@ class Results:
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Machine and versions of the measurement."""
     import transformers
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()

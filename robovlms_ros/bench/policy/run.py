@@ -101,8 +101,7 @@ def run_preset(chosen: Preset, device: torch.device, path: Path | None, resume: 
     the rest goes on.
 
     path: written after every job. resume: rows that it holds from the same machine and software are
-        kept. say: called
-    with the rows of each job.
+    kept. say: called with the rows of each job.
     """
     results = _begin(chosen, device, path, resume)
     for job in chosen.jobs:

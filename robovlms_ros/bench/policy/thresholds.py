@@ -19,7 +19,7 @@ class Check:
 
     @property
     def kept(self) -> bool:
-        """Whether it was measured and lies on the right side."""
+        """True if it was measured and lies on the right side."""
         if self.value is None:
             return False
         return self.value >= self.bound if self.at_least else self.value <= self.bound

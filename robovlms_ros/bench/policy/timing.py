@@ -29,8 +29,8 @@ class Operation:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a machine reached: FLOP/s of a large matrix product by dtype, bytes/s (read and written)
-    of a large copy."""
+    """Measured ceilings of a machine: FLOP/s of a large matrix product by dtype, bytes/s (read and
+    written) of a large copy."""
 
     flops: dict[str, float]
     bandwidth: float
@@ -248,7 +248,7 @@ class StageClock:
 
 
 def measure_ceilings(device: torch.device, dtypes: tuple[str, ...], repeats: int = 5) -> Ceilings:
-    """What this machine reaches now: the best of `repeats` large products of random matrices per
+    """Ceilings of this machine now: the best of `repeats` large products of random matrices per
     dtype, and of as many copies of a block that no cache holds."""
     on_gpu = device.type != "cpu"
     rates = {name: _matrix_rate(device, getattr(torch, name), 8192 if on_gpu else 1024, repeats) for name in dtypes}

@@ -79,7 +79,7 @@ def _encode(sessions: Sequence[PolicySession]) -> None:
 
 
 def _batches(sessions: Sequence[PolicySession], missing: Missing) -> list[tuple[Missing, dict[str, Tensor]]]:
-    """What goes through the language model at once, with its tokens (N, L)."""
+    """Batch of the language model, with its tokens (N, L)."""
     if not missing:
         return []
     if sessions[0].path == "fast":
@@ -202,7 +202,7 @@ class InferenceVariant(Protocol):
 
     @property
     def said(self) -> str:
-        """What runs, in words."""
+        """Description of the stages."""
         ...
 
     def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
@@ -278,7 +278,7 @@ class BaselineVariant:
 
 
 def is_own(name: str) -> bool:
-    """Whether a way is the package's own: the plain path, or the fast one or parts of it."""
+    """True if a way is the package's own: the plain path, or the fast one or parts of it."""
     return name in ("plain", "fast") or name.startswith("fast:")
 
 

@@ -125,7 +125,7 @@ class DemoClient(Node):
             return self._truth
 
     def watch_steps(self, watching: bool) -> None:
-        """Whether `worst_step` counts from now on: not while a new scene moves the arm by
+        """True if `worst_step` counts from now on: not while a new scene moves the arm by
         decree."""
         with self._lock:
             self._watching = watching

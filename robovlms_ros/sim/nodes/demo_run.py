@@ -51,8 +51,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to run and where to write. time_limit: simulated s per episode; real_time_factor:
-    simulated s per wall s; added_latency: s by which every chunk is withheld; bag: whether all
+    """Options of a demo run and its output folder. time_limit: simulated s per episode;
+    real_time_factor: simulated s per wall s; added_latency: s by which every chunk is withheld;
+        bag: whether all
     of it is recorded; controller_blends: the parameter of the simulated arm."""
 
     trials: tuple[Trial, ...]
@@ -69,7 +70,7 @@ class DemoOptions:
 
 @dataclass
 class DemoOutcome:
-    """What came of it. reaction_s: p50 and p99 as the policy node measured them;
+    """Outcome of a demo run. reaction_s: p50 and p99 as the policy node measured them;
     real_time_factor: as achieved; worst_step: rad, largest change of a measured joint in 10 ms."""
 
     episodes: list[EpisodeResult] = field(default_factory=list)

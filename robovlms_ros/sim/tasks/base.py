@@ -54,7 +54,7 @@ NEAR_PLACE = 0.08
 
 @dataclass
 class _Track:
-    """What has become of one thing. start: where it lay; before: where it was last, not counted
+    """History of one object. start: where it lay; before: where it was last, not counted
     while in the hand."""
 
     start: Array
@@ -146,7 +146,7 @@ def _at_hand(truth: TableTruth, name: str) -> bool:
 
 
 def _distance(truth: TableTruth, goal: Goal) -> float:
-    """How far the thing is from the goal's place, beside (m)."""
+    """Horizontal distance of the object from the goal's place (m)."""
     if not goal.place:
         return float("inf")
     place = truth.plates[goal.place] if goal.place in truth.plates else truth.things[goal.place].position
@@ -204,7 +204,7 @@ class Task:
         ]
 
     def fits(self, goal: Goal, truth: TableTruth) -> bool:
-        """Whether the goal can be asked for in this scene: all there, reachable, and room for
+        """True if the goal can be asked for in this scene: all there, reachable, and room for
         the fingers."""
         if goal.thing not in truth.things or (goal.place and goal.place not in {**truth.things, **truth.plates}):
             return False
@@ -214,7 +214,7 @@ class Task:
         return grasps.has_room(truth.things[goal.thing], truth.others(goal.thing))
 
     def judge(self, goal: Goal) -> "TableJudge":
-        """Who decides on one episode."""
+        """Judge of one episode."""
         return TableJudge(goal)
 
 

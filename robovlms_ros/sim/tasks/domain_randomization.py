@@ -1,5 +1,5 @@
-"""How the scene looks: light, colours, the table's texture and where the cameras are, drawn within
-bounds."""
+"""Appearance of the scene: light, colours, the table's texture and where the cameras are, drawn
+within bounds."""
 
 from dataclasses import dataclass
 

@@ -29,7 +29,7 @@ EXPERT_AIM = ClosedLoopThresholds(success=0.95, wrong=0.05)
 
 @dataclass(frozen=True)
 class TaskCondition:
-    """What differs from the scenes that training saw. obstacles: how many things without a name;
+    """Differences from the scenes of training. obstacles: how many things without a name;
     None as trained. The others as in EpisodeSettings."""
 
     looks: SceneAppearance = field(default_factory=SceneAppearance)
@@ -76,7 +76,7 @@ class TaskEpisode:
     scene: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads back."""
+        """JSON form, the inverse of `from_json`."""
         return asdict(self)
 
     @classmethod
@@ -101,9 +101,9 @@ def named_by_task(episodes: Sequence[TaskEpisode]) -> list[EpisodeResult]:
 
 
 def taken_instead(episodes: Sequence[TaskEpisode]) -> dict[str, dict[str, int]]:
-    """How what was taken differs from what was named, of the episodes that failed by it: difference
-    -> task -> count, the most frequent first. Those of a log that does not say what was taken are
-    `not kept`; blanked ones do not count."""
+    """Differences between the taken and the named object, of the episodes that failed by it:
+    difference -> task -> count, the most frequent first. Those of a log that does not say what was
+    taken are `not kept`; blanked ones do not count."""
     counts: dict[str, Counter[str]] = {}
     for episode in episodes:
         result = episode.result
@@ -144,9 +144,8 @@ class InstructionFollowing:
     intervals.
 
     obeyed: scenes in which every instruction was followed; refused: in which none was; mixed: the
-        others, in which the
-    outcome depends on the words. mixed_by_chance: how many would be mixed if each instruction
-    failed as often as its
+    others, in which the outcome depends on the words. mixed_by_chance: how many would be mixed if
+    each instruction failed as often as its
     task does, whatever the scene: fewer are mixed where scenes are hard as such, more where
         instructions compete.
     """

@@ -119,18 +119,18 @@ class HandPose:
         return self.opening < 0.93
 
     def offset(self) -> tuple[float, float]:
-        """How far it is beside the thing, and above where the thing is gripped (m)."""
+        """Distance beside the object, and above its grip (m)."""
         offset = self.position - self.thing
         return math.hypot(offset[0], offset[1]), float(offset[2]) - GRASP_OFFSET
 
     def at_grip(self) -> bool:
-        """Whether it is where the fingers close, or may go on closing."""
+        """True if it is where the fingers close, or may go on closing."""
         radius, height = self.offset()
         near = radius < (CLOSING_RADIUS if self.closing else self.style.close_radius)
         return near and abs(height) < (CLOSING_HEIGHT if self.closing else CLOSE_HEIGHT)
 
     def funnel(self, away: float) -> float:
-        """How high above the grip it stays (m), `away` beside it; higher until the fingers are
+        """Height kept above the grip (m), `away` beside it; higher until the fingers are
         open."""
         rise = min(max(FUNNEL_SLOPE * (away - self.style.mouth), 0.0), HOVER)
         return max(rise, 0.05) if self.opening < 0.75 else rise
@@ -239,7 +239,7 @@ class ExpertPolicy:
         return action
 
     def _goal(self) -> tuple[Array, bool, float]:
-        """Where the law sends the hand, whether the fingers close, and the speed limit."""
+        """Target of the hand, True if the fingers close, and the speed limit."""
         hand = self._hand
         radius, height = hand.offset()
         if self.goal.task == "push" and self._straddles(radius, height):
@@ -306,7 +306,7 @@ class ExpertPolicy:
         return np.array((*hand.position[:2], top)), False, MAX_SPEED
 
     def _straddles(self, radius: float, height: float) -> bool:
-        """Whether the open fingers stand on both sides of the thing, on the line that it shall
+        """True if the open fingers stand on both sides of the thing, on the line that it shall
         take."""
         hand = self._hand
         if self._arrived(hand.thing) or hand.opening < 0.85 or abs(height) > 0.012 or radius > 0.04:

@@ -1,4 +1,4 @@
-"""How the hand is turned about the vertical: so that its fingers fit beside what lies close by.
+"""Turn of the hand about the vertical, so that its fingers fit beside what lies close by.
 
 A yaw of 0 is the hand as at home; the fingers then close along the base frame's y axis.
 """
@@ -76,7 +76,7 @@ def _gap(along: float, across: float, thing: TableObject, turn: float) -> float:
 
 
 def has_room(thing: TableObject, neighbours: Sequence[TableObject], place: Array | None = None) -> bool:
-    """Whether some yaw leaves the ROOM finger CLEARANCE, where the thing lies and at `place` (2,),
+    """True if some yaw leaves the ROOM finger CLEARANCE, where the thing lies and at `place` (2,),
     however the
     neighbours are turned: so much a scene leaves to a hand that is less exact than the expert's."""
     spots = [thing.position[:2]] if place is None else [thing.position[:2], place]

@@ -22,7 +22,7 @@ class TaskError(RoboVLMsError):
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked for. task: `lift`, `stack`, `put` or `push`. place: a thing or a plate; empty
+    """A goal. task: `lift`, `stack`, `put` or `push`. place: a thing or a plate; empty
     for `lift`."""
 
     task: str
@@ -113,7 +113,7 @@ def _meanings() -> dict[str, Goal]:
 
 
 def meaning(instruction: str) -> Goal:
-    """What an instruction asks for. Raises TaskError for a sentence that no task has."""
+    """Goal of an instruction. Raises TaskError for a sentence that no task has."""
     found = _meanings().get(instruction)
     if found is None:
         known = ", ".join(repr(phrases.trained[0]) for phrases in PHRASES.values())
@@ -125,7 +125,7 @@ def meaning(instruction: str) -> Goal:
 
 
 def is_unseen(instruction: str) -> bool:
-    """Whether training never uses this sentence."""
+    """True if training never uses this sentence."""
     return instruction in instructions(meaning(instruction), unseen=True)
 
 

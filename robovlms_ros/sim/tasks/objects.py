@@ -62,7 +62,7 @@ class TableObject:
 
     @property
     def height(self) -> float:
-        """How far it is above its place on the table (m)."""
+        """Height above its place on the table (m)."""
         return float(self.position[2]) - TABLE_Z - self.half_height
 
     @property
@@ -73,8 +73,8 @@ class TableObject:
 
 @dataclass(frozen=True)
 class TableTruth:
-    """What only a judge or the scripted expert may see. plates: name -> (3,) centre of the surface,
-    base frame (m).
+    """Ground truth for the judge and the scripted expert alone. plates: name -> (3,) centre of the
+    surface, base frame (m).
     obstacles: things without a name. opening: the gripper's. hand (3,): its grip in the base frame
         (m), where known."""
 
@@ -85,7 +85,7 @@ class TableTruth:
     hand: Array | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads back."""
+        """JSON form, the inverse of `from_json`."""
         def rows(things: Iterable[TableObject]) -> list[list[Any]]:
             return [[thing.name, *thing.position.tolist(), thing.yaw] for thing in things]
 
@@ -114,13 +114,13 @@ class TableTruth:
         return self.opening > self.things[name].grip + RELEASED
 
     def on_plate(self, name: str, plate: str, margin: float = 0.01) -> bool:
-        """Whether it lies within the plate, `margin` from its rim."""
+        """True if it lies within the plate, `margin` from its rim."""
         thing = self.things[name]
         apart = float(np.hypot(*(thing.position[:2] - self.plates[plate][:2])))
         return apart < PLATE_RADIUS - margin and thing.height < 0.01
 
     def stacked(self, upper: str, lower: str) -> bool:
-        """Whether one rests on the other."""
+        """True if one rests on the other."""
         a = self.things[upper]
         b = self.things[lower]
         apart = float(np.hypot(*(a.position[:2] - b.position[:2])))

@@ -67,7 +67,7 @@ TABLETOP = TableLayout(
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one slot goes: position (3,) in the world frame (m), yaw (rad)."""
+    """Placement of one slot: position (3,) in the world frame (m), yaw (rad)."""
 
     position: Array
     yaw: float

@@ -70,7 +70,7 @@ def rates(folders: Iterable[Path]) -> dict[str, float]:
 
 
 def seconds_of(work: Work, rate: Mapping[str, float]) -> float | None:
-    """How long `work` takes at these rates; None where one of them is not known."""
+    """Duration of `work` at these rates; None where one of them is not known."""
     left = {name: count for name, count in asdict(work).items() if count}
     if any(name not in rate for name in left):
         return None
@@ -78,7 +78,7 @@ def seconds_of(work: Work, rate: Mapping[str, float]) -> float | None:
 
 
 def table(works: Mapping[str, Work], rate: Mapping[str, float]) -> str:
-    """What is left, a line per variant; the time where the rates are known."""
+    """Remaining work, a line per variant; the time where the rates are known."""
     width = max(len("left of variant"), *map(len, works))
     lines = [f"{'left of variant':<{width}}  demonstrations    steps  episodes  about"]
     for name, work in works.items():
@@ -296,7 +296,7 @@ def run(
 def work(
     names: Iterable[str], plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int]
 ) -> dict[str, Work]:
-    """What is left of each variant when they are run in this order; what several need counts for
+    """Remaining work of each variant in this order; what several need counts for
     the first alone.
 
     Raises ConfigError.

@@ -54,7 +54,7 @@ START_BOX = ((0.36, 0.70), (-0.22, 0.22), (-0.05, 0.17))
 
 @dataclass(frozen=True)
 class DemonstrationSettings:
-    """How much an episode departs from the expert's own path.
+    """Disturbance of an episode from the expert's own path.
 
     noise: largest standard deviation of the executed speed's noise, as a part of the expert's top
         speed; each episode draws its own. random_start, switch: probabilities that the hand starts
@@ -331,7 +331,7 @@ def random_start(
 
 
 def _are_twins(goal: Goal, other: Goal) -> bool:
-    """Whether only the shape tells their things apart, as in `red can` and `red cube`: what is
+    """True if only the shape tells their things apart, as in `red can` and `red cube`: what is
     most often confused."""
     return goal.thing != other.thing and goal.thing.split()[0] == other.thing.split()[0]
 

@@ -4,11 +4,10 @@ instructions at once.
 A window is learned under every instruction of the cubes, or under several of its tabletop goals,
 each in a trained sentence drawn anew; its images are encoded once. The action feature also predicts
 places: those of the named object, its target and the hand's yaw, or those of all cubes; the image
-    tokens predict the places
-of everything (`vision_pretraining`). Without these auxiliary losses a small model averages the
-objects and ignores the instruction. The simulator's ground truth serves in training only; no
-checkpoint holds the auxiliary heads. Without it (`ground_truth: false`) a window has only a real
-recording's content: the followed
+tokens predict the places of everything (`vision_pretraining`). Without these auxiliary losses a
+small model averages the objects and ignores the instruction. The simulator's ground truth serves in
+training only; no checkpoint holds the auxiliary heads. Without it (`ground_truth: false`) a window
+has only a real recording's content: the followed
 instruction, the executed actions, and with `hindsight: true` the place where the hand closed.
 """
 

@@ -128,7 +128,7 @@ def _set_at_the_end(event: Event) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class StageShards:
-    """What joins the data when a stage begins. ahead: those that may be recorded while the stage
+    """Data added when a stage begins. ahead: those that may be recorded while the stage
     before it runs."""
 
     jobs: list[RecordingJob]
@@ -180,7 +180,7 @@ def default_device(name: str | None) -> str:
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where the averaged policy is kept as it is at a step."""
+    """Folder of the averaged policy at a step."""
     return folder / "run" / f"step_{step}"
 
 

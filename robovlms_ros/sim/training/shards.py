@@ -35,7 +35,7 @@ class Reader(Protocol):
     kind: type
 
     def columns(self, shard: Columns) -> Columns:
-        """What is kept of a shard's columns (F, ...), computed once a frame."""
+        """Columns of a shard (F, ...), computed once a frame."""
         ...
 
 

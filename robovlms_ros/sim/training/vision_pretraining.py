@@ -1,12 +1,11 @@
-"""What the images alone must tell while a policy is trained: where is what, before any word is
+"""Auxiliary targets of the images alone in training: the place of every object, before any word is
 read.
 
 A small vision tower learns this slowly from actions, and nothing else can be learned before it. So
 it is taught by the
 simulator: each image token names the things whose centres lie in its patch and how a cube there is
-    turned (a hand that
-takes the mean of two turns never closes), and all tokens together tell where everything is. A saved
-policy holds none of this.
+turned (a hand that takes the mean of two turns never closes), and all tokens together tell where
+everything is. A saved policy holds none of this.
 """
 
 import math
@@ -113,8 +112,8 @@ def _patch_loss(guess: Tensor, spots: Tensor, turns: Tensor, grid: int) -> Tenso
 
 
 def project(camera: str, places: Tensor, hands: Tensor) -> Tensor:
-    """Where points are in a camera's image, by the pose that the camera has when nothing is drawn
-    at random.
+    """Projection of points into a camera's image, by the pose that the camera has when nothing is
+    drawn at random.
 
     places (N, K, 3): m, base frame; hands (N, 4, 4): base_T_eef. Returns (N, K, 2), column and row
     as parts of the image's side from its upper left corner; NaN stays NaN, and behind the camera it

@@ -1,4 +1,4 @@
-"""What of a data set would train badly, and what it is made of: one pass over its numbers."""
+"""Faults of a data set for training, and its composition: one pass over its numbers."""
 
 import dataclasses
 from collections import Counter
@@ -35,7 +35,7 @@ SHOWN_EACH = 5
 
 @dataclass
 class Summary:
-    """What a data set is made of. rows: (N, D) a sample of the actions, SI; lengths: steps of each
+    """Composition of a data set. rows: (N, D) a sample of the actions, SI; lengths: steps of each
     episode.
 
     gripper_moves: episodes in which it opens or closes. rate_hz: measured, the median over all
@@ -63,8 +63,7 @@ def check_data(
     summary.
 
     accept: kinds of flaws that do not forbid training, besides those that the source accepts. Reads
-        no image; never
-    raises for what is wrong with the data.
+    no image; never raises for what is wrong with the data.
     """
     require_action(config)
     assert config.action is not None
@@ -102,7 +101,7 @@ def check_data(
 
 
 def in_order(flaws: Iterable[Flaw], accept: Sequence[str]) -> tuple[Flaw, ...]:
-    """What forbids training first; what is of an accepted kind does not."""
+    """Flaws that forbid training first; accepted kinds do not."""
     judged = (dataclasses.replace(flaw, refuse=flaw.refuse and flaw.kind not in accept) for flaw in flaws)
     return tuple(sorted(judged, key=lambda flaw: not flaw.refuse))
 

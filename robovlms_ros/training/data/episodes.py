@@ -55,7 +55,7 @@ class EpisodeArrays:
 
 @dataclass(frozen=True)
 class Flaw:
-    """What a reader saw in the recording itself, which its episodes no longer show.
+    """Flaw of the recording itself that its episodes no longer show.
 
     kind: `clock`, `gap`, `cameras`, `short`, `lost`, ... refuse: training on it would go wrong.
         remedy: what to do.
@@ -94,7 +94,7 @@ class EpisodeSource(Protocol):
         """Steps of an episode, without reading it."""
 
     def origin(self, i: int) -> str:
-        """Which recorded episode it is from. Pieces of one share it: they belong on one side of a
+        """Name of the recorded episode. Pieces of one share it: they belong on one side of a
         split."""
 
     def arrays(self, i: int) -> EpisodeArrays:

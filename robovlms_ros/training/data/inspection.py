@@ -32,7 +32,7 @@ Sheet = list[tuple[str, dict[str, list[str]]]]
 
 @dataclass(frozen=True)
 class Findings:
-    """What the inspection came to. ok: nothing forbids training. page: the HTML file."""
+    """Result of the inspection. ok: nothing forbids training. page: the HTML file."""
 
     flaws: tuple[Flaw, ...]
     summary: Summary

@@ -1,4 +1,4 @@
-"""What the actions of a training set are like, in one pass: what a policy's normalisation is made
+"""Statistics of a training set's actions, in one pass: the base of a policy's normalisation
 of."""
 
 import dataclasses
@@ -154,8 +154,8 @@ def with_statistics(config: PolicyConfig, statistics: Statistics, method: Method
     actions, with the unit that its numbers are in, and of proprioception.
 
     method: None is `quantile` for deltas and `min_max` for absolute spaces, whose ends must stay
-        within reach. A
-    dimension that never changes is given a width of 2e-3, so that it stays where it was.
+    within reach. A dimension that never changes is given a width of 2e-3, so that it stays where it
+    was.
     """
     action = config.action
     assert action is not None

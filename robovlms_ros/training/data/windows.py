@@ -40,8 +40,8 @@ def episode_windows(
 
     Each sample is `window` frames of history and `horizon` that follow, clamped to the episode.
     left_pad: samples whose history begins before the episode are kept too. sample `range`: each
-        window `window` times, the i-th with its i
-    oldest frames masked, so that a policy sees every length of history.
+    window `window` times, the i-th with its i oldest frames masked, so that a policy sees every
+    length of history.
     """
     first = -(window - 1) if left_pad else 0
     starts = torch.arange(first, length - window + 1)

@@ -38,7 +38,7 @@ class ActionLoss:
     steps: Tensor
 
     def total(self, gripper_weight: float = GRIPPER_WEIGHT) -> Tensor:
-        """What is minimised; the weight is RoboVLMs' arm_gripper_loss_ratio."""
+        """The minimised sum; the weight is RoboVLMs' arm_gripper_loss_ratio."""
         return self.arm + gripper_weight * self.gripper
 
 

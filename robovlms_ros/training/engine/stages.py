@@ -6,8 +6,7 @@ prioritised experience replay (Schaul et al., arXiv 1511.05952) without its corr
 since rare windows with a high loss are to weigh more. A step's draw depends on the seed, the step
 and the number of threads
 alone, so that an interrupted run ends where an uninterrupted one does: to the bit on a CPU; on a
-    GPU sums
-are taken in an order that differs from run to run.
+GPU sums are taken in an order that differs from run to run.
 """
 
 import logging

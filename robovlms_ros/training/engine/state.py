@@ -63,7 +63,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass
 class TrainingProgress:
-    """How far a run is. step: of the optimiser. batch: batches of `epoch` that are done. best:
+    """Progress of a run. step: of the optimiser. batch: batches of `epoch` that are done. best:
     lowest validation loss.
 
     setup: what must stay the same for the run to go on (`Trainer.setup`). scaler: of float16's
@@ -163,7 +163,8 @@ def save_state(folder: Path, tensors: dict[str, Tensor], progress: TrainingProgr
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], TrainingProgress] | None:
-    """What `save_state` wrote last, or None. Raises TrainingError for a file that is not one."""
+    """The state that `save_state` wrote last, or None. Raises TrainingError for a file that is not
+    one."""
     from safetensors import SafetensorError, safe_open
 
     path = folder / STATE

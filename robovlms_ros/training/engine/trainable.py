@@ -1,4 +1,4 @@
-"""Which parameters of a policy train: freezing, low-rank adapters (peft), gradient
+"""Trainable parameters of a policy: freezing, low-rank adapters (peft), gradient
 checkpointing."""
 
 import logging

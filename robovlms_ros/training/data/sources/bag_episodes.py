@@ -3,9 +3,8 @@
 Observations come as in the live node (cameras paired by stamp, joint states interpolated at the
 image). Each
 is followed by the chunk of actions that evaluation would compare a policy with: training and
-    evaluation
-agree about the meaning of a recorded command. Frames are kept on an even grid until their episode
-is known, their images by time.
+evaluation agree about the meaning of a recorded command. Frames are kept on an even grid until
+their episode is known, their images by time.
 """
 
 import io
@@ -108,7 +107,7 @@ class Grid:
         self._place_ns = 0
 
     def restart(self) -> None:
-        """What comes next begins a new piece."""
+        """Begin a new piece."""
         self._last = None
 
     def take(self, frame: BagFrame) -> tuple[list[BagFrame], int]:
@@ -132,7 +131,7 @@ class Grid:
 
 
 def numbers_of(message: Any) -> Array:
-    """What a command asks for, all numbers in one row; empty for a message without any."""
+    """Numbers of a command in one row; empty for a message without any."""
     if hasattr(message, "points"):
         return np.concatenate([np.asarray(p.positions, dtype=np.float64) for p in message.points] or [np.empty(0)])
     if hasattr(message, "position"):

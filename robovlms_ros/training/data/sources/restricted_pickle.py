@@ -2,8 +2,8 @@
 
 Such a file is a pickle, which can run anything when it is loaded. Here nothing of it is run and
 nothing imported: every name that it may use stands for an inert record of its arguments, every
-    other name is refused. What comes out is made
-of dictionaries, lists, tuples, texts, numbers and arrays of numbers.
+other name is refused. What comes out is made of dictionaries, lists, tuples, texts, numbers and
+arrays of numbers.
 """
 
 import io
@@ -25,7 +25,7 @@ PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 class Inert:
-    """What a pickle asked to be made, only written down."""
+    """Construction requested by a pickle, recorded without a call."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
         self.name = name
