@@ -141,7 +141,7 @@ def test_a_replacement_on_the_wire(stage):
     message = stage.heard[0]
     times = [p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in message.points]
     assert (message.header.stamp.sec, message.header.stamp.nanosec) == (0, 0)
-    assert times[0] == pytest.approx(0.078) and np.all(np.diff(times) > 0)
+    assert times[0] == pytest.approx(0.118) and np.all(np.diff(times) > 0)
     assert list(message.points[-1].velocities) == [0.0] * 7
 
 
