@@ -170,7 +170,9 @@ class BenchNode(PlainLifecycleNode):
         monitor = SafetyMonitor(SafetyMonitorConfig(max_age=5.0), CAMERAS, self.now_ns())
         self.inputs = ObservationSubscriber(self, parameters, body.robot, parameters.cameras, False, monitor,
                              PoseFiller(body.make_kinematics()), self._on_observation, lambda text: None)
-        executor = build_executor(body.robot, body.make_kinematics(), parameters.schedule)
+        executor = build_executor(
+            body.robot, body.make_kinematics(), parameters.schedule, body.collision
+        )
         self._arm = JointTrajectoryArm(Context(self, body.robot, self.inputs.measured), body.robot.controller)
         send = self._arm.send
 

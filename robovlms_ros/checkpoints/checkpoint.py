@@ -15,8 +15,7 @@ import torch
 import yaml
 
 from robovlms_ros.checkpoints.parameter_names import KeyLayout, with_tied_embedding
-from robovlms_ros.checkpoints.weight_files import WEIGHTS, find_weights, read_tensors
-from robovlms_ros.checkpoints.weights import CheckpointError, assign, unique_state
+from robovlms_ros.checkpoints.weights import WEIGHTS, CheckpointError, assign, find_weights, read_tensors, unique_state
 from robovlms_ros.config.policy import PolicyConfig, config_to_mapping, load_config
 from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
 from robovlms_ros.models.prompts import template_of

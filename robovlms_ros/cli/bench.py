@@ -19,6 +19,7 @@ COMMANDS = {
     "node": ("robovlms_ros.bench.node", "time that the ROS node adds to a step"),
     "faults": ("robovlms_ros.bench.faults.command", "faults through the graph at working speed"),
     "ik": ("robovlms_ros.bench.inverse_kinematics", "inverse kinematics of a whole chunk"),
+    "collision": ("robovlms_ros.bench.collision", "collision check against the simulator's contacts"),
     "eval": ("robovlms_ros.bench.evaluation", "bag evaluation in blocks against frame by frame"),
 }
 
@@ -132,6 +133,22 @@ def ik(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def collision(parser: argparse.ArgumentParser) -> None:
+    """The gate's collision check: driven chunks judged by the simulator, false alarms, and time.
+
+    Chunks are driven through the table, a post and the arm itself, with the check and without it;
+    the simulator's contact list is the judge. The tabletop's expert shows how often the check stops
+    a motion that is free. Times are of this thread's processor. Exit code 1: a contact, or more
+    than 1 % of the expert's chunks stopped.
+    """
+    add = parser.add_argument
+    add("--chunks", type=int, default=300, help="driven chunks (default 300)")
+    add("--expert", type=int, default=20, help="the expert's scenes per task (default 20)")
+    add("--timed", type=int, default=300, help="chunks that are timed (default 300)")
+    add("--seed", type=int, default=0)
+    _json(parser)
+
+
 def evaluation(parser: argparse.ArgumentParser) -> None:
     """Speed of a bag's evaluation: frames in blocks against frame by frame, reading and decoding
     included.
@@ -175,5 +192,5 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "policy": policy, "plot": plot, "stream": stream, "node": node, "faults": faults, "ik": ik,
-    "eval": evaluation,
+    "collision": collision, "eval": evaluation,
 }

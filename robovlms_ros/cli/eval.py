@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 def evaluation_config(args: argparse.Namespace) -> Any:
     """The evaluation YAML with what the command line says on top. Raises ConfigError."""
     from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig
-    from robovlms_ros.evaluation.report.thresholds import with_overrides
+    from robovlms_ros.evaluation.report.build import with_overrides
 
     data = read_mapping(args.evaluation) if args.evaluation else {}
     topics = dict(data.get("topics") or {})

@@ -21,8 +21,7 @@ from robovlms_ros.evaluation.replay.evaluate import (
     part_key,
     recorded_stamps,
 )
-from robovlms_ros.evaluation.replay.loop import RECORDED
-from robovlms_ros.evaluation.replay.runner import Subject
+from robovlms_ros.evaluation.replay.loop import RECORDED, Subject
 from robovlms_ros.ros import parameters as node_parameters
 from robovlms_ros.ros.parameters import NodeParameters
 
@@ -105,6 +104,7 @@ def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
         parameters.joint_states_tolerance,
         parameters.max_instruction_length,
         {camera.name: camera.encoding for camera in parameters.cameras if camera.encoding},
+        body.collision,
     )
     return setting, subjects
 

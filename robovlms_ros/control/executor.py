@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from robovlms_ros.control.collision_solids import CollisionModel
+from robovlms_ros.control.description.shapes import CollisionGeometryError
 from robovlms_ros.control.gripper import GripperSwitch
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.limits import cut
@@ -19,7 +21,7 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.spline import Array
+from robovlms_ros.control.spline import Array, Spline, curve_of
 from robovlms_ros.core.types import (
     ActionChunk,
     JointPlan,
@@ -36,6 +38,9 @@ MARGIN_NS = 5_000_000
 
 LONGEST_LEAD_NS = 200_000_000
 """The longest lead of a message that is computed a second time."""
+
+STOP_MARGIN = 0.5
+"""Part of the collision margins that a stop keeps: it may leave the plan's path by the rest."""
 
 BACK_SHARE = 0.4
 """Part of the speed limits, times the speed scaling, for the return of a set point to the arm."""
@@ -84,6 +89,8 @@ class ChunkExecutor:
         self._switch = None if robot.gripper is None else GripperSwitch(robot.gripper)
         self._plan: JointPlan | None = None
         self._resumed = False
+        self.stop_conflict = ""
+        """The collision that the last stop was changed for, or could not avoid; empty for none."""
 
     @property
     def shape(self) -> TrajectoryShape:
@@ -274,11 +281,22 @@ class ChunkExecutor:
     def smooth_stop(self, now_ns: int) -> AdmittedCommand:
         """A stop along the commanded motion; the next chunk continues from its end.
 
-        Chunks and gripper steps are forgotten. Raises ScheduleRefused where no motion is commanded, CommandRejected
-        where the stop itself breaks a limit: the last command then ends at rest by itself.
+        Chunks and gripper steps are forgotten. A stop that would collide gives way to the shortest
+        one within the limits, that to the end of the running plan, where these are free;
+        `stop_conflict` reports it. Raises ScheduleRefused where no motion is commanded,
+        CommandRejected where the stop itself breaks a limit or the running plan's end is preferred:
+        the last command then ends at rest by itself.
         """
         self._plan = None
+        self.stop_conflict = ""
+        running = self.guard.commanded
         command = self.scheduler.smooth_stop(now_ns, self.gate.speed_scaling_at(now_ns))
+        if running is not None:
+            try:
+                command = self._free_stop(command, running, now_ns)
+            except CollisionGeometryError as error:
+                # A stop is never withheld for want of its check.
+                self.stop_conflict = f"the stop was not checked for collisions: {error}"
         return self._admitted(command, now_ns)
 
     def move_back(self, measured: RobotState, now_ns: int) -> AdmittedCommand | None:
@@ -299,6 +317,10 @@ class ChunkExecutor:
             command = self.scheduler.move_back(measured.positions, now_ns, share)
         except ScheduleRefused:
             return None
+        contact = self.gate.sweep(curve_of(command), now_ns, STOP_MARGIN).contact
+        if contact is not None:
+            self.scheduler.resume(self.guard.commanded)
+            raise CommandRejected(f"the set point stays: on its way back {contact.text(now_ns)}")
         return self._admitted(command, now_ns)
 
     def _admitted(self, command: TrajectoryCommand, now_ns: int) -> AdmittedCommand:
@@ -312,6 +334,28 @@ class ChunkExecutor:
         self.gate.resume(self.guard.commanded)
         return admitted
 
+    def _free_stop(
+        self, command: TrajectoryCommand, running: Spline, now_ns: int
+    ) -> TrajectoryCommand:
+        """The stop, or a shorter one. Raises CommandRejected to prefer the running plan's end."""
+        contact = self.gate.sweep(curve_of(command), now_ns, STOP_MARGIN).contact
+        if contact is None:
+            return command
+        text = f"the smooth stop: {contact.text(now_ns)}"
+        self.scheduler.resume(running)
+        scaling = self.gate.speed_scaling_at(now_ns)
+        shortest = self.scheduler.smooth_stop(now_ns, scaling, shortest=True)
+        if self.gate.sweep(curve_of(shortest), now_ns, STOP_MARGIN).contact is None:
+            self.stop_conflict = f"{text}; the shortest stop was sent"
+            return shortest
+        if self.gate.sweep(running, now_ns, STOP_MARGIN).contact is None:
+            self.scheduler.resume(running)
+            self.stop_conflict = f"{text}; the running plan ends at rest without contact"
+            raise CommandRejected(self.stop_conflict)
+        # A stop is never withheld: the shortest one meets the body at the least speed.
+        self.stop_conflict = f"{text}; no stop avoids it, the shortest one was sent"
+        return shortest
+
 
 def _moving(joint: str, speed: float) -> str:
     return (
@@ -321,8 +365,15 @@ def _moving(joint: str, speed: float) -> str:
 
 
 def build_executor(
-    robot: RobotSpec, kinematics: Kinematics | None, schedule: ScheduleConfig | None = None
+    robot: RobotSpec,
+    kinematics: Kinematics | None,
+    schedule: ScheduleConfig | None = None,
+    collision: CollisionModel | None = None,
 ) -> ChunkExecutor:
-    """The executor of a robot, as node, rollouts and bag evaluation run it."""
+    """The executor of a robot, as node, rollouts and bag evaluation run it.
+
+    collision: from `load_collision_model`; None leaves collisions unchecked.
+    """
     scheduler = ChunkScheduler(robot.joints, schedule or ScheduleConfig(), robot.limits)
-    return ChunkExecutor(robot, kinematics, scheduler, SafetyGate(robot, kinematics), MotionGuard(robot))
+    gate = SafetyGate(robot, kinematics, collision)
+    return ChunkExecutor(robot, kinematics, scheduler, gate, MotionGuard(robot))

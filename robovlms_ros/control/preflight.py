@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from robovlms_ros.checkpoints.preflight import Finding
+from robovlms_ros.control.collision_model import load_collision_model
+from robovlms_ros.control.description.shapes import CollisionGeometryError
 from robovlms_ros.control.kinematics import Kinematics, KinematicsError
 from robovlms_ros.control.robot import RobotSpec
 
@@ -29,3 +31,36 @@ def check_description(robot: RobotSpec, description: str | Path | None = None) -
     joints = ", ".join(kinematics.joints)
     frames = f"{robot.base_frame} to {robot.eef_frame}"
     return Finding("ok", "description", f"{source}: {joints} move {frames}")
+
+
+def check_collision(robot: RobotSpec, description: str | Path | None = None) -> Finding:
+    """Load the collision geometry of the robot's description and its world.
+
+    description: the path or text of a URDF or MJCF in place of the robot's own.
+    """
+    if robot.controller.type == "chunk_only":
+        return Finding("ok", "collision", "not needed: chunk_only commands no joints")
+    if robot.collision_scope == "none":
+        text = (
+            "not checked: the robot's YAML has no world block. Describe the robot's surroundings "
+            "there, or set collision.check: self"
+        )
+        off = robot.collision.check == "none"
+        return Finding("ok" if off else "warning", "collision", "turned off" if off else text)
+    if description is None and robot.description_path is None:
+        text = f"not checked: the description comes from the topic '{robot.description.topic}'"
+        return Finding("warning", "collision", text)
+    try:
+        model = load_collision_model(robot, description)
+    except (KinematicsError, CollisionGeometryError) as error:
+        return Finding("error", "collision", str(error))
+    assert model is not None
+    bodies = {solid.body for solid in model.solids}
+    text = f"{len(model.pairs.first)} pairs of {len(model.solids)} solids of {len(bodies)} bodies"
+    if model.left_out:
+        pairs = ", ".join(" and ".join(pair) for pair in model.left_out)
+        text += f"; left out, because they always collide: {pairs}"
+    if model.errors:
+        link, excess = max(model.errors.items(), key=lambda item: item[1])
+        text += f"; solids extend up to {1e3 * excess:.0f} mm beyond the meshes ({link})"
+    return Finding("ok", "collision", text)

@@ -5,11 +5,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.collision_config import CollisionConfig, WorldBody
 from robovlms_ros.control.controller_types import ArmController, Gripper, check_ros_name
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError, build, current_names, read_mapping, require
@@ -143,6 +144,7 @@ class RobotSpec:
     max_latency: s from an image to the command that answers it: how long the scene may change unseen before the arm
         acts on it (whatever the limit, no motion goes on past the chunk's horizon). At least max_age.
     posture_gain: 0 to 1, the part of the way to `home` that a redundant arm takes per step without moving its tool.
+    collision, world: the gate's collision check, and the bodies around the robot.
     folder: where the YAML lies; set by `load_robot`.
     """
 
@@ -161,6 +163,8 @@ class RobotSpec:
     ik: IKSettings = field(default_factory=IKSettings)
     posture_gain: float = 0.0
     max_latency: float = 1.0
+    collision: CollisionConfig = field(default_factory=CollisionConfig)
+    world: tuple[WorldBody, ...] = ()
     folder: Path = field(default=Path("."), compare=False)
 
     def __post_init__(self) -> None:
@@ -177,6 +181,9 @@ class RobotSpec:
         self._check_limits()
         if self.gripper is not None:
             require(self.gripper.joint not in self.joints, "gripper.joint", self.gripper.joint, "no joint of the arm")
+        names = [body.name for body in self.world]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        require(not repeated, "world: name", repeated, "unique")
 
     def _check_limits(self) -> None:
         count, limits = len(self.joints), self.limits
@@ -195,6 +202,13 @@ class RobotSpec:
     def description_path(self) -> Path | None:
         """The URDF or MJCF file, or None when the description comes from a topic."""
         return None if self.description.file is None else (self.folder / self.description.file).resolve()
+
+    @property
+    def collision_scope(self) -> Literal["none", "self", "all"]:
+        """The part of the collision check that is on; `auto` is resolved."""
+        if self.collision.check == "auto":
+            return "all" if self.world else "none"
+        return self.collision.check
 
     def lower(self) -> NDArray[np.float64]:
         """(J,) lower position limits."""

@@ -1,8 +1,10 @@
 """The last thing before a controller: every trajectory passes, is clamped and slowed, or is refused with the reason.
 
 Refused: values that are not finite, malformed or wholly past trajectories, old images or joint states, a jump from the
-measured pose, the tool leaving the workspace, a speed far above its limit, too many clamps in a row. Clamped:
-positions, speeds, accelerations, the tool's speed, and a jump from what was sent before. What leaves is finite, within
+measured pose, the tool leaving the workspace, a speed far above its limit, too many clamps in a
+row, a collision that no stop within the limits prevents. Clamped: positions, speeds, accelerations,
+the tool's speed, a jump from what was sent before, and a motion that would collide: it rests before
+the contact. What leaves is finite, within
 limits, strictly increasing in time, at rest at its end, and continuous with what left before.
 """
 
@@ -12,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.collision import Clearance, CollisionChecker, Sweep
+from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.gate_checks import (
     ARRIVAL_NS,
     ToolChecks,
@@ -33,12 +37,14 @@ from robovlms_ros.control.limits import (
 )
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.spline import Spline, curve_of, followed_by
+from robovlms_ros.control.stopping import rests_before
 from robovlms_ros.control.trajectory_shape import bridgeable, bridged, takeover_times
 from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
 
 FIRST_SPEED_SCALING = 0.05  # where the ramp begins, so that the first chunk already moves
+REST_TIME = 0.3  # s, of a stop before a contact where there is room for it
 PACES = 4  # attempts at a tool speed within its limit, each slower
 # Noise in a chunk, or the ramp: slowed down, but no sign of a bad policy.
 MILD = ("acceleration", "speed_scaling")
@@ -46,26 +52,38 @@ MILD = ("acceleration", "speed_scaling")
 
 @dataclass(frozen=True)
 class Verdict:
-    """pass, clamp or refuse; why; the command to send (None when refused); whether to deactivate the policy."""
+    """pass, clamp or refuse; the reason; the command to send, None when refused.
+
+    deactivate: the policy should be deactivated. clearances: the nearest bodies along the command,
+    to the world and of the robot itself; empty without a check.
+    """
 
     kind: Literal["pass", "clamp", "refuse"]
     reason: str
     command: TrajectoryCommand | None
     deactivate: bool = False
+    clearances: tuple[Clearance, ...] = ()
 
 
 class SafetyGate:
     """One arm's gate. It remembers what it let through, and counts clamps and refusals in a row.
 
     kinematics: checks the tool's workspace and speed; None leaves those two unchecked.
+    collision: the solids of robot and world; None leaves collisions unchecked.
     speed_scaling: the part of the speed limits in use after the ramp, above 0 to 1.
     speed_scaling_ramp: s after activation until it is. Both may be set at any time.
     probing: True keeps the speed scaling where the ramp begins, for an arm that did not move when
     it was commanded; the ramp begins when it ends.
     """
 
-    def __init__(self, robot: RobotSpec, kinematics: Kinematics | None = None) -> None:
+    def __init__(
+        self,
+        robot: RobotSpec,
+        kinematics: Kinematics | None = None,
+        collision: CollisionModel | None = None,
+    ) -> None:
         self.robot = robot
+        self._collision = None if collision is None else CollisionChecker(collision)
         self.speed_scaling = robot.gate.speed_scaling
         self.speed_scaling_ramp = robot.gate.speed_scaling_ramp
         self._bounds = bounds_of(robot.limits, len(robot.joints))
@@ -161,22 +179,72 @@ class SafetyGate:
         faults += discontinuity(curve, before, takeover_ns, self._kink)
         slowed = self._above_speed_scaling(future)
         if not faults and not slowed:
+            sweep = self.sweep(curve, now_ns)
+            if sweep.contact is not None:
+                return self._rest_before(command, curve, before, now_ns, arrival_ns, sweep, [])
             self.clamps = self.refusals = 0
-            return self._let("pass", "", command, curve)
+            return self._let("pass", "", command, curve, sweep)
         reason = self._gives_up(faults)
         if reason is not None:
             return self.refuse(reason, now_ns)
-        return self._clamp(command, future, before, now_ns, faults + slowed, self._tool.speed_ratio(path))
+        speed = self._tool.speed_ratio(path)
+        return self._clamp(command, future, before, now_ns, arrival_ns, faults + slowed, speed)
 
-    def _gives_up(self, faults: list[Violation]) -> str | None:
-        """Why faults are refused instead of clamped; counts the clamps."""
+    def sweep(self, curve: Spline, now_ns: int, share: float = 1.0) -> Sweep:
+        """The first contact and the clearances of a curve from now on; none without a check.
+
+        share: the part of the margins that is kept.
+        """
+        if self._collision is None:
+            return Sweep(None, None, None)
+        return self._collision.sweep(curve, now_ns, share)
+
+    def _rest_before(
+        self,
+        command: TrajectoryCommand,
+        curve: Spline,
+        before: Spline,
+        now_ns: int,
+        arrival_ns: int,
+        sweep: Sweep,
+        faults: list[Violation],
+    ) -> Verdict:
+        """The curve up to a rest before its contact, or a refusal.
+
+        faults: for which it was clamped already.
+        """
+        assert sweep.contact is not None
+        collision = Violation("collision", sweep.contact.text(now_ns), np.inf)
+        counted = any(fault.kind not in MILD for fault in faults)
+        reason = self._gives_up([collision], counted)
+        if reason is not None:
+            return self.refuse(reason, now_ns)
+        latest_ns = sweep.contact.free_until_ns
+        replaces = command.shape == "replacement"
+        bounds = bridgeable(self._bounds) if replaces else self._bounds
+        for rest in rests_before(curve, now_ns + arrival_ns, latest_ns, REST_TIME, bounds):
+            if replaces:
+                rest = bridged(rest, now_ns, arrival_ns)
+            if self._faults(cut(rest, now_ns), before) or self._tool.outside(self._tool.path(rest)):
+                continue
+            swept = self.sweep(rest, now_ns)
+            if swept.contact is None:
+                self.refusals = 0
+                return self._let("clamp", _texts([collision, *faults]), command, rest, swept)
+        return self.refuse(f"{collision.text}; no stop within the limits prevents it", now_ns)
+
+    def _gives_up(self, faults: list[Violation], counted: bool = False) -> str | None:
+        """The reason to refuse faults instead of clamping them; counts the clamps.
+
+        counted: this command's clamp is among them.
+        """
         gate = self.robot.gate
         for fault in faults:
             if fault.kind == "velocity" and fault.ratio > gate.max_excess:
                 return f"{fault.text}: more than {gate.max_excess:g} times as much"
         if faults and not gate.clamp:
             return _texts(faults)
-        if any(fault.kind not in MILD for fault in faults):
+        if not counted and any(fault.kind not in MILD for fault in faults):
             self.clamps += 1
         if self.clamps > gate.max_clamps:
             return f"{self.clamps} chunks in a row had to be clamped; the last: {_texts(faults)}"
@@ -188,6 +256,7 @@ class SafetyGate:
         future: Spline,
         before: Spline,
         now_ns: int,
+        arrival_ns: int,
         faults: list[Violation],
         tool: float,
     ) -> Verdict:
@@ -210,10 +279,21 @@ class SafetyGate:
         outside = self._tool.outside(path)
         if left or outside:
             return self.refuse(f"{_texts(faults)}; clamping does not help: {outside or _texts(left)}", now_ns)
+        curve = followed_by(cut(before, now_ns), limited)
+        sweep = self.sweep(curve, now_ns)
+        if sweep.contact is not None:
+            return self._rest_before(command, curve, before, now_ns, arrival_ns, sweep, faults)
         self.refusals = 0
-        return self._let("clamp", _texts(faults), command, followed_by(cut(before, now_ns), limited))
+        return self._let("clamp", _texts(faults), command, curve, sweep)
 
-    def _let(self, kind: Literal["pass", "clamp"], reason: str, command: TrajectoryCommand, curve: Spline) -> Verdict:
+    def _let(
+        self,
+        kind: Literal["pass", "clamp"],
+        reason: str,
+        command: TrajectoryCommand,
+        curve: Spline,
+        sweep: Sweep,
+    ) -> Verdict:
         self._commanded = curve
         sent = replace(
             command,
@@ -223,7 +303,7 @@ class SafetyGate:
             velocities=curve.velocities,
             accelerations=None,
         )
-        return Verdict(kind, reason, sent)
+        return Verdict(kind, reason, sent, clearances=sweep.clearances)
 
     def refuse(self, reason: str, now_ns: int) -> Verdict:
         """Count a refusal; also for failures before a command exists (planning, scheduling).

@@ -24,7 +24,12 @@ from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.smoothing import joining_time, within_acceleration
 from robovlms_ros.control.spline import Array, Spline, Stamps, curve_of, followed_by
-from robovlms_ros.control.stopping import come_to_rest, move_slowly, stop_within
+from robovlms_ros.control.stopping import (
+    come_to_rest,
+    move_slowly,
+    shortest_stop,
+    stop_within,
+)
 from robovlms_ros.control.trajectory_shape import bridgeable, bridged
 from robovlms_ros.core.types import (
     NANOSECONDS,
@@ -138,18 +143,25 @@ class ChunkScheduler:
         self._memory = self._proposed
         self._running = curve_of(command)
 
-    def smooth_stop(self, now_ns: int, speed_scaling: float = 1.0) -> TrajectoryCommand:
+    def smooth_stop(
+        self, now_ns: int, speed_scaling: float = 1.0, shortest: bool = False
+    ) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
 
         No measurement enters: a wrong or old one would turn the stop into a jump. The message lasts HOLD_NS longer
-        than the stop. speed_scaling: as in `stop_within`. Raises ScheduleRefused when no motion is commanded.
+        than the stop. speed_scaling: as in `stop_within`. shortest: within the limits, whatever
+        stop_time is. Raises ScheduleRefused when no motion is commanded.
         """
         running = self._running_at(now_ns)
         if running is None:
             raise ScheduleRefused("no motion is commanded: there is nothing to stop.")
         splice_ns = now_ns + self._lead_ns
         self.forget_chunks()
-        stop = stop_within(running, splice_ns, self.config.stop_time, self._executable(), speed_scaling)
+        if shortest:
+            stop = shortest_stop(running, splice_ns, self._executable(), speed_scaling)
+        else:
+            duration = self.config.stop_time
+            stop = stop_within(running, splice_ns, duration, self._executable(), speed_scaling)
         still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])
         command = self._message(running, followed_by(stop, still), now_ns, self._lead_ns)
         self.commit(command)

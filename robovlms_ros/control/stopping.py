@@ -1,15 +1,20 @@
 """Two ways to come to rest: after a plan's last step, and in the middle of a plan."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from robovlms_ros.control.limiter import limit
 from robovlms_ros.control.limits import TOLERANCE, JointBounds, extremes
-from robovlms_ros.control.spline import Array, Spline
+from robovlms_ros.control.spline import Array, Spline, followed_by
 from robovlms_ros.core.types import NANOSECONDS
 
 GAP_NS = 25_000_000  # between points
+SHORT_STOPS = (0.02, 0.05, 0.08, 0.12, 0.18, 0.27)
+"""s: durations of which the shortest within the bounds is taken."""
+RESTING = 1e-3
+"""rad/s: slower joints rest."""
 
 
 def come_to_rest(plan: Spline, stop_time: float, bounds: JointBounds) -> Spline:
@@ -66,6 +71,49 @@ def stop_within(
     if np.all(extremes(stop).acceleration <= bounds.acceleration * (1 + TOLERANCE)):
         return stop
     return limit(stop, stop.positions[0], stop.velocities[0], bounds, lambda _: speed_scaling)
+
+
+def rests_before(
+    plan: Spline, begin_ns: int, latest_ns: int, stop_time: float, bounds: JointBounds
+) -> Iterator[Spline]:
+    """Motions that follow the plan and rest at a point that it passes by latest_ns, gentlest first.
+
+    begin_ns: from here on the plan may be slowed down. All but the last keep the plan's path.
+    """
+    for duration in (stop_time, 0.5 * stop_time):
+        stop_ns = latest_ns - round(0.5 * duration * NANOSECONDS)
+        for _ in range(3):
+            if stop_ns < begin_ns:
+                break
+            stop = slow_down(plan, stop_ns, duration, bounds.acceleration)
+            late_ns = stop_ns + (stop.end_ns - stop_ns) // 2 - latest_ns
+            if late_ns <= 0:
+                yield followed_by(plan, stop)
+                break
+            stop_ns -= late_ns
+    position, velocity = plan(np.array([begin_ns]))
+    if np.abs(velocity).max() <= RESTING:
+        still = Spline(
+            np.array([begin_ns, begin_ns + GAP_NS]),
+            position.repeat(2, axis=0),
+            np.zeros((2, position.shape[1])),
+        )
+        yield followed_by(plan, still)
+    yield followed_by(plan, shortest_stop(plan, begin_ns, bounds))
+
+
+def shortest_stop(
+    plan: Spline, begin_ns: int, bounds: JointBounds, speed_scaling: float = 1.0
+) -> Spline:
+    """The plan from begin_ns on, slowed down to rest along its path as soon as the bounds allow.
+
+    Where they allow no such stop: as in `stop_within`.
+    """
+    for duration in SHORT_STOPS:
+        stop = slow_down(plan, begin_ns, duration, bounds.acceleration)
+        if np.all(extremes(stop).acceleration <= bounds.acceleration * (1 + TOLERANCE)):
+            return stop
+    return stop_within(plan, begin_ns, SHORT_STOPS[-1], bounds, speed_scaling)
 
 
 def slow_down(plan: Spline, begin_ns: int, stop_time: float, acceleration: Array) -> Spline:

@@ -8,6 +8,8 @@ MAX_DESCRIPTION_DEPTH = 200
 """XML elements inside one another in a robot description."""
 MAX_DESCRIPTION_INCLUDES = 200
 """Files that an MJCF includes, those that included files include counted."""
+MAX_MESH_BYTES = 256 * 2**20
+"""Bytes of a collision mesh."""
 MAX_DESCRIPTION_NUMBER = 1e6
 """Largest magnitude of a length, an angle or an axis component in a robot description."""
 

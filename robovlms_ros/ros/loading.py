@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from robovlms_ros.control.collision_model import load_collision_model
+from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import RobotSpec, load_robot
 from robovlms_ros.control.schedule import horizon_shortfall, latency_excess
@@ -34,10 +36,14 @@ WARM_UP_BLOCK = 80  # pixels of one colour, in each direction
 
 @dataclass(frozen=True)
 class RobotModel:
-    """The robot as described, and its kinematics as a factory: each thread needs its own (None without an arm)."""
+    """The robot as described, and its kinematics as a factory: each thread needs its own.
+
+    make_kinematics: None without an arm. collision: None where the collision check is off.
+    """
 
     robot: RobotSpec
     make_kinematics: Callable[[], Kinematics] | None
+    collision: CollisionModel | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> 
     source = robot.description_path or description(str(robot.description.topic))
     make = lambda: Kinematics.for_robot(robot, source)  # noqa: E731
     make()
-    return RobotModel(robot, make)
+    return RobotModel(robot, make, load_collision_model(robot, source))
 
 
 def load_brain(

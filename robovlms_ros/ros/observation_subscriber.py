@@ -20,12 +20,13 @@ from robovlms_ros.core.text_safety import RepeatFilter, printable, without_numbe
 from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
 from robovlms_ros.observations.camera_sync import FrameSet, FrameSync, SyncedFrame
 from robovlms_ros.observations.images import to_rgb
-from robovlms_ros.observations.joint_plausibility import (
+from robovlms_ros.observations.joint_states import (
     ImplausibleJointState,
     JointPlausibility,
+    JointStateBuffer,
     PublisherCheck,
+    stamp_of,
 )
-from robovlms_ros.observations.joint_states import JointStateBuffer, stamp_of
 from robovlms_ros.ros.graph import node_names
 from robovlms_ros.ros.image_conversion import pick_converter
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode

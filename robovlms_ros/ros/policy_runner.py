@@ -332,6 +332,7 @@ class PolicyRunner:
             self._refuse(decision.verdict.reason)
             self.deactivation_requested = self.deactivation_requested or decision.verdict.deactivate
             return
+        self._report.clearance = ", ".join(map(str, decision.verdict.clearances))
         if decision.verdict.kind == "clamp":
             self._report.clamps += 1
             self._report.last_clamp = decision.verdict.reason
@@ -373,6 +374,8 @@ class PolicyRunner:
         self._executor.shape = self._arm.shape
         try:
             self._arm.send(self._executor.smooth_stop(now), now)
+            if self._executor.stop_conflict:
+                self._report.last_stop = f"{reason} ({self._executor.stop_conflict})"
         except (ScheduleRefused, CommandRejected) as error:
             # The last command ends at rest by itself; there is nothing better to send.
             self._report.last_stop = f"{reason} (no stop was sent: {error})"

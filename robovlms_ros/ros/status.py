@@ -48,7 +48,8 @@ class Latencies:
 class NodeStatus:
     """The facts behind a status, kept by whoever knows them. Stamps in ns, 0 for never.
 
-    speed_scaling: the part of the speed limits in use now; NaN where there is no gate.
+    speed_scaling: the part of the speed limits in use now; NaN where there is no gate. clearance:
+    the nearest bodies along the newest command and their distances, empty without a check.
     """
 
     state: str = PolicyStatus.UNCONFIGURED
@@ -69,6 +70,7 @@ class NodeStatus:
     last_refusal_ns: int = 0
     last_stop: str = ""
     last_stop_ns: int = 0
+    clearance: str = ""
     reaction: Latencies = field(default_factory=Latencies)
     inference: Latencies = field(default_factory=Latencies)
 
@@ -121,6 +123,7 @@ def diagnostics_message(report: NodeStatus, node_name: str, watched: dict[str, s
         "clamped": str(report.clamps),
         "last clamp": report.last_clamp,
         "last refusal": report.last_refusal, "last stop": report.last_stop,
+        "clearance": report.clearance,
     }
     # An inactive node has a detail only where it deactivated itself.
     own_end = report.state == PolicyStatus.INACTIVE and bool(report.detail)

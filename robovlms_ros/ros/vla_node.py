@@ -287,7 +287,7 @@ def _executor(body: RobotModel, parameters: NodeParameters) -> ChunkExecutor | N
     robot = body.robot
     if robot.controller.type == "chunk_only" or body.make_kinematics is None:
         return None
-    return build_executor(robot, body.make_kinematics(), parameters.schedule)
+    return build_executor(robot, body.make_kinematics(), parameters.schedule, body.collision)
 
 
 def _free_memory() -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from robovlms_ros.control.collision_model import load_collision_model
 from robovlms_ros.control.controller_types import OneJointTrajectory
 from robovlms_ros.control.executor import ChunkExecutor, build_executor
 from robovlms_ros.control.kinematics import Kinematics
@@ -228,4 +229,5 @@ def build_loop(world: SimWorld, robot: str = "panda", settings: EpisodeSettings 
         spec.description_path, spec.joints, spec.eef_frame, spec.base_frame, spec.lower(), spec.upper(),
         np.array(spec.home), spec.posture_gain,
     )
-    return ClosedLoop(world, kinematics, build_executor(spec, kinematics), spec.gripper, settings)
+    executor = build_executor(spec, kinematics, collision=load_collision_model(spec))
+    return ClosedLoop(world, kinematics, executor, spec.gripper, settings)

@@ -32,8 +32,7 @@ from robovlms_ros.core.types import (
     ActionSpec,
     ObservationError,
 )
-from robovlms_ros.observations.joint_plausibility import ImplausibleJointState, JointPlausibility
-from robovlms_ros.observations.joint_states import JointStateBuffer
+from robovlms_ros.observations.joint_states import ImplausibleJointState, JointPlausibility, JointStateBuffer
 from robovlms_ros.ros.controllers.base import Arm, Context
 from robovlms_ros.ros.controllers.trajectory_topic import OneJointTrajectoryGripper
 from robovlms_ros.ros.messages import from_time

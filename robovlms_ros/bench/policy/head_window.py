@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robovlms_ros.bench.policy.timing import Alternating, seconds
 from robovlms_ros.inference.optimized.cuda_graphs import CudaGraphCallable
-from robovlms_ros.inference.optimized.lstm_window import lstm_answer, lstm_window
+from robovlms_ros.inference.optimized.head_window import lstm_answer, lstm_window
 from robovlms_ros.inference.reference_inference import Encoded
 from robovlms_ros.models.heads.lstm import LSTMHead
 

@@ -1,8 +1,9 @@
 """MJCF as a RobotTree, by the rules of MuJoCo.
 
 The reader takes compiler, default, include, worldbody with body, frame, joint, freejoint, site and
-geom, and the joint couplings of equality. It skips <replicate>, <attach>, <composite> and
-<flexcomp>: their contents move nothing outside of them. The error on an absent name refers to them.
+geom, mesh assets, excluded contacts, and the joint couplings of equality. It skips <replicate>,
+<attach>, <composite> and <flexcomp>: their contents move nothing outside of them. The error on an
+absent name refers to them.
 """
 
 import math
@@ -17,6 +18,7 @@ from robovlms_ros.control.description.robot_tree import (
     Array,
     Geometry,
     JointKind,
+    MeshAsset,
     RobotTree,
     TreeJoint,
     TreeLink,
@@ -38,7 +40,7 @@ SEQUENCE = "three letters of xyzXYZ"
 SWITCH = ("auto", "true", "false")
 # One of these, in a class or on the element, takes the place of the others and of quat.
 ORIENTATIONS = ("axisangle", "xyaxes", "zaxis", "euler")
-WITH_DEFAULTS = ("joint", "site", "geom")
+WITH_DEFAULTS = ("joint", "site", "geom", "mesh")
 GENERATORS = ("replicate", "attach", "composite", "flexcomp")
 WITHOUT_KINEMATICS = ("inertial", "camera", "light", "plugin")
 
@@ -54,12 +56,14 @@ class Compiler:
     autolimits: bool = True
     sequence: str = "xyz"
     alignfree: bool = False
+    meshdir: str = ""
 
     def read(self, element: Element) -> None:
         """Take over the attributes that an element sets. Raises DescriptionFault."""
         self.degrees = _choice(element, "angle", ("degree", "radian"), self.degrees)
         self.autolimits = _choice(element, "autolimits", ("true", "false"), self.autolimits)
         self.alignfree = _choice(element, "alignfree", ("true", "false"), self.alignfree)
+        self.meshdir = element.get("meshdir", element.get("assetdir", self.meshdir))
         self.sequence = element.get("eulerseq", self.sequence)
         if len(self.sequence) != 3:
             raise DescriptionFault(
@@ -170,7 +174,36 @@ class _Reading:
             for joint in section.findall("joint")
             if joint.get("joint2") and joint.get("active", "true") != "false"
         )
-        return RobotTree(tuple(self.links), coupled, tuple(self.unread))
+        excluded = tuple(
+            (str(element.get("body1")), str(element.get("body2")))
+            for section in self.root.findall("contact")
+            for element in section.findall("exclude")
+        )
+        meshes = dict(
+            self._mesh(element)
+            for section in self.root.findall("asset")
+            for element in section.findall("mesh")
+        )
+        return RobotTree(tuple(self.links), coupled, tuple(self.unread), meshes, excluded)
+
+    def _mesh(self, element: Element) -> tuple[str, MeshAsset]:
+        """Name and contents of a mesh asset; a mesh without a name takes its file's."""
+        attributes = self._resolved(element, _Scope(0, np.eye(4), "main"))
+        file = attributes.get("file")
+        name = attributes.get("name") or Path(file or "").stem
+        where = f"mesh {quoted(name)}"
+        scale = read_numbers(attributes.get("scale", "1 1 1"), 3, f"{where}: scale")
+        position = read_numbers(attributes.get("refpos", "0 0 0"), 3, f"{where}: refpos")
+        turn = read_numbers(attributes.get("refquat", "1 0 0 0"), 4, f"{where}: refquat")
+        rotation = matrix_from_quaternion(unit_vector(turn, f"{where}: refquat"))
+        pose = pose_of(rotation, position)
+        if file is not None:
+            return name, MeshAsset(str(Path(self.compiler.meshdir) / file), None, scale, pose)
+        numbers = attributes.get("vertex", "").split()
+        if len(numbers) % 3:
+            raise DescriptionFault(f"{where}: vertex has {len(numbers)} numbers, must be 3 each")
+        vertices = np.array([read_number(text, f"{where}: vertex") for text in numbers])
+        return name, MeshAsset(None, vertices.reshape(-1, 3), scale, pose)
 
     def _read_class(self, section: Element, name: str) -> None:
         own = self.classes[name]
@@ -251,7 +284,7 @@ class _Reading:
             radius = attributes["size"].split()[:1] or ["0"]
             is_round = attributes["type"] in ("capsule", "cylinder")
             attributes["size"] = " ".join([*radius * (1 if is_round else 2), repr(half)])
-        self.links[scope.link].geometry.append(Geometry(scope.pose @ pose, attributes))
+        self.links[scope.link].geometry.append(Geometry(scope.pose @ pose, attributes, True))
 
     def _add_joint(self, element: Element, scope: _Scope) -> None:
         name = self._name(element)

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from robovlms_ros.control.description.mjcf import expand_includes, read_mjcf
-from robovlms_ros.control.description.robot_tree import Array, RobotTree, TreeJoint, pose_of
+from robovlms_ros.control.description.robot_tree import (
+    Array,
+    JointKind,
+    RobotTree,
+    TreeJoint,
+    pose_of,
+)
 from robovlms_ros.control.description.urdf import read_urdf
 from robovlms_ros.control.description.xml import DescriptionFault, DescriptionReader, quoted
 from robovlms_ros.core.rotations import matrix_from_vector
@@ -72,29 +79,50 @@ def _is_text(description: str | Path) -> bool:
 
 
 @dataclass(frozen=True)
+class ArmJoint:
+    """A joint of the model. parent: of the model, 0 is the root. placement: (4, 4) in its axes."""
+
+    parent: int
+    placement: Array
+    axis: Array
+    kind: JointKind
+
+
+@dataclass(frozen=True)
 class ArmModel:
     """A pinocchio model of the arm's joints, and of those that mimic them.
 
+    joints: the model's, from its joint 1 on; each parent before its children.
     links: (pinocchio joint, (4, 4) pose in its axes) per link of the tree.
     coupling (V, J), offset (V,): pinocchio's configuration is coupling @ positions + offset.
     """
 
     model: Any
+    joints: tuple[ArmJoint, ...]
     links: tuple[tuple[int, Array], ...]
     coupling: Array
     offset: Array
 
 
-def build_model(pin: Any, tree: RobotTree, arm: tuple[str, ...], tips: tuple[int, ...]) -> ArmModel:
+def build_model(
+    pin: Any,
+    tree: RobotTree,
+    arm: tuple[str, ...],
+    tips: tuple[int, ...],
+    locked: Mapping[str, float] | None = None,
+) -> ArmModel:
     """The model with every joint locked but those of the arm and their mimics.
 
     tips: indices of links; mimic joints are followed on the way from the root to these.
-    A locked joint lies at position 0 in a URDF, at its `ref` in an MJCF. Raises DescriptionFault.
+    locked: positions of other joints, rad or m. A locked joint that it lacks lies at position 0 in
+    a URDF, at its `ref` in an MJCF. Raises DescriptionFault.
     """
+    positions = locked or {}
     known = tree.joints()
     on_the_way = {link for tip in tips for link in tree.ancestors(tip)}
     model = pin.Model()
     links: list[tuple[int, Array]] = []
+    joints: list[ArmJoint] = []
     coupling: list[Array] = []
     offset: list[float] = []
     for index, link in enumerate(tree.links):
@@ -102,15 +130,16 @@ def build_model(pin: Any, tree: RobotTree, arm: tuple[str, ...], tips: tuple[int
         pose = pose @ link.placement
         for joint in link.joints:
             row = np.zeros(len(arm))
-            constant = joint.reference
+            constant = positions.get(joint.name, joint.reference)
             if joint.name in arm:
                 row[arm.index(joint.name)] = 1.0
                 constant = 0.0
             elif index in on_the_way:
-                row, constant = _followed(joint, known, arm, tree.coupled)
+                row, constant = _followed(joint, known, arm, tree.coupled, positions)
             pose = pose @ pose_of(position=joint.anchor)
             if row.any():
                 placement = pin.SE3(pose[:3, :3], pose[:3, 3])
+                joints.append(ArmJoint(parent, pose, joint.axis, joint.kind))
                 parent = model.addJoint(parent, _joint_model(pin, joint), placement, joint.name)
                 coupling.append(row)
                 offset.append(constant)
@@ -120,12 +149,20 @@ def build_model(pin: Any, tree: RobotTree, arm: tuple[str, ...], tips: tuple[int
             pose = pose @ pose_of(position=-joint.anchor)
         links.append((parent, pose))
     return ArmModel(
-        model, tuple(links), np.array(coupling).reshape(len(coupling), len(arm)), np.array(offset)
+        model,
+        tuple(joints),
+        tuple(links),
+        np.array(coupling).reshape(len(coupling), len(arm)),
+        np.array(offset),
     )
 
 
 def _followed(
-    joint: TreeJoint, known: dict[str, TreeJoint], arm: tuple[str, ...], coupled: frozenset[str]
+    joint: TreeJoint,
+    known: dict[str, TreeJoint],
+    arm: tuple[str, ...],
+    coupled: frozenset[str],
+    positions: Mapping[str, float],
 ) -> tuple[Array, float]:
     """(J,) and a constant: the position of another joint as a linear function of the arm's."""
     if joint.name and joint.name in coupled:
@@ -153,7 +190,7 @@ def _followed(
     if joint.name in arm:
         row[arm.index(joint.name)] = factor
         return row, constant
-    return row, constant + factor * joint.reference
+    return row, constant + factor * positions.get(joint.name, joint.reference)
 
 
 def _motion(joint: TreeJoint, value: float) -> Array:

@@ -53,13 +53,28 @@ class TreeJoint:
 
 @dataclass(frozen=True)
 class Geometry:
-    """One collision shape.
+    """One shape.
 
     pose: (4, 4) in its link. attributes: as the description writes them, `type` among them.
+    of_mjcf: lengths are halves there, and contact bits decide which shapes collide.
     """
 
     pose: Array
     attributes: Mapping[str, str]
+    of_mjcf: bool = False
+
+
+@dataclass(frozen=True)
+class MeshAsset:
+    """A mesh that an MJCF names: a file, or its vertices (V, 3) in m.
+
+    pose: (4, 4) of the mesh's origin in the file's axes, applied before the scale.
+    """
+
+    file: str | None
+    vertices: Array | None
+    scale: Array
+    pose: Array
 
 
 @dataclass
@@ -84,11 +99,14 @@ class RobotTree:
 
     coupled: names of joints that an MJCF's <equality> ties to another joint.
     unread: tags of elements whose contents are not in the tree.
+    meshes: by name, of an MJCF. excluded: pairs of bodies whose contact an MJCF excludes.
     """
 
     links: tuple[TreeLink, ...]
     coupled: frozenset[str] = frozenset()
     unread: tuple[str, ...] = ()
+    meshes: Mapping[str, MeshAsset] = field(default_factory=dict)
+    excluded: tuple[tuple[str, str], ...] = ()
 
     def joints(self) -> dict[str, TreeJoint]:
         """The joints by name; unnamed ones are absent."""
@@ -161,3 +179,8 @@ def pose_of(rotation: Array | None = None, position: Array | None = None) -> Arr
     if position is not None:
         pose[:3, 3] = position
     return pose
+
+
+def apply(pose: Array, points: Array) -> Array:
+    """(N, 3) points at a pose (4, 4)."""
+    return points @ pose[:3, :3].T + pose[:3, 3]

@@ -16,7 +16,7 @@ BASELINES = ("hold still", "repeat the last action", "mean action")
 
 @dataclass
 class Baselines:
-    """What each trivial policy answers where the policy answered `chunk`.
+    """Answer of each trivial policy in place of the policy's `chunk`.
 
     hold still: the measured pose, the gripper as it is. repeat the last action: the recorded action of the step that
     ended at the image, again and again. mean action: the mean of the recorded actions so far (of this bag, before the
@@ -44,7 +44,8 @@ class Baselines:
         """Add a chunk's first recorded step to the mean."""
         row = recorded.values[0]
         if self._sum is None:
-            self._sum, self._count = np.zeros_like(row), np.zeros_like(row)
+            self._sum = np.zeros_like(row)
+            self._count = np.zeros_like(row)
         known = np.isfinite(row)
         self._sum += np.where(known, row, 0.0)
         self._count += known

@@ -58,10 +58,13 @@ def _interval(series: Sequence[Array], block: int) -> Interval | None:
         return None
     rng = np.random.default_rng(SEED)
     if len(series) >= FEW:
-        units, name = series, "episodes"
+        units = series
+        name = "episodes"
     else:
-        units, name = [piece for one in series for piece in _blocks(one, block)], "blocks of chunks"
-    sums, counts = np.array([unit.sum() for unit in units]), np.array([len(unit) for unit in units])
+        units = [piece for one in series for piece in _blocks(one, block)]
+        name = "blocks of chunks"
+    sums = np.array([unit.sum() for unit in units])
+    counts = np.array([len(unit) for unit in units])
     picks = rng.integers(0, len(units), (DRAWS, len(units)))
     means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])

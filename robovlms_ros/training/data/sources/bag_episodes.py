@@ -29,7 +29,6 @@ from robovlms_ros.evaluation.bags.mapping import (
     encodings_of,
 )
 from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
-from robovlms_ros.evaluation.replay.commands import CommandTrack
 from robovlms_ros.evaluation.replay.events import (
     CommandEvent,
     Event,
@@ -39,9 +38,8 @@ from robovlms_ros.evaluation.replay.events import (
     Restart,
 )
 from robovlms_ros.evaluation.replay.observations import BagObservations
-from robovlms_ros.evaluation.replay.reference import MotionTrack
 from robovlms_ros.evaluation.replay.steps import step_times
-from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
+from robovlms_ros.evaluation.replay.tracks import Answer, CommandTrack, MotionTrack, Tracks
 from robovlms_ros.observations.images import check_pixels, image_to_rgb
 from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.training.data.episodes import Array, DataError, Flaw
