@@ -23,7 +23,7 @@ def version() -> str:
 def data_files() -> list[tuple[str, list[str]]]:
     """What a colcon build installs below share/robovlms_ros, at the same place below the Python prefix."""
     folders: dict[str, list[str]] = {}
-    for top in ("config", "msg", "launch"):
+    for top in ("action", "config", "launch", "msg", "srv"):
         for path in sorted((ROOT / top).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 relative = path.relative_to(ROOT)

@@ -26,7 +26,7 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.safety_gate import SafetyGate
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.spline import Array, central_differences, curve_of
+from robovlms_ros.control.trajectory import Array, central_differences, curve_of
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
 from robovlms_ros.core.rotations import matrix_from_vector
 from robovlms_ros.core.schema import require

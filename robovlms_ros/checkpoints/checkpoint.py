@@ -15,8 +15,7 @@ import torch
 import yaml
 
 from robovlms_ros.checkpoints.parameter_names import KeyLayout, with_tied_embedding
-from robovlms_ros.checkpoints.weight_files import WEIGHTS, find_weights, read_tensors
-from robovlms_ros.checkpoints.weights import CheckpointError, assign, unique_state
+from robovlms_ros.checkpoints.weights import WEIGHTS, CheckpointError, assign, find_weights, read_tensors, unique_state
 from robovlms_ros.config.policy import PolicyConfig, config_to_mapping, load_config
 from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
 from robovlms_ros.models.prompts import template_of
@@ -42,8 +41,7 @@ def build_policy(config: PolicyConfig, seed: int = 0, folder: Path | None = None
     """A policy with seeded random weights (the caller's random state is kept).
 
     folder: where a configuration file that names the VLM lies. Its tokenizer: of the named VLM
-        where it is at hand,
-    words of `vlm.vocabulary`, else bytes.
+    where it is at hand, words of `vlm.vocabulary`, else bytes.
     """
     from robovlms_ros.models.backbones.hf_config import find_vlm_folder
 
@@ -115,8 +113,7 @@ def load_policy(
     folder's config.yaml or the JSON with the checkpoint's stem. dtype: of the weights, default
     `vlm.precision`.
     require_tokenizer: False loads a policy that is only given token ids. Raises CheckpointError
-        (files unreadable, keys
-    that do not fit), ConfigError, BackboneError, TokenizerError.
+    (files unreadable, keys that do not fit), ConfigError, BackboneError, TokenizerError.
     """
     place = locate(Path(checkpoint).expanduser(), config)
     with parameters_on_meta():

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from robovlms_ros.checkpoints.checkpoint import DTYPES, fill, load_tokenizer_of, locate, save_policy
-from robovlms_ros.checkpoints.weight_files import read_tensors
-from robovlms_ros.checkpoints.weights import CheckpointError
+from robovlms_ros.checkpoints.weights import CheckpointError, read_tensors
 from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
 from robovlms_ros.models.vla_policy import VLAPolicy
 

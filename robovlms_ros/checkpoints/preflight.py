@@ -12,8 +12,7 @@ import torch
 
 from robovlms_ros.checkpoints.checkpoint import DTYPES, Place, load_tokenizer_of, locate
 from robovlms_ros.checkpoints.parameter_names import KeyLayout, with_tied_embedding
-from robovlms_ros.checkpoints.weight_files import read_tensors
-from robovlms_ros.checkpoints.weights import CheckpointError, match
+from robovlms_ros.checkpoints.weights import CheckpointError, match, read_tensors
 from robovlms_ros.config.action import ActionConfig
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.types import InstructionRefused, RoboVLMsError

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from robovlms_ros.checkpoints.parameter_names import VLM, KeyLayout, with_tied_embedding
-from robovlms_ros.checkpoints.weight_files import INDEX, WEIGHTS, read_tensors
-from robovlms_ros.checkpoints.weights import CheckpointError, assign
+from robovlms_ros.checkpoints.weights import INDEX, WEIGHTS, CheckpointError, assign, read_tensors
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.models.backbones.hf_config import find_vlm_folder
 from robovlms_ros.models.tokenization import load_tokenizer

@@ -1,20 +1,66 @@
-"""From a head's numbers to metres, radians and a gripper opening, and exactly back for training.
+"""Head outputs to metres, radians and a gripper opening, and exactly back for training.
 
 The pipeline is built from the configuration's `action` block. Decoding: inverse mu-law,
 un-normalisations (the one next to the head first; two of them where a reference run un-normalises
-twice), units. Encoding runs the mirrors backwards. The gripper goes its own way: probability,
-threshold, rule, polarity. Its column takes no part in the statistics.
+twice), units. Encoding runs the mirrors backwards. The gripper is decoded separately: probability,
+threshold, rule (those of the CALVIN and SimplerEnv runs), polarity. Rules with a state (sticky,
+late close) are functions of a state that is passed in and out. The gripper's column takes no part
+in the statistics.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from robovlms_ros.config.action import ActionConfig, NormalizationConfig
+from robovlms_ros.config.action import ActionConfig, GripperConfig, NormalizationConfig
 from robovlms_ros.core.types import RoboVLMsError
-from robovlms_ros.inference.gripper_rule import GripperState, gripper_step
+
+
+@dataclass(frozen=True)
+class GripperState:
+    """State of a rule between executed steps; a fresh one starts an episode.
+
+    previous: the last class. held: the class that acts. pulse: sticky's change in progress, +1
+        where class 1 became 0,
+    -1 the other way, 0 none. repeats: steps of that pulse so far. streak: how often class 1 came in
+    a row.
+    """
+
+    previous: int | None = None
+    held: int | None = None
+    pulse: int = 0
+    repeats: int = 0
+    streak: int = 0
+
+
+def gripper_step(config: GripperConfig, label: int, state: GripperState) -> tuple[int, GripperState]:
+    """The class that acts in this step, and the state after it. `label` is the head's decision, 0
+    or 1."""
+    if config.rule == "sticky":
+        after = _sticky(config.sticky_steps, label, state)
+    elif config.rule == "late_close":
+        streak = state.streak + 1 if label else 0
+        after = GripperState(label, int(streak >= config.late_close_steps), streak=streak)
+    else:
+        after = GripperState(label, label)
+    assert after.held is not None
+    return after.held, after
+
+
+def _sticky(steps: int, label: int, state: GripperState) -> GripperState:
+    """A change is emitted for `steps` steps, during which another change goes unseen (the Google
+    robot's rule)."""
+    pulse, repeats = (0, 0) if state.repeats >= steps else (state.pulse, state.repeats)
+    if pulse == 0 and state.previous is not None:
+        pulse = state.previous - label
+    held = state.held if state.held is not None else label
+    if pulse:
+        held = 0 if pulse > 0 else 1
+        repeats += 1
+    return replace(state, previous=label, held=held, pulse=pulse, repeats=repeats)
+
 
 Array = NDArray[np.float64]
 STD_FLOOR = 1e-6
@@ -108,8 +154,7 @@ class DecodedActions:
     """values: (n, A + 1) float64, SI units, the last column the gripper's opening 0..1.
 
     gripper_states: the rule's state after each of the n steps; the next chunk starts from the one
-        after the last step
-    that was executed.
+    after the last step that was executed.
     """
 
     values: Array

@@ -15,8 +15,7 @@ from robovlms_ros.core.types import (
     Observation,
     ObservationError,
 )
-from robovlms_ros.inference.action_pipeline import ActionPipeline
-from robovlms_ros.inference.gripper_rule import GripperState
+from robovlms_ros.inference.action_pipeline import ActionPipeline, GripperState
 from robovlms_ros.inference.history import FrameHistory, HistoryFrame, HistoryReport
 from robovlms_ros.inference.optimized.optimized_inference import path_for
 from robovlms_ros.inference.optimized.options import FastPathOptions

@@ -34,11 +34,17 @@ FOREIGN_PREFIXES = ("qos_overrides.",)
 class DeclaredParameters:
     """The parameters of one node.
 
-    locked: the reason not to change them now, None where there is none; `live` ones always can be.
+    locked: the reason not to change them now, None where there is none; called with True for those
+    that can be changed while the node is inactive. `live` ones always can be.
     on_live_change: called after a live one was changed.
     """
 
-    def __init__(self, node: Node, locked: Callable[[], str | None], on_live_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        locked: Callable[[bool], str | None],
+        on_live_change: Callable[[], None],
+    ) -> None:
         self._node = node
         self._on_live_change = on_live_change
         self._locked = locked
@@ -84,7 +90,8 @@ class DeclaredParameters:
             self._problems[name] = error
 
     def read(self) -> NodeParameters:
-        """The values in force. Raises ConfigError, all problems of what the node was given in one text."""
+        """The values in force. Raises ConfigError, all problems of what the node was given in one
+        text."""
         if self._problems:
             raise ConfigError(" ".join(str(error) for error in self._problems.values()))
         return from_values({name: self._node.get_parameter(name).value for name in self._table})
@@ -105,12 +112,14 @@ class DeclaredParameters:
             if names.count(name) > 1:
                 return SetParametersResult(successful=False, reason=f"{name}: given twice")
         for parameter in parameters:
-            if parameter.name == "use_sim_time" and self._locked() is not None:
+            if parameter.name == "use_sim_time" and self._locked(False) is not None:
                 # rclpy changes the clock at once, under all that is being timed by it.
-                return SetParametersResult(successful=False, reason=f"use_sim_time: {self._locked()}")
+                reason = f"use_sim_time: {self._locked(False)}"
+                return SetParametersResult(successful=False, reason=reason)
             if parameter.name not in self._table:
                 continue
-            reason = None if self._table[parameter.name].live else self._locked()
+            declared = self._table[parameter.name]
+            reason = None if declared.live else self._locked(declared.inactive)
             if reason is not None:
                 return SetParametersResult(successful=False, reason=f"{parameter.name}: {reason}")
             try:

@@ -1,4 +1,5 @@
-"""What the node hears: cameras, joint states, the instruction; checked, put together, and watched for silence."""
+"""Subscriptions of the node: cameras, joint states, instruction; checked, synchronised, monitored
+for silence."""
 
 import threading
 import time
@@ -20,12 +21,13 @@ from robovlms_ros.core.text_safety import RepeatFilter, printable, without_numbe
 from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
 from robovlms_ros.observations.camera_sync import FrameSet, FrameSync, SyncedFrame
 from robovlms_ros.observations.images import to_rgb
-from robovlms_ros.observations.joint_plausibility import (
+from robovlms_ros.observations.joint_states import (
     ImplausibleJointState,
     JointPlausibility,
+    JointStateBuffer,
     PublisherCheck,
+    stamp_of,
 )
-from robovlms_ros.observations.joint_states import JointStateBuffer, stamp_of
 from robovlms_ros.ros.graph import node_names
 from robovlms_ros.ros.image_conversion import pick_converter
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
@@ -48,13 +50,18 @@ CLOCKS = "camera and joint_states"
 class ObservationSubscriber:
     """The node's subscriptions and what came over them. Callbacks only convert and store.
 
-    Cameras and joint states have a callback group each: an image, of which only the newest is kept, must wait neither
-    behind joint states at 1 kHz nor behind a tick that waits for the inverse kinematics.
+    Cameras and joint states have a callback group each: an image, of which only the newest is kept,
+    must wait neither behind joint states at 1 kHz nor behind a tick that waits for the inverse
+    kinematics.
 
-    cameras: those the policy uses, the reference camera first. needs_state: whether the policy sees the arm's state.
+    cameras: those the policy uses, the reference camera first. needs_state: whether the policy sees
+        the arm's state.
     needs_gripper: True where the policy sees the gripper's opening.
     complete_state: fills what kinematics knows (the tool's pose) into a measured state.
-    on_observation: called with each complete observation; on_instruction: with each instruction that differs.
+    on_observation: called with each complete observation; on_instruction: with each instruction
+        that differs.
+    instruction_locked: the reason to refuse an instruction on the topic now, empty for none;
+    called with its text.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class ObservationSubscriber:
         complete_state: Callable[[RobotState], RobotState], on_observation: Callable[[Observation], None],
         on_instruction: Callable[[str], None],
         needs_gripper: bool = False,
+        instruction_locked: Callable[[str], str] = lambda text: "",
     ) -> None:
         self._needs_state = needs_state
         gripper = robot.gripper if needs_gripper else None
@@ -75,9 +83,11 @@ class ObservationSubscriber:
         self._complete_state = complete_state
         self._on_observation = on_observation
         self._on_new_instruction = on_instruction
+        self._instruction_locked = instruction_locked
         self._convert = pick_converter()
         self._lock = threading.Lock()
-        self._handing_on = threading.Lock()  # images and joint states both complete observations: they keep their order
+        # images and joint states both complete observations: they keep their order
+        self._handing_on = threading.Lock()
         # The answer to an image needs the arm at the image's stamp, however late it may come.
         span = max(robot.max_age, robot.max_latency) + parameters.joint_states_tolerance + KEPT_LONGER
         plausibility = JointPlausibility(robot.joints, robot.lower(), robot.upper(), np.array(robot.limits.velocity),
@@ -96,8 +106,10 @@ class ObservationSubscriber:
         self._subscriptions = self._subscribe()
 
     def _subscribe(self) -> list[Subscription]:
-        node, parameters = self._node, self._parameters
-        camera_group, joints_group = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        node = self._node
+        parameters = self._parameters
+        camera_group = MutuallyExclusiveCallbackGroup()
+        joints_group = MutuallyExclusiveCallbackGroup()
         subscriptions = [
             node.create_subscription(JointState, parameters.joint_states_topic, self._on_joints, JOINT_STATES,
                                      callback_group=joints_group, event_callbacks=QUIET_SUBSCRIPTION),
@@ -145,7 +157,8 @@ class ObservationSubscriber:
             return
         self._fault(f"camera '{camera}'", None)
         now = self._node.now_ns()
-        if self._ahead(stamp, now) == 0:  # one ahead of the clock would make all that follows look late
+        # one ahead of the clock would make all that follows look late
+        if self._ahead(stamp, now) == 0:
             with self._lock:
                 complete = self._frames.add(camera, frame)
                 if complete:
@@ -157,7 +170,8 @@ class ObservationSubscriber:
         self._monitor.image(camera, stamp, digest, now)
 
     def _release(self) -> None:
-        """Hand on what is complete: with a policy that sees the arm's state, once that state is known at its time."""
+        """Hand on what is complete: with a policy that sees the arm's state, once that state is
+        known at its time."""
         with self._handing_on:
             while frames := self._next_complete():
                 if self.instruction:
@@ -230,6 +244,8 @@ class ObservationSubscriber:
 
     def _on_instruction(self, message: String) -> None:
         text = message.data.strip()
+        if self._instruction_locked(text):
+            return
         try:
             check_instruction(text, self._parameters.max_instruction_length)
         except ObservationError as error:
@@ -237,6 +253,14 @@ class ObservationSubscriber:
             text = ""
         else:
             self._fault(INSTRUCTION, None)
+        self._put_in_force(text)
+
+    def set_instruction(self, text: str) -> None:
+        """Put a checked instruction in force, by whatever way it came; empty for none."""
+        self._fault(INSTRUCTION, None)
+        self._put_in_force(text)
+
+    def _put_in_force(self, text: str) -> None:
         self._monitor.instruction(text)
         if text != self.instruction:
             self.instruction = text
@@ -248,7 +272,8 @@ class ObservationSubscriber:
         return ahead if ahead > self._parameters.watchdog.clock_tolerance else 0.0
 
     def _fault(self, source: str, text: str | None) -> None:
-        """Note that `source` last sent something unusable, or something usable (None). Edges are logged."""
+        """Note that `source` last sent something unusable, or something usable (None). Edges are
+        logged."""
         with self._lock:
             known = self._faults.get(source)
             if text is None:
@@ -279,12 +304,14 @@ class ObservationSubscriber:
         return None if state is None else self._complete_state(state)
 
     def speed(self) -> NDArray[np.float64]:
-        """(J,) the arm's measured speed, rad/s; infinite where the joint states do not cover enough time."""
+        """(J,) the arm's measured speed, rad/s; infinite where the joint states do not cover enough
+        time."""
         with self._lock:
             return self._joints.speed()
 
     def problem(self, now_ns: int) -> str | None:
-        """What is wrong with what came in, None when all is well: an unusable message, or cameras that do not match.
+        """Fault of the inputs, None without one: an unusable message, or cameras
+        that do not match.
 
         Silence is detected by the safety monitor.
         """

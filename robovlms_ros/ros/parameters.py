@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from robovlms_ros.control.controller_types import ROS_NAME
+from robovlms_ros.control.controller_types import ROS_NAME, check_ros_name
 from robovlms_ros.control.robot import FORMER_GATE_KEYS, GateConfig
-from robovlms_ros.control.safety_monitor import SafetyMonitorConfig
+from robovlms_ros.control.safety_monitor import PermissionConfig, SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError, current_names, did_you_mean, parameter
@@ -26,6 +26,8 @@ from robovlms_ros.observations.images import AS_SENT, Encoding, only_raw
 Value = str | bool | int | float | list[str]
 CAMERA = "{camera}"
 CAMERAS = ("static", "wrist")
+Confirm = Literal["off", "first_chunk", "each_chunk"]
+"""The chunks that wait for a person: none, the first one after every stop, every one."""
 KINDS = {
     str: "a text",
     bool: "true or false",
@@ -75,7 +77,8 @@ class NodeParameters:
     """The values of all parameters; `from_values` makes them.
 
     Facts of a field beside default, description, unit, low and high: topic: a ROS name. fixed:
-    given only when the node starts. live: changed at any time; all others: while unconfigured.
+    given only when the node starts. live: changed at any time. inactive: changed while unconfigured
+    or inactive, in force from the next activation. All others: while unconfigured.
     watchdog: its max_age is the robot's, which `max_age` may override.
     """
 
@@ -112,7 +115,15 @@ class NodeParameters:
         removed=REMOVED,
         remedy=REMEDY,
     )
-    dry_run: bool = parameter(True, "True: chunks are published and nothing that moves.")
+    dry_run: bool = parameter(
+        True, "True: chunks are published and nothing that moves.", inactive=True
+    )
+    confirm: Confirm = parameter(
+        "off",
+        "Chunks that wait for ~/confirm before they move the arm: off: none; first_chunk: the "
+        "first one after every stop; each_chunk: every one, each is executed to its end.",
+        inactive=True,
+    )
     cameras: tuple[CameraParameters, ...] = parameter(
         CAMERAS, "Names of the cameras, as the policy's configuration has them.", fixed=True
     )
@@ -137,6 +148,34 @@ class NodeParameters:
     )
     instruction: str = parameter(
         "", "The task until one arrives on instruction_topic. Empty: wait for one."
+    )
+    resume_instruction: bool = parameter(
+        False,
+        "true: activation goes on with the instruction that is in force. false: it waits for a new "
+        "one; `instruction` serves the first activation after configure.",
+        inactive=True,
+    )
+    goal_fault_time: float = parameter(
+        3.0,
+        "A goal of ~/execute that does not run for so long, because of a fault or a missing input, "
+        "ends with `fault`.",
+        unit="s", low=0.1, high=3600.0, inactive=True,
+    )
+    robot_may_move_topic: str = parameter(
+        "",
+        "std_msgs/Bool of a safety system: false is a smooth stop at once, and nothing moves "
+        "before the first message. Empty: no permission is needed.",
+    )
+    robot_may_move_timeout: float = parameter(
+        0.0,
+        "Time after which a permission that is not renewed is void (best effort, volatile). 0: the "
+        "last one counts (reliable, transient local).",
+        unit="s", low=0.0, high=60.0,
+    )
+    resume_after_stop: bool = parameter(
+        False,
+        "true: a returned permission lets the arm go on. false: it also needs a new instruction; "
+        "one that comes while the permission is withdrawn is dropped.",
     )
     max_instruction_length: int = parameter(
         500,
@@ -188,6 +227,15 @@ class NodeParameters:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     watchdog: SafetyMonitorConfig = dataclasses.field(default_factory=SafetyMonitorConfig)
 
+    @property
+    def permission(self) -> PermissionConfig | None:
+        """The input robot_may_move; None where the arm needs no permission."""
+        topic = self.robot_may_move_topic
+        if not topic:
+            return None
+        check_ros_name("parameter robot_may_move_topic", topic)
+        return PermissionConfig(topic, self.robot_may_move_timeout, self.resume_after_stop)
+
     def speed_scaling_of(self, gate: GateConfig) -> tuple[float, float]:
         """(part of the speed limits after the ramp, ramp in s): given here, else the robot's."""
         ramp = gate.speed_scaling_ramp if self.speed_scaling_ramp < 0 else self.speed_scaling_ramp
@@ -225,6 +273,7 @@ class Parameter:
     topic: bool = False
     fixed: bool = False
     live: bool = False
+    inactive: bool = False
 
     def allowed(self) -> str:
         """The allowed values in a user's words, empty where every value of the type is."""
@@ -398,6 +447,7 @@ def to_markdown() -> str:
     ]
     for entry in PARAMETERS:
         when = "at start" if entry.fixed else "at any time" if entry.live else ""
+        when = "while inactive" if entry.inactive else when
         numbers = entry.allowed().removeprefix("from ") if math.isfinite(entry.low) else ""
         cells = (f"`{entry.name}`", f"`{_literal(entry.default)}`", entry.unit, numbers, when)
         lines.append(f"| {' | '.join(cells)} |")
@@ -417,7 +467,9 @@ def _literal(value: Value) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return "[" + ", ".join(value) + "]"
-    return (value or '""') if isinstance(value, str) else str(value)
+    if value in ("", "off"):
+        return f'"{value}"'  # YAML reads a bare off as false
+    return str(value)
 
 
 def write_files(root: Path) -> None:

@@ -1,17 +1,22 @@
 """Observations to commands: one policy that drives one arm, called from any thread.
 
-Input: observations and ticks from the node, chunks from the inference worker. One lock orders them: nothing
-is commanded after `deactivate`. The node's status is kept up to date.
+Input: observations and ticks from the node, chunks from the inference worker. One lock orders them:
+nothing is commanded after `deactivate`. The node's status is kept up to date.
 """
 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from robovlms_ros.control.executor import REST_SPEED, ChunkExecutor
-from robovlms_ros.control.motion_guard import CommandRejected
+import numpy as np
+
+from robovlms_ros.control.executor import AT_COMMAND, REST_SPEED, ChunkExecutor, Decision
+from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.motion_guard import AdmittedCommand, CommandRejected
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.safety_gate import Verdict
 from robovlms_ros.control.safety_monitor import Action, ObservationSource, SafetyMonitor
 from robovlms_ros.control.schedule import ScheduleRefused
 from robovlms_ros.core.text_safety import without_numbers
@@ -19,15 +24,28 @@ from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
     InstructionRefused,
+    JointPlan,
     Observation,
+    RobotState,
     RoboVLMsError,
+    TrajectoryCommand,
 )
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.controllers.base import Arm, Gripper
+from robovlms_ros.ros.parameters import Confirm
 from robovlms_ros.ros.status import NodeStatus
 
-WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
-PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
+WAITING = PolicyStatus.WAITING
+RUNNING = PolicyStatus.RUNNING
+HOLDING = PolicyStatus.HOLDING
+PAUSED = PolicyStatus.PAUSED
+INACTIVE = PolicyStatus.INACTIVE
+
+
+PERSON_SILENCE = 0.3
+"""s without a command of a person who drives, after which the arm is held."""
+
+PERSON_DRIVES = "a person drives (~/take_over)"
 
 
 class Worker(Protocol):
@@ -46,15 +64,36 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class CommandInterfaces:
-    """Receivers of commands. executor: None when chunks are only published. arm, gripper: None in dry_run.
+    """Receivers of commands. executor: None when chunks are only published. arm, gripper: None in
+    dry_run.
 
-    lead: s from a command's publication to its first new point.
+    lead: s from a command's publication to its first new point. confirm: without effect in dry_run.
     """
 
     executor: ChunkExecutor | None = None
     arm: Arm | None = None
     gripper: Gripper | None = None
     lead: float = 0.0
+    confirm: Confirm = "off"
+
+
+class DecisionObserver:
+    """Receives what is decided and commanded; the base class does nothing with it."""
+
+    def on_command(self, command: TrajectoryCommand) -> None:
+        """A trajectory was sent, would be in dry_run, or waits for ~/confirm."""
+
+    def on_decision(self, chunk: ActionChunk, decision: Decision, sent: bool) -> None:
+        """A chunk was decided on."""
+
+
+@dataclass(frozen=True)
+class WaitingChunk:
+    """A chunk that waits for ~/confirm. state: the arm at the chunk's stamp."""
+
+    chunk: ActionChunk
+    plan: JointPlan
+    state: RobotState
 
 
 class PolicyRunner:
@@ -70,6 +109,7 @@ class PolicyRunner:
         report: NodeStatus,
         log: Callable[[str], None],
         steady_ns: Callable[[], int] = time.perf_counter_ns,
+        observer: DecisionObserver | None = None,
     ) -> None:
         self._observations = observations
         self._monitor = monitor
@@ -77,6 +117,13 @@ class PolicyRunner:
         self._executor = interfaces.executor
         self._arm = interfaces.arm
         self._gripper = interfaces.gripper
+        self._observer = observer or DecisionObserver()
+        self._confirm = "off" if interfaces.arm is None else interfaces.confirm
+        self._confirmed = False
+        self._waiting: WaitingChunk | None = None
+        self._next_chunk_ns = 0
+        self._person_ns: int | None = None
+        self._handed_back_ns = 0
         self._lead_ns = round(interfaces.lead * NANOSECONDS)
         self._publish_chunk = publish_chunk
         self._now = now
@@ -107,12 +154,15 @@ class PolicyRunner:
                 return
             self._smooth_stop(reason)
             self._active = False
+            if self.person_drives:
+                self._release_person()
             if self._worker is not None:
                 self._worker.reset()
             self._set(INACTIVE, "")
 
     def set_speed_scaling(self, speed_scaling: float, ramp: float) -> None:
-        """The part of the speed limits in use, above 0 to 1, and the seconds after activation until it is.
+        """The part of the speed limits in use, above 0 to 1, and the seconds after activation until
+        it is.
 
         It takes effect with the next chunk: a command under way is left as it is.
         """
@@ -124,7 +174,8 @@ class PolicyRunner:
                 self._report.speed_scaling = gate.speed_scaling_at(self._now())
 
     def pause(self, paused: bool) -> None:
-        """Command a smooth stop until pause(False), which begins again at the arm's position then."""
+        """Command a smooth stop until pause(False), which begins again at the arm's position
+        then."""
         with self._lock:
             if not self._active or paused == (self._report.state == PAUSED):
                 return
@@ -136,7 +187,8 @@ class PolicyRunner:
                 self._begin_afresh()
 
     def reset(self, reason: str) -> None:
-        """Command a smooth stop, forget history and inference in flight; continue with new observations."""
+        """Command a smooth stop, forget history and inference in flight; continue with new
+        observations."""
         with self._lock:
             if not self._active:
                 return
@@ -148,20 +200,183 @@ class PolicyRunner:
                 self._set(WAITING, "")
 
     def clock_jumped(self) -> None:
-        """Forget everything that has a stamp. Nothing can be timed on a clock that jumps, so nothing is commanded."""
-        with self._lock:  # a chunk that comes in between must not take the emptied inputs for the reason
+        """Forget everything that has a stamp. Nothing can be timed on a clock that jumps, so
+        nothing is commanded."""
+        # a chunk that comes in between must not take the emptied inputs for the reason
+        with self._lock:
             self._observations.clear()
             if self._active:
                 self._cease_commands("the clock jumped")
 
     def instruction_changed(self, instruction: str) -> None:
-        """Drop what is in flight for the old instruction; the running plan goes on until the new one's chunk comes."""
+        """Drop what is in flight for the old instruction; the running plan goes on until the new
+        one's chunk comes."""
         with self._lock:
             self._report.instruction = instruction
-            if self._active and self._worker is not None:
+            if not self._active:
+                return
+            if self._worker is not None:
                 self._worker.reset()
+            if self._confirm != "off" and not self.person_drives:
+                self._smooth_stop("a new instruction waits for ~/confirm")
+
+    @property
+    def awaits_confirmation(self) -> bool:
+        """True while a chunk waits for ~/confirm."""
+        return self._waiting is not None
+
+    def confirm(self) -> str:
+        """Execute the chunk that waits; returns the reason why not, empty where it is executed."""
+        with self._lock:
+            waiting = self._waiting
+            if not self._active or waiting is None or self._executor is None or self._arm is None:
+                return "no chunk waits"
+            self._waiting = None
+            now = self._now()
+            action, problem = self._reaction(now)
+            if action in ("smooth_stop", "cease_commands"):
+                return problem
+            measured = self._observations.measured()
+            if measured is None:
+                return "no joint states have come"
+            moved = float(np.abs(measured.positions - waiting.state.positions).max())
+            if not moved <= AT_COMMAND:
+                text = f"the arm moved by {moved:.3f} rad meanwhile; another chunk is planned"
+                self._set(WAITING, text)
+                return text
+            # The arm is where the chunk begins: only its times move.
+            chunk = replace(waiting.chunk, stamp_ns=now)
+            times_ns = waiting.plan.times_ns + (now - waiting.chunk.stamp_ns)
+            plan = replace(waiting.plan, times_ns=times_ns, chunk=waiting.plan.chunk and chunk)
+            self._executor.shape = self._arm.shape
+            decision = self._executor.on_chunk(
+                chunk, measured, measured, now, self._observations.speed(), plan,
+                self._advancing(now),
+            )
+            if decision.command is None:
+                self._refuse(decision.verdict.reason)
+                self._observer.on_decision(waiting.chunk, decision, sent=False)
+                return decision.verdict.reason
+            self._confirmed = True
+            if self._confirm == "each_chunk":
+                curve_s = float(decision.command.times[-1])
+                self._next_chunk_ns = decision.command.stamp_ns + round(curve_s * NANOSECONDS)
+            self._set(RUNNING, "")
+            self._command(decision, now)
+            self._observer.on_decision(waiting.chunk, decision, sent=True)
+            return ""
+
+    @property
+    def person_drives(self) -> bool:
+        """True from take_over to hand_back."""
+        return self._person_ns is not None
+
+    @property
+    def kinematics(self) -> Kinematics | None:
+        """The executor's, for use within `person_command`; None for a policy in joint space."""
+        return None if self._executor is None else self._executor.kinematics
+
+    def take_over(self) -> str:
+        """Let a person command the arm; returns the reason why not, empty where it is done.
+
+        The running plan goes on until the person's first command; silence is a smooth stop.
+        """
+        with self._lock:
+            if not self._active:
+                return "the node is not active"
+            if self._executor is None or self._arm is None:
+                return "nothing is commanded: dry_run is true, or the robot is chunk_only"
+            if self._report.state == PAUSED:
+                return "the node is paused"
+            if self.person_drives:
+                return "a person drives already"
+            self._waiting = None
+            self._person_ns = self._now()
+            self._monitor.person_drives = True
+            self._set(WAITING, PERSON_DRIVES)
+            return ""
+
+    def hand_back(self) -> str:
+        """Let the policy command the arm, by observations taken after now.
+
+        Returns the reason why not, empty where it is done.
+        """
+        with self._lock:
+            if not self.person_drives:
+                return "no person drives"
+            self._release_person()
+            if not self._observations.instruction:
+                self._smooth_stop("handed back without an instruction")
+            # While the person's last motion goes on, a fault must stop it.
+            self._set(RUNNING if self._moving else WAITING, "")
+            return ""
+
+    def _release_person(self) -> None:
+        self._person_ns = None
+        self._monitor.person_drives = False
+        self._handed_back_ns = self._now()
+
+    def person_command(self, plan_of: Callable[[RobotState, RobotSpec], JointPlan]) -> str:
+        """Execute a person's command, from the commanded state on; returns the reason why not.
+
+        plan_of: makes the plan from that state, at the present stamp; may raise RoboVLMsError.
+        """
+        with self._lock:
+            if not self._active or not self.person_drives:
+                return "no person drives"
+            if self._report.state == PAUSED:
+                return "the node is paused"
+            assert self._executor is not None and self._arm is not None
+            now = self._now()
+            self._person_ns = now
+            action, problem = self._reaction(now)
+            if action in ("smooth_stop", "cease_commands"):
+                return problem
+            measured = self._observations.measured()
+            if measured is None:
+                return "no joint states have come"
+            start = self._executor.commanded_state(measured, now)
+            try:
+                plan = plan_of(start, self._executor.robot)
+            except RoboVLMsError as error:
+                return str(error)
+            assert plan.chunk is not None
+            speed = self._observations.speed()
+            now = self._now()
+            self._executor.shape = self._arm.shape
+            decision = self._executor.on_chunk(
+                plan.chunk, start, measured, now, speed, plan, self._advancing(now)
+            )
+            if decision.command is None:
+                self._smooth_stop(decision.verdict.reason)
+                return decision.verdict.reason
+            self._command(decision, now)
+            return ""
+
+    def _tick_person(self, action: Action, text: str, now_ns: int) -> None:
+        assert self._person_ns is not None
+        silent = not 0 <= now_ns - self._person_ns <= PERSON_SILENCE * NANOSECONDS
+        if action == "cease_commands":
+            self._cease_commands(text)
+        elif action == "smooth_stop":
+            self._smooth_stop(text)
+        elif silent:
+            self._smooth_stop(f"no command of the person for {PERSON_SILENCE} s")
+        self._set(WAITING, text or PERSON_DRIVES)
+
+    def end_instruction(self, reason: str) -> None:
+        """Command a smooth stop; nothing more is commanded until another instruction comes."""
+        with self._lock:
+            if not self._active:
+                return
+            if not self.person_drives:
+                self._smooth_stop(reason)
+            self._observations.set_instruction("")
+            if self._report.state != PAUSED and not self.person_drives:
+                self._set(WAITING, "")
 
     def _begin_afresh(self) -> None:
+        self._forget_confirmation()
         self._not_before_ns = self._now()
         self._observations.clear_joint_states()  # a person may have moved the arm meanwhile
         self._monitor.reset(self._not_before_ns)
@@ -178,11 +393,14 @@ class PolicyRunner:
             self._set(WAITING, "")
 
     def _cease_commands(self, reason: str) -> None:
-        """Forget the commanded motion: the controller is away, or nothing can be timed. What it has ends at rest."""
+        """Forget the commanded motion: the controller is away, or nothing can be timed. What it has
+        ends at rest."""
         self._returning = False
+        self._forget_confirmation()
         if self._moving:
             self._moving = False
-            self._report.last_stop, self._report.last_stop_ns = reason, self._now()
+            self._report.last_stop = reason
+            self._report.last_stop_ns = self._now()
         self._not_before_ns = self._now()
         if self._worker is not None:
             self._worker.reset()
@@ -193,7 +411,8 @@ class PolicyRunner:
 
     def observe(self, observation: Observation) -> None:
         """Hand a frame to the policy, unless it is from before the last start or reset."""
-        # Without the lock, which a chunk holds during its inverse kinematics: the camera would be kept waiting.
+        # Without the lock, which a chunk holds during its inverse kinematics: the camera would be
+        # kept waiting.
         if not self._active or self._report.state == PAUSED or observation.stamp_ns < self._not_before_ns:
             return
         worker = self._worker
@@ -201,7 +420,8 @@ class PolicyRunner:
             worker.submit(observation)
 
     def tick(self) -> None:
-        """Work that is due by time alone: faults, gripper, upsampled commands. Call at 20 Hz or more."""
+        """Work that is due by time alone: faults, gripper, upsampled commands. Call at 20 Hz or
+        more."""
         with self._lock:
             if not self._active or self._report.state == PAUSED:
                 return
@@ -210,11 +430,16 @@ class PolicyRunner:
                 self._report.speed_scaling = self._executor.gate.speed_scaling_at(now)
             self._monitor.poll(None if self._worker is None else self._worker.inferring_since_ns, now)
             action, text = self._reaction(now)
-            if action == "cease_commands":
+            if self._monitor.permission_withdrawn and self._observations.instruction:
+                self.end_instruction(text)
+            if self.person_drives:
+                self._tick_person(action, text, now)
+            elif action == "cease_commands":
                 if self._moving or (self._executor is not None and self._executor.commanded(now) is not None):
                     self._cease_commands(text)
                 self._set(HOLDING if self._report.state == RUNNING else self._report.state, text)
             elif action == "smooth_stop":
+                self._waiting = None
                 self._on_fault(text)
                 self._return_to_arm(now, text)
             elif action == "wait":
@@ -263,7 +488,7 @@ class PolicyRunner:
         except CommandRejected:
             return
         if command is not None:
-            self._arm.send(command, now)
+            self._send(command, now)
             self._returning = True
 
     def on_chunk(self, chunk: ActionChunk) -> None:
@@ -279,10 +504,12 @@ class PolicyRunner:
             if chunk.timing is not None:
                 spent = chunk.timing.inference_end_ns - chunk.timing.inference_start_ns
                 self._report.inference.add(spent / NANOSECONDS)
+            if self.person_drives or chunk.stamp_ns < self._handed_back_ns:
+                return
             try:
                 self._execute(chunk)
             except RoboVLMsError as error:
-                self._refuse(str(error))
+                self._refuse_chunk(chunk, str(error))
 
     def on_error(self, error: Exception) -> None:
         """Inference failed. Called by the worker's thread."""
@@ -294,8 +521,11 @@ class PolicyRunner:
                     self._monitor.instruction_refused(text)
                 else:
                     self._monitor.inference_failed(text)
+                if self.person_drives:
+                    return
                 self._refuse(f"instruction refused: {text}" if refused else f"inference failed: {text}")
-                # The detail stays that of the worst fault, which the next tick would put there again.
+                # The detail stays that of the worst fault, which the next tick would put there
+                # again.
                 self._set(HOLDING, self._reaction(self._now())[1])
 
     def _execute(self, chunk: ActionChunk) -> None:
@@ -304,49 +534,92 @@ class PolicyRunner:
         if action == "cease_commands":
             self._cease_commands(problem)
         if action in ("smooth_stop", "cease_commands"):
-            # What never ran goes on waiting: the state must not depend on whether the tick saw the fault first.
-            self._refuse(problem, HOLDING if self._report.state == RUNNING else self._report.state)
+            # What never ran goes on waiting: the state must not depend on whether the tick saw the
+            # fault first.
+            state = HOLDING if self._report.state == RUNNING else self._report.state
+            self._refuse_chunk(chunk, problem, state)
             return
         if self._executor is None:
             self._accept(chunk, now)
             return
+        if self._waiting is not None or chunk.stamp_ns < self._next_chunk_ns:
+            return
+        waits = self._confirm == "each_chunk" or (
+            self._confirm == "first_chunk" and not self._confirmed
+        )
+        if waits and not self._observations.speed().max() <= REST_SPEED:
+            return  # a chunk that waits begins where the arm rests
         if self._observations.measured() is None:
-            self._refuse("no joint states have come.")
+            self._refuse_chunk(chunk, "no joint states have come.")
             return
         state = self._observations.state_at(chunk.stamp_ns)
         plan = self._executor.plan(chunk, state)
-        # Inverse kinematics may take longer than the lead: the message is timed by the clock after it.
+        # Inverse kinematics may take longer than the lead: the message is timed by the clock after
+        # it.
         now = self._now()
         measured = self._observations.measured()
         if measured is None:
-            self._refuse("no joint states have come.")
+            self._refuse_chunk(chunk, "no joint states have come.")
             return
         if self._arm is None:
             decision = self._executor.dry_run_chunk(chunk, state, measured, now, plan)
         else:
             self._executor.shape = self._arm.shape
             decision = self._executor.on_chunk(
-                chunk, state, measured, now, self._observations.speed(), plan, self._advancing(now)
+                chunk, state, measured, now, self._observations.speed(), plan,
+                None if waits else self._advancing(now), commit=not waits,
             )
         if decision.command is None:
             self._refuse(decision.verdict.reason)
+            self._observer.on_decision(chunk, decision, sent=False)
             self.deactivation_requested = self.deactivation_requested or decision.verdict.deactivate
+            return
+        if waits:
+            assert isinstance(plan, JointPlan)
+            self._waiting = WaitingChunk(chunk, plan, state)
+            self._set(WAITING, f"chunk {chunk.sequence} waits for ~/confirm")
+            self._observer.on_command(decision.command)
+            self._observer.on_decision(chunk, decision, sent=False)
             return
         self._report.clearance = ", ".join(map(str, decision.verdict.clearances))
         if decision.verdict.kind == "clamp":
             self._report.clamps += 1
             self._report.last_clamp = decision.verdict.reason
         self._accept(chunk, now + self._lead_ns)
-        if self._arm is not None:
-            # The times of a replacement count from when it is sent.
-            sent = self._now() if decision.command.shape == "replacement" else now
-            self._arm.send(decision.command, sent)
-            self._moving = True
+        self._command(decision, now)
+        self._observer.on_decision(chunk, decision, sent=self._arm is not None)
+
+    def _command(self, decision: Decision, now_ns: int) -> None:
+        """Send a chunk's motion and gripper opening; in dry_run only show the motion."""
+        assert decision.command is not None
+        if self._arm is None:
+            self._observer.on_command(decision.command)
+            return
+        # The times of a replacement count from when it is sent.
+        sent_ns = self._now() if decision.command.shape == "replacement" else now_ns
+        self._send(decision.command, sent_ns)
+        self._moving = True
         if self._gripper is not None and decision.gripper is not None:
             self._gripper.update(decision.gripper)
 
+    def _send(self, command: AdmittedCommand, now_ns: int) -> None:
+        assert self._arm is not None
+        self._arm.send(command, now_ns)
+        self._observer.on_command(command)
+
+    def _forget_confirmation(self) -> None:
+        self._waiting = None
+        self._confirmed = False
+        self._next_chunk_ns = 0
+
+    def _refuse_chunk(self, chunk: ActionChunk, reason: str, state: str = HOLDING) -> None:
+        self._refuse(reason, state)
+        refused = Decision(None, None, Verdict("refuse", reason, None), None)
+        self._observer.on_decision(chunk, refused, sent=False)
+
     def _advancing(self, now_ns: int) -> Callable[[], int]:
-        """A clock that reads `now_ns` now and advances steadily, as simulated time does not while a thread computes."""
+        """A clock that reads `now_ns` now and advances steadily, as simulated time does not while a
+        thread computes."""
         begin_ns = self._steady_ns()
         return lambda: now_ns + self._steady_ns() - begin_ns
 
@@ -356,24 +629,27 @@ class PolicyRunner:
 
     def _refuse(self, reason: str, state: str = HOLDING) -> None:
         self._report.refusals += 1
-        self._report.last_refusal, self._report.last_refusal_ns = reason, self._now()
+        self._report.last_refusal = reason
+        self._report.last_refusal_ns = self._now()
         if self._moving:
             self._smooth_stop(reason)
         self._set(state, reason)
 
     def _smooth_stop(self, reason: str) -> None:
         """Command a smooth stop, once, when anything is under way."""
+        self._forget_confirmation()
         if not self._moving and not self._returning:
             return
         self._moving = False
         self._returning = False
         now = self._now()
-        self._report.last_stop, self._report.last_stop_ns = reason, now
+        self._report.last_stop = reason
+        self._report.last_stop_ns = now
         if self._executor is None or self._arm is None:
             return
         self._executor.shape = self._arm.shape
         try:
-            self._arm.send(self._executor.smooth_stop(now), now)
+            self._send(self._executor.smooth_stop(now), now)
             if self._executor.stop_conflict:
                 self._report.last_stop = f"{reason} ({self._executor.stop_conflict})"
         except (ScheduleRefused, CommandRejected) as error:

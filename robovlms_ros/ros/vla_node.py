@@ -1,8 +1,10 @@
-"""`vla_node`: a lifecycle node that hears cameras, joint states and an instruction, and drives an arm by a policy.
+"""`vla_node`: a lifecycle node that hears cameras, joint states and an instruction, and drives an
+arm by a policy.
 
-configure loads, validates and warms up; activate starts at once; deactivate (and SIGINT, SIGTERM) holds the arm, then
-is silent; cleanup frees the memory. What it publishes: `~/action_chunk`, `~/status`, `/diagnostics`, and, unless
-`dry_run`, what the robot's controller listens to.
+configure loads, validates and warms up; activate starts at once; deactivate (and SIGINT, SIGTERM)
+holds the arm, then is silent; cleanup frees the memory. What it publishes: `~/action_chunk`,
+`~/status`, `/diagnostics`, and, unless `dry_run`, what the robot's controller listens to. Topics,
+services and the action: docs/operate.md.
 """
 
 import gc
@@ -10,10 +12,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import rclpy
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
+from rclpy.subscription import Subscription
+from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.control.executor import ChunkExecutor, build_executor
@@ -25,8 +30,11 @@ from robovlms_ros.inference.worker import InferenceWorker
 from robovlms_ros.msg import ActionChunk as ActionChunkMsg
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
+from robovlms_ros.ros.decision_publisher import DecisionPublisher
 from robovlms_ros.ros.declare import DeclaredParameters
 from robovlms_ros.ros.description import wait_for_description
+from robovlms_ros.ros.execute import ExecuteLimits, ExecuteServer, Result
+from robovlms_ros.ros.human_control import HumanControl
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode, run_until_signalled
 from robovlms_ros.ros.loading import (
     DelayedSession,
@@ -41,17 +49,25 @@ from robovlms_ros.ros.loading import (
     thinning_of,
 )
 from robovlms_ros.ros.messages import chunk_to_message
-from robovlms_ros.ros.observation_subscriber import ObservationSubscriber
+from robovlms_ros.ros.observation_subscriber import LATCHED, NEWEST_ONLY, ObservationSubscriber
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
 from robovlms_ros.ros.status_publisher import StatusPublisher
+from robovlms_ros.srv import MarkOutcome
+
+if TYPE_CHECKING:
+    from robovlms_ros.inference.session import PolicySession
+    from robovlms_ros.models.vla_policy import VLAPolicy
 
 TICK_RATE = 20.0
-FAULTS = ("image_stale", "image_frozen", "camera_clock", "joint_states_stale", "joint_states_implausible",
-          "no_instruction", "instruction_refused", "inference_late", "inference_died", "controller_absent",
-          "controller_shared", "controller_not_following", "arm_not_following", "clock_jumped")
+FAULTS = (
+    "robot_may_not_move", "image_stale", "image_frozen", "camera_clock", "joint_states_stale",
+    "joint_states_implausible", "no_instruction", "instruction_refused", "inference_late",
+    "inference_died", "controller_absent", "controller_shared", "controller_not_following",
+    "arm_not_following", "clock_jumped",
+)
 
 
 class VLANode(PlainLifecycleNode):
@@ -69,28 +85,60 @@ class VLANode(PlainLifecycleNode):
         self._worker: InferenceWorker | None = None
         self._arm: Arm | None = None
         self._gripper: Gripper | None = None
-        self._policy: object | None = None
+        self._policy: VLAPolicy | None = None
+        self._session: PolicySession | None = None
+        self._connected: tuple[bool, str] | None = None
+        self._executor: ChunkExecutor | None = None
         self._tick_timer: rclpy.timer.Timer | None = None
+        self._permissions: Subscription | None = None
         self._declared = DeclaredParameters(self, self._locked, self._on_live_change)
         self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self.create_service(Trigger, "~/reset", self._on_reset, callback_group=self.work_group)
         self.create_service(SetBool, "~/pause", self._on_pause, callback_group=self.work_group)
+        self.create_service(
+            MarkOutcome, "~/mark_outcome", self._on_mark_outcome, callback_group=self.work_group
+        )
+        self.create_service(
+            Trigger, "~/confirm", self._on_confirm, callback_group=self.work_group
+        )
+        self.create_subscription(
+            Bool, "success", self._on_success, 10, callback_group=self.work_group
+        )
         # Reports go on while simulated time stands still; decisions use the node's clock alone.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._reporter = StatusPublisher(self, self._report, self._watched, self._steady)
+        self._decisions = DecisionPublisher(self)
+        self._execute = ExecuteServer(
+            self, self._report, self.now_ns, self._set_instruction, self._reporter.log_edge
+        )
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
         self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        self._human = HumanControl(
+            self, self._report, self.now_ns, lambda: self._runner, self._on_taken_over,
+            self._reporter.log_edge,
+        )
         self._reporter.publish()
 
     def now_ns(self) -> int:
         """The node's clock, ns."""
         return int(self.get_clock().now().nanoseconds)
 
-    def _locked(self) -> str | None:
+    def destroy_node(self) -> None:
+        """Give the action back, then everything else."""
+        self._execute.destroy()
+        super().destroy_node()
+
+    def _locked(self, inactive: bool) -> str | None:
+        """The reason why a parameter cannot be changed now; inactive: it can be while inactive."""
         state = self.lifecycle_state
-        if state == "unconfigured":
+        if state == "unconfigured" or (inactive and state == "inactive"):
             return None
-        return f"can be changed only while the node is unconfigured; it is {state}. Deactivate and clean up first."
+        if inactive:
+            return f"can be changed only while the node is not active; it is {state}."
+        return (
+            f"can be changed only while the node is unconfigured; it is {state}. "
+            "Deactivate and clean up first."
+        )
 
     def _on_live_change(self) -> None:
         with self._parts:
@@ -106,8 +154,7 @@ class VLANode(PlainLifecycleNode):
         brain = load_brain(parameters, self.now_ns, example_state(body), body.robot)
         self._policy = brain.policy
         self._report.policy_id = brain.policy.identity
-        if brain.policy.is_random and not parameters.dry_run:
-            raise ConfigError("the policy's weights are random: dry_run must be true.")
+        _check_random(brain.policy, parameters)
         for warning in check_speed(parameters, brain, body.robot):
             self.get_logger().warning(warning)
         self._history_step = brain.history_step
@@ -118,31 +165,24 @@ class VLANode(PlainLifecycleNode):
         """Everything between the topics and the policy."""
         names = tuple(camera.name for camera in brain.cameras)
         config = replace(parameters.watchdog, max_age=body.robot.max_age)
-        self._monitor = SafetyMonitor(config, names, self.now_ns())
+        permission = parameters.permission
+        self._monitor = SafetyMonitor(config, names, self.now_ns(), permission)
+        if permission is not None:
+            qos = LATCHED if permission.timeout == 0.0 else NEWEST_ONLY
+            self._permissions = self.create_subscription(
+                Bool, permission.topic, self._on_robot_may_move, qos, callback_group=self.work_group
+            )
         proprioception = brain.policy.config.proprioception
         self._inputs = ObservationSubscriber(self, parameters, body.robot, brain.cameras,
                               proprioception is not None, self._monitor,
                               PoseFiller(body.make_kinematics and body.make_kinematics()),
                               self._on_observation, self._on_instruction,
-                              proprioception is not None and "gripper" in proprioception.names)
+                              proprioception is not None and "gripper" in proprioception.names,
+                              self._instruction_locked)
         self._report.instruction = self._inputs.instruction
-        if not parameters.dry_run:
-            context = Context(self, body.robot, self._inputs.measured, body.make_kinematics and body.make_kinematics())
-            self._arm, self._gripper = make_arm(context), make_gripper(context)
-        executor = _executor(body, parameters)
-        interfaces = CommandInterfaces(executor, self._arm, self._gripper, parameters.schedule.lead)
-        frame = body.robot.base_frame
-        self._runner = PolicyRunner(
-            self._inputs,
-            self._monitor,
-            interfaces,
-            lambda chunk: self._publish_chunk(chunk, frame),
-            self.now_ns,
-            self._report,
-            self._reporter.log_edge,
-        )
-        self._gate = body.robot.gate
-        self._runner.set_speed_scaling(*parameters.speed_scaling_of(body.robot.gate))
+        self._first_instruction = self._inputs.instruction
+        self._body = body
+        self._connect_arm(parameters)
         self._session = brain.session
         period = 1.0 / parameters.max_inference_rate if parameters.max_inference_rate > 0 else 0.0
         session = brain.session
@@ -150,34 +190,98 @@ class VLANode(PlainLifecycleNode):
             session = DelayedSession(brain.session, parameters.added_latency, self.now_ns)
         self._worker = InferenceWorker(session, self.now_ns, self._on_chunk, self._on_error,
                                        round(period * NANOSECONDS))
+
+    def _connect_arm(self, parameters: NodeParameters) -> None:
+        """Everything from chunks to the controller; in dry_run there is no controller."""
+        assert self._inputs is not None
+        body = self._body
+        if not parameters.dry_run:
+            kinematics = body.make_kinematics and body.make_kinematics()
+            context = Context(self, body.robot, self._inputs.measured, kinematics)
+            self._arm = make_arm(context)
+            self._gripper = make_gripper(context)
+        self._executor = _executor(body, parameters)
+        interfaces = CommandInterfaces(
+            self._executor, self._arm, self._gripper, parameters.schedule.lead, parameters.confirm
+        )
+        self._decisions.set_robot(body.robot)
+        self._runner = PolicyRunner(
+            self._inputs,
+            self._monitor,
+            interfaces,
+            lambda chunk: self._publish_chunk(chunk, body.robot.base_frame),
+            self.now_ns,
+            self._report,
+            self._reporter.log_edge,
+            observer=self._decisions,
+        )
+        self._gate = body.robot.gate
+        self._runner.set_speed_scaling(*parameters.speed_scaling_of(body.robot.gate))
+        self._connected = (parameters.dry_run, parameters.confirm)
+        self._report.dry_run = parameters.dry_run
         rate = max(TICK_RATE, 0.0 if self._arm is None else self._arm.rate)
-        self._tick_timer = self.create_timer(1.0 / rate, self._on_tick, callback_group=self.work_group,
-                                             clock=self._steady)
+        self._tick_timer = self.create_timer(
+            1.0 / rate, self._on_tick, callback_group=self.work_group, clock=self._steady
+        )
+
+    def _disconnect_arm(self) -> None:
+        with self._parts:
+            if self._tick_timer is not None:
+                self.destroy_timer(self._tick_timer)
+            for part in (self._arm, self._gripper):
+                if part is not None:
+                    part.close()
+            self._runner = None
+            self._arm = None
+            self._gripper = None
+            self._executor = None
+            self._tick_timer = None
+            self._connected = None
 
     def _start(self) -> None:
-        assert self._runner is not None and self._worker is not None
+        parameters = self._declared.read()
         self._own_end = ""
+        _check_random(self._policy, parameters)
+        if self._connected != (parameters.dry_run, parameters.confirm):
+            with self._parts:
+                self._disconnect_arm()
+                self._connect_arm(parameters)
+        assert self._runner is not None and self._worker is not None
+        if not parameters.resume_instruction:
+            self._set_instruction(self._first_instruction)
+        self._first_instruction = ""
         if self._arm is not None:
             self._arm.prepare()
         self._runner.start(self._worker)
+        limits = ExecuteLimits(
+            parameters.max_instruction_length,
+            parameters.goal_fault_time,
+            self._body.robot.gripper is not None,
+        )
+        self._execute.open(self._runner, limits)
 
     def _halt(self, reason: str) -> None:
+        self._execute.close(self._own_end or reason)
         if self._runner is not None:
             self._runner.deactivate(self._own_end or reason)
 
     def _teardown(self) -> None:
         if self._worker is not None:
             self._worker.stop(timeout=10.0)
+        self._disconnect_arm()
         with self._parts:
-            if self._tick_timer is not None:
-                self.destroy_timer(self._tick_timer)
-            for part in (self._inputs, self._arm, self._gripper):
-                if part is not None:
-                    part.close()
-            self._runner = self._inputs = self._worker = self._arm = self._gripper = self._tick_timer = None
-            self._policy = self._session = None
+            if self._permissions is not None:
+                self.destroy_subscription(self._permissions)
+                self._permissions = None
+            if self._inputs is not None:
+                self._inputs.close()
+            self._inputs = None
+            self._worker = None
+            self._policy = None
+            self._session = None
         self._own_end = ""
-        self._report.policy_id, self._report.history = "", (0, 0)
+        self._report.policy_id = ""
+        self._report.history = (0, 0)
         self._report.trajectory_shape = ""
         _free_memory()
 
@@ -185,10 +289,12 @@ class VLANode(PlainLifecycleNode):
         if state != "active":
             self._report.state = state
             self._report.detail = self._own_end if state == "inactive" else ""
+            self._human.publish_source()
         self._reporter.publish()
 
     def _failed(self, transition: str, reason: str) -> None:
-        self._report.last_stop, self._report.last_stop_ns = f"{transition} failed: {reason}", self.now_ns()
+        self._report.last_stop = f"{transition} failed: {reason}"
+        self._report.last_stop_ns = self.now_ns()
         self._reporter.publish()
 
     def _on_observation(self, observation) -> None:  # type: ignore[no-untyped-def]
@@ -201,10 +307,81 @@ class VLANode(PlainLifecycleNode):
         if self._runner is not None:
             self._runner.instruction_changed(instruction)
 
+    def _set_instruction(self, instruction: str) -> None:
+        if self._inputs is not None:
+            self._inputs.set_instruction(instruction)
+
+    def _instruction_locked(self, instruction: str) -> str:
+        """The reason to refuse an instruction on the topic: a goal of ~/execute is in force."""
+        if not self._execute.is_running:
+            return ""
+        reason = "a goal of ~/execute runs. Cancel it first."
+        text = f"instruction '{printable(instruction)}' on the topic refused: {reason}"
+        self._report.last_refusal = text
+        self._report.last_refusal_ns = self.now_ns()
+        self.get_logger().warning(printable(text, TEXT_LIMIT))
+        return reason
+
+    def _on_taken_over(self) -> None:
+        self._execute.end(Result.HUMAN_TOOK_OVER, "~/take_over")
+        self._reporter.publish_on_change()
+
+    def _on_confirm(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        runner = self._runner
+        if runner is None or self.lifecycle_state != "active":
+            response.message = f"the node is {self.lifecycle_state}, not active"
+        else:
+            response.message = runner.confirm()
+        response.success = not response.message
+        self._reporter.publish_on_change()
+        return response
+
+    def _on_robot_may_move(self, message: Bool) -> None:
+        with self._parts:
+            self._monitor.robot_may_move(message.data, self.now_ns())
+            if self._runner is not None and not message.data:
+                self._runner.tick()  # the next tick would come up to 50 ms later
+        self._reporter.publish_on_change()
+
+    def _on_success(self, message: Bool) -> None:
+        if message.data:
+            self._mark(MarkOutcome.Request.SUCCESS, "the success topic")
+
+    def _on_mark_outcome(
+        self, request: MarkOutcome.Request, response: MarkOutcome.Response
+    ) -> MarkOutcome.Response:
+        allowed = (request.SUCCESS, request.FAILURE)
+        if request.outcome in allowed:
+            note = f"~/mark_outcome: {request.note}" if request.note else "~/mark_outcome"
+            response.success = self._mark(request.outcome, note)
+            response.message = "" if response.success else "no instruction is in force"
+        else:
+            given = printable(request.outcome)
+            response.message = f"outcome = '{given}': must be one of {', '.join(allowed)}."
+        return response
+
+    def _mark(self, outcome: str, note: str) -> bool:
+        """End the instruction in force as a success or failure; False where there is none."""
+        runner = self._runner
+        inputs = self._inputs
+        if runner is None or inputs is None or self.lifecycle_state != "active":
+            return False
+        if not inputs.instruction:
+            return False
+        reason = Result.SUCCEEDED if outcome == Result.SUCCESS else Result.FAILED
+        text = f"marked as {outcome} ({note})"
+        if not self._execute.end(reason, text, outcome):
+            self._reporter.log_edge(f"instruction '{printable(inputs.instruction)}' {text}")
+            runner.end_instruction(text)
+        self._reporter.publish_on_change()
+        return True
+
     def _on_chunk(self, chunk: ActionChunk) -> None:
-        runner, session = self._runner, self._session
+        runner = self._runner
+        session = self._session
         if runner is not None and session is not None:
-            self._report.history, self._report.history_every = session.history_fill, session.history_report.every
+            self._report.history = session.history_fill
+            self._report.history_every = session.history_report.every
             self._report.path = f"{session.path}: {session.path_reason}"
             runner.on_chunk(chunk)
             self._reporter.publish_on_change()
@@ -222,22 +399,37 @@ class VLANode(PlainLifecycleNode):
             if self._runner is None:
                 return
             self._runner.tick()
+            self._tick_goal()
             deactivation_requested = self._runner.deactivation_requested
             if self._arm is not None:
                 self._report.trajectory_shape = self._arm.shape_text
         self._reporter.publish_on_change()
+        self._human.publish_source()
         if deactivation_requested and self.lifecycle_state == "active":
             self._own_end = f"the node deactivated itself: {self._report.last_refusal}"
             self.get_logger().error(printable(self._own_end, TEXT_LIMIT))
             self.change_state("deactivate")
 
+    def _tick_goal(self) -> None:
+        inputs = self._inputs
+        executor = self._executor
+        if inputs is None or not self._execute.is_running:
+            return
+        measured = inputs.measured()
+        opening = None if measured is None else measured.gripper
+        commanded = None if executor is None else executor.commanded_opening
+        speed = float(inputs.speed().max())
+        self._execute.tick(bool(inputs.instruction), opening, commanded, speed)
+
     def _watched(self) -> dict[str, str]:
-        """What stands in /diagnostics beside the policy: name -> what is wrong, empty when nothing is."""
+        """Entries of /diagnostics beside the policy: name -> what is wrong, empty when nothing
+        is."""
         with self._parts:
             return self._watched_parts()
 
     def _watched_parts(self) -> dict[str, str]:
-        inputs, arm = self._inputs, self._arm
+        inputs = self._inputs
+        arm = self._arm
         watched = {}
         if inputs is not None and self.lifecycle_state == "active":
             watched["inputs"] = inputs.problem(self.now_ns()) or ""
@@ -248,8 +440,10 @@ class VLANode(PlainLifecycleNode):
         return watched
 
     def _falls_behind(self) -> str:
-        """Why the history cannot be kept up at the rate of training, empty when it can."""
-        spent, step, every = self._report.inference.percentile(50), self._history_step, self._report.history_every
+        """Reason for the history to fall behind the rate of training, empty for none."""
+        spent = self._report.inference.percentile(50)
+        step = self._history_step
+        every = self._report.history_every
         if step is None or not spent > every * step:
             return ""
         thinned = f", thinned out to one in {every}" if every > 1 else ""
@@ -281,6 +475,11 @@ class VLANode(PlainLifecycleNode):
 
     def _publish_chunk(self, chunk: ActionChunk, frame_id: str) -> None:
         self._chunks.publish(chunk_to_message(chunk, frame_id))
+
+
+def _check_random(policy: "VLAPolicy | None", parameters: NodeParameters) -> None:
+    if policy is not None and policy.is_random and not parameters.dry_run:
+        raise ConfigError("the policy's weights are random: dry_run must be true.")
 
 
 def _executor(body: RobotModel, parameters: NodeParameters) -> ChunkExecutor | None:

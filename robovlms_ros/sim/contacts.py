@@ -11,7 +11,7 @@ import numpy as np
 from robovlms_ros.control.collision_config import WorldBody
 from robovlms_ros.control.executor import ChunkExecutor, Decision
 from robovlms_ros.control.robot import RobotSpec, load_robot
-from robovlms_ros.control.spline import Array
+from robovlms_ros.control.trajectory import Array
 from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.tasks.base import TABLE_TASKS
 from robovlms_ros.sim.tasks.evaluate import TIME_LIMIT
@@ -30,7 +30,8 @@ COLLISION_TEXT = "would come within"
 
 
 class PostWorld(SimWorld):
-    """The simulated arm with a post in the place of the red cube, and the green one out of reach."""
+    """The simulated arm with a post in the place of the red cube, and the green one out of
+    reach."""
 
     def set_task(self, task: str) -> None:
         """As SimWorld.set_task; the red cube's solid becomes the post."""
@@ -91,7 +92,8 @@ class PostWorld(SimWorld):
         return "itself" if arm and names else ""
 
     def robot(self, fingers_may_touch: bool) -> RobotSpec:
-        """The Panda in the simulator with the post; every contact is forbidden, or but the fingers'."""
+        """The Panda in the simulator with the post; every contact is forbidden, or but the
+        fingers'."""
         robot = load_robot("panda")
         touch = FINGERS if fingers_may_touch else ()
         world = tuple(replace(body, may_touch=touch) for body in robot.world)

@@ -42,7 +42,7 @@ from robovlms_ros.control.motion_guard import CommandRejected
 from robovlms_ros.control.preflight import check_collision
 from robovlms_ros.control.robot import RobotSpec, load_robot, parse_robot
 from robovlms_ros.control.safety_gate import SafetyGate
-from robovlms_ros.control.spline import Spline, curve_of
+from robovlms_ros.control.trajectory import Spline, curve_of
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
 

@@ -8,7 +8,12 @@ and one that pauses.
 import numpy as np
 import pytest
 
-from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig, image_digest
+from robovlms_ros.control.safety_monitor import (
+    PermissionConfig,
+    SafetyMonitor,
+    SafetyMonitorConfig,
+    image_digest,
+)
 from robovlms_ros.control.standstill import JointSample
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import NANOSECONDS
@@ -308,3 +313,37 @@ def test_activation_starts_afresh_and_the_strongest_action_wins(bench):
 def test_thresholds_are_checked():
     with pytest.raises(ConfigError, match=r"watchdog\.max_age = 0: must be a number above 0"):
         SafetyMonitorConfig(max_age=0)
+
+
+def permission(timeout: float = 0.0, resume: bool = False) -> SafetyMonitor:
+    config = PermissionConfig("may_move", timeout, resume)
+    return SafetyMonitor(SafetyMonitorConfig(), (), START, config)
+
+
+def permission_fault(monitor: SafetyMonitor, now_ns: int) -> str:
+    report = monitor.check(now_ns)
+    faults = [fault for fault in report.faults if fault.name == "robot_may_not_move"]
+    assert all(fault.action == "smooth_stop" for fault in faults)
+    return faults[0].text if faults else ""
+
+
+def test_permission_to_move() -> None:
+    monitor = permission()
+    assert "has not come on may_move" in permission_fault(monitor, START)
+    assert not monitor.permission_withdrawn, "an arm that never moved may begin by itself"
+    monitor.robot_may_move(True, START)
+    assert permission_fault(monitor, START + TICK) == ""
+    assert permission_fault(monitor, START + 3000 * TICK) == "", "the last one counts"
+    monitor.robot_may_move(False, START)
+    assert "false on may_move" in permission_fault(monitor, START + TICK)
+    assert monitor.permission_withdrawn
+
+
+def test_a_permission_that_must_be_renewed() -> None:
+    monitor = permission(timeout=1.0, resume=True)
+    monitor.robot_may_move(True, START)
+    assert permission_fault(monitor, START + 9 * TICK) == ""
+    assert "more than 1 s" in permission_fault(monitor, START + 11 * TICK)
+    assert not monitor.permission_withdrawn, "it may resume"
+    monitor.robot_may_move(True, START + 12 * TICK)
+    assert permission_fault(monitor, START + 13 * TICK) == ""

@@ -24,14 +24,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from robovlms_ros.bench.policy.several_robots import predict_together
+from robovlms_ros.bench.policy.variants import predict_together
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.inference.optimized import optimized_inference
-from robovlms_ros.inference.optimized.cuda_graphs import SHAPES_KEPT, CudaGraphCallable
-from robovlms_ros.inference.optimized.host_syncs import host_syncs
+from robovlms_ros.inference.optimized.cuda_graphs import SHAPES_KEPT, CudaGraphCallable, host_syncs
+from robovlms_ros.inference.optimized.optimized_inference import Shared
 from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.optimized.quantization import Fp8Linear, quantized_tower
-from robovlms_ros.inference.optimized.shared_stages import Shared
 from robovlms_ros.inference.optimized.verification import (
     EXACT,
     FP8,

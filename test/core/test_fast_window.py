@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.inference.optimized import lstm_window
-from robovlms_ros.inference.optimized.lstm_window import (
+from robovlms_ros.inference.optimized import head_window
+from robovlms_ros.inference.optimized.head_window import (
     AnswerFirstLSTM,
     OneStepLSTM,
     lstm_answer,
@@ -203,13 +203,13 @@ def test_states_equal_torch_after_the_rest_is_done() -> None:
 @torch.inference_mode()
 def test_the_answer_takes_one_row_and_the_rest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    run = lstm_window.lstm_step
+    run = head_window.lstm_step
 
     def counted(rnn, first, hidden, cell):
         rows.append(hidden.shape[1])
         return run(rnn, first, hidden, cell)
 
-    monkeypatch.setattr(lstm_window, "lstm_step", counted)
+    monkeypatch.setattr(head_window, "lstm_step", counted)
     window, frames = AnswerFirstLSTM(lstm_head(4), 4), new_frames(20, 6)
 
     def answered(end: int) -> list[int]:
@@ -245,14 +245,14 @@ def test_a_step_that_fails_leaves_no_states(monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(window.answer(seen).arm, expected, atol=1e-6, rtol=0)
         if i == 6:
             with monkeypatch.context() as broken, pytest.raises(MemoryError):
-                broken.setattr(lstm_window, "lstm_step", fail)
+                broken.setattr(head_window, "lstm_step", fail)
                 window.finish()
     assert "oldest state" in window.description
 
 
 def test_where_answers_come_first() -> None:
     head = lstm_head(4)
-    assert isinstance(lstm_window.lstm_window(head, 4), AnswerFirstLSTM)
-    recorded = lstm_window.lstm_window(head, 4, lambda *inputs: lstm_answer(head, *inputs))
+    assert isinstance(head_window.lstm_window(head, 4), AnswerFirstLSTM)
+    recorded = head_window.lstm_window(head, 4, lambda *inputs: lstm_answer(head, *inputs))
     assert isinstance(recorded, OneStepLSTM)
-    assert isinstance(lstm_window.lstm_window(head.to("meta"), 4), OneStepLSTM), "not on a processor"
+    assert isinstance(head_window.lstm_window(head.to("meta"), 4), OneStepLSTM), "not on a processor"

@@ -18,8 +18,7 @@ from hypothesis.extra.numpy import arrays
 from robovlms_ros.config.action import ActionConfig, GripperConfig, NormalizationConfig, UnitsConfig
 from robovlms_ros.core import rotations as rot
 from robovlms_ros.core.types import ObservationError
-from robovlms_ros.inference.action_pipeline import ActionError, ActionPipeline
-from robovlms_ros.inference.gripper_rule import GripperState, gripper_step
+from robovlms_ros.inference.action_pipeline import ActionError, ActionPipeline, GripperState, gripper_step
 from robovlms_ros.models.image_processor import SIGLIP_MEAN, SIGLIP_STD, ImageProcessor
 
 FEW = settings(deadline=None, max_examples=30)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import robovlms_ros
-from robovlms_ros.checkpoints.weight_files import read_tensors
-from robovlms_ros.checkpoints.weights import CheckpointError
+from robovlms_ros.checkpoints.weights import CheckpointError, read_tensors
 from robovlms_ros.config.policy import load_config
 from robovlms_ros.core import caps
 from robovlms_ros.core.schema import ConfigError, read_mapping

@@ -20,8 +20,8 @@ from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec
 from robovlms_ros.evaluation.bags.mapping import BagCamera, TopicsConfig
 from robovlms_ros.evaluation.bags.reader import BagError
 from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, evaluate_bag, recorded_stamps
+from robovlms_ros.evaluation.replay.loop import Subject
 from robovlms_ros.evaluation.replay.results import SubjectResult, merge
-from robovlms_ros.evaluation.replay.runner import Subject
 
 
 def evaluate(path, setting, sessions, **arguments):

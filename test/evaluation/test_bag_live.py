@@ -27,8 +27,8 @@ from robovlms_ros.evaluation.replay.evaluate import (
     evaluate_bag,
     recorded_stamps,
 )
+from robovlms_ros.evaluation.replay.loop import Subject
 from robovlms_ros.evaluation.replay.results import SubjectResult
-from robovlms_ros.evaluation.replay.runner import Subject
 
 TINY = {
     "model": {"backbone": "paligemma", "history_length": 3, "action_chunk_size": 6, "history_step": 0.2},

@@ -11,7 +11,7 @@ from rosbags.rosbag2 import CompressionMode
 
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.evaluation.replay.evaluate import evaluate_bag
-from robovlms_ros.evaluation.replay.runner import Subject
+from robovlms_ros.evaluation.replay.loop import Subject
 
 IMAGE = 96
 

@@ -17,10 +17,9 @@ from robovlms_ros.core.types import NANOSECONDS, ActionSpec
 from robovlms_ros.evaluation.bags.mapping import TopicsConfig
 from robovlms_ros.evaluation.metrics.errors import ErrorSums
 from robovlms_ros.evaluation.replay.evaluate import evaluate_bag
-from robovlms_ros.evaluation.replay.runner import Subject
-from robovlms_ros.evaluation.report.build import build_report
+from robovlms_ros.evaluation.replay.loop import Subject
+from robovlms_ros.evaluation.report.build import EvaluationThresholds, build_report
 from robovlms_ros.evaluation.report.html import render
-from robovlms_ros.evaluation.report.thresholds import EvaluationThresholds
 
 TFMESSAGE, INFO = "tf2_msgs/msg/TFMessage", "sensor_msgs/msg/CameraInfo"
 FOCAL = 200.0

@@ -20,10 +20,9 @@ from robovlms_ros.cli import eval_setup
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.evaluation.metrics.paired import mean_interval, paired_interval
 from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig, evaluate_bag
-from robovlms_ros.evaluation.replay.runner import Subject
-from robovlms_ros.evaluation.report.build import build_report
+from robovlms_ros.evaluation.replay.loop import Subject
+from robovlms_ros.evaluation.report.build import EvaluationThresholds, build_report, misses, with_overrides
 from robovlms_ros.evaluation.report.html import render
-from robovlms_ros.evaluation.report.thresholds import EvaluationThresholds, misses, with_overrides
 
 
 @pytest.fixture(scope="module")

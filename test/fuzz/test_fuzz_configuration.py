@@ -11,7 +11,7 @@ import torch
 from harness import judge
 
 from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
-from robovlms_ros.checkpoints.weight_files import read_tensors
+from robovlms_ros.checkpoints.weights import read_tensors
 from robovlms_ros.config.policy import config_from_mapping, load_config
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.resources import share_directory

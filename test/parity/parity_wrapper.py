@@ -18,7 +18,7 @@ from robovlms_ros.config.action import GripperConfig
 from robovlms_ros.config.policy import config_from_mapping
 from robovlms_ros.core.rotations import matrix_from_euler, vector_from_matrix
 from robovlms_ros.core.types import ActionChunk, Observation
-from robovlms_ros.inference.gripper_rule import GripperState, gripper_step
+from robovlms_ros.inference.action_pipeline import GripperState, gripper_step
 from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.tokenization import PromptTemplate, TokenBatch

@@ -22,11 +22,11 @@ class Injected:
         self.session.predict_action_chunk = self.original
 
 
-def constant(step, horizon=40):
-    """A policy that asks for the same pose delta (6,) per step, chained from the observation, gripper open."""
+def constant(step, horizon=40, opening=1.0):
+    """A policy that asks for the same pose delta (6,) per step, chained from the observation."""
     def answer(original, observation):
         chunk = original(observation)
         values = np.outer(np.arange(1, horizon + 1), np.append(step, 0.0))
-        values[:, 6] = 1.0
+        values[:, 6] = opening
         return dataclasses.replace(chunk, values=values)
     return answer

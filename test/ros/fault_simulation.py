@@ -32,8 +32,7 @@ from robovlms_ros.core.types import (
     ActionSpec,
     ObservationError,
 )
-from robovlms_ros.observations.joint_plausibility import ImplausibleJointState, JointPlausibility
-from robovlms_ros.observations.joint_states import JointStateBuffer
+from robovlms_ros.observations.joint_states import ImplausibleJointState, JointPlausibility, JointStateBuffer
 from robovlms_ros.ros.controllers.base import Arm, Context
 from robovlms_ros.ros.controllers.trajectory_topic import OneJointTrajectoryGripper
 from robovlms_ros.ros.messages import from_time
@@ -262,7 +261,7 @@ class ScriptedPolicy:
 
     instruction = "lift"
     kinematics = None
-    authority_ramp = PANDA.gate.authority_ramp
+    speed_scaling_ramp = PANDA.gate.speed_scaling_ramp
     narrowest = 0.0
 
     def __init__(self):
@@ -300,7 +299,7 @@ class Simulation:
             self.monitor, self.now, self.policy.instruction, lambda: self.gripper.position
         )
         self.executor = build_executor(PANDA, self.policy.kinematics)
-        self.executor.gate.authority_ramp = self.policy.authority_ramp
+        self.executor.gate.speed_scaling_ramp = self.policy.speed_scaling_ramp
         self.arm.watch_stops(self.executor)
         self.report = NodeStatus()
         self.chunks = []

@@ -72,7 +72,7 @@ class ReplayedPolicy:
         self.instruction = episode.instruction
         self.kinematics = kinematics()
         self.joints = ServoedJoints(episode.positions[0].astype(np.float64))
-        self.authority_ramp = PANDA.gate.authority_ramp / factor
+        self.speed_scaling_ramp = PANDA.gate.speed_scaling_ramp / factor
         self.narrowest = float(episode.openings.min())
         self.period = round((episode.stamps_ns[-1] + PAUSE * NANOSECONDS) / ticks)
         stamps = np.round(episode.stamps_ns / ticks).astype(int)

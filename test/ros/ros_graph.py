@@ -24,6 +24,7 @@ from robovlms_ros.ros.observation_subscriber import LATCHED
 from robovlms_ros.ros.spinning import SteadyExecutor, SteadyWaiting
 
 DEADLINE = 60.0
+SERVICES = {"reset": Trigger, "pause": SetBool, "confirm": Trigger}
 
 # A machine that runs other things too may stop a process for a second: what is late there is no fault of the node.
 PATIENT = {
@@ -88,7 +89,7 @@ class Listener(Node):
         self.create_subscription(ActionChunk, f"{target}/action_chunk", self._on_chunk, 50)
         self.create_subscription(DiagnosticArray, "/diagnostics", self.diagnostics.append, 50)
         self._calls = {name: self.create_client(kind, f"{target}/{name}")
-                          for name, kind in (("reset", Trigger), ("pause", SetBool))}
+                       for name, kind in SERVICES.items()}
 
     def _on_chunk(self, message, info):
         self.chunk_times.append(info["source_timestamp"])
@@ -175,7 +176,7 @@ class Graph:
         self.arm = FakeArm(namespace, joint_states)
         self.sent = []  # (the node's time when it decided, ns; the command)
         self.listener = Listener(node, namespace)
-        self._spinners = [Spinner(self.arm, self.listener), Spinner(self.node, threads=3)]
+        self._spinners = [Spinner(self.arm, self.listener), Spinner(self.node, threads=5)]
 
     def activate(self):
         assert self.node.trigger_configure() == TransitionCallbackReturn.SUCCESS, self.listener.status.last_stop
@@ -213,6 +214,10 @@ class Graph:
         assert self.is_quiet(), "the stop is the last thing that is sent"
         assert self.arm.last is stop and not self.arm.rejected
         return stop
+
+    def set_parameter(self, name, value):
+        """The node's answer to a change of one parameter."""
+        return self.node.set_parameters([Parameter(name, value=value)])[0]
 
     def put_arm(self, positions):
         """Until the node has seen it there; again and again, as a stop that is still under way would undo it."""

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from robovlms_ros.core.types import NANOSECONDS, ObservationError
-from robovlms_ros.observations.joint_plausibility import (
+from robovlms_ros.observations.joint_states import (
     ImplausibleJointState,
     JointPlausibility,
+    JointStateBuffer,
     PublisherCheck,
 )
-from robovlms_ros.observations.joint_states import JointStateBuffer
 
 JOINTS = ("a", "b")
 BOUNDS = JointPlausibility(JOINTS, np.array([-1.0, 0.5]), np.array([1.0, 2.0]), np.array([2.0, 1.0]), 0.2)

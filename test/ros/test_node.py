@@ -18,7 +18,12 @@ def test_hears_only_cameras_joints_and_the_instruction(live):
     space = f"/{live.namespace}"
     heard = {topic for topic, _ in live.node.get_subscriber_names_and_types_by_node("vla", space)}
     status = "panda_arm_controller/follow_joint_trajectory/_action/status"  # goals of other clients
-    names = ("static/image_raw", "wrist/image_raw", "joint_states", "instruction", status)
+    names = (
+        "static/image_raw", "wrist/image_raw", "joint_states", "instruction", "success", status,
+        "vla/human/twist", "vla/human/joint_states", "vla/human/joint_trajectory",
+    )
+    # Only the type of the arm's controller and its parameters are read there.
+    heard.discard("/parameter_events")
     assert heard == {f"{space}/{name}" for name in names}
     assert not any(word in topic for topic in heard for word in OBJECT_POSES)
 
@@ -137,7 +142,8 @@ def test_dry_run_moves_nothing(make_graph):
     graph.listener.wait_state("running")
     assert not graph.arm.commands and not graph.arm.gripper_commands
     offered = graph.node.get_publisher_names_and_types_by_node("vla", f"/{graph.namespace}")
-    assert not any("JointTrajectory" in kind for _, kinds in offered for kind in kinds)
+    moving = {topic for topic, kinds in offered if any("JointTrajectory" in k for k in kinds)}
+    assert moving == {f"/{graph.namespace}/vla/planned_trajectory"}, "a preview, no controller's"
 
 
 def test_two_robots_on_one_network(make_graph):
@@ -194,7 +200,7 @@ def test_a_camera_that_never_speaks(make_graph):
 
 
 def test_an_instruction_from_before_the_node_is_heard(make_graph, ros):
-    graph = make_graph()
+    graph = make_graph(resume_instruction=True)
     graph.listener.instruct("lift the green cube")
     time.sleep(0.5)
     graph.activate()

@@ -1,4 +1,5 @@
-"""The recorded bag with the predictions beside it, as one MCAP file to open in Foxglove, PlotJuggler or RViz."""
+"""The recorded bag with the predictions beside it, as one MCAP file to open in Foxglove,
+PlotJuggler or RViz."""
 
 import shutil
 import tempfile
@@ -20,12 +21,14 @@ from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
 class Annotator:
     """Copies messages and adds predictions; `close` puts the file where it belongs.
 
-    Predicted topics: `/robovlms/<policy>/action_chunk` and `/robovlms/<policy>/joint_trajectory`. notes: types that
-    cannot be copied because neither the bag nor this package defines them.
+    Predicted topics: `/robovlms/<policy>/action_chunk` and `/robovlms/<policy>/joint_trajectory`.
+    notes: types that cannot be copied because neither the bag nor this package defines them.
     """
 
     def __init__(self, target: Path, bag: Bag, base_frame: str) -> None:
-        self._target, self._bag, self._frame = target, bag, base_frame
+        self._target = target
+        self._bag = bag
+        self._frame = base_frame
         self._folder = Path(tempfile.mkdtemp(prefix="robovlms_annotated_", dir=target.parent))
         self._writer = Writer(self._folder / "bag", version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
@@ -42,7 +45,7 @@ class Annotator:
         self._write(f"/robovlms/{topic_token(policy)}/action_chunk", CHUNK, now_ns, data)
 
     def command(self, policy: str, now_ns: int, command: TrajectoryCommand) -> None:
-        """What the arm's controller would have been sent."""
+        """Commands for the arm's controller, had they been sent."""
         data = message_of_command(self._bag.types, command)
         self._write(f"/robovlms/{topic_token(policy)}/joint_trajectory", TRAJECTORY, now_ns, data)
 

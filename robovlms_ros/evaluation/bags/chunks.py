@@ -1,4 +1,5 @@
-"""This package's values as bag messages, and back: the same translation as the node's, on a bag library's types."""
+"""This package's values as bag messages, and back: the same translation as the node's, on a bag
+library's types."""
 
 from typing import Any
 
@@ -28,7 +29,8 @@ def _ns(time: Any) -> int:
 
 
 def chunk_of_message(message: Any) -> ActionChunk:
-    """The chunk of an ActionChunk message. Raises RoboVLMsError when values, horizon and names do not agree."""
+    """The chunk of an ActionChunk message. Raises RoboVLMsError when values, horizon and names do
+    not agree."""
     names = tuple(message.dimension_names)
     if not names or len(message.values) != message.horizon * len(names):
         raise RoboVLMsError(
@@ -45,7 +47,8 @@ def chunk_of_message(message: Any) -> ActionChunk:
 
 def message_of_chunk(store: Typestore, chunk: ActionChunk, frame_id: str) -> bytes:
     """A serialized ActionChunk message; `frame_id` is the robot's base frame."""
-    types, spec = store.types, chunk.spec
+    types = store.types
+    spec = chunk.spec
     timing = chunk.timing or ChunkTiming(0, 0, 0)
 
     def time(stamp_ns: int) -> Any:
@@ -64,7 +67,8 @@ def message_of_chunk(store: Typestore, chunk: ActionChunk, frame_id: str) -> byt
 def message_of_command(store: Typestore, command: TrajectoryCommand) -> bytes:
     """A serialized JointTrajectory message."""
     types = store.types
-    point, empty = types["trajectory_msgs/msg/JointTrajectoryPoint"], np.empty(0)
+    point = types["trajectory_msgs/msg/JointTrajectoryPoint"]
+    empty = np.empty(0)
     points = []
     for i, seconds in enumerate(command.times):
         nanoseconds = round(float(seconds) * NANOSECONDS)

@@ -1,4 +1,4 @@
-"""Which topic of a bag is what: given in YAML, detected where it is not, and said either way."""
+"""Roles of a bag's topics: given in YAML, else detected, and reported in both cases."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,12 +35,14 @@ PEEK_BYTES = 64 << 20
 class TopicsConfig:
     """The `topics` block of an evaluation YAML; what is absent is detected.
 
-    cameras: the policy's camera name -> topic. commands: the recorded commands that predictions are compared with;
-        `motion` compares with the motion that followed instead. gripper_commands: where the gripper has its own.
-    command_lead: s before a step's time at which its recorded set point was sent; None is one step for set points
-        (a command sent now is what to reach one step later), 0 for trajectories, twists and chunks, which know their
-        own time. chunks: recorded ActionChunks, for their timing and for comparing. episodes: markers of
-        `robovlms record`. tf: use it for the tool's motion where joint states are absent.
+    cameras: the policy's camera name -> topic. commands: the recorded commands that predictions are
+        compared with; `motion` compares with the motion that followed instead. gripper_commands:
+        where the gripper has its own.
+    command_lead: s before a step's time at which its recorded set point was sent; None is one step
+        for set points (a command sent now is what to reach one step later), 0 for trajectories,
+        twists and chunks, which know their own time. chunks: recorded ActionChunks, for their
+        timing and for comparing. episodes: markers of `robovlms record`. tf: use it for the tool's
+        motion where joint states are absent.
     """
 
     cameras: dict[str, str] = field(default_factory=dict)
@@ -65,11 +67,11 @@ class BagCamera:
 
 @dataclass(frozen=True)
 class TopicMapping:
-    """What was settled on. commands None: predictions are compared with the motion that followed.
+    """The chosen topics. commands None: predictions are compared with the motion that followed.
 
     tf: for the tool's pose where joint states are absent, and for where the reference camera is.
-    camera_info: of the reference camera, None unless TF can say where it is.
-    status: what the node said about itself: pauses, and the instruction where no topic carried it.
+    camera_info: of the reference camera, None unless TF holds its pose.
+    status: the node's own status: pauses, and the instruction where no topic carried it.
     """
 
     cameras: dict[str, str]
@@ -97,7 +99,8 @@ def detect(
 ) -> tuple[TopicMapping, list[str]]:
     """The mapping for a bag, and one line for each choice, detected ones marked as such.
 
-    Raises ConfigError for a topic that the bag does not hold, BagError when a camera cannot be found or told apart.
+    Raises ConfigError for a topic that the bag does not hold, BagError when a camera cannot be
+    found or told apart.
     """
     _check_given(bag, given)
     lines: list[str] = []
@@ -204,7 +207,8 @@ def _joint_states(bag: Bag, robot: RobotSpec, lines: list[str]) -> str | None:
 
 
 def _joint_names(bag: Bag, topic: str) -> list[str] | None:
-    """The joints that the first message on a topic names, None when there is none near the start."""
+    """The joints that the first message on a topic names, None when there is none near the
+    start."""
     read = 0
     for message in bag.messages({topic}):
         if isinstance(message, RawMessage):
@@ -255,7 +259,7 @@ def _commands(
             return topic, KINDS[bag.topics[topic]]
     for type_name, kind in KINDS.items():
         if type_name == CHUNK:
-            continue  # recorded chunks are a policy's own words: compared with only when asked for
+            continue  # recorded chunks are a policy's own output: compared with only when asked for
         for topic in sorted(t for t, name in bag.topics.items() if name == type_name and t != joints):
             if type_name in (TRAJECTORY, JOINT_STATE) and not set(robot.joints) <= set(_joint_names(bag, topic) or ()):
                 continue

@@ -1,7 +1,9 @@
-"""A rosbag2, folder or file, MCAP or SQLite, compressed or split, whole or damaged, as one stream of messages.
+"""A rosbag2, folder or file, MCAP or SQLite, compressed or split, whole or damaged, as one stream
+of messages.
 
-Messages come in the order in which they were recorded, sorted over a short window, so that a player's jitter does not
-matter and a clock that jumps back is seen as what it is. Nothing is held but that window; nothing of ROS is needed.
+Messages come in the order in which they were recorded, sorted over a short window, so that a
+player's jitter does not matter and a clock that jumps back is seen as what it is. Nothing is held
+but that window; nothing of ROS is needed.
 """
 
 import heapq
@@ -30,11 +32,10 @@ from robovlms_ros.core.structured_text import from_yaml
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
 from robovlms_ros.evaluation.bags.chunks import CHUNK, TRAJECTORY
-from robovlms_ros.evaluation.bags.definitions import difference, lacking
 from robovlms_ros.evaluation.bags.storage import JUMP_NS, BagStorage, StorageError
 from robovlms_ros.evaluation.bags.storage_mcap import McapStorage
 from robovlms_ros.evaluation.bags.storage_sqlite import SqliteStorage
-from robovlms_ros.evaluation.bags.types import typestore
+from robovlms_ros.evaluation.bags.types import difference, lacking, typestore
 
 WINDOW_NS = NANOSECONDS // 2
 PIECE = 1 << 20
@@ -77,7 +78,8 @@ class ClockJump:
 class Bag:
     """An open rosbag2; use as a context manager.
 
-    topics: name -> type. counts: name -> messages, None where the file cannot say without being read.
+    topics: name -> type. counts: name -> messages, None where the file cannot say without being
+        read.
     notes: what was missing, repaired or lost, one sentence each; grows while the bag is read.
     foreign: name -> encoding of the topics that are not in ROS 2's and cannot be read.
     """
@@ -148,7 +150,8 @@ class Bag:
         self._notes.append(f"{text} They are left out.")
 
     def _files(self) -> tuple[list[Path], str]:
-        """The storage files in order, decompressed where the whole file was, and the compression mode left."""
+        """The storage files in order, decompressed where the whole file was, and the compression
+        mode left."""
         if self.path.is_file():
             return [self._plain(self.path)], "none"
         information: dict[str, Any] = {}
@@ -218,7 +221,8 @@ class Bag:
         return storage
 
     def _typestore(self) -> Typestore:
-        """The definitions embedded in the bag; for types without one, the distribution's and this package's own."""
+        """The definitions embedded in the bag; for types without one, the distribution's and this
+        package's own."""
         known = _known_types(DISTRIBUTIONS.get(self.distribution, Stores.ROS2_JAZZY))
         store = get_typestore(Stores.EMPTY)
         embedded: set[str] = set()
@@ -239,7 +243,8 @@ class Bag:
         return store
 
     def _judge_definitions(self, store: Typestore, known: Typestore) -> None:
-        """Find the embedded definitions of standard types whose messages this package could not read."""
+        """Find the embedded definitions of standard types whose messages this package could not
+        read."""
         for kind in sorted(set(self.topics.values()) & self.embedded & known.fielddefs.keys()):
             found = None if kind.startswith(f"{PACKAGE}/") else difference(kind, store, known)
             if found:
@@ -262,7 +267,8 @@ class Bag:
             return None
 
     def messages(self, topics: set[str] | None = None) -> Iterator[RawMessage | ClockJump]:
-        """The messages of `topics` (None: all), with a ClockJump where recorded time goes back by over a second."""
+        """The messages of `topics` (None: all), with a ClockJump where recorded time goes back by
+        over a second."""
         decompress = self._decompressor()
         heap: list[tuple[int, int, RawMessage]] = []
         newest = 0
@@ -285,7 +291,8 @@ class Bag:
             yield heapq.heappop(heap)[2]
 
     def between(self, topics: set[str], begin_ns: int, end_ns: int) -> Iterator[RawMessage]:
-        """The messages of `topics` received from `begin_ns` to `end_ns`, both included, in the order of the file.
+        """The messages of `topics` received from `begin_ns` to `end_ns`, both included, in the
+        order of the file.
 
         Only the parts of the file that may hold some are read.
         """
@@ -297,7 +304,8 @@ class Bag:
                     yield RawMessage(topic, kind, time, content)
 
     def _decompressor(self) -> Any:
-        """(topic, recorded bytes) -> CDR; None, counted in the notes, where they are damaged or beyond the cap."""
+        """(topic, recorded bytes) -> CDR; None, counted in the notes, where they are damaged or
+        beyond the cap."""
         if self._mode != "message":
             return lambda _, data: data
         import zstandard

@@ -67,7 +67,8 @@ class SqliteStorage(BagStorage):
                 self.counts = None
 
     def _require_tables(self, database: sqlite3.Connection) -> None:
-        """Raise StorageError for a view or computed column among what is read: it may compute without end."""
+        """Raise StorageError for a view or computed column among what is read: it may compute
+        without end."""
         query = "SELECT name, type, sql FROM sqlite_master"
         for name, kind, text in database.execute(query):
             if str(name).lower() not in READ:
@@ -89,7 +90,8 @@ class SqliteStorage(BagStorage):
                 self.foreign[self.channels.pop(key)[0]] = str(encoding)
 
     def _connect(self) -> sqlite3.Connection:
-        """A read-only connection. Characters of the path that have a meaning in a URI are escaped."""
+        """A read-only connection. Characters of the path that have a meaning in a URI are
+        escaped."""
         database = sqlite3.connect(f"file:{quote(str(self._readable))}?immutable=1", uri=True)
         database.execute("PRAGMA trusted_schema=OFF")
         database.execute("PRAGMA cell_size_check=ON")
@@ -97,9 +99,11 @@ class SqliteStorage(BagStorage):
         return database
 
     def _shortened(self) -> Path | None:
-        """A copy of a cut-off file whose header says how many pages there are, None for a whole one.
+        """A copy of a cut-off file whose header says how many pages there are, None for a whole
+        one.
 
-        SQLite refuses a file that is shorter than its header says, and if told not to, takes what is missing for zeros.
+        SQLite refuses a file that is shorter than its header says, and if told not to, takes what
+        is missing for zeros.
         """
         size = self.path.stat().st_size
         with self.path.open("rb") as file:

@@ -20,7 +20,8 @@ class TransformTree:
     def add(self, message: Any) -> None:
         """Take a tf2_msgs/TFMessage."""
         for item in message.transforms:
-            move, turn = item.transform.translation, item.transform.rotation
+            move = item.transform.translation
+            turn = item.transform.rotation
             pose = np.eye(4)
             pose[:3, :3] = matrix_from_quaternion([turn.w, turn.x, turn.y, turn.z])
             pose[:3, 3] = move.x, move.y, move.z
@@ -28,7 +29,8 @@ class TransformTree:
             self._parents[child] = (parent, pose, stamp_of(item))
 
     def pose(self, base: str, frame: str) -> tuple[int, Array] | None:
-        """(newest stamp along the chain, ns; base_T_frame, (4, 4)); None while the chain is not complete."""
+        """(newest stamp along the chain, ns; base_T_frame, (4, 4)); None while the chain is not
+        complete."""
         base_root, root_base, base_ns = self._to_root(base)
         frame_root, root_frame, frame_ns = self._to_root(frame)
         if base_root != frame_root:
@@ -37,8 +39,12 @@ class TransformTree:
 
     def _to_root(self, frame: str) -> tuple[str, Array, int]:
         """(root, root_T_frame, newest stamp on the way)."""
-        total, newest, hops = np.eye(4), 0, 0
+        total = np.eye(4)
+        newest = 0
+        hops = 0
         while frame in self._parents and hops < len(self._parents):
             frame, pose, stamp = self._parents[frame]
-            total, newest, hops = pose @ total, max(newest, stamp), hops + 1
+            total = pose @ total
+            newest = max(newest, stamp)
+            hops = hops + 1
         return frame, total, newest

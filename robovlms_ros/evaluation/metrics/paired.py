@@ -1,4 +1,5 @@
-"""Is one policy better than another on the same images? Differences per episode, with bootstrap intervals."""
+"""Is one policy better than another on the same images? Differences per episode, with bootstrap
+intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ FEW = 5
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % interval. unit: `episodes` or `blocks of chunks`, what was drawn; count: how many of them."""
+    """A mean and its 95 % interval. unit: `episodes` or `blocks of chunks`, what was drawn; count:
+    how many of them."""
 
     mean: float
     low: float
@@ -58,10 +60,13 @@ def _interval(series: Sequence[Array], block: int) -> Interval | None:
         return None
     rng = np.random.default_rng(SEED)
     if len(series) >= FEW:
-        units, name = series, "episodes"
+        units = series
+        name = "episodes"
     else:
-        units, name = [piece for one in series for piece in _blocks(one, block)], "blocks of chunks"
-    sums, counts = np.array([unit.sum() for unit in units]), np.array([len(unit) for unit in units])
+        units = [piece for one in series for piece in _blocks(one, block)]
+        name = "blocks of chunks"
+    sums = np.array([unit.sum() for unit in units])
+    counts = np.array([len(unit) for unit in units])
     picks = rng.integers(0, len(units), (DRAWS, len(units)))
     means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])

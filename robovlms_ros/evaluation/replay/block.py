@@ -1,4 +1,5 @@
-"""The live node's session, many frames at a time: offline the future is known, so the network runs once for a block."""
+"""The live node's session, many frames at a time: offline the future is known, so the network runs
+once for a block."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ class _Window:
 
 
 class BlockSession(PolicySession):
-    """A PolicySession with one more method. Histories, windows, decoding and gripper rule are the session's own.
+    """A PolicySession with one more method. Histories, windows, decoding and gripper rule are the
+    session's own.
 
-    batch: frames that go through the network at once. now: a clock in ns that only times the inference. fast: see
+    batch: frames that go through the network at once. now: a clock in ns that only times the
+        inference. fast: see
     PolicySession; the head runs over the windows of a block at once either way.
     """
 
@@ -39,10 +42,11 @@ class BlockSession(PolicySession):
 
     @torch.inference_mode()
     def predict_block(self, observations: Sequence[Observation], wanted: Sequence[bool]) -> list[ActionChunk | None]:
-        """As `observe` for every observation in turn and `predict_action_chunk` where `wanted`, in one go.
+        """As `observe` for every observation in turn and `predict_action_chunk` where `wanted`, in
+        one go.
 
-        Equal to stepping up to rounding in batched matrix products. A chunk's timing is its share of the block's.
-        Raises ObservationError as they do.
+        Equal to stepping up to rounding in batched matrix products. A chunk's timing is its share
+        of the block's. Raises ObservationError as they do.
         """
         if self.policy.config.action_head.action_space == "discrete":
             return [self.predict_action_chunk(o) if want else self.observe(o)  # type: ignore[func-returns-value]
@@ -94,9 +98,11 @@ class BlockSession(PolicySession):
             for begin in range(0, len(new), self._batch):
                 some = new[begin:begin + self._batch]
                 for frame, feature in zip(some, self._window_features([(f,) for f in some]), strict=True):
-                    frame.feature, frame.visual = feature[None], None
+                    frame.feature = feature[None]
+                    frame.visual = None
         outputs: dict[int, HeadOutput] = {}
-        # Windows of one length go through the head together; only an episode's first ones are shorter.
+        # Windows of one length go through the head together; only an episode's first ones are
+        # shorter.
         for length in {len(window.frames) for window in windows}:
             places = [i for i, window in enumerate(windows) if len(window.frames) == length]
             for begin in range(0, len(places), self._batch):

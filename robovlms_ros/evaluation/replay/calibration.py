@@ -1,4 +1,5 @@
-"""Where a camera is, for drawing motions into its image: given in YAML, or the bag's own camera_info and TF."""
+"""Pose of a camera, for drawing motions into its image: given in YAML, or the bag's own
+camera_info and TF."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ NEAREST = 0.01
 class Calibration:
     """A pinhole camera; lens distortion is left out.
 
-    focal, centre: (fx, fy) and (cx, cy), pixels of the recorded image. base_T_camera: 16 numbers, row-major, of the
-    optical frame (z forward, x right, y down) in the robot's base.
+    focal, centre: (fx, fy) and (cx, cy), pixels of the recorded image. base_T_camera: 16 numbers,
+    row-major, of the optical frame (z forward, x right, y down) in the robot's base.
     """
 
     focal: tuple[float, ...]
@@ -39,17 +40,19 @@ class Calibration:
 
 
 class RecordedCamera:
-    """A camera's own words in the bag. `calibration` is None until camera_info, an image's frame and TF are there."""
+    """A camera's own words in the bag. `calibration` is None until camera_info, an image's frame
+    and TF are there."""
 
     def __init__(self, tree: TransformTree, base: str) -> None:
-        self._tree, self._base = tree, base
+        self._tree = tree
+        self._base = base
         self._info: Any = None
         self._frame = ""
         self._width = 0
 
     @property
     def missing(self) -> str:
-        """What the bag lacks for a calibration that it has camera_info for; empty when nothing."""
+        """Missing parts of a calibration for which the bag has camera_info; empty for none."""
         if self._info is None or not self._frame or self.calibration() is not None:
             return ""
         return f"TF does not connect {self._base} with the camera's frame '{self._frame}': motions are not drawn."
@@ -61,7 +64,8 @@ class RecordedCamera:
 
     def see(self, frame: str, width: int) -> None:
         """An image came, so many pixels wide."""
-        self._frame, self._width = frame.lstrip("/"), width
+        self._frame = frame.lstrip("/")
+        self._width = width
 
     def calibration(self) -> Calibration | None:
         """As of now."""
@@ -70,5 +74,6 @@ class RecordedCamera:
         found = self._tree.pose(self._base, self._frame)
         if found is None:
             return None
-        k, scale = np.asarray(self._info.k, dtype=np.float64), self._width / self._info.width
+        k = np.asarray(self._info.k, dtype=np.float64)
+        scale = self._width / self._info.width
         return Calibration((k[0] * scale, k[4] * scale), (k[2] * scale, k[5] * scale), tuple(found[1].ravel()))

@@ -1,4 +1,5 @@
-"""One bag, some policies, one result that JSON can hold: what `robovlms eval` runs for every bag."""
+"""One bag, some policies, one result that JSON can hold: what `robovlms eval` runs for every
+bag."""
 
 import csv
 import hashlib
@@ -29,12 +30,11 @@ from robovlms_ros.evaluation.bags.mapping import (
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.executor import CachedKinematics, ExecutorStack, machine_factory
-from robovlms_ros.evaluation.replay.loop import Replay, Schedule
+from robovlms_ros.evaluation.replay.loop import Perturbations, Replay, Runner, Schedule, Subject
 from robovlms_ros.evaluation.replay.observations import BagObservations
-from robovlms_ros.evaluation.replay.runner import Perturbations, Runner, Subject
-from robovlms_ros.evaluation.replay.samples import Row
+from robovlms_ros.evaluation.replay.results import Row
 from robovlms_ros.evaluation.replay.scoring import Scorer
-from robovlms_ros.evaluation.report.thresholds import EvaluationThresholds
+from robovlms_ros.evaluation.report.build import EvaluationThresholds
 
 COLUMNS = ("bag", "policy", "episode", "sequence", "stamp_ns", "instruction", "distance", "distance_end", "steps_known")
 
@@ -43,13 +43,16 @@ COLUMNS = ("bag", "policy", "episode", "sequence", "stamp_ns", "instruction", "d
 class EvaluationConfig:
     """The evaluation YAML. Times are seconds.
 
-    instruction: for bags without one, or instead of theirs. other_instruction: to see whether the model listens; empty
-    takes one that the bag had before. rate: inferences per second at most, 0 is every image. latencies: replayed
-    through scheduler and gate; the first one judges. sensitivity: also with each camera blanked, and with the other
-    instruction; dropped: and with this fraction of images missing from the history; at every variant_stride-th
-    inference. drop: fraction of images taken away from everything. block: images through the network together.
-    stamps: `bag` times images by their reception in the bag, for recordings whose images are stamped zero. annotate:
-    write annotated.mcap, which is larger than the bag. camera: as the node's parameter.
+    instruction: for bags without one, or instead of theirs. other_instruction: to see whether the
+    model listens; empty takes one that the bag had before. rate: inferences per second at most, 0
+    is every image.
+    latencies: replayed through scheduler and gate; the first one judges. sensitivity: also with
+    each camera blanked, and with the other instruction; dropped: and with this fraction of images
+    missing from the history; at every variant_stride-th inference. drop: fraction of images taken
+    away from everything. block: images through the network together.
+    stamps: `bag` times images by their reception in the bag, for recordings whose images are
+    stamped zero. annotate: write annotated.mcap, which is larger than the bag. camera: as the
+    node's parameter.
     """
 
     topics: TopicsConfig = field(default_factory=TopicsConfig)
@@ -106,10 +109,11 @@ def evaluate_bag(
 ) -> dict[str, Any]:
     """Everything about one bag, as what JSON can hold.
 
-    output: folder for `<bag>.csv` and `<bag>.mcap` (annotated), None writes nothing. Raises BagError when the bag
-    cannot be used at all; what is merely missing or damaged is said in `notes`.
+    output: folder for `<bag>.csv` and `<bag>.mcap` (annotated), None writes nothing. Raises
+    BagError when the bag cannot be used at all; missing or damaged parts are named in `notes`.
     """
-    config, label = setting.config, path.stem
+    config = setting.config
+    label = path.stem
     with Bag(path) as bag:
         mapping, lines = detect(bag, config.topics, setting.cameras, setting.robot)
         encodings = _encodings(bag, mapping, setting)
@@ -170,7 +174,8 @@ def _runners(
     subjects: Sequence[Subject], setting: Setting, kinematics: Any, mapping: TopicMapping,
     write: Callable[[Row], None],
 ) -> list[Runner]:
-    config, robot = setting.config, setting.robot
+    config = setting.config
+    robot = setting.robot
     moves = robot.controller.type != "chunk_only" and kinematics is not None and mapping.joint_states is not None
     make: Callable[[], ExecutorStack] | None = (
         machine_factory(robot, kinematics, setting.schedule, setting.collision) if moves else None
@@ -231,7 +236,7 @@ class _RowWriter:
 def recorded_stamps(path: Path, topics: TopicsConfig) -> frozenset[int]:
     """The observation stamps of the chunks that a live run recorded in the bag: where it inferred.
 
-    Raises BagError when there are none, with what the node said about itself.
+    Raises BagError when there are none, with the node's own status.
     """
     stamps: set[int] = set()
     status = None
@@ -253,7 +258,8 @@ def recorded_stamps(path: Path, topics: TopicsConfig) -> frozenset[int]:
 
 
 def part_key(path: Path, checkpoints: Sequence[str], config: EvaluationConfig, extra: Mapping[str, Any]) -> str:
-    """What a finished bag's result is filed under: it changes with the bag, the weights and the settings."""
+    """Key of a finished bag's result: it changes with the bag, the weights and the
+    settings."""
     facts = [str(path.resolve()), *(_stat(p) for p in _files(path)), asdict(config), dict(extra)]
     for checkpoint in checkpoints:
         facts += [checkpoint, *(_stat(p) for p in _files(Path(checkpoint)))]

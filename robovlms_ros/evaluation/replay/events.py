@@ -1,4 +1,4 @@
-"""What a bag tells, one thing after the other, in the order of reception."""
+"""Events of a bag, in the order of reception."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,8 @@ from robovlms_ros.evaluation.replay.calibration import Calibration
 
 @dataclass(frozen=True)
 class ObservationEvent:
-    """A complete observation. now_ns: when the bag received the message that completed it. camera: where the reference
-    camera was, None without calibration.
+    """A complete observation. now_ns: when the bag received the message that completed it. camera:
+    where the reference camera was, None without calibration.
     """
 
     now_ns: int
@@ -47,8 +47,9 @@ class RecordedChunkEvent:
 
 @dataclass(frozen=True)
 class Restart:
-    """Something begins anew. episode: the one that begins. forget: the node forgets history and plan as well (a pause,
-    a clock jump). jump: what was recorded before says nothing about what follows (a clock jump, an arm put elsewhere).
+    """Something begins anew. episode: the one that begins. forget: the node forgets history and
+    plan as well (a pause, a clock jump). jump: earlier records hold no information about
+    follows (a clock jump, an arm put elsewhere).
     """
 
     now_ns: int

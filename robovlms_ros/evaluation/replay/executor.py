@@ -1,4 +1,5 @@
-"""Replayed latency: the same chunks through the real scheduler and gate, as if inference took so long."""
+"""Replayed latency: the same chunks through the real scheduler and gate, as if inference took so
+long."""
 
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ from robovlms_ros.control.kinematics import IKResult, Kinematics
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.spline import Spline, curve_of
+from robovlms_ros.control.trajectory import Spline, curve_of
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
@@ -34,10 +35,11 @@ REASON_LENGTH = 120
 
 
 class CachedKinematics:
-    """Kinematics that remembers its last answers: every replayed latency plans the same chunks."""
+    """Kinematics that caches its last answers: every replayed latency plans the same chunks."""
 
     def __init__(self, kinematics: Kinematics, size: int = 64) -> None:
-        self._kinematics, self._size = kinematics, size
+        self._kinematics = kinematics
+        self._size = size
         self._answers: dict[bytes, IKResult] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -54,7 +56,7 @@ class CachedKinematics:
 
 
 class Executor(Protocol):
-    """What is replayed of `ChunkExecutor`."""
+    """Part of `ChunkExecutor` that is replayed."""
 
     def reset(self) -> None: ...
     def on_chunk(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Any: ...
@@ -89,11 +91,14 @@ def machine_factory(
 
 @dataclass
 class LatencyResult:
-    """What one replayed latency came to. latency: s from an image's stamp to its chunk; frames: images offered.
+    """Results of one replayed latency. latency: s from an image's stamp to its chunk; frames:
+    images offered.
 
-    verdicts: pass, clamp, refuse -> count. reasons: refusals and clamps by reason, digits left out. handover: sums over
-    the takeovers of what a client that simply switches plans would jump (rad); tick: the worst command step of 2 ms
-    (rad). starved: s in which the running plan had ended. age: sum of the chunks' ages when they took over, s.
+    verdicts: pass, clamp, refuse -> count. reasons: refusals and clamps by reason, digits left out.
+        handover: sums over
+    the takeovers of what a client that simply switches plans would jump (rad); tick: the worst
+    command step of 2 ms (rad). starved: s in which the running plan had ended. age: sum of the
+    chunks' ages when they took over, s.
     """
 
     latency: float
@@ -140,16 +145,19 @@ class LatencyResult:
 
 
 class LatencySimulation:
-    """Runs one latency. continuing False judges every chunk as the node does in dry_run (`dry_run_chunk`).
+    """Runs one latency. continuing False judges every chunk as the node does in dry_run
+    (`dry_run_chunk`).
 
-    The recorded arm stands in for the arm: it did what it was told then, not what the policy says now. So a plan that
-    continues drifts off it where policy and recording differ; `off` says how far, and the gate acts on it.
+    The recorded arm stands in for the arm: it did what it was told then, not what the policy says
+    now. So a plan that continues drifts off it where policy and recording differ; `off` says how
+    far, and the gate acts on it.
     """
 
     def __init__(self, latency: float, make: Callable[[], ExecutorStack], continuing: bool = True) -> None:
         self.result = LatencyResult(latency)
         self._latency_ns = round(latency * NANOSECONDS)
-        self._machine, self._continuing = make(), continuing
+        self._machine = make()
+        self._continuing = continuing
         self._flight: tuple[int, ActionChunk, RobotState] | None = None
         self._waiting: tuple[ActionChunk, RobotState] | None = None
         self._plan_before: Any = None
@@ -169,7 +177,8 @@ class LatencySimulation:
         self._plan_before = self._sent = None
 
     def offer(self, chunk: ActionChunk, start: RobotState) -> None:
-        """A frame came whose chunk would be this one; it is inferred when the one before is done."""
+        """A frame came whose chunk would be this one; it is inferred when the one before is
+        done."""
         self.result.frames += 1
         self.advance(chunk.stamp_ns)
         if self._flight is None:
@@ -198,7 +207,8 @@ class LatencySimulation:
                 self._waiting = None
 
     def _deliver(self, ready_ns: int, chunk: ActionChunk, start: RobotState) -> None:
-        result, machine = self.result, self._machine
+        result = self.result
+        machine = self._machine
         result.chunks += 1
         result.age += (ready_ns - chunk.stamp_ns) / NANOSECONDS
         covered = machine.scheduler.covered_until_ns
@@ -221,15 +231,19 @@ class LatencySimulation:
 
     def _take_over(self, ready_ns: int, plan: Any, command: TrajectoryCommand, covered_ns: int) -> None:
         """Continuity at the moment when one plan replaces the other."""
-        result, previous, self._plan_before = self.result, self._plan_before, plan
-        before, self._sent = self._sent, curve_of(command)
+        result = self.result
+        previous = self._plan_before
+        self._plan_before = plan
+        before = self._sent
+        self._sent = curve_of(command)
         if previous is None or before is None:
             return
         result.takeovers += 1
         jump = float(np.abs(_at(plan, ready_ns) - _at(previous, ready_ns)).max())
         result.handover_sum += jump
         result.handover_max = max(result.handover_max, jump)
-        # What the controller is commanded now, by the old message, and every 2 ms after, by the new one.
+        # What the controller is commanded now, by the old message, and every 2 ms after, by the new
+        # one.
         ticks = np.arange(ready_ns, ready_ns + AROUND_NS, TICK_NS)
         path = np.vstack([before(ticks[:1])[0], self._sent(ticks[1:])[0]])
         result.tick_max = max(result.tick_max, float(np.abs(np.diff(path, axis=0)).max()))

@@ -1,7 +1,8 @@
-"""From a bag's messages to what the live node would have seen: observations, measured states, instructions, resets.
+"""From a bag's messages to what the live node would have seen: observations, measured states,
+instructions, resets.
 
-The conversions, the pairing of cameras and the interpolation of joint states are the node's own objects, fed in the
-order in which the bag received its messages.
+The conversions, the pairing of cameras and the interpolation of joint states are the node's own
+objects, fed in the order in which the bag received its messages.
 """
 
 from collections import Counter, deque
@@ -37,7 +38,7 @@ from robovlms_ros.evaluation.replay.events import (
     Restart,
 )
 from robovlms_ros.evaluation.replay.executor import plain_reason
-from robovlms_ros.evaluation.replay.reference import pose_between
+from robovlms_ros.evaluation.replay.tracks import pose_between
 from robovlms_ros.observations.camera_sync import FrameSync, SyncedFrame
 from robovlms_ros.observations.images import to_rgb
 from robovlms_ros.observations.joint_states import JointStateBuffer, stamp_of
@@ -47,19 +48,26 @@ OTHER_CLOCK_NS = 5 * NANOSECONDS
 TELEPORT = 0.15  # rad
 TF_KEPT = 64
 BY_RECEPTION = "For this recording, `stamps: bag` takes the time at which the bag received each message."
-PAIRING_EDGE = 2  # images at a recording's beginning and end that have no partner, and nobody misses
+# images at a recording's beginning and end that have no partner, and nobody misses
+PAIRING_EDGE = 2
 
 
 class _Rate:
-    """How many images came, and how often: over the time that they cover, gaps of seconds left out."""
+    """Number and rate of images: over the time that they cover, gaps of seconds left
+    out."""
 
     def __init__(self) -> None:
-        self.count, self._steps, self._time, self._last = 0, 0, 0, 0
+        self.count = 0
+        self._steps = 0
+        self._time = 0
+        self._last = 0
 
     def add(self, stamp_ns: int) -> None:
-        step, self._last = stamp_ns - self._last, stamp_ns
+        step = stamp_ns - self._last
+        self._last = stamp_ns
         if self.count and 0 < step < NANOSECONDS:
-            self._steps, self._time = self._steps + 1, self._time + step
+            self._steps = self._steps + 1
+            self._time = self._time + step
         self.count += 1
 
     @property
@@ -72,9 +80,11 @@ class _Rate:
 class BagObservations:
     """The node's ears for a bag. instruction: until the bag has one.
 
-    camera_tolerance, state_tolerance: s, as the node's `camera_tolerance` and `joint_states_tolerance`.
-    stamps: `header`, or `bag`: an image is timed by its reception in the bag, and so are joint states and transforms
-        whose own stamp is zero. A recording without usable stamps is readable so; transport delays stay in the times.
+    camera_tolerance, state_tolerance: s, as the node's `camera_tolerance` and
+        `joint_states_tolerance`.
+    stamps: `header`, or `bag`: an image is timed by its reception in the bag, and so are joint
+        states and transforms whose own stamp is zero. A recording without usable stamps is readable
+        so; transport delays stay in the times.
     calibration: of the reference camera; None takes the bag's own camera_info and TF.
     encodings: camera -> encoding of its raw images, in place of the messages' own.
     decode: function of an image message and its `encoding` (None for the message's own); returns
@@ -149,7 +159,8 @@ class BagObservations:
         )
 
     def _note_unpaired(self) -> None:
-        """Say how many images of the reference camera found no image of the others, and the cameras' rates."""
+        """Note the number of images of the reference camera without an image of the others, and the
+        cameras' rates."""
         images = self._seen[self.cameras[0]].count
         unpaired = images - self._paired
         if len(self.cameras) == 1 or unpaired <= PAIRING_EDGE:
@@ -161,7 +172,8 @@ class BagObservations:
         )
 
     def _time(self, raw: RawMessage, message: Any) -> int:
-        """When the bag received the message, on the clock of the stamps: a recorder's clock may be another."""
+        """Reception time of the message, on the clock of the stamps: a recorder's clock may be
+        another."""
         stamped = raw.topic in self._names and self.stamps == "header"
         if self._offset is None and (stamped or raw.topic == self.mapping.joint_states):
             stamp = stamp_of(message)
@@ -239,7 +251,8 @@ class BagObservations:
         return stamp
 
     def _reception(self, message: Any, now_ns: int) -> int | None:
-        """ns where a joint state is to be timed by its reception, else None. Raises ObservationError."""
+        """ns where a joint state is to be timed by its reception, else None. Raises
+        ObservationError."""
         if stamp_of(message) > 0:
             return None
         if self.stamps == "header":
@@ -280,7 +293,8 @@ class BagObservations:
             yield JointStateEvent(now_ns, state)
 
     def _tool_at(self, stamp_ns: int) -> RobotState:
-        """The tool between the transforms around a stamp, as joint states are; raises ObservationError."""
+        """The tool between the transforms around a stamp, as joint states are; raises
+        ObservationError."""
         if not self._tool:
             frames = f"{self.robot.base_frame} to {self.robot.eef_frame}"
             raise ObservationError(f"TF has no transform from {frames} yet")
@@ -315,7 +329,7 @@ class BagObservations:
         yield JointStateEvent(now_ns, state)
 
     def _put_elsewhere(self, state: RobotState) -> bool:
-        """Whether the arm moved as no arm can: a simulator's reset, or another recording."""
+        """True if the arm moved as no arm can: a simulator's reset, or another recording."""
         before = self._newest
         if before is None or state.stamp_ns - before.stamp_ns > NANOSECONDS:
             return False
@@ -342,7 +356,8 @@ class BagObservations:
         if self._paused and not paused:
             yield self._restart(now_ns, "the node went on after a pause")
         self._paused = paused
-        # The node's parameters may have given it the instruction. Where a topic does, status only echoes it, late.
+        # The node's parameters may have given it the instruction. Where a topic does, status only
+        # echoes it, late.
         if not self._told and not self._fixed and message.instruction.strip():
             yield from self._on_instruction(message.instruction.strip(), now_ns)
 
@@ -351,6 +366,7 @@ class BagObservations:
             self._frames.clear()
             self._joints.clear()
             self._tool.clear()
-            self._stamp, self._newest = 0, None
+            self._stamp = 0
+            self._newest = None
         self._episode += 1
         return Restart(now_ns, reason, self._episode, forget, jump)

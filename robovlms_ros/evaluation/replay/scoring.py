@@ -1,4 +1,5 @@
-"""One policy's chunks against what was recorded, as soon as the recording has reached their last step."""
+"""One policy's chunks against what was recorded, as soon as the recording has reached their last
+step."""
 
 from collections import deque
 from collections.abc import Callable
@@ -12,8 +13,7 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.types import NANOSECONDS, ActionSpec, RobotState
 from robovlms_ros.evaluation.metrics.baselines import BASELINES, Baselines
 from robovlms_ros.evaluation.metrics.errors import EdgeSums, ErrorSums
-from robovlms_ros.evaluation.replay.results import PairSums, SubjectResult, Thinned
-from robovlms_ros.evaluation.replay.samples import Row, Samples
+from robovlms_ros.evaluation.replay.results import PairSums, Row, Samples, SubjectResult, Thinned
 from robovlms_ros.evaluation.replay.steps import (
     Steps,
     displacement,
@@ -38,9 +38,12 @@ class Scorer:
         with_baselines: bool, write_row: Callable[[Row], None] | None = None,
         memory: float = 0.0,
     ) -> None:
-        self._robot, self._kinematics = robot, kinematics
-        self._spec, dims = spec, len(spec.names)
-        self._memory_ns, self._remembers_from = round(memory * NANOSECONDS), -1
+        self._robot = robot
+        self._kinematics = kinematics
+        self._spec = spec
+        dims = len(spec.names)
+        self._memory_ns = round(memory * NANOSECONDS)
+        self._remembers_from = -1
         self.result = SubjectResult(name, spec.names, horizon, spec.step_duration,
                                     "m" if spec.space in EEF_SPACES else "rad", spec.space)
         self.result.sums = ErrorSums.empty(horizon, dims)
@@ -77,15 +80,18 @@ class Scorer:
             self._score(self._pending.popleft(), tracks)
 
     def finish(self, tracks: Tracks) -> None:
-        """Score what is left, as far as the recording goes: the bag, or its time line, ends here."""
+        """Score what is left, as far as the recording goes: the bag, or its time line, ends
+        here."""
         while self._pending:
             self._score(self._pending.popleft(), tracks)
         self._previous = None
 
     def close(self) -> SubjectResult:
         """The result."""
-        self.result.fans, self.result.track = self._samples.fans.items, self._samples.track.items
-        self.result.spent_ms, self.result.worst = self._spent.items, self._samples.worst()
+        self.result.fans = self._samples.fans.items
+        self.result.track = self._samples.track.items
+        self.result.spent_ms = self._spent.items
+        self.result.worst = self._samples.worst()
         return self.result
 
     def _score(self, answer: Answer, tracks: Tracks) -> None:
@@ -121,17 +127,21 @@ class Scorer:
         self._samples.row(answer, None, None, None)
 
     def _agree(self, answer: Answer, predicted: Steps) -> None:
-        """Chunk-to-chunk agreement: both chunks' targets at the later one's times, where they overlap."""
-        previous, self._previous = self._previous, (answer, predicted)
+        """Chunk-to-chunk agreement: both chunks' targets at the later one's times, where they
+        overlap."""
+        previous = self._previous
+        self._previous = (answer, predicted)
         if previous is None or previous[0].episode != answer.episode:
             return
-        chunk, older = answer.chunk, previous[0].chunk
+        chunk = answer.chunk
+        older = previous[0].chunk
         mine = step_times(chunk.stamp_ns, chunk.spec, chunk.horizon)
         theirs = step_times(older.stamp_ns, older.spec, older.horizon)
         common = mine <= theirs[-1]
         if not common.any() or chunk.stamp_ns - older.stamp_ns > 2 * NANOSECONDS:
             return
-        a, b = _places(predicted)[common], _resampled(_places(previous[1]), theirs, mine[common])
+        a = _places(predicted)[common]
+        b = _resampled(_places(previous[1]), theirs, mine[common])
         apart = np.linalg.norm(a - b, axis=1) if predicted.poses is not None else np.abs(a - b).max(axis=1)
         grip = np.interp(mine[common], theirs, previous[1].gripper) > 0.5
         moved = float(np.linalg.norm(displacement(predicted, answer.start)[-1]))
@@ -161,10 +171,12 @@ class Scorer:
                 self.result.variants[label] = ErrorSums.empty(*self.result.sums.count.shape)
 
     def _compare_recorded(self, answer: Answer, predicted: Steps, tracks: Tracks) -> None:
-        """Against the chunk that was recorded live for the very same observation, once both remember the same."""
+        """Against the chunk that was recorded live for the very same observation, once both
+        remember the same."""
         recorded = tracks.chunks.get(answer.chunk.stamp_ns)
         if self._remembers_from < 0 and recorded is not None:
-            # A recording that begins while the node runs does not hold what the node remembered then.
+            # A recording that begins while the node runs does not hold what the node remembered
+            # then.
             before = self._memory_ns if recorded.sequence else 0
             self._remembers_from = answer.chunk.stamp_ns + before
         same = recorded is not None and recorded.spec == answer.chunk.spec and recorded is not answer.chunk

@@ -22,9 +22,10 @@ Array = NDArray[np.float64]
 class Steps:
     """n steps from a measured start.
 
-    values: (n, D) in the policy's space, NaN where unknown. poses: (n, 4, 4) base_T_eef of end-effector spaces, else
-    None. joints: (n, J) rad of joint spaces, else None. gripper: (n,) opening, NaN where unknown. valid: (n,) bool,
-    steps whose arm part is known.
+    values: (n, D) in the policy's space, NaN where unknown. poses: (n, 4, 4) base_T_eef of
+        end-effector spaces, else
+    None. joints: (n, J) rad of joint spaces, else None. gripper: (n,) opening, NaN where unknown.
+    valid: (n,) bool, steps whose arm part is known.
     """
 
     values: Array
@@ -45,9 +46,12 @@ def step_times(stamp_ns: int, spec: ActionSpec, horizon: int) -> NDArray[np.int6
 
 
 def steps_of_chunk(chunk: ActionChunk, start: RobotState) -> Steps:
-    """What a chunk asks for from the state measured at its stamp. Raises PlanRefused for malformed values."""
-    spec, n = chunk.spec, chunk.horizon
-    values, gripper = np.asarray(chunk.values, dtype=np.float64), np.full(n, np.nan)
+    """Targets of a chunk from the state measured at its stamp. Raises PlanRefused for malformed
+    values."""
+    spec = chunk.spec
+    n = chunk.horizon
+    values = np.asarray(chunk.values, dtype=np.float64)
+    gripper = np.full(n, np.nan)
     if GRIPPER in spec.names:
         gripper = values[:, spec.names.index(GRIPPER)]
     poses = joints = None
@@ -64,7 +68,8 @@ def steps_of_chunk(chunk: ActionChunk, start: RobotState) -> Steps:
 def steps_of_targets(
     spec: ActionSpec, start: RobotState, targets: Array, valid: NDArray[np.bool_], gripper: Array
 ) -> Steps:
-    """The mirror: known targets, poses (n, 4, 4) or joints (n, J) as `spec.space` asks, in the policy's numbers.
+    """The mirror: known targets, poses (n, 4, 4) or joints (n, J) as `spec.space` asks, in the
+    policy's numbers.
 
     A step is valid only when it and all before it are known: its numbers depend on them.
     """
@@ -105,7 +110,8 @@ def rotation_angle(a: Array, b: Array) -> Array:
 
 
 def distance(a: Steps, b: Steps) -> Array:
-    """(n,) how far two motions are apart at each step: m for end-effector spaces, largest joint in rad otherwise."""
+    """(n,) how far two motions are apart at each step: m for end-effector spaces, largest joint in
+    rad otherwise."""
     if a.poses is not None and b.poses is not None:
         return np.linalg.norm(a.poses[:, :3, 3] - b.poses[:, :3, 3], axis=1)
     assert a.joints is not None and b.joints is not None

@@ -1,16 +1,76 @@
-"""From the bags' results to one report: numbers for machines, three sentences for people, and a verdict."""
+"""Report of an evaluation: numbers for machines, three sentences for people, thresholds, a
+verdict."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.evaluation.metrics.baselines import BASELINES
 from robovlms_ros.evaluation.metrics.paired import Interval, mean_interval, paired_interval
 from robovlms_ros.evaluation.replay.results import SubjectResult, merge
-from robovlms_ros.evaluation.report.thresholds import EvaluationThresholds, misses
+
+
+@dataclass(frozen=True)
+class EvaluationThresholds:
+    """Bounds on a policy's numbers; None does not bound. `max_` is an upper bound, `min_` a lower
+    one.
+
+    distance: mean over steps of predicted against recorded target, m (joint spaces: rad).
+        distance_end: the same at the
+    chunk's last step. against_hold: distance as a share of what holding still would have. cosine:
+    of the motion's direction. gripper_accuracy: fraction of steps. refused: of the chunks, the
+    fraction that the gate refuses at the first replayed latency. handover: rad, largest jump of a
+    client that simply switches plans. parity: largest difference from the chunks recorded live, in
+    their own numbers.
+    """
+
+    max_distance: float | None = None
+    max_distance_end: float | None = None
+    max_against_hold: float | None = None
+    min_cosine: float | None = None
+    min_gripper_accuracy: float | None = None
+    max_refused: float | None = None
+    max_handover: float | None = None
+    max_parity: float | None = None
+
+
+def with_overrides(thresholds: EvaluationThresholds, texts: list[str]) -> EvaluationThresholds:
+    """`thresholds` with `NAME=VALUE` of the command line. Raises ConfigError."""
+    names = [field.name for field in dataclasses.fields(EvaluationThresholds)]
+    values: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in names:
+            raise ConfigError(f"--threshold {text}: unknown name '{name}'.{did_you_mean(name, names)}")
+        try:
+            values[name] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"--threshold {text}: '{value}' must be a number.") from error
+    return dataclasses.replace(thresholds, **values)
+
+
+def misses(numbers: Mapping[str, Any], thresholds: EvaluationThresholds) -> list[str]:
+    """One sentence for each bound that does not hold. A bounded number that could not be measured
+    is a miss."""
+    found = []
+    for field in dataclasses.fields(thresholds):
+        bound = getattr(thresholds, field.name)
+        if bound is None:
+            continue
+        kind, name = field.name.split("_", 1)
+        value = numbers.get(name)
+        if value is None:
+            found.append(f"{name} could not be measured ({field.name} = {bound:g})")
+        elif (value > bound) if kind == "max" else (value < bound):
+            found.append(f"{name} = {value:.4g}, must be {'at most' if kind == 'max' else 'at least'} {bound:g}")
+    return found
+
 
 STILL = 1e-5
 """Mean motion below which the recorded arm stood still: m, joints rad."""
@@ -21,8 +81,8 @@ LISTENS = 0.25
 def build_report(parts: Sequence[Mapping[str, Any]], thresholds: EvaluationThresholds) -> dict[str, Any]:
     """The report of the results of `evaluate_bag` on all bags, as what JSON can hold.
 
-    `policies` name -> numbers, tables, samples; `comparisons`; `answer`: three sentences; `missed`: broken thresholds;
-    `pass`: whether all hold and something was evaluated.
+    `policies` name -> numbers, tables, samples; `comparisons`; `answer`: three sentences; `missed`:
+    broken thresholds; `pass`: whether all hold and something was evaluated.
     """
     names = list(dict.fromkeys(name for part in parts for name in part["results"]))
     merged: dict[str, SubjectResult] = {}
@@ -52,7 +112,7 @@ def build_report(parts: Sequence[Mapping[str, Any]], thresholds: EvaluationThres
 
 
 def comparable(a: SubjectResult, b: SubjectResult) -> bool:
-    """Whether the errors of two policies are in the same unit."""
+    """True if the errors of two policies are in the same unit."""
     return a.unit == b.unit
 
 
@@ -119,10 +179,12 @@ def _sensitivity(result: SubjectResult) -> dict[str, Any]:
 
 
 def _numbers(policy: Mapping[str, Any]) -> dict[str, float | None]:
-    """What thresholds are about."""
-    errors, hold = policy["errors"], policy["baselines"].get(BASELINES[0])
+    """Numbers that thresholds bound."""
+    errors = policy["errors"]
+    hold = policy["baselines"].get(BASELINES[0])
     known = [value for value in errors["distance_by_step"] if value is not None]
-    lanes, recorded = policy["latencies"], policy["recorded"]
+    lanes = policy["latencies"]
+    recorded = policy["recorded"]
     share = None
     if hold and (hold["distance"] or 0.0) > STILL and errors["distance"] is not None:
         share = errors["distance"] / hold["distance"]
@@ -149,7 +211,7 @@ def length(value: float | None, unit: str) -> str:
 
 
 def _answer(report: Mapping[str, Any]) -> list[str]:
-    """What to look at, in three sentences: how near, how safe, and the verdict."""
+    """Three sentences: accuracy, safety, and the verdict."""
     if not report["policies"]:
         notes = [note for bag in report["bags"] for note in bag["notes"]]
         return ["Nothing was evaluated: " + (notes[0] if notes else "no policy answered") + "."
@@ -162,7 +224,8 @@ def _answer(report: Mapping[str, Any]) -> list[str]:
 
 def _nearness(name: str, policies: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     policy = policies[name]
-    errors, hold = policy["errors"], policy["baselines"].get(BASELINES[0])
+    errors = policy["errors"]
+    hold = policy["baselines"].get(BASELINES[0])
     text = f"{name} is on average {length(errors['distance'], policy['unit'])} from {report['bags'][0]['reference']}"
     share = policy["numbers"]["against_hold"]
     if share is not None:
@@ -178,7 +241,8 @@ def _nearness(name: str, policies: Mapping[str, Any], report: Mapping[str, Any])
 
 
 def _safety(name: str, policy: Mapping[str, Any]) -> str:
-    gate, parts = next(iter(policy["latencies"]), None), []
+    gate = next(iter(policy["latencies"]), None)
+    parts = []
     if gate and gate["refused"] is not None:
         decided = sum(gate["verdicts"].values())
         reason = next(iter(gate["reasons"]), "")

@@ -1,29 +1,109 @@
-"""Functions of tensors with fixed shapes, recorded once as a CUDA graph and replayed: one launch
-instead of thousands.
+"""Functions of tensors with fixed shapes, recorded once as a CUDA graph and replayed with one
+launch.
 
 A recorded function reads its inputs from buffers of its own and writes to outputs of its own, so a
-call copies in, replays, and hands out copies. Nothing in it may wait for the device or depend on a
-value on the host; one that does fails while it is recorded, and reports the reason.
+call copies in, replays, and returns copies. No operation in it may wait for the device or depend on
+a value on the host. A capture that fails inside torch may leave its memory pool and stream unusable
+for the process: a dispatch mode (torch.utils._python_dispatch) finds such operations in an ordinary
+    run before.
 """
 
 import logging
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from robovlms_ros.inference.optimized.host_syncs import host_syncs
+# Operations whose result on the host, or whose output's size, depends on values on the device.
+VALUE_DEPENDENT = {
+    "_local_scalar_dense",
+    "_unique2",
+    "bincount",
+    "equal",
+    "histc",
+    "is_nonzero",
+    "masked_select",
+    "nonzero",
+    "unique_consecutive",
+    "unique_dim",
+}
+COPIES = {"_to_copy", "copy_"}
+TENSOR_REPEATS = (torch.ops.aten.repeat_interleave.Tensor, torch.ops.aten.repeat_interleave.self_Tensor)
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+
+class HostSyncMode(TorchDispatchMode):
+    """Collects the operations of a run that wait for the device or depend on its values.
+
+    found: one line each, `operation at file:line`, in order of appearance and without repetition.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = func._overloadpacket.__name__
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if name in VALUE_DEPENDENT:
+            self._note(name)
+        elif name in COPIES and _devices(given) | _devices([output]) > {"cpu"}:
+            self._note(f"{name} between host and device")
+        elif name in INDEXING and any(leaf.dtype == torch.bool for leaf in given[1:]):
+            self._note(f"{name} by a boolean mask")
+        elif func in TENSOR_REPEATS and not (kwargs or {}).get("output_size"):
+            self._note("repeat_interleave without output_size")
+        return output
+
+    def _note(self, operation: str) -> None:
+        frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
+        place = next(
+            (frame for frame in reversed(frames) if not frame.filename.endswith("host_syncs.py")),
+            frames[-1],
+        )
+        line = f"{operation} at {'/'.join(place.filename.split('/')[-2:])}:{place.lineno}"
+        if line not in self.found:
+            self.found.append(line)
+
+
+def _devices(tensors: Sequence[Any]) -> set[str]:
+    return {tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)}
+
+
+def host_syncs(
+    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> list[str]:
+    """Operations of `function(*inputs)` that a capture refuses; empty when there are none.
+
+    transformers skips its checks of mask values while a stream is captured, so the run pretends
+    that one is.
+    """
+    capturing = torch.cuda.is_current_stream_capturing
+    torch.cuda.is_current_stream_capturing = lambda: True
+    try:
+        with HostSyncMode() as mode:
+            function(*inputs)
+    finally:
+        torch.cuda.is_current_stream_capturing = capturing
+    return mode.found
+
 
 log = logging.getLogger(__name__)
 Function = Callable[..., tuple[Tensor, ...]]
 WARM_UP = 3
 SHAPES_KEPT = 8
 REPLAY_TOLERANCE = 0.05
-"""Largest difference of a replay from the function, as a part of the largest output: rounding in half
-precision may depend on the kernels that were chosen."""
+"""Largest difference of a replay from the function, as a part of the largest output: rounding in
+half precision may depend on the kernels that were chosen."""
 
 Key = tuple[object, ...]
 Recording = tuple[list[Tensor], Callable[[], tuple[Tensor, ...]]]
@@ -39,14 +119,16 @@ class GraphCapture(Protocol):
 def cuda_recorder(
     function: Function, inputs: Sequence[Tensor]
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """A CUDA graph on the inputs' device. Raises RuntimeError where the function cannot be recorded."""
+    """A CUDA graph on the inputs' device. Raises RuntimeError where the function cannot be
+    recorded."""
     device = inputs[0].device
     with torch.cuda.device(device):
         stream = torch.cuda.Stream(device)
         caller = torch.cuda.current_stream(device)
         stream.wait_stream(caller)
         with torch.cuda.stream(stream):
-            # A capture that fails may leave torch's allocator unusable: what it refuses is found before.
+            # A capture that fails may leave torch's allocator unusable: what it refuses is found
+            # before.
             refused = host_syncs(function, inputs)
             if refused:
                 raise RuntimeError(f"the function waits for the device: {'; '.join(refused)}")
@@ -55,8 +137,8 @@ def cuda_recorder(
         caller.wait_stream(stream)
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
-        # A stream of this device and a pool of its own: a refused capture leaves the other graphs whole. Other
-        # threads may use the device meanwhile.
+        # A stream of this device and a pool of its own: a refused capture leaves the other graphs
+        # whole. Other threads may use the device meanwhile.
         with torch.cuda.graph(
             graph,
             pool=torch.cuda.graph_pool_handle(),
@@ -123,7 +205,8 @@ class CudaGraphCallable:
         buffers: Sequence[Tensor],
         inputs: Sequence[Tensor],
     ) -> None:
-        """Raise RuntimeError unless a replay computes its outputs from its buffers: an empty graph does not."""
+        """Raise RuntimeError unless a replay computes its outputs from its buffers: an empty graph
+        does not."""
         for buffer, given in zip(buffers, inputs, strict=True):
             buffer.copy_(given)
         outputs = replay()

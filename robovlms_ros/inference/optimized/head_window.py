@@ -1,16 +1,22 @@
-"""The head over a sliding window, without running the whole window for every frame.
+"""The head over a sliding window, without the whole window for every frame.
 
-Each head's answer here is the newest frame's, and equals that of the head over the whole window.
+Each head's answer is the newest frame's, and equals that of the head over the whole window. An
+LSTM's answer follows from W steps from the zero state at the window's first frame. So a state is
+started at every frame, and every new frame advances all of them; after W steps the oldest one
+answers. That holds while each window is an earlier one moved on by one frame. Several such
+sequences may alternate (a camera three times as fast as the history): each has its states. A window
+that follows none is run as a whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robovlms_ros.inference.optimized.lstm_window import NO_FRAME, Step, lstm_window
 from robovlms_ros.inference.optimized.options import FastPathError
 from robovlms_ros.inference.reference_inference import Encoded
 from robovlms_ros.models.heads.base import HeadOutput
@@ -19,6 +25,251 @@ from robovlms_ros.models.heads.gpt import ATTENTION_HEADS, GPTHead
 from robovlms_ros.models.heads.lstm import LSTMHead
 from robovlms_ros.models.perceiver import merge_heads, split_heads
 from robovlms_ros.models.vla_policy import VLAPolicy
+
+GRIDS_KEPT = 8
+NO_FRAME = "no frame yet"
+# (feature, hidden, cell, row that starts anew, row that answers) to (arm, gripper logits, hidden,
+# cell).
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def lstm_window(head: LSTMHead, frames: int, step: Step | None = None) -> "LSTMWindow":
+    """The window of `frames` frames that is cheapest where the head is: on a processor a step of
+    many rows costs several times that of one, elsewhere hardly more. step: replaces `lstm_answer`,
+    all rows in one piece."""
+    if step is None and head.rnn.weight_ih_l0.device.type == "cpu":
+        return AnswerFirstLSTM(head, frames)
+    return OneStepLSTM(head, frames, step)
+
+
+@dataclass(eq=False)
+class _Grid:
+    """One sequence of frames and its states, hidden and cell (layers, states, H); None while the
+    frames were only seen.
+
+    output: the newest answer. start: see OneStepLSTM. pending: see AnswerFirstLSTM.
+    """
+
+    frames: tuple[Encoded, ...]
+    hidden: Tensor | None = None
+    cell: Tensor | None = None
+    output: HeadOutput | None = None
+    start: int = 0
+    pending: Tensor | None = None
+
+    def is_before(self, window: Sequence[Encoded]) -> bool:
+        """True if `window` without its newest frame is the end of these frames."""
+        earlier = len(window) - 1
+        mine = self.frames[len(self.frames) - earlier :]
+        return 0 < earlier <= len(self.frames) and all(a is b for a, b in zip(mine, window[:-1], strict=True))
+
+    def is_for(self, window: Sequence[Encoded]) -> bool:
+        """True if the window's answer is already computed."""
+        same = len(self.frames) == len(window) and all(a is b for a, b in zip(self.frames, window, strict=True))
+        return same and self.output is not None
+
+
+class LSTMWindow:
+    """Base: finds the sequence that a window goes on. A HeadWindow."""
+
+    def __init__(self, head: LSTMHead):
+        self._head = head
+        self._grids: list[_Grid] = []
+        self.description = NO_FRAME
+
+    def clear(self) -> None:
+        """See HeadWindow."""
+        self._grids.clear()
+        self.description = NO_FRAME
+
+    def finish(self) -> None:
+        """See HeadWindow."""
+
+    def answer(self, window: Sequence[Encoded]) -> HeadOutput:
+        """See HeadWindow."""
+        for grid in self._grids:
+            if grid.is_for(window):
+                assert grid.output is not None
+                return grid.output
+        before = next((grid for grid in reversed(self._grids) if grid.is_before(window)), None)
+        if before is not None:
+            self._grids.remove(before)
+        grid = self._next(before, tuple(window))
+        self._grids.append(grid)
+        del self._grids[:-GRIDS_KEPT]
+        assert grid.output is not None
+        return grid.output
+
+    def _next(self, before: _Grid | None, window: tuple[Encoded, ...]) -> _Grid:
+        """The sequence that ends with `window`, answered. before: the one that it goes on, which is
+        not used again."""
+        raise NotImplementedError
+
+    def _run_again(self, window: tuple[Encoded, ...]) -> HeadOutput:
+        features = torch.cat([frame.feature for frame in window], dim=1)  # type: ignore[misc]
+        output = self._head(features)
+        return HeadOutput(output.arm[:, -1:], output.gripper_logits[:, -1:])
+
+
+class AnswerFirstLSTM(LSTMWindow):
+    """Answers by the oldest state alone, one time step of one row; the other states advance in
+    `finish`, or when the next window needs them.
+
+    States are kept oldest first, of the newest frames. pending: what the newest frame adds to the
+    first layer's gates, (1, 4 H), while the states have not seen that frame. After a window that
+    follows none, states start from there, and windows are run as a whole until the states reach
+    back to their first frame.
+    """
+
+    def __init__(self, head: LSTMHead, frames: int):
+        super().__init__(head)
+        self._longest = frames
+
+    def finish(self) -> None:
+        """See HeadWindow."""
+        for grid in self._grids:
+            self._settle(grid)
+
+    def _settle(self, grid: _Grid) -> None:
+        pending = grid.pending
+        grid.pending = None
+        hidden = grid.hidden
+        cell = grid.cell
+        if pending is None or hidden is None or cell is None:
+            return
+        # a step that fails leaves no states behind, rather than half of them advanced
+        grid.hidden = grid.cell = None
+        lstm_step(self._head.rnn, pending, hidden, cell)
+        grid.hidden = hidden
+        grid.cell = cell
+
+    def _next(self, before: _Grid | None, window: tuple[Encoded, ...]) -> _Grid:
+        feature = window[-1].feature
+        assert feature is not None
+        first = first_gates(self._head, feature)
+        hidden, cell = (x[:, -len(window) :] for x in self._with_a_new_state(before, first))
+        if hidden.shape[1] == len(window):
+            self.description = "LSTM by its oldest state, the others after the answer"
+            # (1, H)
+            top = lstm_step(self._head.rnn, first, hidden[:, :1].clone(), cell[:, :1].clone())
+            output = self._head.read_out(top[None].float())
+            if len(window) == self._longest:  # no later window begins with this one's first frame
+                hidden = hidden[:, 1:]
+                cell = cell[:, 1:]
+        else:
+            have = hidden.shape[1]
+            self.description = f"LSTM window of {len(window)} run again: the history grid moved; {have} states so far"
+            output = self._run_again(window)
+        return _Grid(window, hidden, cell, output, pending=first if hidden.shape[1] else None)
+
+    def _with_a_new_state(self, before: _Grid | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The states of `before`, which have seen its frames, and behind them one that starts from
+        zero."""
+        rnn = self._head.rnn
+        shape = (rnn.num_layers, 1, rnn.hidden_size)
+        hidden = like.new_zeros(shape)
+        cell = like.new_zeros(shape, dtype=torch.float32)
+        if before is not None:
+            self._settle(before)
+        if before is None or before.hidden is None or before.cell is None:
+            return hidden, cell
+        return torch.cat((before.hidden, hidden), dim=1), torch.cat((before.cell, cell), dim=1)
+
+
+class OneStepLSTM(LSTMWindow):
+    """Advances all W states and answers in one time step with a batch of W, of fixed shapes: what a
+    CUDA graph records.
+
+    Row (start + i) % W of a grid's states was started at frames[i]. After a window that follows
+    none, the next one that follows it has its states built, by as many steps.
+    """
+
+    def __init__(self, head: LSTMHead, frames: int, step: Step | None = None):
+        super().__init__(head)
+        self._rows = frames
+        self._step: Step = step or partial(lstm_answer, head)
+        device = head.rnn.weight_ih_l0.device
+        # a row's number as a tensor that is there already
+        self._numbers = torch.arange(frames, device=device)
+
+    def _next(self, before: _Grid | None, window: tuple[Encoded, ...]) -> _Grid:
+        if before is None and len(window) > 1:
+            self.description = f"LSTM window of {len(window)} run again: the history grid moved"
+            return _Grid(window, output=self._run_again(window))
+        if before is None or before.hidden is None:
+            self.description = f"LSTM states of {len(window)} frames built"
+            return self._built(window)
+        self.description = "LSTM in one step"
+        return self._advance(before, window[-1], len(window))
+
+    def _built(self, window: tuple[Encoded, ...]) -> _Grid:
+        rnn = self._head.rnn
+        like = window[0].feature
+        assert like is not None
+        shape = (rnn.num_layers, self._rows, rnn.hidden_size)
+        grid = _Grid((), like.new_zeros(shape), like.new_zeros(shape, dtype=torch.float32))
+        for i, frame in enumerate(window):
+            grid = self._advance(grid, frame, i + 1)
+        return grid
+
+    def _advance(self, grid: _Grid, frame: Encoded, length: int) -> _Grid:
+        """The grid with one more frame, of a window of `length` frames."""
+        assert grid.hidden is not None and grid.cell is not None
+        frames = (*grid.frames, frame)
+        dropped = len(frames) - length
+        row = (grid.start + len(grid.frames)) % self._rows
+        oldest = (grid.start + dropped) % self._rows
+        rows = self._numbers
+        feature = frame.feature
+        assert feature is not None
+        arm, gripper, hidden, cell = self._step(
+            feature, grid.hidden, grid.cell, rows[row : row + 1], rows[oldest : oldest + 1]
+        )
+        return _Grid(frames[dropped:], hidden, cell, HeadOutput(arm, gripper), oldest)
+
+
+def lstm_answer(
+    head: LSTMHead, feature: Tensor, hidden: Tensor, cell: Tensor, row: Tensor, oldest: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One frame's feature (1, 1, tokens, d) through all staggered states, which are advanced in
+    place.
+
+    row, oldest: (1,) int64. Returns the oldest state's arm (1, 1, n, A), its gripper logits (1, 1,
+        n, 1), the states.
+    """
+    hidden.index_fill_(1, row, 0.0)
+    cell.index_fill_(1, row, 0.0)
+    top = lstm_step(head.rnn, first_gates(head, feature), hidden, cell)  # (W, H)
+    output = head.read_out(top.index_select(0, oldest)[None].float())
+    return output.arm, output.gripper_logits, hidden, cell
+
+
+def first_gates(head: LSTMHead, feature: Tensor) -> Tensor:
+    """Contribution of a frame's feature (1, 1, tokens, d) to the first layer's gates, (1, 4 H),
+    without biases."""
+    return functional.linear(head.reduce(feature).flatten(2)[0], head.rnn.weight_ih_l0)
+
+
+def lstm_step(rnn: torch.nn.LSTM, first: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+    """One time step of all layers with the same input for every row.
+
+    first: (1, 4 H), the input times the first layer's weights. hidden (layers, rows, H) in the
+    weights' precision and cell (layers, rows, H) float32 are advanced in place. Returns the last
+    layer's output (rows, H).
+    """
+    from_below = first
+    for layer in range(rnn.num_layers):
+        to_input, to_hidden, bias, other = (
+            getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        if layer:
+            from_below = functional.linear(hidden[layer - 1], to_input)
+        gates = functional.linear(hidden[layer], to_hidden, bias + other)  # (rows, 4 H)
+        gates += from_below
+        enter, forget, candidate, leave = gates.float().chunk(4, dim=-1)
+        cell[layer].mul_(forget.sigmoid()).add_(enter.sigmoid() * candidate.tanh())
+        hidden[layer] = leave.sigmoid() * cell[layer].tanh()
+    return hidden[rnn.num_layers - 1]
 
 
 class HeadWindow(Protocol):

@@ -1,22 +1,28 @@
-"""The fast path of one session: the plain stages with less work in them."""
+"""Optimized stages of one session's inference, and those shared by the sessions of one policy.
 
-from collections.abc import Mapping, Sequence
+The reference stages splice the text model's sequence together for every frame. Here it is spliced
+once per instruction, with the frame's images as placeholders; a frame's visual tokens are then
+written into their columns. Columns behind the last one that the head reads are omitted, since every
+model here is causal; the length is rounded up with padding at the end, which no earlier column
+attends to and which moves no position.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from robovlms_ros.inference.optimized.head_window import HeadWindow, head_window
+from robovlms_ros.inference.optimized.cuda_graphs import CudaGraphCallable, GraphCapture, cuda_recorder
+from robovlms_ros.inference.optimized.head_window import HeadWindow, Step, head_window, lstm_answer
 from robovlms_ros.inference.optimized.options import PARTS, FastPathError, FastPathOptions
-from robovlms_ros.inference.optimized.prompt_layout import (
-    Layout,
-    arguments,
-    build_layout,
-    fill,
-    read_columns,
-)
+from robovlms_ros.inference.optimized.quantization import adopt, quantized_tower
 from robovlms_ros.inference.optimized.resize import DevicePreprocessor
-from robovlms_ros.inference.optimized.shared_stages import Shared, shared_by
-from robovlms_ros.inference.optimized.support import check_supported
+from robovlms_ros.inference.optimized.text_towers import plainly_causal, prune_last_layer
 from robovlms_ros.inference.reference_inference import (
     Encoded,
     Images,
@@ -25,9 +31,291 @@ from robovlms_ros.inference.reference_inference import (
     VisionTimer,
     no_timer,
 )
-from robovlms_ros.models.backbones.sequence import VisualTokens
+from robovlms_ros.models.backbones import sequence as seq
+from robovlms_ros.models.backbones.base import SOURCES, BaseRoboVLM
+from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
 from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.heads.lstm import LSTMHead
+from robovlms_ros.models.image_processor import ImageProcessor
 from robovlms_ros.models.vla_policy import VLAPolicy
+
+OF_CONTINUOUS = ("prompt_cache", "last_layer_action_only", "staggered_lstm", "quantize")
+
+
+def check_supported(name: str, policy: VLAPolicy) -> None:
+    """Raise FastPathError where the part `name` cannot run with `policy`; the error holds the
+    reason."""
+    config = policy.config
+    vlm = policy.vlm
+    if name in OF_CONTINUOUS and config.action_head.action_space == "discrete":
+        raise FastPathError("the discrete head generates words")
+    if name == "last_layer_action_only":
+        prune_last_layer(vlm.text_tower, torch.zeros(1, dtype=torch.int64))
+        levels = getattr(vlm.hf_config.vision_config, "deepstack_visual_indexes", None) or ()
+        layers = getattr(vlm.hf_config.get_text_config(), "num_hidden_layers", len(levels) + 1)
+        if len(levels) >= layers:
+            raise FastPathError("image features are added behind the last layer")
+    if name == "staggered_lstm":
+        if config.model.history_type not in ("post", "one_step"):
+            raise FastPathError(f"history_type '{config.model.history_type}': every window has other features")
+        if config.model.pre_executes == "oldest":
+            raise FastPathError("pre_executes 'oldest': the answer is not the newest frame's")
+    if name == "device_preprocess" and not isinstance(vlm.image_processor, ImageProcessor):
+        raise FastPathError(f"image processor {type(vlm.image_processor).__name__} is not Pillow's bicubic squash")
+    if name == "cuda_graphs" and policy.device.type != "cuda":
+        raise FastPathError(f"the policy runs on {policy.device.type}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """sequence: the template, (B, L, d) with placeholders. columns: (k,) int64, what the head
+    reads. image_columns,
+    state_columns: where a frame's visual tokens and proprioception go. positions: `text_tower`'s
+    arguments that depend on the layout alone. attention_mask: None where every column before
+    another is attended to."""
+
+    sequence: TokenSequence
+    columns: Tensor
+    image_columns: Tensor
+    state_columns: Tensor
+    positions: dict[str, Any]
+    attention_mask: Tensor | None
+
+
+def build_layout(
+    vlm: BaseRoboVLM,
+    visual: dict[str, VisualTokens],
+    tokens: Mapping[str, Tensor],
+    state: Tensor | None,
+    window: int,
+    bucket: int = 1,
+) -> Layout:
+    """The layout for frames like `visual` (per camera B * window frames) and one instruction's
+    tokens (B, L), all rows the same and without padding. bucket: the length is rounded up so that
+    texts of up to so many tokens more fit."""
+    sequence = vlm.build_sequence(visual, tokens["input_ids"], tokens["attention_mask"], state, window)
+    positions = vlm.positions(sequence)
+    positions.pop("deepstack_visual_embeds", None)
+    columns = read_columns(vlm, sequence)
+    used = int(columns.max()) + 1
+    texts = tokens["input_ids"].shape[1] * (1 if vlm.config.model.history_type == "video" else window)
+    padding = -texts % bucket
+    sequence = _fit(sequence, used, padding)
+    kinds = sequence.kinds[0]
+    plain = bool(sequence.mask[:, :used].all())
+    return Layout(
+        sequence,
+        columns,
+        (kinds == seq.IMAGE).nonzero().flatten(),
+        (kinds == seq.STATE).nonzero().flatten(),
+        {name: _fit_columns(value, sequence.mask.shape[1], used) for name, value in positions.items()},
+        None if plain else sequence.mask.long(),
+    )
+
+
+def read_columns(vlm: BaseRoboVLM, sequence: TokenSequence) -> Tensor:
+    """(k,) the columns that the head reads, the same in every row (rows of one instruction)."""
+    head = vlm.config.action_head
+    kinds = (seq.ACTION,) if head.action_space == "continuous" else SOURCES[head.token_source]
+    wanted = torch.isin(sequence.kinds[0], torch.tensor(kinds, device=sequence.kinds.device))
+    return wanted.nonzero().flatten()
+
+
+def fill(layout: Layout, vlm: BaseRoboVLM, visual: dict[str, VisualTokens], state: Tensor | None) -> TokenSequence:
+    """The layout's sequence with these frames' visual tokens (per camera (B * window, n, d)) and
+    proprioception."""
+    template = layout.sequence
+    rows = template.embeds.shape[0]
+    newest_first = [visual[name] for name in reversed(vlm.config.cameras)]
+    embeds = template.embeds
+    if len(layout.image_columns):
+        images = _arranged(vlm, [v.tokens for v in newest_first], rows)
+        embeds = embeds.index_copy(1, layout.image_columns, images.to(embeds.dtype))
+    if state is not None and len(layout.state_columns):
+        values = state[:, -1:] if vlm.config.model.history_type == "video" else state
+        # (B, window, d)
+        embedded = vlm.state_embedding(values.to(vlm.state_embedding.weight.dtype))
+        if len(embedded) != rows:  # history `post`: every frame is a row of its own
+            embedded = embedded.flatten(0, 1)[:, None]
+        # the last one may stand behind all that is read
+        kept = embedded[:, : len(layout.state_columns)]
+        embeds = embeds.index_copy(1, layout.state_columns, kept.to(embeds.dtype))
+    layers = tuple(
+        _arranged(vlm, list(group), rows) for group in zip(*(v.layers for v in newest_first), strict=True)
+    )
+    media = template.media
+    if media is not None:
+        media = torch.cat([visual[name].tokens for name in vlm.config.cameras], dim=1)[:, None]
+    return replace(template, embeds=embeds, layers=layers, media=media)
+
+
+def arguments(layout: Layout, sequence: TokenSequence) -> dict[str, Any]:
+    """Positions and masks for `run_text_tower`, computed once per layout."""
+    extra = dict(layout.positions)
+    extra.setdefault("position_ids", None)
+    if sequence.layers:
+        extra["deepstack_visual_embeds"] = [layer.flatten(0, 1) for layer in sequence.layers]
+    return {**extra, "attention_mask": layout.attention_mask}
+
+
+def _arranged(vlm: BaseRoboVLM, parts: list[Tensor], rows: int) -> Tensor:
+    """(rows, image columns, d) in the sequence's order from per camera (B * window, n, d), the
+    first camera last."""
+    if vlm.config.model.history_type == "video":
+        parts = [x.unflatten(0, (rows, -1)).flatten(1, 2) for x in parts]
+    joined = torch.cat(parts, dim=1)
+    return joined if len(joined) == rows else joined.unflatten(0, (rows, -1)).flatten(1, 2)
+
+
+def _fit(sequence: TokenSequence, used: int, padding: int) -> TokenSequence:
+    """The first `used` columns and `padding` empty ones. Image columns are among the used ones,
+    always."""
+
+    def fit(x: Tensor, value: int) -> Tensor:
+        return functional.pad(x[:, :used], (0, padding), value=value)
+
+    embeds = functional.pad(sequence.embeds[:, :used], (0, 0, 0, padding)).contiguous()
+    return replace(sequence, embeds=embeds, mask=fit(sequence.mask, 1), kinds=fit(sequence.kinds, seq.PAD))
+
+
+def _fit_columns(value: Any, length: int, used: int) -> Any:
+    """A positions' argument (..., L) cut and padded like the sequence."""
+    return functional.pad(value[..., :used], (0, length - used)) if isinstance(value, Tensor) else value
+
+
+Key = tuple[object, ...]
+_shared: "WeakKeyDictionary[VLAPolicy, dict[Key, Shared]]" = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def shared_by(policy: VLAPolicy, options: FastPathOptions, parts: tuple[str, ...], quantized: bool) -> "Shared":
+    """The one object for a policy, where it runs, and what of the fast path does."""
+    key = (options.quantize if quantized else "none", parts, policy.device, policy.dtype)
+    with _lock:
+        made = _shared.setdefault(policy, {})
+        if key not in made:
+            made[key] = Shared(policy, parts, str(key[0]))
+        return made[key]
+
+
+def release_stages(policy: VLAPolicy) -> None:
+    """Drop the shared stages of a policy: graphs, compiled code and quantised weights of refused
+    options.
+
+    Sessions that use them keep them alive.
+    """
+    with _lock:
+        _shared.pop(policy, None)
+
+
+class Shared:
+    """recorder: how functions are recorded where `cuda_graphs` is among the parts."""
+
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        parts: tuple[str, ...],
+        quantize: str,
+        recorder: GraphCapture = cuda_recorder,
+    ):
+        # The sessions hold the policy; a second reference here would keep it alive forever.
+        self._vlm = policy.vlm
+        self._prune = "last_layer_action_only" in parts
+        self._compile = "compile" in parts
+        self.graphs = "cuda_graphs" in parts
+        self._recorder = recorder
+        tower = policy.vlm.text_tower
+        self._tower = tower if quantize == "none" else quantized_tower(tower)
+        self._towers: dict[Key, tuple[Tensor, nn.Module]] = {}
+        self._replayed: dict[Key, CudaGraphCallable] = {}
+        encode: Callable[..., tuple[Tensor, ...]] = self._encode
+        if self._compile:
+            encode = torch.compile(encode, dynamic=False)
+        self._encode_function = encode
+        self._grid: dict[int, tuple[int, int, int] | None] = {}
+        self.lstm_step: Step | None = None
+        if self.graphs and isinstance(policy.head, LSTMHead):
+            head = policy.head
+            self.lstm_step = self._recorded(("head",), lambda *inputs: lstm_answer(head, *inputs))
+
+    def release_reference_weights(self) -> None:
+        """The policy's own text model gets the quantised layers: from now on there is no plain path
+        to fall back to."""
+        if self._tower is not self._vlm.text_tower:
+            adopt(self._vlm.text_tower, self._tower)
+
+    def refusals(self) -> list[str]:
+        """Stages that could not be recorded, with reasons."""
+        return [replayed.refused for replayed in self._replayed.values() if replayed.refused]
+
+    def _recorded(self, key: Key, function: Callable[..., tuple[Tensor, ...]]) -> CudaGraphCallable:
+        if key not in self._replayed:
+            self._replayed[key] = CudaGraphCallable(str(key[0]), function, self._recorder)
+        return self._replayed[key]
+
+    def encode(self, images: Tensor) -> VisualTokens:
+        """Images (N, 3, S, S) of any cameras to their visual tokens."""
+        size = images.shape[-1]
+        if size not in self._grid:
+            # Outside of compiled and recorded code, which must not depend on what this object
+            # holds.
+            self._grid[size] = self._vlm.encode_images(images[:1]).grid
+        function = self._encode_function
+        if self.graphs:
+            function = self._recorded(("vision",), function)
+        tokens, *layers = function(images)
+        return VisualTokens(tokens, tuple(layers), self._grid[size])
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        visual = self._vlm.encode_images(images)
+        return (visual.tokens, *visual.layers)
+
+    def read(
+        self, sequence: TokenSequence, columns: Tensor, extra: dict[str, Any] | None, steady: bool = False
+    ) -> Tensor:
+        """The text model's output (N, k, d) at `columns`. extra: its arguments, None to have them
+        computed. steady: the shape will come again, so it is worth a recording (a window that still
+        grows is not)."""
+        fixed = extra is not None and extra.get("attention_mask") is None and not sequence.layers
+        if not (self.graphs and fixed and steady):
+            return self._run(sequence, columns, extra or {})
+        assert extra is not None
+        changing = {name: value for name, value in extra.items() if isinstance(value, Tensor)}
+        names = tuple(changing)
+        media = () if sequence.media is None else (sequence.media,)
+
+        def text(embeds: Tensor, columns: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            given = dict(zip(names, rest, strict=False))
+            seen = rest[len(names)] if media else None
+            row = replace(sequence, embeds=embeds, media=seen)
+            return (self._run(row, columns, {**extra, **given}),)
+
+        replayed = self._recorded(("text", names, len(media), sequence.embeds.shape), text)
+        return replayed(sequence.embeds, columns, *changing.values(), *media)[0]
+
+    def _run(self, sequence: TokenSequence, columns: Tensor, extra: dict[str, Any]) -> Tensor:
+        causal = "attention_mask" in extra and extra["attention_mask"] is None
+        tower = self._tower_for(columns, sequence, causal)
+        hidden = self._vlm.run_text_tower(sequence, tower, **extra).last_hidden_state
+        return hidden if self._prune else hidden.index_select(1, columns)
+
+    def _tower_for(self, columns: Tensor, sequence: TokenSequence, causal: bool) -> nn.Module:
+        """The text model, limited to `columns` where it is to be; a compiled one is kept for every
+        shape."""
+        if not self._compile:
+            return self._limited(columns, sequence, causal)
+        key = (tuple(sequence.embeds.shape), tuple(columns.shape), causal, threading.get_ident())
+        if key not in self._towers:
+            held = columns.clone()
+            self._towers[key] = held, torch.compile(self._limited(held, sequence, causal), dynamic=False)
+        held, tower = self._towers[key]
+        held.copy_(columns)
+        return tower
+
+    def _limited(self, columns: Tensor, sequence: TokenSequence, causal: bool) -> nn.Module:
+        tower = prune_last_layer(self._tower, columns) if self._prune else self._tower
+        return plainly_causal(tower, sequence.embeds.shape[1]) if causal else tower
+
 
 GRAPH_BUCKET = 32
 LAYOUTS_KEPT = 4

@@ -45,8 +45,8 @@ def adopt(tower: nn.Module, quantized: nn.Module) -> None:
 
 
 class Fp8Linear(nn.Module):
-    """y = x W^T + b. On CUDA from compute capability 8.9 with bfloat16, both factors are fp8 and the
-    product runs on its units."""
+    """y = x W^T + b. On CUDA from compute capability 8.9 with bfloat16, both factors are fp8 and
+    the product runs on its units."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from robovlms_ros.core.types import Observation
+from robovlms_ros.inference.optimized.optimized_inference import release_stages
 from robovlms_ros.inference.optimized.options import (
     FastPathOptions,
     options_for,
     steps_down,
 )
-from robovlms_ros.inference.optimized.shared_stages import release_stages
 from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.models.vla_policy import VLAPolicy
 
@@ -27,13 +27,15 @@ LARGEST_CPU_COPY = 2_000_000_000
 """Bytes of a float32 copy that is made on a CPU."""
 
 NOISE = 1.5
-"""Allowed error of a half-precision fast path against float32, in units of the plain path's own error."""
+"""Allowed error of a half-precision fast path against float32, in units of the plain path's own
+error."""
 
 FLOOR = {"float32": 0.0, "bfloat16": 2e-3, "float16": 5e-4}
 """Error against float32 that is accepted in any case, on the head's scale."""
 
 VARIATION = 0.5
-"""Smallest variation of the fast path's answers over different frames, as a part of the plain path's."""
+"""Smallest variation of the fast path's answers over different frames, as a part of the plain
+path's."""
 
 SMALL_VECTOR = 0.1
 """Root mean square of answers below which their direction is rounding: the cosine is not judged."""
@@ -94,7 +96,8 @@ class Verifier:
             self._reference = _answers(copy.deepcopy(policy).float(), observations, None)
 
     def verify(self, options: FastPathOptions, tolerance: Tolerance | None = None) -> Verification:
-        """The judgement of `options`. Never raises for a fault of the fast path: that is a refusal."""
+        """The judgement of `options`. Never raises for a fault of the fast path: that is a
+        refusal."""
         try:
             fast = _answers(self._policy, self._observations, options)
         # Whatever a compiler, a driver or another library's new version comes up with.

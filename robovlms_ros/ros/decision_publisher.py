@@ -1,0 +1,60 @@
+"""Publishes what is commanded and decided: `~/planned_trajectory` and `~/verdict`."""
+
+import math
+
+from trajectory_msgs.msg import JointTrajectory
+
+from robovlms_ros.control.executor import Decision
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.trajectory import bounds_of, curve_of, nearest_limit
+from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import ActionChunk, TrajectoryCommand
+from robovlms_ros.msg import ChunkVerdict
+from robovlms_ros.ros.lifecycle import PlainLifecycleNode
+from robovlms_ros.ros.messages import to_time, trajectory_to_message
+from robovlms_ros.ros.policy_runner import DecisionObserver
+from robovlms_ros.ros.spinning import QUIET_PUBLISHER
+from robovlms_ros.ros.status import TEXT_LIMIT
+
+
+class DecisionPublisher(DecisionObserver):
+    """Publishers of one node; a message without a subscriber is not made."""
+
+    def __init__(self, node: PlainLifecycleNode) -> None:
+        self._robot: RobotSpec | None = None
+        self._planned = node.create_publisher(
+            JointTrajectory, "~/planned_trajectory", 10, event_callbacks=QUIET_PUBLISHER
+        )
+        self._verdicts = node.create_publisher(
+            ChunkVerdict, "~/verdict", 10, event_callbacks=QUIET_PUBLISHER
+        )
+
+    def set_robot(self, robot: RobotSpec) -> None:
+        """Set the robot whose limits are compared with."""
+        self._robot = robot
+
+    def on_command(self, command: TrajectoryCommand) -> None:
+        """Publish a trajectory that was sent, would be in dry_run, or waits for ~/confirm."""
+        if self._planned.get_subscription_count() > 0:
+            self._planned.publish(trajectory_to_message(command))
+
+    def on_decision(self, chunk: ActionChunk, decision: Decision, sent: bool) -> None:
+        """Publish the verdict on a chunk."""
+        if self._verdicts.get_subscription_count() == 0:
+            return
+        message = ChunkVerdict(
+            sequence=chunk.sequence,
+            verdict=decision.verdict.kind,
+            reason=printable(decision.verdict.reason, TEXT_LIMIT),
+            limit_use=math.nan,
+            sent=sent,
+        )
+        message.header.stamp = to_time(chunk.stamp_ns)
+        command = decision.command
+        robot = self._robot
+        if command is not None and robot is not None and robot.limits is not None:
+            bounds = bounds_of(robot.limits, len(robot.joints))
+            nearest = nearest_limit(curve_of(command, command.stamp_ns), bounds, robot.joints)
+            message.nearest_limit = nearest.name
+            message.limit_use = nearest.use
+        self._verdicts.publish(message)

@@ -1,0 +1,178 @@
+"""A person who drives: `~/take_over`, `~/hand_back`, `~/human/...`, `~/control_source`."""
+
+from collections.abc import Callable
+
+import numpy as np
+from geometry_msgs.msg import TwistStamped
+from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from robovlms_ros.control.person_commands import (
+    in_robot_order,
+    plan_target,
+    plan_trajectory,
+    plan_twist,
+)
+from robovlms_ros.control.planner import PlanRefused
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import NANOSECONDS, Frame, JointPlan, RobotState
+from robovlms_ros.msg import ControlSource, PolicyStatus
+from robovlms_ros.ros.lifecycle import PlainLifecycleNode
+from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.ros.observation_subscriber import LATCHED, NEWEST_ONLY
+from robovlms_ros.ros.policy_runner import PolicyRunner
+from robovlms_ros.ros.spinning import QUIET_PUBLISHER
+from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
+
+STREAM_PERIOD_NS = NANOSECONDS // 50
+"""Streamed commands that arrive sooner after the last one are dropped: each is planned anew."""
+
+
+class HumanControl:
+    """The services, topics and publisher of one node.
+
+    runner: the present one, None while unconfigured. on_taken: called after a take-over. log:
+    called with a line for the log.
+    """
+
+    def __init__(
+        self,
+        node: PlainLifecycleNode,
+        report: NodeStatus,
+        now: Callable[[], int],
+        runner: Callable[[], PolicyRunner | None],
+        on_taken: Callable[[], None],
+        log: Callable[[str], None],
+    ) -> None:
+        self._report = report
+        self._now = now
+        self._runner = runner
+        self._on_taken = on_taken
+        self._log = log
+        self._target: tuple[int, np.ndarray] | None = None
+        self._streamed_ns = 0
+        self._source = ControlSource()
+        self._sources = node.create_publisher(
+            ControlSource, "~/control_source", LATCHED, event_callbacks=QUIET_PUBLISHER
+        )
+        group = node.work_group
+        node.create_service(Trigger, "~/take_over", self._on_take_over, callback_group=group)
+        node.create_service(Trigger, "~/hand_back", self._on_hand_back, callback_group=group)
+        for kind, name, callback, qos in (
+            (TwistStamped, "twist", self._on_twist, NEWEST_ONLY),
+            (JointState, "joint_states", self._on_joint_state, NEWEST_ONLY),
+            (JointTrajectory, "joint_trajectory", self._on_trajectory, 10),
+        ):
+            node.create_subscription(kind, f"~/human/{name}", callback, qos, callback_group=group)
+        self.publish_source()
+
+    def publish_source(self) -> None:
+        """Publish who commands the arm, where that has changed."""
+        runner = self._runner()
+        source = ControlSource.HOLD
+        if runner is not None and runner.person_drives:
+            source = ControlSource.HUMAN
+        elif self._report.state == PolicyStatus.RUNNING:
+            source = ControlSource.POLICY
+        if source == self._source.source:
+            return
+        now = to_time(self._now())
+        reason = printable(self._report.detail or self._report.state, TEXT_LIMIT)
+        self._source = ControlSource(source=source, since=now, reason=reason)
+        self._source.header.stamp = now
+        self._sources.publish(self._source)
+
+    def _on_take_over(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        runner = self._runner()
+        response.message = "the node is not active" if runner is None else runner.take_over()
+        response.success = not response.message
+        if response.success:
+            self._target = None
+            self._log("a person drives: ~/take_over")
+            self._on_taken()
+        self.publish_source()
+        return response
+
+    def _on_hand_back(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        runner = self._runner()
+        response.message = "the node is not active" if runner is None else runner.hand_back()
+        response.success = not response.message
+        if response.success:
+            self._log("the policy drives: ~/hand_back")
+        self.publish_source()
+        return response
+
+    def _is_due(self) -> bool:
+        now = self._now()
+        due = not 0 <= now - self._streamed_ns < STREAM_PERIOD_NS
+        if due:
+            self._streamed_ns = now
+        return due
+
+    def _on_twist(self, message: TwistStamped) -> None:
+        if not self._is_due():
+            return
+        twist = message.twist
+        linear = twist.linear
+        angular = twist.angular
+        values = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+
+        def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
+            frame = _frame(message.header.frame_id, robot)
+            return plan_twist(values, frame, start, runner.kinematics, robot)
+
+        self._command(plan)
+
+    def _on_joint_state(self, message: JointState) -> None:
+        if not self._is_due():
+            return
+        now = self._now()
+
+        def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
+            target = in_robot_order(message.name, message.position, robot)
+            previous = self._target
+            self._target = (now, target)
+            return plan_target(target, previous, start, robot)
+
+        self._command(plan)
+
+    def _on_trajectory(self, message: JointTrajectory) -> None:
+        def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
+            points = message.points
+            names = message.joint_names
+            seconds = np.array([from_time(p.time_from_start) / NANOSECONDS for p in points])
+            positions = [in_robot_order(names, p.positions, robot) for p in points]
+            velocities = None
+            if points and all(p.velocities for p in points):
+                velocities = np.array([in_robot_order(names, p.velocities, robot) for p in points])
+            begin_ns = from_time(message.header.stamp) or start.stamp_ns
+            return plan_trajectory(seconds, np.array(positions), velocities, begin_ns, robot)
+
+        self._command(plan)
+
+    def _command(
+        self, plan: Callable[[RobotState, PolicyRunner, RobotSpec], JointPlan]
+    ) -> None:
+        runner = self._runner()
+        if runner is None or not runner.person_drives:
+            return
+        reason = runner.person_command(lambda start, robot: plan(start, runner, robot))
+        if reason:
+            self._log(f"a person's command was refused: {reason}")
+
+
+def _frame(frame_id: str, robot: RobotSpec) -> Frame:
+    if frame_id in ("", robot.base_frame):
+        return "base"
+    if frame_id == robot.eef_frame:
+        return "tool"
+    raise PlanRefused(
+        f"frame_id = '{printable(frame_id)}': must be {robot.base_frame} (or empty) or "
+        f"{robot.eef_frame}."
+    )
