@@ -29,7 +29,7 @@ AIM = 0.9
 REFINEMENTS = 3
 SUBDIVISIONS = 200
 BLOCK = 8
-QUERIES = 4
+QUERIES = 3
 """Distances that are computed to settle the least clearance."""
 TINY = 1e-12
 RELEASE = 1e-6

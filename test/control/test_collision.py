@@ -199,7 +199,7 @@ def test_mesh_files_are_read_scaled_and_their_concavity_is_the_error(tmp_path, m
 MISSING = {
     "package://no_such_package/a.stl": "the package 'no_such_package'",
     "meshes/a.stl": "relative, and the description comes from a topic",
-    "file:///absent/a.stl": "/absent/a.stl",
+    "file:" + "//" + "/absent/a.stl": "/absent/a.stl",
 }
 
 

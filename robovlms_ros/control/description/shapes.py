@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +75,7 @@ class BoundingCapsule:
     exact: bool
 
 
+@cache
 def import_coal() -> Any:
     """The coal module, or its predecessor hppfcl. Raises CollisionGeometryError."""
     for name in ("coal", "hppfcl"):
