@@ -7,139 +7,61 @@ by a policy that insists. The simulator's contact list is the judge.
 """
 
 import argparse
-import copy
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import mujoco
 import numpy as np
 
 from robovlms_ros.control.collision import CollisionChecker
-from robovlms_ros.control.collision_config import WorldBody
 from robovlms_ros.control.collision_model import load_collision_model
 from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.executor import ChunkExecutor, Decision, build_executor
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.motion_guard import CommandRejected
-from robovlms_ros.control.robot import RobotSpec, load_robot
+from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.safety_gate import SafetyGate
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.spline import Array, central_differences, curve_of
+from robovlms_ros.control.trajectory import Array, central_differences, curve_of
+from robovlms_ros.control.trajectory_controller_model import TrajectoryController
 from robovlms_ros.core.rotations import matrix_from_vector
 from robovlms_ros.core.schema import require
 from robovlms_ros.core.structured_text import write_json
 from robovlms_ros.core.text_table import aligned
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan, RobotState
-from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
-from robovlms_ros.sim.tasks.base import TABLE_TASKS
-from robovlms_ros.sim.tasks.evaluate import TIME_LIMIT
-from robovlms_ros.sim.world import HOME, START_NS, SimWorld
 
 STEPS = 30
 STEP = 1 / 20
 """Seconds a step: 1.5 s a chunk."""
 REPLAN = 0.3
 REPETITIONS = 3
-POST_RADIUS = 0.03
-POST_HEIGHT = 0.5
-POST = (0.5, 0.22)
-"""x and y of the post on the table, m in the base frame."""
-FINGERS = ("panda_leftfinger", "panda_rightfinger")
 SPEED = 0.3
 """Part of the joints' speed limits: the simulated motors follow it."""
-OUT_OF_REACH = (5.0, 5.0, 1.0)
-FREE_POSITIONS = slice(9, None)
-FREE_VELOCITIES = slice(9, None)
-"""Of post and cube, behind the arm's joints and the fingers'."""
-KINDS = ("table", "post", "itself")
 FALSE_ALARMS = 0.01
 """Part of the expert's chunks that the check may stop."""
 TIME_HEADER = ("chunks", "n", "gate without", "sweep", "gate with", "ratio")
+KINDS = ("table", "post", "itself")
 DRIVEN_HEADER = ("kind", "chunks", "contacts_without", "contacts", "pass", "clamp", "refuse")
-COLLISION_TEXT = "would come within"
 
 
-class PostWorld(SimWorld):
-    """The simulated arm with a post in the place of the red cube, and the green one out of reach."""
+class ContactWorld(Protocol):
+    """The simulated arm beside a post (`sim.contacts.PostWorld`)."""
 
-    def set_task(self, task: str) -> None:
-        """As SimWorld.set_task; the red cube's solid becomes the post."""
-        super().set_task(task)
-        self._model = model = copy.deepcopy(self._model)
-        post = model.geom("red_cube_g0").id
-        model.geom_type[post] = mujoco.mjtGeom.mjGEOM_CYLINDER
-        model.geom_size[post] = (POST_RADIUS, 0.5 * POST_HEIGHT, 0.0)
-        model.geom_rbound[post] = np.hypot(POST_RADIUS, 0.5 * POST_HEIGHT)
-        model.geom_aabb[post] = (0.0, 0.0, 0.0, POST_RADIUS, POST_RADIUS, 0.5 * POST_HEIGHT)
-        self._data = mujoco.MjData(model)
+    time_ns: int
+    arm_controller: TrajectoryController
 
-    def _place_objects(self, rng: np.random.Generator) -> None:
-        table = self._model.geom("table_collision")
-        top = float(self._model.body("table").pos[2] + table.size[2])
-        height = top + 0.5 * POST_HEIGHT + 0.001
-        unturned = (1.0, 0.0, 0.0, 0.0)
-        post = (*(self._base[:2] + POST), height, *unturned)
-        self._places = np.array([*post, *OUT_OF_REACH, *unturned])
-        self._data.qpos[FREE_POSITIONS] = self._places
-
-    def step(self) -> None:
-        """One tick; post and cube stay where they are."""
-        super().step()
-        self._data.qpos[FREE_POSITIONS] = self._places
-        self._data.qvel[FREE_VELOCITIES] = 0.0
-
-    def contacts(self) -> set[tuple[str, str]]:
-        """Pairs of bodies in contact of which the arm is one; the fingers' own does not count."""
-        model = self._model
-        found = set()
-        for contact in self._data.contact:
-            if contact.dist > 0.0:
-                continue
-            geoms = (contact.geom1, contact.geom2)
-            names = sorted(model.body(model.geom_bodyid[geom]).name for geom in geoms)
-            if not any(name.startswith(("robot0_", "gripper0_")) for name in names):
-                continue
-            if all("finger" in name for name in names):
-                continue
-            found.add((names[0], names[1]))
-        return found
-
-    def contacts_at(self, positions: Array) -> set[tuple[str, str]]:
-        """`contacts` at arm positions (7,), by kinematics alone."""
-        self._data.qpos[:7] = positions
-        mujoco.mj_forward(self._model, self._data)
-        return self.contacts()
-
-
-def kind_of(contacts: set[tuple[str, str]]) -> str:
-    """One of KINDS, or empty for another body."""
-    names = {name for pair in contacts for name in pair}
-    if "red_cube_main" in names:
-        return "post"
-    if "table" in names:
-        return "table"
-    arm = all(name.startswith(("robot0_", "gripper0_")) for name in names)
-    return "itself" if arm and names else ""
-
-
-def bench_robot(fingers_may_touch: bool = False) -> RobotSpec:
-    """The Panda in the simulator with the post; every contact is forbidden, or but the fingers'."""
-    robot = load_robot("panda")
-    touch = FINGERS if fingers_may_touch else ()
-    world = tuple(replace(body, may_touch=touch) for body in robot.world)
-    table = next(body for body in world if body.name == "table")
-    top = table.position[2] + 0.5 * table.size[2]
-    post = WorldBody(
-        "post", "cylinder", (POST_RADIUS, POST_HEIGHT), (*POST, top + 0.5 * POST_HEIGHT)
-    )
-    limits = replace(robot.limits, workspace=None)
-    gate = replace(robot.gate, speed_scaling_ramp=0.0)
-    return replace(robot, world=(*world, post), limits=limits, gate=gate)
+    def robot(self, fingers_may_touch: bool) -> RobotSpec: ...
+    def reset(self, seed: int) -> None: ...
+    def set_arm(self, positions: Array) -> None: ...
+    def step(self) -> None: ...
+    def joint_state(self) -> RobotState: ...
+    def contacts(self) -> set[tuple[str, str]]: ...
+    def contacts_at(self, positions: Array) -> set[tuple[str, str]]: ...
+    def kind_of(self, contacts: set[tuple[str, str]]) -> str: ...
 
 
 def joint_spec(robot: RobotSpec) -> ActionSpec:
@@ -150,18 +72,22 @@ def joint_spec(robot: RobotSpec) -> ActionSpec:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables; 1 for a contact or more than FALSE_ALARMS of the expert's chunks."""
+    """Print the tables; 1 for a contact or more than FALSE_ALARMS of the expert's chunks.
+
+    args: make_world, count_expert (of a number of scenes per task: verdicts, successes, episodes),
+    and the options.
+    """
     for name in ("chunks", "timed"):
         value = getattr(args, name)
         require(value >= len(KINDS), f"--{name}", value, f"{len(KINDS)} or more")
     print(f"time of the gate on chunks of {STEPS} steps (ms, median / 99th percentile)")
-    times = measure_time(args.timed, args.seed)
+    times = measure_time(args.make_world, args.timed, args.seed)
     print(aligned(TIME_HEADER, [row.cells() for row in times]), flush=True)
     print("\nchunks driven into a body")
-    driven = list(drive_all(args.chunks // len(KINDS), args.seed))
+    driven = list(drive_all(args.make_world(), args.chunks // len(KINDS), args.seed))
     lines = [[str(row[name]) for name in DRIVEN_HEADER] for row in driven]
     print(aligned(DRIVEN_HEADER, lines, numbers=True), flush=True)
-    counts, succeeded, episodes = count_expert(args.expert)
+    counts, succeeded, episodes = args.count_expert(args.expert)
     chunks = sum(counts[kind] for kind in ("pass", "clamp", "refuse"))
     alarms = counts["collision"]
     print(f"\nexpert: {succeeded} of {episodes} episodes, {alarms} of {chunks} chunks stopped")
@@ -182,7 +108,7 @@ class DrivenChunk:
 
 
 def driven_chunks(
-    world: PostWorld, robot: RobotSpec, count: int, seed: int
+    world: ContactWorld, robot: RobotSpec, count: int, seed: int
 ) -> Iterator[DrivenChunk]:
     """`count` chunks a kind, from a free start through the table, the post or the arm itself."""
     rng = np.random.default_rng(seed)
@@ -190,8 +116,8 @@ def driven_chunks(
     low = robot.lower() + 0.05
     high = robot.upper() - 0.05
     while any(missing.values()):
-        start = np.clip(np.array(HOME) + rng.normal(0.0, 0.15, 7), low, high)
-        goal = np.clip(np.array(HOME) + rng.normal(0.0, 0.9, 7), low, high)
+        start = np.clip(np.array(robot.home) + rng.normal(0.0, 0.15, 7), low, high)
+        goal = np.clip(np.array(robot.home) + rng.normal(0.0, 0.9, 7), low, high)
         if missing["itself"] and not (missing["table"] or missing["post"]):
             goal = rng.uniform(low, high)
         if world.contacts_at(start):
@@ -199,7 +125,7 @@ def driven_chunks(
         for share in np.linspace(0.0, 1.0, 60):
             found = world.contacts_at(start + share * (goal - start))
             if found:
-                kind = kind_of(found)
+                kind = world.kind_of(found)
                 if missing.get(kind):
                     missing[kind] -= 1
                     yield DrivenChunk(start, goal, kind)
@@ -217,7 +143,7 @@ class DriveResult:
 
 
 def drive(
-    world: PostWorld, robot: RobotSpec, collision: CollisionModel | None, chunk: DrivenChunk
+    world: ContactWorld, robot: RobotSpec, collision: CollisionModel | None, chunk: DrivenChunk
 ) -> DriveResult:
     """Execute one driven chunk in the simulator's physics, repeated from where the arm is."""
     world.reset(0)
@@ -247,7 +173,7 @@ def _duration(robot: RobotSpec, way: Array) -> float:
 
 
 def _send(
-    world: PostWorld, executor: ChunkExecutor, robot: RobotSpec, chunk: DrivenChunk, now: int
+    world: ContactWorld, executor: ChunkExecutor, robot: RobotSpec, chunk: DrivenChunk, now: int
 ) -> Decision:
     state = world.joint_state()
     commanded = executor.commanded(now)
@@ -267,10 +193,9 @@ def _send(
     return decision
 
 
-def drive_all(count: int, seed: int) -> Iterator[dict[str, Any]]:
+def drive_all(world: ContactWorld, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """One row per kind: chunks, verdicts, and chunks with a contact, with and without the check."""
-    world = PostWorld()
-    robot = bench_robot()
+    robot = world.robot(fingers_may_touch=False)
     collision = load_collision_model(robot)
     chunks = list(driven_chunks(world, robot, count, seed))
     for kind in KINDS:
@@ -286,49 +211,6 @@ def drive_all(count: int, seed: int) -> Iterator[dict[str, Any]]:
             "contacts_without": sum(bool(result.contacts) for result in unchecked),
             "pairs": sorted({pair for result in checked for pair in result.contacts}),
         }
-
-
-def count_expert(seeds: int) -> tuple[Counter[str], int, int]:
-    """Verdicts on the expert's chunks, episodes that succeeded, and episodes.
-
-    `collision` counts the chunks that the check cut or refused; their contacts are none.
-    """
-    counts: Counter[str] = Counter()
-    succeeded = 0
-    episodes = 0
-    for task in TABLE_TASKS:
-        # The expert looks at no image.
-        world = SimWorld(0, blank_cameras=True, task=task)
-        loop = build_loop(world, settings=EpisodeSettings(limit=TIME_LIMIT))
-        loop.executor = CountingExecutor(loop.executor, counts)  # type: ignore[assignment]
-        for seed in range(seeds):
-            world.reset(seed)
-            world.time_ns = START_NS
-            rng = np.random.default_rng((seed, 2))
-            outcome = loop.run(ExpertSession(world), [(0.0, world.sentence)], rng)
-            episodes += 1
-            succeeded += outcome.success
-        world.close()
-    return counts, succeeded, episodes
-
-
-class CountingExecutor:
-    """An executor that counts its verdicts."""
-
-    def __init__(self, executor: ChunkExecutor, counts: Counter[str]) -> None:
-        self._executor = executor
-        self._counts = counts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._executor, name)
-
-    def on_chunk(self, *args: Any) -> Decision:
-        """As ChunkExecutor.on_chunk."""
-        decision = self._executor.on_chunk(*args)
-        self._counts[decision.verdict.kind] += 1
-        if COLLISION_TEXT in decision.verdict.reason:
-            self._counts["collision"] += 1
-        return decision
 
 
 @dataclass(frozen=True)
@@ -347,13 +229,15 @@ class TimeRow:
         return [self.scene, str(self.chunks), *times, f"{self.whole[0] / self.without[0]:.1f}"]
 
 
-def measure_time(chunks: int, seed: int = 0) -> list[TimeRow]:
+def measure_time(
+    make_world: Callable[[], ContactWorld], chunks: int, seed: int = 0
+) -> list[TimeRow]:
     """The gate with and without the check on chunks of STEPS steps: lines, and driven ones."""
-    robot = bench_robot(fingers_may_touch=True)
+    world = make_world()
+    robot = world.robot(fingers_may_touch=True)
     collision = load_collision_model(robot)
     kinematics = Kinematics.for_robot(robot)
     rng = np.random.default_rng(seed)
-    world = PostWorld()
     tabletop = [_tabletop_plan(kinematics, robot, rng) for _ in range(chunks)]
     driven = [_driven_plan(robot, c) for c in driven_chunks(world, robot, chunks // 6, seed)]
     rows = []

@@ -42,7 +42,9 @@ from robovlms_ros.ros.spinning import QUIET_PUBLISHER, SteadyExecutor, share_the
 from robovlms_ros.ros.status import NodeStatus
 
 NAMESPACE = "/bench_node"
-HEIGHT, WIDTH, RATE = 480, 640, 30.0
+HEIGHT = 480
+WIDTH = 640
+RATE = 30.0
 CAMERAS = ("static", "wrist")
 SPEC = ActionSpec("eef_delta", "base", "rotation_vector", "from_observation", 0.05)
 HORIZON = 20
@@ -100,7 +102,8 @@ def _jpeg(pixels: np.ndarray) -> CompressedImage:
 
 
 class Stopwatch:
-    """Times by observation stamp (ns): when its last image came, what the library took, when each stage was done."""
+    """Times by observation stamp (ns): when its last image came, what the library took, when each
+    stage was done."""
 
     def __init__(self) -> None:
         self.entered = 0.0
@@ -124,7 +127,8 @@ class Stopwatch:
 
 
 class PreparingSession:
-    """Prepares the model's input, as a policy does, and answers with a chunk that keeps the arm where it is."""
+    """Prepares the model's input, as a policy does, and answers with a chunk that keeps the arm
+    where it is."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self._watch = watch
@@ -156,7 +160,8 @@ class PreparingSession:
 
 
 class BenchNode(PlainLifecycleNode):
-    """Inputs, worker, pilot and a joint trajectory topic, as `vla_node` wires them, with stopwatches in between."""
+    """Inputs, worker, pilot and a joint trajectory topic, as `vla_node` wires them, with
+    stopwatches in between."""
 
     def __init__(self, transport: str) -> None:
         super().__init__("bench", namespace=NAMESPACE)
@@ -230,7 +235,8 @@ def measure(transport: str, encoding: str, seconds: float) -> dict[str, Any]:
     convert = inputs_module.to_rgb
     try:
         node = BenchNode(transport)
-        # The callback looks both names up when it is called, so a stopwatch can stand in front of them.
+        # The callback looks both names up when it is called, so a stopwatch can stand in front of
+        # them.
         inputs_module.to_rgb = node.stopwatch.timed(convert)  # type: ignore[assignment]
         node.inputs._on_image = node.on_image  # type: ignore[method-assign]
         executor = SteadyExecutor(num_threads=4)
@@ -261,7 +267,8 @@ def measure(transport: str, encoding: str, seconds: float) -> dict[str, Any]:
 
 
 def _alone(node: BenchNode, convert: Callable[[Any, Any], Any]) -> list[float]:
-    """The library's calls of one set, without a node: the last image decoded or converted, both prepared."""
+    """The library's calls of one set, without a node: the last image decoded or converted, both
+    prepared."""
     converter = inputs_module.pick_converter()
     spent = []
     for message in node.messages:

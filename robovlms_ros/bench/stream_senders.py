@@ -1,4 +1,5 @@
-"""Ways of sending chunks to a joint_trajectory_controller: the usual ones, and this package's scheduler."""
+"""Ways of sending chunks to a joint_trajectory_controller: the usual ones, and this package's
+scheduler."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,7 +8,7 @@ import numpy as np
 
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused, Strategy
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.spline import Stamps
+from robovlms_ros.control.trajectory import Stamps
 from robovlms_ros.control.trajectory_controller_model import TrajectoryMessage, TrajectoryPoint
 from robovlms_ros.control.trajectory_shape import wire_form
 from robovlms_ros.core.types import JointPlan, RobotState, TrajectoryCommand, TrajectoryShape
@@ -18,7 +19,7 @@ LEAD_NS = 20_000_000
 
 
 class Sender(Protocol):
-    """What turns chunks into messages.
+    """Converter of chunks to messages.
 
     covered_until_ns: until when the policy's steps reach in what was sent last. shape: of the
     trajectories that the controller continues smoothly, where the sender cares.
@@ -28,10 +29,10 @@ class Sender(Protocol):
     shape: TrajectoryShape
 
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
-        """What is sent when a chunk is ready."""
+        """Messages sent when a chunk is ready."""
 
     def on_tick(self, now_ns: int) -> Message | None:
-        """What is sent in between; called in every cycle of the controller."""
+        """Messages sent in between; called in every cycle of the controller."""
 
 
 class Naive:
@@ -75,7 +76,8 @@ class OnePointPerTick(Naive):
         if self._plan is None:
             self._begin_ns = now_ns
             self._step_ns = round((plan.times_ns[-1] - plan.times_ns[0]) / (len(plan.times_ns) - 1))
-        self._plan, self.covered_until_ns = plan, int(plan.times_ns[-1])
+        self._plan = plan
+        self.covered_until_ns = int(plan.times_ns[-1])
         return None
 
     def on_tick(self, now_ns: int) -> Message | None:
@@ -89,7 +91,8 @@ class OnePointPerTick(Naive):
 
 
 class WholeChunkNow(Naive):
-    """The whole chunk's positions with a zero stamp: it starts when it arrives, a latency too late."""
+    """The whole chunk's positions with a zero stamp: it starts when it arrives, a latency too
+    late."""
 
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
         """The chunk."""
@@ -99,7 +102,8 @@ class WholeChunkNow(Naive):
 
 
 class WholeChunkStamped(Naive):
-    """The whole chunk's positions, stamped with the image's time: the controller skips what is past."""
+    """The whole chunk's positions, stamped with the image's time: the controller skips what is
+    past."""
 
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
         """The chunk."""
@@ -109,7 +113,8 @@ class WholeChunkStamped(Naive):
 
 
 class FutureSteps(Naive):
-    """The steps that are not yet due, with velocities: the controller blends from its pre-state to the first."""
+    """The steps that are not yet due, with velocities: the controller blends from its pre-state to
+    the first."""
 
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
         """The chunk's future."""

@@ -1,9 +1,11 @@
-"""How smoothly each way of sending chunks moves an arm under inference latency: one joint, many seeds at once.
+"""Smoothness of an arm under inference latency, by the way of sending chunks: one joint, many
+seeds at once.
 
-The intent is q(t) = 0.5 sin(2 pi 0.4 t) rad; each chunk is the intent plus its own bias, normal with a standard
-deviation of 20 mrad, as chunks of a policy disagree. A controller at 500 Hz drives a plant that follows its command
-40 ms later. One inference is in flight; its image is taken when the one before is ready, and 100 ms apart at least.
-All seeds share the times of images and chunks, so that one controller with a joint per seed runs them all.
+The intent is q(t) = 0.5 sin(2 pi 0.4 t) rad; each chunk is the intent plus its own bias, normal
+with a standard deviation of 20 mrad, as chunks of a policy disagree. A controller at 500 Hz drives
+a plant that follows its command 40 ms later. One inference is in flight; its image is taken when
+the one before is ready, and 100 ms apart at least. All seeds share the times of images and chunks,
+so that one controller with a joint per seed runs them all.
 
 The controller is one of CONTROLLERS, which the scheduler's senders know as the node finds it out;
 the others send all of them the same.
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from robovlms_ros.bench.stream_senders import DEFAULT, NAIVE, SENDERS, Message, Sender
-from robovlms_ros.control.spline import Array, central_differences
+from robovlms_ros.control.trajectory import Array, central_differences
 from robovlms_ros.control.trajectory_controller_model import (
     PositionsUpsampling,
     TrajectoryController,
@@ -30,16 +32,20 @@ from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointP
 
 TICK_NS = 2_000_000
 PLANT_DELAY = 20  # ticks
-SECONDS, SETTLING = 12.0, 2.0
+SECONDS = 12.0
+SETTLING = 2.0
 REPLAN = 0.1  # s, shortest time between images
 BIAS = 0.02  # rad
 START_NS = 1000 * NANOSECONDS
 JITTER_GROUPS = 5  # seeds of one group share their latencies
 CONTROLLER_GROUPS = 10
 
-LATENCIES, HORIZONS, RATES = (0.05, 0.15, 0.3), (30, 10), (30, 5)
+LATENCIES = (0.05, 0.15, 0.3)
+HORIZONS = (30, 10)
+RATES = (30, 5)
 
-JAZZY, MASTER = "Jazzy", "master"
+JAZZY = "Jazzy"
+MASTER = "master"
 _BLENDS = {"allow_trajectory_replacement": True}
 CONTROLLERS: dict[str, dict[str, Any]] = {
     JAZZY: {},
@@ -79,8 +85,9 @@ class StreamRow:
 
     worst_step, worst_step_mean, worst_step_max: largest change of the command per 2 ms tick, mrad:
     (median, 95th percentile), mean and greatest over the seeds.
-    rms: root mean square of command minus intent, mrad, mean. max_acc, max_jerk: of the command, rad/s^2 and
-    rad/s^3, mean over seeds of the largest. starved: part of the time at which no step of the policy was left.
+    rms: root mean square of command minus intent, mrad, mean. max_acc, max_jerk: of the command,
+    rad/s^2 and rad/s^3, mean over seeds of the largest. starved: part of the time at which no step
+    of the policy was left.
     """
 
     strategy: str
@@ -95,13 +102,16 @@ class StreamRow:
 
     @property
     def default(self) -> bool:
-        """Whether this is what a user gets who sets nothing."""
+        """True if this is what a user gets who sets nothing."""
         return self.strategy == DEFAULT
 
 
 REFERENCE = StreamCondition(0.15, 30, 30)
-JITTER, TRANSPORT, QUICK = 0.02, 0.006, 0.002
-LIMITS = {"median worst step": 3.3, "95th percentile of the worst step": 3.8, "mean RMS": 13.5}  # mrad
+JITTER = 0.02
+TRANSPORT = 0.006
+QUICK = 0.002
+# mrad
+LIMITS = {"median worst step": 3.3, "95th percentile of the worst step": 3.8, "mean RMS": 13.5}
 JITTER_LIMITS = {JAZZY: (2.8, 3.05, 9.5), MASTER: (3.0, 3.3, 9.5)}
 """mrad: median and 95th percentile of the worst step, mean RMS, by controller, with jitter."""
 
@@ -163,7 +173,8 @@ def measure(strategy: str, condition: StreamCondition, seeds: int = 50) -> Strea
 
 
 def simulate(strategy: str, condition: StreamCondition, seeds: Sequence[int]) -> tuple[Array, Array]:
-    """The controller's commands (ticks, seeds), rad, and (ticks,) whether no step of the policy was left."""
+    """The controller's commands (ticks, seeds), rad, and (ticks,) whether no step of the policy was
+    left."""
     joints = tuple(f"seed{int(seed)}" for seed in seeds)
     desired = condition.interpolate_from_desired_state
     controller = TrajectoryController(joints, desired, **CONTROLLERS[condition.controller])
@@ -173,7 +184,8 @@ def simulate(strategy: str, condition: StreamCondition, seeds: Sequence[int]) ->
     ready_ns, plan = next(chunks)
     at_rest = np.zeros(len(joints))
     ticks = round(SECONDS * NANOSECONDS / TICK_NS)
-    commands, starved = np.zeros((ticks, len(joints))), np.zeros(ticks, dtype=bool)
+    commands = np.zeros((ticks, len(joints)))
+    starved = np.zeros(ticks, dtype=bool)
     for k in range(ticks):
         now_ns = START_NS + k * TICK_NS
         measured = commands[k - PLANT_DELAY] if k >= PLANT_DELAY else at_rest
@@ -235,7 +247,7 @@ class _Transport:
 
 
 def _chunks(condition: StreamCondition, seeds: Sequence[int]) -> Iterator[tuple[int, JointPlan]]:
-    """When each chunk is ready (ns), and the chunk, for ever; a joint per seed."""
+    """Time (ns) at which each chunk is ready, and the chunk, for ever; a joint per seed."""
     biases = [np.random.default_rng(np.random.SeedSequence(0, spawn_key=(int(seed),))) for seed in seeds]
     latencies = np.random.default_rng(1000 + int(seeds[0]))
     spec = ActionSpec("joint_position", "base", "rotation_vector", "chained", 1 / condition.rate)

@@ -41,8 +41,7 @@ def build_policy(config: PolicyConfig, seed: int = 0, folder: Path | None = None
     """A policy with seeded random weights (the caller's random state is kept).
 
     folder: where a configuration file that names the VLM lies. Its tokenizer: of the named VLM
-        where it is at hand,
-    words of `vlm.vocabulary`, else bytes.
+    where it is at hand, words of `vlm.vocabulary`, else bytes.
     """
     from robovlms_ros.models.backbones.hf_config import find_vlm_folder
 
@@ -114,8 +113,7 @@ def load_policy(
     folder's config.yaml or the JSON with the checkpoint's stem. dtype: of the weights, default
     `vlm.precision`.
     require_tokenizer: False loads a policy that is only given token ids. Raises CheckpointError
-        (files unreadable, keys
-    that do not fit), ConfigError, BackboneError, TokenizerError.
+    (files unreadable, keys that do not fit), ConfigError, BackboneError, TokenizerError.
     """
     place = locate(Path(checkpoint).expanduser(), config)
     with parameters_on_meta():

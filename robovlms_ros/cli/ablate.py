@@ -1,10 +1,11 @@
 """Ablations of a simulated arm's policy: one thing changed at a time, in the simulator without ROS.
 
-Everything goes into --output and is resumable: run the same command again after an interruption. All variants but
-hindsight_paired share one set of demonstrations. What is left to do is said first. The table has RoboVLMs' own findings
-beside ours and lists what was not run as not run; --report prints it and runs nothing. `--config demo --steps 4000`
-takes the easy demo's two cubes: some 20 minutes a variant, not hours. Once the demonstrations are there, commands with
-other --only may run side by side.
+Everything goes into --output and is resumable: run the same command again after an interruption.
+All variants but hindsight_paired share one set of demonstrations. What is left to do is said first.
+The table has RoboVLMs' own findings beside ours and lists what was not run as not run; --report
+prints it and runs nothing. `--config demo --steps 4000` takes the easy demo's two cubes: some 20
+minutes a variant, not hours. Once the demonstrations are there, commands with other --only may run
+side by side.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run what is missing and print the table; returns 0."""
     from robovlms_ros.core.resources import find
-    from robovlms_ros.sim.training import ablations, costs
+    from robovlms_ros.sim.training import ablations
     from robovlms_ros.sim.training.pipeline import default_device
     from robovlms_ros.sim.training.plans import load_plan
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     names = args.only or ablations.variants_of(plan)
     left = ablations.work(names, plan, args.output, args.steps, range(args.seeds))
     if not args.report:
-        print(costs.table(left, costs.rates(args.output / name for name in ablations.VARIANTS)), flush=True)
+        print(ablations.table(left, ablations.rates(args.output / name for name in ablations.VARIANTS)), flush=True)
         device = default_device(args.device)
         for name in names:
             ablations.run(name, plan, args.output, args.steps, range(args.seeds), device=device, jobs=args.jobs)

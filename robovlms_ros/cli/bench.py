@@ -6,7 +6,7 @@ Each function below adds one benchmark's options; its docstring is the benchmark
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robovlms_ros.models.vla_policy import VLAPolicy
@@ -147,6 +147,21 @@ def collision(parser: argparse.ArgumentParser) -> None:
     add("--timed", type=int, default=300, help="chunks that are timed (default 300)")
     add("--seed", type=int, default=0)
     _json(parser)
+    parser.set_defaults(make_world=post_world, count_expert=expert_verdicts)
+
+
+def post_world() -> Any:
+    """The simulated arm beside a post."""
+    from robovlms_ros.sim.contacts import PostWorld
+
+    return PostWorld()
+
+
+def expert_verdicts(scenes: int) -> tuple[Any, int, int]:
+    """The gate's verdicts on the tabletop's expert in `scenes` scenes of each task."""
+    from robovlms_ros.sim.contacts import count_expert
+
+    return count_expert(scenes)
 
 
 def evaluation(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,11 @@
-"""Preflight of a checkpoint: does it fit its configuration, this robot, these cameras and this machine?
+"""Preflight of a checkpoint: does it fit its configuration, this robot, these cameras and this
+machine?
 
 It refuses what the node's configure refuses, as far as that needs no ROS; --params reads the node's
 own parameters.
 
-Exit code 0: it may run (warnings are printed); 1: it is refused, or --strict and there are warnings.
+Exit code 0: it may run (warnings are printed); 1: it is refused, or --strict and there are
+warnings.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Write a published RoboVLMs checkpoint in this package's format: one folder that needs nothing beside it."""
+"""Write a published RoboVLMs checkpoint in this package's format: one folder that needs nothing
+beside it."""
 
 import argparse
 

@@ -97,9 +97,8 @@ def _examine(
     """Run the trials that the log beside --json does not hold yet; returns what this run
     measured, and every trial's episode in order."""
     from robovlms_ros.core.resources import share_directory
-    from robovlms_ros.sim.episode_log import EpisodeLog, checkpoint_digest, log_beside
     from robovlms_ros.sim.nodes.demo_run import DemoOptions, DemoOutcome, run_demo
-    from robovlms_ros.sim.scenes import Scene
+    from robovlms_ros.sim.scenes import EpisodeLog, Scene, checkpoint_digest, log_beside
     from robovlms_ros.sim.tasks.evaluate import TaskEpisode
     from robovlms_ros.sim.tasks.language import is_unseen
 
@@ -144,7 +143,7 @@ MEASURED = ("reaction_ms", "real_time_factor", "worst_joint_step_mrad_per_10ms")
 
 
 def _measured(outcome: "DemoOutcome", report: Path | None) -> dict[str, Any]:
-    """What the JSON report says of this run's times and steps; where nothing was run, what it
+    """Times and steps of this run for the JSON report; where nothing was run, what it
     said before."""
     def number(value: float) -> float | None:
         return None if math.isnan(value) else value

@@ -1,8 +1,9 @@
-"""Evaluate checkpoints on rosbags, without a robot and without ROS: is this policy safe to put on my arm?
+"""Evaluate checkpoints on rosbags, without a robot and without ROS: is this policy safe to put on
+my arm?
 
-Reads rosbag2 folders or files (MCAP, SQLite; compressed, split, cut off), runs what the live node runs, and writes to
---output: report.html (open it), report.json, chunks.csv and annotated.mcap. Exit code 0 when every threshold holds, 3
-when one does not, 1 when the evaluation itself failed.
+Reads rosbag2 folders or files (MCAP, SQLite; compressed, split, cut off), runs what the live node
+runs, and writes to --output: report.html (open it), report.json, chunks.csv and annotated.mcap.
+Exit code 0 when every threshold holds, 3 when one does not, 1 when the evaluation itself failed.
 
   robovlms eval demo_bag --checkpoint demo --threshold max_distance=0.02
   robovlms eval bags/* --config vla.yaml --checkpoint old=ckpt/a --checkpoint new=ckpt/b --jobs 4
@@ -134,7 +135,8 @@ def finish(parts: list[dict[str, Any]], jobs: Sequence[Any], output: Path) -> in
 
 def _collect(jobs: Sequence[Any], output: Path) -> list[str]:
     """chunks.csv of all bags together; annotated.mcap, or one per bag where there are several."""
-    header_written, written = False, ["chunks.csv"]
+    header_written = False
+    written = ["chunks.csv"]
     with (output / "chunks.csv").open("w", encoding="utf-8") as target:
         for job in jobs:
             for table in sorted(job.part.with_suffix("").glob("*.csv")):
@@ -164,10 +166,13 @@ def _record(args: argparse.Namespace, parameters: Any) -> Path:
 
 
 class ProgressLine:
-    """A bar on the terminal with the time left; nothing when the output is not a terminal, apart from finished bags."""
+    """A bar on the terminal with the time left; nothing when the output is not a terminal, apart
+    from finished bags."""
 
     def __init__(self, jobs: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._jobs, self._done, self._clock = jobs, 0, clock
+        self._jobs = jobs
+        self._done = 0
+        self._clock = clock
         self._begin = clock()
         self._terminal = sys.stderr.isatty()
 

@@ -1,4 +1,5 @@
-"""Where the jobs of `robovlms eval` run: here, in processes of this machine, or on a Ray cluster. The same jobs.
+"""Engines for the jobs of `robovlms eval`: this process, processes of this machine, or on a Ray
+cluster. The same jobs.
 
 A job that finished is filed; one that was killed leaves nothing that counts, and is run again.
 """
@@ -13,14 +14,15 @@ from robovlms_ros.core.schema import ConfigError
 
 
 class Bar(Protocol):
-    """Who is told how far the jobs are."""
+    """Receiver of the jobs' progress."""
 
     def within(self, fraction: float) -> None: ...
     def done(self, name: str) -> None: ...
 
 
 def run_jobs(jobs: Sequence[EvaluationJob], engine: str, at_a_time: int, bar: Bar) -> list[Path]:
-    """Run all jobs; returns their result files in order. Raises ConfigError for an engine that is not installed."""
+    """Run all jobs; returns their result files in order. Raises ConfigError for an engine that is
+    not installed."""
     if engine == "ray":
         _on_ray(jobs, bar)
     elif at_a_time == 1 or len(jobs) == 1:
@@ -44,7 +46,8 @@ def _in_processes(jobs: Sequence[EvaluationJob], at_a_time: int, bar: Bar) -> No
 
 
 def _on_ray(jobs: Sequence[EvaluationJob], bar: Bar) -> None:
-    """On the cluster that RAY_ADDRESS names, else on one that starts here. It shares the files and the installation."""
+    """On the cluster that RAY_ADDRESS names, else on one that starts here. It shares the files and
+    the installation."""
     try:
         import ray
     except ImportError as error:

@@ -1,4 +1,5 @@
-"""From the command line of `robovlms eval` to jobs: one bag each, everything a worker process needs to run it."""
+"""From the command line of `robovlms eval` to jobs: one bag each, everything a worker process needs
+to run it."""
 
 import dataclasses
 import json
@@ -31,9 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One bag to evaluate. checkpoints: (name, folder) pairs; the folder `recorded` stands for the bag's own chunks.
+    """One bag to evaluate. checkpoints: (name, folder) pairs; the folder `recorded` stands for the
+    bag's own chunks.
 
-    stamps: `all`, `recorded`, or a JSON file with a list of ns. threads: torch threads of the worker, 0 leaves them.
+    stamps: `all`, `recorded`, or a JSON file with a list of ns. threads: torch threads of the
+        worker, 0 leaves them.
     """
 
     bag: Path
@@ -46,7 +49,8 @@ class EvaluationJob:
 
     @property
     def part(self) -> Path:
-        """Where the result goes: another file when the bag, the weights or the settings are others."""
+        """File of the result: another one when the bag, the weights or the settings are
+        others."""
         facts = {"parameters": dataclasses.asdict(self.parameters), "stamps": self.stamps}
         folders = [str(find_checkpoint(folder)) for _, folder in self.checkpoints]
         key = part_key(self.bag, folders, self.config, {**facts, "names": self.checkpoints})
@@ -54,7 +58,8 @@ class EvaluationJob:
 
 
 def run_job(job: EvaluationJob, progress: Callable[[float], None] | None = None) -> Path:
-    """Evaluate one bag and file the result; returns the file. What is filed already is not computed again."""
+    """Evaluate one bag and file the result; returns the file. What is filed already is not computed
+    again."""
     target = job.part
     if target.exists():
         return target
@@ -86,7 +91,8 @@ def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
     parameters = job.parameters
     body = load_body(parameters, lambda topic: bag_description(job.bag, topic))
     kinematics = None if body.make_kinematics is None else body.make_kinematics()
-    subjects, cameras = [], []
+    subjects = []
+    cameras = []
     for name, folder in job.checkpoints:
         if folder == RECORDED:
             subjects.append(Subject(name, None))
@@ -133,7 +139,8 @@ def _subject(name: str, policy: Any, block: int) -> Subject:
 
 
 def _cameras(wanted: list[tuple[str, ...]], parameters: NodeParameters) -> tuple[str, ...]:
-    """Every camera that some policy sees; all must agree on the reference, whose stamps are the observations'."""
+    """Every camera that some policy sees; all must agree on the reference, whose stamps are the
+    observations'."""
     if not wanted:
         return tuple(camera.name for camera in parameters.cameras)
     if len({cameras[0] for cameras in wanted}) > 1:
@@ -161,7 +168,7 @@ def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodePara
 
 
 def uses_sim_time(path: Path | None) -> bool:
-    """Whether the node's parameters say that it runs by /clock."""
+    """True if the node's parameters say that it runs by /clock."""
     return bool(_from_file(path).get("use_sim_time", False))
 
 
@@ -191,7 +198,8 @@ def named_checkpoints(texts: list[str], default: str) -> tuple[tuple[str, str], 
     for text in texts or [default]:
         name, equals, folder = text.partition("=")
         if not equals:
-            name, folder = Path(text).name, text
+            name = Path(text).name
+            folder = text
         while name in named:
             name += "'"
         named[name] = folder

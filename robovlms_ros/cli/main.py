@@ -1,4 +1,5 @@
-"""`robovlms COMMAND`: finds the subcommand's module, runs it, turns the package's errors into one clear line.
+"""`robovlms COMMAND`: finds the subcommand's module, runs it, turns the package's errors into one
+clear line.
 
 A subcommand is a module with `add_arguments(parser) -> None` and `run(args) -> int` (the exit
 code), or a group with COMMANDS, OPTIONS and DEFAULT of its own.
@@ -62,7 +63,8 @@ class MissingModuleError(RoboVLMsError):
 
 @contextmanager
 def optional_modules(command: str) -> Iterator[None]:
-    """Raise MissingModuleError, with the extra to install, in place of the ModuleNotFoundError of an optional module.
+    """Raise MissingModuleError, with the extra to install, in place of the ModuleNotFoundError of
+    an optional module.
 
     command: its extra is named where several bring the module.
     """

@@ -1,6 +1,8 @@
-"""Play a rosbag into the ROS graph, with /clock: `ros2 bag play` where rosbag2 is not installed. Needs ROS.
+"""Play a rosbag into the ROS graph, with /clock: `ros2 bag play` where rosbag2 is not installed.
+Needs ROS.
 
-While it plays from a terminal: Enter pauses and resumes, b and Enter jumps 5 s back, q and Enter stops.
+While it plays from a terminal: Enter pauses and resumes, b and Enter jumps 5 s back, q and Enter
+stops.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Record a rosbag (MCAP) of everything that evaluation and training need. Needs ROS.
 
-Cameras, joint states, commands, instruction, chunks, status and the node's configuration. In a terminal, a line (its
-text, or just Enter) begins an episode; Ctrl-C ends the recording.
+Cameras, joint states, commands, instruction, chunks, status and the node's configuration. In a
+terminal, a line (its text, or just Enter) begins an episode; Ctrl-C ends the recording.
 """
 
 import argparse
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def typed_line() -> str | None:
-    """A line that was typed, None when none came for a moment. Raises EOFError at the end of the input."""
+    """A line that was typed, None when none came for a moment. Raises EOFError at the end of the
+    input."""
     if not select.select([sys.stdin], [], [], 0.2)[0]:
         return None
     line = sys.stdin.readline()

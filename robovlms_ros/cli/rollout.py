@@ -86,7 +86,8 @@ def _cubes(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
 
     settings = _settings(args, [AS_TRAINED], args.time_limit or EASY_TIME_LIMIT)
     episodes = [e.result for e in _run(args, settings, [Scene(CUBES, seed) for seed in seeds])]
-    rows, failed = summarise(episodes), failures(episodes)
+    rows = summarise(episodes)
+    failed = failures(episodes)
     print(table(rows))
     if failed:
         print(f"\n{failure_table(failed)}")
@@ -106,7 +107,8 @@ def _tabletop(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
     if args.training_scenes:
         names = ("all",)  # training lets the seed draw the task
     conditions = list(tasks.CONDITIONS) if args.condition == "all" else [args.condition]
-    settings, reports = _settings(args, conditions, args.time_limit or tasks.TIME_LIMIT), []
+    settings = _settings(args, conditions, args.time_limit or tasks.TIME_LIMIT)
+    reports = []
     for name in conditions:
         scenes = [Scene(task, seed, name) for task in names for seed in seeds]
         reports.append(_report(args, settings, name, _run(args, settings, scenes)))
@@ -119,12 +121,14 @@ def _report(
     """Print one condition's tables; returns its part of the JSON report."""
     from robovlms_ros.sim.closed_loop import failure_table, failures, report, table
     from robovlms_ros.sim.tasks import evaluate as tasks
-    from robovlms_ros.sim.tasks.instruction_following import obedience, obedience_table
+    from robovlms_ros.sim.tasks.evaluate import obedience, obedience_table
     from robovlms_ros.sim.tasks.language import TASKS
 
     aims = {name: tasks.EXPERT_AIM for name in TASKS} if args.checkpoint is None else tasks.AIMS
-    rows, spoken = tasks.rows(episodes, aims), tasks.paraphrases(episodes)
-    failed, taken = failures(tasks.named_by_task(episodes)), tasks.taken_instead(episodes)
+    rows = tasks.rows(episodes, aims)
+    spoken = tasks.paraphrases(episodes)
+    failed = failures(tasks.named_by_task(episodes))
+    taken = tasks.taken_instead(episodes)
     obeyed = obedience(episodes) if args.every_goal else []
     print(f"{condition}\n{table(rows)}\n")
     for line in spoken:
@@ -160,8 +164,7 @@ def _settings(args: argparse.Namespace, conditions: Sequence[str], limit: float)
 
 def _run(args: argparse.Namespace, settings: "BenchSettings", scenes: Sequence["Scene"]) -> list["TaskEpisode"]:
     """The episodes of all scenes, in order; those that the log already holds are not run again."""
-    from robovlms_ros.sim.episode_log import EpisodeLog, identity_of, log_beside
-    from robovlms_ros.sim.processes import run_scenes
+    from robovlms_ros.sim.scenes import EpisodeLog, identity_of, log_beside, run_scenes
 
     identity = identity_of(settings, args.latency)
     with ExitStack() as stack:

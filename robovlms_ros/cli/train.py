@@ -2,13 +2,15 @@
 
     robovlms train --config FILE --data PATHS...   rosbags, LeRobot v3 folders, CALVIN folders
     robovlms train --config FILE --data PATHS... --inspect     look at the data, train nothing
-    robovlms train --config FILE --dry-run         how much memory it takes, without weights and data
-    robovlms train --config demo                   record in the simulated arm, clone, let the policy drive and correct
-    robovlms train --config tasks --no-ground-truth            the same, from what a real robot records alone
+    robovlms train --config FILE --dry-run         how much memory it takes, without weights and
+    data robovlms train --config demo                   record in the simulated arm, clone, let the
+    policy drive and correct robovlms train --config tasks --no-ground-truth            the same,
+    from what a real robot records alone
 
-Everything goes into --output and is resumable: run the same command again after an interruption. The result is
-OUTPUT/checkpoint, a folder that the node loads. Several GPUs: `accelerate launch -m robovlms_ros.cli train ...`. A plan
-records on the processors (MUJOCO_GL=egl renders on a GPU) and trains on one device.
+Everything goes into --output and is resumable: run the same command again after an interruption.
+The result is OUTPUT/checkpoint, a folder that the node loads. Several GPUs: `accelerate launch -m
+robovlms_ros.cli train ...`. A plan records on the processors (MUJOCO_GL=egl renders on a GPU) and
+trains on one device.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.collision_solids import CollisionModel, Index, solid_distance
 from robovlms_ros.control.description.robot_tree import Array
-from robovlms_ros.control.spline import Spline, Stamps
+from robovlms_ros.control.trajectory import Spline, Stamps
 from robovlms_ros.core.types import NANOSECONDS
 
 Flags = NDArray[np.bool_]

@@ -201,7 +201,8 @@ def _slab(shape: Shape) -> Array | None:
 
 
 def world_solid(body: WorldBody, tree: RobotTree, arm: ArmModel, base: Array) -> Solid:
-    joint, frame = 0, base
+    joint = 0
+    frame = base
     if body.frame is not None:
         joint, frame = arm.links[find_frame(tree, body.frame)]
     pose = pose_of(matrix_from_euler(np.array(body.rpy)), np.array(body.position))

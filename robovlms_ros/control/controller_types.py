@@ -1,4 +1,5 @@
-"""The controller and gripper blocks of a robot's YAML: one dataclass per `type`, each field with its unit.
+"""The controller and gripper blocks of a robot's YAML: one dataclass per `type`, each field with
+its unit.
 
 They hold the target and the settings of the commands; the adapters that send are in
 `robovlms_ros.ros.controllers`. Names of topics, actions and services are relative, so that
@@ -15,7 +16,8 @@ from typing import Any, ClassVar, Literal
 from robovlms_ros.core.registry import CONTROLLERS, KINDS, names, resolve
 from robovlms_ros.core.schema import ConfigError, did_you_mean, require, shown
 
-# A ROS name: optional leading / or ~/, then tokens of letters, digits and underscores that do not start with a digit.
+# A ROS name: optional leading / or ~/, then tokens of letters, digits and underscores that do not
+# start with a digit.
 ROS_NAME = re.compile(r"^(/|~/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
 
 
@@ -77,7 +79,8 @@ class JointTrajectory(ArmController):
     trajectory_shape: `self_splice` for a controller that forgets the running trajectory when a new
     one arrives (Jazzy, Kilted), `replacement` for one that blends them
     (allow_trajectory_replacement), `auto`: by its parameters.
-    state_topic: its control_msgs/JointTrajectoryControllerState, watched where control_msgs is installed.
+    state_topic: its control_msgs/JointTrajectoryControllerState, watched where control_msgs is
+        installed.
     """
 
     type: Literal["joint_trajectory"]
@@ -112,8 +115,10 @@ class FollowJointTrajectory(ArmController):
 class ServoTwist(ArmController):
     """MoveIt Servo by twist (geometry_msgs/TwistStamped).
 
-    servo: the servo node's name, prefix of its switch_command_type and pause_servo services and its status topic.
-    units: `speed_units` (m/s, rad/s) or `unitless` ([-1, 1] of linear_scale m/s, angular_scale rad/s).
+    servo: the servo node's name, prefix of its switch_command_type and pause_servo services and its
+        status topic.
+    units: `speed_units` (m/s, rad/s) or `unitless` ([-1, 1] of linear_scale m/s, angular_scale
+        rad/s).
     rate: Hz at which commands are sent; Servo halts on commands older than 0.1 s.
     """
 
@@ -150,7 +155,8 @@ class ServoPose(ArmController):
 
 @dataclass(frozen=True)
 class CartesianPose(ArmController):
-    """A Cartesian controller's target (geometry_msgs/PoseStamped): cartesian_motion_controller, crisp_controllers."""
+    """A Cartesian controller's target (geometry_msgs/PoseStamped): cartesian_motion_controller,
+    crisp_controllers."""
 
     type: Literal["cartesian_pose"]
     topic: str
@@ -163,7 +169,8 @@ class CartesianPose(ArmController):
 
 @dataclass(frozen=True)
 class ForwardPosition(ArmController):
-    """forward_command_controller (std_msgs/Float64MultiArray): it neither interpolates nor limits, so the node does."""
+    """forward_command_controller (std_msgs/Float64MultiArray): it neither interpolates nor limits,
+    so the node does."""
 
     type: Literal["forward_position"]
     topic: str
@@ -183,7 +190,8 @@ class ChunkOnly(ArmController):
 
 @dataclass(frozen=True, kw_only=True)
 class GripperBase:
-    """What every gripper has, and when an opening between 0 (closed) and 1 (open) becomes a command.
+    """Fields of every gripper, and the thresholds at which an opening between 0 (closed) and 1
+    (open) becomes a command.
 
     joint: its joint's name in joint_states (and in the command, where that names joints).
     open_position, closed_position: that joint's positions, m or rad.
@@ -242,7 +250,8 @@ class OneJointTrajectory(GripperBase):
 
 @dataclass(frozen=True, kw_only=True)
 class GripperCommand(GripperBase):
-    """gripper_controllers (Jazzy, control_msgs/action/GripperCommand). max_effort: N or N m, 0: the driver's."""
+    """gripper_controllers (Jazzy, control_msgs/action/GripperCommand). max_effort: N or N m, 0: the
+    driver's."""
 
     type: Literal["gripper_command"]
     action: str
@@ -270,7 +279,8 @@ class ParallelGripperCommand(GripperBase):
 
 @dataclass(frozen=True, kw_only=True)
 class GripperArray(GripperBase):
-    """A forward controller of the gripper's joint (std_msgs/Float64MultiArray with its position)."""
+    """A forward controller of the gripper's joint (std_msgs/Float64MultiArray with its
+    position)."""
 
     type: Literal["float64_multi_array"]
     topic: str

@@ -1,4 +1,9 @@
-"""One arm's way from a chunk to a command: plan, schedule, gate, motion guard. Node, rollouts and bags all run it."""
+"""One arm's chunks to commands: plan, schedule, gate, motion guard. Node, rollouts and bags all run
+it.
+
+A policy's opening per step becomes few gripper commands: hysteresis and a shortest time between
+changes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,10 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from robovlms_ros.control.collision_solids import CollisionModel
+from robovlms_ros.control.controller_types import GripperBase
 from robovlms_ros.control.description.shapes import CollisionGeometryError
-from robovlms_ros.control.gripper import GripperSwitch
 from robovlms_ros.control.kinematics import Kinematics
-from robovlms_ros.control.limits import cut
 from robovlms_ros.control.motion_guard import (
     AdmittedCommand,
     AdmittedOpening,
@@ -21,14 +25,43 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.spline import Array, Spline, curve_of
+from robovlms_ros.control.trajectory import Array, Spline, curve_of, cut
 from robovlms_ros.core.types import (
+    NANOSECONDS,
     ActionChunk,
     JointPlan,
     RobotState,
     TrajectoryCommand,
     TrajectoryShape,
 )
+
+
+class GripperSwitch:
+    """Open or closed. A new side is taken beyond the gripper's thresholds, at most once per `dwell`
+    seconds."""
+
+    def __init__(self, gripper: GripperBase) -> None:
+        self._gripper = gripper
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the side: the next opening beyond a threshold decides it."""
+        self.opening: float | None = None
+        self._changed_ns = 0
+
+    def update(self, wanted: float, now_ns: int) -> float | None:
+        """The opening to command now, 1.0 or 0.0, for the policy's `wanted` 0 to 1; None until it
+        was ever decided."""
+        gripper = self._gripper
+        if gripper.close_below < wanted < gripper.open_above:
+            return self.opening
+        side = 1.0 if wanted >= gripper.open_above else 0.0
+        rested = self.opening is None or abs(now_ns - self._changed_ns) >= gripper.dwell * NANOSECONDS
+        if side != self.opening and rested:
+            self.opening = side
+            self._changed_ns = now_ns
+        return self.opening
+
 
 AT_COMMAND = 0.02
 """rad: an arm at rest this near to its last command is there, but for gravity and friction."""
@@ -56,9 +89,11 @@ REST_SPEED = 0.05
 class Decision:
     """The executor's answer to a chunk.
 
-    command: ready to be sent to the arm's controller; None for a refused chunk, which `smooth_stop` follows.
+    command: ready to be sent to the arm's controller; None for a refused chunk, which `smooth_stop`
+        follows.
     gripper: the opening to be commanded now, 0 or 1; None when there is nothing to command.
-    verdict: pass, clamp or refuse, and the reason. plan: the chunk in joint space; None where it cannot be planned.
+    verdict: pass, clamp or refuse, and the reason. plan: the chunk in joint space; None where it
+        cannot be planned.
     """
 
     command: AdmittedCommand | None
@@ -103,16 +138,18 @@ class ChunkExecutor:
         self.scheduler.shape = shape
 
     def reset(self) -> None:
-        """Forget everything, the commanded motion included: the next chunk starts at the measured state."""
+        """Forget everything, the commanded motion included: the next chunk starts at the measured
+        state."""
         self._forget_motion()
         self.restart()
         self._resumed = False
 
     def restart(self) -> None:
-        """Activation or the end of a pause: forget chunks, counts and gripper steps, not the commanded motion.
+        """Activation or the end of a pause: forget chunks, counts and gripper steps, not the
+        commanded motion.
 
-        The next chunk continues the commanded motion while that still runs, or while the arm rests at its end;
-        otherwise it starts at the measured state.
+        The next chunk continues the commanded motion while that still runs, or while the arm rests
+        at its end; otherwise it starts at the measured state.
         """
         self.scheduler.forget_chunks()
         self.gate.reset_counts()
@@ -122,7 +159,8 @@ class ChunkExecutor:
             self._switch.reset()
 
     def plan(self, chunk: ActionChunk, state_at_stamp: RobotState) -> JointPlan | PlanRefused:
-        """The chunk in joint space, or the reason why there is none. The slow part: inverse kinematics, no time."""
+        """The chunk in joint space, or the reason why there is none. The slow part: inverse
+        kinematics, no time."""
         try:
             return plan_chunk(chunk, state_at_stamp, self.kinematics, self.robot)
         except PlanRefused as refusal:
@@ -143,10 +181,13 @@ class ChunkExecutor:
 
         commit: False for a preview, after which nothing counts as commanded.
 
-        state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,) measured, rad/s,
-        for an arm that is really commanded: a motion that continues no other one starts from rest only. plan: the
-        answer of `plan`, for a caller that reads the time after it; None computes it here. clock: the time now, ns: a
-        message that took longer to compute than it leads is computed once more with a longer lead; None for a replay.
+        state_at_stamp: the arm when the chunk's image was taken. measured: the arm now. speed: (J,)
+            measured, rad/s,
+        for an arm that is really commanded: a motion that continues no other one starts from rest
+            only. plan: the
+        answer of `plan`, for a caller that reads the time after it; None computes it here. clock:
+        the time now, ns: a message that took longer to compute than it leads is computed once more
+            with a longer lead; None for a replay.
         """
         motion = self.guard.commanded
         if motion is not None and motion.times_ns[0] > now_ns:
@@ -231,11 +272,12 @@ class ChunkExecutor:
         now_ns: int,
         plan: JointPlan | PlanRefused | None = None,
     ) -> Decision:
-        """`on_chunk` for an arm that is not commanded (dry run): judged as if the arm had followed the plan so far.
+        """`on_chunk` for an arm that is not commanded (dry run): judged as if the arm had followed
+        the plan so far.
 
-        After a refusal, and where the plan is further from the arm than max_start_jump (somebody else moves the arm, or
-        nobody does), the plan begins again at the measured state. The chunk's targets are composed from the arm's real
-        pose, which is the one that the policy saw.
+        After a refusal, and where the plan is further from the arm than max_start_jump (somebody
+        else moves the arm, or nobody does), the plan begins again at the measured state. The
+        chunk's targets are composed from the arm's real pose, which is the one that the policy saw.
         """
         then = self.commanded(measured.stamp_ns)
         if then is not None and np.abs(then[0] - measured.positions).max() <= self.robot.max_start_jump:
@@ -265,7 +307,8 @@ class ChunkExecutor:
         self.guard.reset()
 
     def gripper_at(self, t_ns: int) -> AdmittedOpening | None:
-        """The opening to be commanded at a time (not falling from call to call): 0 closed, 1 open, None undecided.
+        """The opening to be commanded at a time (not falling from call to call): 0 closed, 1 open,
+        None undecided.
 
         The step under way decides; after the last step its opening stays.
         """

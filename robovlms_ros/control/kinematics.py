@@ -1,9 +1,11 @@
 """Forward and inverse kinematics of an arm on its own URDF or MJCF, by pinocchio.
 
-Inverse kinematics solves a whole chunk of poses in order, each step warm-started from the one before: damped least
-squares on the pose error, with joint limits as an active set and damping of the nearly singular directions alone
-(Maciejewski and Klein, "Numerical filtering for the operation of robotic manipulators through kinematically singular
-configurations", 1988), so that the well-conditioned directions still converge quadratically.
+Inverse kinematics solves a whole chunk of poses in order, each step warm-started from the one
+before: damped least squares on the pose error, with joint limits as an active set and damping of
+    the nearly singular directions alone
+(Maciejewski and Klein, "Numerical filtering for the operation of robotic manipulators through
+kinematically singular configurations", 1988), so that the well-conditioned directions still
+converge quadratically.
 """
 
 import importlib
@@ -43,14 +45,15 @@ class IKResult:
 
 
 class Kinematics:
-    """One arm's kinematics, with the other joints of its description locked at their neutral position.
+    """One arm's kinematics, with the other joints of its description locked at their neutral
+    position.
 
     description: the text of a URDF, or the path of a URDF or MJCF file.
     joints: the arm's joints; their order is the order of every joint vector here.
     eef_frame, base_frame: names of links or sites; base_frame None is the root of the description.
     lower, upper: (J,) position limits; None takes the description's.
-    posture, posture_gain: (J,) configuration towards which a redundant arm moves in its null space, and the part of
-        the way (0 to 1) it takes per step.
+    posture, posture_gain: (J,) configuration towards which a redundant arm moves in its null space,
+        and the part of the way (0 to 1) it takes per step.
 
     Not thread-safe: one object per thread. Raises KinematicsError.
     """
@@ -112,7 +115,8 @@ class Kinematics:
 
     @classmethod
     def for_robot(cls, robot: RobotSpec, description: str | Path | None = None) -> "Kinematics":
-        """The kinematics of a RobotSpec; `description` is what its topic delivered, where it names one.
+        """The kinematics of a RobotSpec; `description` is what its topic delivered, where it names
+        one.
 
         Raises KinematicsError, also when the description comes from a topic and none is given.
         """
@@ -152,7 +156,8 @@ class Kinematics:
         return (places - self._base_position) @ self._base_rotation
 
     def jacobian(self, positions: Array) -> Array:
-        """(6, J) Jacobian at joint positions (J,): linear then angular velocity of the tool frame, in base axes."""
+        """(6, J) Jacobian at joint positions (J,): linear then angular velocity of the tool frame,
+        in base axes."""
         q = self._configuration(positions)
         frame = self._pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
         jacobian = self._pin.computeFrameJacobian(self._model, self._data, q, self._eef, frame)
@@ -160,14 +165,17 @@ class Kinematics:
         return np.vstack([self._base_rotation.T @ jacobian[:3], self._base_rotation.T @ jacobian[3:]])
 
     def inverse(self, targets: Array, seed: Array) -> IKResult:
-        """Joint positions that bring the tool frame to each of `targets` (N, 4, 4) base_T_eef, starting from seed (J,).
+        """Joint positions that bring the tool frame to each of `targets` (N, 4, 4) base_T_eef,
+        starting from seed (J,).
 
-        A step that is not reached holds the closest configuration found, and the next step starts from it.
+        A step that is not reached holds the closest configuration found, and the next step starts
+        from it.
         """
         targets = np.asarray(targets, dtype=np.float64)
         q = np.clip(np.asarray(seed, dtype=np.float64), self.lower, self.upper)
         count = targets.shape[0]
-        positions, errors = np.empty((count, len(self.joints))), np.empty((count, 2))
+        positions = np.empty((count, len(self.joints)))
+        errors = np.empty((count, 2))
         for step in range(count):
             q, errors[step] = self._solve(targets[step], q)
             positions[step] = q
@@ -177,13 +185,17 @@ class Kinematics:
 
     def _solve(self, target: Array, q: Array) -> tuple[Array, tuple[float, float]]:
         """The configuration nearest to one target (4, 4), and its position and rotation error."""
-        s, rotation = self.settings, self._base_rotation
+        s = self.settings
+        rotation = self._base_rotation
         goal = self._pin.SE3(rotation @ target[:3, :3], rotation @ target[:3, 3] + self._base_position)
         weights = self._weights[:, None]
         if self._posture is not None and self._posture_gain > 0.0:
             jacobian, error = self._linearise(q, goal)
             q = self._advance(q, jacobian * weights, error * self._weights, self._posture)
-        best, best_errors, best_cost, stalled = q, (np.inf, np.inf), np.inf, 0
+        best = q
+        best_errors = (np.inf, np.inf)
+        best_cost = np.inf
+        stalled = 0
         for _ in range(s.max_iterations):
             jacobian, error = self._linearise(q, goal)
             errors = _norm(error[:3]), _norm(error[3:])
@@ -191,7 +203,9 @@ class Kinematics:
             cost = _norm(error)
             stalled = 0 if cost < 0.95 * best_cost else stalled + 1
             if cost < best_cost:
-                best, best_errors, best_cost = q, errors, cost
+                best = q
+                best_errors = errors
+                best_cost = cost
             close = max(errors[0] / s.position_tolerance, errors[1] / s.rotation_tolerance) <= s.converged
             if close or stalled > s.patience:
                 break
@@ -209,7 +223,8 @@ class Kinematics:
         return self._per_arm_joint(jacobian), error
 
     def _advance(self, q: Array, jacobian: Array, error: Array, posture: Array | None = None) -> Array:
-        """One iteration: q moved against the error within the limits; joints that meet a limit leave the solution."""
+        """One iteration: q moved against the error within the limits; joints that meet a limit
+        leave the solution."""
         free = None
         for _ in range(len(q)):
             active = jacobian if free is None else jacobian * free
@@ -239,7 +254,9 @@ class Kinematics:
         s = self.settings
         # eigenpy comes with pinocchio; NumPy's eigh takes three times as long on a 6x6 matrix.
         solver = self._eigen_solver(jacobian @ jacobian.T)
-        squares, vectors = np.maximum(solver.eigenvalues(), 0.0), solver.eigenvectors()  # (6,), (6, 6)
+        # (6,), (6, 6)
+        squares = np.maximum(solver.eigenvalues(), 0.0)
+        vectors = solver.eigenvectors()
         near = np.maximum(1.0 - squares / s.singular_value**2, 1e-9)
         return jacobian.T @ (vectors @ ((vectors.T @ error) / (squares + s.damping**2 * near)))
 

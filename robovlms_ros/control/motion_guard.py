@@ -1,8 +1,10 @@
-"""The last check of every command of one arm: nothing reaches a publisher or an action client without it.
+"""The last check of every command of one arm: nothing reaches a publisher or an action client
+without it.
 
-Every trajectory (a chunk's, a stop's, a person's) is compared with the last *commanded* motion, never with a
-measurement alone. A command that is not finite, leaves the limits or is not continuous with the commanded motion is
-not sent. Controller adapters accept `AdmittedCommand` and `AdmittedOpening` only, and this module alone creates them.
+Every trajectory (a chunk's, a stop's, a person's) is compared with the last *commanded* motion,
+never with a measurement alone. A command that is not finite, leaves the limits or is not continuous
+with the commanded motion is not sent. Controller adapters accept `AdmittedCommand` and
+`AdmittedOpening` only, and this module alone creates them.
 """
 
 import math
@@ -10,15 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robovlms_ros.control.gate_checks import ARRIVAL_NS, discontinuity, malformed
-from robovlms_ros.control.limits import bounds_of, cut, relaxed, violations
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.spline import Array, Spline, curve_of, followed_by
+from robovlms_ros.control.safety_gate import ARRIVAL_NS, discontinuity, malformed
+from robovlms_ros.control.trajectory import Array, Spline, bounds_of, curve_of, cut, followed_by, relaxed, violations
 from robovlms_ros.control.trajectory_shape import takeover_times
 from robovlms_ros.core.types import NANOSECONDS, RobotState, RoboVLMsError, TrajectoryCommand
 
 HISTORY_NS = 2 * NANOSECONDS
-"""Length of the commanded motion that is kept: a measurement is compared with it at its own stamp."""
+"""Length of the commanded motion that is kept: a measurement is compared with it at its own
+stamp."""
 
 KINK_TOLERANCE = 1.02
 
@@ -55,7 +57,8 @@ class MotionGuard:
 
     @property
     def commanded(self) -> Spline | None:
-        """The commanded motion from HISTORY_NS before the last command to its end; None before the first command."""
+        """The commanded motion from HISTORY_NS before the last command to its end; None before the
+        first command."""
         return self._commanded
 
     def commanded_at(self, t_ns: int) -> tuple[Array, Array] | None:
@@ -68,7 +71,8 @@ class MotionGuard:
     def admit(self, command: TrajectoryCommand, now_ns: int, measured: RobotState | None) -> AdmittedCommand:
         """The command, ready to be sent; `record` it when it is.
 
-        measured: the believed pose; read only while nothing has been commanded. Raises CommandRejected.
+        measured: the believed pose; read only while nothing has been commanded. Raises
+            CommandRejected.
         """
         reason = malformed(command, self._robot)
         if reason is not None:
@@ -87,7 +91,8 @@ class MotionGuard:
         return AdmittedCommand(**vars(command))
 
     def admit_opening(self, opening: float) -> AdmittedOpening:
-        """A gripper opening, ready to be sent. Raises CommandRejected unless it is a number from 0 to 1."""
+        """A gripper opening, ready to be sent. Raises CommandRejected unless it is a number from 0
+        to 1."""
         if not math.isfinite(opening) or not 0.0 <= opening <= 1.0:
             raise CommandRejected(
                 f"the motion guard rejected a gripper opening of {opening}: allowed is 0 (closed) to 1 (open)."
@@ -95,7 +100,8 @@ class MotionGuard:
         return AdmittedOpening(opening)
 
     def _reference(self, curve: Spline, now_ns: int, measured: RobotState | None) -> Spline:
-        """The motion that a command must continue: the commanded one, else rest at the measured pose."""
+        """The motion that a command must continue: the commanded one, else rest at the measured
+        pose."""
         if self._commanded is not None and self._commanded.times_ns[0] <= now_ns:
             return self._commanded
         if measured is None or not np.isfinite(measured.positions).all():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.planner import GRIPPER, PlanRefused, plan_chunk
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.spline import central_differences
+from robovlms_ros.control.trajectory import central_differences
 from robovlms_ros.core.types import (
     EEF_NAMES,
     NANOSECONDS,

@@ -1,7 +1,8 @@
-"""From an action chunk to a plan in joint space, and back from poses to the numbers a policy is trained on.
+"""From an action chunk to a plan in joint space, and back from poses to the numbers a policy is
+trained on.
 
-`compose_targets` and `encode_poses`, `compose_joints` and `encode_joints` are exact mirrors: what ActionSpec means is
-written here once, for execution and for training.
+`compose_targets` and `encode_poses`, `compose_joints` and `encode_joints` are exact mirrors: what
+ActionSpec means is written here once, for execution and for training.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.spline import central_differences
+from robovlms_ros.control.trajectory import central_differences
 from robovlms_ros.core.rotations import matrix_from, values_from
 from robovlms_ros.core.types import (
     NANOSECONDS,
@@ -28,7 +29,8 @@ ABSOLUTE_SPACES = ("eef_pose", "joint_position")
 
 
 class PlanRefused(RoboVLMsError):
-    """A chunk that cannot become a plan. step: the first step concerned, counted from 0; None for the whole chunk."""
+    """A chunk that cannot become a plan. step: the first step concerned, counted from 0; None for
+    the whole chunk."""
 
     def __init__(self, text: str, step: int | None = None) -> None:
         super().__init__(text)
@@ -38,10 +40,11 @@ class PlanRefused(RoboVLMsError):
 def compose_targets(chunk: ActionChunk, eef_pose: Array) -> Array:
     """The tool poses (n, 4, 4) base_T_eef that an end-effector chunk asks for.
 
-    eef_pose: (4, 4) base_T_eef measured at the chunk's stamp. Raises PlanRefused for values that are not finite or do
-    not have six pose numbers per step, and for a joint-space chunk.
+    eef_pose: (4, 4) base_T_eef measured at the chunk's stamp. Raises PlanRefused for values that
+    are not finite or do not have six pose numbers per step, and for a joint-space chunk.
     """
-    values, spec = _arm_values(chunk), chunk.spec
+    values = _arm_values(chunk)
+    spec = chunk.spec
     if spec.space not in EEF_SPACES:
         raise PlanRefused(f"the chunk's space is {spec.space}; tool poses are composed of {' or '.join(EEF_SPACES)}.")
     if values.shape[1] != 6:
@@ -64,7 +67,8 @@ def compose_targets(chunk: ActionChunk, eef_pose: Array) -> Array:
 
 
 def encode_poses(targets: Array, eef_pose: Array, spec: ActionSpec) -> Array:
-    """The pose values (n, 6) of a chunk whose targets are `targets` (n, 4, 4): the mirror of `compose_targets`."""
+    """The pose values (n, 6) of a chunk whose targets are `targets` (n, 4, 4): the mirror of
+    `compose_targets`."""
     targets = np.asarray(targets, dtype=np.float64)
     if spec.space == "eef_pose":
         _require_base(spec)
@@ -82,16 +86,20 @@ def encode_poses(targets: Array, eef_pose: Array, spec: ActionSpec) -> Array:
     if spec.frame == "base":
         turns = targets[:, :3, :3] @ inverse
     else:
-        turns, shifts = inverse @ targets[:, :3, :3], (inverse @ shifts[:, :, None])[:, :, 0]
+        turns = inverse @ targets[:, :3, :3]
+        shifts = (inverse @ shifts[:, :, None])[:, :, 0]
     return np.hstack([shifts, values_from(turns, spec.rotation)])
 
 
 def compose_joints(chunk: ActionChunk, positions: Array) -> Array:
-    """The joint positions (n, J) that a joint-space chunk asks for; `positions` (J,) were measured at its stamp.
+    """The joint positions (n, J) that a joint-space chunk asks for; `positions` (J,) were measured
+    at its stamp.
 
-    Raises PlanRefused for values that are not finite or not J per step, and for an end-effector chunk.
+    Raises PlanRefused for values that are not finite or not J per step, and for an end-effector
+    chunk.
     """
-    values, spec = _arm_values(chunk), chunk.spec
+    values = _arm_values(chunk)
+    spec = chunk.spec
     if spec.space in EEF_SPACES:
         raise PlanRefused(f"the chunk's space is {spec.space}; it needs inverse kinematics.")
     if values.shape[1] != len(positions):
@@ -104,7 +112,8 @@ def compose_joints(chunk: ActionChunk, positions: Array) -> Array:
 
 
 def encode_joints(targets: Array, positions: Array, spec: ActionSpec) -> Array:
-    """The joint values (n, J) of a chunk whose targets are `targets` (n, J): the mirror of `compose_joints`."""
+    """The joint values (n, J) of a chunk whose targets are `targets` (n, J): the mirror of
+    `compose_joints`."""
     targets = np.asarray(targets, dtype=np.float64)
     if spec.space in EEF_SPACES:
         raise PlanRefused(f"joint positions cannot be encoded as {spec.space}; use encode_poses.")
@@ -118,10 +127,11 @@ def encode_joints(targets: Array, positions: Array, spec: ActionSpec) -> Array:
 def plan_chunk(
     chunk: ActionChunk, state_at_stamp: RobotState, kinematics: Kinematics | None, robot: RobotSpec
 ) -> JointPlan:
-    """The chunk as joint positions and velocities at absolute times, starting from the state measured at its stamp.
+    """The chunk as joint positions and velocities at absolute times, starting from the state
+    measured at its stamp.
 
-    Velocities are central differences over the steps, with the measured positions before them where the steps are
-    relative to those; the last one is one-sided.
+    Velocities are central differences over the steps, with the measured positions before them where
+    the steps are relative to those; the last one is one-sided.
     kinematics may be None for joint-space chunks. Raises PlanRefused with the step and the numbers.
     """
     measured = np.asarray(state_at_stamp.positions, dtype=np.float64)
@@ -139,7 +149,8 @@ def plan_chunk(
     step_ns = chunk.spec.step_duration * NANOSECONDS
     times_ns = chunk.stamp_ns + np.round(np.arange(1, chunk.horizon + 1) * step_ns).astype(np.int64)
     if chunk.spec.space in ABSOLUTE_SPACES and chunk.horizon > 1:
-        # The arm may be anywhere beside an absolute target: the way to the first step is no part of the intent.
+        # The arm may be anywhere beside an absolute target: the way to the first step is no part of
+        # the intent.
         _check_reach(positions, measured, chunk.spec.step_duration, robot)
         velocities = central_differences(times_ns, positions)
     else:
@@ -171,7 +182,8 @@ def _solve(chunk: ActionChunk, state: RobotState, kinematics: Kinematics | None,
     if not result.reached.all():
         step = int(np.argmin(result.reached))
         x, y, z = targets[step, :3, 3]
-        short, turned = result.position_error[step] * 1e3, result.rotation_error[step]
+        short = result.position_error[step] * 1e3
+        turned = result.rotation_error[step]
         raise PlanRefused(
             f"step {step + 1} of {chunk.horizon} is out of reach: the tool stays {short:.1f} mm and {turned:.3f} rad "
             f"from its target at ({x:.3f}, {y:.3f}, {z:.3f}) m; {int((~result.reached).sum())} steps are not reached.",
@@ -181,8 +193,10 @@ def _solve(chunk: ActionChunk, state: RobotState, kinematics: Kinematics | None,
 
 
 def _arm_values(chunk: ActionChunk) -> Array:
-    """The chunk's values without the gripper's column, (n, dims); raises PlanRefused unless finite and well formed."""
-    values, names = np.asarray(chunk.values, dtype=np.float64), chunk.spec.names
+    """The chunk's values without the gripper's column, (n, dims); raises PlanRefused unless finite
+    and well formed."""
+    values = np.asarray(chunk.values, dtype=np.float64)
+    names = chunk.spec.names
     if values.ndim != 2 or values.shape[1] != len(names):
         raise PlanRefused(f"the chunk's values have shape {values.shape}, must be (steps, {len(names)}): {names}.")
     bad = np.argwhere(~np.isfinite(values))

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Description:
-    """Where the kinematic model comes from: a URDF or MJCF `file` beside the YAML, or a std_msgs/String `topic`."""
+    """Source of the kinematic model: a URDF or MJCF `file` beside the YAML, or a
+    std_msgs/String `topic`."""
 
     file: str | None = None
     topic: str | None = None
@@ -75,12 +76,13 @@ FORMER_GATE_KEYS = {"authority": "speed_scaling", "authority_ramp": "speed_scali
 
 @dataclass(frozen=True)
 class GateConfig:
-    """When the safety gate clamps, when it gives up on a policy, and how it lets motion in.
+    """Settings of the safety gate: clamping, refusal counts, the ramp of the speed scaling.
 
     clamp: False refuses what True would slow down or clip.
     max_excess: a speed above this many times its limit is refused, not clamped.
     max_clamps: consecutive chunks that may be clamped; the next one is refused.
-    max_refusals, refusal_time: deactivation is requested after so many consecutive refusals that last so long (s).
+    max_refusals, refusal_time: deactivation is requested after so many consecutive refusals that
+        last so long (s).
     speed_scaling: part of the speed limits that the arm may use, above 0 to 1.
     speed_scaling_ramp: s after activation until it may use that part.
     """
@@ -110,14 +112,17 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class IKSettings:
-    """How inverse kinematics iterates, and when it calls a step reached.
+    """Iteration settings of inverse kinematics, and the tolerance of a reached step.
 
     position_tolerance, rotation_tolerance: m and rad, largest error of a reached step.
-    rotation_weight: m per rad, what a rotation error counts against a position error where both cannot vanish.
+    rotation_weight: m per rad, what a rotation error counts against a position error where both
+        cannot vanish.
     converged: iteration stops once both errors are below this part of the tolerances.
-    singular_value: below this singular value of the weighted Jacobian (m per rad) a direction is damped.
+    singular_value: below this singular value of the weighted Jacobian (m per rad) a direction is
+        damped.
     damping: the damping of a direction whose singular value is 0.
-    max_step: rad, largest joint change of one iteration. patience: iterations without progress before it gives up.
+    max_step: rad, largest joint change of one iteration. patience: iterations without progress
+        before it gives up.
     """
 
     position_tolerance: float = 1e-3
@@ -139,11 +144,15 @@ class IKSettings:
 class RobotSpec:
     """One robot. Joint-wise values follow `joints`, the order used everywhere inside.
 
-    max_start_jump: rad, largest distance from the measured pose to the first point still to be executed.
-    max_age: s, older images and joint states are not acted upon when they come in, nor such joint states by the gate.
-    max_latency: s from an image to the command that answers it: how long the scene may change unseen before the arm
-        acts on it (whatever the limit, no motion goes on past the chunk's horizon). At least max_age.
-    posture_gain: 0 to 1, the part of the way to `home` that a redundant arm takes per step without moving its tool.
+    max_start_jump: rad, largest distance from the measured pose to the first point still to be
+        executed.
+    max_age: s, older images and joint states are not acted upon when they come in, nor such joint
+        states by the gate.
+    max_latency: s from an image to the command that answers it: how long the scene may change
+        unseen before the arm acts on it (whatever the limit, no motion goes on past the chunk's
+        horizon). At least max_age.
+    posture_gain: 0 to 1, the part of the way to `home` that a redundant arm takes per step without
+        moving its tool.
     collision, world: the gate's collision check, and the bodies around the robot.
     folder: where the YAML lies; set by `load_robot`.
     """
@@ -186,12 +195,14 @@ class RobotSpec:
         require(not repeated, "world: name", repeated, "unique")
 
     def _check_limits(self) -> None:
-        count, limits = len(self.joints), self.limits
+        count = len(self.joints)
+        limits = self.limits
         for name in ("position_lower", "position_upper", "velocity", "acceleration"):
             _check_numbers(f"limits.{name}", getattr(limits, name), count)
         _check_numbers("home", self.home, count)
         for i, joint in enumerate(self.joints):
-            low, high = limits.position_lower[i], limits.position_upper[i]
+            low = limits.position_lower[i]
+            high = limits.position_upper[i]
             if not low < high:
                 raise ConfigError(f"limits of {joint}: position_lower = {low} is not below position_upper = {high}.")
             require(low <= self.home[i] <= high, f"home of {joint}", self.home[i], f"within its limits [{low}, {high}]")
@@ -220,7 +231,8 @@ class RobotSpec:
 
 
 def load_robot(name_or_path: str | Path) -> RobotSpec:
-    """The robot of a YAML file, or of a shipped one by name (`panda`). Raises ConfigError naming place and remedy."""
+    """The robot of a YAML file, or of a shipped one by name (`panda`). Raises ConfigError naming
+    place and remedy."""
     path = resources.find(name_or_path, "config/robots")
     robot = parse_robot(read_mapping(path), str(path), path.parent)
     if robot.description_path is not None and not robot.description_path.is_file():

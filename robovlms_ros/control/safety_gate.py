@@ -1,11 +1,6 @@
-"""The last thing before a controller: every trajectory passes, is clamped and slowed, or is refused with the reason.
+"""Safety gate: every trajectory passes, is clamped and slowed, or is refused with the reason.
 
-Refused: values that are not finite, malformed or wholly past trajectories, old images or joint states, a jump from the
-measured pose, the tool leaving the workspace, a speed far above its limit, too many clamps in a
-row, a collision that no stop within the limits prevents. Clamped: positions, speeds, accelerations,
-the tool's speed, a jump from what was sent before, and a motion that would collide: it rests before
-the contact. What leaves is finite, within
-limits, strictly increasing in time, at rest at its end, and continuous with what left before.
+Each check returns a reason or none; collisions are swept by `control.collision`.
 """
 
 from dataclasses import dataclass, replace
@@ -16,32 +11,156 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.collision import Clearance, CollisionChecker, Sweep
 from robovlms_ros.control.collision_solids import CollisionModel
-from robovlms_ros.control.gate_checks import (
-    ARRIVAL_NS,
-    ToolChecks,
-    discontinuity,
-    jump,
-    malformed,
-    stale,
-)
 from robovlms_ros.control.kinematics import Kinematics
-from robovlms_ros.control.limiter import limit
-from robovlms_ros.control.limits import (
+from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.trajectory import (
+    SEPARATION_NS,
     TOLERANCE,
+    Spline,
     Violation,
     bounds_of,
+    curve_of,
     cut,
     extremes,
+    followed_by,
+    limit,
     relaxed,
+    rests_before,
     violations,
 )
-from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.spline import Spline, curve_of, followed_by
-from robovlms_ros.control.stopping import rests_before
 from robovlms_ros.control.trajectory_shape import bridgeable, bridged, takeover_times
 from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 Array = NDArray[np.float64]
+
+ARRIVAL_NS = 5_000_000  # execution of the previous command before a message reaches the controller
+STEP = 2e-4  # rad: the largest step from what was sent before that passes
+WORKSPACE_TOLERANCE = 1e-3  # m
+EEF_SPEED_TOLERANCE = 0.05
+SAMPLE_NS = 25_000_000  # between samples of the tool's path
+
+
+def malformed(command: TrajectoryCommand, robot: RobotSpec) -> str | None:
+    """Reason for a command not to be a trajectory of this robot that ends at rest."""
+    shape = (len(command.times), len(robot.joints))
+    if command.joints != robot.joints:
+        return f"the trajectory is for {command.joints}, the robot's joints are {robot.joints}"
+    if shape[0] == 0 or command.positions.shape != shape or command.velocities.shape != shape:
+        return f"the trajectory has {shape[0]} times and positions of shape {command.positions.shape}, must be {shape}"
+    for name in ("times", "positions", "velocities"):
+        if not np.isfinite(getattr(command, name)).all():
+            return f"the trajectory's {name} are not all finite"
+    if command.times[0] < 0 or np.any(np.diff(np.round(command.times * NANOSECONDS)) < SEPARATION_NS // 2):
+        return "the trajectory's times do not strictly increase from 0"
+    if np.any(command.velocities[-1] != 0.0):
+        return "the trajectory does not end at rest"
+    return None
+
+
+def stale(measured: RobotState, image_stamp_ns: int | None, now_ns: int, robot: RobotSpec) -> str | None:
+    """Reason for the measurements behind a command to be unusable: not finite, too old, or ahead of
+    the clock."""
+    if measured.positions.shape != (len(robot.joints),) or not np.isfinite(measured.positions).all():
+        return f"the measured positions are not {len(robot.joints)} finite numbers: {measured.positions.tolist()}"
+    behind = (("joint states", measured.stamp_ns, "max_age"), ("image", image_stamp_ns, "max_latency"))
+    for name, stamp, oldest in behind:
+        age = 0.0 if stamp is None else (now_ns - stamp) / NANOSECONDS
+        limit = oldest if age > 0 else "max_age"
+        if abs(age) > getattr(robot, limit):
+            how = f"{age:.3f} s old" if age > 0 else f"{-age:.3f} s ahead of the clock"
+            return f"the {name} behind the trajectory: {how}, allowed is {limit} = {getattr(robot, limit)} s"
+    return None
+
+
+def jump(curve: Spline, before: Spline, measured: RobotState, now_ns: int, robot: RobotSpec) -> str | None:
+    """The reason to refuse a curve whose point for now is too far from the arm; None for none.
+
+    before: the commanded motion. A measurement is old: the arm is compared with the command at the
+    measurement's own stamp, and its distance from it is assumed to last until now.
+    """
+    (now, then), _ = before(np.array([now_ns, measured.stamp_ns]))
+    arm = measured.positions + (now - then)
+    apart = np.abs(curve(np.array([now_ns]))[0][0] - arm)
+    joint = int(np.argmax(apart))
+    if apart[joint] <= robot.max_start_jump:
+        return None
+    return (
+        f"{robot.joints[joint]} would start {apart[joint]:.3f} rad from its measured {measured.positions[joint]:.3f} "
+        f"rad, allowed is max_start_jump = {robot.max_start_jump} rad"
+    )
+
+
+def discontinuity(curve: Spline, before: Spline, times_ns: NDArray[np.int64], kink: Array) -> list[Violation]:
+    """Breaks of a curve's continuity with the last command, at the times between which the
+    controller takes it over.
+
+    kink: (J,) rad/s, the change of velocity that passes.
+    """
+    (positions, velocities), (sent, sent_velocities) = curve(times_ns), before(times_ns)
+    step = np.abs(positions - sent).max()
+    change = np.abs(velocities - sent_velocities)
+    if step <= STEP and np.all(change <= kink):
+        return []
+    text = f"it starts {step:.4f} rad and {change.max():.3f} rad/s off the commanded motion"
+    return [Violation("continuity", text, np.inf)]
+
+
+@dataclass(frozen=True)
+class ToolPath:
+    """Tool positions along a curve: (N, 3), m, and the seconds between them."""
+
+    places: Array
+    seconds: float
+
+
+class ToolChecks:
+    """Checks of the tool along a curve: its speed and its workspace. Without kinematics both go
+    unchecked."""
+
+    def __init__(self, robot: RobotSpec, kinematics: Kinematics | None) -> None:
+        self._limit = robot.limits.eef_speed
+        self._box = robot.limits.workspace
+        self._kinematics = kinematics
+
+    def path(self, curve: Spline) -> ToolPath | None:
+        """The tool's path along a curve; None without kinematics."""
+        if self._kinematics is None:
+            return None
+        length_ns = int(curve.end_ns - curve.times_ns[0])
+        count = max(1, -(-length_ns // SAMPLE_NS))
+        times_ns = np.linspace(curve.times_ns[0], curve.end_ns, count + 1).astype(np.int64)
+        return ToolPath(self._kinematics.tool_positions(curve(times_ns)[0]), length_ns / NANOSECONDS / count)
+
+    def speed_ratio(self, path: ToolPath | None) -> float:
+        """The tool's greatest speed as a multiple of its limit; 0 without kinematics."""
+        if path is None:
+            return 0.0
+        return float(np.linalg.norm(np.diff(path.places, axis=0), axis=1).max() / path.seconds / self._limit)
+
+    def too_fast(self, path: ToolPath | None) -> list[Violation]:
+        """The tool's speed above its limit."""
+        ratio = self.speed_ratio(path)
+        if ratio <= 1 + EEF_SPEED_TOLERANCE:
+            return []
+        text = f"the tool would move at {ratio * self._limit:.2f} m/s, its limit is {self._limit} m/s"
+        return [Violation("eef_speed", text, ratio)]
+
+    def outside(self, path: ToolPath | None, measured: RobotState | None = None) -> str | None:
+        """Violations of the tool's box; from outside (measured, or the path's start) it may
+        only come nearer."""
+        if self._box is None or self._kinematics is None or path is None:
+            return None
+        places = path.places
+        if measured is not None:
+            places = np.concatenate([self._kinematics.tool_positions(measured.positions[None]), places])
+        out = np.maximum(np.array(self._box.lower) - places, places - np.array(self._box.upper)).max(axis=1)
+        worst = int(np.argmax(out))
+        if out[worst] <= max(0.0, out[0]) + WORKSPACE_TOLERANCE:
+            return None
+        x, y, z = places[worst]
+        box = f"{self._box.lower} to {self._box.upper}"
+        return f"the tool would leave the workspace: ({x:.3f}, {y:.3f}, {z:.3f}) m, box {box}"
+
 
 FIRST_SPEED_SCALING = 0.05  # where the ramp begins, so that the first chunk already moves
 REST_TIME = 0.3  # s, of a stop before a contact where there is room for it
@@ -107,7 +226,8 @@ class SafetyGate:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Clamps and refusals in a row, and the time of the first refusal (ns): to be set back for a second try."""
+        """Clamps and refusals in a row, and the time of the first refusal (ns): to be set back for
+        a second try."""
         return self.clamps, self.refusals, self._refusing_since_ns
 
     @counts.setter
@@ -130,14 +250,16 @@ class SafetyGate:
         self._commanded: Spline | None = None
 
     def resume(self, commanded: Spline | None) -> None:
-        """The motion that the next command continues, as the motion guard recorded it; None for none."""
+        """The motion that the next command continues, as the motion guard recorded it; None for
+        none."""
         self._commanded = commanded
 
     def speed_scaling_at(self, t_ns: int) -> float:
         """The part of the speed limits that may be used at a time: a ramp after activation."""
         if self._probing:
             return self.speed_scaling * FIRST_SPEED_SCALING
-        ramp, began = self.speed_scaling_ramp, self.ramp_began_ns
+        ramp = self.speed_scaling_ramp
+        began = self.ramp_began_ns
         if ramp == 0:
             return self.speed_scaling
         share = 0.0 if began is None else (t_ns - began) / (ramp * NANOSECONDS)
@@ -151,13 +273,14 @@ class SafetyGate:
         image_stamp_ns: int | None,
         arrival_ns: int = ARRIVAL_NS,
     ) -> Verdict:
-        """The verdict on a command at a time. image_stamp_ns: the observation behind it; None for none.
+        """The verdict on a command at a time. image_stamp_ns: the observation behind it; None for
+        none.
 
-        arrival_ns: the time that the controller goes on with the previous command, computing time included; a clamped
-        command leaves it untouched.
+        arrival_ns: the time that the controller goes on with the previous command, computing time
+        included; a clamped command leaves it untouched.
 
-        A command that passes or is clamped counts as sent. Accelerations are left out of what is sent: the controller
-        then interpolates the very cubic curve that was checked.
+        A command that passes or is clamped counts as sent. Accelerations are left out of what is
+        sent: the controller then interpolates the very cubic curve that was checked.
         """
         if self.ramp_began_ns is None or now_ns < self.ramp_began_ns:
             self.ramp_began_ns = now_ns
@@ -322,14 +445,16 @@ class SafetyGate:
         return Verdict("refuse", reason, None, give_up)
 
     def _before(self, measured: RobotState, now_ns: int) -> Spline:
-        """The motion that the controller executes now: the commanded one, or rest at the measured pose."""
+        """The motion that the controller executes now: the commanded one, or rest at the measured
+        pose."""
         if self._commanded is None or now_ns < self._commanded.times_ns[0]:
             both = np.stack([measured.positions, measured.positions])
             return Spline(np.array([now_ns, now_ns + ARRIVAL_NS]), both, np.zeros_like(both))
         return self._commanded
 
     def _faults(self, future: Spline, before: Spline) -> list[Violation]:
-        """Breaks of the full limits. Where the arm already is outside them, or faster, they give way just so far."""
+        """Breaks of the full limits. Where the arm already is outside them, or faster, they give
+        way just so far."""
         position, velocity = before(future.times_ns[:1])
         bounds = relaxed(self._bounds, position[0], velocity[0])
         return violations(future, bounds, self.robot.joints)
@@ -353,9 +478,11 @@ def _texts(faults: list[Violation]) -> str:
 
 
 def _from_now(curve: Spline, before: Spline, now_ns: int) -> Spline | None:
-    """The curve with a point at or before now, so that the controller never starts from its own state.
+    """The curve with a point at or before now, so that the controller never starts from its own
+    state.
 
-    A curve that begins later is led in from what was sent before. None when it ends before it could arrive.
+    A curve that begins later is led in from what was sent before. None when it ends before it could
+    arrive.
     """
     if curve.end_ns <= now_ns + ARRIVAL_NS:
         return None

@@ -1,9 +1,9 @@
 """Detection of faults around a running policy, and the arm's reaction to each.
 
-Camera, joint state and inference callbacks report events; `poll` and `react` run at every tick and before
-every chunk. No clock is read: every time is an argument, so simulated time, pauses and looping bags behave
-alike. Faults are reported with those that appeared or disappeared since the last check: logs and status
-carry edges, not levels.
+Camera, joint state and inference callbacks report events; `poll` and `react` run at every tick and
+before every chunk. No clock is read: every time is an argument, so simulated time, pauses and
+looping bags behave alike. Faults are reported with those that appeared or disappeared since the
+last check: logs and status carry edges, not levels.
 """
 
 import math
@@ -24,12 +24,14 @@ from robovlms_ros.core.types import NANOSECONDS, RobotState
 Array = NDArray[np.float64]
 
 Action = Literal["none", "wait", "smooth_stop", "cease_commands"]
-"""Reactions of the arm, the weaker first. `wait`: nothing new is sent, the running plan ends at rest by
-itself. `smooth_stop`: a smooth stop is sent, then nothing until the fault is gone. `cease_commands`: nothing
-is sent and the plan is forgotten, because no controller receives it or its times have no meaning any more."""
+"""Reactions of the arm, the weaker first. `wait`: nothing new is sent, the running plan ends at
+rest by itself. `smooth_stop`: a smooth stop is sent, then nothing until the fault is gone.
+`cease_commands`: nothing is sent and the plan is forgotten, because no controller receives it or
+its times have no meaning any more."""
 
 DISTRUST_NS = NANOSECONDS
-"""No joint state is accepted for so long after an implausible one: wrong ones may come between right ones."""
+"""No joint state is accepted for so long after an implausible one: wrong ones may come between
+right ones."""
 
 ARM_NOT_FOLLOWING = "arm_not_following"
 
@@ -38,7 +40,8 @@ ROBOT_MAY_NOT_MOVE = "robot_may_not_move"
 STANDSTILL_HOLD_NS = 3 * NANOSECONDS
 """Shortest hold of an arm that did not move: its set point is brought back meanwhile."""
 
-CLOCK_OFF = 3  # images in a row with a stamp far from now: one or two are a busy machine, whose clock came late
+# images in a row with a stamp far from now: one or two are a busy machine, whose clock came late
+CLOCK_OFF = 3
 
 SEVERITY: tuple[Action, ...] = ("none", "wait", "smooth_stop", "cease_commands")
 
@@ -157,7 +160,8 @@ class CommandedArm(Protocol):
         """Names of the nodes or clients beside this one that command the controller."""
 
     def following(self) -> tuple[str, float] | None:
-        """The joint furthest from its command and the distance (rad), where the controller reports it."""
+        """The joint furthest from its command and the distance (rad), where the controller reports
+        it."""
 
     def problem(self) -> str | None:
         """The controller's own complaint, None without one."""
@@ -165,7 +169,8 @@ class CommandedArm(Protocol):
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: its name (`image_stale wrist`), what it does to the arm, and the status text."""
+    """One thing that is wrong: its name (`image_stale wrist`), what it does to the arm, and the
+    status text."""
 
     name: str
     action: Action
@@ -187,7 +192,8 @@ class PermissionConfig:
 
 @dataclass(frozen=True)
 class MonitorReport:
-    """action: the strongest that a present fault asks for. faults: all present, by severity, then by appearance.
+    """action: the strongest that a present fault asks for. faults: all present, by severity, then
+    by appearance.
 
     raised, recovered: since the last check.
     """
@@ -200,8 +206,9 @@ class MonitorReport:
 
 @dataclass
 class _Camera:
-    """What is known of one camera. ahead: s, its last stamp before the clock. off: images in a row that were ahead or
-    behind. same_...: since when, and from which joint positions, the digest is the same."""
+    """State of one camera. ahead: s, its last stamp before the clock. off: images in a row
+    that were ahead or behind. same_...: since when, and from which joint positions, the digest is
+    the same."""
 
     heard_ns: int
     ever: bool = False
@@ -248,7 +255,8 @@ class _Permission:
 
 @dataclass
 class _Standstill:
-    """An arm that does not follow: since when it is held, the fault's text, its distance from the command (rad)."""
+    """An arm that does not follow: since when it is held, the fault's text, its distance from the
+    command (rad)."""
 
     since_ns: int | None = None
     text: str = ""
@@ -264,12 +272,14 @@ class _Distrust:
 
 
 def image_digest(data: bytes | memoryview) -> int:
-    """A checksum of an image's bytes as they arrived (1 MB in about 0.5 ms): equal for identical frames."""
+    """A checksum of an image's bytes as they arrived (1 MB in about 0.5 ms): equal for identical
+    frames."""
     return zlib.crc32(data)
 
 
 class SafetyMonitor:
-    """Faults of one arm's policy. Thread-safe. `reset` begins at activation; call `react` at 10 Hz or more.
+    """Faults of one arm's policy. Thread-safe. `reset` begins at activation; call `react` at 10 Hz
+    or more.
 
     cameras: names of the policy's cameras. now_ns: the caller's clock. permission: None where the
     arm needs no permission to move.
@@ -310,7 +320,8 @@ class SafetyMonitor:
     ) -> None:
         """Set the objects that `poll` and `react` read.
 
-        executor, arm: None where nothing is commanded. log: called with a line when a fault appears or is gone.
+        executor, arm: None where nothing is commanded. log: called with a line when a fault appears
+            or is gone.
         """
         self._observations = observations
         self._executor = executor
@@ -318,7 +329,8 @@ class SafetyMonitor:
         self._log = log
 
     def poll(self, inferring_since_ns: int | None, now_ns: int) -> None:
-        """Read the inference in progress and the arm's distance from its command. Call at every tick."""
+        """Read the inference in progress and the arm's distance from its command. Call at every
+        tick."""
         sample = self._sample()
         joint, error = self._following(sample) or ("", 0.0)
         joints = () if self._executor is None else self._executor.robot.joints
@@ -331,7 +343,8 @@ class SafetyMonitor:
                 self._executor.gate.probing = False
 
     def react(self, now_ns: int) -> tuple[Action, str]:
-        """The arm's reaction now and its reason: unusable messages first, then faults, then the controller's."""
+        """The arm's reaction now and its reason: unusable messages first, then faults, then the
+        controller's."""
         assert self._observations is not None
         if self._arm is not None:  # read at every call: a chunk may come before the first tick
             self.controller(self._arm.name, self._arm.listeners())
@@ -360,7 +373,8 @@ class SafetyMonitor:
 
     @property
     def set_point_may_return(self) -> bool:
-        """True while the arm stands still where it is measured, and no fault makes the measurement doubtful."""
+        """True while the arm stands still where it is measured, and no fault makes the measurement
+        doubtful."""
         with self._lock:
             present = set(self._present)
         return ARM_NOT_FOLLOWING in present and not present & UNTRUSTED
@@ -385,7 +399,8 @@ class SafetyMonitor:
         return ended
 
     def _sample(self) -> JointSample | None:
-        """The arm as commanded and as measured at its newest stamp; None while nothing is commanded."""
+        """The arm as commanded and as measured at its newest stamp; None while nothing is
+        commanded."""
         if self._arm is None or self._executor is None or self._observations is None:
             return None
         measured = self._observations.measured()
@@ -395,7 +410,8 @@ class SafetyMonitor:
         return JointSample(measured.stamp_ns, commanded[0], measured.positions)
 
     def _following(self, sample: JointSample | None) -> tuple[str, float] | None:
-        """The joint furthest from its command, and the distance (rad); None while nothing is commanded."""
+        """The joint furthest from its command, and the distance (rad); None while nothing is
+        commanded."""
         if self._arm is None or self._executor is None:
             return None
         reported = self._arm.following()
@@ -406,7 +422,8 @@ class SafetyMonitor:
         return self._executor.robot.joints[worst], float(errors[worst])
 
     def reset(self, now_ns: int) -> None:
-        """Activation: everything has `max_age` from now to be heard of. The instruction and the controller stay."""
+        """Activation: everything has `max_age` from now to be heard of. The instruction and the
+        controller stay."""
         with self._lock:
             self._now_ns = now_ns
             self._jumped: str | None = None
@@ -424,7 +441,8 @@ class SafetyMonitor:
 
     @property
     def suspects_standstill(self) -> bool:
-        """True from a standstill until the arm is measured to move: the next plan must begin slowly."""
+        """True from a standstill until the arm is measured to move: the next plan must begin
+        slowly."""
         return self._detector.suspect
 
     @property
@@ -437,10 +455,14 @@ class SafetyMonitor:
         """An image arrived. digest: `image_digest` of its bytes."""
         with self._lock:
             seen = self._cameras[camera]
-            seen.heard_ns, seen.ever, seen.ahead = now_ns, True, (stamp_ns - now_ns) / NANOSECONDS
+            seen.heard_ns = now_ns
+            seen.ever = True
+            seen.ahead = (stamp_ns - now_ns) / NANOSECONDS
             seen.off = 0 if -self.config.max_age <= seen.ahead <= self.config.clock_tolerance else seen.off + 1
             if digest != seen.digest or seen.same_from is None:
-                seen.digest, seen.same_since_ns, seen.same_from = digest, now_ns, self._joints.positions
+                seen.digest = digest
+                seen.same_since_ns = now_ns
+                seen.same_from = self._joints.positions
                 seen.frozen = False
 
     def joint_state(self, stamp_ns: int, positions: Array, now_ns: int) -> None:
@@ -449,7 +471,8 @@ class SafetyMonitor:
             self._joints = _Joints(now_ns, True, stamp_ns, np.asarray(positions, dtype=np.float64))
 
     def implausible_joint_state(self, reason: str, now_ns: int) -> None:
-        """A joint state came that is not believed. The reason of the first one stays until the fault is gone."""
+        """A joint state came that is not believed. The reason of the first one stays until the
+        fault is gone."""
         with self._lock:
             distrust = self._distrust
             fresh = distrust.since_ns is None or not 0 <= now_ns - distrust.since_ns <= DISTRUST_NS
@@ -494,12 +517,14 @@ class SafetyMonitor:
             self._inference = _Inference(refused_instruction=reason)
 
     def controller(self, name: str, subscribers: int) -> None:
-        """How many listen to what the node sends; name: the topic or action."""
+        """Number of receivers of commands; name: the topic or action."""
         with self._lock:
-            self._controller.name, self._controller.listening = name, subscribers > 0
+            self._controller.name = name
+            self._controller.listening = subscribers > 0
 
     def following(self, joint: str, error: float, now_ns: int) -> None:
-        """The joint furthest from its command, rad: by controller_state, or measured against the running plan."""
+        """The joint furthest from its command, rad: by controller_state, or measured against the
+        running plan."""
         with self._lock:
             control = self._controller
             control.joint = joint
@@ -534,7 +559,8 @@ class SafetyMonitor:
         with self._lock:
             self._notice_jump(now_ns)
             found = {fault.name: fault for watch in self._watches() for fault in watch(now_ns)}
-            # A fault keeps its place and its first text while it is present: status and logs change on edges only.
+            # A fault keeps its place and its first text while it is present: status and logs change
+            # on edges only.
             now = {name: fault for name, fault in self._present.items() if name in found}
             now |= {name: fault for name, fault in found.items() if name not in now}
             raised = tuple(fault for name, fault in now.items() if name not in self._present)

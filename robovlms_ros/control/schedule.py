@@ -1,4 +1,4 @@
-"""How chunks become motion: the settings, and what configure checks about them."""
+"""Settings of chunk scheduling, and their checks at configure."""
 
 import math
 from dataclasses import dataclass
@@ -58,11 +58,14 @@ class ScheduleConfig:
 def horizon_shortfall(
     horizon: int, step_duration: float, latency_p99: float, replan_period: float, lead: float
 ) -> str | None:
-    """Why a chunk of `horizon` steps is too short to move without a pause, or None: times in seconds.
+    """Reason for a chunk of `horizon` steps to be too short to move without a pause, or None: times
+    in seconds.
 
-    A chunk must last until its successor takes over: horizon * step >= latency p99 + replan period + lead.
+    A chunk must last until its successor takes over: horizon * step >= latency p99 + replan period
+    + lead.
     """
-    has, needs = horizon * step_duration, latency_p99 + replan_period + lead
+    has = horizon * step_duration
+    needs = latency_p99 + replan_period + lead
     if has >= needs:
         return None
     return (
@@ -73,7 +76,8 @@ def horizon_shortfall(
 
 
 def latency_excess(robot: RobotSpec, latency_p99: float) -> str | None:
-    """Why answers would be refused as too old, or None. latency_p99: s from an image's stamp to its command."""
+    """Reason for answers to be refused as too old, or None. latency_p99: s from an image's stamp to
+    its command."""
     if latency_p99 <= robot.max_latency:
         return None
     return (

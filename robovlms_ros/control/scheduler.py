@@ -1,9 +1,8 @@
-"""Chunks become one uninterrupted motion that a stock joint_trajectory_controller follows without a step.
+"""Action chunks to one continuous motion that a stock joint_trajectory_controller follows without a
+step.
 
-Every command begins with the last points of our own previous plan, already past, so that a
-controller that forgets the old trajectory when a new one arrives neither blends from the measured
-state nor jumps; one that blends is sent another shape (`trajectory_shape`). A chunk is placed by the
-stamp of its observation, its past steps are dropped, and the arm moves from the running plan onto it.
+The targets of several chunks become one: a temporal ensemble, or the mean of those that agree with
+the newest. Steps beyond the acceleration limits are smoothed, as little changed as possible.
 """
 
 import math
@@ -12,20 +11,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from robovlms_ros.control.blending import (
-    MEMORY_CHUNKS,
-    Agreement,
-    Track,
-    extended,
-    temporal_ensemble,
-)
-from robovlms_ros.control.limits import JointBounds, bounds_of, cut
 from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
-from robovlms_ros.control.smoothing import joining_time, within_acceleration
-from robovlms_ros.control.spline import Array, Spline, Stamps, curve_of, followed_by
-from robovlms_ros.control.stopping import (
+from robovlms_ros.control.trajectory import (
+    Array,
+    JointBounds,
+    Spline,
+    Stamps,
+    bounds_of,
     come_to_rest,
+    curve_of,
+    cut,
+    followed_by,
     move_slowly,
     shortest_stop,
     stop_within,
@@ -39,16 +36,184 @@ from robovlms_ros.core.types import (
     TrajectoryShape,
 )
 
+SETTLING = 0.15  # s after a chunk's end in which its distance from the newest becomes constant
+WINDOW = 0.3  # s after the splice over which two chunks are compared
+NOISE_FLOOR = 0.002  # rad or m: disagreements below a few times this are never ignored as noise
+# in standard deviations: full weight up to the first, none from the second
+AGREES = 2.0
+DISAGREES = 4.0
+MEMORY_CHUNKS = 8
+MEMORY_PAIRS = 9
+
+
+@dataclass(frozen=True)
+class Track:
+    """One chunk's targets over absolute time, and the stamp of the observation it answers."""
+
+    stamp_ns: int
+    spline: Spline
+
+
+def temporal_ensemble(tracks: list[Track], times_ns: Stamps, decay: float) -> tuple[Array, Array]:
+    """Positions, velocities (M, J) of ACT's mean (arXiv:2304.13705): weight exp(-decay * i), i = 0
+    for the oldest."""
+    weights = np.exp(-decay * np.arange(len(tracks)))
+    covered = np.stack([times_ns <= track.spline.end_ns for track in tracks])  # (K, M)
+    shares = covered * weights[:, None]
+    shares /= shares.sum(axis=0)
+    samples = [track.spline(times_ns) for track in tracks]
+    positions = sum(share[:, None] * position for share, (position, _) in zip(shares, samples, strict=True))
+    velocities = sum(share[:, None] * velocity for share, (_, velocity) in zip(shares, samples, strict=True))
+    return np.asarray(positions), np.asarray(velocities)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The mean of the chunks that still agree with the newest one, the younger counting more.
+
+    Chunks of one policy disagree by noise around a common intent: a mean over them is closer to the
+    intent than any of them, and moves less. A changed intent differs by more than the noise: then
+    only the chunks that share it count. The noise is measured per joint, from how far successive
+    chunks lay apart recently.
+
+    memory: age in s at which a chunk counts 1/e. apart: (J,) distances of the last pairs of
+        successive chunks.
+    """
+
+    memory: float
+    apart: tuple[Array, ...] = ()
+
+    def mean(self, tracks: list[Track], times_ns: Stamps) -> tuple[Array, Array, "Agreement"]:
+        """Positions and velocities (M, J) at times (M,), which every track covers, and what was
+        learned of the noise.
+
+        tracks: oldest first, the newest last.
+        """
+        *older, newest = tracks
+        positions, velocities = newest.spline(times_ns)
+        if not older:
+            return positions, velocities, self
+        samples = [track.spline(times_ns) for track in older]
+        offsets = np.stack([sample[0] for sample in samples]) - positions  # (K, M, J)
+        slopes = np.stack([sample[1] for sample in samples]) - velocities
+        near = times_ns <= times_ns[0] + round(WINDOW * NANOSECONDS)
+        distances = np.abs(offsets[:, near].mean(axis=1))  # (K, J)
+        learned = replace(self, apart=(*self.apart, distances[-1])[-MEMORY_PAIRS:])
+        ages = np.array([newest.stamp_ns - track.stamp_ns for track in older]) / NANOSECONDS
+        # (K, J)
+        weights = np.exp(-ages / self.memory)[:, None] * _agreeing(distances / learned.noise())
+        weights /= 1.0 + weights.sum(axis=0)
+        positions = positions + np.einsum("kj,kmj->mj", weights, offsets)
+        velocities = velocities + np.einsum("kj,kmj->mj", weights, slopes)
+        return positions, velocities, learned
+
+    def noise(self) -> Array:
+        """Standard deviation (J,) of the distance between two chunks of one intent."""
+        # 0.6745: median of |x| of a normal distribution, in standard deviations.
+        return np.maximum(np.median(np.stack(self.apart), axis=0) / 0.6745, NOISE_FLOOR)
+
+
+def _agreeing(distances: Array) -> Array:
+    """1 up to AGREES standard deviations, 0 from DISAGREES on, smooth in between."""
+    x = np.clip((distances - AGREES) / (DISAGREES - AGREES), 0.0, 1.0)
+    return 1 - x * x * (3 - 2 * x)
+
+
+def extended(older: list[Track], newest: Track, begin_ns: int) -> list[Track]:
+    """The older tracks from about begin_ns on, each continued past its end at a constant distance
+    from the newest."""
+    if not older:
+        return []
+    new = newest.spline
+    ends, end_slopes = new(np.array([track.spline.end_ns for track in older]))  # (K, J) each
+    result = []
+    for track, end, end_slope in zip(older, ends, end_slopes, strict=True):
+        old = track.spline
+        first = max(0, int(np.searchsorted(old.times_ns, begin_ns)) - 1)
+        later = int(np.searchsorted(new.times_ns, old.end_ns, side="right"))
+        distance = old.positions[-1] - end
+        drift = old.velocities[-1] - end_slope
+        seconds = (new.times_ns[later:, None] - old.end_ns) / NANOSECONDS
+        # the distance stops growing without a corner
+        left = 1 - np.clip(seconds / SETTLING, 0.0, 1.0)
+        spline = Spline(
+            np.concatenate([old.times_ns[first:], new.times_ns[later:]]),
+            np.concatenate(
+                [old.positions[first:], new.positions[later:] + distance + drift * SETTLING / 3 * (1 - left**3)]
+            ),
+            np.concatenate([old.velocities[first:], new.velocities[later:] + drift * left**2]),
+        )
+        result.append(Track(track.stamp_ns, spline))
+    return result
+
+
+# of the acceleration limit: the rest is for joining the running plan, and for the cubics between
+# steps
+SHARE = 0.4
+PASSES = 40
+
+
+def within_acceleration(curve: Spline, acceleration: Array) -> Spline:
+    """The curve with its corners and its jitter rounded where they ask for more than the limits
+    (J,), rad/s^2.
+
+    Around each step that does, steps move towards their neighbours' mean (binomial smoothing) until
+    it does not. All joints move together, so that the path keeps its shape; everything else stays
+    as it is. Steps are taken as evenly spaced, and the first one never moves.
+    """
+    if len(curve.times_ns) < 3 or not np.isfinite(acceleration).all():
+        return curve
+    step = float(np.diff(curve.times_ns).mean()) / NANOSECONDS
+    positions = curve.positions.copy()
+    allowed = SHARE * acceleration * step**2
+    for _ in range(PASSES):
+        bends = np.diff(positions, n=2, axis=0)  # (N - 2, J)
+        sharp = np.logical_or.reduce(np.abs(bends) > allowed, axis=1)
+        if not sharp.any():
+            break
+        near = sharp.copy()
+        near[1:] |= sharp[:-1]
+        near[:-1] |= sharp[1:]
+        positions[1:-1][near] += bends[near] / 4
+        if near[-1]:
+            positions[-1] -= bends[-1] / 4
+    changed = np.flatnonzero((positions != curve.positions).any(axis=1))
+    if not len(changed):
+        return curve
+    velocities = curve.velocities.copy()
+    begin = max(1, changed[0] - 1)
+    end = min(len(positions) - 1, changed[-1] + 2)
+    velocities[begin:end] = (positions[begin + 1 : end + 1] - positions[begin - 1 : end - 1]) / (2 * step)
+    velocities[-1] = (positions[-1] - positions[-2]) / step
+    return Spline(curve.times_ns, positions, velocities)
+
+
+def joining_time(gap: Array, drift: Array, acceleration: Array, shortest: float) -> float:
+    """Seconds in which a gap (J,) and a difference of velocity (J,) can be taken back within SHARE
+    of the limits (J,).
+
+    For an offset that falls as gap (1 - a)^3 (1 + 3 a) + drift T / 3 (1 - (1 - a)^3): at first by
+    12 gap / T^2 + 2 drift / T. At least `shortest`, at most four times that.
+    """
+    # s^2, s
+    near = 12 * np.abs(gap) / (SHARE * acceleration)
+    slow = np.abs(drift) / (SHARE * acceleration)
+    needed = float(np.max(slow + np.sqrt(slow**2 + near), initial=0.0))
+    return min(max(shortest, needed), 4 * shortest)
+
+
 MIN_GAP_NS = 5_000_000  # between the splice and the first step after it
-MAX_GAP_NS = 50_000_000  # between points: joining the running plan bends the motion between slow steps
+# between points: joining the running plan bends the motion between slow steps
+MAX_GAP_NS = 50_000_000
 HOLD_NS = 2 * NANOSECONDS
-"""A stop stays at its end for so long: a controller drops a trajectory that is wholly past when it arrives, so what a
-late stop changes must be when the arm stops, not whether."""
+"""A stop stays at its end for so long: a controller drops a trajectory that is wholly past when it
+arrives, so what a late stop changes must be when the arm stops, not whether."""
 
 
 @dataclass(frozen=True)
 class _Memory:
-    """What is remembered of the chunks: their tracks, their instruction, their noise, and how far they reach."""
+    """Memory of the recent chunks: their tracks, their instruction, their noise, and how far
+    they reach."""
 
     tracks: tuple[Track, ...]
     instruction: str | None
@@ -60,7 +225,8 @@ class ChunkScheduler:
     """The running plan of one arm, and the message that replaces it when a chunk arrives.
 
     joints: their names, in the order of every (..., J) array.
-    limits: keep joins and stops within acceleration and position limits, and round the corners of chunks (blend).
+    limits: keep joins and stops within acceleration and position limits, and round the corners of
+        chunks (blend).
     shape: of the commands that follow; it may be changed at any time.
     """
 
@@ -76,12 +242,14 @@ class ChunkScheduler:
         self.reset()
 
     def reset(self) -> None:
-        """Forget chunks and running plan: the next chunk starts at the measured state (activation, new episode)."""
+        """Forget chunks and running plan: the next chunk starts at the measured state (activation,
+        new episode)."""
         self._running: Spline | None = None
         self.forget_chunks()
 
     def forget_chunks(self) -> None:
-        """Let no earlier chunk count any more; the running plan stays, so that the motion stays continuous."""
+        """Let no earlier chunk count any more; the running plan stays, so that the motion stays
+        continuous."""
         self._memory = _Memory((), None, Agreement(self.config.memory), 0)
         self._proposed = self._memory
 
@@ -92,11 +260,13 @@ class ChunkScheduler:
 
     @property
     def covered_until_ns(self) -> int:
-        """Until when the running plan follows the policy's steps; after it the arm comes to rest. 0: no plan."""
+        """Until when the running plan follows the policy's steps; after it the arm comes to rest.
+        0: no plan."""
         return self._memory.covered_until_ns
 
     def commanded(self, t_ns: int) -> tuple[Array, Array] | None:
-        """Positions and velocities (J,) of the running plan at a time; None before the first command."""
+        """Positions and velocities (J,) of the running plan at a time; None before the first
+        command."""
         if self._running is None:
             return None
         positions, velocities = self._running(np.array([t_ns]))
@@ -111,10 +281,11 @@ class ChunkScheduler:
     def propose(
         self, plan: JointPlan, now_ns: int, measured: RobotState, lead_ns: int | None = None
     ) -> TrajectoryCommand:
-        """The message that continues the running plan with a chunk; the running plan itself waits for `commit`.
+        """The message that continues the running plan with a chunk; the running plan itself waits
+        for `commit`.
 
-        lead_ns: in place of the configured lead, for a message that takes longer to compute. Raises ScheduleRefused
-        when every step is past or a value is not finite.
+        lead_ns: in place of the configured lead, for a message that takes longer to compute. Raises
+        ScheduleRefused when every step is past or a value is not finite.
         """
         _check_finite("plan positions", plan.positions)
         _check_finite("plan velocities", plan.velocities)
@@ -139,18 +310,19 @@ class ChunkScheduler:
         return self._message(running, whole, now_ns, splice_ns - now_ns)
 
     def commit(self, command: TrajectoryCommand) -> None:
-        """What was really sent (clamped, perhaps) is the running plan from now on."""
+        """Take the command that was sent (clamped, perhaps) as the running plan."""
         self._memory = self._proposed
         self._running = curve_of(command)
 
     def smooth_stop(
         self, now_ns: int, speed_scaling: float = 1.0, shortest: bool = False
     ) -> TrajectoryCommand:
-        """A stop along the running plan, within the acceleration limits; it is the running plan from now on.
+        """A stop along the running plan, within the acceleration limits; it is the running plan
+        from now on.
 
-        No measurement enters: a wrong or old one would turn the stop into a jump. The message lasts HOLD_NS longer
-        than the stop. speed_scaling: as in `stop_within`. shortest: within the limits, whatever
-        stop_time is. Raises ScheduleRefused when no motion is commanded.
+        No measurement enters: a wrong or old one would turn the stop into a jump. The message lasts
+        HOLD_NS longer than the stop. speed_scaling: as in `stop_within`. shortest: within the
+        limits, whatever stop_time is. Raises ScheduleRefused when no motion is commanded.
         """
         running = self._running_at(now_ns)
         if running is None:
@@ -211,7 +383,8 @@ class ChunkScheduler:
         return [*(extended(older, newest, splice_ns) if self.config.strategy == "blend" else older), newest]
 
     def _curve(self, plan: JointPlan, stamp_ns: int) -> Spline:
-        """The plan's steps as a curve that begins at the observation's stamp, one step before the first."""
+        """The plan's steps as a curve that begins at the observation's stamp, one step before the
+        first."""
         curve = Spline(plan.times_ns, plan.positions, plan.velocities)
         if self.config.strategy == "blend":
             curve = within_acceleration(curve, self._bounds.acceleration)
@@ -225,8 +398,10 @@ class ChunkScheduler:
         )
 
     def _join(self, running: Spline, tracks: list[Track], knots_ns: Stamps) -> Spline:
-        """The target from the splice (the first knot) on, and the way onto it from the running plan."""
-        strategy, agreement = self.config.strategy, self._memory.agreement
+        """The target from the splice (the first knot) on, and the way onto it from the running
+        plan."""
+        strategy = self.config.strategy
+        agreement = self._memory.agreement
         if strategy == "blend":
             positions, velocities, agreement = agreement.mean(tracks, knots_ns)
         elif strategy == "ensemble":
@@ -242,11 +417,13 @@ class ChunkScheduler:
             velocities = velocities - offset * 6 * a * (1 - a) / self.config.fade_time
             positions = positions + offset * (1 - a) ** 2 * (1 + 2 * a)
         elif strategy == "blend":
-            gap, drift = start - positions[0], start_velocity - velocities[0]
+            gap = start - positions[0]
+            drift = start_velocity - velocities[0]
             duration = joining_time(gap[0], drift[0], self._bounds.acceleration, self.config.fade_time)
             a = np.clip(seconds / duration, 0.0, 1.0)
             offset = gap + drift * duration / 3 * (1 - (1 - a) ** 3)
-            share, slope = (1 - a) ** 3 * (1 + 3 * a), -12 * a * (1 - a) ** 2 / duration
+            share = (1 - a) ** 3 * (1 + 3 * a)
+            slope = -12 * a * (1 - a) ** 2 / duration
             velocities = velocities + share * drift * (1 - a) ** 2 + slope * offset
             positions = positions + share * offset
         positions[0], velocities[0] = start[0], start_velocity[0]
@@ -255,7 +432,8 @@ class ChunkScheduler:
     def _message(
         self, running: Spline, future: Spline, now_ns: int, lead_ns: int
     ) -> TrajectoryCommand:
-        """The running plan's points from the last two past ones up to the splice, then the future."""
+        """The running plan's points from the last two past ones up to the splice, then the
+        future."""
         begin = max(0, int(np.searchsorted(running.times_ns, now_ns, side="right")) - 2)
         past = Spline(running.times_ns[begin:], running.positions[begin:], running.velocities[begin:])
         whole = followed_by(past, future)
@@ -278,7 +456,8 @@ def _at_rest(positions: Array, begin_ns: int, end_ns: int) -> Spline:
 
 
 def _knots(splice_ns: int, steps_ns: Stamps) -> Stamps:
-    """The splice and the steps, with points in between where they lie further apart than MAX_GAP_NS."""
+    """The splice and the steps, with points in between where they lie further apart than
+    MAX_GAP_NS."""
     corners = np.concatenate([[splice_ns], steps_ns])
     if np.diff(corners).max() <= MAX_GAP_NS:
         return corners

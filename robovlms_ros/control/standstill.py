@@ -39,7 +39,8 @@ class JointSample:
 class StandstillDetector:
     """Compares commanded with measured displacement since the arm began to stand still.
 
-    time: s that no joint is measured to move. motion: rad that a joint is commanded to move meanwhile,
+    time: s that no joint is measured to move. motion: rad that a joint is commanded to move
+        meanwhile,
     LAG_SHARE of `time` ago already. All joints must be at rest: one joint in contact is none.
     suspect: True from a standstill until the arm is measured to move.
     """

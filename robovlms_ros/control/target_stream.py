@@ -1,15 +1,16 @@
-"""Targets for controllers that take one at a time: samples of an admitted trajectory, each reachable from the last."""
+"""Targets for controllers that take one at a time: samples of an admitted trajectory, each
+reachable from the last."""
 
 import numpy as np
 
-from robovlms_ros.control.limiter import advance
 from robovlms_ros.control.motion_guard import AdmittedCommand
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.spline import Array, Spline, curve_of
+from robovlms_ros.control.trajectory import Array, Spline, advance, curve_of
 from robovlms_ros.core.types import NANOSECONDS
 
 TAIL_NS = NANOSECONDS // 5
-"""Time for which the last target is repeated after a trajectory's end, so that one lost message does not matter."""
+"""Time for which the last target is repeated after a trajectory's end, so that one lost message
+does not matter."""
 
 LATE_TICKS = 2.5
 """Tick periods after which a tick counts as late: the stream then catches up within the limits."""
@@ -20,8 +21,9 @@ ON_CURVE = 1e-6  # rad
 class TargetStream:
     """The targets of one arm at `rate` Hz.
 
-    A tick in time yields the trajectory's own point. After a late tick (a busy machine, a controller that was not
-    ready) the point is far ahead; the stream then moves towards it within the joints' speed and acceleration limits.
+    A tick in time yields the trajectory's own point. After a late tick (a busy machine, a
+    controller that was not ready) the point is far ahead; the stream then moves towards it within
+    the joints' speed and acceleration limits.
     """
 
     def __init__(self, robot: RobotSpec, rate: float) -> None:
@@ -48,7 +50,8 @@ class TargetStream:
             self._on_curve = True
 
     def brake(self) -> None:
-        """Leave the trajectory: the next targets slow down at the acceleration limits, a period a tick.
+        """Leave the trajectory: the next targets slow down at the acceleration limits, a period a
+        tick.
 
         No clock enters, so that a stop is smooth where the clock jumped. Nothing is sent at rest.
         """
@@ -56,7 +59,8 @@ class TargetStream:
         self._braking = self._last is not None
 
     def target(self, now_ns: int) -> tuple[Array, Array] | None:
-        """Positions and velocities (J,), rad and rad/s, to be sent now; None where there is nothing to send."""
+        """Positions and velocities (J,), rad and rad/s, to be sent now; None where there is nothing
+        to send."""
         if self._braking:
             return self._slower(now_ns)
         if self._curve is None or self._last is None:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.control.spline import resting_spline_velocities
+from robovlms_ros.control.trajectory import resting_spline_velocities
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError, TrajectoryCommand
 
 Array = NDArray[np.float64]
@@ -25,12 +25,14 @@ ZERO_VELOCITY = float(np.finfo(np.float32).eps)
 
 
 class TrajectoryRejected(RoboVLMsError):
-    """The controller drops a message; the text is what it logs. A publisher on the topic is never told."""
+    """The controller drops a message; the text is what it logs. A publisher on the topic is never
+    told."""
 
 
 @dataclass(frozen=True)
 class TrajectoryPoint:
-    """One trajectory_msgs/JointTrajectoryPoint, in the message's joint order; an empty field is absent.
+    """One trajectory_msgs/JointTrajectoryPoint, in the message's joint order; an empty field is
+    absent.
 
     positions rad, velocities rad/s, accelerations rad/s^2.
     """
@@ -51,7 +53,8 @@ class TrajectoryMessage:
 
     @classmethod
     def from_command(cls, command: TrajectoryCommand) -> "TrajectoryMessage":
-        """The message that a TrajectoryCommand becomes on the wire: times rounded to whole nanoseconds."""
+        """The message that a TrajectoryCommand becomes on the wire: times rounded to whole
+        nanoseconds."""
         no_accelerations: Sequence[Sequence[float]] = ((),) * len(command.times)
         accelerations = no_accelerations if command.accelerations is None else command.accelerations
         points = tuple(
@@ -100,7 +103,8 @@ class _Segment:
         """Position and velocity (J,) at an absolute time."""
         t = (time_ns - self.begin_ns) * 1e-9
         t2 = t * t
-        t3, t4 = t2 * t, t2 * t2
+        t3 = t2 * t
+        t4 = t2 * t2
         basis = np.array(((1.0, t, t2, t3, t4, t4 * t), (0.0, 1.0, 2 * t, 3 * t2, 4 * t3, 5 * t4)))
         position, velocity = basis @ self.coefficients
         return position, velocity
@@ -113,7 +117,8 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Hold:
-    """After the last point: its position for ever, and the velocity it names, even where that is not zero."""
+    """After the last point: its position for ever, and the velocity it names, even where that is
+    not zero."""
 
     point: _Point
     begin_ns: int
@@ -131,9 +136,9 @@ class _Hold:
 class TrajectoryController:
     """The position command of a joint_trajectory_controller with default tolerances (none).
 
-    A new trajectory begins from its pre-state: the measured state at zero acceleration, or the last command with its
-    acceleration. With replacement, a trajectory of two points or more is left on the way that it
-    commands.
+    A new trajectory begins from its pre-state: the measured state at zero acceleration, or the last
+    command with its acceleration. With replacement, a trajectory of two points or more is left on
+    the way that it commands.
 
     joints: the controller's joints, in the order of `measured` and of the answers.
     interpolate_from_desired_state: the pre-state is the last command, at the time it was made.
@@ -161,7 +166,8 @@ class TrajectoryController:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, as a deactivation does: the next update holds the position measured then."""
+        """Forget everything, as a deactivation does: the next update holds the position measured
+        then."""
         self._new: tuple[tuple[_Point, ...], int] | None = None  # the newest message and its stamp
         self._points: tuple[_Point, ...] = ()  # at absolute times
         self._before: _Point | None = None
@@ -179,7 +185,8 @@ class TrajectoryController:
     def accept(self, message: TrajectoryMessage | TrajectoryCommand, now_ns: int) -> None:
         """Take up a trajectory at the next update; of several before it only the last counts.
 
-        Raises TrajectoryRejected, with the reason, for what the controller drops; the old trajectory goes on then.
+        Raises TrajectoryRejected, with the reason, for what the controller drops; the old
+        trajectory goes on then.
         """
         if isinstance(message, TrajectoryCommand):
             message = TrajectoryMessage.from_command(message)
@@ -192,10 +199,11 @@ class TrajectoryController:
     def update(
         self, now_ns: int, period_ns: int, measured: Array, measured_velocities: Array | None = None
     ) -> tuple[Array, Array]:
-        """The command of one control cycle: positions and velocities (J,), for the instant one period ahead.
+        """The command of one control cycle: positions and velocities (J,), for the instant one
+        period ahead.
 
-        measured, measured_velocities: the arm's state now (J,); without velocities the controller has no velocity
-        state interface.
+        measured, measured_velocities: the arm's state now (J,); without velocities the controller
+        has no velocity state interface.
         """
         if self._new is not None:
             points, stamp_ns = self._new
@@ -358,9 +366,11 @@ def _interpolate(a: _Point, b: _Point) -> _Segment:
     c = np.zeros((6, len(a.position)))
     if a.velocity is not None and b.velocity is not None:
         c[0], c[1] = a.position, a.velocity
-        va, vb = a.velocity * duration, b.velocity * duration
+        va = a.velocity * duration
+        vb = b.velocity * duration
         if a.acceleration is not None and b.acceleration is not None:
-            aa, ab = a.acceleration * duration**2, b.acceleration * duration**2
+            aa = a.acceleration * duration**2
+            ab = b.acceleration * duration**2
             c[2] = 0.5 * a.acceleration
             c[3] = (20 * rise - 12 * va - 8 * vb - 3 * aa + ab) / (2 * duration**3)
             c[4] = (-30 * rise + 16 * va + 14 * vb + 3 * aa - 2 * ab) / (2 * duration**4)
@@ -370,5 +380,6 @@ def _interpolate(a: _Point, b: _Point) -> _Segment:
             c[3] = (-2 * rise + va + vb) / duration**3
     elif a.acceleration is None or b.acceleration is None:
         c[0], c[1] = a.position, rise / duration
-    # Accelerations without velocities match no branch of the original, which commands zero: so do the coefficients.
+    # Accelerations without velocities match no branch of the original, which commands zero: so do
+    # the coefficients.
     return _Segment(a.time_ns, b.time_ns, c)

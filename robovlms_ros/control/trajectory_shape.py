@@ -11,12 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from robovlms_ros.control.limits import JointBounds
-from robovlms_ros.control.spline import SEPARATION_NS, Spline, Stamps
+from robovlms_ros.control.trajectory import SEPARATION_NS, JointBounds, Spline, Stamps
 from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
 
-BRIDGE_NS = 80_000_000
-AFTER_LEAD_NS = 60_000_000
+BRIDGE_NS = 120_000_000
+AFTER_LEAD_NS = 100_000_000
 """The first point of a replacement lies so far ahead, and so far after the time that computing may
 take: nearer, and the lateness of a message shakes the arm."""
 

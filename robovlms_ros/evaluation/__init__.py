@@ -1,1 +1,2 @@
-"""Measuring a policy: on rosbags (`bags`, `replay`, `metrics`, `report`), in the simulated arm, and its streaming."""
+"""Measuring a policy: on rosbags (`bags`, `replay`, `metrics`, `report`), in the simulated arm, and
+its streaming."""

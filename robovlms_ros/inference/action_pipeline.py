@@ -154,8 +154,7 @@ class DecodedActions:
     """values: (n, A + 1) float64, SI units, the last column the gripper's opening 0..1.
 
     gripper_states: the rule's state after each of the n steps; the next chunk starts from the one
-        after the last step
-    that was executed.
+    after the last step that was executed.
     """
 
     values: Array

@@ -26,9 +26,8 @@ def training_logits(
     sequence per window.
 
     visual: per camera, B * W frames, a window's frames adjacent. input_ids, attention_mask, labels:
-        (B, W, L), -100 in
-    labels where nothing is learned. Returns (B, W * (L + images), V) logits and labels for
-    `losses.token_loss`.
+    (B, W, L), -100 in labels where nothing is learned. Returns (B, W * (L + images), V) logits and
+    labels for `losses.token_loss`.
     """
     frames = input_ids.shape[1]
     single = vlm.build_sequence(visual, input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
@@ -50,8 +49,8 @@ def generate(
     """(B, count) token ids that continue `sequence`, one at a time with a key-value cache.
 
     sequence: without padding (rows of equal length). temperature: None or 0 takes the most likely
-        token of the whole
-    vocabulary, as RoboVLMs; else samples. Raises ValueError for a padded sequence.
+    token of the whole vocabulary, as RoboVLMs; else samples. Raises ValueError for a padded
+    sequence.
     """
     if not bool(sequence.mask.all()):
         raise ValueError("generate: the sequence holds padding; give rows of equal length, or one at a time.")

@@ -80,9 +80,8 @@ class VLAPolicy(nn.Module):
         """The chunk of every frame of a batch of windows.
 
         batch: `images` camera -> (B, W, 3, S, S) normalised pixels; `input_ids`, `attention_mask`
-            (B, L); with
-        proprioception `proprioception` (B, W, P), raw SI values. Returns arm (B, T, n, A),
-        gripper_logits (B, T, n, 1), T = W (1 with history_type `video`).
+        (B, L); with proprioception `proprioception` (B, W, P), raw SI values. Returns arm (B, T, n,
+        A), gripper_logits (B, T, n, 1), T = W (1 with history_type `video`).
         """
         return self.head(self.action_features(batch))
 

@@ -1,8 +1,11 @@
-"""For launch files: bring a lifecycle node to active, and end the launch with a non-zero code where that fails.
+"""For launch files: bring a lifecycle node to active, and end the launch with a non-zero code where
+that fails.
 
-A launch ends non-zero only when one of its own actions or event handlers raises: neither a process that dies nor a
-refused transition does that. So both become an event here, whose handler raises. The transitions are asked for by
-service and not followed on `transition_event`: a quick refusal can be published before the launch has subscribed.
+A launch ends non-zero only when one of its own actions or event handlers raises: neither a process
+that dies nor a refused transition does that. So both become an event here, whose handler raises.
+The transitions are asked for by
+service and not followed on `transition_event`: a quick refusal can be published before the launch
+    has subscribed.
 """
 
 import threading
@@ -36,7 +39,8 @@ class NodeFailed(Event):
 
 
 def fail_with(node: LifecycleNode) -> list[LaunchDescriptionEntity]:
-    """Actions that end the launch with a non-zero code when the node's process dies before the launch ends."""
+    """Actions that end the launch with a non-zero code when the node's process dies before the
+    launch ends."""
 
     def died(event: ProcessExited, context: LaunchContext) -> None:
         if event.returncode != 0 and not context.is_shutdown:
@@ -46,7 +50,8 @@ def fail_with(node: LifecycleNode) -> list[LaunchDescriptionEntity]:
 
 
 def autostart(node: LifecycleNode) -> list[LaunchDescriptionEntity]:
-    """Actions that configure and activate the node once its process runs; when it refuses, the launch fails."""
+    """Actions that configure and activate the node once its process runs; when it refuses, the
+    launch fails."""
 
     def started(event: Event, context: LaunchContext) -> None:
         threading.Thread(target=_bring_up, args=(node, context), name="autostart", daemon=True).start()

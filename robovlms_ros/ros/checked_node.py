@@ -1,4 +1,5 @@
-"""A node that no client can end: rclpy's executors end the process with the first callback that raises."""
+"""A node that no client can end: rclpy's executors end the process with the first callback that
+raises."""
 
 from typing import Any
 
@@ -13,8 +14,8 @@ from robovlms_ros.core.text_safety import printable
 class CheckedNode(Node):
     """Checks the requests and messages that rclpy's own callbacks would raise for.
 
-    A /clock message of negative time is ignored with a warning. A service whose callback raises, rclpy's parameter
-    services included, answers with an empty response, and the failure is logged.
+    A /clock message of negative time is ignored with a warning. A service whose callback raises,
+    rclpy's parameter services included, answers with an empty response, and the failure is logged.
     """
 
     _clock_refused = False

@@ -5,9 +5,8 @@ import math
 from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.control.executor import Decision
-from robovlms_ros.control.limits import bounds_of, nearest_limit
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.spline import curve_of
+from robovlms_ros.control.trajectory import bounds_of, curve_of, nearest_limit
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import ActionChunk, TrajectoryCommand
 from robovlms_ros.msg import ChunkVerdict

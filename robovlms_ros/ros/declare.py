@@ -90,7 +90,8 @@ class DeclaredParameters:
             self._problems[name] = error
 
     def read(self) -> NodeParameters:
-        """The values in force. Raises ConfigError, all problems of what the node was given in one text."""
+        """The values in force. Raises ConfigError, all problems of what the node was given in one
+        text."""
         if self._problems:
             raise ConfigError(" ".join(str(error) for error in self._problems.values()))
         return from_values({name: self._node.get_parameter(name).value for name in self._table})

@@ -13,7 +13,8 @@ PATIENCE = 10.0
 
 
 def wait_for_description(node: Node, topic: str) -> str:
-    """The URDF on a latched topic. Raises ConfigError when none comes. The node must be spun by another thread."""
+    """The URDF on a latched topic. Raises ConfigError when none comes. The node must be spun by
+    another thread."""
     heard: list[str] = []
     came = threading.Event()
 

@@ -1,4 +1,5 @@
-"""Names of the nodes behind topics and actions, and the goals that other clients have on an action server."""
+"""Names of the nodes behind topics and actions, and the goals that other clients have on an action
+server."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -38,7 +39,8 @@ def other_publishers(node: Node, topic: str) -> tuple[str, ...]:
 class ForeignGoals:
     """Watches an action server's status for goals of other clients.
 
-    A client that is only present (move_group, say) is no fault; a goal of its that is under way is one.
+    A client that is only present (move_group, say) is no fault; a goal of its that is under way is
+    one.
     """
 
     def __init__(self, node: Node, action: str) -> None:

@@ -15,9 +15,11 @@ _LOG = logging.getLogger(__name__)
 
 @cache
 def pick_converter() -> Converter:
-    """(encoding, (H, W, bytes per pixel)) -> (H, W, 3) RGB: cv_bridge's, else the stand-in that needs NumPy alone.
+    """(encoding, (H, W, bytes per pixel)) -> (H, W, 3) RGB: cv_bridge's, else the stand-in that
+    needs NumPy alone.
 
-    An apt cv_bridge beside a NumPy it was not built for imports and fails at the first image, so it is tried first.
+    An apt cv_bridge beside a NumPy it was not built for imports and fails at the first image, so it
+    is tried first.
     """
     try:
         from cv_bridge.boost.cv_bridge_boost import cvtColor2

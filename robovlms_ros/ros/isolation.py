@@ -11,7 +11,8 @@ LARGEST_DOMAIN = 232
 def isolated_environment(domain: str = "") -> dict[str, str]:
     """Environment variables that keep a graph on this machine and on a domain.
 
-    domain: 0 to LARGEST_DOMAIN; empty for a random one from 1 to 100. Raises ConfigError for others.
+    domain: 0 to LARGEST_DOMAIN; empty for a random one from 1 to 100. Raises ConfigError for
+        others.
     """
     if not domain:
         domain = str(random.SystemRandom().randint(1, 100))

@@ -1,12 +1,13 @@
 """A lifecycle node whose transitions may simply raise.
 
-A subclass writes four plain methods. Every way out of `active` goes through `_halt`, every way back to nothing through
-`_teardown`, and both accept whatever part of the work had been done:
+A subclass writes four plain methods. Every way out of `active` goes through `_halt`, every way back
+to nothing through `_teardown`, and both accept whatever part of the work had been done:
 
-    unconfigured --_setup--> inactive --_start--> active --_halt--> inactive --_teardown--> unconfigured
+    unconfigured --_setup--> inactive --_start--> active --_halt--> inactive --_teardown-->
+    unconfigured
 
-rclpy turns an exception in a transition into an error without a text. Here it is logged, handed to `_failed`, and the
-transition fails, so that the node stays where it was and can be tried again.
+rclpy turns an exception in a transition into an error without a text. Here it is logged, handed to
+`_failed`, and the transition fails, so that the node stays where it was and can be tried again.
 
 rclpy of Jazzy raises for a transition that the present state does not have, out of the service's
 callback, which ends the process. Here such a request fails with a line in the log. Transitions are
@@ -42,8 +43,8 @@ LAST_WORDS = 1.0
 class PlainLifecycleNode(LifecycleNode, CheckedNode):
     """See the module's docstring. One transition at a time.
 
-    rclpy puts the lifecycle services into the default callback group. What must go on during a long configure belongs
-    into `work_group`.
+    rclpy puts the lifecycle services into the default callback group. What must go on during a long
+    configure belongs into `work_group`.
     """
 
     def __init__(self, name: str, **options: object) -> None:
@@ -65,14 +66,16 @@ class PlainLifecycleNode(LifecycleNode, CheckedNode):
         """Free what `_setup` made. Accepts any part of it. Must not raise."""
 
     def _entered(self, state: str) -> None:
-        """A transition has begun or ended: `state` is the lifecycle's word for where the node is now."""
+        """A transition has begun or ended: `state` is the lifecycle's word for where the node is
+        now."""
 
     def _failed(self, transition: str, reason: str) -> None:
         """A transition failed for `reason`."""
 
     @property
     def lifecycle_state(self) -> str:
-        """`unconfigured`, `inactive`, `active`, `finalized`, or a transition's name such as `configuring`."""
+        """`unconfigured`, `inactive`, `active`, `finalized`, or a transition's name such as
+        `configuring`."""
         return str(self._state_machine.current_state[1])
 
     def change_state(self, transition: int | str) -> bool:
@@ -132,7 +135,8 @@ class PlainLifecycleNode(LifecycleNode, CheckedNode):
         return TransitionCallbackReturn.SUCCESS
 
     def stop(self, reason: str) -> None:
-        """Do what deactivate and cleanup do, for an end that is no transition: a signal, a dying process."""
+        """Do what deactivate and cleanup do, for an end that is no transition: a signal, a dying
+        process."""
         if self.lifecycle_state in ("active", "inactive"):
             self._end(reason)
             self._entered("finalized")
@@ -147,7 +151,8 @@ class PlainLifecycleNode(LifecycleNode, CheckedNode):
         with self._transition_lock:
             try:
                 action()
-            except Exception as error:  # the one place where any failure of a transition gets its text
+            # the one place where any failure of a transition gets its text
+            except Exception as error:
                 known = isinstance(error, RoboVLMsError)
                 reason = str(error) if known else f"{type(error).__name__}: {error}"
                 self.get_logger().error(f"{name} failed: {reason}" if known else
@@ -161,9 +166,11 @@ class PlainLifecycleNode(LifecycleNode, CheckedNode):
 
 
 def run_until_signalled(make_node: Callable[[], PlainLifecycleNode], arguments: Sequence[str] | None = None) -> int:
-    """Spin a node until SIGINT or SIGTERM, then `stop` it and let its last messages out; returns the exit code.
+    """Spin a node until SIGINT or SIGTERM, then `stop` it and let its last messages out; returns
+    the exit code.
 
-    rclpy's own signal handlers shut the context down at once, and then nothing could be published any more.
+    rclpy's own signal handlers shut the context down at once, and then nothing could be published
+    any more.
     """
     share_the_interpreter()
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
@@ -183,7 +190,8 @@ def run_until_signalled(make_node: Callable[[], PlainLifecycleNode], arguments: 
             executor.spin()
         except ExternalShutdownException:
             pass
-        except Exception:  # whatever a callback raised: the arm is stopped below, and the process says that it failed
+        # whatever a callback raised: the arm is stopped below, and the process says that it failed
+        except Exception:
             # rclpy's executors may also raise because they are being shut down.
             if not ended.is_set():
                 failed = True

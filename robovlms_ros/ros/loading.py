@@ -1,4 +1,5 @@
-"""From the node's parameters to a policy that is loaded, fits the robot, and has run once. Needs no ROS."""
+"""From the node's parameters to a policy that is loaded, fits the robot, and has run once. Needs no
+ROS."""
 
 import logging
 import threading
@@ -63,7 +64,8 @@ class LoadedPolicy:
 
 
 def check_weights(parameters: NodeParameters) -> None:
-    """No weights, no motion. Raises ConfigError for an empty checkpoint, and for a random one out of dry_run."""
+    """No weights, no motion. Raises ConfigError for an empty checkpoint, and for a random one out
+    of dry_run."""
     if not parameters.checkpoint:
         raise ConfigError(
             "parameter checkpoint is empty: there are no weights to run. Give the folder of a checkpoint (config.yaml, "
@@ -79,7 +81,8 @@ def check_weights(parameters: NodeParameters) -> None:
 
 
 def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> RobotModel:
-    """The robot and its kinematics. `description(topic)` waits for a robot description. Raises RoboVLMsError."""
+    """The robot and its kinematics. `description(topic)` waits for a robot description. Raises
+    RoboVLMsError."""
     robot = load_robot(parameters.robot)
     age = parameters.max_age or robot.max_age
     robot = replace(robot, max_age=age, max_latency=parameters.max_latency or max(age, robot.max_latency))
@@ -94,7 +97,8 @@ def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> 
 def load_brain(
     parameters: NodeParameters, now: Callable[[], int], example: RobotState, robot: RobotSpec | None = None
 ) -> LoadedPolicy:
-    """The policy, loaded and warmed up on made-up images and the state `example`, after the preflight for `robot`.
+    """The policy, loaded and warmed up on made-up images and the state `example`, after the
+    preflight for `robot`.
 
     Raises RoboVLMsError.
     """
@@ -119,7 +123,7 @@ def load_brain(
 
 
 def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:
-    """What `robovlms check` reports, for this robot: warnings go to the log, errors refuse."""
+    """The report of `robovlms check` for this robot: warnings go to the log, errors refuse."""
     from robovlms_ros.checkpoints.preflight import Situation, inspect
 
     config = resources.find(parameters.config, "config/backbones") if parameters.config else None
@@ -139,7 +143,8 @@ def _config_of(parameters: NodeParameters) -> "PolicyConfig":
 
 
 def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
-    """The policy that `checkpoint`, `backbone`, `config`, `device` and `dtype` name. Raises RoboVLMsError."""
+    """The policy that `checkpoint`, `backbone`, `config`, `device` and `dtype` name. Raises
+    RoboVLMsError."""
     from robovlms_ros.checkpoints.checkpoint import DTYPES, build_policy, load_policy
     from robovlms_ros.config.policy import load_config
     from robovlms_ros.core.registry import resolve
@@ -212,7 +217,8 @@ def _warm_up_frames(
     example: RobotState,
     count: int,
 ) -> list[Observation]:
-    """`count` frames of large coloured blocks that differ strongly, a history step apart; then one with other words."""
+    """`count` frames of large coloured blocks that differ strongly, a history step apart; then one
+    with other words."""
     rng = np.random.default_rng(0)
     step = policy.config.model.history_step or 0.1
     height, width = WARM_UP_SIZE
@@ -231,7 +237,8 @@ def _warm_up_frames(
 
 
 def _warm_up(session: "PolicySession", frames: list[Observation]) -> float:
-    """Run the policy as often as it takes to be warm; returns the slowest of the warm runs, in s."""
+    """Run the policy as often as it takes to be warm; returns the slowest of the warm runs, in
+    s."""
     spent = []
     for frame in frames:
         begin = perf_counter()
@@ -241,13 +248,17 @@ def _warm_up(session: "PolicySession", frames: list[Observation]) -> float:
 
 
 def check_speed(parameters: NodeParameters, brain: LoadedPolicy, robot: RobotSpec) -> list[str]:
-    """What is too slow for smooth motion, for the robot or for the history; ConfigError where parameters refuse it."""
-    config, latency = brain.policy.config, brain.latency + parameters.added_latency
+    """Latencies too long for smooth motion, for the robot or for the history; ConfigError where
+    parameters refuse it."""
+    config = brain.policy.config
+    latency = brain.latency + parameters.added_latency
     assert config.action is not None
     shortfall = horizon_shortfall(config.model.action_chunk_size, config.action.step_duration, latency, latency,
                                   parameters.schedule.lead)
     late = latency_excess(robot, latency + parameters.schedule.lead)
-    slow, step, every = None, brain.history_step, thinning_of(parameters, brain)
+    slow = None
+    step = brain.history_step
+    every = thinning_of(parameters, brain)
     if step is not None and brain.latency > step:
         remedy = ("Needed: a faster device, or a smaller model." if every == 1 else
                   f"It is thinned out: one frame in {every} steps is seen (on_slow_inference = thin).")
@@ -260,7 +271,8 @@ def check_speed(parameters: NodeParameters, brain: LoadedPolicy, robot: RobotSpe
 
 
 def thinning_of(parameters: NodeParameters, brain: LoadedPolicy) -> int:
-    """Every how many steps a frame of the history is to be seen: 1 where it keeps up, or must not be thinned out."""
+    """Every how many steps a frame of the history is to be seen: 1 where it keeps up, or must not
+    be thinned out."""
     if brain.history_step is None or parameters.on_slow_inference != "thin":
         return 1
     return thinning(brain.latency, brain.history_step)
@@ -288,14 +300,20 @@ class PoseFiller:
 
 
 class DelayedSession:
-    """A session whose chunks come `seconds` later, on a clock that need not be the wall's: for latency experiments."""
+    """A session whose chunks come `seconds` later, on a clock that need not be the wall's: for
+    latency experiments."""
 
     def __init__(self, session: "PolicySession", seconds: float, now: Callable[[], int]) -> None:
-        self._session, self._delay_ns, self._now = session, round(seconds * NANOSECONDS), now
-        self.reset, self.observe, self.finish = session.reset, session.observe, session.finish
+        self._session = session
+        self._delay_ns = round(seconds * NANOSECONDS)
+        self._now = now
+        self.reset = session.reset
+        self.observe = session.observe
+        self.finish = session.finish
 
     def predict_action_chunk(self, observation: Observation) -> ActionChunk:
-        """The session's chunk, when the delay after it was computed is over (or the clock has jumped back)."""
+        """The session's chunk, when the delay after it was computed is over (or the clock has
+        jumped back)."""
         chunk = self._session.predict_action_chunk(observation)
         begin = self._now()
         while begin <= self._now() < begin + self._delay_ns:

@@ -27,7 +27,8 @@ def from_time(time: Time) -> int:
 
 def chunk_to_message(chunk: ActionChunk, frame_id: str) -> ActionChunkMsg:
     """The chunk without loss; `frame_id` is the robot's base frame."""
-    spec, timing = chunk.spec, chunk.timing or ChunkTiming(0, 0, 0)
+    spec = chunk.spec
+    timing = chunk.timing or ChunkTiming(0, 0, 0)
     message = ActionChunkMsg(
         instruction=chunk.instruction,
         policy_id=chunk.policy_id,
@@ -50,7 +51,8 @@ def chunk_to_message(chunk: ActionChunk, frame_id: str) -> ActionChunkMsg:
 
 
 def chunk_from_message(message: ActionChunkMsg) -> ActionChunk:
-    """The chunk of a message. Raises RoboVLMsError when values, horizon and dimension names do not agree."""
+    """The chunk of a message. Raises RoboVLMsError when values, horizon and dimension names do not
+    agree."""
     names = tuple(message.dimension_names)
     if len(message.values) != message.horizon * len(names):
         raise RoboVLMsError(
@@ -72,7 +74,8 @@ def chunk_from_message(message: ActionChunkMsg) -> ActionChunk:
 
 
 def trajectory_to_message(command: TrajectoryCommand) -> JointTrajectory:
-    """What a joint_trajectory_controller takes; `header.frame_id` stays empty, as it has no meaning there."""
+    """A message for joint_trajectory_controller; `header.frame_id` stays empty, as it has no
+    meaning there."""
     message = JointTrajectory(joint_names=list(command.joints))
     message.header.stamp = to_time(command.stamp_ns)
     for i, seconds in enumerate(command.times):

@@ -1,4 +1,5 @@
-"""What the node hears: cameras, joint states, the instruction; checked, put together, and watched for silence."""
+"""Subscriptions of the node: cameras, joint states, instruction; checked, synchronised, monitored
+for silence."""
 
 import threading
 import time
@@ -49,13 +50,16 @@ CLOCKS = "camera and joint_states"
 class ObservationSubscriber:
     """The node's subscriptions and what came over them. Callbacks only convert and store.
 
-    Cameras and joint states have a callback group each: an image, of which only the newest is kept, must wait neither
-    behind joint states at 1 kHz nor behind a tick that waits for the inverse kinematics.
+    Cameras and joint states have a callback group each: an image, of which only the newest is kept,
+    must wait neither behind joint states at 1 kHz nor behind a tick that waits for the inverse
+    kinematics.
 
-    cameras: those the policy uses, the reference camera first. needs_state: whether the policy sees the arm's state.
+    cameras: those the policy uses, the reference camera first. needs_state: whether the policy sees
+        the arm's state.
     needs_gripper: True where the policy sees the gripper's opening.
     complete_state: fills what kinematics knows (the tool's pose) into a measured state.
-    on_observation: called with each complete observation; on_instruction: with each instruction that differs.
+    on_observation: called with each complete observation; on_instruction: with each instruction
+        that differs.
     instruction_locked: the reason to refuse an instruction on the topic now, empty for none;
     called with its text.
     """
@@ -82,7 +86,8 @@ class ObservationSubscriber:
         self._instruction_locked = instruction_locked
         self._convert = pick_converter()
         self._lock = threading.Lock()
-        self._handing_on = threading.Lock()  # images and joint states both complete observations: they keep their order
+        # images and joint states both complete observations: they keep their order
+        self._handing_on = threading.Lock()
         # The answer to an image needs the arm at the image's stamp, however late it may come.
         span = max(robot.max_age, robot.max_latency) + parameters.joint_states_tolerance + KEPT_LONGER
         plausibility = JointPlausibility(robot.joints, robot.lower(), robot.upper(), np.array(robot.limits.velocity),
@@ -101,8 +106,10 @@ class ObservationSubscriber:
         self._subscriptions = self._subscribe()
 
     def _subscribe(self) -> list[Subscription]:
-        node, parameters = self._node, self._parameters
-        camera_group, joints_group = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        node = self._node
+        parameters = self._parameters
+        camera_group = MutuallyExclusiveCallbackGroup()
+        joints_group = MutuallyExclusiveCallbackGroup()
         subscriptions = [
             node.create_subscription(JointState, parameters.joint_states_topic, self._on_joints, JOINT_STATES,
                                      callback_group=joints_group, event_callbacks=QUIET_SUBSCRIPTION),
@@ -150,7 +157,8 @@ class ObservationSubscriber:
             return
         self._fault(f"camera '{camera}'", None)
         now = self._node.now_ns()
-        if self._ahead(stamp, now) == 0:  # one ahead of the clock would make all that follows look late
+        # one ahead of the clock would make all that follows look late
+        if self._ahead(stamp, now) == 0:
             with self._lock:
                 complete = self._frames.add(camera, frame)
                 if complete:
@@ -162,7 +170,8 @@ class ObservationSubscriber:
         self._monitor.image(camera, stamp, digest, now)
 
     def _release(self) -> None:
-        """Hand on what is complete: with a policy that sees the arm's state, once that state is known at its time."""
+        """Hand on what is complete: with a policy that sees the arm's state, once that state is
+        known at its time."""
         with self._handing_on:
             while frames := self._next_complete():
                 if self.instruction:
@@ -263,7 +272,8 @@ class ObservationSubscriber:
         return ahead if ahead > self._parameters.watchdog.clock_tolerance else 0.0
 
     def _fault(self, source: str, text: str | None) -> None:
-        """Note that `source` last sent something unusable, or something usable (None). Edges are logged."""
+        """Note that `source` last sent something unusable, or something usable (None). Edges are
+        logged."""
         with self._lock:
             known = self._faults.get(source)
             if text is None:
@@ -294,12 +304,14 @@ class ObservationSubscriber:
         return None if state is None else self._complete_state(state)
 
     def speed(self) -> NDArray[np.float64]:
-        """(J,) the arm's measured speed, rad/s; infinite where the joint states do not cover enough time."""
+        """(J,) the arm's measured speed, rad/s; infinite where the joint states do not cover enough
+        time."""
         with self._lock:
             return self._joints.speed()
 
     def problem(self, now_ns: int) -> str | None:
-        """What is wrong with what came in, None when all is well: an unusable message, or cameras that do not match.
+        """Fault of the inputs, None without one: an unusable message, or cameras
+        that do not match.
 
         Silence is detected by the safety monitor.
         """

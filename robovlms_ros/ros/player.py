@@ -1,7 +1,9 @@
-"""Play a rosbag2 into the ROS graph: serialized messages as recorded, with /clock, rate, loop, pause and jump back.
+"""Play a rosbag2 into the ROS graph: serialized messages as recorded, with /clock, rate, loop,
+pause and jump back.
 
-What `ros2 bag play` does, where rosbag2 is not installed. The bag's own times pace the playing; a ClockJump in the bag,
-a loop and `jump` make /clock go back, and whoever uses simulated time starts afresh.
+What `ros2 bag play` does, where rosbag2 is not installed. The bag's own times pace the playing; a
+ClockJump in the bag, a loop and `jump` make /clock go back, and whoever uses simulated time starts
+afresh.
 """
 
 import select
@@ -28,9 +30,11 @@ LATCHED_NAMES = ("instruction", "robot_description", "tf_static", "configuration
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """rate: bag seconds per second. clock: publish /clock. loop: again and again. delay: s before the first message.
+    """rate: bag seconds per second. clock: publish /clock. loop: again and again. delay: s before
+    the first message.
 
-    topics: only these; None plays all but `without`. start: s into the bag. remap: recorded name -> played name.
+    topics: only these; None plays all but `without`. start: s into the bag. remap: recorded name ->
+        played name.
     """
 
     rate: float = 1.0
@@ -44,13 +48,16 @@ class PlayOptions:
 
 
 class Player:
-    """Publishes one bag. `run` returns when the bag ends; `pause`, `resume` and `jump` may be called from any thread.
+    """Publishes one bag. `run` returns when the bag ends; `pause`, `resume` and `jump` may be
+    called from any thread.
 
     unpublished: topics whose message type is not installed, with the reason.
     """
 
     def __init__(self, node: Node, path: Path, options: PlayOptions | None = None) -> None:
-        self._node, self._path, self._options = node, path, options or PlayOptions()
+        self._node = node
+        self._path = path
+        self._options = options or PlayOptions()
         self._publishers: dict[str, Publisher | None] = {}
         self._clock = node.create_publisher(Clock, "/clock", 10) if self._options.clock else None
         self._paused = False
@@ -70,7 +77,7 @@ class Player:
 
     @property
     def paused(self) -> bool:
-        """Whether time stands still."""
+        """True if time stands still."""
         return self._paused
 
     def jump(self, seconds: float) -> None:
@@ -82,7 +89,8 @@ class Player:
         self._stopped = True
 
     def run(self) -> int:
-        """Play to the end (or for ever, with loop); returns how many messages were published. Raises BagError."""
+        """Play to the end (or for ever, with loop); returns how many messages were published.
+        Raises BagError."""
         begin = self._options.start
         with Bag(self._path) as bag:
             topics = self._topics(bag)
@@ -116,7 +124,8 @@ class Player:
             self._publishers[topic] = self._node.create_publisher(kind, names.get(topic, topic), _qos(topic))
 
     def _play(self, bag: Bag, topics: set[str], begin: float) -> float | None:
-        """One pass from `begin` s into the bag; returns where to go on after a jump, None at the end."""
+        """One pass from `begin` s into the bag; returns where to go on after a jump, None at the
+        end."""
         origin = None
         pace = _Pace(self._options.rate)
         for message in bag.messages(topics):
@@ -129,13 +138,15 @@ class Player:
                     self._publish(message)
                 continue
             if not self._wait(pace, message.log_ns):
-                target, self._jump_to = self._jump_to, None
+                target = self._jump_to
+                self._jump_to = None
                 return target
             self._publish(message)
         return None
 
     def _wait(self, pace: "_Pace", stamp_ns: int) -> bool:
-        """Until the message is due, ticking /clock meanwhile; False when stopped, or a jump was asked for."""
+        """Until the message is due, ticking /clock meanwhile; False when stopped, or a jump was
+        asked for."""
         while not self._stopped and self._jump_to is None:
             if self._paused:
                 pace.hold()
@@ -163,7 +174,7 @@ class Player:
 
 
 class _Pace:
-    """When bag time meets the steady clock."""
+    """Bag time and steady time of one moment."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -173,14 +184,16 @@ class _Pace:
 
     def restart(self, bag_ns: int) -> None:
         """Bag time goes on from `bag_ns`, now."""
-        self._bag_ns, self._wall = bag_ns, time.monotonic()
+        self._bag_ns = bag_ns
+        self._wall = time.monotonic()
 
     def hold(self) -> None:
         """Time stands still: what has passed so far stays, no more passes."""
         if self._bag_ns is not None:
             wall = time.monotonic()
             self._bag_ns += round((wall - self._wall) * self._rate * NANOSECONDS) if self._running else 0
-            self._wall, self._running = wall, False
+            self._wall = wall
+            self._running = False
 
     def now(self, due_ns: int) -> tuple[int, float]:
         """(bag time now, at most due_ns; s of the steady clock until due_ns)."""
@@ -189,7 +202,8 @@ class _Pace:
         assert self._bag_ns is not None
         wall = time.monotonic()
         if not self._running:
-            self._wall, self._running = wall, True
+            self._wall = wall
+            self._running = True
         now = self._bag_ns + round((wall - self._wall) * self._rate * NANOSECONDS)
         return min(now, due_ns), (due_ns - now) / NANOSECONDS / self._rate
 

@@ -1,7 +1,7 @@
 """Observations to commands: one policy that drives one arm, called from any thread.
 
-Input: observations and ticks from the node, chunks from the inference worker. One lock orders them: nothing
-is commanded after `deactivate`. The node's status is kept up to date.
+Input: observations and ticks from the node, chunks from the inference worker. One lock orders them:
+nothing is commanded after `deactivate`. The node's status is kept up to date.
 """
 
 import threading
@@ -35,8 +35,11 @@ from robovlms_ros.ros.controllers.base import Arm, Gripper
 from robovlms_ros.ros.parameters import Confirm
 from robovlms_ros.ros.status import NodeStatus
 
-WAITING, RUNNING, HOLDING = PolicyStatus.WAITING, PolicyStatus.RUNNING, PolicyStatus.HOLDING
-PAUSED, INACTIVE = PolicyStatus.PAUSED, PolicyStatus.INACTIVE
+WAITING = PolicyStatus.WAITING
+RUNNING = PolicyStatus.RUNNING
+HOLDING = PolicyStatus.HOLDING
+PAUSED = PolicyStatus.PAUSED
+INACTIVE = PolicyStatus.INACTIVE
 
 
 PERSON_SILENCE = 0.3
@@ -61,7 +64,8 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class CommandInterfaces:
-    """Receivers of commands. executor: None when chunks are only published. arm, gripper: None in dry_run.
+    """Receivers of commands. executor: None when chunks are only published. arm, gripper: None in
+    dry_run.
 
     lead: s from a command's publication to its first new point. confirm: without effect in dry_run.
     """
@@ -157,7 +161,8 @@ class PolicyRunner:
             self._set(INACTIVE, "")
 
     def set_speed_scaling(self, speed_scaling: float, ramp: float) -> None:
-        """The part of the speed limits in use, above 0 to 1, and the seconds after activation until it is.
+        """The part of the speed limits in use, above 0 to 1, and the seconds after activation until
+        it is.
 
         It takes effect with the next chunk: a command under way is left as it is.
         """
@@ -169,7 +174,8 @@ class PolicyRunner:
                 self._report.speed_scaling = gate.speed_scaling_at(self._now())
 
     def pause(self, paused: bool) -> None:
-        """Command a smooth stop until pause(False), which begins again at the arm's position then."""
+        """Command a smooth stop until pause(False), which begins again at the arm's position
+        then."""
         with self._lock:
             if not self._active or paused == (self._report.state == PAUSED):
                 return
@@ -181,7 +187,8 @@ class PolicyRunner:
                 self._begin_afresh()
 
     def reset(self, reason: str) -> None:
-        """Command a smooth stop, forget history and inference in flight; continue with new observations."""
+        """Command a smooth stop, forget history and inference in flight; continue with new
+        observations."""
         with self._lock:
             if not self._active:
                 return
@@ -193,14 +200,17 @@ class PolicyRunner:
                 self._set(WAITING, "")
 
     def clock_jumped(self) -> None:
-        """Forget everything that has a stamp. Nothing can be timed on a clock that jumps, so nothing is commanded."""
-        with self._lock:  # a chunk that comes in between must not take the emptied inputs for the reason
+        """Forget everything that has a stamp. Nothing can be timed on a clock that jumps, so
+        nothing is commanded."""
+        # a chunk that comes in between must not take the emptied inputs for the reason
+        with self._lock:
             self._observations.clear()
             if self._active:
                 self._cease_commands("the clock jumped")
 
     def instruction_changed(self, instruction: str) -> None:
-        """Drop what is in flight for the old instruction; the running plan goes on until the new one's chunk comes."""
+        """Drop what is in flight for the old instruction; the running plan goes on until the new
+        one's chunk comes."""
         with self._lock:
             self._report.instruction = instruction
             if not self._active:
@@ -383,12 +393,14 @@ class PolicyRunner:
             self._set(WAITING, "")
 
     def _cease_commands(self, reason: str) -> None:
-        """Forget the commanded motion: the controller is away, or nothing can be timed. What it has ends at rest."""
+        """Forget the commanded motion: the controller is away, or nothing can be timed. What it has
+        ends at rest."""
         self._returning = False
         self._forget_confirmation()
         if self._moving:
             self._moving = False
-            self._report.last_stop, self._report.last_stop_ns = reason, self._now()
+            self._report.last_stop = reason
+            self._report.last_stop_ns = self._now()
         self._not_before_ns = self._now()
         if self._worker is not None:
             self._worker.reset()
@@ -399,7 +411,8 @@ class PolicyRunner:
 
     def observe(self, observation: Observation) -> None:
         """Hand a frame to the policy, unless it is from before the last start or reset."""
-        # Without the lock, which a chunk holds during its inverse kinematics: the camera would be kept waiting.
+        # Without the lock, which a chunk holds during its inverse kinematics: the camera would be
+        # kept waiting.
         if not self._active or self._report.state == PAUSED or observation.stamp_ns < self._not_before_ns:
             return
         worker = self._worker
@@ -407,7 +420,8 @@ class PolicyRunner:
             worker.submit(observation)
 
     def tick(self) -> None:
-        """Work that is due by time alone: faults, gripper, upsampled commands. Call at 20 Hz or more."""
+        """Work that is due by time alone: faults, gripper, upsampled commands. Call at 20 Hz or
+        more."""
         with self._lock:
             if not self._active or self._report.state == PAUSED:
                 return
@@ -510,7 +524,8 @@ class PolicyRunner:
                 if self.person_drives:
                     return
                 self._refuse(f"instruction refused: {text}" if refused else f"inference failed: {text}")
-                # The detail stays that of the worst fault, which the next tick would put there again.
+                # The detail stays that of the worst fault, which the next tick would put there
+                # again.
                 self._set(HOLDING, self._reaction(self._now())[1])
 
     def _execute(self, chunk: ActionChunk) -> None:
@@ -519,7 +534,8 @@ class PolicyRunner:
         if action == "cease_commands":
             self._cease_commands(problem)
         if action in ("smooth_stop", "cease_commands"):
-            # What never ran goes on waiting: the state must not depend on whether the tick saw the fault first.
+            # What never ran goes on waiting: the state must not depend on whether the tick saw the
+            # fault first.
             state = HOLDING if self._report.state == RUNNING else self._report.state
             self._refuse_chunk(chunk, problem, state)
             return
@@ -538,7 +554,8 @@ class PolicyRunner:
             return
         state = self._observations.state_at(chunk.stamp_ns)
         plan = self._executor.plan(chunk, state)
-        # Inverse kinematics may take longer than the lead: the message is timed by the clock after it.
+        # Inverse kinematics may take longer than the lead: the message is timed by the clock after
+        # it.
         now = self._now()
         measured = self._observations.measured()
         if measured is None:
@@ -601,7 +618,8 @@ class PolicyRunner:
         self._observer.on_decision(chunk, refused, sent=False)
 
     def _advancing(self, now_ns: int) -> Callable[[], int]:
-        """A clock that reads `now_ns` now and advances steadily, as simulated time does not while a thread computes."""
+        """A clock that reads `now_ns` now and advances steadily, as simulated time does not while a
+        thread computes."""
         begin_ns = self._steady_ns()
         return lambda: now_ns + self._steady_ns() - begin_ns
 
@@ -611,7 +629,8 @@ class PolicyRunner:
 
     def _refuse(self, reason: str, state: str = HOLDING) -> None:
         self._report.refusals += 1
-        self._report.last_refusal, self._report.last_refusal_ns = reason, self._now()
+        self._report.last_refusal = reason
+        self._report.last_refusal_ns = self._now()
         if self._moving:
             self._smooth_stop(reason)
         self._set(state, reason)
@@ -624,7 +643,8 @@ class PolicyRunner:
         self._moving = False
         self._returning = False
         now = self._now()
-        self._report.last_stop, self._report.last_stop_ns = reason, now
+        self._report.last_stop = reason
+        self._report.last_stop_ns = now
         if self._executor is None or self._arm is None:
             return
         self._executor.shape = self._arm.shape

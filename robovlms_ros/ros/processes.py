@@ -17,8 +17,9 @@ class ChildDied(RoboVLMsError):
 class Child:
     """One node in a process of its own, its output in a log file.
 
-    The environment limits each process to one compute thread: the simulator, the policy and the middleware share the
-    machine, and thread pools that fight for two cores cost more than they give.
+    The environment limits each process to one compute thread: the simulator, the policy and the
+    middleware share the machine, and thread pools that fight for two cores cost more than they
+    give.
     """
 
     def __init__(self, name: str, module: str, arguments: Sequence[str], log: Path,
@@ -38,7 +39,8 @@ class Child:
             raise ChildDied(f"{self.name} ended with code {code}. The end of {self._log}:\n{self._tail()}")
 
     def stop(self, patience: float = 10.0) -> int:
-        """Ask with SIGINT, as Ctrl-C does; insist when it does not listen. Returns the exit code."""
+        """Ask with SIGINT, as Ctrl-C does; insist when it does not listen. Returns the exit
+        code."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             try:

@@ -1,10 +1,12 @@
-"""Record topics into a rosbag2 (MCAP): serialized messages go to the file as they arrive, undecoded.
+"""Record topics into a rosbag2 (MCAP): serialized messages go to the file as they arrive,
+undecoded.
 
-Messages are stamped with the node's clock, so that a run in simulated time replays in simulated time. Topics that
-are not there yet are subscribed as they appear, as `ros2 bag record` does.
+Messages are stamped with the node's clock, so that a run in simulated time replays in simulated
+time. Topics that are not there yet are subscribed as they appear, as `ros2 bag record` does.
 
-A topic that cannot be recorded is left out with the reason. A disk that runs full ends the recording while there is
-room to close the bag. Messages that are lost on the way are counted by the publisher's sequence numbers.
+A topic that cannot be recorded is left out with the reason. A disk that runs full ends the
+recording while there is room to close the bag. Messages that are lost on the way are counted by the
+publisher's sequence numbers.
 """
 
 import importlib
@@ -48,7 +50,8 @@ class LossCount:
 
     @property
     def share(self) -> float:
-        """Lost messages as a part of all; 0 where several publishers make the numbers meaningless."""
+        """Lost messages as a part of all; 0 where several publishers make the numbers
+        meaningless."""
         return 0.0 if self.several or not self.lost else self.lost / (self.lost + self.received)
 
 
@@ -56,7 +59,8 @@ class BagRecorder:
     """Writes the topics named to `path` (a new folder) until `close`.
 
     topics: absolute names. Call `discover` now and then: it subscribes what has appeared since.
-    refused: the reason for each topic that cannot be recorded. failure: the reason why nothing is written any more.
+    refused: the reason for each topic that cannot be recorded. failure: the reason why nothing is
+        written any more.
     free_bytes: the free space at a path.
     """
 
@@ -89,7 +93,8 @@ class BagRecorder:
                 qos = _matching([offer.qos_profile for offer in offers])
                 try:
                     self._subscribe(topic, types[0], qos)
-                except Exception as error:  # rosbags, the import and rclpy raise a kind each; the others go on
+                # rosbags, the import and rclpy raise a kind each; the others go on
+                except Exception as error:
                     reason = f"{type(error).__name__}: {error}"
                     self._refuse(topic, f"its type {types[0]} cannot be recorded here ({reason})."
                                         " Install its message package, or record this topic with `ros2 bag record`.")
@@ -163,7 +168,8 @@ def message_class(type_name: str) -> type:
 
 
 def _matching(offered: list[QoSProfile]) -> QoSProfile:
-    """The strictest profile that every publisher satisfies, deep enough that a slow disk loses nothing."""
+    """The strictest profile that every publisher satisfies, deep enough that a slow disk loses
+    nothing."""
     reliable = all(profile.reliability == ReliabilityPolicy.RELIABLE for profile in offered)
     latched = all(profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for profile in offered)
     return QoSProfile(

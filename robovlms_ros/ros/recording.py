@@ -1,6 +1,8 @@
-"""Record everything that evaluation and training need, with the node's configuration and episode markers.
+"""Record everything that evaluation and training need, with the node's configuration and episode
+markers.
 
-Where rosbag2 is installed, `ros2 bag record` with the same topics does the same, apart from the markers.
+Where rosbag2 is installed, `ros2 bag record` with the same topics does the same, apart from the
+markers.
 """
 
 import dataclasses
@@ -35,8 +37,9 @@ ENOUGH = 50  # messages after which a topic's loss is said while the recording g
 class RecordingOptions:
     """path: a folder that does not exist yet. topics: absolute names, the reference camera's first.
 
-    duration: s, 0 is until interrupted. silence: s without the first topic, once it spoke, that end the recording; 0
-    never does. parameters: the node's, recorded on `configuration`. use_sim_time: stamps from /clock.
+    duration: s, 0 is until interrupted. silence: s without the first topic, once it spoke, that end
+    the recording; 0 never does. parameters: the node's, recorded on `configuration`. use_sim_time:
+    stamps from /clock.
     """
 
     path: Path
@@ -49,7 +52,8 @@ class RecordingOptions:
 
 
 def topics_of(parameters: NodeParameters, namespace: str = "", node: str = "vla_node") -> tuple[str, ...]:
-    """What a node with these parameters sees and does: cameras, joint states, instruction, commands, chunks, status."""
+    """Topics of a node with these parameters: cameras, joint states, instruction,
+    commands, chunks, status."""
     robot = load_robot(parameters.robot)
     suffix = {"raw": "", "compressed": "/compressed"}
     cameras = [camera.topic + suffix[camera.transport] for camera in parameters.cameras]
@@ -67,7 +71,8 @@ def bag_record_command(options: RecordingOptions) -> str:
 
 
 class RecordingNode(CheckedNode):
-    """A node with a Recorder that notices when the first topic falls silent, and publishes markers."""
+    """A node with a Recorder that notices when the first topic falls silent, and publishes
+    markers."""
 
     def __init__(self, options: RecordingOptions) -> None:
         super().__init__("robovlms_record", namespace=options.namespace or None, use_global_arguments=False,
@@ -91,10 +96,11 @@ class RecordingNode(CheckedNode):
 def record(
     options: RecordingOptions, say: Callable[[str], None], markers: Callable[[], str | None] | None = None
 ) -> dict[str, int]:
-    """Record until the duration is over, the cameras fall silent, or SIGINT or SIGTERM; returns messages by topic.
+    """Record until the duration is over, the cameras fall silent, or SIGINT or SIGTERM; returns
+    messages by topic.
 
-    markers: waits a little for an episode to begin and returns its name, None when none did; called again and again in
-    a thread of its own, until it raises EOFError.
+    markers: waits a little for an episode to begin and returns its name, None when none did; called
+    again and again in a thread of its own, until it raises EOFError.
     Raises RoboVLMsError when the folder exists or nothing at all came.
     """
     if options.path.exists():
@@ -149,7 +155,9 @@ def _spin(
     node: RecordingNode, executor: SingleThreadedExecutor, options: RecordingOptions, say: Callable[[str], None]
 ) -> None:
     begin = heard = time.monotonic()
-    first, last, waiting = options.topics[0], 0, options.use_sim_time
+    first = options.topics[0]
+    last = 0
+    waiting = options.use_sim_time
     warned: set[str] = set()
     while options.duration <= 0 or time.monotonic() - begin < options.duration:
         executor.spin_once(timeout_sec=0.1)
@@ -165,7 +173,8 @@ def _spin(
             return
         count = node.recorder.counts.get(first, 0)
         if count != last:
-            last, heard = count, time.monotonic()
+            last = count
+            heard = time.monotonic()
         if options.silence > 0 and last and time.monotonic() - heard > options.silence:
             return
 

@@ -17,8 +17,9 @@ from rclpy.task import Task
 
 logger = logging.getLogger(__name__)
 
-# rclpy waits for two QoS events of every publisher and subscription at every wake-up, which is half of what a wake-up
-# costs, hundreds of times a second. They only log that two ends do not fit: the other end logs it too.
+# rclpy waits for two QoS events of every publisher and subscription at every wake-up, which is half
+# of what a wake-up costs, hundreds of times a second. They only log that two ends do not fit: the
+# other end logs it too.
 QUIET_PUBLISHER = PublisherEventCallbacks(use_default_callbacks=False)
 QUIET_SUBSCRIPTION = SubscriptionEventCallbacks(use_default_callbacks=False)
 
@@ -27,15 +28,17 @@ BREATH = 0.002  # s that the spinning thread leaves to callbacks that wait for a
 
 
 def share_the_interpreter() -> None:
-    """Let Python's threads take turns after 1 ms: an image must not wait 5 ms for one that shuffles joint states."""
+    """Let Python's threads take turns after 1 ms: an image must not wait 5 ms for one that shuffles
+    joint states."""
     sys.setswitchinterval(SWITCH_INTERVAL)
 
 
 class SteadyWaiting:
     """Goes on waiting where rclpy gives up.
 
-    What another thread destroys between rclpy's listing of it and its waiting for it makes the wait, and with it the
-    whole spin, fail with RCLError. The next listing no longer has it. What a callback raises comes another way.
+    What another thread destroys between rclpy's listing of it and its waiting for it makes the
+    wait, and with it the whole spin, fail with RCLError. The next listing no longer has it. What a
+    callback raises comes another way.
     """
 
     def wait_for_ready_callbacks(self, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -48,10 +51,12 @@ class SteadyWaiting:
 
 
 class SteadyExecutor(SteadyWaiting, MultiThreadedExecutor):
-    """A MultiThreadedExecutor that goes on when something is destroyed meanwhile, and queues a callback once.
+    """A MultiThreadedExecutor that goes on when something is destroyed meanwhile, and queues a
+    callback once.
 
-    rclpy's hands a callback that waits for a free thread to the pool again at every wake-up: the spinning thread then
-    takes the interpreter from the very threads that it waits for, and images are lost.
+    rclpy's hands a callback that waits for a free thread to the pool again at every wake-up: the
+    spinning thread then takes the interpreter from the very threads that it waits for, and images
+    are lost.
     """
 
     def __init__(self, num_threads: int) -> None:

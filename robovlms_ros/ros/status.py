@@ -1,4 +1,4 @@
-"""What the node says of itself: PolicyStatus, /diagnostics, and the latencies in both."""
+"""Status of the node: PolicyStatus, /diagnostics, and the latencies in both."""
 
 import math
 from collections import deque
@@ -12,7 +12,8 @@ from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.messages import to_time
 
 TEXT_LIMIT = 1000
-"""Characters of a status text; the fields of messages in it are cut much shorter where they are quoted."""
+"""Characters of a status text; the fields of messages in it are cut much shorter where they are
+quoted."""
 
 LEVELS = {
     PolicyStatus.RUNNING: DiagnosticStatus.OK,
@@ -75,7 +76,7 @@ class NodeStatus:
     inference: Latencies = field(default_factory=Latencies)
 
     def change_key(self) -> tuple[object, ...]:
-        """What a listener must hear of at once when it changes."""
+        """Fields whose change is published at once."""
         return (
             self.state,
             self.detail,
@@ -109,7 +110,8 @@ def status_message(report: NodeStatus, now_ns: int) -> PolicyStatus:
 
 
 def diagnostics_message(report: NodeStatus, node_name: str, watched: dict[str, str], now_ns: int) -> DiagnosticArray:
-    """The report, and one status per watched thing: `watched` maps its name to what is wrong, empty when nothing is."""
+    """The report, and one status per watched thing: `watched` maps its name to what is wrong, empty
+    when nothing is."""
     values = {
         "instruction": printable(report.instruction), "policy": report.policy_id, "path": report.path,
         "trajectory shape": report.trajectory_shape,

@@ -1,4 +1,5 @@
-"""Says what the node says of itself: the status on every change and twice a second, /diagnostics once a second."""
+"""Says what the node says of itself: the status on every change and twice a second, /diagnostics
+once a second."""
 
 import threading
 from collections.abc import Callable
@@ -20,13 +21,16 @@ PERIOD = 0.5
 class StatusPublisher:
     """Publishes one node's report, from any thread; a status never overtakes a newer one.
 
-    watched: what stands in /diagnostics beside the policy: name -> what is wrong, empty when nothing is.
+    watched: what stands in /diagnostics beside the policy: name -> what is wrong, empty when
+        nothing is.
     clock: paces the reports, so that they go on while simulated time stands still.
     """
 
     def __init__(self, node: PlainLifecycleNode, report: NodeStatus, watched: Callable[[], dict[str, str]],
                  clock: Clock) -> None:
-        self._node, self._report, self._watched = node, report, watched
+        self._node = node
+        self._report = report
+        self._watched = watched
         self._lock = threading.Lock()
         self._said: tuple[object, ...] = ()
         self._logged = ""

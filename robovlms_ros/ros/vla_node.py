@@ -1,8 +1,10 @@
-"""`vla_node`: a lifecycle node that hears cameras, joint states and an instruction, and drives an arm by a policy.
+"""`vla_node`: a lifecycle node that hears cameras, joint states and an instruction, and drives an
+arm by a policy.
 
-configure loads, validates and warms up; activate starts at once; deactivate (and SIGINT, SIGTERM) holds the arm, then
-is silent; cleanup frees the memory. What it publishes: `~/action_chunk`, `~/status`, `/diagnostics`, and, unless
-`dry_run`, what the robot's controller listens to. Topics, services and the action: docs/operate.md.
+configure loads, validates and warms up; activate starts at once; deactivate (and SIGINT, SIGTERM)
+holds the arm, then is silent; cleanup frees the memory. What it publishes: `~/action_chunk`,
+`~/status`, `/diagnostics`, and, unless `dry_run`, what the robot's controller listens to. Topics,
+services and the action: docs/operate.md.
 """
 
 import gc
@@ -278,7 +280,8 @@ class VLANode(PlainLifecycleNode):
             self._policy = None
             self._session = None
         self._own_end = ""
-        self._report.policy_id, self._report.history = "", (0, 0)
+        self._report.policy_id = ""
+        self._report.history = (0, 0)
         self._report.trajectory_shape = ""
         _free_memory()
 
@@ -290,7 +293,8 @@ class VLANode(PlainLifecycleNode):
         self._reporter.publish()
 
     def _failed(self, transition: str, reason: str) -> None:
-        self._report.last_stop, self._report.last_stop_ns = f"{transition} failed: {reason}", self.now_ns()
+        self._report.last_stop = f"{transition} failed: {reason}"
+        self._report.last_stop_ns = self.now_ns()
         self._reporter.publish()
 
     def _on_observation(self, observation) -> None:  # type: ignore[no-untyped-def]
@@ -358,7 +362,8 @@ class VLANode(PlainLifecycleNode):
 
     def _mark(self, outcome: str, note: str) -> bool:
         """End the instruction in force as a success or failure; False where there is none."""
-        runner, inputs = self._runner, self._inputs
+        runner = self._runner
+        inputs = self._inputs
         if runner is None or inputs is None or self.lifecycle_state != "active":
             return False
         if not inputs.instruction:
@@ -372,9 +377,11 @@ class VLANode(PlainLifecycleNode):
         return True
 
     def _on_chunk(self, chunk: ActionChunk) -> None:
-        runner, session = self._runner, self._session
+        runner = self._runner
+        session = self._session
         if runner is not None and session is not None:
-            self._report.history, self._report.history_every = session.history_fill, session.history_report.every
+            self._report.history = session.history_fill
+            self._report.history_every = session.history_report.every
             self._report.path = f"{session.path}: {session.path_reason}"
             runner.on_chunk(chunk)
             self._reporter.publish_on_change()
@@ -404,7 +411,8 @@ class VLANode(PlainLifecycleNode):
             self.change_state("deactivate")
 
     def _tick_goal(self) -> None:
-        inputs, executor = self._inputs, self._executor
+        inputs = self._inputs
+        executor = self._executor
         if inputs is None or not self._execute.is_running:
             return
         measured = inputs.measured()
@@ -414,12 +422,14 @@ class VLANode(PlainLifecycleNode):
         self._execute.tick(bool(inputs.instruction), opening, commanded, speed)
 
     def _watched(self) -> dict[str, str]:
-        """What stands in /diagnostics beside the policy: name -> what is wrong, empty when nothing is."""
+        """Entries of /diagnostics beside the policy: name -> what is wrong, empty when nothing
+        is."""
         with self._parts:
             return self._watched_parts()
 
     def _watched_parts(self) -> dict[str, str]:
-        inputs, arm = self._inputs, self._arm
+        inputs = self._inputs
+        arm = self._arm
         watched = {}
         if inputs is not None and self.lifecycle_state == "active":
             watched["inputs"] = inputs.problem(self.now_ns()) or ""
@@ -430,8 +440,10 @@ class VLANode(PlainLifecycleNode):
         return watched
 
     def _falls_behind(self) -> str:
-        """Why the history cannot be kept up at the rate of training, empty when it can."""
-        spent, step, every = self._report.inference.percentile(50), self._history_step, self._report.history_every
+        """Reason for the history to fall behind the rate of training, empty for none."""
+        spent = self._report.inference.percentile(50)
+        step = self._history_step
+        every = self._report.history_every
         if step is None or not spent > every * step:
             return ""
         thinned = f", thinned out to one in {every}" if every > 1 else ""

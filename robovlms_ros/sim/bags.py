@@ -1,6 +1,8 @@
-"""Episodes of the simulated arm as a rosbag2, in one process and without ROS: a bag to evaluate where none is at hand.
+"""Episodes of the simulated arm as a rosbag2, in one process and without ROS: a bag to evaluate
+where none is at hand.
 
-Topics are the demo's: both cameras at 20 Hz, joint states at 100 Hz, trajectories of arm and gripper, the instruction.
+Topics are the demo's: both cameras at 20 Hz, joint states at 100 Hz, trajectories of arm and
+gripper, the instruction.
 """
 
 from collections.abc import Sequence
@@ -23,10 +25,12 @@ SETTLE_TICKS = 50
 
 
 class SimulatedBag:
-    """A world that writes what it publishes and hears; give it to `ClosedLoop` in the world's place."""
+    """A world that writes what it publishes and hears; give it to `ClosedLoop` in the world's
+    place."""
 
     def __init__(self, path: Path, world: SimWorld, robot: RobotSpec) -> None:
-        self._world, self._robot = world, robot
+        self._world = world
+        self._robot = robot
         self._store = typestore()
         self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
@@ -97,7 +101,9 @@ class _Hearing:
     """A controller whose messages are written down."""
 
     def __init__(self, bag: SimulatedBag, controller: Any, topic: str) -> None:
-        self._bag, self._controller, self._topic = bag, controller, topic
+        self._bag = bag
+        self._controller = controller
+        self._topic = topic
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._controller, name)
@@ -112,10 +118,13 @@ class _Hearing:
 def record_episodes(
     path: Path, loop: ClosedLoop, agent: Any, robot: RobotSpec, episodes: Sequence[tuple[int, str]]
 ) -> list[Outcome]:
-    """Run (seed, instruction) episodes of `loop` with `agent` and record them as one bag; returns how they went."""
+    """Run (seed, instruction) episodes of `loop` with `agent` and record them as one bag; returns
+    how they went."""
     bag = SimulatedBag(path, loop.world, robot)
-    world, on_frame = loop.world, loop.on_frame
-    loop.world, loop.on_frame = bag, bag.on_frame  # type: ignore[assignment]
+    world = loop.world
+    on_frame = loop.on_frame
+    loop.world = bag  # type: ignore[assignment]
+    loop.on_frame = bag.on_frame
     outcomes = []
     try:
         for seed, words in episodes:
@@ -125,6 +134,7 @@ def record_episodes(
             bag.instruct(words)
             outcomes.append(loop.run(agent, [(0.0, words)], np.random.default_rng(seed)))
     finally:
-        loop.world, loop.on_frame = world, on_frame
+        loop.world = world
+        loop.on_frame = on_frame
         bag.close()
     return outcomes

@@ -1,8 +1,9 @@
 """Closed-loop results: episodes in, one table, one JSON, one verdict out.
 
-An episode is one instruction in one scene. A row gathers the episodes of one instruction under one condition:
-`named` (the scene's own instruction), `swapped` (the same scenes, the other instruction: an arm that follows the scene
-and not the words fails here) and `blanked` (both cameras black: an arm that does not look must not succeed).
+An episode is one instruction in one scene. A row gathers the episodes of one instruction under one
+condition: `named` (the scene's own instruction), `swapped` (the same scenes, the other instruction:
+an arm that follows the scene and not the words fails here) and `blanked` (both cameras black: an
+arm that does not look must not succeed).
 """
 
 from collections import Counter
@@ -21,8 +22,9 @@ STRICT_FROM = 20
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What one episode came to. time_to_success: simulated s from the instruction, None without success. why: what the
-    judge calls the failure, in a word or two; empty with success. taken: what was taken in the named thing's place."""
+    """Result of one episode. time_to_success: simulated s from the instruction, None without
+    success. why: what the judge calls the failure, in a word or two; empty with success. taken:
+    what was taken in the named thing's place."""
 
     instruction: str
     condition: Condition
@@ -38,7 +40,7 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class ClosedLoopThresholds:
-    """What a run must reach; fractions. `blanked_success` is an upper bound."""
+    """Aims of a run; fractions. `blanked_success` is an upper bound."""
 
     success: float = 0.90
     wrong: float = 0.05
@@ -47,7 +49,8 @@ class ClosedLoopThresholds:
 
 @dataclass(frozen=True)
 class ClosedLoopRow:
-    """The episodes of one instruction under one condition: counts, and fractions with 95 % Wilson intervals."""
+    """The episodes of one instruction under one condition: counts, and fractions with 95 % Wilson
+    intervals."""
 
     instruction: str
     condition: Condition
@@ -84,9 +87,12 @@ def summarise(
 def _row(
     instruction: str, condition: Condition, group: list[EpisodeResult], thresholds: ClosedLoopThresholds
 ) -> ClosedLoopRow:
-    n, success, wrong = len(group), sum(e.success for e in group), sum(e.wrong for e in group)
+    n = len(group)
+    success = sum(e.success for e in group)
+    wrong = sum(e.wrong for e in group)
     times = [e.time_to_success for e in group if e.time_to_success is not None]
-    ci95, wrong_ci95 = wilson_interval(success, n), wilson_interval(wrong, n)
+    ci95 = wilson_interval(success, n)
+    wrong_ci95 = wilson_interval(wrong, n)
     missed = []
     if condition == "blanked":
         if _above(success, n, ci95, thresholds.blanked_success):
@@ -109,13 +115,15 @@ def _above(count: int, n: int, ci95: tuple[float, float], threshold: float) -> b
 
 
 def report(rows: Sequence[ClosedLoopRow], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON report: rows, whatever the caller measured besides, and whether every threshold holds."""
+    """The JSON report: rows, whatever the caller measured besides, and whether every threshold
+    holds."""
     return {"rows": [row.as_json() for row in rows], **extra, "pass": not any(row.missed for row in rows)}
 
 
 def failures(episodes: Sequence[EpisodeResult]) -> dict[str, dict[str, int]]:
-    """Why episodes failed: reason -> instruction -> count, the most frequent reason first. Blanked ones do not count:
-    they are to fail."""
+    """Reasons of failed episodes: reason -> instruction -> count, the most frequent reason first.
+    Blanked
+    ones do not count: they are to fail."""
     counts: dict[str, Counter[str]] = {}
     for episode in episodes:
         if not episode.success and episode.condition != "blanked":
@@ -124,7 +132,8 @@ def failures(episodes: Sequence[EpisodeResult]) -> dict[str, dict[str, int]]:
 
 
 def failure_table(counts: Mapping[str, Mapping[str, int]], title: str = "failed") -> str:
-    """`failures` for a terminal: a line per reason, a column per instruction; empty without failures."""
+    """`failures` for a terminal: a line per reason, a column per instruction; empty without
+    failures."""
     if not counts:
         return ""
     columns = list(dict.fromkeys(name for row in counts.values() for name in row))

@@ -1,4 +1,5 @@
-"""The pictures of a closed-loop run: a GIF of what the cameras saw, and a timeline of what the arm was told and did."""
+"""The pictures of a closed-loop run: a GIF of what the cameras saw, and a timeline of what the arm
+was told and did."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ CAPTION_HEIGHT = 28
 
 @dataclass
 class EpisodeRecording:
-    """What one episode showed. Times are ns on the run's clock; images (H, W, 3) uint8 RGB; joints in rad."""
+    """Recorded data of one episode. Times are ns on the run's clock; images (H, W, 3) uint8 RGB;
+    joints in rad."""
 
     caption: str
     joints: tuple[str, ...]
@@ -27,11 +29,13 @@ class EpisodeRecording:
 
 
 def write_gif(path: Path, recordings: Sequence[EpisodeRecording], frame_period: float = 0.1) -> None:
-    """Both cameras side by side with the instruction as caption, one frame each `frame_period` s of the run."""
+    """Both cameras side by side with the instruction as caption, one frame each `frame_period` s of
+    the run."""
     pictures = [picture for recording in recordings for picture in _pictures(recording, frame_period)]
     if not pictures:
         raise ValueError(f"{path}: no frame was recorded, there is nothing to show.")
-    # Median cut alone spends the palette on the table and leaves little for the cubes, which are a few pixels each.
+    # Median cut alone spends the palette on the table and leaves little for the cubes, which are a
+    # few pixels each.
     palette = [picture.quantize(256, kmeans=3, dither=Image.Dither.NONE) for picture in pictures]
     palette[0].save(path, save_all=True, append_images=palette[1:], duration=round(frame_period * 1000), loop=0)
 
@@ -41,7 +45,8 @@ def _pictures(recording: EpisodeRecording, frame_period: float) -> list[Image.Im
     if not cameras:
         return []
     stamps = [np.array([stamp for stamp, _ in frames]) for frames in cameras]
-    begin, end = max(s[0] for s in stamps), min(s[-1] for s in stamps)
+    begin = max(s[0] for s in stamps)
+    end = min(s[-1] for s in stamps)
     pictures = []
     for time in np.arange(begin, end + 1, int(frame_period * NANOSECONDS)):
         nearest = [frames[int(np.abs(s - time).argmin())][1] for frames, s in zip(cameras, stamps, strict=True)]
@@ -64,7 +69,8 @@ def _side_by_side(images: Sequence[NDArray[np.uint8]], caption: str) -> Image.Im
 
 
 def write_timeline(path: Path, recordings: Sequence[EpisodeRecording]) -> None:
-    """Commanded and measured position of every joint over time, a line of dots at each chunk's observation."""
+    """Commanded and measured position of every joint over time, a line of dots at each chunk's
+    observation."""
     from matplotlib.figure import Figure
 
     joints = recordings[0].joints
@@ -99,7 +105,8 @@ def _column(series: NDArray[np.float64], joint: int) -> tuple[NDArray[np.float64
 
 
 def _commanded(recording: EpisodeRecording, origin: int) -> NDArray[np.float64]:
-    """What the controller was asked to follow: each message from its arrival until the next one's, at 50 Hz."""
+    """Trajectories of the controller: each message from its arrival until the next one's,
+    at 50 Hz."""
     samples = []
     end = recording.measured[-1][0] if recording.measured else 0
     arrivals = [*(arrival for arrival, _ in recording.commands), end]

@@ -37,7 +37,7 @@ GRIPPER_TICKS = 10
 
 
 class Agent(Protocol):
-    """What drives an episode: a `PolicySession`, or the expert."""
+    """Agent of an episode: a `PolicySession`, or the expert."""
 
     def reset(self) -> None: ...
     def observe(self, observation: Observation) -> None: ...
@@ -54,7 +54,7 @@ class RolloutFrame:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode came to. time_to_success: simulated s, None without. wrong: another thing
+    """Outcome of an episode. time_to_success: simulated s, None without. wrong: another thing
     was taken. why: what the judge calls the failure; empty with success. taken: what was taken
     in the place of the named thing."""
 
@@ -122,8 +122,13 @@ class ClosedLoop:
         disturb: Callable[[ActionChunk, RolloutFrame], ActionChunk] | None = None,
         on_frame: Callable[[RolloutFrame], None] | None = None,
     ) -> None:
-        self.world, self.kinematics, self.executor, self._gripper = world, kinematics, executor, gripper
-        self.settings, self.disturb, self.on_frame = settings or EpisodeSettings(), disturb, on_frame
+        self.world = world
+        self.kinematics = kinematics
+        self.executor = executor
+        self._gripper = gripper
+        self.settings = settings or EpisodeSettings()
+        self.disturb = disturb
+        self.on_frame = on_frame
 
     def run(self, agent: Agent, instructions: Sequence[tuple[float, str]], rng: np.random.Generator) -> Outcome:
         """One episode from the world's present state.
@@ -133,20 +138,27 @@ class ClosedLoop:
         """
         agent.reset()
         self.executor.reset()
-        world, start_ns = self.world, self.world.time_ns
+        world = self.world
+        start_ns = self.world.time_ns
         self._opening: float | None = None
         pending: tuple[int, ActionChunk, RobotState] | None = None
-        instruction, chunks, refusals, success_ns = "", 0, 0, None
+        instruction = ""
+        chunks = 0
+        refusals = 0
+        success_ns = None
         judged_from_ns = start_ns + round(instructions[-1][0] * NANOSECONDS)
         end_ns = judged_from_ns + round(self.settings.limit * NANOSECONDS)
-        wrong, judge = False, world.judge(instructions[0][1])
+        wrong = False
+        judge = world.judge(instructions[0][1])
         while world.time_ns < end_ns:
             now = world.time_ns
             if (now - start_ns) % FRAME_NS == 0:
                 spoken = [words for at, words in instructions if at * NANOSECONDS <= now - start_ns][-1]
                 if spoken != instruction:
                     agent.reset()
-                    instruction, pending, next_ns = spoken, None, now
+                    instruction = spoken
+                    pending = None
+                    next_ns = now
                     judge = world.judge(instruction)
                 frame = self._capture(instruction)
                 if self.on_frame is not None:
@@ -162,7 +174,8 @@ class ClosedLoop:
                     success_ns = now
                     end_ns = now + round(self.settings.linger * NANOSECONDS)
             if pending is not None and now >= pending[0]:
-                chunks, refusals = chunks + 1, refusals + self._deliver(pending[1], pending[2])
+                chunks = chunks + 1
+                refusals = refusals + self._deliver(pending[1], pending[2])
                 pending = None
             if (now - start_ns) % (GRIPPER_TICKS * TICK_NS) == 0:
                 self._move_gripper()
@@ -211,7 +224,8 @@ class ClosedLoop:
             return
         self._opening = opening
         point = np.array([[self._gripper.position(opening)]])
-        times, rest = np.array([self._gripper.travel_time]), np.zeros((1, 1))
+        times = np.array([self._gripper.travel_time])
+        rest = np.zeros((1, 1))
         command = TrajectoryCommand(0, (self._gripper.joint,), times, point, rest)
         self.world.gripper_controller.accept(command, self.world.time_ns)
 

@@ -86,11 +86,13 @@ def _thin_visual_meshes(root: ElementTree.Element, model: mujoco.MjModel) -> Non
 
 def _mesh(model: mujoco.MjModel, mesh_id: int) -> tuple[Array, NDArray[np.int64]]:
     """Vertices (V, 3) in the frame of the mesh's file and faces (F, 3)."""
-    first, count = model.mesh_vertadr[mesh_id], model.mesh_vertnum[mesh_id]
+    first = model.mesh_vertadr[mesh_id]
+    count = model.mesh_vertnum[mesh_id]
     rotation = np.empty(9)
     mujoco.mju_quat2Mat(rotation, model.mesh_quat[mesh_id])
     vertices = model.mesh_vert[first : first + count] @ rotation.reshape(3, 3).T + model.mesh_pos[mesh_id]
-    first, count = model.mesh_faceadr[mesh_id], model.mesh_facenum[mesh_id]
+    first = model.mesh_faceadr[mesh_id]
+    count = model.mesh_facenum[mesh_id]
     return vertices.astype(np.float64), model.mesh_face[first : first + count].astype(np.int64)
 
 
@@ -111,7 +113,8 @@ def _thinned(vertices: Array, faces: NDArray[np.int64]) -> tuple[Array, NDArray[
 def _add_table_materials(root: ElementTree.Element, textures: Sequence[str]) -> None:
     import robosuite
 
-    assets, folder = root.find("./asset"), Path(robosuite.__file__).parent / "models" / "assets" / "textures"
+    assets = root.find("./asset")
+    folder = Path(robosuite.__file__).parent / "models" / "assets" / "textures"
     assert assets is not None
     for name in textures:
         if assets.find(f"./material[@name='table_{name}']") is not None:
@@ -122,7 +125,8 @@ def _add_table_materials(root: ElementTree.Element, textures: Sequence[str]) -> 
 
 
 def _add_static_camera(root: ElementTree.Element) -> None:
-    position, target = np.array(STATIC_CAMERA["pos"]), np.array(STATIC_CAMERA["target"])
+    position = np.array(STATIC_CAMERA["pos"])
+    target = np.array(STATIC_CAMERA["target"])
     backward = (position - target) / np.linalg.norm(position - target)
     right = np.cross((0.0, 0.0, 1.0), backward)
     right /= np.linalg.norm(right)

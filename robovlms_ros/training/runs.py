@@ -1,7 +1,8 @@
 """`robovlms train --config FILE --data PATHS`: from a YAML file and recordings to a checkpoint.
 
-The file is a policy's configuration (`model`, `vlm`, `action`, `training`, ...) with an optional `data` block. Weights
-come from a checkpoint, from the pretrained VLM that `vlm.model_name` names, or are new.
+The file is a policy's configuration (`model`, `vlm`, `action`, `training`, ...) with an optional
+`data` block. Weights come from a checkpoint, from the pretrained VLM that `vlm.model_name` names,
+or are new.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ KEY = "train"
 
 @dataclass(frozen=True)
 class Run:
-    """What a training file says. folder: where files that it names are looked up. start: `--from`."""
+    """Content of a training file. folder: where files that it names are looked up. start:
+    `--from`."""
 
     config: PolicyConfig
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -40,8 +42,8 @@ def is_plan(path: Path) -> bool:
 def read_run(path: Path, start: str | None = None) -> Run:
     """The run in a YAML or JSON file. start: a checkpoint, `random`, or None.
 
-    A file without a `model` block takes everything that it does not say from the checkpoint `start`. Raises
-    ConfigError, CheckpointError.
+    A file without a `model` block takes everything that it does not say from the checkpoint
+    `start`. Raises ConfigError, CheckpointError.
     """
     mapping = read_mapping(path)
     data = mapping.pop("data", None) or {}
@@ -59,11 +61,13 @@ def _config_of(checkpoint: Path) -> Path:
 
 
 def starting_policy(run: Run, say: Callable[[str], None]) -> VLAPolicy:
-    """The policy that training begins with, in float32. Raises CheckpointError, ConfigError, BackboneError."""
+    """The policy that training begins with, in float32. Raises CheckpointError, ConfigError,
+    BackboneError."""
     from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy
     from robovlms_ros.checkpoints.pretrained import policy_from_vlm
 
-    config, seed = run.config, run.config.training.seed
+    config = run.config
+    seed = run.config.training.seed
     if run.start not in (None, RANDOM):
         policy = load_policy(str(run.start), config, dtype=torch.float32)
         say(f"weights: {run.start}")
@@ -71,7 +75,8 @@ def starting_policy(run: Run, say: Callable[[str], None]) -> VLAPolicy:
         policy = policy_from_vlm(config, seed, torch.float32, run.folder)
         say(f"weights: the VLM's from {config.vlm.model_name}; head and action token are new")
     else:
-        vlm = dataclasses.replace(config.vlm, precision="float32")  # a new model is made in the precision it runs in
+        # a new model is made in the precision it runs in
+        vlm = dataclasses.replace(config.vlm, precision="float32")
         policy = build_policy(dataclasses.replace(config, vlm=vlm), seed, run.folder)
         say(f"weights: new, seed {seed}")
     policy.config = config
@@ -81,7 +86,8 @@ def starting_policy(run: Run, say: Callable[[str], None]) -> VLAPolicy:
 def train_on(paths: Sequence[Path], run: Run, output: Path, say: Callable[[str], None]) -> Path:
     """Train on recordings, or go on with the run in `output`; returns the checkpoint's folder.
 
-    Raises DataError (what of the data would train badly), TrainingError, and what `starting_policy` raises.
+    Raises DataError (what of the data would train badly), TrainingError, and what `starting_policy`
+    raises.
     """
     from robovlms_ros.training.data.checks import check_data, require_trainable
     from robovlms_ros.training.data.episodes import split
@@ -108,7 +114,8 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, say: Callable[[str],
 
 
 def open_data(paths: Sequence[Path], run: Run, say: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:
-    """The episodes at `paths` as the file's `data` block maps them, and the kinds of flaws that it lets through."""
+    """The episodes at `paths` as the file's `data` block maps them, and the kinds of flaws that it
+    lets through."""
     from robovlms_ros.training.data.open_sources import open_sources
 
     mapping = dict(run.data)

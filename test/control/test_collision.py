@@ -42,7 +42,7 @@ from robovlms_ros.control.motion_guard import CommandRejected
 from robovlms_ros.control.preflight import check_collision
 from robovlms_ros.control.robot import RobotSpec, load_robot, parse_robot
 from robovlms_ros.control.safety_gate import SafetyGate
-from robovlms_ros.control.spline import Spline, curve_of
+from robovlms_ros.control.trajectory import Spline, curve_of
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
 
@@ -199,7 +199,7 @@ def test_mesh_files_are_read_scaled_and_their_concavity_is_the_error(tmp_path, m
 MISSING = {
     "package://no_such_package/a.stl": "the package 'no_such_package'",
     "meshes/a.stl": "relative, and the description comes from a topic",
-    "file:///no/such/a.stl": "/no/such/a.stl",
+    "file:///absent/a.stl": "/absent/a.stl",
 }
 
 
@@ -523,7 +523,7 @@ def simulated():
     pytest.importorskip(
         "robosuite", reason="robosuite is not installed: MuJoCo's contacts cannot be compared"
     )
-    from robovlms_ros.bench.collision import PostWorld
+    from robovlms_ros.sim.contacts import PostWorld
 
     return PostWorld(0)
 
@@ -531,9 +531,7 @@ def simulated():
 @pytest.mark.sim
 def test_what_is_free_here_is_free_of_contacts_in_mujoco(simulated):
     """The shapes of the Panda's URDF contain the hulls of the simulator."""
-    from robovlms_ros.bench.collision import bench_robot
-
-    model = load_collision_model(bench_robot())
+    model = load_collision_model(simulated.robot(fingers_may_touch=False))
     robot = PANDA
     rng = np.random.default_rng(0)
     contacts = 0
@@ -586,9 +584,9 @@ def test_hulls_of_an_mjcf_collide_exactly_where_mujoco_says():
 @pytest.mark.sim
 @pytest.mark.parametrize("kind", ["table", "post", "itself"])
 def test_driven_chunks_stop_before_contact_in_the_simulator(simulated, kind):
-    from robovlms_ros.bench.collision import bench_robot, drive, driven_chunks
+    from robovlms_ros.bench.collision import drive, driven_chunks
 
-    robot = bench_robot()
+    robot = simulated.robot(fingers_may_touch=False)
     chunk = next(chunk for chunk in driven_chunks(simulated, robot, 1, 1) if chunk.kind == kind)
     result = drive(simulated, robot, load_collision_model(robot), chunk)
     assert not result.contacts and set(result.verdicts) & {"clamp", "refuse"}

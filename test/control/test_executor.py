@@ -15,8 +15,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from robovlms_ros.control.executor import build_executor
-from robovlms_ros.control.gripper import GripperSwitch
+from robovlms_ros.control.executor import GripperSwitch, build_executor
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.schedule import ScheduleRefused, latency_excess
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.safety_gate import SafetyGate
-from robovlms_ros.control.spline import curve_of
+from robovlms_ros.control.trajectory import curve_of
 from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 PANDA = load_robot("panda")

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robovlms_ros.control.executor import build_executor
-from robovlms_ros.control.gate_checks import ARRIVAL_NS
 from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.safety_gate import ARRIVAL_NS
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
 

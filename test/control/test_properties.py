@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused, horizon_shortfall
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.spline import central_differences
+from robovlms_ros.control.trajectory import central_differences
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan, RobotState
 

@@ -8,8 +8,8 @@
 import numpy as np
 import pytest
 
-from robovlms_ros.control.smoothing import joining_time, within_acceleration
-from robovlms_ros.control.spline import Spline, central_differences
+from robovlms_ros.control.scheduler import joining_time, within_acceleration
+from robovlms_ros.control.trajectory import Spline, central_differences
 from robovlms_ros.core.types import NANOSECONDS
 
 LIMIT = np.array([6.0, 6.0])

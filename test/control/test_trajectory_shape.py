@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from robovlms_ros.control.executor import build_executor
-from robovlms_ros.control.limits import extremes
 from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.trajectory import extremes
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
     TrajectoryMessage,
@@ -29,7 +29,7 @@ from robovlms_ros.control.trajectory_shape import BRIDGE_NS, TRANSIT_NS, wire_fo
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
 
 PANDA = load_robot("panda")
-GATE = dataclasses.replace(PANDA.gate, authority_ramp=0.0, max_refusals=1000)
+GATE = dataclasses.replace(PANDA.gate, speed_scaling_ramp=0.0, max_refusals=1000)
 ROBOT = dataclasses.replace(PANDA, gate=GATE)
 HOME = np.array(ROBOT.home)
 NAMES = (*ROBOT.joints, "gripper")

@@ -25,19 +25,24 @@ from torch import nn
 from torch.nn import functional
 
 from robovlms_ros.bench.policy.cases import BACKBONES, Case, SyntheticFrames, config_of
-from robovlms_ros.bench.policy.counting import (
+from robovlms_ros.bench.policy.head_window import window_cost
+from robovlms_ros.bench.policy.models import build, size_of
+from robovlms_ros.bench.policy.run import PRESETS, preset
+from robovlms_ros.bench.policy.timing import (
     Ceilings,
     Operation,
     OperationCounter,
     count,
     roofline,
 )
-from robovlms_ros.bench.policy.head_window import window_cost
-from robovlms_ros.bench.policy.models import build, size_of
-from robovlms_ros.bench.policy.presets import PRESETS, preset
-from robovlms_ros.bench.policy.several_robots import predict_together
-from robovlms_ros.bench.policy.transformers_baseline import with_output_matrix
-from robovlms_ros.bench.policy.variants import BY_HAND, is_own, make_way, options_of
+from robovlms_ros.bench.policy.variants import (
+    BY_HAND,
+    is_own,
+    make_way,
+    options_of,
+    predict_together,
+    with_output_matrix,
+)
 from robovlms_ros.checkpoints.checkpoint import random_tokenizer
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import RoboVLMsError

@@ -23,12 +23,12 @@ import pytest
 
 from robovlms_ros.bench.policy import head_window
 from robovlms_ros.bench.policy.cases import Case
-from robovlms_ros.bench.policy.counting import Ceilings
 from robovlms_ros.bench.policy.curves import curves_over, draw
 from robovlms_ros.bench.policy.head_window import WindowCost
-from robovlms_ros.bench.policy.memory import STATUS, peak_memory
+from robovlms_ros.bench.policy.models import STATUS, peak_memory
 from robovlms_ros.bench.policy.results import PolicyRow, Results, table
 from robovlms_ros.bench.policy.thresholds import Check, cpu_checks, gpu_checks
+from robovlms_ros.bench.policy.timing import Ceilings
 from robovlms_ros.cli.main import main
 from robovlms_ros.core.schema import ConfigError
 

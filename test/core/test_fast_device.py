@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robovlms_ros.bench.policy.several_robots import predict_together
+from robovlms_ros.bench.policy.variants import predict_together
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.inference.optimized import optimized_inference
 from robovlms_ros.inference.optimized.cuda_graphs import SHAPES_KEPT, CudaGraphCallable, host_syncs

@@ -16,8 +16,8 @@ import torch
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.heads.discrete import ActionTokenizer
 from robovlms_ros.training.data.augment import random_shift
-from robovlms_ros.training.data.chunks import action_chunks, episode_windows
-from robovlms_ros.training.engine.losses import action_loss, token_loss
+from robovlms_ros.training.data.windows import action_chunks, episode_windows
+from robovlms_ros.training.engine.objective import action_loss, token_loss
 from robovlms_ros.training.engine.schedule import constant, half_cosine
 
 

@@ -480,7 +480,7 @@ def cube_columns(columns: dict[str, Any], places: Any, followed: Any) -> dict[st
     number of the named cube.
     """
     from robovlms_ros.sim.tasks.objects import THINGS
-    from robovlms_ros.sim.training.hindsight import CUBE_GOALS
+    from robovlms_ros.sim.training.shards import CUBE_GOALS
 
     order = np.stack((followed, 1 - followed), axis=1)  # the followed goal's label is the first
     things = np.full((len(places), len(THINGS), 3), np.nan, np.float32)
@@ -517,11 +517,10 @@ def train_simulated(
     tabletop: the tabletop's learner, else the easy demo's. seeing: the tabletop's vision stage. The
     weights of auxiliary heads follow from their names, as those of `tiny_policy`.
     """
-    from robovlms_ros.sim.training.objectives import CubeObjective
+    from robovlms_ros.sim.training.objectives import CubeObjective, TaskObjective
     from robovlms_ros.sim.training.pipeline import build_trainer
-    from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
+    from robovlms_ros.sim.training.plans import Recipe, TrainingStage
     from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames, find_shards
-    from robovlms_ros.sim.training.task_objective import TaskObjective
 
     def objective(*given: Any) -> Any:
         if tabletop:

@@ -10,7 +10,7 @@ from robovlms_ros.config.policy import HeadConfig
 from robovlms_ros.models.heads.base import HeadOutput, PolicyHead
 from robovlms_ros.models.heads.build import build_head
 from robovlms_ros.models.heads.discrete import ActionTokenizer
-from robovlms_ros.training.engine.losses import action_loss, token_loss
+from robovlms_ros.training.engine.objective import action_loss, token_loss
 
 TYPES = {"LSTMDecoder": "lstm", "GPTDecoder": "gpt", "FCDecoder": "fc"}
 

@@ -13,7 +13,7 @@ from robovlms_ros.models import tokenization
 from robovlms_ros.models.image_processor import ImageProcessor
 from robovlms_ros.models.perceiver import GatedCrossAttention, PerceiverResampler
 from robovlms_ros.training.data.augment import random_shift
-from robovlms_ros.training.data.chunks import action_chunks, episode_windows
+from robovlms_ros.training.data.windows import action_chunks, episode_windows
 from robovlms_ros.training.engine.schedule import half_cosine
 
 

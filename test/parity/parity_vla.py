@@ -16,7 +16,7 @@ from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
 from robovlms_ros.models.action_tokens import generate, training_logits
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.vla_policy import VLAPolicy
-from robovlms_ros.training.engine.losses import action_loss, token_loss
+from robovlms_ros.training.engine.objective import action_loss, token_loss
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ class Servo:
 def test_servo_twist_moves_the_tool_along_the_trajectory(stage):
     from geometry_msgs.msg import TwistStamped
 
-    from robovlms_ros.control.spline import curve_of
+    from robovlms_ros.control.trajectory import curve_of
     from robovlms_ros.ros.messages import from_time
 
     servo = Servo(stage)

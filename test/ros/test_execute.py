@@ -60,7 +60,7 @@ def stopped(graph, detail="no instruction"):
 
 def worst_step(graph, begin=0):
     """Largest step (rad) and kink (rad per 10 ms) between a command and the one it replaced."""
-    from robovlms_ros.control.spline import curve_of
+    from robovlms_ros.control.trajectory import curve_of
 
     worst = 0.0
     curves = [(now, curve_of(command, now)) for now, command in graph.sent[begin:]]

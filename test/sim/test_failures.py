@@ -7,7 +7,7 @@ on its way fails by what it had done till then.
 import numpy as np
 import pytest
 
-from robovlms_ros.sim.tasks import base, failures
+from robovlms_ros.sim.tasks import base
 from robovlms_ros.sim.tasks.language import Goal
 from robovlms_ros.sim.tasks.objects import TABLE_Z, TableObject, TableTruth
 
@@ -43,7 +43,7 @@ def why(goal, *frames):
     judge = base.TableJudge(goal)
     outcomes = [judge.look(truth) for truth in frames]
     assert not any(done for done, _ in outcomes)
-    assert judge.why() in failures.REASONS
+    assert judge.why() in base.REASONS
     return judge.why()
 
 

@@ -11,11 +11,8 @@ import pytest
 
 from robovlms_ros.cli.main import main
 from robovlms_ros.sim.closed_loop import EpisodeResult
-from robovlms_ros.sim.episode_log import EpisodeLog, LogError, identity_of
-from robovlms_ros.sim.processes import run_scenes
-from robovlms_ros.sim.scenes import Bench, BenchSettings, Scene
-from robovlms_ros.sim.tasks.evaluate import TaskEpisode, taken_instead
-from robovlms_ros.sim.tasks.instruction_following import obedience, obedience_table
+from robovlms_ros.sim.scenes import Bench, BenchSettings, EpisodeLog, LogError, Scene, identity_of, run_scenes
+from robovlms_ros.sim.tasks.evaluate import TaskEpisode, obedience, obedience_table, taken_instead
 from robovlms_ros.sim.tasks.language import Goal, instructions, is_unseen, meaning, paraphrase
 from robovlms_ros.sim.world import SimWorld
 

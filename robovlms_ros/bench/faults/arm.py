@@ -1,4 +1,5 @@
-"""A Panda without physics for the fault benchmark: real messages, the model of joint_trajectory_controller, recorded.
+"""A Panda without physics for the fault benchmark: real messages, the model of
+joint_trajectory_controller, recorded.
 
 Its joints follow the controller's command with a first-order lag. Hooks bend what it publishes.
 """
@@ -36,7 +37,8 @@ STATES_EVERY = 2  # periods
 IMAGES_EVERY = 10
 LAG = 0.02  # s
 DELAY = 0.03
-"""s: control runs so far behind the clock, with each message at its time of arrival, as a real-time machine would."""
+"""s: control runs so far behind the clock, with each message at its time of arrival, as a real-time
+machine would."""
 SIZE = 96
 
 
@@ -46,7 +48,8 @@ class FaultArm(Node):
     joint_hook, image_hook: applied to each message before it is published; None publishes nothing.
     silent_camera: name of a camera that publishes nothing; empty for none.
     frozen: True stops the joints where they are, whatever the controller commands.
-    received: the number of commands that have arrived. Its clock is published on /clock where `simulated_time` is true.
+    received: the number of commands that have arrived. Its clock is published on /clock where
+        `simulated_time` is true.
     """
 
     def __init__(self, simulated_time: bool = False) -> None:
@@ -95,7 +98,8 @@ class FaultArm(Node):
         self._jumps.append((time.monotonic(), self._jumps[-1][1] + round(seconds * NANOSECONDS)))
 
     def _clock_at(self, monotonic: float) -> int:
-        """The arm's clock at a monotonic time: one clock for control and record, whatever the interpreter delays."""
+        """The arm's clock at a monotonic time: one clock for control and record, whatever the
+        interpreter delays."""
         offset = next(offset for since, offset in reversed(self._jumps) if monotonic >= since)
         return self._system_at(monotonic) + offset
 
@@ -113,7 +117,8 @@ class FaultArm(Node):
             self._listening = self.create_subscription(JointTrajectory, topic, self._on_command, 10)
 
     def restart_controller(self) -> None:
-        """The controller forgets its trajectory and what it has not yet taken up, and holds the measured pose."""
+        """The controller forgets its trajectory and what it has not yet taken up, and holds the
+        measured pose."""
         with self._lock:
             self._inbox.clear()
             self._controller.reset()
@@ -139,7 +144,8 @@ class FaultArm(Node):
             return len(self._times)
 
     def recorded(self, since: int) -> tuple[Array, Array, Array, list[int]]:
-        """Since an index: times (N,) s, commanded and measured joints (N, 7) rad, and the controller's own restarts."""
+        """Since an index: times (N,) s, commanded and measured joints (N, 7) rad, and the
+        controller's own restarts."""
         with self._lock:
             own = [index - since for index in self._own if index >= since]
             return (
@@ -165,7 +171,8 @@ class FaultArm(Node):
             self.gripper_closes_s = time.monotonic()
 
     def _run(self) -> None:
-        """Control on a grid of PERIOD; late ticks follow at once, at their own times, as on a real-time machine."""
+        """Control on a grid of PERIOD; late ticks follow at once, at their own times, as on a
+        real-time machine."""
         begin = time.monotonic()
         count = 0
         while self._running:

@@ -1,8 +1,10 @@
-"""Faults injected through the real graph into an arm at working speed, and the arm's motion judged against its limits.
+"""Faults injected through the real graph into an arm at working speed, and the arm's motion judged
+against its limits.
 
-The node is a process of its own, on a domain of its own; the arm is `FaultArm`. For each fault the arm first moves at
-WORKING_SPEED or more. Judged from the fault on, the recovery included: every command step against the joints' speed
-limit, measured speed, commanded and measured acceleration, positions, and the time to rest (`rows`).
+The node is a process of its own, on a domain of its own; the arm is `FaultArm`. For each fault the
+arm first moves at WORKING_SPEED or more. Judged from the fault on, the recovery included: every
+command step against the joints' speed limit, measured speed, commanded and measured acceleration,
+positions, and the time to rest (`rows`).
 """
 
 import itertools
@@ -71,10 +73,12 @@ class BenchFailed(RoboVLMsError):
 class InjectedFault:
     """One fault. inject is called at working speed, mend after the record.
 
-    rest_allowed: s until the arm must be at rest, from the injection on; NaN where the motion goes on. resumes: the
-    motion may stop and must move again while the fault is present. slow: the injection takes seconds, and the fault is
-    complete at its end; the time to rest counts from there.
-    restarts: the node's process has ended and is started again afterwards. simulated_time: needs /clock.
+    rest_allowed: s until the arm must be at rest, from the injection on; NaN where the motion goes
+    on. resumes: the motion may stop and must move again while the fault is present. slow: the
+    injection takes seconds, and the fault is complete at its end; the time to rest counts from
+    there.
+    restarts: the node's process has ended and is started again afterwards. simulated_time: needs
+        /clock.
     """
 
     name: str
@@ -129,7 +133,8 @@ class FaultStage(Node):
         self._starts += 1
         self.status = PolicyStatus()
         self.node = self._child(f"node{self._starts}", [])
-        # A killed process stays in the graph for a while: its service must not be taken for the new one's.
+        # A killed process stays in the graph for a while: its service must not be taken for the new
+        # one's.
         self.wait(lambda: self.status.state == "unconfigured", "the node's first status")
         self.change_state(self._change, Transition.TRANSITION_CONFIGURE)
         self.instruct("lift the red cube")
@@ -186,7 +191,8 @@ class FaultStage(Node):
         self.node._process.send_signal(number)
 
     def second_publisher(self, positions: Array | None) -> None:
-        """Publish joint states from a second node at 10 Hz: the given positions, or the arm's own (None)."""
+        """Publish joint states from a second node at 10 Hz: the given positions, or the arm's own
+        (None)."""
         node = Node("second_driver")
         publisher = node.create_publisher(JointState, "joint_states", 10)
 
@@ -479,7 +485,8 @@ def faults() -> tuple[InjectedFault, ...]:
 def measure(stage: FaultStage, fault: InjectedFault) -> FaultRow:
     """Bring the arm to working speed, inject the fault and judge the motion after it."""
     stage.wait(lambda: stage.status.state == PolicyStatus.RUNNING, f"running, before '{fault.name}'")
-    # The gripper closes once in two of its periods: faults are injected then, where it comes in time.
+    # The gripper closes once in two of its periods: faults are injected then, where it comes in
+    # time.
     deadline = time.monotonic() + 6.0
 
     def ready() -> bool:
@@ -525,11 +532,13 @@ def measure(stage: FaultStage, fault: InjectedFault) -> FaultRow:
 
 
 def _recover(stage: FaultStage, fault: InjectedFault) -> None:
-    """Bring the node back to running and let the arm move: what a recovery commands is judged like the fault."""
+    """Bring the node back to running and let the arm move: what a recovery commands is judged like
+    the fault."""
     if fault.restarts:
         stage.node.stop()
         stage.start_node()
-    if stage.status.state == PolicyStatus.INACTIVE:  # the node deactivated itself after many refusals
+    # the node deactivated itself after many refusals
+    if stage.status.state == PolicyStatus.INACTIVE:
         stage.activate()
     stage.wait(lambda: stage.status.state == PolicyStatus.RUNNING, f"running, after '{fault.name}'")
     time.sleep(RECOVERY)
@@ -548,8 +557,10 @@ def _stage(simulated_time: bool) -> Iterator[FaultStage]:
 
 
 def run(chosen: Sequence[InjectedFault], report: Callable[[FaultRow], None]) -> list[FaultRow]:
-    """Measure the chosen faults; `report` is called with each row. Raises BenchFailed, ChildDied."""
-    # A domain of its own, on this machine only: the commands must never reach a real arm on the network.
+    """Measure the chosen faults; `report` is called with each row. Raises BenchFailed,
+    ChildDied."""
+    # A domain of its own, on this machine only: the commands must never reach a real arm on the
+    # network.
     os.environ.update(isolated_environment())
     rows = []
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)

@@ -1,7 +1,8 @@
-"""`vla_node` with a scripted policy: the shipped checkpoint is loaded, its chunks are replaced by a fast known motion.
+"""`vla_node` with a scripted policy: the shipped checkpoint is loaded, its chunks are replaced by a
+fast known motion.
 
-The fault benchmark needs an arm at working speed at any moment, and a policy that fails on command. Everything else is
-the node itself.
+The fault benchmark needs an arm at working speed at any moment, and a policy that fails on command.
+Everything else is the node itself.
 """
 
 import sys
@@ -47,7 +48,8 @@ class ScriptedSession:
         return getattr(self._session, name)
 
     def predict_action_chunk(self, observation: Observation) -> ActionChunk:
-        """The motion's next steps from the observation's stamp on. Raises RoboVLMsError for the fault `died`."""
+        """The motion's next steps from the observation's stamp on. Raises RoboVLMsError for the
+        fault `died`."""
         chunk = self._session.predict_action_chunk(observation)
         if self.fault == "died":
             raise RoboVLMsError("the scripted policy failed, as it was told to.")

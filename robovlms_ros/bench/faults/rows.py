@@ -1,4 +1,5 @@
-"""Measurements of one fault: the arm's record after it, as parts of the joints' limits, and their table."""
+"""Measurements of one fault: the arm's record after it, as parts of the joints' limits, and their
+table."""
 
 import math
 from collections.abc import Sequence
@@ -21,17 +22,19 @@ STANDSTILL_LIMIT = 0.2
 """s: a motion goes on that rests no longer than at a turning point."""
 
 Motion = Literal["rests", "goes on", "resumes", "any"]
-"""The motion that a fault must leave. `rests`: at rest within a time, until the fault is mended. `goes on`: without a
-standstill. `resumes`: it may stop and moves again before the fault is mended. `any`: not judged."""
+"""The motion that a fault must leave. `rests`: at rest within a time, until the fault is mended.
+`goes on`: without a standstill. `resumes`: it may stop and moves again before the fault is mended.
+`any`: not judged."""
 
 
 @dataclass(frozen=True)
 class FaultRow:
-    """One fault's measurements. Ratios are parts of the joints' limits; times are seconds, NaN for never at rest.
+    """One fault's measurements. Ratios are parts of the joints' limits; times are seconds, NaN for
+    never at rest.
 
-    Everything but the time to rest includes the recovery. outside: rad beyond the position limits, commanded or
-    measured. rest_allowed: the longest time to rest; NaN unless the motion must rest. standstill: the longest time at
-    rest before the fault was mended.
+    Everything but the time to rest includes the recovery. outside: rad beyond the position limits,
+    commanded or measured. rest_allowed: the longest time to rest; NaN unless the motion must rest.
+    standstill: the longest time at rest before the fault was mended.
     """
 
     fault: str
@@ -74,7 +77,8 @@ class FaultRow:
 def judge(
     times: Array, commands: Array, measured: Array, own: Sequence[int], robot: RobotSpec
 ) -> tuple[float, float, float, float, float]:
-    """Worst command step, measured speed, commanded and measured acceleration (parts of the limits), rad outside.
+    """Worst command step, measured speed, commanded and measured acceleration (parts of the
+    limits), rad outside.
 
     own: indices at which the restarted controller itself takes up the measured pose, or the joints
     freeze; no client can prevent that step.

@@ -1,4 +1,5 @@
-"""What is measured: models by family and size, and everything else that a step's cost depends on."""
+"""Cases of the benchmark: models by family and size, and everything else that a step's cost depends
+on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ CAMERA_SHAPE = (480, 640, 3)
 _VIT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _LLAMA = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16,
           "num_key_value_heads": 16}
-# 0.2 to 0.3 billion parameters without the word embedding; vocabularies, patches and heads as in the full models.
-# LLaVA and SmolVLM look at smaller images than the full ones, so that a step on two processors stays near a second.
+# 0.2 to 0.3 billion parameters without the word embedding; vocabularies, patches and heads as in
+# the full models.
+# LLaVA and SmolVLM look at smaller images than the full ones, so that a step on two processors
+# stays near a second.
 MID: Mapping[str, Mapping[str, Any]] = {
     "kosmos": {"settings": {
         "text_config": {"embed_dim": 1024, "layers": 12, "ffn_dim": 4096, "attention_heads": 16},
@@ -60,8 +63,8 @@ _TINY_HEAD = {"hidden_size": 32}
 
 @dataclass(frozen=True)
 class Case:
-    """One row's model and work. history: frames that the head sees, W. chunk: steps of an answer. history is of type
-    `post`, as in every published RoboVLMs checkpoint. dtype: of the weights."""
+    """One row's model and work. history: frames that the head sees, W. chunk: steps of an answer.
+    history is of type `post`, as in every published RoboVLMs checkpoint. dtype: of the weights."""
 
     backbone: str
     size: Size = "mid"
@@ -88,7 +91,8 @@ class Case:
 
 
 def config_of(case: Case) -> PolicyConfig:
-    """The policy of a case, ready to run: a word-level tokenizer, so that a prompt is as long as a real one."""
+    """The policy of a case, ready to run: a word-level tokenizer, so that a prompt is as long as a
+    real one."""
     vlm: dict[str, Any] = {"precision": case.dtype, "vocabulary": INSTRUCTION.split()}
     if case.size == "tiny":
         vlm["size"] = "tiny"
@@ -111,14 +115,17 @@ def config_of(case: Case) -> PolicyConfig:
 
 
 class SyntheticFrames:
-    """Observations with pictures that are no noise and repeat after `count`; the stamps go on in steps of STEP s."""
+    """Observations with pictures that are no noise and repeat after `count`; the stamps go on in
+    steps of STEP s."""
 
     def __init__(self, cameras: tuple[str, ...], seed: int = 0, count: int = 5,
                  shape: tuple[int, int, int] = CAMERA_SHAPE):
         rng = np.random.default_rng(seed)
         coarse = rng.integers(0, 256, (count, len(cameras), 6, 8, 3), dtype=np.uint8)
-        rows, columns = -(-shape[0] // 6), -(-shape[1] // 8)
-        self.cameras, self.shape = cameras, shape
+        rows = -(-shape[0] // 6)
+        columns = -(-shape[1] // 8)
+        self.cameras = cameras
+        self.shape = shape
         self._images = coarse.repeat(rows, 2).repeat(columns, 3)[:, :, :shape[0], :shape[1]]
 
     def __getitem__(self, index: int) -> Observation:

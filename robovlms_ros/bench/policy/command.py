@@ -13,10 +13,9 @@ from transformers.utils import logging as transformers_logging
 from robovlms_ros.bench.policy import head_window
 from robovlms_ros.bench.policy.cases import Case, Size
 from robovlms_ros.bench.policy.head_window import WindowCost
-from robovlms_ros.bench.policy.memory import peak_memory
-from robovlms_ros.bench.policy.presets import MeasurementJob, Preset, preset
+from robovlms_ros.bench.policy.models import peak_memory
 from robovlms_ros.bench.policy.results import PolicyRow, Results, machine_of, table
-from robovlms_ros.bench.policy.run import run_preset
+from robovlms_ros.bench.policy.run import MeasurementJob, Preset, preset, run_preset
 from robovlms_ros.bench.policy.thresholds import Check, cpu_checks, gpu_checks, head_checks
 from robovlms_ros.bench.policy.variants import is_own
 from robovlms_ros.core.structured_text import write_json

@@ -16,7 +16,8 @@ AXES: dict[str, tuple[str, Callable[[PolicyRow], int]]] = {
 
 
 def group_over(axis: str, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
-    """The rows that differ in the axis and the path alone: of all such groups the one with the most values."""
+    """The rows that differ in the axis and the path alone: of all such groups the one with the most
+    values."""
     read = AXES[axis][1]
     groups: dict[object, list[PolicyRow]] = {}
     for row in rows:
@@ -25,7 +26,8 @@ def group_over(axis: str, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
 
 
 def curves_over(axis: str, rows: Sequence[PolicyRow]) -> list[Line]:
-    """ms of a step (of all robots) over an axis, a curve per path that has two points; empty where none has."""
+    """ms of a step (of all robots) over an axis, a curve per path that has two points; empty where
+    none has."""
     read = AXES[axis][1]
     paths: dict[str, dict[int, float]] = {}
     for row in group_over(axis, rows):
@@ -42,7 +44,8 @@ def _rest(axis: str, row: PolicyRow) -> object:
 
 
 def draw(results: Results, folder: Path, prefix: str = "cost_over") -> list[Path]:
-    """`cost_over_history.svg` and so on, of every axis along which the file has two rows; returns what was written."""
+    """`cost_over_history.svg` and so on, of every axis along which the file has two rows; returns
+    what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for axis, (label, _) in AXES.items():

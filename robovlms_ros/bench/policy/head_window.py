@@ -1,5 +1,5 @@
-"""What the LSTM head alone costs: its sliding window by staggered states, against a window of one frame and against all
-of it run again."""
+"""Cost of the LSTM head alone: its sliding window by staggered states, against a window of one
+frame and against all of it run again."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -19,11 +19,14 @@ from robovlms_ros.models.heads.lstm import LSTMHead
 
 @dataclass(frozen=True)
 class WindowCost:
-    """seconds: medians of a step: `one_frame` (W = 1); `answer`, until the window's answer is there; `put_off`, what is
-    left to do then; `whole`, both; `again`, the window run as a whole by torch.
+    """seconds: medians of a step: `one_frame` (W = 1); `answer`, until the window's answer is
+    there; `put_off`, what is left to do then; `whole`, both; `again`, the window run as a whole by
+    torch.
 
-    growth: answer over one_frame. gain: again over answer. whole_growth, whole_gain: the same of both parts together.
-    Each is the median over the rounds. difference: largest, between the answers and those of `again`.
+    growth: answer over one_frame. gain: again over answer. whole_growth, whole_gain: the same of
+        both parts together.
+    Each is the median over the rounds. difference: largest, between the answers and those of
+    `again`.
     """
 
     window: int
@@ -36,10 +39,13 @@ class WindowCost:
 
 
 class _Sliding:
-    """One way's frames: a window that is full from the first step on, its states built as an episode builds them."""
+    """One way's frames: a window that is full from the first step on, its states built as an
+    episode builds them."""
 
     def __init__(self, head: LSTMHead, inputs: Tensor, length: int, by_states: bool):
-        self.head, self.inputs, self.device = head, inputs, inputs.device
+        self.head = head
+        self.inputs = inputs
+        self.device = inputs.device
         step = CudaGraphCallable("head", partial(lstm_answer, head)) if inputs.is_cuda else None
         self.states = lstm_window(head, length, step) if by_states else None
         self.frames: deque[Encoded] = deque(maxlen=length)
@@ -71,7 +77,8 @@ class _Sliding:
 @torch.inference_mode()
 def window_cost(device: torch.device, dtype: torch.dtype, window: int = 64, in_features: int = 2048,
                 hidden_size: int = 1024, num_layers: int = 4, rounds: int = 7, steps: int = 5) -> WindowCost:
-    """The published head (4 layers of 1024) over features of the width of the published backbones."""
+    """The published head (4 layers of 1024) over features of the width of the published
+    backbones."""
     torch.manual_seed(0)
     head = LSTMHead(in_features, 10, window, hidden_size, num_layers).to(device, dtype).eval()
     inputs = torch.randn(64, 1, 1, 1, in_features, generator=torch.Generator().manual_seed(1)).to(device, dtype)
@@ -88,7 +95,8 @@ def window_cost(device: torch.device, dtype: torch.dtype, window: int = 64, in_f
     times["answer"] = [answered[i : i + steps] for i in range(0, len(answered), steps)]
     times["put_off"] = [[both - first for both, first in zip(*pair, strict=True)]
                         for pair in zip(times["whole"], times["answer"], strict=True)]
-    mine, theirs = ways["whole"].answers, ways["again"].answers
+    mine = ways["whole"].answers
+    theirs = ways["again"].answers
     difference = max(float((mine[i] - theirs[i]).abs().max()) for i in mine.keys() & theirs.keys())
     names = ("one_frame", "answer", "put_off", "whole", "again")
     return WindowCost(

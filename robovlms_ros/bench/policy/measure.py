@@ -1,4 +1,5 @@
-"""One case: every way built, warmed up, timed in turn, its operations counted and its answers compared."""
+"""One case: every way built, warmed up, timed in turn, its operations counted and its answers
+compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +9,9 @@ import numpy as np
 import torch
 
 from robovlms_ros.bench.policy.cases import Case, SyntheticFrames
-from robovlms_ros.bench.policy.counting import Ceilings, count, roofline
 from robovlms_ros.bench.policy.models import build, size_of
 from robovlms_ros.bench.policy.results import PolicyRow
-from robovlms_ros.bench.policy.timing import Alternating, StageClock, synchronize
+from robovlms_ros.bench.policy.timing import Alternating, Ceilings, StageClock, count, roofline, synchronize
 from robovlms_ros.bench.policy.variants import (
     WARM_UP,
     Answers,
@@ -28,7 +28,8 @@ MOST_STEPS = 40  # of one way in one round
 
 @dataclass(frozen=True)
 class Effort:
-    """rounds: interleaved ones. seconds: of one way, all rounds together; at least a step a round, at most MOST_STEPS.
+    """rounds: interleaved ones. seconds: of one way, all rounds together; at least a step a round,
+    at most MOST_STEPS.
     warm_up: steps that do not count, of the package's own paths (others need one)."""
 
     rounds: int = 7
@@ -38,9 +39,11 @@ class Effort:
 
 def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[str, ...], effort: Effort,
             robots: int = 1) -> list[PolicyRow]:
-    """A row per path, in their order. Ratios are to the first path, differences from `plain` (else from the first).
+    """A row per path, in their order. Ratios are to the first path, differences from `plain` (else
+    from the first).
 
-    robots: so many sessions stepped together, with the paths `fast` and `plain`; times are of one step of all.
+    robots: so many sessions stepped together, with the paths `fast` and `plain`; times are of one
+        step of all.
     """
     policy = build(case, device)
     frames = SyntheticFrames(policy.config.cameras)
@@ -53,7 +56,8 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[s
         before = _allocated(device, None)
         ways[name] = make_way(name, policy, frames, robots)
         if before is not None:
-            torch.cuda.reset_peak_memory_stats(device)  # a copy of the weights in another precision is made by now
+            # a copy of the weights in another precision is made by now
+            torch.cuda.reset_peak_memory_stats(device)
         alternating.ways[name] = recorded(ways[name], answers[name])
         alternating.next[name], alternating.times[name] = 0, []
         alternating.warm_up(name, effort.warm_up if is_own(name) else 1)
@@ -114,7 +118,8 @@ def _difference(mine: Answers, reference: Answers) -> float:
 
 
 def _allocated(device: torch.device, policy: VLAPolicy | None) -> int | None:
-    """Bytes of a policy's parameters and buffers, or all bytes that are in use on a GPU (the peak starts anew)."""
+    """Bytes of a policy's parameters and buffers, or all bytes that are in use on a GPU (the peak
+    starts anew)."""
     if device.type != "cuda":
         return None
     if policy is not None:

@@ -1,4 +1,5 @@
-"""What a measurement leaves: rows that go into a JSON file as they are finished, and the table of them."""
+"""Results of a measurement: rows that go into a JSON file as they are finished, and the table of
+them."""
 
 import json
 import platform
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from robovlms_ros.bench.policy.cases import Case
-from robovlms_ros.bench.policy.counting import Ceilings
+from robovlms_ros.bench.policy.timing import Ceilings
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.structured_text import write_json
 from robovlms_ros.core.text_table import aligned
@@ -27,12 +28,14 @@ HEADER = (
 class PolicyRow:
     """One path of one case.
 
-    path: `fast`, `plain` (the package's), `careful`, `logits` (transformers by hand), `logits_float32`.
-    p50, p99: s a step, of `steps` steps. images_per_second: camera pictures at p50. peak_bytes: of the device's memory
-    while this path ran, weights included (None where the device does not say). shares: by stage, of a step that waits
-    after every stage. flops, bytes: of a step, counted. roofline: s. ratio: median over the rounds of this path's time
-    over the first path's, in the same round. difference: largest, from the plain path's normalised answers. sessions:
-    robots stepped together. said: what the path is made of, in words.
+    path: `fast`, `plain` (the package's), `careful`, `logits` (transformers by hand),
+        `logits_float32`.
+    p50, p99: s a step, of `steps` steps. images_per_second: camera pictures at p50. peak_bytes: of
+    the device's memory while this path ran, weights included (None where the device does not say).
+    shares: by stage, of a step that waits after every stage. flops, bytes: of a step, counted.
+    roofline: s. ratio: median over the rounds of this path's time over the first path's, in the
+    same round. difference: largest, from the plain path's normalised answers. sessions: robots
+    stepped together. said: what the path is made of, in words.
     """
 
     case: Case
@@ -59,7 +62,8 @@ class PolicyRow:
 
 @dataclass
 class Results:
-    """A file's content. machine: as in `machine_of`. rows: finished ones; `complete` once all are."""
+    """A file's content. machine: as in `machine_of`. rows: finished ones; `complete` once all
+    are."""
 
     machine: dict[str, Any]
     ceilings: Ceilings
@@ -85,7 +89,7 @@ class Results:
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Machine and versions of the measurement."""
     import transformers
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()

@@ -9,7 +9,8 @@ from robovlms_ros.bench.policy.results import PolicyRow
 
 @dataclass(frozen=True)
 class Check:
-    """name: of what is checked. value: as measured, None when it was not. bound: at least (`at_least`) or at most."""
+    """name: of what is checked. value: as measured, None when it was not. bound: at least
+    (`at_least`) or at most."""
 
     name: str
     value: float | None
@@ -18,7 +19,7 @@ class Check:
 
     @property
     def kept(self) -> bool:
-        """Whether it was measured and lies on the right side."""
+        """True if it was measured and lies on the right side."""
         if self.value is None:
             return False
         return self.value >= self.bound if self.at_least else self.value <= self.bound
@@ -30,7 +31,8 @@ class Check:
 
 
 def cpu_checks(rows: Sequence[PolicyRow], head: WindowCost, memory: dict[str, dict[str, int | None]]) -> list[Check]:
-    """Mid-size models on a CPU in float32. memory: backbone to path to peak bytes, `fast` and `careful`."""
+    """Mid-size models on a CPU in float32. memory: backbone to path to peak bytes, `fast` and
+    `careful`."""
     checks = []
     for row in rows:
         name = f"{row.case.backbone}, fast against {row.path}"
@@ -42,7 +44,8 @@ def cpu_checks(rows: Sequence[PolicyRow], head: WindowCost, memory: dict[str, di
         elif row.path == "logits" and row.case.backbone == "paligemma":
             checks.append(Check(f"{name}: times as fast", row.ratio, 1.3, True))
     for backbone, peaks in memory.items():
-        fast, careful = peaks.get("fast"), peaks.get("careful")
+        fast = peaks.get("fast")
+        careful = peaks.get("careful")
         share = fast / careful if fast and careful else None
         checks.append(Check(f"{backbone}: peak memory over careful's", share, 1.02, False))
     return checks + head_checks(head)

@@ -1,12 +1,163 @@
-"""Wall-clock times of steps: synchronised, interleaved, warmed up. The only place of the benchmark with a clock."""
+"""Times, FLOPs and bytes of steps: synchronised, interleaved, warmed up; the roofline of each run.
 
-from collections.abc import Callable, Iterator, Mapping
+The only module of the policy benchmark with a clock.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from robovlms_ros.bench.policy.counting import Ceilings
+
+@dataclass(frozen=True)
+class Operation:
+    """One call: its name, dtype ("bfloat16"), FLOPs, bytes read and written."""
+
+    name: str
+    dtype: str
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured ceilings of a machine: FLOP/s of a large matrix product by dtype, bytes/s (read and
+    written) of a large copy."""
+
+    flops: dict[str, float]
+    bandwidth: float
+
+
+class OperationCounter(TorchDispatchMode):
+    """Within the block, `operations` collects what runs. Graph replays and compiled code are not
+    seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        counted = _own_formula(packet) is not None or packet in flop_registry
+        if not counted:
+            # In inference mode composite operations arrive whole.
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **kwargs)
+        if counted:
+            self._count(func, args, kwargs, result)
+        return result
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        # By name: overloads and kernels of one kind differ in what comes between the tensors.
+        given = {**dict(zip((x.name for x in func._schema.arguments), args, strict=False)), **kwargs}
+        read = list(_tensors([value for name, value in given.items() if name not in NOT_READ]))
+        # integer products have none
+        dtype = next((t.dtype for t in read if t.is_floating_point()), read[0].dtype)
+        moved = sum(t.numel() * t.element_size() for t in [*read, _output(given, result)])
+        packet = func._overloadpacket
+        formula = _own_formula(packet)
+        if formula is not None:
+            flops = formula(given, result)
+        else:
+            flops = int(flop_registry[packet](*args, **kwargs, out_val=result))
+        self.operations.append(Operation(_name(packet), str(dtype).removeprefix("torch."), flops, moved))
+
+
+Given = dict[str, Any]  # a call's arguments by their names in the operation's schema
+Formula = Callable[[Given, Any], int]
+# Outputs, and cuDNN's one buffer of the weights that it is given one by one as well.
+NOT_READ = ("out", "weight_buf")
+# The first factor's argument. torch's own formulas refuse an out_dtype, which only GPUs have, and
+# know not all of them.
+PRODUCTS = {
+    "mm": "self", "bmm": "self", "addmm": "mat1", "baddbmm": "batch1", "_addmm_activation": "mat1",
+    "_int_mm": "self", "_scaled_mm": "self", "_scaled_mm_v2": "self",
+}
+# In inference mode these arrive whole; taken apart they would run another way than they do (LSTMs
+# not in bfloat16).
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
+
+
+def _own_formula(packet: Any) -> Formula | None:
+    name = _name(packet)
+    if name in PRODUCTS:
+        return partial(_product, PRODUCTS[name])
+    if name in RECURRENT:
+        return _recurrent
+    if name.startswith("_scaled_dot_product") and "backward" not in name:
+        return _attention
+    return None
+
+
+def _product(first: str, given: Given, result: Any) -> int:
+    return 2 * _output(given, result).numel() * given[first].shape[-1]
+
+
+def _attention(given: Given, result: Any) -> int:
+    """From the output's rows, one per query and head: keys and values may have fewer heads, each
+    for a group of queries (torch 2.11's own formula refuses that)."""
+    # (batch, heads, tokens, width)
+    query = given["query"]
+    key = given["key"]
+    value = given["value"]
+    each = 2 * (query.shape[-1] + value.shape[-1])  # of one query with one key
+    return each * math.prod(_output(given, result).shape[:-1]) * key.shape[-2]
+
+
+def _recurrent(given: Given, _: Any) -> int:
+    """Products of every time step's input and state with the layers' matrices."""
+    # (..., features); `data`: of a packed sequence
+    steps = given["input"] if "input" in given else given["data"]
+    rows = math.prod(steps.shape[:-1])
+    weights = _tensors([value for name, value in given.items() if name == "params" or name.startswith("weight")])
+    # neither biases nor weight_buf
+    return sum(2 * rows * weight.numel() for weight in weights if weight.ndim == 2)
+
+
+def _output(given: Given, result: Any) -> Tensor:
+    return next(_tensors([given.get("out"), result]))
+
+
+def _name(packet: Any) -> str:
+    return str(packet).rpartition(".")[2]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def count(run: Callable[[], object]) -> list[Operation]:
+    """The operations of one call of `run`."""
+    with OperationCounter() as counter:
+        run()
+    return counter.operations
+
+
+def roofline(operations: Iterable[Operation], ceilings: Ceilings) -> float:
+    """s: for every operation the larger of its arithmetic's and its traffic's time, added up."""
+    return sum(
+        max(op.flops / ceilings.flops.get(op.dtype, max(ceilings.flops.values())), op.bytes / ceilings.bandwidth)
+        for op in operations
+    )
+
 
 Step = Callable[[int], object]
 STAGES = ("decode", "preprocess", "vision", "projector", "text", "head", "post")
@@ -28,13 +179,16 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 class Alternating:
-    """Several ways of doing the same steps, measured in turn so that a machine that slows down slows all of them.
+    """Several ways of doing the same steps, measured in turn so that a machine that slows down
+    slows all of them.
 
-    Every way sees the same frames in the same order. `times[name][round]` holds the seconds of a round's steps.
+    Every way sees the same frames in the same order. `times[name][round]` holds the seconds of a
+    round's steps.
     """
 
     def __init__(self, ways: Mapping[str, Step], device: torch.device):
-        self.ways, self.device = dict(ways), device
+        self.ways = dict(ways)
+        self.device = device
         self.next = dict.fromkeys(ways, 0)
         self.times: dict[str, list[list[float]]] = {name: [] for name in ways}
 
@@ -61,9 +215,11 @@ class Alternating:
 
 
 class StageClock:
-    """A timer for `predict_action_chunk`: seconds by stage, the device waited for at both ends of each.
+    """A timer for `predict_action_chunk`: seconds by stage, the device waited for at both ends of
+    each.
 
-    What lies in no stage counts as `rest`. A replayed graph that spans several stages counts where it begins.
+    What lies in no stage counts as `rest`. A replayed graph that spans several stages counts where
+    it begins.
     """
 
     def __init__(self, device: torch.device):
@@ -92,8 +248,8 @@ class StageClock:
 
 
 def measure_ceilings(device: torch.device, dtypes: tuple[str, ...], repeats: int = 5) -> Ceilings:
-    """What this machine reaches now: the best of `repeats` large products of random matrices per dtype, and of as many
-    copies of a block that no cache holds."""
+    """Ceilings of this machine now: the best of `repeats` large products of random matrices per
+    dtype, and of as many copies of a block that no cache holds."""
     on_gpu = device.type != "cpu"
     rates = {name: _matrix_rate(device, getattr(torch, name), 8192 if on_gpu else 1024, repeats) for name in dtypes}
     block = torch.empty((1 << 32) if on_gpu else (1 << 27), dtype=torch.uint8, device=device).fill_(1)
@@ -105,7 +261,9 @@ def measure_ceilings(device: torch.device, dtypes: tuple[str, ...], repeats: int
 def _matrix_rate(device: torch.device, dtype: torch.dtype, side: int, repeats: int) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     if device.type == "cpu" and seconds(lambda: torch.mm(a[:64], b), device) > 0.25:
-        a, repeats = a[:64], 2  # a processor without arithmetic of this kind
+        # a processor without arithmetic of this kind
+        a = a[:64]
+        repeats = 2
     flops = 2 * a.shape[0] * side * side
     torch.mm(a, b)
     return flops / min(seconds(lambda: torch.mm(a, b), device) for _ in range(repeats))

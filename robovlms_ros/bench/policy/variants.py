@@ -1,29 +1,198 @@
-"""The ways of doing a step that are measured beside each other, each from a history that is full."""
+"""Inference variants that are measured beside each other, each from a full history.
+
+The transformers baseline is a step written with transformers alone on the policy's own weights.
+Several robots on one policy send their frames through the network in one batch.
+"""
 
 import copy
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from robovlms_ros.bench.policy.cases import STEP, SyntheticFrames
-from robovlms_ros.bench.policy.several_robots import predict_together
-from robovlms_ros.bench.policy.transformers_baseline import TransformersBaseline
 from robovlms_ros.core.schema import require
-from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Observation, RoboVLMsError
 from robovlms_ros.inference.optimized.options import MODES, FastPathOptions, options_for
-from robovlms_ros.inference.reference_inference import Encoded, Timer
-from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.inference.reference_inference import Encoded, ReferenceInference, Timer, no_timer
+from robovlms_ros.inference.session import PolicySession, normalised_answer
+from robovlms_ros.models.backbones import sequence as seq
+from robovlms_ros.models.backbones.flamingo_model import Media, attending
+from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
 from robovlms_ros.models.vla_policy import VLAPolicy
+
+
+def predict_together(sessions: Sequence[PolicySession], observations: Sequence[Observation]) -> list[ActionChunk]:
+    """`predict_action_chunk` of every session with its observation.
+
+    Raises RoboVLMsError when the sessions are of different policies or take different paths, or the
+    policy's history is not of frames that the VLM sees alone (`post`, `one_step`) or its head
+    generates words; ObservationError as the sessions do.
+    """
+    policy = sessions[0].policy
+    config = policy.config
+    if any(session.policy is not policy for session in sessions):
+        raise RoboVLMsError("predict_together: the sessions must share one policy; there are several.")
+    if any(session.fast != sessions[0].fast for session in sessions):
+        raise RoboVLMsError("predict_together: the sessions must take one path; their fast path options differ.")
+    if config.model.history_type not in ("post", "one_step") or config.action_head.action_space == "discrete":
+        raise RoboVLMsError(
+            f"predict_together: history_type '{config.model.history_type}', action_space "
+            f"'{config.action_head.action_space}': needs 'post' or 'one_step' and a continuous head. Step the sessions "
+            "one by one."
+        )
+    for session, observation in zip(sessions, observations, strict=True):
+        session.observe(observation)
+    _encode(sessions)
+    return [session.predict_action_chunk(o) for session, o in zip(sessions, observations, strict=True)]
+
+
+Missing = list[tuple[Encoded, PolicySession]]
+
+
+@torch.inference_mode()
+def _encode(sessions: Sequence[PolicySession]) -> None:
+    """The features of every frame that a session's window names and that has none yet."""
+    missing: Missing = []
+    for session in sessions:
+        window = {id(frame.content): frame.content for frame in session._frames.sample()[0]}
+        missing += [(frame, session) for frame in window.values() if frame.feature is None]
+    unseen = [frame for frame, _ in missing if frame.observation is not None]
+    sessions[0]._encode_images(unseen, steady=len(unseen) == len(sessions))
+    for group, tokens in _batches(sessions, missing):
+        frames = [frame for frame, _ in group]
+        visual = {
+            name: VisualTokens.join([frame.visual[name] for frame in frames])  # type: ignore[index]
+            for name in sessions[0].policy.config.cameras
+        }
+        state = None if frames[0].state is None else torch.cat([frame.state for frame in frames])  # type: ignore[misc]
+        features = sessions[0]._path.features(visual, tokens, state, 1)  # (N, 1, tokens, d)
+        for i, frame in enumerate(frames):
+            frame.feature = features[i:i + 1]
+            frame.visual = None
+
+
+def _batches(sessions: Sequence[PolicySession], missing: Missing) -> list[tuple[Missing, dict[str, Tensor]]]:
+    """Batch of the language model, with its tokens (N, L)."""
+    if not missing:
+        return []
+    if sessions[0].path == "fast":
+        groups: dict[str | None, Missing] = {}
+        for pair in missing:
+            groups.setdefault(pair[1]._instruction, []).append(pair)
+        # A view of the session's own tokens: by them the path knows the layout that it made for an
+        # earlier step.
+        return [(group, {name: ids.expand(len(group), -1) for name, ids in group[0][1]._tokens.items()})
+                for group in groups.values()]
+    policy = sessions[0].policy
+    tokens = policy.tokenize([session._instruction or "" for _, session in missing])
+    if policy.config.model.padding != "row_end" and not bool(tokens["attention_mask"].all()):
+        raise RoboVLMsError(
+            "predict_together: instructions of different lengths with model.padding 'last_column': a padded row would "
+            "answer differently. Set padding to 'row_end', take the fast path, or step the sessions one by one."
+        )
+    return [(missing, tokens)]
+
+
+class TransformersBaseline:
+    """One robot's steps. logits: see the module. features: of the last W frames. History `post`, a
+    continuous head."""
+
+    def __init__(self, policy: VLAPolicy, logits: bool):
+        self.policy = policy
+        self.logits = logits
+        self.stages = ReferenceInference(policy)
+        self.model = with_output_matrix(policy) if logits else None
+        self.features: deque[Tensor] = deque(maxlen=policy.config.model.history_length)
+        self._tokens: dict[str, Tensor] = {}
+        self._instruction = ""
+
+    @torch.inference_mode()
+    def step(self, observation: Observation, timer: Timer | None = None) -> NDArray[np.float64]:
+        """(n, A + 1) normalised answer to the newest frame: the arm, and the gripper's
+        probability."""
+        timer = timer or no_timer
+        policy = self.policy
+        if observation.instruction != self._instruction:
+            self._instruction = observation.instruction
+            self._tokens = policy.tokenize([observation.instruction])
+        with timer("preprocess"):
+            images = self.stages.preprocess([observation.images])
+        visual = self.stages.encode(images, timer)
+        with timer("text"):
+            ids = self._tokens["input_ids"]
+            mask = self._tokens["attention_mask"]
+            sequence = policy.vlm.build_sequence(visual, ids, mask)
+            hidden = self._hidden(sequence)
+            # (1, 1, latent, d)
+            self.features.append(sequence.select(hidden, (seq.ACTION,))[:, None])
+        with timer("head"):
+            output = policy.head(torch.cat(list(self.features), dim=1))
+        with timer("post"):
+            arm = output.arm[0, -1].double().cpu().numpy()  # (n, A)
+            gripper = output.gripper_logits[0, -1].double().cpu().numpy()  # (n, 1)
+            return normalised_answer(arm, gripper, True)
+
+    def _hidden(self, sequence: TokenSequence) -> Tensor:
+        """(1, L, d) after the last norm."""
+        vlm = self.policy.vlm
+        if self.model is None:
+            return vlm.run_text_tower(sequence).last_hidden_state
+        with nullcontext() if sequence.media is None else attending(_media(vlm, sequence)):
+            extra = vlm.positions(sequence)
+            output = self.model(inputs_embeds=sequence.embeds * vlm.input_scale, attention_mask=sequence.mask.long(),
+                                use_cache=False, output_hidden_states=True, **extra)
+        return output.hidden_states[-1]
+
+
+def _media(vlm: Any, sequence: TokenSequence) -> Media:
+    locations = torch.zeros_like(sequence.mask)
+    locations[:, vlm.hf_config.media_column] = True
+    return Media(sequence.media, locations)  # type: ignore[arg-type]
+
+
+def with_output_matrix(policy: VLAPolicy) -> Any:
+    """The transformers model that answers with logits: the policy's own modules, the output matrix
+    put back."""
+    backbone = policy.vlm.backbone
+    parts = [getattr(backbone, name) for name in ("text_model", "lang_encoder") if hasattr(backbone, name)]
+    root = parts[0] if parts else backbone
+    words = policy.vlm.word_embedding.weight
+    matrix = nn.Linear(words.shape[1], words.shape[0], bias=False, device="meta")
+    matrix.weight = words
+    if policy.vlm.spec.name == "qwen":
+        return _LanguageModel(policy.vlm.text_tower, matrix)
+    twin = copy.copy(root)
+    twin._modules = {**root._modules, "lm_head": matrix}
+    return twin
+
+
+class _LanguageModel(nn.Module):
+    """Qwen's model takes features of earlier vision layers only with pixels: its two parts, called
+    as it calls them."""
+
+    def __init__(self, model: nn.Module, lm_head: nn.Linear):
+        super().__init__()
+        self.model = model
+        self.lm_head = lm_head
+
+    def forward(self, **kwargs: Any) -> Any:
+        output = self.model(**kwargs)
+        output.logits = self.lm_head(output.last_hidden_state)
+        return output
+
 
 WAYS = ("fast", "fast:PART+...", "fast:QUANTIZATION", "plain", "careful", "logits", "logits_float32", "logits_bfloat16")
 BY_HAND = WAYS[4:]
 WARM_UP = 3
-"""Steps until all that a step of a full window does has run: the first ones find states and layouts to be made."""
+"""Steps until all that a step of a full window does has run: the first ones find states and layouts
+to be made."""
 
 
 class InferenceVariant(Protocol):
@@ -33,7 +202,7 @@ class InferenceVariant(Protocol):
 
     @property
     def said(self) -> str:
-        """What runs, in words."""
+        """Description of the stages."""
         ...
 
     def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
@@ -45,7 +214,8 @@ class SessionVariant:
     """The package's own session, plain or with the fast path."""
 
     def __init__(self, policy: VLAPolicy, frames: SyntheticFrames, options: FastPathOptions | None):
-        self.policy, self._frames = policy, frames
+        self.policy = policy
+        self._frames = frames
         self.session = PolicySession(policy, fast=options)
         fill_history(self.session, frames)
 
@@ -91,7 +261,9 @@ class BaselineVariant:
     """transformers by hand."""
 
     def __init__(self, policy: VLAPolicy, frames: SyntheticFrames, logits: bool):
-        self.policy, self._frames, self._logits = policy, frames, logits
+        self.policy = policy
+        self._frames = frames
+        self._logits = logits
         self._robot = TransformersBaseline(policy, logits)
         self._robot.features.extend(stand_in_features(policy))
 
@@ -106,12 +278,13 @@ class BaselineVariant:
 
 
 def is_own(name: str) -> bool:
-    """Whether a way is the package's own: the plain path, or the fast one or parts of it."""
+    """True if a way is the package's own: the plain path, or the fast one or parts of it."""
     return name in ("plain", "fast") or name.startswith("fast:")
 
 
 def options_of(name: str, device_type: str) -> FastPathOptions | None:
-    """The fast path's options of one of the package's own ways. Raises FastPathError for an unknown part."""
+    """The fast path's options of one of the package's own ways. Raises FastPathError for an unknown
+    part."""
     if name == "plain":
         return None
     part = name.removeprefix("fast").removeprefix(":")
@@ -123,9 +296,9 @@ def options_of(name: str, device_type: str) -> FastPathOptions | None:
 def make_way(name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int = 1) -> InferenceVariant:
     """A way by its name, of several robots in one batch where it is the package's own.
 
-    `fast:prompt_cache+staggered_lstm` is the fast path with these parts alone, `fast:fp8` all of it with fp8
-    weights; `logits_float32`, `logits_bfloat16` run a copy of the policy in that precision. Raises ConfigError,
-    FastPathError.
+    `fast:prompt_cache+staggered_lstm` is the fast path with these parts alone, `fast:fp8` all of it
+    with fp8 weights; `logits_float32`, `logits_bfloat16` run a copy of the policy in that
+    precision. Raises ConfigError, FastPathError.
     """
     require(is_own(name) or name in BY_HAND, "path", name, f"one of {', '.join(WAYS)}")
     kind, _, dtype = name.partition("_")
@@ -150,7 +323,8 @@ def countable(
 
 
 def stand_in_features(policy: VLAPolicy, seed: int = 0) -> list[Tensor]:
-    """W - 1 features (1, 1, latent, d), so that a window is full from the first frame on, without encoding it."""
+    """W - 1 features (1, 1, latent, d), so that a window is full from the first frame on, without
+    encoding it."""
     generator = torch.Generator().manual_seed(seed)
     count = policy.config.model.history_length - 1
     shape = (1, 1, policy.config.action_head.latent, policy.vlm.hidden_size)
@@ -159,8 +333,8 @@ def stand_in_features(policy: VLAPolicy, seed: int = 0) -> list[Tensor]:
 
 @torch.inference_mode()
 def fill_history(session: PolicySession, frames: SyntheticFrames) -> None:
-    """Stand-in features as the session's earlier frames; frame 0 comes next. On the fast path the head has answered
-    each of them, as in an episode, so that what its window keeps is there."""
+    """Stand-in features as the session's earlier frames; frame 0 comes next. On the fast path the
+    head has answered each of them, as in an episode, so that what its window keeps is there."""
     policy = session.policy
     features = stand_in_features(policy)
     if not features:

@@ -18,8 +18,10 @@ BASELINES = ("hold still", "repeat the last action", "mean action")
 class Baselines:
     """Answer of each trivial policy in place of the policy's `chunk`.
 
-    hold still: the measured pose, the gripper as it is. repeat the last action: the recorded action of the step that
-    ended at the image, again and again. mean action: the mean of the recorded actions so far (of this bag, before the
+    hold still: the measured pose, the gripper as it is. repeat the last action: the recorded action
+        of the step that
+    ended at the image, again and again. mean action: the mean of the recorded actions so far (of
+    this bag, before the
     image: it knows no future).
     """
 
@@ -27,7 +29,8 @@ class Baselines:
     _count: Array = field(default_factory=lambda: np.zeros(0))
 
     def answers(self, chunk: ActionChunk, start: RobotState, last_action: Array | None) -> dict[str, Steps]:
-        """Baseline -> its steps. last_action: (D,) recorded values of the step before the image, None if unknown."""
+        """Baseline -> its steps. last_action: (D,) recorded values of the step before the image,
+        None if unknown."""
         hold = self._hold(chunk, start)
         dims = hold.shape[1]
         repeated = hold if last_action is None else np.where(np.isfinite(last_action), last_action, hold[0])

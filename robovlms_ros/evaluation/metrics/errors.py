@@ -1,4 +1,5 @@
-"""Errors of predicted chunks against what was recorded, per dimension and horizon step, as sums that add up."""
+"""Errors of predicted chunks against what was recorded, per dimension and horizon step, as sums
+that add up."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -23,7 +24,8 @@ class ErrorSums:
     """Sums over chunks; n steps, D dimensions.
 
     count, absolute, squared: (n, D), in the units of the dimension (m, rad; the gripper's opening).
-    reach: (n,) distance between predicted and recorded target (m; joint spaces: largest joint error, rad). turn: (n,)
+    reach: (n,) distance between predicted and recorded target (m; joint spaces: largest joint
+        error, rad). turn: (n,)
     angle between their orientations (rad). size: (n,) how far the recording moved from the start.
     cosine, moving: (n,) sum of direction cosines, over steps where the recording had moved.
     gripper_right, gripper_count: (n,).
@@ -47,7 +49,8 @@ class ErrorSums:
         return cls(**{f.name: np.zeros(shapes.get(f.name, (horizon,))) for f in fields(cls)})
 
     def add(self, predicted: Steps, recorded: Steps, start: RobotState) -> float:
-        """Add one chunk; returns its mean distance over the known steps (NaN when none is known)."""
+        """Add one chunk; returns its mean distance over the known steps (NaN when none is
+        known)."""
         known = recorded.valid
         error = np.abs(value_error(predicted, recorded))
         finite = np.isfinite(error)
@@ -81,7 +84,8 @@ class ErrorSums:
         return ErrorSums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     def table(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Means for the report: `mae`, `rmse` (D,), by step (n, D); distance, cosine, gripper accuracy by step (n,)."""
+        """Means for the report: `mae`, `rmse` (D,), by step (n, D); distance, cosine, gripper
+        accuracy by step (n,)."""
         with np.errstate(invalid="ignore", divide="ignore"):
             by_step = self.absolute / self.count
             rmse_by_step = np.sqrt(self.squared / self.count)
@@ -112,7 +116,8 @@ class ErrorSums:
 
 
 def value_error(predicted: Steps, recorded: Steps) -> Array:
-    """(n, D) predicted minus recorded in the policy's own numbers; NaN where the recording is unknown.
+    """(n, D) predicted minus recorded in the policy's own numbers; NaN where the recording is
+    unknown.
 
     Rotations of absolute poses wrap: there the difference of angles is taken the short way round.
     """
@@ -126,9 +131,10 @@ def value_error(predicted: Steps, recorded: Steps) -> Array:
 class EdgeSums:
     """Gripper edges inside the horizons: how often and how far in time the prediction has them.
 
-    recorded: edges in the recording; found: of them, predicted in the same direction; late, late_absolute: sums over
-    those of predicted minus recorded time, s; extra: predicted edges that the recording does not have. Counted per
-    chunk, so one edge counts once for every chunk that covers it.
+    recorded: edges in the recording; found: of them, predicted in the same direction; late,
+        late_absolute: sums over
+    those of predicted minus recorded time, s; extra: predicted edges that the recording does not
+    have. Counted per chunk, so one edge counts once for every chunk that covers it.
     """
 
     recorded: int = 0
@@ -138,7 +144,8 @@ class EdgeSums:
     late_absolute: float = 0.0
 
     def add(self, predicted: Array, recorded: Array, before: float, step: float) -> None:
-        """predicted, recorded: (n,) openings; before: the recorded opening at the chunk's start; step: s."""
+        """predicted, recorded: (n,) openings; before: the recorded opening at the chunk's start;
+        step: s."""
         if not np.isfinite(before) or not np.isfinite(recorded).any():
             return
         known = int(np.argmin(np.isfinite(recorded))) if not np.isfinite(recorded).all() else len(recorded)

@@ -1,4 +1,5 @@
-"""Is one policy better than another on the same images? Differences per episode, with bootstrap intervals."""
+"""Is one policy better than another on the same images? Differences per episode, with bootstrap
+intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ FEW = 5
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % interval. unit: `episodes` or `blocks of chunks`, what was drawn; count: how many of them."""
+    """A mean and its 95 % interval. unit: `episodes` or `blocks of chunks`, what was drawn; count:
+    how many of them."""
 
     mean: float
     low: float

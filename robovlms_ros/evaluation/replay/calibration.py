@@ -19,8 +19,7 @@ class Calibration:
     """A pinhole camera; lens distortion is left out.
 
     focal, centre: (fx, fy) and (cx, cy), pixels of the recorded image. base_T_camera: 16 numbers,
-        row-major, of the
-    optical frame (z forward, x right, y down) in the robot's base.
+    row-major, of the optical frame (z forward, x right, y down) in the robot's base.
     """
 
     focal: tuple[float, ...]

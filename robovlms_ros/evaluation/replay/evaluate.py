@@ -44,16 +44,15 @@ class EvaluationConfig:
     """The evaluation YAML. Times are seconds.
 
     instruction: for bags without one, or instead of theirs. other_instruction: to see whether the
-        model listens; empty
-    takes one that the bag had before. rate: inferences per second at most, 0 is every image.
+    model listens; empty takes one that the bag had before. rate: inferences per second at most, 0
+    is every image.
     latencies: replayed through scheduler and gate; the first one judges. sensitivity: also with
-        each camera blanked, and with the other
-    instruction; dropped: and with this fraction of images missing from the history; at every
-    variant_stride-th inference. drop: fraction of images taken away from everything. block: images
-    through the network together.
+    each camera blanked, and with the other instruction; dropped: and with this fraction of images
+    missing from the history; at every variant_stride-th inference. drop: fraction of images taken
+    away from everything. block: images through the network together.
     stamps: `bag` times images by their reception in the bag, for recordings whose images are
-        stamped zero. annotate:
-    write annotated.mcap, which is larger than the bag. camera: as the node's parameter.
+    stamped zero. annotate: write annotated.mcap, which is larger than the bag. camera: as the
+    node's parameter.
     """
 
     topics: TopicsConfig = field(default_factory=TopicsConfig)
@@ -111,8 +110,7 @@ def evaluate_bag(
     """Everything about one bag, as what JSON can hold.
 
     output: folder for `<bag>.csv` and `<bag>.mcap` (annotated), None writes nothing. Raises
-        BagError when the bag
-    cannot be used at all; missing or damaged parts are named in `notes`.
+    BagError when the bag cannot be used at all; missing or damaged parts are named in `notes`.
     """
     config = setting.config
     label = path.stem

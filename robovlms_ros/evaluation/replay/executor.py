@@ -16,7 +16,7 @@ from robovlms_ros.control.kinematics import IKResult, Kinematics
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.spline import Spline, curve_of
+from robovlms_ros.control.trajectory import Spline, curve_of
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,

@@ -52,8 +52,7 @@ class Subject:
     itself.
 
     spec, horizon: of its chunks; None until the first chunk shows them (recorded chunks). memory: s
-        that its history
-    reaches back.
+    that its history reaches back.
     """
 
     name: str
@@ -65,13 +64,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Perturbations:
-    """Perturbed runs beside the recorded one. latencies: s. stride: every so many inferences also with the
-    variants.
+    """Perturbed runs beside the recorded one. latencies: s. stride: every so many inferences also
+    with the variants.
 
     blank: cameras to blank, each alone. instruction: the other instruction; "" takes one that was
-        heard before in the
-    bag, None leaves it out. dropped: fraction of images dropped in one more variant, 0 leaves it
-    out.
+    heard before in the bag, None leaves it out. dropped: fraction of images dropped in one more
+    variant, 0 leaves it out.
     """
 
     latencies: tuple[float, ...] = (0.05, 0.15, 0.3)
@@ -251,9 +249,9 @@ class Schedule:
 class Replay:
     """See the module's docstring. progress: called with the fraction done (0 to 1).
 
-    block: observations that go through a network together. on_copy: called with every recorded message
-        and of what is
-    predicted, for the annotated bag.
+    block: observations that go through a network together. on_copy: called with every recorded
+        message
+    and of what is predicted, for the annotated bag.
     """
 
     def __init__(

@@ -166,7 +166,7 @@ class Plan:
 
     def __call__(self, time_ns: int) -> Array:
         if self.velocities is not None and len(self.times) > 1:
-            from robovlms_ros.control.spline import Spline
+            from robovlms_ros.control.trajectory import Spline
 
             return Spline(self.times, self.positions, self.velocities)(np.array([time_ns]))[0][0]
         return np.array([np.interp(time_ns, self.times, column) for column in self.positions.T])

@@ -254,8 +254,8 @@ def lstm_step(rnn: torch.nn.LSTM, first: Tensor, hidden: Tensor, cell: Tensor) -
     """One time step of all layers with the same input for every row.
 
     first: (1, 4 H), the input times the first layer's weights. hidden (layers, rows, H) in the
-        weights' precision and
-    cell (layers, rows, H) float32 are advanced in place. Returns the last layer's output (rows, H).
+    weights' precision and cell (layers, rows, H) float32 are advanced in place. Returns the last
+    layer's output (rows, H).
     """
     from_below = first
     for layer in range(rnn.num_layers):

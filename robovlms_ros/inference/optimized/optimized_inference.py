@@ -71,8 +71,8 @@ class Layout:
     """sequence: the template, (B, L, d) with placeholders. columns: (k,) int64, what the head
     reads. image_columns,
     state_columns: where a frame's visual tokens and proprioception go. positions: `text_tower`'s
-        arguments that depend
-    on the layout alone. attention_mask: None where every column before another is attended to."""
+    arguments that depend on the layout alone. attention_mask: None where every column before
+    another is attended to."""
 
     sequence: TokenSequence
     columns: Tensor

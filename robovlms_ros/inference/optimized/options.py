@@ -71,8 +71,7 @@ def options_for(mode: str, device_type: str) -> FastPathOptions | None:
     """The options that a mode means on a device ("cpu", "cuda"); None for `off`, the plain path.
 
     auto: all that is exact there and ready at once, on CUDA with preprocessing there and CUDA
-        graphs. max: torch
-    also compiles, which takes minutes at the first start. Raises FastPathError.
+    graphs. max: torch also compiles, which takes minutes at the first start. Raises FastPathError.
     """
     if mode in REMOVED:
         raise FastPathError(f"fast path '{mode}': {REMEDY}")

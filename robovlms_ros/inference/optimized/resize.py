@@ -3,8 +3,7 @@
 Pillow resamples uint8 images in two passes, each rounded to uint8, with an antialiased cubic kernel
 (a = -1/2) whose weights are fixed-point numbers of 22 bits (Pillow, src/libImaging/Resample.c). The
 same weights here, in float32: equal to Pillow within one of 255 levels. The order of the passes
-    depends on the sizes and on Pillow's version, so it is
-measured with Pillow, once per size.
+depends on the sizes and on Pillow's version, so it is measured with Pillow, once per size.
 """
 
 import math

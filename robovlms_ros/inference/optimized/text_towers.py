@@ -2,8 +2,7 @@
 
 Keys and values of the last layer need every column; queries, the output projection and the MLP do
 not: nobody reads the other columns. The model itself is left as it is: a second module object
-    shares every weight with it and has another
-last layer.
+shares every weight with it and has another last layer.
 """
 
 from typing import Any, TypeVar

@@ -36,9 +36,8 @@ class BaseRoboVLM(nn.Module):
     """A VLM as a robot policy's backbone. A subclass gives `spec` and the attributes in REQUIRED.
 
     config: the policy's. vocab_size: of the tokenizer, where it decides the model's. folder: where
-        the pretrained VLM's
-    files lie. Weights are random until a checkpoint is loaded; `empty` leaves the VLM's own without
-    memory until then.
+    the pretrained VLM's files lie. Weights are random until a checkpoint is loaded; `empty` leaves
+    the VLM's own without memory until then.
     """
 
     spec: ClassVar[BackboneSpec]

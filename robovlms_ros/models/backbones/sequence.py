@@ -19,8 +19,8 @@ class VisualTokens:
     """One camera's visual features for N frames.
 
     tokens: (N, n, d), in the scale of unscaled word embeddings. layers: DeepStack features added to
-        the first decoder
-    layers, each (N, n, d). grid: (1, h, w) of the tokens, for multi-axis positions.
+    the first decoder layers, each (N, n, d). grid: (1, h, w) of the tokens, for multi-axis
+    positions.
     """
 
     tokens: Tensor
@@ -42,9 +42,8 @@ class TokenSequence:
     """Input of the language model.
 
     embeds: (N, L, d), unscaled. mask: (N, L) bool, True where attended. kinds: (N, L) int64, one of
-        this module's
-    constants. layers: DeepStack features, each (N, image tokens, d) in sequence order. grids: one
-    per image, in order.
+    this module's constants. layers: DeepStack features, each (N, image tokens, d) in sequence
+    order. grids: one per image, in order.
     media: (N, M, tokens, d_visual) for cross attention.
     """
 
@@ -76,9 +75,8 @@ def text_block(embeds: Tensor, mask: Tensor, bos_offset: int, eos_offset: int, r
     their own.
 
     row_end: every row's own last `eos_offset` tokens come last, its padding before them, so that
-        what is spliced in
-    before the last columns lies where it would in the row alone. Otherwise columns stay as they are
-    (RoboVLMs).
+    what is spliced in before the last columns lies where it would in the row alone. Otherwise
+    columns stay as they are (RoboVLMs).
     """
     mask = mask.bool()
     if row_end:

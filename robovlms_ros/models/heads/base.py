@@ -60,8 +60,7 @@ class TokenReducer(nn.Module):
     """(B, W, tokens, d) to (B, W, latent, d).
 
     none: there are exactly `latent` tokens. pooling: adaptive max over the tokens. resampler: a
-        perceiver resampler of
-    depth 2 whose latents are the result.
+    perceiver resampler of depth 2 whose latents are the result.
     """
 
     def __init__(self, method: DownSample, in_features: int, latent: int):

@@ -1,4 +1,5 @@
-"""Controllers behind an action: joint_trajectory_controller's, and the two kinds of gripper controller."""
+"""Controllers behind an action: joint_trajectory_controller's, and the two kinds of gripper
+controller."""
 
 import uuid
 from typing import Any
@@ -20,7 +21,8 @@ from robovlms_ros.ros.messages import trajectory_to_message
 
 
 class Goals:
-    """One action client that keeps sending goals, each replacing the last, and remembers what became of them."""
+    """One action client that keeps sending goals, each replacing the last, and remembers what
+    became of them."""
 
     def __init__(self, context: Context, action: type, name: str) -> None:
         self._node = context.node
@@ -51,7 +53,8 @@ class Goals:
         handle.get_result_async().add_done_callback(lambda result: self._on_result(result, number))
 
     def _on_result(self, future: Future, number: int) -> None:
-        # An earlier goal ends as aborted when the next one replaces it: only the newest one's end means anything.
+        # An earlier goal ends as aborted when the next one replaces it: only the newest one's end
+        # means anything.
         answer = future.result()
         if answer is not None and number == self._sent and getattr(answer.result, "error_code", 0) != 0:
             text = f"{answer.result.error_code} {answer.result.error_string}".strip()
@@ -68,7 +71,8 @@ class Goals:
 
 
 class FollowJointTrajectoryArm(Arm):
-    """joint_trajectory_controller by its action: unlike the topic, it tells when it rejects or aborts."""
+    """joint_trajectory_controller by its action: unlike the topic, it tells when it rejects or
+    aborts."""
 
     def __init__(self, context: Context, spec: specs.FollowJointTrajectory) -> None:
         self._action = message_package("control_msgs.action", spec.type).FollowJointTrajectory
@@ -120,7 +124,8 @@ class GripperCommandGripper(Gripper):
 
     def _command(self, position: float) -> None:
         goal = self._action.Goal()
-        goal.command.position, goal.command.max_effort = position, self._max_effort
+        goal.command.position = position
+        goal.command.max_effort = self._max_effort
         self._goals.send(goal)
 
     def listeners(self) -> int:
@@ -136,7 +141,8 @@ class ParallelGripperCommandGripper(Gripper):
     def __init__(self, context: Context, spec: specs.ParallelGripperCommand) -> None:
         super().__init__(spec)
         self._action = message_package("control_msgs.action", spec.type).ParallelGripperCommand
-        self._joint, self._max_effort = spec.joint, spec.max_effort
+        self._joint = spec.joint
+        self._max_effort = spec.max_effort
         self._goals = Goals(context, self._action, spec.action)
 
     def _command(self, position: float) -> None:

@@ -1,4 +1,4 @@
-"""What every controller adapter can do, and what every gripper adapter shares."""
+"""Base classes of controller and gripper adapters."""
 
 import importlib
 import os
@@ -22,15 +22,16 @@ RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class ControllerError(RoboVLMsError):
-    """A controller cannot be served: a message package is missing, or the robot's YAML asks for what it cannot do."""
+    """A controller cannot be served: a message package is missing, or the robot's YAML asks for
+    what it cannot do."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an adapter is made with.
+    """Arguments of an adapter.
 
-    node: the node it speaks through. measured: the arm's newest state. kinematics: for this adapter's use alone, as
-    kinematics are not thread-safe; None where the robot has no description.
+    node: the node it speaks through. measured: the arm's newest state. kinematics: for this
+    adapter's use alone, as kinematics are not thread-safe; None where the robot has no description.
     """
 
     node: Node
@@ -40,13 +41,15 @@ class Context:
 
 
 class Arm(ABC):
-    """Sends trajectories to one kind of arm controller. Calls come one at a time, from any thread."""
+    """Sends trajectories to one kind of arm controller. Calls come one at a time, from any
+    thread."""
 
     rate = 0.0
     """Hz at which `tick` must be called; 0 where it does nothing."""
 
     def send(self, command: AdmittedCommand, now_ns: int) -> None:
-        """Follow `command` from now on, in place of what came before. A smooth stop is a command like any other.
+        """Follow `command` from now on, in place of what came before. A smooth stop is a command
+        like any other.
 
         Raises ControllerError for a command that the motion guard has not admitted.
         """
@@ -64,7 +67,8 @@ class Arm(ABC):
     def cease_commands(self) -> None:  # noqa: B027
         """Leave the command under way: the controller is away, or the command's times are void.
 
-        A controller of whole trajectories finishes its own; one of single targets is brought to rest.
+        A controller of whole trajectories finishes its own; one of single targets is brought to
+        rest.
         """
 
     @property
@@ -85,18 +89,19 @@ class Arm(ABC):
 
     @abstractmethod
     def listeners(self) -> int:
-        """How many controllers hear what is sent."""
+        """Number of controllers that receive commands."""
 
     def other_commanders(self) -> tuple[str, ...]:
         """Names of the nodes or clients beside this one that command the controller."""
         return ()
 
     def following(self) -> tuple[str, float] | None:
-        """The joint furthest from its command and how far (rad), where the controller tells; else None."""
+        """The joint furthest from its command and how far (rad), where the controller tells; else
+        None."""
         return None
 
     def problem(self) -> str | None:
-        """Why the controller does not do what it is told, None while nothing is known."""
+        """The controller's own complaint, None without one."""
         return None
 
     def prepare(self) -> None:  # noqa: B027
@@ -108,7 +113,8 @@ class Arm(ABC):
 
 
 class Gripper(ABC):
-    """Commands a gripper's joint when the wanted opening changes; hysteresis and dwell are the executor's."""
+    """Commands a gripper's joint when the wanted opening changes; hysteresis and dwell are the
+    executor's."""
 
     def __init__(self, spec: GripperBase) -> None:
         self._spec = spec
@@ -135,7 +141,7 @@ class Gripper(ABC):
 
     @abstractmethod
     def listeners(self) -> int:
-        """How many controllers hear what is sent."""
+        """Number of controllers that receive commands."""
 
     @abstractmethod
     def close(self) -> None:
@@ -143,12 +149,14 @@ class Gripper(ABC):
 
 
 def command_publisher(context: Context, kind: type, topic: str) -> Publisher:
-    """A publisher as controllers want it: reliable, and with few messages kept, as an old command is worth nothing."""
+    """A publisher as controllers want it: reliable, and with few messages kept, as an old command
+    is worth nothing."""
     return context.node.create_publisher(kind, topic, RELIABLE, event_callbacks=QUIET_PUBLISHER)
 
 
 def message_package(module: str, controller: str) -> ModuleType:
-    """`control_msgs.action` and the like. Raises ControllerError that names the apt package when it is missing."""
+    """`control_msgs.action` and the like. Raises ControllerError that names the apt package when it
+    is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,5 @@
-"""MoveIt Servo: commands stamped now, at 20 Hz or more, after Servo has been told which type of command comes.
+"""MoveIt Servo: commands stamped now, at 20 Hz or more, after Servo has been told which type of
+command comes.
 
 Servo halts smoothly when commands stop, so silence is a stop too.
 """
@@ -22,18 +23,21 @@ from robovlms_ros.ros.messages import to_time
 
 Array = NDArray[np.float64]
 
-# 1/s: how fast a twist also closes the gap between the planned and the measured pose, which integration alone leaves.
+# 1/s: how fast a twist also closes the gap between the planned and the measured pose, which
+# integration alone leaves.
 FEEDBACK = 2.0
 FEEDBACK_SHARE = 0.25  # of the tool's speed limit: more than a plan that is followed ever needs
 FEEDBACK_TURN = 0.5  # rad/s
 TWIST_TOLERANCE = 1.05
 
-# moveit_msgs/ServoStatus codes under which Servo does not follow; the others are OK or slower than asked.
+# moveit_msgs/ServoStatus codes under which Servo does not follow; the others are OK or slower than
+# asked.
 HALTED = {-1: "INVALID", 2: "HALT_FOR_SINGULARITY", 5: "HALT_FOR_COLLISION", 6: "JOINT_BOUND"}
 
 
 class ServoLink:
-    """Servo's services and status: switches the command type at activation, and knows why Servo stands still."""
+    """Servo's services and status: switches the command type at activation, and knows why Servo
+    stands still."""
 
     def __init__(self, context: Context, servo: str, controller: str, command: str) -> None:
         self._node = context.node
@@ -47,7 +51,8 @@ class ServoLink:
         self._halted: str | None = None
 
     def switch(self) -> None:
-        """Ask for the command type, without waiting; asked again by `ready` while Servo is not there."""
+        """Ask for the command type, without waiting; asked again by `ready` while Servo is not
+        there."""
         self._answer = self._client.call_async(self._request) if self._client.service_is_ready() else None
 
     def ready(self) -> bool:
@@ -58,7 +63,7 @@ class ServoLink:
         return self._answer.done() and bool(self._answer.result() and self._answer.result().success)
 
     def problem(self) -> str | None:
-        """Why Servo does not follow."""
+        """Servo's reason not to follow."""
         if self._answer is None:
             return f"MoveIt Servo does not answer: no service {self._client.srv_name}."
         if self._answer.done() and not self.ready():
@@ -98,7 +103,8 @@ class ServoPoseArm(CartesianPoseArm):
 
 
 class ServoTwistArm(StreamingArm):
-    """The tool's velocity on the trajectory, in the robot's base frame, plus what closes the gap to the plan."""
+    """The tool's velocity on the trajectory, in the robot's base frame, plus what closes the gap to
+    the plan."""
 
     def __init__(self, context: Context, spec: specs.ServoTwist) -> None:
         self._kinematics = require_kinematics(context, spec.type)
@@ -128,12 +134,14 @@ class ServoTwistArm(StreamingArm):
         message = TwistStamped()
         message.header.stamp = to_time(now_ns)
         message.header.frame_id = self._context.robot.base_frame
-        linear, angular = message.twist.linear, message.twist.angular
+        linear = message.twist.linear
+        angular = message.twist.angular
         linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = map(float, twist)
         return message
 
     def _feedback(self, error: Array) -> Array:
-        """The twist (6,) that closes a pose error (6,), bounded: a measurement must not become a fast command."""
+        """The twist (6,) that closes a pose error (6,), bounded: a measurement must not become a
+        fast command."""
         feedback = FEEDBACK * error
         bounds = (FEEDBACK_SHARE * self._context.robot.limits.eef_speed, FEEDBACK_TURN)
         for part, bound in zip((feedback[:3], feedback[3:]), bounds, strict=True):
@@ -149,7 +157,8 @@ class ServoTwistArm(StreamingArm):
 
 
 def pose_error(measured: Array, wanted: Array) -> Array:
-    """(6,) what leads from one 4x4 pose to the other, in base axes: m, and a rotation vector in rad."""
+    """(6,) what leads from one 4x4 pose to the other, in base axes: m, and a rotation vector in
+    rad."""
     difference = wanted[:3, :3] @ measured[:3, :3].T
     axis = np.array([difference[2, 1] - difference[1, 2], difference[0, 2] - difference[2, 0],
                      difference[1, 0] - difference[0, 1]])  # 2 sin(angle) times the axis

@@ -19,7 +19,8 @@ from rclpy.task import Future
 
 from robovlms_ros.core.types import TrajectoryShape
 
-MARKER, SWITCH = "positions_upsampling.enable", "allow_trajectory_replacement"
+MARKER = "positions_upsampling.enable"
+SWITCH = "allow_trajectory_replacement"
 PERIOD = 0.5
 """s between attempts to reach the parameter services."""
 

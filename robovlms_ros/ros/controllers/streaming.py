@@ -1,4 +1,5 @@
-"""Controllers that take one target at a time: the trajectory is sampled here, at the adapter's rate."""
+"""Controllers that take one target at a time: the trajectory is sampled here, at the adapter's
+rate."""
 
 from abc import abstractmethod
 from typing import Any
@@ -79,7 +80,8 @@ class ForwardPositionArm(StreamingArm):
 
 
 class CartesianPoseArm(StreamingArm):
-    """A Cartesian controller's target: the tool's pose on the trajectory, in the robot's base frame, stamped now."""
+    """A Cartesian controller's target: the tool's pose on the trajectory, in the robot's base
+    frame, stamped now."""
 
     def __init__(self, context: Context, spec: specs.CartesianPose | specs.ServoPose) -> None:
         self._kinematics = require_kinematics(context, spec.type)
@@ -120,14 +122,16 @@ def require_kinematics(context: Context, controller: str) -> Kinematics:
 def to_pose(matrix: Array) -> PoseStamped:
     """A 4x4 pose as a PoseStamped without header."""
     message = PoseStamped()
-    position, orientation = message.pose.position, message.pose.orientation
+    position = message.pose.position
+    orientation = message.pose.orientation
     position.x, position.y, position.z = map(float, matrix[:3, 3])
     orientation.x, orientation.y, orientation.z, orientation.w = quaternion(matrix[:3, :3])
     return message
 
 
 def quaternion(rotation: Array) -> tuple[float, float, float, float]:
-    """(x, y, z, w) of a rotation matrix (3, 3): Shepperd's method, well conditioned for every angle."""
+    """(x, y, z, w) of a rotation matrix (3, 3): Shepperd's method, well conditioned for every
+    angle."""
     r = rotation
     squares = np.array([
         1 + r[0, 0] - r[1, 1] - r[2, 2], 1 - r[0, 0] + r[1, 1] - r[2, 2],

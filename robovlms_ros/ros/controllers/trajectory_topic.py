@@ -24,14 +24,15 @@ from robovlms_ros.ros.messages import trajectory_to_message
 class JointTrajectoryArm(Arm):
     """Publishes each command whole; the controller interpolates.
 
-    A topic tells nothing back. Where control_msgs is installed and the robot's YAML names the controller's state topic,
-    how well it follows is heard there.
+    A topic tells nothing back. Where control_msgs is installed and the robot's YAML names the
+    controller's state topic, how well it follows is heard there.
     """
 
     def __init__(self, context: Context, spec: specs.JointTrajectory) -> None:
         self._node = context.node
         self._publisher = command_publisher(context, JointTrajectory, spec.topic)
-        # joint_trajectory_controller serves an action beside its topic: MoveIt commands the same joints by it.
+        # joint_trajectory_controller serves an action beside its topic: MoveIt commands the same
+        # joints by it.
         namespace = str(self._publisher.topic_name).rpartition("/")[0]
         self._goals = ForeignGoals(context.node, f"{namespace}/follow_joint_trajectory")
         self._detection = ShapeDetection(context.node, self.name, spec.trajectory_shape)
@@ -86,7 +87,8 @@ class OneJointTrajectoryGripper(Gripper):
     def __init__(self, context: Context, spec: specs.OneJointTrajectory) -> None:
         super().__init__(spec)
         self._node = context.node
-        self._joint, self._travel_time = spec.joint, spec.travel_time
+        self._joint = spec.joint
+        self._travel_time = spec.travel_time
         self._publisher = command_publisher(context, JointTrajectory, spec.topic)
 
     def _command(self, position: float) -> None:

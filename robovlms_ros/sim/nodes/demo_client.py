@@ -1,6 +1,8 @@
-"""The examiner: puts the arm into a scene, gives the instruction, watches the simulator's ground truth.
+"""The examiner: puts the arm into a scene, gives the instruction, watches the simulator's ground
+truth.
 
-It stands outside of what it examines: the policy node never hears the topics that carry object poses.
+It stands outside of what it examines: the policy node never hears the topics that carry object
+poses.
 """
 
 import json
@@ -29,7 +31,8 @@ from robovlms_ros.ros.processes import Child
 from robovlms_ros.sim.demo_report import EpisodeRecording
 from robovlms_ros.sim.tasks.base import CUBES
 
-SIM, POLICY = "sim_arm", "vla"
+SIM = "sim_arm"
+POLICY = "vla"
 STEP_NS = 10_000_000
 CAMERAS = ("static", "wrist")
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -42,8 +45,9 @@ class DemoClientError(RoboVLMsError):
 class DemoClient(Node):
     """Drives one policy node and one simulated arm through episodes.
 
-    An executor must be spinning this node in another thread: the methods wait for answers. `children` are checked
-    while waiting, so that a dead process is reported at once and not as a time-out.
+    An executor must be spinning this node in another thread: the methods wait for answers.
+    `children` are checked while waiting, so that a dead process is reported at once and not as a
+    time-out.
     """
 
     def __init__(self, children: tuple[Child, ...], namespace: str) -> None:
@@ -121,9 +125,11 @@ class DemoClient(Node):
             return self._truth
 
     def watch_steps(self, watching: bool) -> None:
-        """Whether `worst_step` counts from now on: not while a new scene moves the arm by decree."""
+        """True if `worst_step` counts from now on: not while a new scene moves the arm by
+        decree."""
         with self._lock:
-            self._watching, self._last = watching, None
+            self._watching = watching
+            self._last = None
 
     def record(self, recording: EpisodeRecording | None) -> None:
         """Fill `recording` from now on; None stops."""
@@ -137,7 +143,8 @@ class DemoClient(Node):
         self.wait_until(lambda: self.status.instruction == instruction, 30.0, heard)
 
     def configure(self, patience: float) -> None:
-        """Bring the policy node to inactive; raises ExaminerError with its reason when it refuses."""
+        """Bring the policy node to inactive; raises ExaminerError with its reason when it
+        refuses."""
         self._transition(Transition.TRANSITION_CONFIGURE, "configure", patience)
 
     def activate(self, patience: float = 30.0) -> None:
@@ -171,7 +178,8 @@ class DemoClient(Node):
         """Put the simulated arm at its home in the scene of `seed` of a task."""
         values = [Parameter("seed", value=seed), Parameter("blank_cameras", value=blank_cameras),
                   Parameter("task", value=task)]
-        # By the count and not by the seed: the same scene again must not be judged by what was left of it before.
+        # By the count and not by the seed: the same scene again must not be judged by what was left
+        # of it before.
         self.wait_until(lambda: bool(self.truth()), 30.0, "the simulated arm's ground truth")
         before = self.truth()["resets"]
         request = SetParameters.Request(parameters=[value.to_parameter_msg() for value in values])
@@ -197,7 +205,8 @@ class DemoClient(Node):
             self.destroy_client(client)
 
     def wait_until(self, condition: Callable[[], bool], patience: float, what: str) -> None:
-        """Wait (wall time) until the condition holds; raises ExaminerError, or ChildDied when a process has ended."""
+        """Wait (wall time) until the condition holds; raises ExaminerError, or ChildDied when a
+        process has ended."""
         deadline = time.monotonic() + patience
         while not condition():
             for child in self._children:

@@ -51,8 +51,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to run and where to write. time_limit: simulated s per episode; real_time_factor:
-    simulated s per wall s; added_latency: s by which every chunk is withheld; bag: whether all
+    """Options of a demo run and its output folder. time_limit: simulated s per episode;
+    real_time_factor: simulated s per wall s; added_latency: s by which every chunk is withheld;
+        bag: whether all
     of it is recorded; controller_blends: the parameter of the simulated arm."""
 
     trials: tuple[Trial, ...]
@@ -69,7 +70,7 @@ class DemoOptions:
 
 @dataclass
 class DemoOutcome:
-    """What came of it. reaction_s: p50 and p99 as the policy node measured them;
+    """Outcome of a demo run. reaction_s: p50 and p99 as the policy node measured them;
     real_time_factor: as achieved; worst_step: rad, largest change of a measured joint in 10 ms."""
 
     episodes: list[EpisodeResult] = field(default_factory=list)
@@ -105,7 +106,8 @@ def run_demo(
             outcome.bag = options.output / "bag"
             recorder = BagRecorder(examiner, outcome.bag, tuple(f"{NAMESPACE}/{topic}" for topic in RECORDED))
             stack.callback(recorder.close)
-        wall, simulated = time.monotonic(), examiner.now_ns()
+        wall = time.monotonic()
+        simulated = examiner.now_ns()
         for index, trial in enumerate(options.trials):
             if recorder:
                 recorder.discover()
@@ -195,7 +197,8 @@ def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeR
     words = trial.instruction or examiner.truth()["instruction"]
     examiner.instruct(words)
     examiner.reset()
-    chunks, refusals = examiner.chunks, examiner.status.refusals
+    chunks = examiner.chunks
+    refusals = examiner.status.refusals
     recording = EpisodeRecording(f"{words} ({trial.condition}, scene {trial.seed})",
                                  tuple(examiner.truth()["joints"])) if trial.keep else None
     examiner.record(recording)
@@ -235,7 +238,8 @@ class _PublishedTruthJudge:
         if truth["time"] > self._time:
             self._time = truth["time"]
             done, wrong = self._judge.look(TableTruth.from_json(truth))
-            self.success, self.wrong = self.success or done, self.wrong or wrong
+            self.success = self.success or done
+            self.wrong = self.wrong or wrong
         return self.success or self.wrong
 
     def why(self) -> str:

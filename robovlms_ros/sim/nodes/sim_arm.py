@@ -74,7 +74,8 @@ class SimArmNode(Node):
         if not self._publish_clock and self._factor != 1.0:
             self.get_logger().warning("real_time_factor other than 1 without publish_clock: stamps run with the "
                                       "world's time and drift from the node's clock.")
-        self._seed, self._resets_done = int(self._get("seed")), 0
+        self._seed = int(self._get("seed"))
+        self._resets_done = 0
         self._offset_ns = 0 if self._publish_clock else self.get_clock().now().nanoseconds - self._world.time_ns
         self._commands: queue.SimpleQueue[tuple[TrajectoryController, JointTrajectory]] = queue.SimpleQueue()
         self._resets: queue.SimpleQueue[queue.SimpleQueue[str]] = queue.SimpleQueue()
@@ -126,7 +127,8 @@ class SimArmNode(Node):
         self._description = self.create_publisher(String, "robot_description", LATCHED)
         urdf = resources.share_directory() / "config" / "robots" / "panda.urdf"
         self._description.publish(String(data=urdf.read_text(encoding="utf-8")))
-        arm, gripper = self._world.arm_controller, self._world.gripper_controller
+        arm = self._world.arm_controller
+        gripper = self._world.gripper_controller
         self.controller = SimControllerNode(
             "panda_arm_controller",
             self,
@@ -150,7 +152,8 @@ class SimArmNode(Node):
         return response
 
     def _run(self) -> None:
-        world, began_ns = self._world, self._world.time_ns
+        world = self._world
+        began_ns = self._world.time_ns
         start = time.monotonic()
         while self._running:
             self._serve_requests()
@@ -222,16 +225,19 @@ class SimArmNode(Node):
 
     def _publish_image(self, name: str, now_ns: int) -> None:
         pixels = self._world.render(name)
-        stamp, frame = to_time(now_ns + self._offset_ns), f"{name}_camera_optical_frame"
+        stamp = to_time(now_ns + self._offset_ns)
+        frame = f"{name}_camera_optical_frame"
         message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding="rgb8", step=3 * pixels.shape[1])
-        message.header.stamp, message.header.frame_id = stamp, frame
+        message.header.stamp = stamp
+        message.header.frame_id = frame
         message.data.frombytes(pixels.tobytes())
         self._images[name].publish(message)
         if name in self._jpegs:
             buffer = io.BytesIO()
             PillowImage.fromarray(pixels).save(buffer, "JPEG", quality=95)
             jpeg = CompressedImage(format="rgb8; jpeg compressed bgr8")
-            jpeg.header.stamp, jpeg.header.frame_id = stamp, frame
+            jpeg.header.stamp = stamp
+            jpeg.header.frame_id = frame
             jpeg.data.frombytes(buffer.getvalue())
             self._jpegs[name].publish(jpeg)
 

@@ -1,4 +1,5 @@
-"""How the scene looks: light, colours, the table's texture and where the cameras are, drawn within bounds."""
+"""Appearance of the scene: light, colours, the table's texture and where the cameras are, drawn
+within bounds."""
 
 from dataclasses import dataclass
 
@@ -15,9 +16,12 @@ TEXTURES = ("ceramic", "light-wood", "cream-plaster", "gray-felt")
 
 @dataclass(frozen=True)
 class SceneAppearance:
-    """Bounds. light: part by which the lamps' brightness may differ; lamp: m by which the lamp may stand elsewhere;
-    colour: part by which each channel of a colour may; textures: how many of TEXTURES the table may have. camera_shift
-    (m) and camera_turn (rad): how far a camera may be off, each axis. exact: every draw lies on its bound.
+    """Bounds. light: part by which the lamps' brightness may differ; lamp: m by which the lamp may
+    stand elsewhere;
+    colour: part by which each channel of a colour may; textures: how many of TEXTURES the table may
+        have. camera_shift
+    (m) and camera_turn (rad): how far a camera may be off, each axis. exact: every draw lies on its
+    bound.
     """
 
     light: float = 0.3
@@ -65,7 +69,8 @@ class Painter:
         model.geom_matid[self._table] = self._textures[rng.integers(max(looks.textures, 1))]
         model.geom_rgba[self._table, :3] = np.clip(0.9 + draw(looks.colour, 3), 0.0, 1.0)
         for camera in self._cameras:
-            part = 1.0 if model.camera(camera).name == "static" else 0.3  # a wrist camera is screwed to the hand
+            # a wrist camera is screwed to the hand
+            part = 1.0 if model.camera(camera).name == "static" else 0.3
             model.cam_pos[camera] += part * draw(looks.camera_shift, 3)
             turn = np.empty(4)
             vector = part * draw(looks.camera_turn, 3)

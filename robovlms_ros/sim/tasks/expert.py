@@ -40,14 +40,16 @@ MAX_SPEED = 0.25
 """m/s."""
 
 # The funnel above a thing, in metres: its height far away, its rise per metre outside its mouth.
-HOVER, FUNNEL_SLOPE = 0.09, 2.2
+HOVER = 0.09
+FUNNEL_SLOPE = 2.2
 GRASP_OFFSET = -0.002
 """Height of the grip above the thing's centre (m)."""
 
 # How near the hand must be, in metres, before the fingers begin to close (beside the thing:
 # `ExpertStyle`), and while they do.
 CLOSING_RADIUS = 0.016
-CLOSE_HEIGHT, CLOSING_HEIGHT = 0.008, 0.014
+CLOSE_HEIGHT = 0.008
+CLOSING_HEIGHT = 0.014
 GRIP_SLACK = 0.05
 """A thing is held when the opening is less than this above its grip."""
 FINGER_STEP = 0.07
@@ -58,7 +60,9 @@ PUSH_SPEED = 0.12
 LIFT_HEIGHT = 0.14
 CARRY = {"stack": 0.055, "put": 0.065}
 """How far a thing is carried above its place, until it is over it (m)."""
-RELEASE_RADIUS, RELEASE_HEIGHT, DROP = 0.008, 0.006, 0.002
+RELEASE_RADIUS = 0.008
+RELEASE_HEIGHT = 0.006
+DROP = 0.002
 PLACED = {"stack": 0.02, "put": 0.03, "push": 0.015}
 """A thing that is this near to its place, and not held, has arrived (m)."""
 RETREAT = 0.10
@@ -115,18 +119,18 @@ class HandPose:
         return self.opening < 0.93
 
     def offset(self) -> tuple[float, float]:
-        """How far it is beside the thing, and above where the thing is gripped (m)."""
+        """Distance beside the object, and above its grip (m)."""
         offset = self.position - self.thing
         return math.hypot(offset[0], offset[1]), float(offset[2]) - GRASP_OFFSET
 
     def at_grip(self) -> bool:
-        """Whether it is where the fingers close, or may go on closing."""
+        """True if it is where the fingers close, or may go on closing."""
         radius, height = self.offset()
         near = radius < (CLOSING_RADIUS if self.closing else self.style.close_radius)
         return near and abs(height) < (CLOSING_HEIGHT if self.closing else CLOSE_HEIGHT)
 
     def funnel(self, away: float) -> float:
-        """How high above the grip it stays (m), `away` beside it; higher until the fingers are
+        """Height kept above the grip (m), `away` beside it; higher until the fingers are
         open."""
         rise = min(max(FUNNEL_SLOPE * (away - self.style.mouth), 0.0), HOVER)
         return max(rise, 0.05) if self.opening < 0.75 else rise
@@ -235,7 +239,7 @@ class ExpertPolicy:
         return action
 
     def _goal(self) -> tuple[Array, bool, float]:
-        """Where the law sends the hand, whether the fingers close, and the speed limit."""
+        """Target of the hand, True if the fingers close, and the speed limit."""
         hand = self._hand
         radius, height = hand.offset()
         if self.goal.task == "push" and self._straddles(radius, height):
@@ -284,7 +288,8 @@ class ExpertPolicy:
         if self.goal.task == "push":
             return hand.position, False, MAX_SPEED
         way = self.place - hand.thing
-        apart, above = math.hypot(way[0], way[1]), -float(way[2])
+        apart = math.hypot(way[0], way[1])
+        above = -float(way[2])
         if apart < RELEASE_RADIUS and above < RELEASE_HEIGHT:
             return hand.position, False, MAX_SPEED
         rise = DROP + min(max(FUNNEL_SLOPE * (apart - 0.005), 0.0), CARRY[self.goal.task])
@@ -301,7 +306,7 @@ class ExpertPolicy:
         return np.array((*hand.position[:2], top)), False, MAX_SPEED
 
     def _straddles(self, radius: float, height: float) -> bool:
-        """Whether the open fingers stand on both sides of the thing, on the line that it shall
+        """True if the open fingers stand on both sides of the thing, on the line that it shall
         take."""
         hand = self._hand
         if self._arrived(hand.thing) or hand.opening < 0.85 or abs(height) > 0.012 or radius > 0.04:
@@ -327,7 +332,8 @@ class ExpertPolicy:
         hand = self._hand
         offset = hand.position - hand.thing
         along = np.array((-math.sin(self.yaw), math.cos(self.yaw)))
-        ahead, beside = float(offset[:2] @ along), abs(float(offset[0] * along[1] - offset[1] * along[0]))
+        ahead = float(offset[:2] @ along)
+        beside = abs(float(offset[0] * along[1] - offset[1] * along[0]))
         if abs(offset[2]) < 0.02 and beside < 0.013 and PUSH_LEAD < abs(ahead) < 0.045:
             hand.thing = hand.thing.copy()
             hand.thing[:2] += (ahead - math.copysign(PUSH_LEAD, ahead)) * along

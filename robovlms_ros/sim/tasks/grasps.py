@@ -1,4 +1,4 @@
-"""How the hand is turned about the vertical: so that its fingers fit beside what lies close by.
+"""Turn of the hand about the vertical, so that its fingers fit beside what lies close by.
 
 A yaw of 0 is the hand as at home; the fingers then close along the base frame's y axis.
 """
@@ -13,13 +13,18 @@ from robovlms_ros.sim.tasks.objects import WIDTH, TableObject
 
 Array = NDArray[np.float64]
 
-FINGER_MIDDLE, FINGER_LENGTH, FINGER_WIDTH = 0.0515, 0.0115, 0.0105
-"""An open finger beside the grip, m: the distance of its middle, and its half sizes along and across the closing
-direction; those of the model's collision mesh, below a neighbour's top."""
+FINGER_MIDDLE = 0.0515
+FINGER_LENGTH = 0.0115
+FINGER_WIDTH = 0.0105
+"""An open finger beside the grip, m: the distance of its middle, and its half sizes along and
+across the closing direction; those of the model's collision mesh, below a neighbour's top."""
 CLEARANCE = 0.004
 """What must be left between a finger and a neighbour (m)."""
-ROOM_MIDDLE, ROOM_LENGTH, ROOM_WIDTH = 0.053, 0.014, 0.012
-"""The finger that a scene leaves room for, where it asks for a goal: a little more than there is."""
+ROOM_MIDDLE = 0.053
+ROOM_LENGTH = 0.014
+ROOM_WIDTH = 0.012
+"""The finger that a scene leaves room for, where it asks for a goal: a little more than there
+is."""
 
 
 def fold(angle: float) -> float:
@@ -28,30 +33,40 @@ def fold(angle: float) -> float:
 
 
 def hand_yaw(rotation: Array) -> float:
-    """The yaw of a measured hand, from its rotation (3, 3); -pi to pi, for a hand that points about down."""
+    """The yaw of a measured hand, from its rotation (3, 3); -pi to pi, for a hand that points about
+    down."""
     return math.atan2(-float(rotation[0, 0]), float(rotation[1, 0]))
 
 
 def clearance(place: Array, yaw: float, neighbours: Iterable[TableObject]) -> float:
-    """The least distance (m) between an open hand's fingers about `place` (2,) and the neighbours; below 0 they hit."""
-    sine, cosine = math.sin(yaw), math.cos(yaw)
+    """The least distance (m) between an open hand's fingers about `place` (2,) and the neighbours;
+    below 0 they hit."""
+    sine = math.sin(yaw)
+    cosine = math.cos(yaw)
     least = 1.0
     for thing in neighbours:
-        x, y = float(thing.position[0] - place[0]), float(thing.position[1] - place[1])
-        along, across = y * cosine - x * sine, x * cosine + y * sine
+        x = float(thing.position[0] - place[0])
+        y = float(thing.position[1] - place[1])
+        along = y * cosine - x * sine
+        across = x * cosine + y * sine
         for middle in (FINGER_MIDDLE, -FINGER_MIDDLE):
             least = min(least, _gap(along - middle, across, thing, thing.yaw - yaw))
     return least
 
 
 def _gap(along: float, across: float, thing: TableObject, turn: float) -> float:
-    """From a finger to a thing that lies there from the finger's middle, turned so against it (m)."""
-    beside, ahead = abs(across) - FINGER_WIDTH, abs(along) - FINGER_LENGTH
+    """From a finger to a thing that lies there from the finger's middle, turned so against it
+    (m)."""
+    beside = abs(across) - FINGER_WIDTH
+    ahead = abs(along) - FINGER_LENGTH
     if thing.shape != "cube":
         return math.hypot(max(beside, 0.0), max(ahead, 0.0)) + min(max(beside, ahead), 0.0) - thing.radius
     # Of two rectangles: the widest gap that any of their sides' directions shows (separating axes).
-    half, sine, cosine = WIDTH["cube"] / 2, math.sin(turn), math.cos(turn)
-    s, c = abs(sine), abs(cosine)
+    half = WIDTH["cube"] / 2
+    sine = math.sin(turn)
+    cosine = math.cos(turn)
+    s = abs(sine)
+    c = abs(cosine)
     return max(
         beside - half * (s + c),
         ahead - half * (s + c),
@@ -61,7 +76,8 @@ def _gap(along: float, across: float, thing: TableObject, turn: float) -> float:
 
 
 def has_room(thing: TableObject, neighbours: Sequence[TableObject], place: Array | None = None) -> bool:
-    """Whether some yaw leaves the ROOM finger CLEARANCE, where the thing lies and at `place` (2,), however the
+    """True if some yaw leaves the ROOM finger CLEARANCE, where the thing lies and at `place` (2,),
+    however the
     neighbours are turned: so much a scene leaves to a hand that is less exact than the expert's."""
     spots = [thing.position[:2]] if place is None else [thing.position[:2], place]
     return any(all(leaves_room(spot, yaw, neighbours) for spot in spots) for yaw in candidates(thing))
@@ -69,10 +85,13 @@ def has_room(thing: TableObject, neighbours: Sequence[TableObject], place: Array
 
 def leaves_room(spot: Array, yaw: float, neighbours: Iterable[TableObject]) -> bool:
     """`has_room` for one yaw at one spot (2,)."""
-    sine, cosine = math.sin(yaw), math.cos(yaw)
+    sine = math.sin(yaw)
+    cosine = math.cos(yaw)
     for thing in neighbours:
-        x, y = float(thing.position[0] - spot[0]), float(thing.position[1] - spot[1])
-        along, across = abs(y * cosine - x * sine), abs(x * cosine + y * sine)
+        x = float(thing.position[0] - spot[0])
+        y = float(thing.position[1] - spot[1])
+        along = abs(y * cosine - x * sine)
+        across = abs(x * cosine + y * sine)
         outside = math.hypot(max(abs(along - ROOM_MIDDLE) - ROOM_LENGTH, 0.0), max(across - ROOM_WIDTH, 0.0))
         if outside - thing.radius < CLEARANCE:
             return False
@@ -82,9 +101,9 @@ def leaves_room(spot: Array, yaw: float, neighbours: Iterable[TableObject]) -> b
 def candidates(thing: TableObject, now: float = 0.0) -> list[float]:
     """Yaws at which the fingers lie flat against it, the nearest to a hand turned by `now` first.
 
-    From where the hand is, not from home: what imitates the expert gives the mean of two turns that are hardly told
-    apart (a cube turned by 45 degrees), and a hand that went neither way would stand there for good. So a hand that has
-    begun to turn is to go on.
+    From where the hand is, not from home: what imitates the expert gives the mean of two turns that
+    are hardly told apart (a cube turned by 45 degrees), and a hand that went neither way would
+    stand there for good. So a hand that has begun to turn is to go on.
     """
     if thing.shape == "cube":
         turns = [fold(thing.yaw + k * math.pi / 2) for k in range(2)]
@@ -96,8 +115,8 @@ def candidates(thing: TableObject, now: float = 0.0) -> list[float]:
 def best_yaw(
     thing: TableObject, neighbours: Sequence[TableObject], place: Array | None = None, now: float = 0.0
 ) -> tuple[float, float]:
-    """The smallest turn of a hand turned by `now` that leaves CLEARANCE where the thing lies and at `place` (2,), and
-    what it leaves (m); without one, the turn that leaves most."""
+    """The smallest turn of a hand turned by `now` that leaves CLEARANCE where the thing lies and at
+    `place` (2,), and what it leaves (m); without one, the turn that leaves most."""
     best = (0.0, -1.0)
     for yaw in candidates(thing, now):
         left = clearance(thing.position[:2], yaw, neighbours)

@@ -1,7 +1,9 @@
-"""Instructions of the tabletop tasks: what is asked for, the ways of saying it, and back. No simulator is imported.
+"""Instructions of the tabletop tasks: what is asked for, the ways of saying it, and back. No
+simulator is imported.
 
-Every task has paraphrases that training uses and paraphrases that it never does; the latter are made of words that
-trained sentences use, so that a policy with a small vocabulary can be asked them at all.
+Every task has paraphrases that training uses and paraphrases that it never does; the latter are
+made of words that trained sentences use, so that a policy with a small vocabulary can be asked them
+at all.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ class TaskError(RoboVLMsError):
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked for. task: `lift`, `stack`, `put` or `push`. place: a thing or a plate; empty for `lift`."""
+    """A goal. task: `lift`, `stack`, `put` or `push`. place: a thing or a plate; empty
+    for `lift`."""
 
     task: str
     thing: str
@@ -110,7 +113,7 @@ def _meanings() -> dict[str, Goal]:
 
 
 def meaning(instruction: str) -> Goal:
-    """What an instruction asks for. Raises TaskError for a sentence that no task has."""
+    """Goal of an instruction. Raises TaskError for a sentence that no task has."""
     found = _meanings().get(instruction)
     if found is None:
         known = ", ".join(repr(phrases.trained[0]) for phrases in PHRASES.values())
@@ -122,7 +125,7 @@ def meaning(instruction: str) -> Goal:
 
 
 def is_unseen(instruction: str) -> bool:
-    """Whether training never uses this sentence."""
+    """True if training never uses this sentence."""
     return instruction in instructions(meaning(instruction), unseen=True)
 
 

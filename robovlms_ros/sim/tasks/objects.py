@@ -18,7 +18,8 @@ COLOURS = ("red", "green", "blue")
 SHAPES = ("cube", "can", "ball")
 PLATES = ("yellow plate", "purple plate")
 THINGS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-"""Everything that can be named and moved; a scene holds some of it. Plates lie on the table and cannot be moved."""
+"""Everything that can be named and moved; a scene holds some of it. Plates lie on the table and
+cannot be moved."""
 
 WIDTH = {"cube": 0.040, "can": 0.040, "ball": 0.044}
 """What the fingers close upon, in metres."""
@@ -40,7 +41,8 @@ def shape_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class TableObject:
-    """A thing as it lies now. position (3,): its centre in the base frame (m); yaw: rad, about the vertical."""
+    """A thing as it lies now. position (3,): its centre in the base frame (m); yaw: rad, about the
+    vertical."""
 
     name: str
     position: Array
@@ -60,7 +62,7 @@ class TableObject:
 
     @property
     def height(self) -> float:
-        """How far it is above its place on the table (m)."""
+        """Height above its place on the table (m)."""
         return float(self.position[2]) - TABLE_Z - self.half_height
 
     @property
@@ -71,8 +73,10 @@ class TableObject:
 
 @dataclass(frozen=True)
 class TableTruth:
-    """What only a judge or the scripted expert may see. plates: name -> (3,) centre of the surface, base frame (m).
-    obstacles: things without a name. opening: the gripper's. hand (3,): its grip in the base frame (m), where known."""
+    """Ground truth for the judge and the scripted expert alone. plates: name -> (3,) centre of the
+    surface, base frame (m).
+    obstacles: things without a name. opening: the gripper's. hand (3,): its grip in the base frame
+        (m), where known."""
 
     things: dict[str, TableObject]
     plates: dict[str, Array]
@@ -81,7 +85,7 @@ class TableTruth:
     hand: Array | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads back."""
+        """JSON form, the inverse of `from_json`."""
         def rows(things: Iterable[TableObject]) -> list[list[Any]]:
             return [[thing.name, *thing.position.tolist(), thing.yaw] for thing in things]
 
@@ -110,14 +114,15 @@ class TableTruth:
         return self.opening > self.things[name].grip + RELEASED
 
     def on_plate(self, name: str, plate: str, margin: float = 0.01) -> bool:
-        """Whether it lies within the plate, `margin` from its rim."""
+        """True if it lies within the plate, `margin` from its rim."""
         thing = self.things[name]
         apart = float(np.hypot(*(thing.position[:2] - self.plates[plate][:2])))
         return apart < PLATE_RADIUS - margin and thing.height < 0.01
 
     def stacked(self, upper: str, lower: str) -> bool:
-        """Whether one rests on the other."""
-        a, b = self.things[upper], self.things[lower]
+        """True if one rests on the other."""
+        a = self.things[upper]
+        b = self.things[lower]
         apart = float(np.hypot(*(a.position[:2] - b.position[:2])))
         gap = float(a.position[2] - b.position[2]) - a.half_height - b.half_height
         return apart < 0.025 and abs(gap) < 0.008

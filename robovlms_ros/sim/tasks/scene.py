@@ -67,7 +67,7 @@ TABLETOP = TableLayout(
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one slot goes: position (3,) in the world frame (m), yaw (rad)."""
+    """Placement of one slot: position (3,) in the world frame (m), yaw (rad)."""
 
     position: Array
     yaw: float
@@ -203,7 +203,8 @@ def place(contents: Contents, rng: np.random.Generator) -> dict[str, Placement]:
     for i, slot in enumerate(slots):
         if i and rng.uniform() < 0.4:
             x, y, _ = placed[slots[int(rng.integers(i))]][0]
-            x, y = np.clip(x, x_low + 0.03, x_high - 0.03), np.clip(y, y_low + 0.03, y_high - 0.03)
+            x = np.clip(x, x_low + 0.03, x_high - 0.03)
+            y = np.clip(y, y_low + 0.03, y_high - 0.03)
             sample(slot, (float(x), float(y), scene.TABLE_HEIGHT), near=True)
         else:
             sample(slot)
@@ -240,7 +241,8 @@ class Table:
 
     def move(self, data: mujoco.MjData, slot: str, placement: Placement) -> None:
         """One free slot, at rest."""
-        at, dof = self._addresses[slot], self._dofs[slot]
+        at = self._addresses[slot]
+        dof = self._dofs[slot]
         data.qpos[at : at + 3] = placement.position
         data.qpos[at + 3 : at + 7] = np.cos(placement.yaw / 2), 0.0, 0.0, np.sin(placement.yaw / 2)
         data.qvel[dof : dof + 6] = 0.0

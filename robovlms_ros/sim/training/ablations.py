@@ -1,17 +1,14 @@
-"""Ablations of a plan: one thing changed at a time, all on the same demonstrations, measured
-without ROS.
+"""Ablations of a plan: one change at a time, equal demonstrations, measured without ROS.
 
-A folder holds `demonstrations/` (shared; `pairs/` for the variant that has them in twos), and per
-variant `NAME/` with the run, its checkpoint, `TASK.json`, one per task (`cubes.json` for the easy
-demo), and what it took (`costs`): what is there is not done again, what is missing is listed as not
-run.
+Each variant's remaining work and its duration are estimated from finished ones. RoboVLMs' published
+findings are printed beside the rows.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -21,17 +18,127 @@ from safetensors import safe_open
 from robovlms_ros.core.schema import ConfigError, require
 from robovlms_ros.core.statistics import wilson_interval
 from robovlms_ros.sim.closed_loop import summarise
-from robovlms_ros.sim.processes import run_scenes
-from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, BenchSettings, Scene
+from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, BenchSettings, Scene, run_scenes
 from robovlms_ros.sim.tasks import evaluate
 from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
 from robovlms_ros.sim.tasks.language import INSTRUCTIONS, TASKS
-from robovlms_ros.sim.training.costs import Work, add_time, write_json
 from robovlms_ros.sim.training.pipeline import train
-from robovlms_ros.sim.training.plans import TrainingPlan, without_ground_truth
-from robovlms_ros.sim.training.published import beside, sources
-from robovlms_ros.sim.training.recipe import TrainingStage
+from robovlms_ros.sim.training.plans import TrainingPlan, TrainingStage, without_ground_truth
 from robovlms_ros.sim.training.recording import record, shard_jobs
+
+FILE = "cost.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """demonstrations: to record, episodes of the expert. steps: of training. episodes: to
+    measure."""
+
+    demonstrations: int = 0
+    steps: int = 0
+    episodes: int = 0
+
+
+def add_time(folder: Path, done: Work, seconds: Mapping[str, float]) -> None:
+    """Add what was done, and the seconds that each part of it took, to the variant's file."""
+    path = folder / FILE
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, count in asdict(done).items():
+        old = kept.get(name, {"count": 0, "seconds": 0.0})
+        kept[name] = {"count": old["count"] + count, "seconds": old["seconds"] + seconds.get(name, 0.0)}
+    write_json(path, kept)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write the file and its folder; a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def rates(folders: Iterable[Path]) -> dict[str, float]:
+    """Seconds per demonstration, step and episode over all variants; what was never done is
+    missing."""
+    sums = {field.name: [0, 0.0] for field in fields(Work)}
+    for folder in folders:
+        path = folder / FILE
+        for name, entry in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}).items():
+            sums[name][0] += entry["count"]
+            sums[name][1] += entry["seconds"]
+    return {name: seconds / count for name, (count, seconds) in sums.items() if count}
+
+
+def seconds_of(work: Work, rate: Mapping[str, float]) -> float | None:
+    """Duration of `work` at these rates; None where one of them is not known."""
+    left = {name: count for name, count in asdict(work).items() if count}
+    if any(name not in rate for name in left):
+        return None
+    return sum(count * rate[name] for name, count in left.items())
+
+
+def table(works: Mapping[str, Work], rate: Mapping[str, float]) -> str:
+    """Remaining work, a line per variant; the time where the rates are known."""
+    width = max(len("left of variant"), *map(len, works))
+    lines = [f"{'left of variant':<{width}}  demonstrations    steps  episodes  about"]
+    for name, work in works.items():
+        seconds = seconds_of(work, rate)
+        about = "not known: none was timed here" if seconds is None else f"{seconds / 60:.0f} min"
+        lines.append(f"{name:<{width}}  {work.demonstrations:14d}  {work.steps:7d}  {work.episodes:8d}  {about}")
+    return "\n".join(lines)
+
+
+PAPER = "arXiv 2412.14058"
+TABLES = f"{PAPER} in Nature Machine Intelligence (s42256-025-01168-7), Extended Table 5"
+EARLIER = "the authors' earlier repository github.com/lixinghang12/RoboVLM, ablation_plot.py"
+NOT_STUDIED = "not studied"
+
+
+@dataclass(frozen=True)
+class PublishedFinding:
+    """text: what was found; source: where it stands."""
+
+    text: str
+    source: str = PAPER
+
+
+_DATA = "a tenth of the data 2.52, all of it 4.49, five times 4.51"
+_EXECUTED = "PaliGemma, one step, flow matching, trained on ABC: first action 2.45, whole chunk 3.68"
+_HEADS = "with history: MLP 1.357, GPT 4.06, LSTM 4.086"
+FINDINGS: dict[str, PublishedFinding] = {
+    "reference": PublishedFinding("4.49"),
+    "history_1": PublishedFinding("one step 4.04, head over the history 4.49"),
+    "executed_4": PublishedFinding(_EXECUTED),
+    "executed_8": PublishedFinding(_EXECUTED),
+    "head_gpt": PublishedFinding(_HEADS, EARLIER),
+    "head_fc": PublishedFinding(_HEADS, EARLIER),
+    "without_wrist_camera": PublishedFinding("static camera alone, after 5 epochs: 3.59", TABLES),
+    **{f"demonstrations_{n}": PublishedFinding(_DATA) for n in (25, 50, 100, 200)},
+}
+"""By variant of `ablations.VARIANTS`; the others were not studied."""
+
+
+def beside(variant: str) -> str:
+    """The cell beside a variant's row: what was found, with the number of its source in `sources`,
+    or `not studied`."""
+    finding = FINDINGS.get(variant)
+    if finding is None:
+        return NOT_STUDIED
+    return f"{finding.text} [{1 + _sources().index(finding.source)}]"
+
+
+def _sources() -> list[str]:
+    return list(dict.fromkeys(finding.source for finding in FINDINGS.values()))
+
+
+def sources() -> str:
+    """The note under the table."""
+    told = "; ".join(f"[{number}] {source}" for number, source in enumerate(_sources(), 1))
+    return (
+        "RoboVLMs: mean count of tasks in a row, of 5, on CALVIN ABCD -> D, Kosmos with an LSTM over the history where "
+        f"nothing else is said. Directions compare, sizes do not. Quoted at second hand: {told}."
+    )
+
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -121,7 +228,8 @@ def plan_of(name: str, plan: TrainingPlan, steps: int) -> TrainingPlan:
     require(name in VARIANTS, "variant", name, f"one of {', '.join(VARIANTS)}")
     if plan.policy is None:
         raise ConfigError("the plan has no `policy` that could be changed: ablations begin from new weights.")
-    variant, policy = VARIANTS[name], deepcopy(plan.policy)
+    variant = VARIANTS[name]
+    policy = deepcopy(plan.policy)
     variant.change(policy)
     # As many frames a step, whatever the history's length.
     frames = plan.recipe.windows * plan.policy_config.model.history_length
@@ -188,7 +296,7 @@ def run(
 def work(
     names: Iterable[str], plan: TrainingPlan, folder: Path, steps: int, seeds: Sequence[int]
 ) -> dict[str, Work]:
-    """What is left of each variant when they are run in this order; what several need counts for
+    """Remaining work of each variant in this order; what several need counts for
     the first alone.
 
     Raises ConfigError.
@@ -198,8 +306,10 @@ def work(
     for name in names:
         plan_of(name, plan, steps)
         base = VARIANTS[name].base or name
-        changed, trained = plan_of(base, plan, steps), folder / base
-        jobs, missing = [], 0
+        changed = plan_of(base, plan, steps)
+        trained = folder / base
+        jobs = []
+        missing = 0
         if not (trained / "checkpoint" / "model.safetensors").exists() and trained not in counted:
             jobs = [j for j in _shards(changed, folder) if not (j.folder / "frames.npz").exists()]
             missing = sum(stage.steps for stage in changed.stages) - _steps_done(trained / "run")
@@ -245,7 +355,9 @@ def report(folder: Path, plan: TrainingPlan) -> str:
              "|---" * (len(columns) + 4) + "|"]
     for name in variants_of(plan):
         variant = VARIANTS[name]
-        cells, wrong, count = [], 0, 0
+        cells = []
+        wrong = 0
+        count = 0
         for column in columns:
             path = folder / name / f"{column}.json"
             if not path.exists():
@@ -254,7 +366,8 @@ def report(folder: Path, plan: TrainingPlan) -> str:
             row = json.loads(path.read_text(encoding="utf-8"))
             low, high = wilson_interval(row["success"], row["n"])
             cells.append(f"{row['success']}/{row['n']} ({low:.0%} to {high:.0%})")
-            wrong, count = wrong + row["wrong"], count + row["n"]
+            wrong = wrong + row["wrong"]
+            count = count + row["n"]
         cells.append(f"{wrong}/{count}" if count else "not run")
         lines.append(f"| {variant.group} | {name} | {' | '.join(cells)} | {beside(name)} |")
     return "\n".join([*lines, "", sources()])

@@ -46,14 +46,15 @@ from robovlms_ros.sim.world import CAMERAS, SimWorld, expert_of
 Array = NDArray[np.float64]
 
 GOALS = goals()
-_DISTURBED_STEPS = 6  # about what is executed before the next chunk; more would only lead out of reach
+# about what is executed before the next chunk; more would only lead out of reach
+_DISTURBED_STEPS = 6
 START_BOX = ((0.36, 0.70), (-0.22, 0.22), (-0.05, 0.17))
 """Where the hand may start when it does not start at home: x, y, z ranges in the base frame (m)."""
 
 
 @dataclass(frozen=True)
 class DemonstrationSettings:
-    """How much an episode departs from the expert's own path.
+    """Disturbance of an episode from the expert's own path.
 
     noise: largest standard deviation of the executed speed's noise, as a part of the expert's top
         speed; each episode draws its own. random_start, switch: probabilities that the hand starts
@@ -101,7 +102,9 @@ class Disturbance:
         rng: np.random.Generator,
         turn: float = 0.0,
     ) -> None:
-        self._sigma, self._slip, self._rng = sigma * MAX_SPEED * STEP, slip, rng
+        self._sigma = sigma * MAX_SPEED * STEP
+        self._slip = slip
+        self._rng = rng
         self._turn = turn
         self._noise = rng.normal(size=3)
         self._last_ns: int | None = None
@@ -113,7 +116,8 @@ class Disturbance:
         self._last_ns = chunk.stamp_ns
         near = float(np.clip((_distance_to_goal(chunk, frame) - 0.02) / 0.06, 0.08, 1.0))
         scale = self._sigma * near
-        values, noise = chunk.values.copy(), self._noise
+        values = chunk.values.copy()
+        noise = self._noise
         for row in values[:_DISTURBED_STEPS]:
             row[:3] += scale * noise
             if self._turn:
@@ -327,14 +331,16 @@ def random_start(
 
 
 def _are_twins(goal: Goal, other: Goal) -> bool:
-    """Whether only the shape tells their things apart, as in `red can` and `red cube`: what is
+    """True if only the shape tells their things apart, as in `red can` and `red cube`: what is
     most often confused."""
     return goal.thing != other.thing and goal.thing.split()[0] == other.thing.split()[0]
 
 
 def _distance_to_goal(chunk: ActionChunk, frame: RolloutFrame) -> float:
     """From the hand to the thing, and once that is held, from the thing to its place (m)."""
-    goal, truth, state = meaning(chunk.instruction), frame.truth, frame.observation.state
+    goal = meaning(chunk.instruction)
+    truth = frame.truth
+    state = frame.observation.state
     assert state is not None and state.eef_pose is not None
     thing = truth.things[goal.thing].position
     to_thing = float(np.linalg.norm(state.eef_pose[:3, 3] - thing))

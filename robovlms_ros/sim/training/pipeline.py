@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from robovlms_ros.core.resources import find_checkpoint
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
-from robovlms_ros.sim.training.plans import TrainingPlan, require_same
-from robovlms_ros.sim.training.recipe import Recipe
+from robovlms_ros.sim.training.plans import Recipe, TrainingPlan, require_same
 from robovlms_ros.sim.training.recording import RecordingJob, glimpse_jobs, record, shard_jobs
 
 if TYPE_CHECKING:
@@ -67,7 +66,8 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
     )
     frames = ShardFrames(trainer.module, device)
     model = plan.policy_config.model
-    stride, begin = round((model.history_step or STEP) / STEP), 0
+    stride = round((model.history_step or STEP) / STEP)
+    begin = 0
     with ThreadPoolExecutor(1) as background, _set_at_the_end(Event()) as stop:
         for number, stage in enumerate(plan.stages):
             record(work[number].jobs, plan.workers)
@@ -128,7 +128,7 @@ def _set_at_the_end(event: Event) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class StageShards:
-    """What joins the data when a stage begins. ahead: those that may be recorded while the stage
+    """Data added when a stage begins. ahead: those that may be recorded while the stage
     before it runs."""
 
     jobs: list[RecordingJob]
@@ -180,14 +180,13 @@ def default_device(name: str | None) -> str:
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where the averaged policy is kept as it is at a step."""
+    """Folder of the averaged policy at a step."""
     return folder / "run" / f"step_{step}"
 
 
 def _objective(plan: TrainingPlan, device: str) -> Any:
     """Makes the plan's objective of a policy and a recipe."""
-    from robovlms_ros.sim.training.objectives import CubeObjective
-    from robovlms_ros.sim.training.task_objective import TaskObjective
+    from robovlms_ros.sim.training.objectives import CubeObjective, TaskObjective
 
     if plan.task == CUBES:
         return partial(CubeObjective, ground_truth=plan.ground_truth, hindsight=plan.hindsight)

@@ -1,9 +1,11 @@
-"""Action features of the same frames under several instructions, the images' part of the sequence computed once.
+"""Action features of the same frames under several instructions, the images' part of the sequence
+computed once.
 
-The language model is causal and the images stand before the words, so what it makes of them does not depend on
-the words. One sequence holds the images and, one after the other, what follows under each instruction; a mask keeps
-these from seeing each other, and each counts its positions from where the images end. Equal to
-`BaseRoboVLM.forward_features` on the repeated batch, at little more than half of its cost.
+The language model is causal and the images stand before the words, so what it makes of them does
+not depend on the words. One sequence holds the images and, one after the other, what follows under
+each instruction; a mask keeps these from seeing each other, and each counts its positions from
+where the images end. Equal to `BaseRoboVLM.forward_features` on the repeated batch, at little more
+than half of its cost.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,8 @@ from robovlms_ros.models.backbones import sequence as seq
 from robovlms_ros.models.backbones.base import BaseRoboVLM
 
 TextModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From embeddings (N, L, d), an additive mask (1, 1, L, L) and positions (1, L) to hidden states (N, L, d)."""
+"""From embeddings (N, L, d), an additive mask (1, 1, L, L) and positions (1, L) to hidden states
+(N, L, d)."""
 
 
 def text_model(vlm: BaseRoboVLM) -> TextModel:
@@ -38,11 +41,13 @@ def features_under_instructions(
     window: int,
     text: TextModel | None = None,
 ) -> Tensor:
-    """visual: per camera B * W frames. input_ids, attention_mask: (C, L), the same C instructions for every window, or
-    (C, B, L), C of each window's own; padded on the right. state: (B, W, P). text: in the place of `text_model(vlm)`.
+    """visual: per camera B * W frames. input_ids, attention_mask: (C, L), the same C instructions
+    for every window, or (C, B, L), C of each window's own; padded on the right. state: (B, W, P).
+    text: in the place of `text_model(vlm)`.
 
-    Returns (C * B, W, latent, d), the instructions outermost. For history `post` with action tokens, padding
-    `row_end` and families without per-layer features and with one axis of positions.
+    Returns (C * B, W, latent, d), the instructions outermost. For history `post` with action
+    tokens, padding `row_end` and families without per-layer features and with one axis of
+    positions.
     """
     frames = len(next(iter(visual.values())).tokens)
     batch = frames // window
@@ -58,13 +63,15 @@ def features_under_instructions(
     mask, positions = _layout(begin, tails.shape[1] // len(sequences), len(sequences), embeds)
     hidden = (text or text_model(vlm))(embeds, mask, positions)[:, begin:]
     kinds = torch.cat([s.kinds[:, begin:] for s in sequences], dim=1)
-    chosen = hidden[kinds == seq.ACTION].unflatten(0, (batch, window, len(sequences), -1))  # (B, W, C, latent, d)
+    # (B, W, C, latent, d)
+    chosen = hidden[kinds == seq.ACTION].unflatten(0, (batch, window, len(sequences), -1))
     return chosen.movedim(2, 0).flatten(0, 1)
 
 
 def _layout(prefix: int, tail: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The additive mask (1, 1, L, L) and the positions (1, L) of `count` tails of `tail` tokens behind a prefix. What
-    pads a tail stands behind its tokens, so that causality alone keeps it from being seen."""
+    """The additive mask (1, 1, L, L) and the positions (1, L) of `count` tails of `tail` tokens
+    behind a prefix. What pads a tail stands behind its tokens, so that causality alone keeps it
+    from being seen."""
     length = prefix + tail * count
     index = torch.arange(length, device=like.device)
     part = torch.where(index < prefix, -1, (index - prefix) // tail)  # -1 is the prefix

@@ -32,7 +32,8 @@ from robovlms_ros.sim.world import SimWorld
 
 Array = NDArray[np.float64]
 
-AFAR, BEFORE = 0.3, 0.3
+AFAR = 0.3
+BEFORE = 0.3
 """Parts of the moments: the hand is anywhere; it is about to take the thing. In the others it is
 at it."""
 ANY_TURN = 1.0
@@ -52,7 +53,8 @@ def put_moment(
     kind = rng.uniform()
     if kind < AFAR:
         return False
-    now, truth = world.joint_state().positions, world.ground_truth()
+    now = world.joint_state().positions
+    truth = world.ground_truth()
     law = ExpertPolicy(goal, truth, kinematics.forward(now), 1.0)
     for _ in range(ATTEMPTS):
         moment = _before(law, rng) if kind < AFAR + BEFORE else _at_it(law, truth, rng)
@@ -75,7 +77,9 @@ class _Moment:
         turned = matrix_from_vector(np.array((0.0, 0.0, yaw))) @ matrix_from_vector(np.array((*tilt, 0.0)))
         self.hand = np.eye(4)
         self.hand[:3, 3], self.hand[:3, :3] = position, turned @ HAND_DOWN
-        self.opening, self.thing, self.yaw = opening, thing, yaw
+        self.opening = opening
+        self.thing = thing
+        self.yaw = yaw
 
 
 def _before(law: ExpertPolicy, rng: np.random.Generator) -> _Moment:
@@ -100,7 +104,9 @@ def _at_it(law: ExpertPolicy, truth: TableTruth, rng: np.random.Generator) -> _M
     if law.place is None or kind < 0.25:
         rise = rng.uniform(0.0, LIFT_HEIGHT if law.place is None else CARRY[law.goal.task])
         return _held(law, law.thing.position + np.array((*_disc(rng, 0.01), rise)), rng)
-    start, end, carry = law.thing.position, law.place, CARRY[law.goal.task]
+    start = law.thing.position
+    end = law.place
+    carry = CARRY[law.goal.task]
     if kind < 0.4:  # on the way
         position = start + rng.uniform() * (end - start)
         position[:2] += _disc(rng, 0.02)
@@ -129,7 +135,8 @@ def _missed(law: ExpertPolicy, truth: TableTruth, rng: np.random.Generator) -> _
     assert law.place is not None
     # Clear of a cube that it was to stand on; off the plate's middle.
     least = law.thing.radius + RADIUS["cube"] if law.goal.task == "stack" else PLACED["put"]
-    angle, away = rng.uniform(0.0, 2 * math.pi), least + rng.uniform(0.002, 0.03)
+    angle = rng.uniform(0.0, 2 * math.pi)
+    away = least + rng.uniform(0.002, 0.03)
     lies = np.array((*law.place[:2], TABLE_Z + law.thing.half_height))
     lies[:2] += away * np.array((math.cos(angle), math.sin(angle)))
     others = truth.others(law.goal.thing)
@@ -169,5 +176,6 @@ def _pushed(law: ExpertPolicy, rng: np.random.Generator) -> _Moment:
 
 def _disc(rng: np.random.Generator, radius: float) -> Array:
     """(2,) uniform in a disc."""
-    angle, away = rng.uniform(0.0, 2 * math.pi), radius * math.sqrt(rng.uniform())
+    angle = rng.uniform(0.0, 2 * math.pi)
+    away = radius * math.sqrt(rng.uniform())
     return away * np.array((math.cos(angle), math.sin(angle)))

@@ -1,9 +1,11 @@
-"""What the images alone must tell while a policy is trained: where is what, before any word is read.
+"""Auxiliary targets of the images alone in training: the place of every object, before any word is
+read.
 
-A small vision tower learns this slowly from actions, and nothing else can be learned before it. So it is taught by the
-simulator: each image token names the things whose centres lie in its patch and how a cube there is turned (a hand that
-takes the mean of two turns never closes), and all tokens together tell where everything is. A saved policy holds none
-of this.
+A small vision tower learns this slowly from actions, and nothing else can be learned before it. So
+it is taught by the
+simulator: each image token names the things whose centres lie in its patch and how a cube there is
+turned (a hand that takes the mean of two turns never closes), and all tokens together tell where
+everything is. A saved policy holds none of this.
 """
 
 import math
@@ -23,20 +25,23 @@ PLACE_SCALE = 0.1
 TABLE_CENTRE = np.array((0.5, 0.0, -0.1))
 """Where places on the table are counted from (m, base frame)."""
 WRIST_OFFSET = np.array((0.0, 0.05, -0.097))
-"""The wrist camera's position in the end effector's frame (m); it looks along that frame's z, its up is y."""
+"""The wrist camera's position in the end effector's frame (m); it looks along that frame's z, its
+up is y."""
 WRIST_FOVY = 75.0
 FOUND_WEIGHT = 6.0
 """Of a token with a thing in its patch against one without: most have none."""
 PATCH = 5
-"""What a token tells of a name: how surely its centre is there, where in the patch (2), and of four times a cube's turn
-the sine and the cosine, as a cube looks alike after a quarter."""
+"""What a token tells of a name: how surely its centre is there, where in the patch (2), and of four
+times a cube's turn the sine and the cosine, as a cube looks alike after a quarter."""
 
 
 class Seeing(nn.Module):
-    """Heads over the image tokens. grids: per camera, `static` or `wrist`, the patches along a side; width: of a token.
+    """Heads over the image tokens. grids: per camera, `static` or `wrist`, the patches along a
+    side; width: of a token.
 
-    The loss has three parts: which names' centres lie in a token's patch, where in it, and how a cube is turned there;
-    where every thing and plate is, on the table and relative to the hand; and whether it is there.
+    The loss has three parts: which names' centres lie in a token's patch, where in it, and how a
+    cube is turned there; where every thing and plate is, on the table and relative to the hand; and
+    whether it is there.
     """
 
     def __init__(self, grids: dict[str, int], width: int) -> None:
@@ -53,9 +58,10 @@ class Seeing(nn.Module):
     def forward(
         self, tokens: dict[str, Tensor], places: Tensor, turns: Tensor, hands: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """tokens: per camera (N, T, d), row by row. places (N, names, 3): m, base frame, NaN for what is not there;
-        turns (N, names): rad about the vertical, NaN for all but cubes; hands (N, 4, 4): base_T_eef. Returns the loss,
-        and the mean distance (m) of places that are there."""
+        """tokens: per camera (N, T, d), row by row. places (N, names, 3): m, base frame, NaN for
+        what is not there; turns (N, names): rad about the vertical, NaN for all but cubes; hands
+        (N, 4, 4): base_T_eef. Returns the loss, and the mean distance (m) of places that are
+        there."""
         loss, error = self._whole(tokens, places, hands)
         for name, grid in self._grids.items():
             guess = self.patch[name](tokens[name]).unflatten(-1, (len(NAMED), PATCH))
@@ -87,7 +93,8 @@ def hand_yaws(hands: Tensor) -> Tensor:
 
 
 def _patch_loss(guess: Tensor, spots: Tensor, turns: Tensor, grid: int) -> Tensor:
-    """guess (N, T, names, PATCH). spots (N, names, 2): column and row in patches; turns (N, names): rad, as seen."""
+    """guess (N, T, names, PATCH). spots (N, names, 2): column and row in patches; turns (N, names):
+    rad, as seen."""
     inside = ((spots >= 0) & (spots < grid)).all(-1)  # (N, names); a NaN is not
     spots = torch.where(inside[..., None], spots, 0.0)
     cell = spots.long()
@@ -105,16 +112,20 @@ def _patch_loss(guess: Tensor, spots: Tensor, turns: Tensor, grid: int) -> Tenso
 
 
 def project(camera: str, places: Tensor, hands: Tensor) -> Tensor:
-    """Where points are in a camera's image, by the pose that the camera has when nothing is drawn at random.
+    """Projection of points into a camera's image, by the pose that the camera has when nothing is
+    drawn at random.
 
-    places (N, K, 3): m, base frame; hands (N, 4, 4): base_T_eef. Returns (N, K, 2), column and row as parts of the
-    image's side from its upper left corner; NaN stays NaN, and behind the camera it is NaN.
+    places (N, K, 3): m, base frame; hands (N, 4, 4): base_T_eef. Returns (N, K, 2), column and row
+    as parts of the image's side from its upper left corner; NaN stays NaN, and behind the camera it
+    is NaN.
     """
     if camera == "static":
-        seen, fovy = _from_static(places), STATIC_CAMERA["fovy"]
+        seen = _from_static(places)
+        fovy = STATIC_CAMERA["fovy"]
     else:
         turned = torch.einsum("nji,nkj->nki", hands[:, :3, :3], places - hands[:, None, :3, 3])
-        seen, fovy = (turned - _like(places, WRIST_OFFSET)) * _like(places, (-1.0, 1.0, -1.0)), WRIST_FOVY
+        seen = (turned - _like(places, WRIST_OFFSET)) * _like(places, (-1.0, 1.0, -1.0))
+        fovy = WRIST_FOVY
     depth = torch.where(seen[..., 2] < -0.01, -seen[..., 2], torch.nan)
     focal = 0.5 / math.tan(math.radians(fovy) / 2)
     return 0.5 + focal * torch.stack((seen[..., 0], -seen[..., 1]), dim=-1) / depth[..., None]

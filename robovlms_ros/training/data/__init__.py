@@ -1,1 +1,2 @@
-"""Training data: episodes from their sources, windows cut out of them, statistics, checks, inspection, augmentation."""
+"""Training data: episodes from their sources, windows cut out of them, statistics, checks,
+inspection, augmentation."""

@@ -80,7 +80,8 @@ def turn_hue(images: Tensor, angle: Tensor) -> Tensor:
     """images (B, W, 3, S, S) with their colours turned by angle (B, 1, 1, 1, 1) rad around the
     grey axis of YIQ."""
     to_yiq = torch.tensor(YIQ, dtype=images.dtype, device=images.device)
-    cosine, sine = torch.cos(angle).flatten(), torch.sin(angle).flatten()
+    cosine = torch.cos(angle).flatten()
+    sine = torch.sin(angle).flatten()
     turn = torch.zeros(len(cosine), 3, 3, dtype=images.dtype, device=images.device)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = cosine

@@ -1,4 +1,4 @@
-"""What of a data set would train badly, and what it is made of: one pass over its numbers."""
+"""Faults of a data set for training, and its composition: one pass over its numbers."""
 
 import dataclasses
 from collections import Counter
@@ -35,9 +35,11 @@ SHOWN_EACH = 5
 
 @dataclass
 class Summary:
-    """What a data set is made of. rows: (N, D) a sample of the actions, SI; lengths: steps of each episode.
+    """Composition of a data set. rows: (N, D) a sample of the actions, SI; lengths: steps of each
+    episode.
 
-    gripper_moves: episodes in which it opens or closes. rate_hz: measured, the median over all steps.
+    gripper_moves: episodes in which it opens or closes. rate_hz: measured, the median over all
+        steps.
     """
 
     names: tuple[str, ...]
@@ -57,16 +59,21 @@ class Summary:
 def check_data(
     source: EpisodeSource, config: PolicyConfig, episodes: Sequence[int] | None = None, accept: Sequence[str] = ()
 ) -> tuple[tuple[Flaw, ...], Summary]:
-    """The flaws of the recordings and of their numbers, those that forbid training first, and the summary.
+    """The flaws of the recordings and of their numbers, those that forbid training first, and the
+    summary.
 
-    accept: kinds of flaws that do not forbid training, besides those that the source accepts. Reads no image; never
-    raises for what is wrong with the data.
+    accept: kinds of flaws that do not forbid training, besides those that the source accepts. Reads
+    no image; never raises for what is wrong with the data.
     """
     require_action(config)
     assert config.action is not None
-    action, horizon = config.action, config.model.action_chunk_size
-    flaws, summary = list(source.flaws), Summary(action.names)
-    running, intervals, sample = Running(), [], []
+    action = config.action
+    horizon = config.model.action_chunk_size
+    flaws = list(source.flaws)
+    summary = Summary(action.names)
+    running = Running()
+    intervals = []
+    sample = []
     for i in range(len(source)) if episodes is None else episodes:
         try:
             arrays = source.arrays(i)
@@ -85,13 +92,16 @@ def check_data(
     if running.low is not None:
         rows = np.concatenate(sample)
         summary.rows = rows[:: max(len(rows) // HISTOGRAM_ROWS, 1)].astype(np.float64)
-        summary.low, summary.high, summary.mean, summary.std = running.low, running.high, running.mean, running.std
+        summary.low = running.low
+        summary.high = running.high
+        summary.mean = running.mean
+        summary.std = running.std
     flaws += _set_flaws(summary)
     return in_order(flaws, (*source.accept, *accept)), summary
 
 
 def in_order(flaws: Iterable[Flaw], accept: Sequence[str]) -> tuple[Flaw, ...]:
-    """What forbids training first; what is of an accepted kind does not."""
+    """Flaws that forbid training first; accepted kinds do not."""
     judged = (dataclasses.replace(flaw, refuse=flaw.refuse and flaw.kind not in accept) for flaw in flaws)
     return tuple(sorted(judged, key=lambda flaw: not flaw.refuse))
 
@@ -101,7 +111,8 @@ def require_trainable(flaws: Sequence[Flaw]) -> None:
     refused = [flaw for flaw in flaws if flaw.refuse]
     if not refused:
         return
-    lines, seen = [], Counter[str]()
+    lines = []
+    seen = Counter[str]()
     for flaw in refused:
         seen[flaw.kind] += 1
         if seen[flaw.kind] <= SHOWN_EACH:
@@ -123,7 +134,8 @@ def _count(summary: Summary, arrays: EpisodeArrays) -> None:
 
 
 def _episode_flaws(arrays: EpisodeArrays, action: ActionConfig, horizon: int) -> Iterator[Flaw]:
-    where, step = arrays.source, action.step_duration
+    where = arrays.source
+    step = action.step_duration
     if len(arrays) < horizon:
         yield Flaw("short", where, f"{len(arrays)} steps, a chunk is {horizon}", "exclude it, or predict fewer steps",
                    refuse=True)
@@ -144,7 +156,8 @@ def _episode_flaws(arrays: EpisodeArrays, action: ActionConfig, horizon: int) ->
 def _clock_flaws(arrays: EpisodeArrays, step: float) -> Iterator[Flaw]:
     intervals = np.diff(arrays.stamps_ns) / NANOSECONDS
     if (intervals < 0).any() or (len(intervals) and np.mean(intervals == 0) > 0.5):
-        t = int(np.argmax(intervals <= 0))  # some frames may be held where the user raised the tolerance
+        # some frames may be held where the user raised the tolerance
+        t = int(np.argmax(intervals <= 0))
         yield Flaw("clock", arrays.source, f"the clock goes from {intervals[:t].sum():.2f} s to "
                    f"{intervals[:t + 1].sum():.2f} s at step {t + 1}", "record with one clock, or exclude it",
                    refuse=True)
@@ -156,7 +169,9 @@ def _clock_flaws(arrays: EpisodeArrays, step: float) -> Iterator[Flaw]:
 
 def _motion_flaws(arrays: EpisodeArrays, action: ActionConfig) -> Iterator[Flaw]:
     """Standing still, and numbers that cannot be metres and radians."""
-    delta, step, still = action.space.endswith("_delta"), action.step_duration, True
+    delta = action.space.endswith("_delta")
+    step = action.step_duration
+    still = True
     for columns, unit, what in _groups(action):
         values = arrays.actions[:, columns]
         motion = values if delta else np.diff(values, axis=0)

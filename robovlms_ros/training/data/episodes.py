@@ -1,7 +1,7 @@
 """Training data of any kind as episodes: evenly sampled steps with images, actions, an instruction.
 
-A reader (`sources`) turns its format into this, a policy's windows are cut out of it (`windows`). Numbers are SI,
-stamps are those of the data, images are read when they are asked for.
+A reader (`sources`) turns its format into this, a policy's windows are cut out of it (`windows`).
+Numbers are SI, stamps are those of the data, images are read when they are asked for.
 """
 
 import hashlib
@@ -29,11 +29,14 @@ class EpisodeArrays:
     """The numbers of one episode of T steps, `1 / rate_hz` apart.
 
     stamps_ns: (T,) int64, of the reference camera's images, on the data's own clock.
-    actions: (T, D) float64 in the space and frame of the policy's `action` block, metres and radians; the last column
-        is the gripper's opening, 0 closed to 1 open. Row t leads from step t to step t + 1.
-    proprioception: (T, P) float64, as `inference.proprioception.state_vector`; None where the policy takes none.
-    chunks: (T, n, D) float64, the n actions that follow each step as one chunk of the policy's `composition`, and
-        known: (T, n) bool, those that the recording tells. Both None: a chunk is n rows of `actions`.
+    actions: (T, D) float64 in the space and frame of the policy's `action` block, metres and
+        radians; the last column is the gripper's opening, 0 closed to 1 open. Row t leads from step
+        t to step t + 1.
+    proprioception: (T, P) float64, as `inference.proprioception.state_vector`; None where the
+        policy takes none.
+    chunks: (T, n, D) float64, the n actions that follow each step as one chunk of the policy's
+        `composition`, and known: (T, n) bool, those that the recording tells. Both None: a chunk is
+        n rows of `actions`.
     robot_type: the recording's own name of the robot, "" where it has none.
     """
 
@@ -52,9 +55,10 @@ class EpisodeArrays:
 
 @dataclass(frozen=True)
 class Flaw:
-    """What a reader saw in the recording itself, which its episodes no longer show.
+    """Flaw of the recording itself that its episodes no longer show.
 
-    kind: `clock`, `gap`, `cameras`, `short`, `lost`, ... refuse: training on it would go wrong. remedy: what to do.
+    kind: `clock`, `gap`, `cameras`, `short`, `lost`, ... refuse: training on it would go wrong.
+        remedy: what to do.
     episodes: names of the episodes that it concerns, where `where` is none of them.
     """
 
@@ -69,8 +73,10 @@ class Flaw:
 class EpisodeSource(Protocol):
     """Episodes by number, from 0. Can be pickled and forked: files are opened where they are read.
 
-    cameras: the policy's names. rate_hz: steps per second. flaws: what was wrong with the recordings.
-    notes: how the data was understood, one sentence each. accept: kinds of flaws that do not forbid training.
+    cameras: the policy's names. rate_hz: steps per second. flaws: what was wrong with the
+        recordings.
+    notes: how the data was understood, one sentence each. accept: kinds of flaws that do not forbid
+        training.
     dropped: names of recorded episodes that are not among these, and the reason.
     """
 
@@ -88,18 +94,20 @@ class EpisodeSource(Protocol):
         """Steps of an episode, without reading it."""
 
     def origin(self, i: int) -> str:
-        """Which recorded episode it is from. Pieces of one share it: they belong on one side of a split."""
+        """Name of the recorded episode. Pieces of one share it: they belong on one side of a
+        split."""
 
     def arrays(self, i: int) -> EpisodeArrays:
         """Its numbers. Raises DataError."""
 
     def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
-        """camera -> (n, H, W, 3) uint8 RGB of the steps, in the order asked for. Raises DataError."""
+        """camera -> (n, H, W, 3) uint8 RGB of the steps, in the order asked for. Raises
+        DataError."""
 
 
 class Joined:
-    """Several sources one after another; `exclude` leaves out what `origin` calls by these names; `accept`: see
-    `EpisodeSource`.
+    """Several sources one after another; `exclude` leaves out what `origin` calls by these names;
+    `accept`: see `EpisodeSource`.
 
     Raises DataError for an unknown name, for nothing left, and for rates that differ.
     """
@@ -109,7 +117,8 @@ class Joined:
     ) -> None:
         self._sources = list(sources)
         self.accept: Sequence[str] = tuple(accept)
-        self.cameras, self.rate_hz = sources[0].cameras, sources[0].rate_hz
+        self.cameras = sources[0].cameras
+        self.rate_hz = sources[0].rate_hz
         self.flaws: Sequence[Flaw] = [
             flaw for source in sources for flaw in source.flaws if not _concerns_only(flaw, exclude)
         ]
@@ -164,7 +173,8 @@ def _concerns_only(flaw: Flaw, names: Sequence[str]) -> bool:
 
 
 def require_action(config: PolicyConfig) -> None:
-    """Raise ConfigError unless the configuration says what actions mean: nothing can be read without."""
+    """Raise ConfigError unless the configuration says what actions mean: nothing can be read
+    without."""
     if config.action is None:
         raise ConfigError(
             "action is missing: without space, frame, rotation, composition, step_duration, units and gripper nobody "
@@ -173,7 +183,8 @@ def require_action(config: PolicyConfig) -> None:
 
 
 def split(source: EpisodeSource, validation_fraction: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Episodes to train on, and to validate on: whole recorded episodes, drawn by the seed and their names.
+    """Episodes to train on, and to validate on: whole recorded episodes, drawn by the seed and
+    their names.
 
     Raises DataError when a side that is asked for would be empty.
     """

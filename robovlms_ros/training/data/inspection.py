@@ -1,4 +1,5 @@
-"""`robovlms train --inspect`: a data set at a glance, as one HTML page: is this what should be learned?"""
+"""`robovlms train --inspect`: a data set at a glance, as one HTML page: is this what should be
+learned?"""
 
 import base64
 import io
@@ -17,7 +18,9 @@ from robovlms_ros.evaluation.report.pages import page
 from robovlms_ros.training.data.checks import Summary, check_data, in_order
 from robovlms_ros.training.data.episodes import DataError, EpisodeSource, Flaw
 
-SHEET_EPISODES, SHEET_FRAMES, PICTURE = 12, 5, 112
+SHEET_EPISODES = 12
+SHEET_FRAMES = 5
+PICTURE = 112
 SAMPLED = 24
 DARK = 8
 PAGE = "inspection.html"
@@ -29,7 +32,7 @@ Sheet = list[tuple[str, dict[str, list[str]]]]
 
 @dataclass(frozen=True)
 class Findings:
-    """What the inspection came to. ok: nothing forbids training. page: the HTML file."""
+    """Result of the inspection. ok: nothing forbids training. page: the HTML file."""
 
     flaws: tuple[Flaw, ...]
     summary: Summary
@@ -53,7 +56,8 @@ class Findings:
 def inspect_data(
     source: EpisodeSource, config: PolicyConfig, folder: Path, accept: Sequence[str] = ()
 ) -> Findings:
-    """Check the numbers, look at images of some episodes, and write `inspection.html` into `folder`."""
+    """Check the numbers, look at images of some episodes, and write `inspection.html` into
+    `folder`."""
     accept = (*source.accept, *accept)
     flaws, summary = check_data(source, config, accept=accept)
     chosen = np.unique(

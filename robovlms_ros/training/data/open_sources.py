@@ -1,4 +1,5 @@
-"""Recordings on disk as one episode source: the format of each folder is detected, its reader opens it."""
+"""Recordings on disk as one episode source: the format of each folder is detected, its reader opens
+it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,10 +24,11 @@ def open_sources(
 ) -> EpisodeSource:
     """The episodes of rosbags, LeRobot v3 folders and CALVIN folders, which may be mixed.
 
-    mapping: the `data` block of a training YAML: what is where in the recordings, a block for each format (`bag`,
-    `lerobot`, `calvin`), `exclude`, names of episodes to leave out, `accept`, kinds of flaws to let through, and
-    `jobs`, processes that read recordings (default 1). say: is told how the data was understood.
-    Raises DataError, ConfigError and BagError, each with the place and a remedy.
+    mapping: the `data` block of a training YAML: what is where in the recordings, a block for each
+        format (`bag`,
+    `lerobot`, `calvin`), `exclude`, names of episodes to leave out, `accept`, kinds of flaws to let
+    through, and `jobs`, processes that read recordings (default 1). say: is told how the data was
+    understood. Raises DataError, ConfigError and BagError, each with the place and a remedy.
     """
     require_action(config)
     mapping = dict(mapping or {})

@@ -1,4 +1,5 @@
-"""What the actions of a training set are like, in one pass: what a policy's normalisation is made of."""
+"""Statistics of a training set's actions, in one pass: the base of a policy's normalisation
+of."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,17 @@ NARROW = 1e-3
 
 
 class Running:
-    """Minimum, maximum, mean and standard deviation of rows (N, D), and quantiles, without keeping all of them.
+    """Minimum, maximum, mean and standard deviation of rows (N, D), and quantiles, without keeping
+    all of them.
 
-    Quantiles are exact up to EXACT_ROWS rows; of more, every second, fourth, ... row is kept for them.
+    Quantiles are exact up to EXACT_ROWS rows; of more, every second, fourth, ... row is kept for
+    them.
     """
 
     def __init__(self) -> None:
-        self.count, self._every, self._seen = 0, 1, 0
+        self.count = 0
+        self._every = 1
+        self._seen = 0
         self.low: Array | None = None
         self._sample: list[NDArray[np.float32]] = []
         self._kept = 0
@@ -36,13 +41,17 @@ class Running:
     def add(self, rows: Array) -> None:
         if not len(rows):
             return
-        mean, squares = rows.mean(axis=0), ((rows - rows.mean(axis=0)) ** 2).sum(axis=0)
+        mean = rows.mean(axis=0)
+        squares = ((rows - rows.mean(axis=0)) ** 2).sum(axis=0)
         if self.low is None:
-            self.low, self.high = rows.min(axis=0), rows.max(axis=0)
-            self.mean, self._squares = mean, squares
+            self.low = rows.min(axis=0)
+            self.high = rows.max(axis=0)
+            self.mean = mean
+            self._squares = squares
         else:
             self.low, self.high = np.minimum(self.low, rows.min(axis=0)), np.maximum(self.high, rows.max(axis=0))
-            shift, total = mean - self.mean, self.count + len(rows)
+            shift = mean - self.mean
+            total = self.count + len(rows)
             self._squares = self._squares + squares + shift**2 * self.count * len(rows) / total
             self.mean = self.mean + shift * len(rows) / total
         self.count += len(rows)
@@ -55,7 +64,9 @@ class Running:
         self._kept += len(rows)
         while self._kept > EXACT_ROWS:
             thinned = np.concatenate(self._sample)[::2]
-            self._sample, self._kept, self._every = [thinned], len(thinned), 2 * self._every
+            self._sample = [thinned]
+            self._kept = len(thinned)
+            self._every = 2 * self._every
 
     @property
     def std(self) -> Array:
@@ -69,7 +80,8 @@ class Running:
 class Statistics:
     """Of the arm's part of the actions, in the units of `action.units`, and of proprioception (SI).
 
-    count: actions. unit: what one is, in words. low, high, mean, std, q01, q99: one number per arm dimension.
+    count: actions. unit: what one is, in words. low, high, mean, std, q01, q99: one number per arm
+        dimension.
     """
 
     names: tuple[str, ...]
@@ -85,7 +97,8 @@ class Statistics:
     proprioception_std: tuple[float, ...] = ()
 
     def as_table(self, key: str) -> dict[str, Any]:
-        """The layout that `statistics: FILE, key: NAME` of a configuration reads: NAME -> action -> numbers."""
+        """The layout that `statistics: FILE, key: NAME` of a configuration reads: NAME -> action ->
+        numbers."""
         arm = {"q01": self.q01, "q99": self.q99, "min": self.low, "max": self.high, "mean": self.mean, "std": self.std}
         fill = {"q01": 0.0, "q99": 1.0, "min": 0.0, "max": 1.0, "mean": 0.0, "std": 1.0}
         action: dict[str, Any] = {name: [*values, fill[name]] for name, values in arm.items()}
@@ -93,14 +106,16 @@ class Statistics:
 
 
 def compute_statistics(source: EpisodeSource, episodes: Sequence[int], config: PolicyConfig) -> Statistics:
-    """One pass over the numbers of some episodes: every action that a window would hold. Reads no image.
+    """One pass over the numbers of some episodes: every action that a window would hold. Reads no
+    image.
 
     Raises DataError when there is none, and when a number is not finite.
     """
     require_action(config)
     assert config.action is not None
     units = ActionPipeline(config.action).steps[-1]
-    actions, states = Running(), Running()
+    actions = Running()
+    states = Running()
     for rows, proprioception, where in _rows(source, episodes, config.model.action_chunk_size):
         if not np.isfinite(rows).all():
             raise DataError(f"{where}: an action is not finite. Repair the recording, or exclude the episode.")
@@ -135,11 +150,12 @@ def _floats(values: Array) -> tuple[float, ...]:
 
 
 def with_statistics(config: PolicyConfig, statistics: Statistics, method: Method | None = None) -> PolicyConfig:
-    """`config` with the statistics put in, where it does not bring its own: normalisation of actions, with the unit
-    that its numbers are in, and of proprioception.
+    """`config` with the statistics put in, where it does not bring its own: normalisation of
+    actions, with the unit that its numbers are in, and of proprioception.
 
-    method: None is `quantile` for deltas and `min_max` for absolute spaces, whose ends must stay within reach. A
-    dimension that never changes is given a width of 2e-3, so that it stays where it was.
+    method: None is `quantile` for deltas and `min_max` for absolute spaces, whose ends must stay
+    within reach. A dimension that never changes is given a width of 2e-3, so that it stays where it
+    was.
     """
     action = config.action
     assert action is not None

@@ -1,15 +1,18 @@
-"""Episodes as a policy's training windows: W frames of history, after each the n normalised actions that followed.
+"""Episodes as training windows: W frames of history, after each the n normalised actions that
+follow.
 
-A map-style data set whose order is the sampler's: an interrupted run that asks for the same indices gets the same
-windows. Images are decoded by whoever asks, which is a DataLoader's worker; nothing but numbers is kept.
+`episode_windows` and `action_chunks` are RoboVLMs' own rule on frame numbers, for comparison with
+recorded cases.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from robovlms_ros.config.policy import PolicyConfig
@@ -23,6 +26,36 @@ from robovlms_ros.training.data.episodes import (
     require_action,
 )
 
+
+def action_chunks(actions: Tensor, horizon: int) -> Tensor:
+    """(..., T, A) to (..., T - horizon + 1, horizon, A): row t holds the actions t .. t + horizon -
+    1."""
+    return actions.unfold(-2, horizon, 1).movedim(-1, -2)
+
+
+def episode_windows(
+    length: int, window: int, horizon: int, left_pad: bool = False, sample: Literal["sliding", "range"] = "sliding"
+) -> tuple[Tensor, Tensor]:
+    """Frame indices (S, window + horizon) of an episode's samples, and a mask of those that exist.
+
+    Each sample is `window` frames of history and `horizon` that follow, clamped to the episode.
+    left_pad: samples whose history begins before the episode are kept too. sample `range`: each
+    window `window` times, the i-th with its i oldest frames masked, so that a policy sees every
+    length of history.
+    """
+    first = -(window - 1) if left_pad else 0
+    starts = torch.arange(first, length - window + 1)
+    indices = starts[:, None] + torch.arange(window + horizon)  # (S, window + horizon)
+    mask = (indices >= 0) & (indices < length)
+    indices = indices.clamp(0, length - 1)
+    if sample == "range":
+        # (window, window + horizon)
+        seen = torch.arange(window + horizon) >= torch.arange(window)[:, None]
+        mask = (mask[:, None] & seen).flatten(0, 1)
+        indices = indices.repeat_interleave(window, dim=0)
+    return indices, mask
+
+
 KEPT_STEPS = 1 << 18
 """Steps whose numbers (not images) a process keeps: some 50 MB."""
 Augment = Callable[[Images, np.random.Generator], Images]
@@ -31,13 +64,15 @@ Augment = Callable[[Images, np.random.Generator], Images]
 def frame_stride(config: PolicyConfig) -> int:
     """Steps of the action between two frames of the history.
 
-    Raises ConfigError unless `model.history_step` is a multiple of `action.step_duration`, within 1 %.
+    Raises ConfigError unless `model.history_step` is a multiple of `action.step_duration`, within 1
+    %.
     """
     require_action(config)
     assert config.action is not None
     if config.model.history_length == 1:
         return 1
-    step, history = config.action.step_duration, config.model.history_step
+    step = config.action.step_duration
+    history = config.model.history_step
     if history is None:
         raise ConfigError("model.history_step is missing: s between the frames of the history. With one frame for each "
                           f"action it is action.step_duration ({step:g}).")
@@ -49,7 +84,8 @@ def frame_stride(config: PolicyConfig) -> int:
 
 
 def require_composition(config: PolicyConfig, arrays: EpisodeArrays) -> None:
-    """Raise ConfigError for per-step deltas that are to be relative to the observation: their poses are not known."""
+    """Raise ConfigError for per-step deltas that are to be relative to the observation: their poses
+    are not known."""
     action = config.action
     assert action is not None
     if arrays.chunks is None and action.space.endswith("_delta") and action.composition != "chained":
@@ -60,7 +96,8 @@ def require_composition(config: PolicyConfig, arrays: EpisodeArrays) -> None:
 
 
 def chunks_at(arrays: EpisodeArrays, steps: NDArray[np.int64], horizon: int) -> tuple[NDArray, NDArray[np.bool_]]:
-    """(S, n, D) SI actions that follow the steps, 0 where unknown, and (S, n) bool which are known."""
+    """(S, n, D) SI actions that follow the steps, 0 where unknown, and (S, n) bool which are
+    known."""
     if arrays.chunks is not None and arrays.known is not None:
         return arrays.chunks[steps], arrays.known[steps]
     rows = steps[:, None] + np.arange(horizon)  # (S, n)
@@ -70,13 +107,16 @@ def chunks_at(arrays: EpisodeArrays, steps: NDArray[np.int64], horizon: int) -> 
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
-    """Every window of some episodes: `images` camera -> (W, H, W', 3) uint8, oldest first; `instruction`;
-    `proprioception` (W, P) float32 raw SI, where the policy takes it; `actions` (W, n, D) float32 on the head's scale,
-    the gripper's label last; `mask` (W, n) bool, False for steps that the episode does not have.
+    """Every window of some episodes: `images` camera -> (W, H, W', 3) uint8, oldest first;
+    `instruction`; `proprioception` (W, P) float32 raw SI, where the policy takes it; `actions` (W,
+    n, D) float32 on the head's scale, the gripper's label last; `mask` (W, n) bool, False for steps
+    that the episode does not have.
 
-    A window lies inside its episode. An episode that is shorter than the history gives one window, whose last frame is
-    repeated and masked. augment: changes a window's images; its generator depends on `seed` and the index alone. An
-    index of `len` or more is the window of that index modulo `len`, augmented anew: epoch e asks for e * len + i.
+    A window lies inside its episode. An episode that is shorter than the history gives one window,
+    whose last frame is repeated and masked. augment: changes a window's images; its generator
+    depends on `seed` and the index alone. An
+    index of `len` or more is the window of that index modulo `len`, augmented anew: epoch e asks
+        for e * len + i.
 
     Raises DataError for no episodes, and for one that is shorter than the chunk.
     """
@@ -87,9 +127,14 @@ class WindowDataset(Dataset[dict[str, Any]]):
     ) -> None:
         require_action(config)
         assert config.action is not None
-        self._source, self._config, self._augment, self._seed = source, config, augment, seed
-        self._episodes, self._stride = list(episodes), frame_stride(config)
-        self._window, self._horizon = config.model.history_length, config.model.action_chunk_size
+        self._source = source
+        self._config = config
+        self._augment = augment
+        self._seed = seed
+        self._episodes = list(episodes)
+        self._stride = frame_stride(config)
+        self._window = config.model.history_length
+        self._horizon = config.model.action_chunk_size
         self._pipeline = ActionPipeline(config.action)
         self._kept: OrderedDict[int, EpisodeArrays] = OrderedDict()
         self._kept_steps = 0

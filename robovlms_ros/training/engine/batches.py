@@ -1,23 +1,24 @@
-"""From training windows to what a policy's forward pass and its loss take.
+"""Training windows in batches: order of an epoch, worker processes, and the inputs of the forward
+pass.
 
 A window is a mapping: `images` camera -> (W, H, W', 3) uint8, oldest frame first; `instruction`;
-with proprioception `proprioception` (W, P) raw SI; `actions` (W, n, D) on the head's scale, the
-gripper's label 0 or 1 last; `mask` (W, n), False where a step does not count (the episode ended
-before it).
+see `training.data.windows`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.config.training import AugmentConfig
+from robovlms_ros.config.training import AugmentConfig, TrainingConfig
 from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.models.heads.discrete import DiscreteHead
 from robovlms_ros.models.vla_policy import VLAPolicy
@@ -55,8 +56,10 @@ class Collate:
         return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in frames])
 
     def _check(self, window: Mapping[str, Any]) -> None:
-        model, dims = self.config.model, self.config.action_head.action_dim
-        length, chunk = model.history_length, model.action_chunk_size
+        model = self.config.model
+        dims = self.config.action_head.action_dim
+        length = model.history_length
+        chunk = model.action_chunk_size
         shapes = {"actions": (length, chunk, dims), "mask": (length, chunk)}
         if self.config.proprioception is not None:
             shapes["proprioception"] = (length, self.config.proprioception.size)
@@ -89,7 +92,8 @@ def model_batch(
         name: normalised_images(policy, frames.to(device), augmentation, generator)
         for name, frames in batch["images"].items()
     }
-    actions, mask = batch["actions"].to(device).float(), batch["mask"].to(device).bool()
+    actions = batch["actions"].to(device).float()
+    mask = batch["mask"].to(device).bool()
     result: dict[str, Any] = {"images": images, "arm": actions[..., :-1], "gripper": actions[..., -1], "mask": mask}
     if "proprioception" in batch:
         result["proprioception"] = noisy_state(
@@ -135,7 +139,8 @@ def action_tokens(policy: VLAPolicy, instructions: Sequence[str], actions: Tenso
     Labels are -100 where nothing is learned: the prompt, padding, steps that the mask leaves out
     (eos is then no answer either). Padding is on the right.
     """
-    prompt, head = policy.require_prompt(), policy.head
+    prompt = policy.require_prompt()
+    head = policy.head
     assert isinstance(head, DiscreteHead)
     values = actions.cpu().double().numpy().copy()
     values[..., -1] = np.where(values[..., -1] > 0.5, 1.0, -1.0)
@@ -158,3 +163,60 @@ def action_tokens(policy: VLAPolicy, instructions: Sequence[str], actions: Tenso
 
     attention = padded([[1] * len(row) for row in rows], 0)
     return {"input_ids": padded(rows, prompt.pad_id), "attention_mask": attention, "labels": padded(labels, -100)}
+
+
+class EpochSampler(Sampler[int]):
+    """An epoch's order, from the seed and the epoch alone; `begin` says which, and how many are
+    done already."""
+
+    def __init__(self, length: int, seed: int):
+        self.length = length
+        self.seed = seed
+        self.epoch = self.done = 0
+
+    def begin(self, epoch: int, done: int) -> None:
+        self.epoch, self.done = epoch, min(done, self.length)
+
+    def __len__(self) -> int:
+        return self.length - self.done
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return iter(order[self.done :].tolist())
+
+
+def build_loader(policy: VLAPolicy, data: Dataset, sampler: Sampler[int] | Sequence[int]) -> DataLoader:
+    """Batches of `data` in the sampler's order, decoded and squashed in `training.workers`
+    processes."""
+    training = policy.config.training
+    collate = Collate(policy.config, policy.vlm.image_size)
+    return DataLoader(
+        data, training.batch_size, sampler=sampler, collate_fn=collate, num_workers=training.workers,
+        persistent_workers=training.workers > 0,
+    )
+
+
+def require_windows(train: Dataset, validation: Dataset | None) -> None:
+    """Raise TrainingError for a split without windows."""
+    for name, data in (("training", train), ("validation", validation)):
+        if data is not None and len(cast(Sized, data)) == 0:
+            raise TrainingError(
+                f"the {name} split holds no window: too few episodes, or all of them shorter than a window. Give more "
+                "data, or another training.validation_fraction (0 holds nothing out)."
+            )
+
+
+@contextmanager
+def watching_workers(training: TrainingConfig) -> Iterator[None]:
+    """Within the block, a worker that was killed is a TrainingError (torch tells it from a signal,
+    at any line)."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a process that decodes images died ({str(error).splitlines()[0]}), most often for lack of memory. "
+            f"Lower training.workers (now {training.workers}) or batch_size, and run the same command again: it goes "
+            "on from the last saved state."
+        ) from error

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
-STEPS, EPOCHS = "curve.csv", "validation.csv"
+STEPS = "curve.csv"
+EPOCHS = "validation.csv"
 TENSORBOARD_EVERY = 10
 
 

@@ -1,4 +1,4 @@
-"""How a run is spread over processes and in which precision it computes: accelerate, where a run
+"""Processes and precision of a run: accelerate, where a run
 can be resumed."""
 
 from typing import Any

@@ -22,14 +22,14 @@ from torch.utils.data import Dataset
 from robovlms_ros.config.policy import PolicyConfig, config_to_mapping
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine import state as states
-from robovlms_ros.training.engine.batches import model_batch
-from robovlms_ros.training.engine.curves import Curves
-from robovlms_ros.training.engine.loaders import (
+from robovlms_ros.training.engine.batches import (
     EpochSampler,
     build_loader,
+    model_batch,
     require_windows,
     watching_workers,
 )
+from robovlms_ros.training.engine.curves import Curves
 from robovlms_ros.training.engine.objective import Objective, open_loop_errors
 from robovlms_ros.training.engine.schedule import constant, half_cosine
 from robovlms_ros.training.engine.trainable import count, merge_adapters
@@ -123,7 +123,8 @@ class Engine(Trainer):
 
     def _epoch(self) -> None:
         """The rest of the current epoch, or of the run."""
-        progress, accumulation = self.progress, self.training.accumulation
+        progress = self.progress
+        accumulation = self.training.accumulation
         if progress.batch >= self.batches:
             return
         done = progress.batch * self.training.batch_size * self.accelerator.num_processes
@@ -218,7 +219,8 @@ class Engine(Trainer):
         from robovlms_ros.checkpoints.checkpoint import DTYPES, save_policy
 
         merged, adapters = merge_adapters(self.policy, tensors)
-        precision = DTYPES[self.config.vlm.precision]  # what it will run in; the state keeps float32
+        # what it will run in; the state keeps float32
+        precision = DTYPES[self.config.vlm.precision]
         merged = {k: v.to(precision) if v.is_floating_point() else v for k, v in merged.items()}
         save_policy(self.policy, place, merged)
         if adapters:

@@ -1,18 +1,18 @@
-"""The memory of a training step, estimated without taking it: the real step, forward and backward,
-on tensors that have a shape and no data (`shapes`).
-
-The allocator's rounding, the libraries' own memory (CUDA's context, about 0.5 GiB) and images on
-their way are not counted.
-"""
+"""Memory of a training step, estimated on tensors with a shape and no data (torch's
+FakeTensorMode)."""
 
 import dataclasses
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.config.training import LoraConfig, TrainingConfig
@@ -22,8 +22,85 @@ from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.batches import action_tokens
 from robovlms_ros.training.engine.devices import hold_frozen
 from robovlms_ros.training.engine.objective import Objective
-from robovlms_ros.training.engine.shapes import MemoryCount, fake, fake_parameters
 from robovlms_ros.training.engine.trainable import prepare
+
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+aten = torch.ops.aten
+INDEXING = (
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten._index_put_impl_.default,
+    aten._unsafe_index_put.default,
+)
+
+
+def fake(tensor: Tensor) -> Tensor:
+    """A fake tensor in the place of a meta tensor; others as they are."""
+    if not tensor.is_meta:
+        return tensor
+    with FAKE:
+        return torch.empty_like(tensor, device="cpu")
+
+
+def fake_parameters(module: nn.Module) -> None:
+    """Put fake parameters in the place of those on the meta device; tied ones stay one tensor."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for child in module.modules():
+        for name, old in child._parameters.items():
+            if old is not None:
+                new = made.setdefault(old, nn.Parameter(fake(old), old.requires_grad))
+                child._parameters[name] = new
+
+
+class MemoryCount(TorchDispatchMode):
+    """Counts the storages of fake tensors from birth to death. now, peak: bytes, without those of
+    `existing`."""
+
+    def __init__(self, existing: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._existing = [tensor.untyped_storage() for tensor in existing]
+        self._alive = {id(storage) for storage in self._existing}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        fakes = [x for x in tree_leaves((args, kwargs)) if isinstance(x, FakeTensor)]
+        if fakes and func is aten._local_scalar_dense.default:
+            # transformers reads whether a mask hides nothing.
+            return True if fakes[0].dtype == torch.bool else 1
+        if fakes and func in INDEXING:
+            args = (args[0], [i for index in args[1] for i in _positions(index)], *args[2:])
+        result = func(*args, **(kwargs or {}))
+        if fakes and func is aten.argmax.default:
+            return torch.zeros(
+                result.shape, dtype=result.dtype
+            )  # guessed tokens are read as numbers
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, FakeTensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+        self._alive.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+
+def _positions(index: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A mask as positions: the shape of the result depends on their number."""
+    if index is None or isinstance(index, FakeTensor) or index.dtype not in (torch.bool, torch.uint8):
+        return (index,)
+    return index.nonzero().unbind(1)
+
 
 GIB = 2**30
 MOMENTS = 2  # AdamW's, in float32
@@ -33,10 +110,11 @@ MOMENTS = 2  # AdamW's, in float32
 class Memory:
     """Bytes at the worst moment of a step after the first. parameters, trained: numbers.
 
-    weights: float32 of what trains, and of the rest as `devices.hold_frozen` keeps it. gradients, moments: float32, of
-    what trains. activations: what else there is at that moment, most of it kept by the forward pass for the backward
-    pass, with mixed precision also the copies of weights that are computed with; where the worst moment is before the
-    gradients are made, less than the forward pass keeps.
+    weights: float32 of what trains, and of the rest as `devices.hold_frozen` keeps it. gradients,
+        moments: float32, of
+    what trains. activations: what else there is at that moment, most of it kept by the forward pass
+    for the backward pass, with mixed precision also the copies of weights that are computed with;
+    where the worst moment is before the gradients are made, less than the forward pass keeps.
     """
 
     parameters: int
@@ -52,7 +130,8 @@ class Memory:
 
 
 def estimate(config: PolicyConfig, folder: Path | None = None) -> Memory:
-    """The memory of one step of `config.training` in one process. Raises BackboneError, TrainingError.
+    """The memory of one step of `config.training` in one process. Raises BackboneError,
+    TrainingError.
 
     folder: where a configuration file that names the VLM lies; its weights are not needed.
     """
@@ -105,8 +184,11 @@ def meta_policy(config: PolicyConfig, folder: Path | None) -> VLAPolicy:
 
 def example(policy: VLAPolicy, size: int) -> dict[str, Any]:
     """A batch of `size` windows: pixels and targets on the meta device, words and masks real."""
-    config, side = policy.config, policy.vlm.image_size
-    window, chunk, dims = config.model.history_length, config.model.action_chunk_size, config.action_head.action_dim
+    config = policy.config
+    side = policy.vlm.image_size
+    window = config.model.history_length
+    chunk = config.model.action_chunk_size
+    dims = config.action_head.action_dim
     words = config.vlm.vocabulary[:6] or ("pick", "up", "the", "red", "cube", "now")
     mask = torch.ones(size, window, chunk, dtype=torch.bool)
     batch: dict[str, Any] = {
@@ -128,7 +210,8 @@ def example(policy: VLAPolicy, size: int) -> dict[str, Any]:
 
 
 def compare(config: PolicyConfig, folder: Path | None = None) -> dict[str, Memory]:
-    """Full fine-tuning and adapters, each with and without gradient checkpointing, beside what `config` says."""
+    """Full fine-tuning and adapters, each with and without gradient checkpointing, beside what
+    `config` says."""
     training = config.training
     lora = training.lora or LoraConfig()
     kinds: dict[str, TrainingConfig] = {"as configured": training}

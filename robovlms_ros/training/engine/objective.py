@@ -1,21 +1,104 @@
-"""The loss of a training step: RoboVLMs' on a policy's answer to a batch of windows; others
-derive from it."""
+"""Objective of a training step: RoboVLMs' losses on a policy's answer to a batch of windows.
+
+Huber for the arm, cross entropy for the gripper, token cross entropy for the discrete head.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.models.action_tokens import training_logits
-from robovlms_ros.models.heads.discrete import DiscreteHead
+from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.heads.discrete import ActionTokenizer, DiscreteHead
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.batches import model_batch
-from robovlms_ros.training.engine.losses import action_loss, token_loss
+
+GRIPPER_WEIGHT = 0.01
+
+
+@dataclass(frozen=True)
+class ActionLoss:
+    """Scalars: arm (Huber), gripper (binary cross entropy), gripper_accuracy (share of right
+    decisions).
+
+    steps: (B, W, n) the arm's loss of every step, detached; 0 where the mask is False.
+    """
+
+    arm: Tensor
+    gripper: Tensor
+    gripper_accuracy: Tensor
+    steps: Tensor
+
+    def total(self, gripper_weight: float = GRIPPER_WEIGHT) -> Tensor:
+        """The minimised sum; the weight is RoboVLMs' arm_gripper_loss_ratio."""
+        return self.arm + gripper_weight * self.gripper
+
+
+def action_loss(
+    output: HeadOutput, arm: Tensor, gripper: Tensor, mask: Tensor | None = None, delta: float = 1.0
+) -> ActionLoss:
+    """arm (B, W, n, A) normalised targets, gripper (B, W, n) labels 0 or 1, mask (B, W, n) bool:
+    steps that count.
+
+    delta: half-width of the Huber loss' quadratic part, on the head's scale; beyond it the loss has
+    slope 1. Means are over the elements that the mask selects; 0 when it selects none.
+    """
+    logits = output.gripper_logits.squeeze(-1)  # (B, W, n)
+    chosen = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask.bool()
+    count = chosen.sum().clamp(min=1)
+    # Targets are emptied before the loss, not after: NaN there would reach the gradient through a
+    # product with 0.
+    labels = gripper.to(logits.dtype).masked_fill(~chosen, 0.0)
+    targets = arm.to(output.arm.dtype).masked_fill(~chosen[..., None], 0.0)
+    huber = (
+        functional.huber_loss(output.arm, targets, reduction="none", delta=delta).mean(dim=-1)
+        / delta
+    )  # (B, W, n)
+    entropy = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    right = ((torch.sigmoid(logits) > 0.5) == (labels > 0.5)).to(logits.dtype)
+    huber, entropy, right = (x.masked_fill(~chosen, 0.0) for x in (huber, entropy, right))
+    return ActionLoss(
+        huber.sum() / count, entropy.sum() / count, right.sum() / count, huber.detach()
+    )
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Scalars: cross_entropy over all labelled tokens; over the action tokens, l1 of their
+    values, arm_accuracy and gripper_accuracy (share of steps' tokens predicted exactly)."""
+
+    cross_entropy: Tensor
+    l1: Tensor
+    arm_accuracy: Tensor
+    gripper_accuracy: Tensor
+
+
+def token_loss(logits: Tensor, labels: Tensor, tokens: ActionTokenizer, dims: int = 7) -> TokenLoss:
+    """logits (B, L, V), labels (B, L) with -100 where nothing is learned; the token at i + 1 is
+    predicted at i.
+
+    The labels' action tokens must be whole steps of `dims`, gripper last. Raises ValueError
+    otherwise.
+    """
+    logits = logits[:, :-1]
+    labels = labels[:, 1:]
+    entropy = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+    chosen = torch.from_numpy(tokens.is_action(labels.cpu().numpy())).to(labels.device)
+    truth = labels[chosen]
+    guess = logits.argmax(dim=-1)[chosen]
+    if len(truth) == 0 or len(truth) % dims:
+        raise ValueError(f"labels hold {len(truth)} action tokens: must be a multiple of {dims} above 0.")
+    right = (truth == guess).view(-1, dims).float()
+    distance = torch.from_numpy(tokens.decode(truth.cpu().numpy()) - tokens.decode(guess.cpu().numpy())).abs().mean()
+    return TokenLoss(entropy, distance, right[:, :-1].mean(), right[:, -1].mean())
 
 
 class Objective(nn.Module):
@@ -24,10 +107,10 @@ class Objective(nn.Module):
 
     `forward` takes `batches.model_batch` and returns scalars: `loss` (what is minimised), `arm`
     (Huber, or the tokens' cross entropy), `gripper` (cross entropy; 0 with tokens),
-    `gripper_accuracy`, `count` (steps that the mask selects); `newest` (B, n, D), the answer to each
-    window's newest frame on the head's scale, the gripper's class last (NaN where tokens are not
-    labelled); and, not with tokens, `windows` (B,), the arm's loss of each window, for sampling by
-    loss. Tokens are predicted with the true ones before them.
+    `gripper_accuracy`, `count` (steps that the mask selects); `newest` (B, n, D), the answer to
+    each window's newest frame on the head's scale, the gripper's class last (NaN where tokens are
+    not labelled); and, not with tokens, `windows` (B,), the arm's loss of each window, for sampling
+    by loss. Tokens are predicted with the true ones before them.
 
     A derived objective has windows of its own: `inputs` prepares them, `forward` returns the
     scalars in `reported` and may return `windows`. Modules that it adds train beside the policy; no
@@ -81,7 +164,8 @@ class Objective(nn.Module):
         }
 
     def _tokens(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        policy, head = self.policy, self.policy.head
+        policy = self.policy
+        head = self.policy.head
         assert isinstance(head, DiscreteHead)
         visual = policy.vlm.encode_frames({k: v.flatten(0, 1).to(policy.dtype) for k, v in batch["images"].items()})
         names = ("input_ids", "attention_mask", "labels")

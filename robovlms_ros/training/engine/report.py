@@ -1,4 +1,5 @@
-"""A run's report: what was trained, how the losses went, what it comes to, as one HTML page and as JSON."""
+"""A run's report: what was trained, how the losses went, what it comes to, as one HTML page and as
+JSON."""
 
 import json
 from pathlib import Path
@@ -23,7 +24,8 @@ UNITS = {
 
 def write_report(folder: Path, config: PolicyConfig, windows: int, parameters: tuple[int, int]) -> Path:
     """`report.html` and `report.json` from the run's CSV files; returns the page's path."""
-    steps, epochs = read_rows(folder / STEPS), read_rows(folder / EPOCHS)
+    steps = read_rows(folder / STEPS)
+    epochs = read_rows(folder / EPOCHS)
     best = min(epochs, key=lambda row: float(row["loss"]), default=None)
     summary: dict[str, Any] = {
         "steps": len(steps),

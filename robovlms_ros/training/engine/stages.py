@@ -1,9 +1,12 @@
-"""Training in stages: every step draws windows with replacement, every stage has its own course of
-the learning rate.
+"""Training in stages: every step draws windows with replacement, every stage has its own learning
+rate curve.
 
-What is drawn at a step depends on the seed, the step and the number of threads alone, so that an
-interrupted run ends where an uninterrupted one does: to the bit on a CPU; on a GPU sums are taken
-in an order that differs from run to run.
+A stage draws all windows alike, or some of them by their loss when they were last drawn:
+prioritised experience replay (Schaul et al., arXiv 1511.05952) without its correction for the bias,
+since rare windows with a high loss are to weigh more. A step's draw depends on the seed, the step
+and the number of threads
+alone, so that an interrupted run ends where an uninterrupted one does: to the bit on a CPU; on a
+GPU sums are taken in an order that differs from run to run.
 """
 
 import logging
@@ -23,9 +26,38 @@ from robovlms_ros.config.training import TrainingConfig
 from robovlms_ros.core.schema import require
 from robovlms_ros.training.engine.curves import Curves
 from robovlms_ros.training.engine.objective import Objective
-from robovlms_ros.training.engine.prioritized_sampling import PrioritizedSampling
 from robovlms_ros.training.engine.schedule import StageSchedule
 from robovlms_ros.training.engine.trainer import Trainer
+
+Array = NDArray[np.float32]
+
+
+class PrioritizedSampling:
+    """count: windows that there are. losses (count,): the last loss of each, NaN before it was
+    drawn."""
+
+    share = 0.0
+    """Part of the windows that are drawn in proportion to their last loss, 0 to below 1; the
+    others are drawn alike."""
+
+    def __init__(self, count: int, losses: Array | None = None) -> None:
+        self.losses = np.full(count, np.nan, np.float32) if losses is None else losses
+
+    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """(count,) indices of windows, with replacement. One that was never drawn counts as the
+        mean of the others."""
+        seen = ~np.isnan(self.losses)
+        known = float(self.losses[seen].mean()) if self.share and seen.any() else 0.0
+        if known == 0.0:
+            return rng.choice(len(self.losses), count)
+        weights = np.where(seen, self.losses, known).astype(np.float64)
+        chances = (1.0 - self.share) / len(weights) + self.share * weights / weights.sum()
+        return rng.choice(len(weights), count, p=chances / chances.sum())
+
+    def learned(self, windows: NDArray[np.int64], losses: Array) -> None:
+        """Keep the losses (B,) of the windows (B,) that a step has drawn."""
+        self.losses[windows] = losses
+
 
 log = logging.getLogger(__name__)
 REPORT_EVERY = 20

@@ -1,15 +1,16 @@
-"""What a run needs to go on, in one safetensors file: trained weights, the optimiser's moments, how
-far it got.
+"""Resumable state of a run in one safetensors file: trained and averaged weights, optimiser
+moments, step.
 
-No archive of Python objects: tensors by the parameter's name, the rest as JSON in the file's
-header. Everything random is drawn from the seed and the step alone, so no generator's state is
-kept. Files and folders appear whole or not at all.
+Averaged weights are a running mean of the trained weights, which a checkpoint then holds instead of
+the newest. No archive of Python objects: tensors by the parameter's name, the rest as JSON in the
+file's header. Everything random is drawn from the seed and the step alone, so no generator's state
+is kept. Files and folders appear whole or not at all.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,8 +20,42 @@ import torch
 from torch import Tensor, nn
 
 from robovlms_ros.checkpoints.weights import tied_groups
-from robovlms_ros.training.engine.average import AveragedWeights
 from robovlms_ros.training.engine.batches import TrainingError
+
+
+class AveragedWeights:
+    """Exponential moving average of some parameters.
+
+    parameters: by name, on their device. decay: per step, below 1; early steps use a smaller one,
+    so that the initial weights do not stay in the mean.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+        self._parameters = dict(parameters)
+        self._decay = decay
+        self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` steps of the optimiser."""
+        keep = min(self._decay, step / (step + 10))
+        torch._foreach_lerp_(list(self.values.values()), list(self._parameters.values()), 1 - keep)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the mean into the parameters within the block; the newest weights return after it."""
+        newest = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._fill(self.values)
+        try:
+            yield
+        finally:
+            self._fill(newest)
+
+    @torch.no_grad()
+    def _fill(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+
 
 STATE = "state.safetensors"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -28,7 +63,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass
 class TrainingProgress:
-    """How far a run is. step: of the optimiser. batch: batches of `epoch` that are done. best:
+    """Progress of a run. step: of the optimiser. batch: batches of `epoch` that are done. best:
     lowest validation loss.
 
     setup: what must stay the same for the run to go on (`Trainer.setup`). scaler: of float16's
@@ -128,7 +163,8 @@ def save_state(folder: Path, tensors: dict[str, Tensor], progress: TrainingProgr
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], TrainingProgress] | None:
-    """What `save_state` wrote last, or None. Raises TrainingError for a file that is not one."""
+    """The state that `save_state` wrote last, or None. Raises TrainingError for a file that is not
+    one."""
     from safetensors import SafetensorError, safe_open
 
     path = folder / STATE

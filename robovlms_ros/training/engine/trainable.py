@@ -1,4 +1,4 @@
-"""Which parameters of a policy train: freezing, low-rank adapters (peft), gradient
+"""Trainable parameters of a policy: freezing, low-rank adapters (peft), gradient
 checkpointing."""
 
 import logging
@@ -108,7 +108,8 @@ def merge_adapters(policy: VLAPolicy, state: Mapping[str, Tensor]) -> tuple[dict
         if not found:
             continue
         layer: Any = policy.get_submodule(name)
-        a, b = adapters[key], adapters[f"{name}.lora_B.weight"]
+        a = adapters[key]
+        b = adapters[f"{name}.lora_B.weight"]
         update = layer.scaling[ADAPTER] * (b.float() @ a.float())
         merged[f"{name}.weight"] = merged[f"{name}.weight"].float() + update
     return merged, adapters
@@ -133,5 +134,6 @@ def optimiser(module: nn.Module, config: TrainingConfig, device: torch.device) -
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-    fused = device.type == "cuda"  # elsewhere the plain loop, which needs no copies of everything either
+    # elsewhere the plain loop, which needs no copies of everything either
+    fused = device.type == "cuda"
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from robovlms_ros.config.training import TrainingConfig
 from robovlms_ros.training.engine import state as states
-from robovlms_ros.training.engine.average import AveragedWeights
 from robovlms_ros.training.engine.batches import TrainingError
 from robovlms_ros.training.engine.devices import build_accelerator, hold_frozen
 from robovlms_ros.training.engine.objective import Objective
+from robovlms_ros.training.engine.state import AveragedWeights
 from robovlms_ros.training.engine.trainable import optimiser, prepare
 
 
@@ -52,7 +52,8 @@ class Trainer:
         self.device = self.accelerator.device
         seed_step(training.seed, 0, 0)
         prepare(objective.policy, training)
-        if not self.accelerator.is_fsdp2:  # FSDP shards float32 and computes in the precision that it is set to
+        # FSDP shards float32 and computes in the precision that it is set to
+        if not self.accelerator.is_fsdp2:
             hold_frozen(objective.policy, training)
         adam = optimiser(objective, training, self.device)
         prepared = self.accelerator.prepare(objective, adam, *loaders)

@@ -25,11 +25,10 @@ from robovlms_ros.config.policy import PolicyConfig, config_from_mapping, config
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.data import statistics as data_statistics
 from robovlms_ros.training.data.checks import check_data, require_trainable
-from robovlms_ros.training.data.chunks import action_chunks, episode_windows
 from robovlms_ros.training.data.episodes import DataError, EpisodeArrays, Flaw, split
 from robovlms_ros.training.data.inspection import inspect_data
 from robovlms_ros.training.data.statistics import Running, compute_statistics, with_statistics
-from robovlms_ros.training.data.windows import WindowDataset
+from robovlms_ros.training.data.windows import WindowDataset, action_chunks, episode_windows
 
 STEP = 0.1
 UNITS = np.array([0.02] * 3 + [0.05] * 3)

@@ -22,8 +22,7 @@ from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.training.data.augment import augment_windows
 from robovlms_ros.training.engine.batches import Collate, model_batch
 from robovlms_ros.training.engine.fit import fit
-from robovlms_ros.training.engine.losses import action_loss
-from robovlms_ros.training.engine.objective import Objective
+from robovlms_ros.training.engine.objective import Objective, action_loss
 from robovlms_ros.training.engine.stages import Stage, StageTrainer
 from robovlms_ros.training.engine.trainable import optimiser
 

@@ -12,10 +12,9 @@ from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.objects import THINGS
 from robovlms_ros.sim.training.demonstrations import TASK_SETTINGS, Recording, record_shard
-from robovlms_ros.sim.training.hindsight import CUBE_GOALS
 from robovlms_ros.sim.training.objectives import CubeObjective
-from robovlms_ros.sim.training.recipe import Recipe
-from robovlms_ros.sim.training.shards import ShardFrames, find_shards
+from robovlms_ros.sim.training.plans import Recipe
+from robovlms_ros.sim.training.shards import CUBE_GOALS, ShardFrames, find_shards
 from robovlms_ros.sim.world import SimWorld
 
 

@@ -17,14 +17,12 @@ from robovlms_ros.core.types import Observation, RobotState
 from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
-from robovlms_ros.sim.training import ablations, costs, published
-from robovlms_ros.sim.training.costs import Work
+from robovlms_ros.sim.training import ablations
+from robovlms_ros.sim.training.ablations import Work
 from robovlms_ros.sim.training.demonstrations import CUBE_SETTINGS, Recording, record_shard
-from robovlms_ros.sim.training.objectives import CubeObjective
-from robovlms_ros.sim.training.plans import load_plan
-from robovlms_ros.sim.training.recipe import TrainingStage
+from robovlms_ros.sim.training.objectives import CubeObjective, TaskObjective
+from robovlms_ros.sim.training.plans import TrainingStage, load_plan
 from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames, find_shards
-from robovlms_ros.sim.training.task_objective import TaskObjective
 from robovlms_ros.sim.world import SimWorld
 
 pytestmark = pytest.mark.sim
@@ -118,11 +116,11 @@ def test_ablation_runs_once_and_says_what_is_left(small_plan, folder, tmp_path, 
     for name in names[:2]:
         ablations.run(name, small_plan, tmp_path, 3, range(1), 0.3, lambda: next(seconds))
     assert list(left(*names).values()) == [Work(), Work(), Work(0, 3, 1)]
-    rates = costs.rates(tmp_path / name for name in names)
+    rates = ablations.rates(tmp_path / name for name in names)
     assert rates == {"steps": pytest.approx(7.0 / 3), "episodes": 4.0}
-    assert costs.seconds_of(Work(0, 6, 3), rates) == pytest.approx(26.0)
-    assert costs.seconds_of(Work(1, 0, 0), rates) is None
-    text = costs.table({"a": Work(0, 80, 15), "b": Work(1)}, rates)
+    assert ablations.seconds_of(Work(0, 6, 3), rates) == pytest.approx(26.0)
+    assert ablations.seconds_of(Work(1, 0, 0), rates) is None
+    text = ablations.table({"a": Work(0, 80, 15), "b": Work(1)}, rates)
     assert "4 min" in text and "not known" in text.splitlines()[-1]
     written = (tmp_path / "executed_4" / "lift.json").stat().st_mtime_ns
     ablations.run("executed_4", small_plan, tmp_path, 3, range(1), 0.3)
@@ -148,4 +146,4 @@ def test_easy_demo_counts_both_instructions_in_one_column(easy_plan, easy_folder
 
 
 def test_findings_are_of_variants_that_exist():
-    assert set(published.FINDINGS) <= set(ablations.VARIANTS)
+    assert set(ablations.FINDINGS) <= set(ablations.VARIANTS)

@@ -11,9 +11,8 @@ import torch
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.training.pipeline import build_trainer
-from robovlms_ros.sim.training.plans import load_plan
-from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
-from robovlms_ros.training.engine.prioritized_sampling import PrioritizedSampling
+from robovlms_ros.sim.training.plans import Recipe, TrainingStage, load_plan
+from robovlms_ros.training.engine.stages import PrioritizedSampling
 
 
 def counts(focus, draws=20_000):

@@ -13,11 +13,9 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import ExpertSession, build_loop
 from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
 from robovlms_ros.sim.training.demonstrations import CUBE_SETTINGS, Recording, record_shard
-from robovlms_ros.sim.training.hindsight import CUBE_GOALS, followed_cubes, grasped_places
 from robovlms_ros.sim.training.objectives import PLACE_SCALE, CubeObjective
-from robovlms_ros.sim.training.plans import TrainingPlan
-from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
-from robovlms_ros.sim.training.shards import DemonstrationSet
+from robovlms_ros.sim.training.plans import Recipe, TrainingPlan, TrainingStage
+from robovlms_ros.sim.training.shards import CUBE_GOALS, DemonstrationSet, followed_cubes, grasped_places
 from robovlms_ros.sim.world import SimWorld
 
 

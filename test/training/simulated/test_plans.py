@@ -27,8 +27,7 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
 from robovlms_ros.sim.training import ablations, pipeline, plans
 from robovlms_ros.sim.training.pipeline import build_trainer
-from robovlms_ros.sim.training.plans import load_plan
-from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
+from robovlms_ros.sim.training.plans import Recipe, TrainingStage, load_plan
 from robovlms_ros.training.engine import stages
 
 TASKS = share_directory() / "config" / "train" / "tasks.yaml"

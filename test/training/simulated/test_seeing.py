@@ -16,11 +16,10 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.sim.rollout import build_loop
 from robovlms_ros.sim.scene import BASE_POSITION, WRIST_CAMERA
 from robovlms_ros.sim.tasks.domain_randomization import PLAIN
+from robovlms_ros.sim.training.objectives import TaskObjective
 from robovlms_ros.sim.training.pipeline import build_trainer
-from robovlms_ros.sim.training.plans import TrainingPlan
-from robovlms_ros.sim.training.recipe import Recipe, TrainingStage
+from robovlms_ros.sim.training.plans import Recipe, TrainingPlan, TrainingStage
 from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames, find_shards
-from robovlms_ros.sim.training.task_objective import TaskObjective
 from robovlms_ros.sim.training.vision_pretraining import NAMED, PATCH, Seeing, project
 from robovlms_ros.sim.world import SimWorld
 from robovlms_ros.training.engine.batches import TrainingError

@@ -1,1 +1,1 @@
-"""Where episodes come from: rosbags, LeRobot v3 datasets, CALVIN folders."""
+"""Sources of episodes: rosbags, LeRobot v3 datasets, CALVIN folders."""

@@ -1,4 +1,5 @@
-"""Rosbags as an episode source: numbers in memory, images read from the file by time when they are asked for."""
+"""Rosbags as an episode source: numbers in memory, images read from the file by time when they are
+asked for."""
 
 import os
 from collections import OrderedDict
@@ -23,8 +24,7 @@ from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.observations.images import to_rgb
 from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.training.data.episodes import DataError, EpisodeArrays, Flaw, Images
-from robovlms_ros.training.data.sources.bag_episodes import BagData, BagReader
-from robovlms_ros.training.data.sources.bag_frames import Piece, Recorded
+from robovlms_ros.training.data.sources.bag_episodes import BagData, BagReader, Piece, Recorded
 
 OPEN_BAGS = 8
 RUN_NS = NANOSECONDS
@@ -75,13 +75,17 @@ class BagSource:
         episodes: Sequence[BagEpisode], flaws: Sequence[Flaw], notes: Sequence[str],
         dropped: Mapping[str, str], encodings: Mapping[str, str],
     ) -> None:
-        self.path, self.cameras, self.rate_hz = path, cameras, rate_hz
+        self.path = path
+        self.cameras = cameras
+        self.rate_hz = rate_hz
         self.flaws: Sequence[Flaw] = tuple(flaws)
         self.notes: Sequence[str] = tuple(notes)
         self.accept: Sequence[str] = ()
         self.dropped = dropped
         self._encodings = encodings
-        self._topics, self._episodes, self._open = topics, list(episodes), OpenBags()
+        self._topics = topics
+        self._episodes = list(episodes)
+        self._open = OpenBags()
 
     @classmethod
     def open(cls, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> "BagSource":
@@ -130,7 +134,8 @@ class BagSource:
         return self._episodes[i].arrays
 
     def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
-        episode, found = self._episodes[i], {}
+        episode = self._episodes[i]
+        found = {}
         for camera in self.cameras:
             places = episode.images[camera][np.asarray(steps, dtype=np.int64)]  # (n, 2)
             pictures = self._pictures(camera, {(int(log), int(stamp)) for log, stamp in places}, episode.origin)
@@ -141,7 +146,8 @@ class BagSource:
         self, camera: str, wanted: set[tuple[int, int]], origin: str
     ) -> dict[tuple[int, int], NDArray[np.uint8]]:
         """(log time, stamp) -> image, reading the file near each of the times once."""
-        bag, topic = self._open.get(self.path), self._topics[camera]
+        bag = self._open.get(self.path)
+        topic = self._topics[camera]
         times = {log for log, _ in wanted}
         found: dict[tuple[int, int], NDArray[np.uint8]] = {}
         for begin, end in _runs(sorted(times)):
@@ -173,10 +179,12 @@ def _runs(times: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _episodes(reader: BagReader, recorded: Recorded) -> list[BagEpisode]:
-    """The pieces of a recorded episode in which every step says what was done; pieces shorter than a chunk are left."""
+    """The pieces of a recorded episode in which every step says what was done; pieces shorter than
+    a chunk are left."""
     runs = [run for piece in recorded.pieces for run in _known_runs(reader, piece, recorded.end_ns)]
     if len(runs) == 1:
-        return [_episode(reader, recorded, *runs[0])]  # short or not: leaving it out is the user's decision
+        # short or not: leaving it out is the user's decision
+        return [_episode(reader, recorded, *runs[0])]
     kept = [run for run in runs if run[2] - run[1] >= reader.horizon]
     if len(kept) < len(runs):
         reader.flaws.append(Flaw("short", recorded.origin, f"{len(runs) - len(kept)} pieces of it are shorter than a "
@@ -185,7 +193,8 @@ def _episodes(reader: BagReader, recorded: Recorded) -> list[BagEpisode]:
 
 
 def _known_runs(reader: BagReader, piece: Piece, end_ns: int | None) -> list[tuple[Piece, int, int]]:
-    """(piece, first, end) of the runs of frames whose next step is known. Steps after the episode's end are not."""
+    """(piece, first, end) of the runs of frames whose next step is known. Steps after the episode's
+    end are not."""
     for frame, (_, known) in zip(piece.frames, piece.chunks, strict=True):
         if end_ns is not None:
             known &= step_times(frame.stamp_ns, reader.spec, reader.horizon) <= end_ns
@@ -195,7 +204,8 @@ def _known_runs(reader: BagReader, piece: Piece, end_ns: int | None) -> list[tup
 
 
 def _episode(reader: BagReader, recorded: Recorded, piece: Piece, first: int, end: int) -> BagEpisode:
-    frames, config = piece.frames[first:end], reader.config
+    frames = piece.frames[first:end]
+    config = reader.config
     chunks = np.stack([values for values, _ in piece.chunks[first:end]])
     known = np.stack([flags for _, flags in piece.chunks[first:end]])
     states = None
@@ -214,7 +224,8 @@ def _episode(reader: BagReader, recorded: Recorded, piece: Piece, first: int, en
 
 def _require_frames(reader: BagReader) -> None:
     """Raise DataError when the bag gave too little, with the reason that its stamps show."""
-    path, tolerance = reader.path, reader.data.camera_tolerance
+    path = reader.path
+    tolerance = reader.data.camera_tolerance
     reference = np.array(sorted(reader.stamps[reader.config.cameras[0]]))
     for camera in reader.config.cameras[1:]:
         apart = _apart(reference, np.array(sorted(reader.stamps[camera])))
@@ -250,5 +261,6 @@ def _apart(reference: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[n
     if not len(others):
         return np.full(len(reference), np.inf)
     place = np.searchsorted(others, reference)
-    low, high = others[np.maximum(place - 1, 0)], others[np.minimum(place, len(others) - 1)]
+    low = others[np.maximum(place - 1, 0)]
+    high = others[np.minimum(place, len(others) - 1)]
     return np.minimum(np.abs(reference - low), np.abs(high - reference)) / NANOSECONDS

@@ -1,12 +1,15 @@
-"""From one rosbag's messages to episodes, in one pass: the objects of `robovlms eval` say what was done.
+"""Messages of one rosbag to episodes, in one pass, by the objects of `robovlms eval`.
 
-Observations come as the live node would have had them (cameras paired by stamp, joint states interpolated at the
-image). Each is followed by the chunk of actions that evaluation would compare a policy with: training and
-evaluation cannot disagree about what a recorded command means.
+Observations come as in the live node (cameras paired by stamp, joint states interpolated at the
+image). Each
+is followed by the chunk of actions that evaluation would compare a policy with: training and
+evaluation agree about the meaning of a recorded command. Frames are kept on an even grid until
+their episode is known, their images by time.
 """
 
 import io
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.schema import require
 from robovlms_ros.core.text_safety import printable
-from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, ObservationError, RobotState
 from robovlms_ros.evaluation.bags.mapping import (
     BagCamera,
     Stamps,
@@ -28,7 +31,7 @@ from robovlms_ros.evaluation.bags.mapping import (
     detect,
     encodings_of,
 )
-from robovlms_ros.evaluation.bags.reader import Bag, RawMessage
+from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
 from robovlms_ros.evaluation.replay.events import (
     CommandEvent,
     Event,
@@ -43,15 +46,103 @@ from robovlms_ros.evaluation.replay.tracks import Answer, CommandTrack, MotionTr
 from robovlms_ros.observations.images import check_pixels, image_to_rgb
 from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.training.data.episodes import Array, DataError, Flaw
-from robovlms_ros.training.data.sources.bag_frames import (
-    BagFrame,
-    Grid,
-    Picture,
-    Piece,
-    Recorded,
-    WatchedBag,
-    numbers_of,
-)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that was seen and not kept."""
+
+    log_ns: int
+    stamp_ns: int
+
+
+class WatchedBag(Bag):
+    """A bag that knows which message is being looked at."""
+
+    current: RawMessage
+
+    def messages(self, topics: set[str] | None = None) -> Iterator[RawMessage | ClockJump]:
+        for message in super().messages(topics):
+            if isinstance(message, RawMessage):
+                self.current = message
+            yield message
+
+
+@dataclass(frozen=True)
+class BagFrame:
+    """One observation: its stamp, the arm at that instant, where its images are."""
+
+    stamp_ns: int
+    state: RobotState
+    images: dict[str, Picture]
+
+
+@dataclass
+class Piece:
+    """Frames one step apart; chunks (n, D) and which of their steps are known, in the order of the
+    frames."""
+
+    instruction: str
+    frames: list[BagFrame] = field(default_factory=list)
+    chunks: list[tuple[Array, NDArray[np.bool_]]] = field(default_factory=list)
+
+
+@dataclass
+class Recorded:
+    """One recorded episode. end_ns: when the next one began; None for the last."""
+
+    origin: str
+    pieces: list[Piece] = field(default_factory=list)
+    end_ns: int | None = None
+
+
+class Grid:
+    """Takes frames at the camera's rate and puts the nearest on each place of an even grid, piece
+    by piece."""
+
+    def __init__(self, step_ns: int, tolerance_ns: int) -> None:
+        self._step_ns = step_ns
+        self._tolerance_ns = tolerance_ns
+        self._last: BagFrame | None = None
+        self._place_ns = 0
+
+    def restart(self) -> None:
+        """Begin a new piece."""
+        self._last = None
+
+    def take(self, frame: BagFrame) -> tuple[list[BagFrame], int]:
+        """The frames that the new one settles, and the ns that were missing before it: above 0, it
+        begins a piece."""
+        last = self._last
+        self._last = frame
+        if last is None:
+            self._place_ns = frame.stamp_ns + self._step_ns
+            return [frame], 0
+        settled: list[BagFrame] = []
+        while frame.stamp_ns >= self._place_ns:
+            best = min((last, frame), key=lambda f: abs(f.stamp_ns - self._place_ns))
+            if abs(best.stamp_ns - self._place_ns) > self._tolerance_ns:
+                missing = frame.stamp_ns - last.stamp_ns
+                self._place_ns = frame.stamp_ns + self._step_ns
+                return [*settled, frame], missing
+            settled.append(best)
+            self._place_ns += self._step_ns
+        return settled, 0
+
+
+def numbers_of(message: Any) -> Array:
+    """Numbers of a command in one row; empty for a message without any."""
+    if hasattr(message, "points"):
+        return np.concatenate([np.asarray(p.positions, dtype=np.float64) for p in message.points] or [np.empty(0)])
+    if hasattr(message, "position"):
+        return np.asarray(message.position, dtype=np.float64)
+    if hasattr(message, "twist"):
+        parts = (message.twist.linear, message.twist.angular)
+        return np.array([getattr(part, axis) for part in parts for axis in "xyz"])
+    if hasattr(message, "pose"):
+        return np.array([getattr(message.pose.position, axis) for axis in "xyz"])
+    return np.asarray(getattr(message, "data", ()), dtype=np.float64)
+
 
 SETTLED_NS = 2 * NANOSECONDS
 """So long after a chunk's last step everything that bears on it has been recorded."""
@@ -61,13 +152,15 @@ SETTLED_NS = 2 * NANOSECONDS
 class BagData:
     """The `data.bag` block of a training YAML.
 
-    robot: whose joints and tool they are (a name or a YAML); None is `action.robot`. topics: as in an evaluation YAML;
-        `commands: motion` learns the motion that followed, for recordings without commands. instruction: for bags
-        without one, or instead of theirs. camera_tolerance, joint_states_tolerance: s, as the node's parameters.
-    stamps: `bag` times images by their reception in the bag, for recordings whose images are stamped zero.
+    robot: whose joints and tool they are (a name or a YAML); None is `action.robot`. topics: as in
+        an evaluation YAML; `commands: motion` learns the motion that followed, for recordings
+        without commands. instruction: for bags without one, or instead of theirs. camera_tolerance,
+        joint_states_tolerance: s, as the node's parameters.
+    stamps: `bag` times images by their reception in the bag, for recordings whose images are
+        stamped zero.
     camera: by name, as the node's `camera.NAME.encoding`.
-    frame_tolerance: s by which an image may miss its place on the training rate's grid; None is half a step. An episode
-        is cut where no image is near enough.
+    frame_tolerance: s by which an image may miss its place on the training rate's grid; None is
+        half a step. An episode is cut where no image is near enough.
     """
 
     robot: str | None = None
@@ -90,7 +183,11 @@ class BagReader:
 
     def __init__(self, path: Path, config: PolicyConfig, data: BagData, robot: RobotSpec, kinematics: Any) -> None:
         assert config.action is not None
-        self.path, self.config, self.data, self.robot, self.kinematics = path, config, data, robot, kinematics
+        self.path = path
+        self.config = config
+        self.data = data
+        self.robot = robot
+        self.kinematics = kinematics
         self.spec: ActionSpec = config.action.spec
         self.horizon = config.model.action_chunk_size
         self.step_ns = round(self.spec.step_duration * NANOSECONDS)
@@ -137,7 +234,8 @@ class BagReader:
             self.notes += [*lines, *bag.notes, *inputs.notes]
             self.lost += inputs.lost
         if self._tracks.commands is not None and self._tracks.commands.unusable:
-            count, topic = self._tracks.commands.unusable, mapping.commands
+            count = self._tracks.commands.unusable
+            topic = mapping.commands
             self.notes.append(f"{count} messages of {topic} do not fit {self.robot.name} and are left out")
 
     def _no_commands(self, bag: Bag) -> str:
@@ -223,7 +321,8 @@ class BagReader:
             self._tracks.chunks.clear()
 
     def _see(self, seen: ObservationEvent) -> None:
-        observation, self._newest_ns = seen.observation, seen.now_ns
+        observation = seen.observation
+        self._newest_ns = seen.now_ns
         self._begin_ns = seen.now_ns if self._begin_ns is None else self._begin_ns
         if self._awaits_marker:
             self.lost["images before the first episode marker"] += 1
@@ -247,7 +346,8 @@ class BagReader:
             self._waiting.append((piece, settled))
 
     def _settle(self, now_ns: int | None) -> None:
-        """Find the chunks of the frames that lie far enough back (None: of all), and forget what none needs."""
+        """Find the chunks of the frames that lie far enough back (None: of all), and forget what
+        none needs."""
         reach = self.horizon * self.step_ns + SETTLED_NS
         while self._waiting and (now_ns is None or self._waiting[0][1].stamp_ns + reach < now_ns):
             piece, frame = self._waiting.popleft()
@@ -262,7 +362,8 @@ class BagReader:
                 del chunks[next(iter(chunks))]
 
     def _chunk(self, piece: Piece, frame: BagFrame) -> tuple[Array, NDArray[np.bool_]]:
-        """(n, D) what evaluation compares a policy with at this frame, and which steps of it are known."""
+        """(n, D) what evaluation compares a policy with at this frame, and which steps of it are
+        known."""
         empty = np.zeros((self.horizon, len(self.spec.names)))
         chunk = ActionChunk(frame.stamp_ns, empty, self.spec, piece.instruction, "recorded")
         steps = self._tracks.reference(Answer(chunk, frame.state, ""), self.kinematics)

@@ -1,9 +1,10 @@
-"""CALVIN-format folders (https://github.com/mees/calvin, `dataset`): one .npz a step, language beside them.
+"""CALVIN-format folders (https://github.com/mees/calvin, `dataset`): one .npz a step, language
+beside them.
 
-`auto_lang_ann.npy` in `lang_annotations`, or else in a folder `lang_*` of one language model, names the episodes
-(first and last step, both included) and their instructions; without it, `ep_start_end_ids.npy` does, and the
-instruction has to be given. Relative actions are the robot's own: 1 is
-0.02 m or 0.05 rad, and 1 opens the gripper.
+`auto_lang_ann.npy` in `lang_annotations`, or else in a folder `lang_*` of one language model, names
+the episodes (first and last step, both included) and their instructions; without it,
+`ep_start_end_ids.npy` does, and the instruction has to be given. Relative actions are the robot's
+own: 1 is 0.02 m or 0.05 rad, and 1 opens the gripper.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,8 +42,9 @@ def annotation_files(path: Path) -> list[Path]:
 class CalvinData:
     """The `data.calvin` block of a training YAML.
 
-    cameras: the policy's camera name -> key in the .npz; by default a name with `wrist`, `hand` or `gripper` in it is
-        `rgb_gripper`, every other `rgb_static`. rate_hz: of the recording. rotation: of the three angles in the data.
+    cameras: the policy's camera name -> key in the .npz; by default a name with `wrist`, `hand` or
+        `gripper` in it is `rgb_gripper`, every other `rgb_static`. rate_hz: of the recording.
+        rotation: of the three angles in the data.
     instruction: for folders without annotations.
     """
 
@@ -56,7 +58,8 @@ class CalvinData:
 
 
 class CalvinSource:
-    """The episodes of one CALVIN folder (`training` or `validation`). See `EpisodeSource`. Nothing is held in memory.
+    """The episodes of one CALVIN folder (`training` or `validation`). See `EpisodeSource`. Nothing
+    is held in memory.
 
     Raises DataError and ConfigError.
     """
@@ -64,11 +67,15 @@ class CalvinSource:
     def __init__(self, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> None:
         data = build(CalvinData, mapping, "data.calvin")
         assert config.action is not None
-        self.path, self.cameras, self.rate_hz = path, config.cameras, data.rate_hz
+        self.path = path
+        self.cameras = config.cameras
+        self.rate_hz = data.rate_hz
         self.flaws: Sequence[Flaw] = ()
         self.accept: Sequence[str] = ()
         self.dropped: Mapping[str, str] = {}
-        self._action, self._proprioception, self._rotation = config.action, config.proprioception, data.rotation
+        self._action = config.action
+        self._proprioception = config.proprioception
+        self._rotation = data.rotation
         step = config.action.step_duration
         if abs(step * data.rate_hz - 1) > 0.01:
             raise ConfigError(f"action.step_duration = {step:g} s, {path} was recorded at {data.rate_hz:g} Hz: must be "
@@ -177,7 +184,8 @@ class CalvinSource:
         return step
 
     def arrays(self, i: int) -> EpisodeArrays:
-        actions, states = [], []
+        actions = []
+        states = []
         for index in range(self._spans[i, 0], self._spans[i, 1] + 1):
             with self._step(index) as step:
                 actions.append(self._taken(step, self._key, index))
@@ -200,7 +208,8 @@ class CalvinSource:
         return values
 
     def _state(self, robot: Array) -> Array:
-        """The policy's proprioception out of robot_obs: tcp position, tcp angles, width, seven joints, gripper."""
+        """The policy's proprioception out of robot_obs: tcp position, tcp angles, width, seven
+        joints, gripper."""
         assert self._proprioception is not None
         parts = {"eef_position": robot[0:3], "gripper": np.clip(robot[6:7] / OPEN_WIDTH, 0, 1),
                  "joint_positions": robot[JOINTS],
@@ -226,7 +235,8 @@ class CalvinSource:
 
 
 def _united(spans: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(E, 2) the first and last step of what each span overlaps with: annotated pieces of one recording."""
+    """(E, 2) the first and last step of what each span overlaps with: annotated pieces of one
+    recording."""
     united = spans.copy()
     group: list[int] = []
     for i in np.argsort(spans[:, 0], kind="stable"):

@@ -1,10 +1,13 @@
-"""LeRobot dataset folders of version 3 (https://huggingface.co/docs/lerobot/lerobot-dataset-v3), without LeRobot.
+"""LeRobot dataset folders of version 3 (https://huggingface.co/docs/lerobot/lerobot-dataset-v3),
+without LeRobot.
 
-`meta/info.json` names the features, the rate and the files; `meta/episodes` says which rows and which part of which
-video an episode is; `meta/tasks.parquet` holds the instructions. Tables are read by pyarrow, videos by PyAV.
+`meta/info.json` names the features, the rate and the files; `meta/episodes` says which rows and
+which part of which video an episode is; `meta/tasks.parquet` holds the instructions. Tables are
+read by pyarrow, videos by PyAV.
 
-A frame's image is found by its number, at `from_timestamp + frame_index / fps` of the video, and never by the recorded
-timestamp, which may come from another clock than the video's. The recorded timestamps serve the checks of gaps.
+A frame's image is found by its number, at `from_timestamp + frame_index / fps` of the video, and
+never by the recorded timestamp, which may come from another clock than the video's. The recorded
+timestamps serve the checks of gaps.
 """
 
 import io
@@ -28,18 +31,16 @@ from robovlms_ros.observations.images import check_pixels
 from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, Flaw, Images
 from robovlms_ros.training.data.sources.lerobot_metadata import (
     REMEDY,
+    InterruptedTableError,
+    column_names,
     feature_width,
     interruption_flaw,
     is_downloaded,
     path_inside,
     read_episodes,
     read_info,
-    read_tasks,
-)
-from robovlms_ros.training.data.sources.parquet import (
-    InterruptedTableError,
-    column_names,
     read_table,
+    read_tasks,
 )
 from robovlms_ros.training.data.sources.video import VideoFrames
 
@@ -59,15 +60,17 @@ BOTH_READINGS = (
 class LeRobotData:
     """The `data.lerobot` block of a training YAML.
 
-    cameras: the policy's camera name -> feature; by default the feature whose last part has that name.
-    action: the feature with the recorded actions, in the policy's `action.space`. arm, gripper: its columns; by default
-        the last is the gripper's and the others the arm's.
-    scale, offset: of the arm, one number for all columns or one each: SI value = scale * recorded number + offset.
-        Degrees: scale 0.017453, offset 0. Percent of a joint's range, -100..100: scale (upper - lower) / 200, offset
-        (upper + lower) / 2, with the ends of the range in rad.
+    cameras: the policy's camera name -> feature; by default the feature whose last part has that
+        name.
+    action: the feature with the recorded actions, in the policy's `action.space`. arm, gripper: its
+        columns; by default the last is the gripper's and the others the arm's.
+    scale, offset: of the arm, one number for all columns or one each: SI value = scale * recorded
+        number + offset. Degrees: scale 0.017453, offset 0. Percent of a joint's range, -100..100:
+        scale (upper - lower) / 200, offset (upper + lower) / 2, with the ends of the range in rad.
     gripper_closed, gripper_open: recorded numbers of a closed and an open gripper.
-    state: the feature with the measured state; proprioception: name -> its columns, for the names that the policy
-        takes. Joint positions take `scale` and `offset`, the gripper its own numbers, poses are metres and radians.
+    state: the feature with the measured state; proprioception: name -> its columns, for the names
+        that the policy takes. Joint positions take `scale` and `offset`, the gripper its own
+        numbers, poses are metres and radians.
     """
 
     cameras: dict[str, str] = field(default_factory=dict)
@@ -98,7 +101,8 @@ class LeRobotSource:
     def __init__(self, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> None:
         self._data = build(LeRobotData, mapping, "data.lerobot")
         assert config.action is not None
-        self.path, self.cameras = path, config.cameras
+        self.path = path
+        self.cameras = config.cameras
         self.accept: Sequence[str] = ()
         self.dropped: Mapping[str, str] = {}
         self._states = config.proprioception
@@ -248,7 +252,8 @@ class LeRobotSource:
 
     def _columns(self, config: PolicyConfig) -> None:
         """Settle which columns are what. Raises DataError and ConfigError."""
-        data, arm_dims = self._data, config.action_head.action_dim - 1
+        data = self._data
+        arm_dims = config.action_head.action_dim - 1
         if data.action not in self._features:
             raise DataError(f"{self.path}: no feature '{data.action}' with actions."
                             f"{did_you_mean(data.action, self._features)} `data: {{lerobot: {{action: FEATURE}}}}`.")
@@ -289,7 +294,8 @@ class LeRobotSource:
         return self._name(self._episodes[i])
 
     def _rows(self, i: int, columns: list[str]) -> Any:
-        """The episode's rows of the data table, by frame. Raises DataError unless frames count from 0."""
+        """The episode's rows of the data table, by frame. Raises DataError unless frames count from
+        0."""
         episode = self._episodes[i]
         path = self._data_path(episode)
         table = read_table(path, [*columns, "frame_index"], episode["episode_index"])
@@ -401,5 +407,6 @@ class LeRobotSource:
 
 
 def is_percent_or_degrees(robot_type: str) -> bool:
-    """True for the arms that LeRobot records in degrees or in percent of their range, as the recording chose."""
+    """True for the arms that LeRobot records in degrees or in percent of their range, as the
+    recording chose."""
     return re.search(r"so[-_ ]?10[01]", robot_type.lower()) is not None

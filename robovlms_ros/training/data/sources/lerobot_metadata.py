@@ -1,4 +1,7 @@
-"""Metadata of a LeRobot data set of version 3: description, tasks, episodes, and the paths in it."""
+"""Metadata of a LeRobot data set of version 3: description, tasks, episodes, and the paths in it.
+
+Its tables are Parquet files, read with pyarrow.
+"""
 
 import math
 import re
@@ -11,17 +14,83 @@ from robovlms_ros.core.caps import (
     MAX_EPISODES,
     MAX_FEATURE_WIDTH,
     MAX_JSON_BYTES,
+    MAX_TABLE_BYTES,
+    MAX_TABLE_GROUP_BYTES,
+    MAX_TABLE_ROWS,
 )
 from robovlms_ros.core.file_boundary import file_boundary, require_file
 from robovlms_ros.core.structured_text import from_json
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.training.data.episodes import DataError, Flaw
-from robovlms_ros.training.data.sources.parquet import (
-    POINTER,
-    InterruptedTableError,
-    column_names,
-    read_table,
-)
+
+MAGIC = b"PAR1"
+POINTER = b"version https://git-lfs"
+"""Beginning of a Git LFS pointer."""
+FILE_REMEDY = "Download or record the file again."
+
+
+class InterruptedTableError(DataError):
+    """A Parquet file without its footer: the process that wrote it ended before it closed the
+    file."""
+
+
+def read_table(path: Path, columns: Sequence[str], episode: int | None = None) -> Any:
+    """The columns of a Parquet file as a pyarrow table. episode: only the rows of this
+    `episode_index`.
+
+    Raises InterruptedTableError for a file without footer, DataError for another unreadable one,
+    for a missing column and beyond a cap.
+    """
+    import pyarrow.parquet as parquet
+
+    _require_footer(path)
+    with file_boundary(DataError, path, FILE_REMEDY), parquet.ParquetFile(path) as file:
+        _require_caps(path, file.metadata)
+        names = set(file.schema_arrow.names)
+        missing = [name for name in columns if name not in names]
+        if missing:
+            raise DataError(f"{path}: no column '{missing[0]}'.")
+        filters = None if episode is None else [("episode_index", "=", episode)]
+        return parquet.read_table(path, columns=list(columns), filters=filters, partitioning=None)
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of a Parquet file's columns. Raises as `read_table`."""
+    import pyarrow.parquet as parquet
+
+    _require_footer(path)
+    with file_boundary(DataError, path, FILE_REMEDY):
+        return list(parquet.read_schema(path).names)
+
+
+def _require_footer(path: Path) -> None:
+    size = require_file(DataError, path, MAX_TABLE_BYTES, "MAX_TABLE_BYTES")
+    with file_boundary(DataError, path, FILE_REMEDY), path.open("rb") as file:
+        head = file.read(64)
+        file.seek(max(size - len(MAGIC), 0))
+        tail = file.read()
+    if head.startswith(POINTER):
+        raise DataError(f"{path}: a Git LFS pointer, not the file itself: `git lfs pull` downloads it.")
+    if not head.startswith(MAGIC) and head.strip(b"\0"):
+        raise DataError(f"{path}: not a Parquet file: it does not begin with PAR1. {FILE_REMEDY}")
+    if tail != MAGIC:
+        raise InterruptedTableError(
+            f"{path}: the recording was interrupted: the file ends without the footer that describes it. Remove the "
+            "file, or finalise the recording again."
+        )
+
+
+def _require_caps(path: Path, metadata: Any) -> None:
+    """Refuse sizes beyond the caps before anything is allocated for them."""
+    if metadata.num_rows > MAX_TABLE_ROWS:
+        raise DataError(f"{path}: {metadata.num_rows} rows, at most {MAX_TABLE_ROWS} are read (MAX_TABLE_ROWS).")
+    # A column's own metadata is not asked for: pyarrow 26 ends the process where it is damaged.
+    for group in range(metadata.num_row_groups):
+        size = metadata.row_group(group).total_byte_size
+        if size > MAX_TABLE_GROUP_BYTES:
+            raise DataError(f"{path}: row group {group} takes {size} bytes uncompressed, at most "
+                            f"{MAX_TABLE_GROUP_BYTES} are read (MAX_TABLE_GROUP_BYTES).")
+
 
 INDEX = "__index_level_0__"
 FIELD = re.compile(r"\{(video_key|chunk_index|file_index)(?::0?\d{0,2}d?)?\}")
@@ -30,7 +99,8 @@ REMEDY = "Download the data set again."
 
 
 def path_inside(root: Path, name: str, pattern: Any, **fields: Any) -> Path:
-    """A path of the data set's own description, its fields filled in. Raises DataError unless it stays in `root`.
+    """A path of the data set's own description, its fields filled in. Raises DataError unless it
+    stays in `root`.
 
     Links inside the folder are followed: download caches are made of them.
     """
@@ -121,7 +191,8 @@ def read_tasks(path: Path) -> dict[int, str]:
 
 
 def read_episodes(path: Path, videos: Sequence[str]) -> tuple[list[dict[str, Any]], list[Flaw]]:
-    """The rows of meta/episodes in order, without statistics, and the files that were interrupted."""
+    """The rows of meta/episodes in order, without statistics, and the files that were
+    interrupted."""
     whole = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     whole += [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index")]
     columns = [*whole, *(f"videos/{key}/from_timestamp" for key in videos)]

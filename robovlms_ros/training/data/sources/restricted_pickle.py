@@ -1,8 +1,9 @@
 """NumPy files of Python objects (CALVIN's annotations) without trusting them.
 
-Such a file is a pickle, which can run anything when it is loaded. Here nothing of it is run and nothing imported: every
-name that it may use stands for an inert record of its arguments, every other name is refused. What comes out is made
-of dictionaries, lists, tuples, texts, numbers and arrays of numbers.
+Such a file is a pickle, which can run anything when it is loaded. Here nothing of it is run and
+nothing imported: every name that it may use stands for an inert record of its arguments, every
+other name is refused. What comes out is made of dictionaries, lists, tuples, texts, numbers and
+arrays of numbers.
 """
 
 import io
@@ -24,10 +25,12 @@ PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 class Inert:
-    """What a pickle asked to be made, only written down."""
+    """Construction requested by a pickle, recorded without a call."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
-        self.name, self.arguments, self.state = name, arguments, None
+        self.name = name
+        self.arguments = arguments
+        self.state = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -56,7 +59,8 @@ class _Reader(pickle.Unpickler):
 
 
 def read_objects(path: Path) -> Any:
-    """The single object in a .npy file. Raises DataError for anything but plain data and arrays of numbers."""
+    """The single object in a .npy file. Raises DataError for anything but plain data and arrays of
+    numbers."""
     require_file(DataError, path, MAX_ARRAY_BYTES, "MAX_ARRAY_BYTES")
     try:
         with path.open("rb") as file:
@@ -87,7 +91,8 @@ def _require_opcodes(data: bytes) -> None:
 
 
 class _Plain:
-    """Turns records into plain data, and counts: a list that holds itself many times over has no end."""
+    """Turns records into plain data, and counts: a list that holds itself many times over has no
+    end."""
 
     def __init__(self) -> None:
         self._count = 0

@@ -18,7 +18,8 @@ AHEAD = 2.0  # s: a frame that is no further ahead is decoded up to, a further o
 
 
 class VideoFrames:
-    """Reads frames of many files and keeps a few of them open; a forked or unpickled copy begins with none.
+    """Reads frames of many files and keeps a few of them open; a forked or unpickled copy begins
+    with none.
 
     tolerance: s by which a frame's time may differ from the one asked for.
     """
@@ -35,7 +36,8 @@ class VideoFrames:
         self.__init__(state["tolerance"])  # type: ignore[misc]
 
     def at(self, path: Path, times: Sequence[float]) -> NDArray[np.uint8]:
-        """(n, H, W, 3) RGB, the frames shown at these times (s, as the file counts). Raises DataError."""
+        """(n, H, W, 3) RGB, the frames shown at these times (s, as the file counts). Raises
+        DataError."""
         if self._process != os.getpid():
             self.__init__(self._tolerance)  # type: ignore[misc]
         order = np.argsort(times, kind="stable")
@@ -107,7 +109,8 @@ class _Video:
         if self._frames is None or behind or time - self._last.time > AHEAD:
             base = float(self._stream.time_base or 1)
             self._container.seek(max(int(time / base), 0), stream=self._stream, backward=True)
-            self._frames, self._next = self._container.decode(self._stream), None
+            self._frames = self._container.decode(self._stream)
+            self._next = None
             self._last = next(self._frames, None)
         decoded = 0
         while self._last is not None and self._last.time < time:
@@ -118,5 +121,6 @@ class _Video:
             self._next = self._next or next(self._frames, None)
             if self._next is None or self._next.time - time > time - self._last.time:
                 break
-            self._last, self._next = self._next, None
+            self._last = self._next
+            self._next = None
         return self._last
