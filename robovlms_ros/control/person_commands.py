@@ -30,8 +30,8 @@ STEP = 0.05
 TWIST_STEPS = 6
 """A velocity is continued for 0.3 s; without another one the arm comes to rest."""
 
-TARGET_STEPS = 3
-"""A target's motion is continued for 0.15 s: a person who stops would be overshot otherwise."""
+TARGET_STEPS = 5
+"""A target's motion is continued for 0.25 s: later points would overshoot a person who stops."""
 
 STREAM_GAP = 0.2
 """s: two targets further apart are no stream, and have no velocity."""

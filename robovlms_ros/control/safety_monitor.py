@@ -572,10 +572,12 @@ class SafetyMonitor:
             return MonitorReport(action, tuple(ordered), raised, recovered)
 
     def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
-        of_arm = (
-            self._clock, self._permitted, self._joint_states, self._listener, self._arm_stands,
+        watches = (
+            self._clock, self._permitted, self._images, self._joint_states, self._words,
+            self._policy, self._listener, self._arm_stands,
         )
-        return of_arm if self.person_drives else (*of_arm, self._images, self._words, self._policy)
+        of_policy = (self._images, self._words, self._policy)
+        return tuple(w for w in watches if not self.person_drives or w not in of_policy)
 
     def _notice_jump(self, now_ns: int) -> None:
         step = (now_ns - self._now_ns) / NANOSECONDS

@@ -47,12 +47,12 @@ def test_a_twist(kinematics, frame):
 def test_a_stream_of_targets():
     target = HOME + 0.01
     alone = plan_target(target, None, START, PANDA)
-    np.testing.assert_allclose(alone.positions, np.tile(target, (3, 1)))
+    np.testing.assert_allclose(alone.positions, np.tile(target, (5, 1)))
     assert not alone.velocities.any()
     previous = (START.stamp_ns - NANOSECONDS // 10, HOME)
     stream = plan_target(target, previous, START, PANDA)
     np.testing.assert_allclose(stream.velocities, 0.1)
-    np.testing.assert_allclose(stream.positions[-1], target + 0.1 * 0.1)
+    np.testing.assert_allclose(stream.positions[-1], target + 0.1 * 0.2)
     late = (START.stamp_ns - NANOSECONDS, HOME)
     assert not plan_target(target, late, START, PANDA).velocities.any()
 

@@ -66,6 +66,11 @@ class Person:
         self.graph.wait_for(future.done, f"an answer of {name}")
         return future.result()
 
+    def fall_silent(self):
+        """Stop the stream; what is under way arrives meanwhile."""
+        self.make = None
+        time.sleep(0.5)
+
     def close(self):
         self._spinner.close()
 
@@ -130,7 +135,7 @@ def test_silence_is_a_smooth_stop(live, person):
     person.make = twist(x=-0.05)
     moment = time.time_ns()
     live.wait_for(lambda: live.arm.commands_since(moment), "commands")
-    person.make = None
+    person.fall_silent()
     live.held("waiting", "a person drives")
 
 
@@ -154,7 +159,7 @@ def test_joint_targets_and_a_trajectory_without_cameras(live, person):
     assert person.call("take_over").success
     person.make = towards
     live.wait_for(lambda: abs(live.arm.positions[6] - goal[6]) < 0.02, "the target")
-    person.make = None
+    person.fall_silent()
     live.held("waiting", "a person drives")
     back = live.arm.positions.copy()
     back[6] -= 0.1
