@@ -223,8 +223,11 @@ def test_no_caller_goes_around_the_guard():
             if called in ("create_publisher", "ActionClient") and "/controllers/" not in name:
                 kinds = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
                 commands = {"JointTrajectory", "TwistStamped", "PoseStamped", "Float64MultiArray", "ActionClient"}
-                # Arms, recordings and measurements.
-                peers = ("bench/faults", "sim/nodes/sim_arm", "ros/player", "bench/node")
+                # Arms, recordings, measurements, and the motion shown on ~/planned_trajectory.
+                peers = (
+                    "bench/faults", "sim/nodes/sim_arm", "ros/player", "bench/node",
+                    "ros/decision_publisher",
+                )
                 assert not kinds & commands or name.startswith(peers), name
     assert creators == {"control/motion_guard.py"}
     assert builders == {"ros/vla_node.py"}

@@ -56,8 +56,8 @@ def commands_of(graph, step, count=4, skip=1):
     executor = graph.node._runner._executor
     decide = executor.on_chunk
 
-    def deciding(*given):
-        decision = decide(*given)
+    def deciding(*given, **named):
+        decision = decide(*given, **named)
         verdicts.append(decision.verdict)
         return decision
 

@@ -67,7 +67,7 @@ class HostSyncMode(TorchDispatchMode):
     def _note(self, operation: str) -> None:
         frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
         place = next(
-            (frame for frame in reversed(frames) if not frame.filename.endswith("host_syncs.py")),
+            (frame for frame in reversed(frames) if frame.filename != __file__),
             frames[-1],
         )
         line = f"{operation} at {'/'.join(place.filename.split('/')[-2:])}:{place.lineno}"
