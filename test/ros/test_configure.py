@@ -112,7 +112,7 @@ def test_can_be_configured_again_after_setting_it_right(make_graph, tiny_checkpo
                                          Parameter("max_age", value=0.5)])
     assert all(result.successful for result in results)
     assert graph.node.trigger_configure() == TransitionCallbackReturn.SUCCESS, graph.listener.status.last_stop
-    (locked,) = graph.node.set_parameters([Parameter("dry_run", value=True)])
+    (locked,) = graph.node.set_parameters([Parameter("max_age", value=0.4)])
     assert not locked.successful and "unconfigured" in locked.reason
     assert graph.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
     (bad,) = graph.node.set_parameters([Parameter("max_age", value=99.0)])
