@@ -3,6 +3,7 @@ raises."""
 
 from typing import Any
 
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.service import Service
 from rclpy.subscription import Subscription
@@ -16,6 +17,8 @@ class CheckedNode(Node):
 
     A /clock message of negative time is ignored with a warning. A service whose callback raises,
     rclpy's parameter services included, answers with an empty response, and the failure is logged.
+    /clock has a callback group of its own: no callback may delay the node's clock, since a stop
+    that is timed by an old clock is a step.
     """
 
     _clock_refused = False
@@ -24,8 +27,10 @@ class CheckedNode(Node):
         self, msg_type: Any, topic: str, callback: Any, *args: Any, **options: Any
     ) -> Subscription:
         """As `Node.create_subscription`; rclpy's time source subscribes to /clock by it."""
-        checked = self._checked_clock(callback) if msg_type is Clock else callback
-        return super().create_subscription(msg_type, topic, checked, *args, **options)
+        if msg_type is not Clock:
+            return super().create_subscription(msg_type, topic, callback, *args, **options)
+        options["callback_group"] = MutuallyExclusiveCallbackGroup()
+        return super().create_subscription(msg_type, topic, self._checked_clock(callback), *args, **options)
 
     def create_service(self, srv_type: Any, srv_name: str, callback: Any, **options: Any) -> Service:
         """As `Node.create_service`; rclpy makes its parameter services by it."""

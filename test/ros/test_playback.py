@@ -71,7 +71,7 @@ def play(graph, bag, kept, rate):
 
     graph.node._inputs._on_observation = note
     remap = [part for topic in TOPICS for part in ("--remap", f"{topic}:=/{graph.namespace}{topic}")]
-    command = [sys.executable, "-m", "robovlms_ros.cli", "play", str(bag), "--rate", str(rate), "--delay", "2", *remap]
+    command = [sys.executable, "-m", "robovlms_ros.cli", "play", str(bag), "--rate", str(rate), *remap]
     moment = 0
 
     def chunks():
@@ -79,10 +79,11 @@ def play(graph, bag, kept, rate):
 
     wanted = [frame_stamp(i) for i in kept]
     try:
-        for _ in range(5):
+        for delay in (2, 4, 8, 16, 32):  # s for the discovery of the player's publishers, long on a busy machine
             heard.clear()
             moment = time.time_ns()
-            subprocess.run(command, check=True, timeout=300, stdin=subprocess.DEVNULL, capture_output=True)
+            subprocess.run([*command, "--delay", str(delay)], check=True, timeout=300, stdin=subprocess.DEVNULL,
+                           capture_output=True)
             if [observation.stamp_ns for observation in heard] == wanted:
                 wait_for(lambda: wanted[-1] in chunks(), "the last frame's chunk")
                 return chunks(), list(heard)

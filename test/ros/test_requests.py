@@ -264,3 +264,39 @@ def test_a_negative_clock_is_ignored(make_graph):
     graph.wait_for(lambda: len(graph.listener.chunks) > count + 3, "chunks after the negative clock")
     graph.listener.wait_state("running")
     assert graph.node.now_ns() > 999 * 10**9
+
+
+def test_a_busy_callback_does_not_delay_the_clock(make_graph):
+    import threading
+
+    graph = make_graph(use_sim_time=True)
+    graph.arm.clock_ns = 1_000 * 10**9
+    graph.activate()
+    entered = threading.Event()
+    left = threading.Event()
+
+    def work():
+        entered.set()
+        left.wait(20)
+
+    timer = graph.node.create_timer(0.01, work, clock=graph.node._steady)
+    try:
+        graph.wait_for(entered.is_set, "the callback in the node's default group")
+        before = graph.node.now_ns()
+        graph.wait_for(lambda: graph.node.now_ns() > before, "the node's clock to advance")
+    finally:
+        left.set()
+        graph.node.destroy_timer(timer)
+
+
+def test_modules_are_indexed_before_the_first_log(tmp_path, monkeypatch):
+    import importlib
+    import inspect
+
+    from robovlms_ros.ros.lifecycle import index_modules
+
+    (tmp_path / "loaded_late.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("loaded_late")
+    index_modules()
+    assert module.__file__ in inspect.modulesbyfile
