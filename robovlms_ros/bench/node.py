@@ -55,7 +55,7 @@ RATIO = 1.2
 
 
 class Cameras(Node):
-    """Two cameras with synchronised stamps and an arm that stands still."""
+    """Two cameras with synchronised stamps and an arm at rest."""
 
     def __init__(self, transport: str, encoding: str) -> None:
         super().__init__("cameras", namespace=NAMESPACE)

@@ -134,7 +134,7 @@ class Scheduled:
 
     @property
     def covered_until_ns(self) -> int:
-        """As the scheduler says."""
+        """The scheduler's own message."""
         return self._scheduler.covered_until_ns
 
     @property

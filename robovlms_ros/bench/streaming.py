@@ -242,7 +242,7 @@ class _Transport:
         """Hand the controller the messages that have arrived, in order."""
         self._quiet = bool(self._messages) and self._messages[-1][0] <= now_ns
         while self._messages and self._messages[0][0] <= now_ns:
-            with suppress(TrajectoryRejected):  # as on a topic: the sender is never told
+            with suppress(TrajectoryRejected):  # as on a topic: the sender gets no answer
                 self._controller.accept(self._messages.pop(0)[1], now_ns)
 
 

@@ -1,7 +1,7 @@
 """Ablations of a simulated arm's policy: one thing changed at a time, in the simulator without ROS.
 
 Everything goes into --output and is resumable: run the same command again after an interruption.
-All variants but hindsight_paired share one set of demonstrations. What is left to do is said first.
+All variants but hindsight_paired share one set of demonstrations. The work left is listed first.
 The table has RoboVLMs' own findings beside ours and lists what was not run as not run; --report
 prints it and runs nothing. `--config demo --steps 4000` takes the easy demo's two cubes: some 20
 minutes a variant, not hours. Once the demonstrations are there, commands with other --only may run

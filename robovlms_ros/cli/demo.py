@@ -1,4 +1,5 @@
-"""Drive a simulated Panda through the real ROS graph and report whether it did as it was told.
+"""Drive a simulated Panda through the real ROS graph and report whether it followed the
+instructions.
 
 Two processes on DDS: a simulated arm with two cameras, and the policy node. Scenes come from seeds
 that training never saw. Written to --output: demo.gif, timeline.png, bag/ (MCAP) and, with --json,
@@ -143,8 +144,8 @@ MEASURED = ("reaction_ms", "real_time_factor", "worst_joint_step_mrad_per_10ms")
 
 
 def _measured(outcome: "DemoOutcome", report: Path | None) -> dict[str, Any]:
-    """Times and steps of this run for the JSON report; where nothing was run, what it
-    said before."""
+    """Times and steps of this run for the JSON report; where nothing was run, those
+    of the report so far."""
     def number(value: float) -> float | None:
         return None if math.isnan(value) else value
 

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def evaluation_config(args: argparse.Namespace) -> Any:
-    """The evaluation YAML with what the command line says on top. Raises ConfigError."""
+    """The evaluation YAML with the command line's values on top. Raises ConfigError."""
     from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig
     from robovlms_ros.evaluation.report.build import with_overrides
 

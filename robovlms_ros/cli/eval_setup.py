@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One bag to evaluate. checkpoints: (name, folder) pairs; the folder `recorded` stands for the
+    """One bag to evaluate. checkpoints: (name, folder) pairs; the folder `recorded` means the
     bag's own chunks.
 
     stamps: `all`, `recorded`, or a JSON file with a list of ns. threads: torch threads of the
@@ -168,7 +168,7 @@ def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodePara
 
 
 def uses_sim_time(path: Path | None) -> bool:
-    """True if the node's parameters say that it runs by /clock."""
+    """True if the node's parameters set use_sim_time."""
     return bool(_from_file(path).get("use_sim_time", False))
 
 

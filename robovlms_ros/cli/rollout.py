@@ -5,10 +5,10 @@ latency, drawn per chunk. Scenes come from the evaluation range of seeds. Exit c
 threshold is missed (see `robovlms demo`).
 
 --task runs the tabletop tasks (lift, stack, put, push, or all): the sentence is drawn by the seed,
-a fifth of them are sentences that training never used. --every-goal asks each scene for everything
-of its task that fits it, and counts the scenes in which all of it was followed. --condition changes
-light, camera, distractors, latency or drops frames; `all` runs every condition, which is the
-robustness table. Without --task: the easy demo's two cubes. --training-scenes takes scenes as
+a fifth of them are sentences that training never used. --every-goal runs each scene once for each
+goal of its task that fits it, and counts the scenes in which all of it was followed. --condition
+changes light, camera, distractors, latency or drops frames; `all` runs every condition, which is
+the robustness table. Without --task: the easy demo's two cubes. --training-scenes takes scenes as
 training draws them, of all tasks: a policy that does better in those it saw than in others lacks
 scenes.
 
@@ -96,7 +96,7 @@ def _cubes(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
 
 
 def _tabletop(args: argparse.Namespace, seeds: range) -> dict[str, Any]:
-    """Every condition asked for, each with its tables; the report holds the first one's rows and
+    """Every requested condition, each with its tables; the report holds the first one's rows and
     all of them."""
     from robovlms_ros.sim.scenes import Scene
     from robovlms_ros.sim.tasks import evaluate as tasks

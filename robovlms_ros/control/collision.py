@@ -200,7 +200,7 @@ class CollisionChecker:
 
     def _sample(self, curve: Spline, begin_ns: int) -> _Samples:
         """Configurations at the curve's points, SPACING_NS apart or more, and as many between them
-        as STEP asks for."""
+        as STEP requires."""
         later = curve.times_ns[curve.times_ns > begin_ns]
         chosen = np.unique((later - begin_ns) // SPACING_NS, return_index=True)[1]
         times_ns = np.concatenate([[begin_ns], later[chosen], later[-1:]]).astype(np.int64)

@@ -33,7 +33,7 @@ def check_range(where: str, value: float, low: float, high: float, unit: str) ->
 
 
 class ArmController:
-    """Base of the arm controllers' blocks: frozen dataclasses, told apart by their `type`.
+    """Base of the arm controllers' blocks: frozen dataclasses, distinguished by their `type`.
 
     adapter: `module:Class` of the adapter, a subclass of `robovlms_ros.ros.controllers.base.Arm`,
     for types of third parties. A name, because this module is imported on machines without ROS.

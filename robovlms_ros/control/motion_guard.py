@@ -71,7 +71,7 @@ class MotionGuard:
     def admit(self, command: TrajectoryCommand, now_ns: int, measured: RobotState | None) -> AdmittedCommand:
         """The command, ready to be sent; `record` it when it is.
 
-        measured: the believed pose; read only while nothing has been commanded. Raises
+        measured: the accepted pose; read only while nothing has been commanded. Raises
             CommandRejected.
         """
         reason = malformed(command, self._robot)

@@ -122,5 +122,5 @@ def _joint_plan(
 
 
 def _chunk(values: Array, spec: ActionSpec, stamp_ns: int) -> ActionChunk:
-    """A chunk that stands for the command; its own instruction keeps it from being blended."""
+    """A chunk that represents the command; its own instruction keeps it from being blended."""
     return ActionChunk(stamp_ns, values, spec, f"~/human at {stamp_ns}", "human", 0)

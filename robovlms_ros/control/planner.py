@@ -38,7 +38,7 @@ class PlanRefused(RoboVLMsError):
 
 
 def compose_targets(chunk: ActionChunk, eef_pose: Array) -> Array:
-    """The tool poses (n, 4, 4) base_T_eef that an end-effector chunk asks for.
+    """The tool poses (n, 4, 4) base_T_eef of an end-effector chunk.
 
     eef_pose: (4, 4) base_T_eef measured at the chunk's stamp. Raises PlanRefused for values that
     are not finite or do not have six pose numbers per step, and for a joint-space chunk.
@@ -92,7 +92,7 @@ def encode_poses(targets: Array, eef_pose: Array, spec: ActionSpec) -> Array:
 
 
 def compose_joints(chunk: ActionChunk, positions: Array) -> Array:
-    """The joint positions (n, J) that a joint-space chunk asks for; `positions` (J,) were measured
+    """The joint positions (n, J) of a joint-space chunk; `positions` (J,) were measured
     at its stamp.
 
     Raises PlanRefused for values that are not finite or not J per step, and for an end-effector

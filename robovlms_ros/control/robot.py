@@ -1,4 +1,4 @@
-"""One robot as its YAML describes it: joints, limits, tool, and which controllers it listens to."""
+"""One robot as its YAML describes it: joints, limits, tool, and its controllers."""
 
 import logging
 import math

@@ -185,7 +185,7 @@ class Verdict:
 
 
 class SafetyGate:
-    """One arm's gate. It remembers what it let through, and counts clamps and refusals in a row.
+    """One arm's gate. It keeps its last admitted motion, and counts clamps and refusals in a row.
 
     kinematics: checks the tool's workspace and speed; None leaves those two unchecked.
     collision: the solids of robot and world; None leaves collisions unchecked.
@@ -488,6 +488,6 @@ def _from_now(curve: Spline, before: Spline, now_ns: int) -> Spline | None:
         return None
     if curve.times_ns[0] <= now_ns:
         return curve
-    # A millisecond before a curve that begins just now: nearer points would not be told apart.
+    # A millisecond before a curve that begins just now: nearer points would coincide.
     begin_ns = np.array([min(now_ns, int(curve.times_ns[0]) - 1_000_000)])
     return followed_by(Spline(begin_ns, *before(begin_ns)), curve)

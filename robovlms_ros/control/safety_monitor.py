@@ -192,7 +192,7 @@ class PermissionConfig:
 
 @dataclass(frozen=True)
 class MonitorReport:
-    """action: the strongest that a present fault asks for. faults: all present, by severity, then
+    """action: the strongest action of the present faults. faults: all present, by severity, then
     by appearance.
 
     raised, recovered: since the last check.
@@ -265,7 +265,7 @@ class _Standstill:
 
 @dataclass
 class _Distrust:
-    """The last reason not to believe joint states, and its time."""
+    """The last reason to reject joint states, and its time."""
 
     reason: str = ""
     since_ns: int | None = None
@@ -373,7 +373,7 @@ class SafetyMonitor:
 
     @property
     def set_point_may_return(self) -> bool:
-        """True while the arm stands still where it is measured, and no fault makes the measurement
+        """True while the arm is at rest where it is measured, and no fault makes the measurement
         doubtful."""
         with self._lock:
             present = set(self._present)
@@ -422,7 +422,7 @@ class SafetyMonitor:
         return self._executor.robot.joints[worst], float(errors[worst])
 
     def reset(self, now_ns: int) -> None:
-        """Activation: everything has `max_age` from now to be heard of. The instruction and the
+        """Activation: every input has `max_age` from now to arrive. The instruction and the
         controller stay."""
         with self._lock:
             self._now_ns = now_ns
@@ -471,7 +471,7 @@ class SafetyMonitor:
             self._joints = _Joints(now_ns, True, stamp_ns, np.asarray(positions, dtype=np.float64))
 
     def implausible_joint_state(self, reason: str, now_ns: int) -> None:
-        """A joint state came that is not believed. The reason of the first one stays until the
+        """A joint state was rejected. The reason of the first one stays until the
         fault is gone."""
         with self._lock:
             distrust = self._distrust
@@ -640,7 +640,7 @@ class SafetyMonitor:
             return []
         same = (now_ns - seen.same_since_ns) / NANOSECONDS
         moved = float(np.max(np.abs(positions - seen.same_from), initial=0.0))
-        # Until new bytes come: the arm, held, may stand where it stood when they stopped changing.
+        # Until new bytes come: the arm, held, may be where it was when they stopped changing.
         seen.frozen = seen.frozen or (same >= self.config.frozen_time and moved >= self.config.frozen_motion)
         if not seen.frozen:
             return []

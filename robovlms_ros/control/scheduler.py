@@ -154,7 +154,7 @@ PASSES = 40
 
 
 def within_acceleration(curve: Spline, acceleration: Array) -> Spline:
-    """The curve with its corners and its jitter rounded where they ask for more than the limits
+    """The curve with its corners and its jitter rounded where they exceed the limits
     (J,), rad/s^2.
 
     Around each step that does, steps move towards their neighbours' mean (binomial smoothing) until

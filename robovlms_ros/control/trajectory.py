@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
 
 SEPARATION_NS = 2_000
-"""Points nearer than this say nothing that double precision could interpolate; the gate refuses
+"""Points nearer than this contain nothing that double precision could interpolate; the gate refuses
 half of it."""
 
 
@@ -167,8 +167,8 @@ class Extremes:
 
 @dataclass(frozen=True)
 class Violation:
-    """The worst break of one kind of limit; ratio is what was asked over what is allowed (speed,
-    acceleration)."""
+    """The worst break of one kind of limit; ratio is the required value over the allowed one
+    (speed, acceleration)."""
 
     kind: str
     text: str
@@ -281,7 +281,7 @@ STEP_NS = 20_000_000
 STEP = STEP_NS / NANOSECONDS
 GRID = 4  # samples of the followed curve per step
 STIFFNESS = 15.0  # 1/s: how fast small tracking errors are taken back
-LAG = 0.03  # rad: where the curve begins to wait for the joints; at twice that it stands still
+LAG = 0.03  # rad: where the curve begins to wait for the joints; at twice that it is at rest
 OVERTIME_NS = 1_000_000_000  # so long after the curve's own end the tracker stops where it is
 SETTLED = 1e-4  # rad, rad/s
 MARGIN = 0.98  # part of the acceleration limit that the braking laws count on
@@ -443,7 +443,7 @@ def stop_within(
 
     On the plan's path (`slow_down`) where that is possible; where the plan turns so sharply that
     slowing down besides
-    would ask for more than the acceleration bounds, as near to it as they allow: a joint that comes
+    would exceed the acceleration bounds, as near to it as they allow: a joint that comes
     to rest too late goes back, no faster than speed_scaling (above 0 to 1) times its speed bound.
     """
     stop = slow_down(plan, begin_ns, stop_time, bounds.acceleration)

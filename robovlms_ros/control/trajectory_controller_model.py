@@ -25,8 +25,8 @@ ZERO_VELOCITY = float(np.finfo(np.float32).eps)
 
 
 class TrajectoryRejected(RoboVLMsError):
-    """The controller drops a message; the text is what it logs. A publisher on the topic is never
-    told."""
+    """The controller drops a message; the text is what it logs. A publisher on the topic gets
+    no answer."""
 
 
 @dataclass(frozen=True)

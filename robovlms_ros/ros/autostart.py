@@ -3,7 +3,7 @@ that fails.
 
 A launch ends non-zero only when one of its own actions or event handlers raises: neither a process
 that dies nor a refused transition does that. So both become an event here, whose handler raises.
-The transitions are asked for by
+The transitions are requested by
 service and not followed on `transition_event`: a quick refusal can be published before the launch
     has subscribed.
 """
@@ -30,7 +30,7 @@ class LaunchFailed(RuntimeError):
 
 
 class NodeFailed(Event):
-    """A node cannot do its work; `reason` says why."""
+    """A node cannot do its work; `reason` is the cause."""
 
     name = "robovlms_ros.NodeFailed"
 
@@ -67,7 +67,7 @@ def autostart(node: LifecycleNode) -> list[LaunchDescriptionEntity]:
 
 
 def _bring_up(node: LifecycleNode, context: LaunchContext) -> None:
-    """Ask for one transition after the other; gives up silently when the launch ends meanwhile."""
+    """Request one transition after the other; gives up silently when the launch ends meanwhile."""
     client = get_ros_node(context).create_client(ChangeState, f"{node.node_name}/change_state")
     while not client.wait_for_service(timeout_sec=PATIENCE):
         if context.is_shutdown:

@@ -30,7 +30,8 @@ class CheckedNode(Node):
         if msg_type is not Clock:
             return super().create_subscription(msg_type, topic, callback, *args, **options)
         options["callback_group"] = MutuallyExclusiveCallbackGroup()
-        return super().create_subscription(msg_type, topic, self._checked_clock(callback), *args, **options)
+        checked = self._checked_clock(callback)
+        return super().create_subscription(msg_type, topic, checked, *args, **options)
 
     def create_service(self, srv_type: Any, srv_name: str, callback: Any, **options: Any) -> Service:
         """As `Node.create_service`; rclpy makes its parameter services by it."""

@@ -132,7 +132,7 @@ class ExecuteServer:
         commanded_opening: float | None,
         speed: float,
     ) -> None:
-        """End the goal where a rule, its duration, its client or a fault asks for it.
+        """End the goal by a rule, its duration, its client or a fault.
 
         in_force: False where a fault has ended the goal's instruction already. opening,
         commanded_opening: the gripper's, measured and commanded. speed: rad/s of the fastest

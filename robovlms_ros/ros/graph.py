@@ -39,8 +39,8 @@ def other_publishers(node: Node, topic: str) -> tuple[str, ...]:
 class ForeignGoals:
     """Watches an action server's status for goals of other clients.
 
-    A client that is only present (move_group, say) is no fault; a goal of its that is under way is
-    one.
+    A client that is only present (for example move_group) is no fault; a goal of its that is under
+    way is one.
     """
 
     def __init__(self, node: Node, action: str) -> None:

@@ -202,7 +202,7 @@ def run_until_signalled(make_node: Callable[[], PlainLifecycleNode], arguments: 
             executor.spin()
         except ExternalShutdownException:
             pass
-        # whatever a callback raised: the arm is stopped below, and the process says that it failed
+        # whatever a callback raised: the arm is stopped below, and the process exits with a failure
         except Exception:
             # rclpy's executors may also raise because they are being shut down.
             if not ended.is_set():

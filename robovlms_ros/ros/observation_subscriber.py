@@ -127,7 +127,7 @@ class ObservationSubscriber:
         return subscriptions
 
     def close(self) -> None:
-        """Hear nothing more."""
+        """Destroy the subscriptions."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
@@ -285,7 +285,7 @@ class ObservationSubscriber:
         line = f"{source}: {text or 'good again'}"
         if self._repeats.passes(line, time.monotonic()):
             logger = self._node.get_logger()
-            # rclpy wants a line of code of its own for each severity.
+            # rclpy requires a line of code of its own for each severity.
             if text is None:
                 logger.info(printable(line, 1000))
             else:

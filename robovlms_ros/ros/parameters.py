@@ -255,7 +255,7 @@ RETIRED = {
 class Parameter:
     """One parameter as users read and set it; the facts are those of a field of NodeParameters.
 
-    A name with `{camera}` stands for one parameter per configured camera; so does `{camera}` in its
+    A name with `{camera}` declares one parameter per configured camera; so does `{camera}` in its
     default. kind: Python type of the value. choices: the allowed texts, empty for any.
     removed: former choices, refused with `remedy`.
     """

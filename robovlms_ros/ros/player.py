@@ -77,7 +77,7 @@ class Player:
 
     @property
     def paused(self) -> bool:
-        """True if time stands still."""
+        """True while paused."""
         return self._paused
 
     def jump(self, seconds: float) -> None:
@@ -146,7 +146,7 @@ class Player:
 
     def _wait(self, pace: "_Pace", stamp_ns: int) -> bool:
         """Until the message is due, ticking /clock meanwhile; False when stopped, or a jump was
-        asked for."""
+        requested."""
         while not self._stopped and self._jump_to is None:
             if self._paused:
                 pace.hold()
@@ -188,7 +188,7 @@ class _Pace:
         self._wall = time.monotonic()
 
     def hold(self) -> None:
-        """Time stands still: what has passed so far stays, no more passes."""
+        """Pause: what has passed so far stays, no more passes."""
         if self._bag_ns is not None:
             wall = time.monotonic()
             self._bag_ns += round((wall - self._wall) * self._rate * NANOSECONDS) if self._running else 0
@@ -209,13 +209,13 @@ class _Pace:
 
 
 def _qos(topic: str) -> QoSProfile:
-    """Reliable, so that every subscriber is served; latched for what late nodes must hear."""
+    """Reliable, so that every subscriber is served; latched for what late nodes must receive."""
     latched = topic.rsplit("/", 1)[-1] in LATCHED_NAMES
     return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.RELIABLE,
                       durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE)
 
 
-def keyboard(player: Player, say: Callable[[str], None]) -> None:
+def keyboard(player: Player, log: Callable[[str], None]) -> None:
     """Space pauses and resumes, b jumps 5 s back, q stops: a line each, for a terminal."""
     began: int | None = None
     while not player._stopped:
@@ -232,13 +232,13 @@ def keyboard(player: Player, say: Callable[[str], None]) -> None:
             player.jump(max(0.0, (player.now_ns - began) / NANOSECONDS - 5.0))
         elif player.paused:
             player.resume()
-            say("playing")
+            log("playing")
         else:
             player.pause()
-            say("paused; Enter resumes, b jumps 5 s back, q stops")
+            log("paused; Enter resumes, b jumps 5 s back, q stops")
 
 
-def play(path: Path, options: PlayOptions, say: Callable[[str], None], interactive: bool) -> int:
+def play(path: Path, options: PlayOptions, log: Callable[[str], None], interactive: bool) -> int:
     """Play a bag with a node of its own; returns how many messages were published."""
     import threading
 
@@ -246,14 +246,14 @@ def play(path: Path, options: PlayOptions, say: Callable[[str], None], interacti
     node = Node("robovlms_play", use_global_arguments=False)
     player = Player(node, path, options)
     if interactive:
-        threading.Thread(target=keyboard, args=(player, say), daemon=True).start()
+        threading.Thread(target=keyboard, args=(player, log), daemon=True).start()
     try:
         player.run()
     except KeyboardInterrupt:
-        say("")
+        log("")
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
     for topic, reason in player.unpublished.items():
-        say(f"not played: {topic} ({reason})")
+        log(f"not played: {topic} ({reason})")
     return player.published

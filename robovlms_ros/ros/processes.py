@@ -11,7 +11,8 @@ from robovlms_ros.core.types import RoboVLMsError
 
 
 class ChildDied(RoboVLMsError):
-    """A process that the run needs has ended; the text says which, how, and what it last said."""
+    """A process that the run needs has ended; the text has its name, its exit code and its last
+    output."""
 
 
 class Child:
@@ -39,7 +40,7 @@ class Child:
             raise ChildDied(f"{self.name} ended with code {code}. The end of {self._log}:\n{self._tail()}")
 
     def stop(self, patience: float = 10.0) -> int:
-        """Ask with SIGINT, as Ctrl-C does; insist when it does not listen. Returns the exit
+        """Send SIGINT, as Ctrl-C does; kill it when it does not end. Returns the exit
         code."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)

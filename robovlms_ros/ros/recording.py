@@ -30,7 +30,7 @@ EPISODE = "episode"
 CONFIGURATION = "configuration"
 DISCOVERY_PERIOD = 0.5
 CLOCK_PATIENCE = 3.0
-ENOUGH = 50  # messages after which a topic's loss is said while the recording goes on
+ENOUGH = 50  # messages after which a topic's loss is reported while the recording goes on
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class RecordingNode(CheckedNode):
 
 
 def record(
-    options: RecordingOptions, say: Callable[[str], None], markers: Callable[[], str | None] | None = None
+    options: RecordingOptions, log: Callable[[str], None], markers: Callable[[], str | None] | None = None
 ) -> dict[str, int]:
     """Record until the duration is over, the cameras fall silent, or SIGINT or SIGTERM; returns
     messages by topic.
@@ -116,9 +116,9 @@ def record(
     if markers is not None:
         reader.start()
     try:
-        _spin(node, executor, options, say)
+        _spin(node, executor, options, log)
     except KeyboardInterrupt:
-        say("")
+        log("")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -135,9 +135,9 @@ def record(
         silent = "   (no message came)" if topic in counts else "   (nobody published it)"
         if topic in recorder.refused:
             silent = f"   (NOT RECORDED: {recorder.refused[topic]})"
-        say(f"  {counts.get(topic, 0):7d}  {topic}" + ("" if counts.get(topic) else silent))
+        log(f"  {counts.get(topic, 0):7d}  {topic}" + ("" if counts.get(topic) else silent))
     for warning in recorder.loss_warnings().values():
-        say(f"WARNING: {warning}")
+        log(f"WARNING: {warning}")
     if recorder.failure is not None:
         raise RoboVLMsError(recorder.failure)
     own = {name for name in counts if name.rsplit("/", 1)[-1] in (EPISODE, CONFIGURATION)}
@@ -152,7 +152,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _spin(
-    node: RecordingNode, executor: SingleThreadedExecutor, options: RecordingOptions, say: Callable[[str], None]
+    node: RecordingNode, executor: SingleThreadedExecutor, options: RecordingOptions, log: Callable[[str], None]
 ) -> None:
     begin = heard = time.monotonic()
     first = options.topics[0]
@@ -164,11 +164,11 @@ def _spin(
         if waiting and time.monotonic() - begin > CLOCK_PATIENCE:
             waiting = False
             if not node.get_clock().now().nanoseconds:
-                say("simulated time, and nobody publishes /clock: nothing is recorded until somebody does")
+                log("simulated time, and nobody publishes /clock: nothing is recorded until somebody does")
         for topic, warning in node.recorder.loss_warnings().items():
             if topic not in warned and node.recorder.losses[topic].received >= ENOUGH:
                 warned.add(topic)
-                say(f"WARNING: {warning}")
+                log(f"WARNING: {warning}")
         if node.recorder.failure is not None:
             return
         count = node.recorder.counts.get(first, 0)

@@ -1,4 +1,4 @@
-"""Says what the node says of itself: the status on every change and twice a second, /diagnostics
+"""Publishes the node's state: the status on every change and twice a second, /diagnostics
 once a second."""
 
 import threading
@@ -21,9 +21,9 @@ PERIOD = 0.5
 class StatusPublisher:
     """Publishes one node's report, from any thread; a status never overtakes a newer one.
 
-    watched: what stands in /diagnostics beside the policy: name -> what is wrong, empty when
+    watched: parts of /diagnostics beside the policy: name -> what is wrong, empty when
         nothing is.
-    clock: paces the reports, so that they go on while simulated time stands still.
+    clock: paces the reports, so that they go on while simulated time is paused.
     """
 
     def __init__(self, node: PlainLifecycleNode, report: NodeStatus, watched: Callable[[], dict[str, str]],
@@ -51,7 +51,7 @@ class StatusPublisher:
             self._node.get_logger().info(printable(line, TEXT_LIMIT))
 
     def publish_on_change(self) -> None:
-        """Publish the status if a listener must hear of it at once."""
+        """Publish the status if it must be received at once."""
         if self._report.change_key() != self._said:
             self.publish()
 

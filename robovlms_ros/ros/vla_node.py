@@ -1,9 +1,9 @@
-"""`vla_node`: a lifecycle node that hears cameras, joint states and an instruction, and drives an
+"""`vla_node`: a lifecycle node that receives images, joint states and an instruction, and drives an
 arm by a policy.
 
 configure loads, validates and warms up; activate starts at once; deactivate (and SIGINT, SIGTERM)
 holds the arm, then is silent; cleanup frees the memory. What it publishes: `~/action_chunk`,
-`~/status`, `/diagnostics`, and, unless `dry_run`, what the robot's controller listens to. Topics,
+`~/status`, `/diagnostics`, and, unless `dry_run`, the commands of the robot's controller. Topics,
 services and the action: docs/operate.md.
 """
 
@@ -104,7 +104,7 @@ class VLANode(PlainLifecycleNode):
         self.create_subscription(
             Bool, "success", self._on_success, 10, callback_group=self.work_group
         )
-        # Reports go on while simulated time stands still; decisions use the node's clock alone.
+        # Reports go on while simulated time is paused; decisions use the node's clock alone.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._reporter = StatusPublisher(self, self._report, self._watched, self._steady)
         self._decisions = DecisionPublisher(self)

@@ -25,7 +25,7 @@ SETTLE_TICKS = 50
 
 
 class SimulatedBag:
-    """A world that writes what it publishes and hears; give it to `ClosedLoop` in the world's
+    """A world that writes what it publishes and receives; give it to `ClosedLoop` in the world's
     place."""
 
     def __init__(self, path: Path, world: SimWorld, robot: RobotSpec) -> None:

@@ -1,5 +1,5 @@
-"""The pictures of a closed-loop run: a GIF of what the cameras saw, and a timeline of what the arm
-was told and did."""
+"""The pictures of a closed-loop run: a GIF of what the cameras saw, and a timeline of the
+instructions and the motion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -35,7 +35,7 @@ EASY_TIME_LIMIT = 10.0
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene to run. task: of `base`; the two cubes are asked for both. condition: a name
+    """One scene to run. task: of `base`; the two cubes have an instruction each. condition: a name
     among the settings'."""
 
     task: str
@@ -46,7 +46,7 @@ class Scene:
 @dataclass(frozen=True)
 class BenchSettings:
     """Settings of every scene of a run. checkpoint: the policy; empty is the scripted expert.
-    limit: simulated s per episode. blank: black images. every_goal: a tabletop scene is asked
+    limit: simulated s per episode. blank: black images. every_goal: a tabletop scene is run
     for the seed's own sentence (empty), for every goal of its task that fits it (`own`), or for
     every goal of any task (`all`)."""
 
@@ -297,7 +297,7 @@ def log_beside(report: Path) -> Path:
 
 
 def identity_of(settings: BenchSettings, latency: tuple[float, float] | None) -> dict[str, Any]:
-    """Inputs of an episode besides its scene. latency: the one asked for in every condition's
+    """Inputs of an episode besides its scene. latency: the one of every condition's
     place."""
     return {
         "checkpoint_sha256": checkpoint_digest(settings.checkpoint), "robot": settings.robot, "latency": latency,

@@ -82,7 +82,7 @@ _ARM = slice(0, 7)
 
 
 class WorldError(RoboVLMsError):
-    """The simulated world is asked for something that it does not have."""
+    """The simulated world does not have what is requested."""
 
 
 class SimWorld:
@@ -94,7 +94,7 @@ class SimWorld:
     interpolate_from_desired_state: the arm controller's option, off by default as there.
     task: whose scenes to set up; `all` draws one of the tabletop tasks by the seed.
     looks: bounds of light, colours and cameras. obstacles: how many objects without a name; None
-    draws it as the task says. Both are of the tabletop tasks.
+    draws it by the task's rule. Both are of the tabletop tasks.
     """
 
     joints = ARM_JOINTS

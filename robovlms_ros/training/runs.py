@@ -42,7 +42,7 @@ def is_plan(path: Path) -> bool:
 def read_run(path: Path, start: str | None = None) -> Run:
     """The run in a YAML or JSON file. start: a checkpoint, `random`, or None.
 
-    A file without a `model` block takes everything that it does not say from the checkpoint
+    A file without a `model` block takes everything that it leaves out from the checkpoint
     `start`. Raises ConfigError, CheckpointError.
     """
     mapping = read_mapping(path)
@@ -60,7 +60,7 @@ def _config_of(checkpoint: Path) -> Path:
     return locate_config(checkpoint)
 
 
-def starting_policy(run: Run, say: Callable[[str], None]) -> VLAPolicy:
+def starting_policy(run: Run, log: Callable[[str], None]) -> VLAPolicy:
     """The policy that training begins with, in float32. Raises CheckpointError, ConfigError,
     BackboneError."""
     from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy
@@ -70,20 +70,20 @@ def starting_policy(run: Run, say: Callable[[str], None]) -> VLAPolicy:
     seed = run.config.training.seed
     if run.start not in (None, RANDOM):
         policy = load_policy(str(run.start), config, dtype=torch.float32)
-        say(f"weights: {run.start}")
+        log(f"weights: {run.start}")
     elif run.start is None and config.vlm.size == "full" and config.vlm.model_name is not None:
         policy = policy_from_vlm(config, seed, torch.float32, run.folder)
-        say(f"weights: the VLM's from {config.vlm.model_name}; head and action token are new")
+        log(f"weights: the VLM's from {config.vlm.model_name}; head and action token are new")
     else:
         # a new model is made in the precision it runs in
         vlm = dataclasses.replace(config.vlm, precision="float32")
         policy = build_policy(dataclasses.replace(config, vlm=vlm), seed, run.folder)
-        say(f"weights: new, seed {seed}")
+        log(f"weights: new, seed {seed}")
     policy.config = config
     return policy
 
 
-def train_on(paths: Sequence[Path], run: Run, output: Path, say: Callable[[str], None]) -> Path:
+def train_on(paths: Sequence[Path], run: Run, output: Path, log: Callable[[str], None]) -> Path:
     """Train on recordings, or go on with the run in `output`; returns the checkpoint's folder.
 
     Raises DataError (what of the data would train badly), TrainingError, and what `starting_policy`
@@ -95,29 +95,29 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, say: Callable[[str],
     from robovlms_ros.training.data.windows import WindowDataset
     from robovlms_ros.training.engine.fit import fit
 
-    source, accept = open_data(paths, run, say)
+    source, accept = open_data(paths, run, log)
     flaws, _ = check_data(source, run.config, accept=accept)
     for flaw in flaws:
         if not flaw.refuse:
-            say(f"note: {flaw.where}: {flaw.text}")
+            log(f"note: {flaw.where}: {flaw.text}")
     require_trainable(flaws)
     training = run.config.training
     learned, held = split(source, training.validation_fraction, training.seed)
     statistics = compute_statistics(source, learned, run.config)
     config = with_statistics(run.config, statistics)
-    say(f"{len(learned)} episodes to train on, {len(held)} held out; actions in {statistics.unit}")
-    policy = starting_policy(dataclasses.replace(run, config=config), say)
+    log(f"{len(learned)} episodes to train on, {len(held)} held out; actions in {statistics.unit}")
+    policy = starting_policy(dataclasses.replace(run, config=config), log)
     train = WindowDataset(source, learned, config)
     validation = WindowDataset(source, held, config) if held else None
     files = {"statistics.json": json.dumps(statistics.as_table(KEY), indent=1)}
     return fit(policy, train, validation, config, output, files=files)
 
 
-def open_data(paths: Sequence[Path], run: Run, say: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:
+def open_data(paths: Sequence[Path], run: Run, log: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:
     """The episodes at `paths` as the file's `data` block maps them, and the kinds of flaws that it
     lets through."""
     from robovlms_ros.training.data.open_sources import open_sources
 
     mapping = dict(run.data)
     accept = tuple(mapping.pop("accept", ()))
-    return open_sources(paths, run.config, mapping, say), accept
+    return open_sources(paths, run.config, mapping, log), accept

@@ -74,7 +74,7 @@ def test_stopped_tabletop_run_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     ran: list[int] = []
 
-    def two_episodes(options, say, keep):  # type: ignore[no-untyped-def]
+    def two_episodes(options, log, keep):  # type: ignore[no-untyped-def]
         assert options.checkpoint == "tasks"
         for trial in options.trials[:2]:
             ran.append(trial.seed)

@@ -79,11 +79,14 @@ def play(graph, bag, kept, rate):
 
     wanted = [frame_stamp(i) for i in kept]
     try:
-        for delay in (2, 4, 8, 16, 32):  # s for the discovery of the player's publishers, long on a busy machine
+        # s for the discovery of the player's publishers, long on a busy machine
+        for delay in (2, 4, 8, 16, 32):
             heard.clear()
             moment = time.time_ns()
-            subprocess.run([*command, "--delay", str(delay)], check=True, timeout=300, stdin=subprocess.DEVNULL,
-                           capture_output=True)
+            subprocess.run(
+                [*command, "--delay", str(delay)],
+                check=True, timeout=300, stdin=subprocess.DEVNULL, capture_output=True,
+            )
             if [observation.stamp_ns for observation in heard] == wanted:
                 wait_for(lambda: wanted[-1] in chunks(), "the last frame's chunk")
                 return chunks(), list(heard)

@@ -1,4 +1,4 @@
-"""Curves of cost out of a benchmark's rows, each a picture that stands alone."""
+"""Curves of cost out of a benchmark's rows, each a complete picture."""
 
 import argparse
 from collections.abc import Callable, Sequence

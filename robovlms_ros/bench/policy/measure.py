@@ -79,7 +79,7 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[s
             flops=sum(op.flops for op in operations), bytes=sum(op.bytes for op in operations),
             roofline=roofline(operations, ceilings), ratio=_ratio(alternating, name, paths[0]),
             difference=_difference(answers[name], reference), parameters=size_of(policy), sessions=robots,
-            said=ways[name].said,
+            description=ways[name].description,
         ))
     return rows
 

@@ -82,7 +82,8 @@ STATUS = Path("/proc/self/status")
 
 def peak_memory(case: Case, path: str, threads: int) -> int | None:
     """Bytes: the most that a process had in memory that builds the case and makes steps of one path
-    on the CPU. None where the system does not say. Raises ConfigError when the process fails."""
+    on the CPU. None where the system has no such count. Raises ConfigError when the process
+    fails."""
     if not STATUS.exists():
         return None
     package = Path(__file__).resolve().parents[3]

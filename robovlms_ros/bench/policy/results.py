@@ -31,11 +31,11 @@ class PolicyRow:
     path: `fast`, `plain` (the package's), `careful`, `logits` (transformers by hand),
         `logits_float32`.
     p50, p99: s a step, of `steps` steps. images_per_second: camera pictures at p50. peak_bytes: of
-    the device's memory while this path ran, weights included (None where the device does not say).
+    the device's memory while this path ran, weights included (None where the device has no count).
     shares: by stage, of a step that waits after every stage. flops, bytes: of a step, counted.
     roofline: s. ratio: median over the rounds of this path's time over the first path's, in the
     same round. difference: largest, from the plain path's normalised answers. sessions: robots
-    stepped together. said: what the path is made of, in words.
+    stepped together. description: parts of the path.
     """
 
     case: Case
@@ -53,7 +53,7 @@ class PolicyRow:
     difference: float
     parameters: dict[str, int]
     sessions: int = 1
-    said: str = ""
+    description: str = ""
 
     @property
     def key(self) -> str:
@@ -114,7 +114,8 @@ def table(rows: Sequence[PolicyRow]) -> str:
         size = members[0].parameters["without_embedding"] / 1e9
         texts.append(f"\n{case.title}, {case.dtype}{more} ({size:.2f} B + words)")
         texts.append(aligned(HEADER, [cells(row) for row in members], numbers=True))
-        texts += [f"{row.path}: {row.said}" for row in members if row.path.startswith("fast")]
+        fast = [row for row in members if row.path.startswith("fast")]
+        texts += [f"{row.path}: {row.description}" for row in fast]
     return "\n".join(texts)
 
 

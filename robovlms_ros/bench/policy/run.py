@@ -96,12 +96,12 @@ def _curves(base: Case) -> Iterator[MeasurementJob]:
 
 
 def run_preset(chosen: Preset, device: torch.device, path: Path | None, resume: bool,
-               say: Callable[[list[PolicyRow]], None]) -> Results:
+               on_rows: Callable[[list[PolicyRow]], None]) -> Results:
     """Measure every job; a job that runs out of memory or is refused is listed in `missing`, and
     the rest goes on.
 
     path: written after every job. resume: rows that it holds from the same machine and software are
-    kept. say: called with the rows of each job.
+    kept. on_rows: called with the rows of each job.
     """
     results = _begin(chosen, device, path, resume)
     for job in chosen.jobs:
@@ -116,7 +116,7 @@ def run_preset(chosen: Preset, device: torch.device, path: Path | None, resume: 
                 results.missing.append(f"{job.case.title}: {error}")
                 have = []
             _release(device)
-        say(have)
+        on_rows(have)
         if path is not None:
             results.write(path)
     results.complete = not results.missing

@@ -201,7 +201,7 @@ class InferenceVariant(Protocol):
     policy: VLAPolicy
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """Description of the stages."""
         ...
 
@@ -220,7 +220,7 @@ class SessionVariant:
         fill_history(self.session, frames)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """See Way."""
         return f"{self.session.path}: {self.session.path_reason}"
 
@@ -247,7 +247,7 @@ class Fleet:
             fill_history(session, mine)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """See Way."""
         return f"{self.sessions[0].path}: {self.sessions[0].path_reason}"
 
@@ -268,7 +268,7 @@ class BaselineVariant:
         self._robot.features.extend(stand_in_features(policy))
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """See Way."""
         return "model(...) with logits" if self._logits else "model.model(...)"
 

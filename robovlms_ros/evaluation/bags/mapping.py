@@ -100,7 +100,7 @@ def detect(
     """The mapping for a bag, and one line for each choice, detected ones marked as such.
 
     Raises ConfigError for a topic that the bag does not hold, BagError when a camera cannot be
-    found or told apart.
+    found or distinguished.
     """
     _check_given(bag, given)
     lines: list[str] = []
@@ -259,7 +259,7 @@ def _commands(
             return topic, KINDS[bag.topics[topic]]
     for type_name, kind in KINDS.items():
         if type_name == CHUNK:
-            continue  # recorded chunks are a policy's own output: compared with only when asked for
+            continue  # recorded chunks are a policy's own output: compared with only on request
         for topic in sorted(t for t, name in bag.topics.items() if name == type_name and t != joints):
             if type_name in (TRAJECTORY, JOINT_STATE) and not set(robot.joints) <= set(_joint_names(bag, topic) or ()):
                 continue

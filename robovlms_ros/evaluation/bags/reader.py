@@ -78,7 +78,7 @@ class ClockJump:
 class Bag:
     """An open rosbag2; use as a context manager.
 
-    topics: name -> type. counts: name -> messages, None where the file cannot say without being
+    topics: name -> type. counts: name -> messages, None where the file has no index and must be
         read.
     notes: what was missing, repaired or lost, one sentence each; grows while the bag is read.
     foreign: name -> encoding of the topics that are not in ROS 2's and cannot be read.

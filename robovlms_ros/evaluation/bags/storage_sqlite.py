@@ -99,10 +99,10 @@ class SqliteStorage(BagStorage):
         return database
 
     def _shortened(self) -> Path | None:
-        """A copy of a cut-off file whose header says how many pages there are, None for a whole
+        """A copy of a cut-off file whose header has the number of its pages, None for a whole
         one.
 
-        SQLite refuses a file that is shorter than its header says, and if told not to, takes what
+        SQLite refuses a file that is shorter than its header declares, and if forced, takes what
         is missing for zeros.
         """
         size = self.path.stat().st_size

@@ -44,7 +44,7 @@ class EvaluationConfig:
     """The evaluation YAML. Times are seconds.
 
     instruction: for bags without one, or instead of theirs. other_instruction: to see whether the
-    model listens; empty takes one that the bag had before. rate: inferences per second at most, 0
+    model obeys; empty takes one that the bag had before. rate: inferences per second at most, 0
     is every image.
     latencies: replayed through scheduler and gate; the first one judges. sensitivity: also with
     each camera blanked, and with the other instruction; dropped: and with this fraction of images

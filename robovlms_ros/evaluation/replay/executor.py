@@ -148,9 +148,9 @@ class LatencySimulation:
     """Runs one latency. continuing False judges every chunk as the node does in dry_run
     (`dry_run_chunk`).
 
-    The recorded arm stands in for the arm: it did what it was told then, not what the policy says
-    now. So a plan that continues drifts off it where policy and recording differ; `off` says how
-    far, and the gate acts on it.
+    The recorded arm takes the place of the arm: it followed the commands of that time, not the
+    policy's now. So a plan that continues drifts off it where policy and recording differ; `off`
+    is how far, and the gate acts on it.
     """
 
     def __init__(self, latency: float, make: Callable[[], ExecutorStack], continuing: bool = True) -> None:

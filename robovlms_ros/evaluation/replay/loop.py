@@ -67,8 +67,8 @@ class Perturbations:
     """Perturbed runs beside the recorded one. latencies: s. stride: every so many inferences also
     with the variants.
 
-    blank: cameras to blank, each alone. instruction: the other instruction; "" takes one that was
-    heard before in the bag, None leaves it out. dropped: fraction of images dropped in one more
+    blank: cameras to blank, each alone. instruction: the other instruction; "" takes an
+    earlier one of the bag, None leaves it out. dropped: fraction of images dropped in one more
     variant, 0 leaves it out.
     """
 

@@ -172,7 +172,7 @@ class Scorer:
 
     def _compare_recorded(self, answer: Answer, predicted: Steps, tracks: Tracks) -> None:
         """Against the chunk that was recorded live for the very same observation, once both
-        remember the same."""
+        store the same."""
         recorded = tracks.chunks.get(answer.chunk.stamp_ns)
         if self._remembers_from < 0 and recorded is not None:
             # A recording that begins while the node runs does not hold what the node remembered

@@ -68,7 +68,7 @@ def steps_of_chunk(chunk: ActionChunk, start: RobotState) -> Steps:
 def steps_of_targets(
     spec: ActionSpec, start: RobotState, targets: Array, valid: NDArray[np.bool_], gripper: Array
 ) -> Steps:
-    """The mirror: known targets, poses (n, 4, 4) or joints (n, J) as `spec.space` asks, in the
+    """The mirror: known targets, poses (n, 4, 4) or joints (n, J) as `spec.space` requires, in the
     policy's numbers.
 
     A step is valid only when it and all before it are known: its numbers depend on them.

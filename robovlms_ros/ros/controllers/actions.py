@@ -21,7 +21,7 @@ from robovlms_ros.ros.messages import trajectory_to_message
 
 
 class Goals:
-    """One action client that keeps sending goals, each replacing the last, and remembers what
+    """One action client that keeps sending goals, each replacing the last, and stores what
     became of them."""
 
     def __init__(self, context: Context, action: type, name: str) -> None:
@@ -71,7 +71,7 @@ class Goals:
 
 
 class FollowJointTrajectoryArm(Arm):
-    """joint_trajectory_controller by its action: unlike the topic, it tells when it rejects or
+    """joint_trajectory_controller by its action: unlike the topic, it reports when it rejects or
     aborts."""
 
     def __init__(self, context: Context, spec: specs.FollowJointTrajectory) -> None:

@@ -22,7 +22,7 @@ RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class ControllerError(RoboVLMsError):
-    """A controller cannot be served: a message package is missing, or the robot's YAML asks for
+    """A controller cannot be served: a message package is missing, or the robot's YAML requires
     what it cannot do."""
 
 
@@ -30,7 +30,7 @@ class ControllerError(RoboVLMsError):
 class Context:
     """Arguments of an adapter.
 
-    node: the node it speaks through. measured: the arm's newest state. kinematics: for this
+    node: the node that publishes. measured: the arm's newest state. kinematics: for this
     adapter's use alone, as kinematics are not thread-safe; None where the robot has no description.
     """
 
@@ -96,8 +96,8 @@ class Arm(ABC):
         return ()
 
     def following(self) -> tuple[str, float] | None:
-        """The joint furthest from its command and how far (rad), where the controller tells; else
-        None."""
+        """The joint furthest from its command and how far (rad), where the controller publishes
+        it; else None."""
         return None
 
     def problem(self) -> str | None:

@@ -1,4 +1,4 @@
-"""MoveIt Servo: commands stamped now, at 20 Hz or more, after Servo has been told which type of
+"""MoveIt Servo: commands stamped now, at 20 Hz or more, after Servo has confirmed the type of
 command comes.
 
 Servo halts smoothly when commands stop, so silence is a stop too.
@@ -31,13 +31,13 @@ FEEDBACK_TURN = 0.5  # rad/s
 TWIST_TOLERANCE = 1.05
 
 # moveit_msgs/ServoStatus codes under which Servo does not follow; the others are OK or slower than
-# asked.
+# commanded.
 HALTED = {-1: "INVALID", 2: "HALT_FOR_SINGULARITY", 5: "HALT_FOR_COLLISION", 6: "JOINT_BOUND"}
 
 
 class ServoLink:
     """Servo's services and status: switches the command type at activation, and knows why Servo
-    stands still."""
+    is at rest."""
 
     def __init__(self, context: Context, servo: str, controller: str, command: str) -> None:
         self._node = context.node
@@ -51,7 +51,7 @@ class ServoLink:
         self._halted: str | None = None
 
     def switch(self) -> None:
-        """Ask for the command type, without waiting; asked again by `ready` while Servo is not
+        """Request the command type, without waiting; requested again by `ready` while Servo is not
         there."""
         self._answer = self._client.call_async(self._request) if self._client.service_is_ready() else None
 

@@ -24,8 +24,8 @@ from robovlms_ros.ros.messages import trajectory_to_message
 class JointTrajectoryArm(Arm):
     """Publishes each command whole; the controller interpolates.
 
-    A topic tells nothing back. Where control_msgs is installed and the robot's YAML names the
-    controller's state topic, how well it follows is heard there.
+    A topic returns no answer. Where control_msgs is installed and the robot's YAML names the
+    controller's state topic, the tracking error is read there.
     """
 
     def __init__(self, context: Context, spec: specs.JointTrajectory) -> None:

@@ -1,7 +1,7 @@
 """The examiner: puts the arm into a scene, gives the instruction, watches the simulator's ground
 truth.
 
-It stands outside of what it examines: the policy node never hears the topics that carry object
+It is outside of what it examines: the policy node never receives the topics that carry object
 poses.
 """
 
@@ -39,7 +39,7 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 
 
 class DemoClientError(RoboVLMsError):
-    """A node did not answer, or refused what it was asked."""
+    """A node did not answer, or refused a request."""
 
 
 class DemoClient(Node):

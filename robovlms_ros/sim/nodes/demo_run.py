@@ -83,10 +83,10 @@ class DemoOutcome:
 
 
 def run_demo(
-    options: DemoOptions, say: Callable[[str], None], keep: Callable[[Trial, EpisodeResult], None]
+    options: DemoOptions, log: Callable[[str], None], keep: Callable[[Trial, EpisodeResult], None]
 ) -> DemoOutcome:
-    """Run every trial of `options` against fresh processes; `say` is told of each step in one line,
-    `keep` is given each result as it is there.
+    """Run every trial of `options` against fresh processes; `log` is called with each step in one
+    line, `keep` is given each result as it is there.
 
     Raises ChildDied when a node ends, ExaminerError when one refuses or stays silent.
     """
@@ -99,7 +99,7 @@ def run_demo(
         sim = stack.enter_context(_child(SIM, "robovlms_ros.sim.nodes.sim_arm", _sim_arguments(options), logs))
         policy = stack.enter_context(_child(POLICY, "robovlms_ros.ros.vla_node", _policy_arguments(options), logs))
         examiner = stack.enter_context(_spinning((sim, policy)))
-        say("loading the policy")
+        log("loading the policy")
         examiner.configure(patience=240.0)
         recorder = None
         if options.bag:
@@ -116,7 +116,7 @@ def run_demo(
             keep(trial, episode)
             if recording:
                 outcome.recordings.append(recording)
-            say(_line(index + 1, len(options.trials), trial, episode))
+            log(_line(index + 1, len(options.trials), trial, episode))
         outcome.real_time_factor = (examiner.now_ns() - simulated) / NANOSECONDS / (time.monotonic() - wall)
         outcome.reaction_s = (examiner.status.latency_p50, examiner.status.latency_p99)
         outcome.worst_step = examiner.worst_step

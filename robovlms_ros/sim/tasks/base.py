@@ -102,7 +102,7 @@ class FailureClassifier:
             track.taken = track.taken or held
 
     def why(self, wrong: bool) -> str:
-        """One of REASONS, for an episode that has not succeeded. wrong: what the judge says."""
+        """One of REASONS, for an episode that has not succeeded. wrong: the judge's answer."""
         if self.taken:
             return "wrong object"
         if wrong:
@@ -189,7 +189,7 @@ class Task:
     obstacles: tuple[int, int] = (0, 1)
 
     def goals(self, truth: TableTruth) -> list[Goal]:
-        """Every goal that a scene may be asked for."""
+        """Every goal that is possible in a scene."""
         return fitting(truth)
 
     def own(self, fitting_goals: Sequence[Goal]) -> list[Goal]:
@@ -204,7 +204,7 @@ class Task:
         ]
 
     def fits(self, goal: Goal, truth: TableTruth) -> bool:
-        """True if the goal can be asked for in this scene: all there, reachable, and room for
+        """True if the goal is possible in this scene: all there, reachable, and room for
         the fingers."""
         if goal.thing not in truth.things or (goal.place and goal.place not in {**truth.things, **truth.plates}):
             return False
@@ -219,7 +219,7 @@ class Task:
 
 
 class Cubes(Task):
-    """Two cubes, each asked for by one sentence."""
+    """Two cubes, each named by one sentence."""
 
     def goals(self, truth: TableTruth) -> list[Goal]:
         return list(INSTRUCTIONS.values())
@@ -294,7 +294,7 @@ def fitting(truth: TableTruth, task: str | None = None) -> list[Goal]:
 
 
 class TableJudge:
-    """Success: the goal is reached and let go, for STEADY_FRAMES. Wrong: another thing is
+    """Success: the goal is reached and released, for STEADY_FRAMES. Wrong: another thing is
     lifted, or lies where the named one belongs, or the named one lies on the other plate or on
     another thing."""
 

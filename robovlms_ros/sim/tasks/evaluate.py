@@ -102,8 +102,8 @@ def named_by_task(episodes: Sequence[TaskEpisode]) -> list[EpisodeResult]:
 
 def taken_instead(episodes: Sequence[TaskEpisode]) -> dict[str, dict[str, int]]:
     """Differences between the taken and the named object, of the episodes that failed by it:
-    difference -> task -> count, the most frequent first. Those of a log that does not say what was
-    taken are `not kept`; blanked ones do not count."""
+    difference -> task -> count, the most frequent first. Those of a log that does not contain what
+    was taken are `not kept`; blanked ones do not count."""
     counts: dict[str, Counter[str]] = {}
     for episode in episodes:
         result = episode.result
@@ -140,7 +140,7 @@ def paraphrases(episodes: Sequence[TaskEpisode]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class InstructionFollowing:
-    """The scenes of one task that were asked for two things or more; fractions have 95 % Wilson
+    """The scenes of one task with two instructions or more; fractions have 95 % Wilson
     intervals.
 
     obeyed: scenes in which every instruction was followed; refused: in which none was; mixed: the

@@ -102,7 +102,7 @@ def candidates(thing: TableObject, now: float = 0.0) -> list[float]:
     """Yaws at which the fingers lie flat against it, the nearest to a hand turned by `now` first.
 
     From where the hand is, not from home: what imitates the expert gives the mean of two turns that
-    are hardly told apart (a cube turned by 45 degrees), and a hand that went neither way would
+    are hardly distinguishable (a cube turned by 45 degrees), and a hand that went neither way would
     stand there for good. So a hand that has begun to turn is to go on.
     """
     if thing.shape == "cube":

@@ -1,8 +1,8 @@
-"""Instructions of the tabletop tasks: what is asked for, the ways of saying it, and back. No
+"""Instructions of the tabletop tasks: goals, their phrasings, and back. No
 simulator is imported.
 
 Every task has paraphrases that training uses and paraphrases that it never does; the latter are
-made of words that trained sentences use, so that a policy with a small vocabulary can be asked them
+made of words that trained sentences use, so that a policy with a small vocabulary knows their words
 at all.
 """
 
@@ -32,7 +32,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Phrases:
-    """Ways of saying one task, `{thing}` and `{place}` in them."""
+    """Phrasings of one task, `{thing}` and `{place}` in them."""
 
     trained: tuple[str, ...]
     unseen: tuple[str, ...]
@@ -79,7 +79,7 @@ LABELLED = 6
 
 
 def goals() -> tuple[Goal, ...]:
-    """Everything that can be asked for, whatever the scene."""
+    """Every goal, whatever the scene."""
     cubes = [name for name in THINGS if shape_of(name) == "cube"]
     steady = [name for name in THINGS if shape_of(name) != "ball"]
     return (
@@ -90,26 +90,27 @@ def goals() -> tuple[Goal, ...]:
     )
 
 
-def say(goal: Goal, phrase: str) -> str:
+def phrased(goal: Goal, phrase: str) -> str:
     """The instruction, by one of the task's phrases."""
     return phrase.format(thing=goal.thing, place=goal.place)
 
 
 def instructions(goal: Goal, unseen: bool = False) -> tuple[str, ...]:
-    """Every way of asking for it that training uses, or every one that it does not."""
+    """Every phrasing of it that training uses, or every one that it does not."""
     phrases = PHRASES[goal.task]
-    return tuple(say(goal, phrase) for phrase in (phrases.unseen if unseen else phrases.trained))
+    return tuple(phrased(goal, phrase) for phrase in (phrases.unseen if unseen else
+    phrases.trained))
 
 
 def paraphrase(goal: Goal, seed: int) -> str:
-    """One of all the ways of asking for it, drawn by the scene's seed, for each goal anew."""
+    """One of all its phrasings, drawn by the scene's seed, for each goal anew."""
     sentences = [sentence for kind in (False, True) for sentence in instructions(goal, kind)]
     return sentences[int(np.random.default_rng((seed, 4, goals().index(goal))).integers(len(sentences)))]
 
 
 @lru_cache(maxsize=1)
 def _meanings() -> dict[str, Goal]:
-    return {say(goal, phrase): goal for goal in goals() for phrase in PHRASES[goal.task].all}
+    return {phrased(goal, phrase): goal for goal in goals() for phrase in PHRASES[goal.task].all}
 
 
 def meaning(instruction: str) -> Goal:

@@ -96,7 +96,7 @@ NOT_STUDIED = "not studied"
 
 @dataclass(frozen=True)
 class PublishedFinding:
-    """text: what was found; source: where it stands."""
+    """text: what was found; source: its page."""
 
     text: str
     source: str = PAPER

@@ -331,7 +331,7 @@ def random_start(
 
 
 def _are_twins(goal: Goal, other: Goal) -> bool:
-    """True if only the shape tells their things apart, as in `red can` and `red cube`: what is
+    """True if only the shape distinguishes their things, as in `red can` and `red cube`: what is
     most often confused."""
     return goal.thing != other.thing and goal.thing.split()[0] == other.thing.split()[0]
 

@@ -45,7 +45,7 @@ class CubeWindows:
 
     images: (B, W, K, S, S, 3) uint8. states: (B, W, P), raw proprioception. hands (B, W, 3), cubes
     (B, W, C, 3): m in the base frame. arm (B, W, C, n, A), opened (B, W, C, n): the expert's chunk
-    for each cube, as the head's targets. followed (B, W) int64: which of the cubes was asked for.
+    for each cube, as the head's targets. followed (B, W) int64: which of the cubes was named.
     grasped (B, W, C, 3): `hindsight.grasped_places`.
     """
 

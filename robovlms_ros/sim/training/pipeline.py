@@ -4,7 +4,7 @@ dataset aggregation.
 Everything lies in one folder and is resumable: `demonstrations/` and `aggregation_N/` hold shards,
 `run/` the state and curve of the training engine (`training.engine.stages`), `checkpoint/` the
 result. What is finished is not done again. The processors record the shards of a stage while the
-stage before it trains, where the plan says so.
+stage before it trains, where the plan requires it.
 """
 
 import logging

@@ -172,8 +172,8 @@ def grasped_places(shard: Columns) -> NDArray[np.float32]:
         goes with it. For what another episode of
     the same scene took: where it did so. Not a number for the other things.
 
-    Frames before a change of the instruction know the place, too: what was asked for there and what
-    is known in hindsight are then two instructions for one image.
+    Frames before a change of the instruction know the place, too: what was instructed there and
+    what is known in hindsight are then two instructions for one image.
     """
     hands = shard["poses"][:, :3, 3]
     openings = shard["openings"]

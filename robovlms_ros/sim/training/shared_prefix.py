@@ -70,7 +70,7 @@ def features_under_instructions(
 
 def _layout(prefix: int, tail: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """The additive mask (1, 1, L, L) and the positions (1, L) of `count` tails of `tail` tokens
-    behind a prefix. What pads a tail stands behind its tokens, so that causality alone keeps it
+    behind a prefix. What pads a tail comes behind its tokens, so that causality alone keeps it
     from being seen."""
     length = prefix + tail * count
     index = torch.arange(length, device=like.device)

@@ -3,8 +3,9 @@ without running it.
 
 A glimpse costs one picture of each camera, an episode eighty; but hands that merely hang somewhere
 above the table never show the last centimetres. So a glimpse's hand hangs anywhere, or is about to
-take a goal's thing, or is at it: the thing is held on the way, let down, just let go, let go beside
-its place, or pushed. What to do next follows from that picture alone, as the expert has no memory.
+take a goal's thing, or is at it: the thing is held on the way, let down, just released, released
+beside its place, or pushed. What to do next follows from that picture alone, as the expert has no
+memory.
 """
 
 import math
@@ -88,7 +89,7 @@ def _before(law: ExpertPolicy, rng: np.random.Generator) -> _Moment:
     height = 0.11 * rng.uniform() ** 2
     beside = _disc(rng, 0.004 + 0.45 * height)
     opening = rng.uniform(law.thing.grip, 1.0) if height > 0.05 and rng.uniform() < 0.25 else 1.0
-    # Now and then turned anyhow: so a hand stands that could not decide between two turns.
+    # Now and then turned anyhow: so a hand is turned that could not decide between two turns.
     yaw = rng.uniform(-ANY_TURN, ANY_TURN) if rng.uniform() < 0.3 else law.yaw + rng.normal() * (0.08 + 3.0 * height)
     position = law.thing.position + np.array((*beside, GRASP_OFFSET + height + rng.uniform(-0.004, 0.0)))
     return _Moment(position, yaw, rng.uniform(-0.06, 0.06, 2), opening)
@@ -120,7 +121,7 @@ def _at_it(law: ExpertPolicy, truth: TableTruth, rng: np.random.Generator) -> _M
         return _held(law, end + np.array((*beside, rise)), rng)
     if kind < 0.87:
         return _missed(law, truth, rng)
-    # Let go: the fingers are opening, or the hand rises.
+    # Released: the fingers are opening, or the hand rises.
     lies = end + np.array((*_disc(rng, 0.007), 0.0))
     if rng.uniform() < 0.5:
         return _held(law, lies, rng, rng.uniform(0.9 * law.thing.grip, 1.0))
@@ -130,7 +131,7 @@ def _at_it(law: ExpertPolicy, truth: TableTruth, rng: np.random.Generator) -> _M
 
 
 def _missed(law: ExpertPolicy, truth: TableTruth, rng: np.random.Generator) -> _Moment | None:
-    """The thing lies on the table beside its place, where it was let go or fell, and the hand is
+    """The thing lies on the table beside its place, where it was released or fell, and the hand is
     still above it."""
     assert law.place is not None
     # Clear of a cube that it was to stand on; off the plate's middle.

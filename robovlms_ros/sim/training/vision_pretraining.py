@@ -4,8 +4,8 @@ read.
 A small vision tower learns this slowly from actions, and nothing else can be learned before it. So
 it is taught by the
 simulator: each image token names the things whose centres lie in its patch and how a cube there is
-turned (a hand that takes the mean of two turns never closes), and all tokens together tell where
-everything is. A saved policy holds none of this.
+turned (a hand that takes the mean of two turns never closes), and all tokens together determine
+where everything is. A saved policy holds none of this.
 """
 
 import math
@@ -83,7 +83,7 @@ class Seeing(nn.Module):
 
 
 def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:
-    """Mean of the chosen values, without asking the device how many there are; 0 for none."""
+    """Mean of the chosen values, without reading their number from the device; 0 for none."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 

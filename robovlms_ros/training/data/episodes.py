@@ -1,7 +1,7 @@
 """Training data of any kind as episodes: evenly sampled steps with images, actions, an instruction.
 
 A reader (`sources`) turns its format into this, a policy's windows are cut out of it (`windows`).
-Numbers are SI, stamps are those of the data, images are read when they are asked for.
+Numbers are SI, stamps are those of the data, images are read on access.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ class EpisodeArrays:
     proprioception: (T, P) float64, as `inference.proprioception.state_vector`; None where the
         policy takes none.
     chunks: (T, n, D) float64, the n actions that follow each step as one chunk of the policy's
-        `composition`, and known: (T, n) bool, those that the recording tells. Both None: a chunk is
-        n rows of `actions`.
+        `composition`, and known: (T, n) bool, those that the recording contains. Both None: a
+        chunk is n rows of `actions`.
     robot_type: the recording's own name of the robot, "" where it has none.
     """
 
@@ -101,7 +101,7 @@ class EpisodeSource(Protocol):
         """Its numbers. Raises DataError."""
 
     def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
-        """camera -> (n, H, W, 3) uint8 RGB of the steps, in the order asked for. Raises
+        """camera -> (n, H, W, 3) uint8 RGB of the steps, in the given order. Raises
         DataError."""
 
 
@@ -173,7 +173,7 @@ def _concerns_only(flaw: Flaw, names: Sequence[str]) -> bool:
 
 
 def require_action(config: PolicyConfig) -> None:
-    """Raise ConfigError unless the configuration says what actions mean: nothing can be read
+    """Raise ConfigError unless the configuration defines what actions mean: nothing can be read
     without."""
     if config.action is None:
         raise ConfigError(
@@ -186,7 +186,7 @@ def split(source: EpisodeSource, validation_fraction: float, seed: int) -> tuple
     """Episodes to train on, and to validate on: whole recorded episodes, drawn by the seed and
     their names.
 
-    Raises DataError when a side that is asked for would be empty.
+    Raises DataError when a requested side would be empty.
     """
     if not 0 <= validation_fraction < 1:
         raise ConfigError(f"validation_fraction = {validation_fraction}: must be 0 or more and below 1.")

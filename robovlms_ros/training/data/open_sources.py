@@ -20,15 +20,16 @@ KEYS = ("bag", "lerobot", "calvin", "exclude", "accept", "jobs")
 
 def open_sources(
     paths: Sequence[str | Path], config: PolicyConfig, mapping: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> EpisodeSource:
     """The episodes of rosbags, LeRobot v3 folders and CALVIN folders, which may be mixed.
 
     mapping: the `data` block of a training YAML: what is where in the recordings, a block for each
         format (`bag`,
     `lerobot`, `calvin`), `exclude`, names of episodes to leave out, `accept`, kinds of flaws to let
-    through, and `jobs`, processes that read recordings (default 1). say: is told how the data was
-    understood. Raises DataError, ConfigError and BagError, each with the place and a remedy.
+    through, and `jobs`, processes that read recordings (default 1). log: is called with how the
+    data was understood. Raises DataError, ConfigError and BagError, each with the place and a
+    remedy.
     """
     require_action(config)
     mapping = dict(mapping or {})
@@ -42,14 +43,14 @@ def open_sources(
     sources = []
     for (kind, path, *_), source in zip(tasks, _open_all(tasks, mapping.get("jobs", 1)), strict=True):
         sources.append(source)
-        if say is not None:
-            say(f"{path}: {kind}, {len(source)} episodes")
+        if log is not None:
+            log(f"{path}: {kind}, {len(source)} episodes")
             for note in source.notes:
-                say(f"  {note}")
+                log(f"  {note}")
     joined = Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
-    if say is not None:
+    if log is not None:
         for note in joined.notes[sum(len(source.notes) for source in sources):]:
-            say(note)
+            log(note)
     return joined
 
 

@@ -115,7 +115,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     A window lies inside its episode. An episode that is shorter than the history gives one window,
     whose last frame is repeated and masked. augment: changes a window's images; its generator
     depends on `seed` and the index alone. An
-    index of `len` or more is the window of that index modulo `len`, augmented anew: epoch e asks
+    index of `len` or more is the window of that index modulo `len`, augmented anew: epoch e takes
         for e * len + i.
 
     Raises DataError for no episodes, and for one that is shorter than the chunk.

@@ -26,7 +26,7 @@ from robovlms_ros.training.data.augment import augment_windows
 
 
 class TrainingError(RoboVLMsError):
-    """A training run cannot begin or go on: the text says why, and what of it is kept."""
+    """A training run cannot begin or go on: the text has the cause, and what of it is kept."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def action_tokens(policy: VLAPolicy, instructions: Sequence[str], actions: Tenso
 
 
 class EpochSampler(Sampler[int]):
-    """An epoch's order, from the seed and the epoch alone; `begin` says which, and how many are
+    """An epoch's order, from the seed and the epoch alone; `begin` has the epoch, and how many are
     done already."""
 
     def __init__(self, length: int, seed: int):
@@ -208,7 +208,7 @@ def require_windows(train: Dataset, validation: Dataset | None) -> None:
 
 @contextmanager
 def watching_workers(training: TrainingConfig) -> Iterator[None]:
-    """Within the block, a worker that was killed is a TrainingError (torch tells it from a signal,
+    """Within the block, a worker that was killed is a TrainingError (torch notices it by a signal,
     at any line)."""
     try:
         yield

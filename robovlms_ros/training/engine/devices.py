@@ -16,7 +16,7 @@ _HERE = "Choose several GPUs (each a copy of the model) or FSDP version 2 in `ac
 
 
 def build_accelerator(training: TrainingConfig, device: torch.device | str | None = None) -> Any:
-    """Accelerate as the configuration and the environment (`accelerate launch`) say. Raises
+    """Accelerate by the configuration and the environment (`accelerate launch`). Raises
     TrainingError.
 
     device: of a run in one process, in the place of accelerate's choice.
@@ -47,7 +47,7 @@ def require_supported(accelerator: Any) -> None:
     """Raises TrainingError, naming what to choose, for what a run's state and checkpoints could not
     be written from.
 
-    accelerator: of accelerate; `distributed_type` and, with FSDP, `is_fsdp2` are asked.
+    accelerator: of accelerate; `distributed_type` and, with FSDP, `is_fsdp2` are read.
     """
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     if kind == "FSDP" and not accelerator.is_fsdp2:

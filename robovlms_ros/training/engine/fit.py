@@ -47,10 +47,10 @@ def fit(
 ) -> Path:
     """Train `policy` in place, or go on with the run in `folder`; returns the checkpoint's folder.
 
-    train, validation: map-style data sets of windows (see `batches`). on_step: told of every step
-    of the optimiser. files: name -> text, written beside every checkpoint's weights (statistics).
-    In mixed precision, matrices that do not train are left rounded (`devices.hold_frozen`): load
-    the checkpoint to run it.
+    train, validation: map-style data sets of windows (see `batches`). on_step: called with every
+    step of the optimiser. files: name -> text, written beside every checkpoint's weights
+    (statistics). In mixed precision, matrices that do not train are left rounded
+    (`devices.hold_frozen`): load the checkpoint to run it.
 
     Raises TrainingError, ConfigError.
     """

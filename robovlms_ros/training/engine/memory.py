@@ -211,7 +211,7 @@ def example(policy: VLAPolicy, size: int) -> dict[str, Any]:
 
 def compare(config: PolicyConfig, folder: Path | None = None) -> dict[str, Memory]:
     """Full fine-tuning and adapters, each with and without gradient checkpointing, beside what
-    `config` says."""
+    `config` requires."""
     training = config.training
     lora = training.lora or LoraConfig()
     kinds: dict[str, TrainingConfig] = {"as configured": training}

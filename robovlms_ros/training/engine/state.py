@@ -79,7 +79,7 @@ class TrainingProgress:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor on the CPU; of a sharded one (FSDP 2) every process must ask."""
+    """The full tensor on the CPU; of a sharded one (FSDP 2) every process must call this."""
     gathered = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
     return gathered.detach().cpu().contiguous()
 
@@ -204,7 +204,7 @@ def recover_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, what: str, clean: Callable[[], None]) -> Iterator[None]:
-    """Within the block, errors of writing are a TrainingError that says what is kept; what was
+    """Within the block, errors of writing are a TrainingError that names what is kept; what was
     begun is removed."""
     from safetensors import SafetensorError
 

@@ -17,7 +17,7 @@ ADAPTER = "default"
 
 
 def prepare(policy: VLAPolicy, config: TrainingConfig) -> VLAPolicy:
-    """Set `requires_grad`, add adapters, switch on checkpointing, as `config` says; in place.
+    """Set `requires_grad`, add adapters, switch on checkpointing, by `config`; in place.
     Raises TrainingError."""
     for parameter in policy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

@@ -141,7 +141,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the policy has the averaged weights, where the configuration asks for
+        """Within the block the policy has the averaged weights, where the configuration requires
         an average."""
         if self.average is None:
             yield

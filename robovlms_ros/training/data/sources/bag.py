@@ -1,5 +1,5 @@
-"""Rosbags as an episode source: numbers in memory, images read from the file by time when they are
-asked for."""
+"""Rosbags as an episode source: numbers in memory, images read from the file by time on
+access."""
 
 import os
 from collections import OrderedDict
@@ -179,7 +179,7 @@ def _runs(times: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _episodes(reader: BagReader, recorded: Recorded) -> list[BagEpisode]:
-    """The pieces of a recorded episode in which every step says what was done; pieces shorter than
+    """The pieces of a recorded episode in which every step has an action; pieces shorter than
     a chunk are left."""
     runs = [run for piece in recorded.pieces for run in _known_runs(reader, piece, recorded.end_ns)]
     if len(runs) == 1:

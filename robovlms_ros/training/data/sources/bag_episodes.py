@@ -179,7 +179,7 @@ class BagData:
 
 
 class BagReader:
-    """Reads one bag; afterwards `episodes`, `flaws` and `notes` say what came of it."""
+    """Reads one bag; afterwards `episodes`, `flaws` and `notes` hold the result."""
 
     def __init__(self, path: Path, config: PolicyConfig, data: BagData, robot: RobotSpec, kinematics: Any) -> None:
         assert config.action is not None
@@ -258,7 +258,7 @@ class BagReader:
         return Tracks(MotionTrack(), commands, {}, mapping.command_kind == "action_chunk")
 
     def _look(self, raw: RawMessage, message: Any, encoding: str | None) -> Picture:
-        """Check an image as far as that is quick, and remember where it is."""
+        """Check an image as far as that is quick, and store its position."""
         if hasattr(message, "format"):
             try:
                 with Image.open(io.BytesIO(bytes(message.data)), formats=("JPEG", "PNG")) as image:

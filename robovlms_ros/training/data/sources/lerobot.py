@@ -1,9 +1,9 @@
 """LeRobot dataset folders of version 3 (https://huggingface.co/docs/lerobot/lerobot-dataset-v3),
 without LeRobot.
 
-`meta/info.json` names the features, the rate and the files; `meta/episodes` says which rows and
-which part of which video an episode is; `meta/tasks.parquet` holds the instructions. Tables are
-read by pyarrow, videos by PyAV.
+`meta/info.json` names the features, the rate and the files; `meta/episodes` maps each episode to
+its rows and which part of which video an episode is; `meta/tasks.parquet` holds the instructions.
+Tables are read by pyarrow, videos by PyAV.
 
 A frame's image is found by its number, at `from_timestamp + frame_index / fps` of the video, and
 never by the recorded timestamp, which may come from another clock than the video's. The recorded

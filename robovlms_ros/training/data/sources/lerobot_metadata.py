@@ -84,7 +84,7 @@ def _require_caps(path: Path, metadata: Any) -> None:
     """Refuse sizes beyond the caps before anything is allocated for them."""
     if metadata.num_rows > MAX_TABLE_ROWS:
         raise DataError(f"{path}: {metadata.num_rows} rows, at most {MAX_TABLE_ROWS} are read (MAX_TABLE_ROWS).")
-    # A column's own metadata is not asked for: pyarrow 26 ends the process where it is damaged.
+    # A column's own metadata is not read: pyarrow 26 ends the process where it is damaged.
     for group in range(metadata.num_row_groups):
         size = metadata.row_group(group).total_byte_size
         if size > MAX_TABLE_GROUP_BYTES:

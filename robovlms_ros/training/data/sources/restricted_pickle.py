@@ -1,7 +1,7 @@
 """NumPy files of Python objects (CALVIN's annotations) without trusting them.
 
 Such a file is a pickle, which can run anything when it is loaded. Here nothing of it is run and
-nothing imported: every name that it may use stands for an inert record of its arguments, every
+nothing imported: every name that it may use becomes an inert record of its arguments, every
 other name is refused. What comes out is made of dictionaries, lists, tuples, texts, numbers and
 arrays of numbers.
 """
@@ -37,7 +37,7 @@ class Inert:
 
 
 class Maker:
-    """Stands for a class or function of NumPy's."""
+    """Inert record in place of a class or function of NumPy's."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -21,7 +21,7 @@ class VideoFrames:
     """Reads frames of many files and keeps a few of them open; a forked or unpickled copy begins
     with none.
 
-    tolerance: s by which a frame's time may differ from the one asked for.
+    tolerance: s by which a frame's time may differ from the requested one.
     """
 
     def __init__(self, tolerance: float) -> None:
