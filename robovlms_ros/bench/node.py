@@ -187,7 +187,7 @@ class BenchNode(PlainLifecycleNode):
                 watch.command.append(time.perf_counter() - watch.ready.pop(max(watch.ready)))
 
         self._arm.send = timed_send  # type: ignore[method-assign]
-        self._arm.listeners = lambda: 1  # type: ignore[method-assign]
+        self._arm.absence = lambda: ""  # type: ignore[method-assign]
         self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self._frame = body.robot.base_frame
         interfaces = CommandInterfaces(executor, self._arm, None, parameters.schedule.lead)

@@ -26,6 +26,17 @@ def check_ros_name(where: str, value: str) -> None:
     require(bool(ROS_NAME.match(value)), where, value, "a ROS name such as arm_controller/joint_trajectory")
 
 
+ANY_NODE = "*"
+"""`controller.node` of a controller whose node has no known name: any subscriber counts."""
+
+
+def check_node(value: str | None) -> None:
+    """Raise ConfigError unless `value` is the name of a controller's node, ANY_NODE or None."""
+    if value is not None and value != ANY_NODE:
+        allowed = "the name of a node such as arm_controller, or '*' for any subscriber"
+        require(bool(ROS_NAME.match(value)), "controller.node", value, allowed)
+
+
 def check_range(where: str, value: float, low: float, high: float, unit: str) -> None:
     """Raise ConfigError unless `value` is finite and lies from `low` to `high` (in `unit`)."""
     allowed = f"from {low:g} to {high:g} {unit}"
@@ -69,6 +80,8 @@ def _check_third_party(found: Any, tag: str, where: str) -> None:
         raise ConfigError(
             f"{source}: {found.__name__}.adapter = '{found.adapter}': must be 'module:Class'."
         )
+
+
 WantedShape = Literal["auto", "self_splice", "replacement"]
 
 
@@ -79,17 +92,21 @@ class JointTrajectory(ArmController):
     trajectory_shape: `self_splice` for a controller that forgets the running trajectory when a new
     one arrives (Jazzy, Kilted), `replacement` for one that blends them
     (allow_trajectory_replacement), `auto`: by its parameters.
-    state_topic: its control_msgs/JointTrajectoryControllerState, watched where control_msgs is
-        installed.
+    state_topic: its control_msgs/JointTrajectoryControllerState, by which the tracking error is
+        judged; None takes the tracking error from the joint states, and reads the node's
+        `~/controller_state` for the rest where control_msgs is installed.
+    node: name of the controller's node; None takes the topic's namespace, ANY_NODE any subscriber.
     """
 
     type: Literal["joint_trajectory"]
     topic: str
     state_topic: str | None = None
     trajectory_shape: WantedShape = "auto"
+    node: str | None = None
 
     def __post_init__(self) -> None:
         check_ros_name("controller.topic", self.topic)
+        check_node(self.node)
         if self.state_topic is not None:
             check_ros_name("controller.state_topic", self.state_topic)
 
@@ -98,16 +115,21 @@ class JointTrajectory(ArmController):
 class FollowJointTrajectory(ArmController):
     """joint_trajectory_controller by its action (control_msgs/action/FollowJointTrajectory).
 
-    trajectory_shape: as for its topic.
+    trajectory_shape, state_topic, node: as for its topic.
     """
 
     type: Literal["follow_joint_trajectory"]
     action: str
     goal_time_tolerance: float = 0.5  # s
+    state_topic: str | None = None
     trajectory_shape: WantedShape = "auto"
+    node: str | None = None
 
     def __post_init__(self) -> None:
         check_ros_name("controller.action", self.action)
+        check_node(self.node)
+        if self.state_topic is not None:
+            check_ros_name("controller.state_topic", self.state_topic)
         check_range("controller.goal_time_tolerance", self.goal_time_tolerance, 0.0, 60.0, "s")
 
 
@@ -156,13 +178,18 @@ class ServoPose(ArmController):
 @dataclass(frozen=True)
 class CartesianPose(ArmController):
     """A Cartesian controller's target (geometry_msgs/PoseStamped): cartesian_motion_controller,
-    crisp_controllers."""
+    crisp_controllers.
+
+    node: as for `joint_trajectory`.
+    """
 
     type: Literal["cartesian_pose"]
     topic: str
     rate: float = 50.0  # Hz
+    node: str | None = None
 
     def __post_init__(self) -> None:
+        check_node(self.node)
         check_ros_name("controller.topic", self.topic)
         check_range("controller.rate", self.rate, 1.0, 1000.0, "Hz")
 
@@ -170,13 +197,18 @@ class CartesianPose(ArmController):
 @dataclass(frozen=True)
 class ForwardPosition(ArmController):
     """forward_command_controller (std_msgs/Float64MultiArray): it neither interpolates nor limits,
-    so the node does."""
+    so the node does.
+
+    node: as for `joint_trajectory`.
+    """
 
     type: Literal["forward_position"]
     topic: str
     rate: float = 100.0  # Hz
+    node: str | None = None
 
     def __post_init__(self) -> None:
+        check_node(self.node)
         check_ros_name("controller.topic", self.topic)
         check_range("controller.rate", self.rate, 20.0, 1000.0, "Hz")
 

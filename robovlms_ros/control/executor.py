@@ -25,7 +25,7 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.safety_gate import SafetyGate, Verdict
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
-from robovlms_ros.control.trajectory import Array, Spline, curve_of, cut
+from robovlms_ros.control.trajectory import Array, Spline, Stamps, curve_of, cut
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
@@ -335,6 +335,11 @@ class ChunkExecutor:
         if self._resumed:
             return None
         return self.guard.commanded_at(t_ns)
+
+    def commanded_path(self, stamps_ns: Stamps) -> Array | None:
+        """Commanded positions (N, J) at N times, past times included; None as `commanded`."""
+        motion = None if self._resumed else self.guard.commanded
+        return None if motion is None else motion(stamps_ns)[0]
 
     def commanded_state(self, measured: RobotState, now_ns: int) -> RobotState:
         """The arm as commanded now, without a pose; as measured where nothing is commanded."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.control.executor import ChunkExecutor
+from robovlms_ros.control.reference_check import ReferenceDetector, window_stamps
 from robovlms_ros.control.standstill import JointSample, StandstillDetector
 from robovlms_ros.core.schema import check_ranges, parameter, require
 from robovlms_ros.core.types import NANOSECONDS, RobotState
@@ -37,6 +38,11 @@ ARM_NOT_FOLLOWING = "arm_not_following"
 
 ROBOT_MAY_NOT_MOVE = "robot_may_not_move"
 
+CONTROLLER_REFERENCE = "controller_reference"
+
+REMEMBERED_NS = 10 * NANOSECONDS
+"""Other commanders are named for so long after they were last seen."""
+
 STANDSTILL_HOLD_NS = 3 * NANOSECONDS
 """Shortest hold of an arm that did not move: its set point is brought back meanwhile."""
 
@@ -50,6 +56,7 @@ UNTRUSTED = {
     "joint_states_implausible",
     "controller_shared",
     "controller_absent",
+    CONTROLLER_REFERENCE,
     "clock_jumped",
 }
 """Faults during which a set point does not return to the measured arm."""
@@ -103,6 +110,15 @@ class SafetyMonitorConfig:
         "See watchdog.standstill_time; a fifth of it counts as standing still. 0: not checked.",
         unit="rad", low=0.0, high=10.0,
     )
+    reference_error: float = parameter(
+        0.05,
+        "A controller whose published reference is further than this from the commanded motion for "
+        "reference_time executes another one; nothing is sent until it rests. 0: not checked.",
+        unit="rad", low=0.0, high=10.0,
+    )
+    reference_time: float = parameter(
+        0.2, "See watchdog.reference_error.", unit="s", low=0.01, high=60.0
+    )
     clock_jump: float = parameter(
         2.0, "A step forward of the node's clock that is a jump; a step back always is.",
         unit="s", low=0.1, high=3600.0,
@@ -153,14 +169,18 @@ class CommandedArm(Protocol):
     def name(self) -> str:
         """The topic or action that receives commands."""
 
-    def listeners(self) -> int:
-        """Number of controllers that receive commands."""
+    def absence(self) -> str:
+        """The reason why no controller receives commands; empty where one does."""
 
     def other_commanders(self) -> tuple[str, ...]:
         """Names of the nodes or clients beside this one that command the controller."""
 
     def following(self) -> tuple[str, float] | None:
         """The joint furthest from its command and the distance (rad), where the controller reports
+        it."""
+
+    def reference(self) -> RobotState | None:
+        """The set point that the controller executes, at its stamp, where the controller reports
         it."""
 
     def problem(self) -> str | None:
@@ -229,12 +249,19 @@ class _Inference:
 
 @dataclass
 class _Controller:
-    listening: bool = True
+    """absence: the reason why no controller receives commands, empty where one does. others: other
+    commanders now; seen, seen_ns: the last that were there. reference: text of the fault, empty
+    while the controller executes the commanded motion."""
+
+    absence: str = ""
     name: str = ""
     error: float = 0.0
     joint: str = ""
     off_since_ns: int | None = None
     others: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    seen_ns: int = 0
+    reference: str = ""
 
 
 @dataclass
@@ -305,6 +332,9 @@ class SafetyMonitor:
         motion = config.standstill_motion or math.inf
         self._detector = StandstillDetector(config.standstill_time, motion)
         self._standstill_ended = False
+        self._reference = ReferenceDetector(
+            config.reference_error or math.inf, config.reference_time
+        )
         self._observations: ObservationSource | None = None
         self._executor: ChunkExecutor | None = None
         self._arm: CommandedArm | None = None
@@ -334,6 +364,7 @@ class SafetyMonitor:
         sample = self._sample()
         joint, error = self._following(sample) or ("", 0.0)
         joints = () if self._executor is None else self._executor.robot.joints
+        self._poll_reference(joints, now_ns)
         with self._lock:
             if inferring_since_ns is not None:
                 self.inference_started(inferring_since_ns)
@@ -347,8 +378,8 @@ class SafetyMonitor:
         controller's."""
         assert self._observations is not None
         if self._arm is not None:  # read at every call: a chunk may come before the first tick
-            self.controller(self._arm.name, self._arm.listeners())
-            self.commanders(self._arm.name, self._arm.other_commanders())
+            self.controller(self._arm.absence())
+            self.commanders(self._arm.name, self._arm.other_commanders(), now_ns)
         report = self.check(now_ns)
         for fault in report.raised:
             self._log(f"fault: {fault.text}")
@@ -409,6 +440,13 @@ class SafetyMonitor:
             return None
         return JointSample(measured.stamp_ns, commanded[0], measured.positions)
 
+    def _poll_reference(self, joints: tuple[str, ...], now_ns: int) -> None:
+        reference = None if self._arm is None else self._arm.reference()
+        path = None
+        if reference is not None and self._executor is not None:
+            path = self._executor.commanded_path(window_stamps(reference.stamp_ns))
+        self.reference(reference, path, joints, now_ns)
+
     def _following(self, sample: JointSample | None) -> tuple[str, float] | None:
         """The joint furthest from its command, and the distance (rad); None while nothing is
         commanded."""
@@ -436,6 +474,8 @@ class SafetyMonitor:
         self._joints = _Joints(now_ns)
         self._distrust = _Distrust()
         self._controller.off_since_ns = None
+        self._controller.reference = ""
+        self._reference.forget()
         self._detector.forget()
         self._standstill = _Standstill()
 
@@ -483,11 +523,14 @@ class SafetyMonitor:
         with self._lock:
             self._permission = _Permission(allowed, now_ns)
 
-    def commanders(self, name: str, others: tuple[str, ...]) -> None:
+    def commanders(self, name: str, others: tuple[str, ...], now_ns: int) -> None:
         """Nodes beside this one that command the controller. name: the topic or action."""
         with self._lock:
             self._controller.name = name
             self._controller.others = others
+            if others:
+                self._controller.seen = others
+                self._controller.seen_ns = now_ns
 
     def instruction(self, text: str) -> None:
         """The instruction in force; empty for none."""
@@ -516,11 +559,47 @@ class SafetyMonitor:
         with self._lock:
             self._inference = _Inference(refused_instruction=reason)
 
-    def controller(self, name: str, subscribers: int) -> None:
-        """Number of receivers of commands; name: the topic or action."""
+    def controller(self, absence: str) -> None:
+        """The reason why no controller receives commands; empty where one does."""
         with self._lock:
-            self._controller.name = name
-            self._controller.listening = subscribers > 0
+            self._controller.absence = absence
+
+    def reference(
+        self,
+        reference: RobotState | None,
+        commanded: Array | None,
+        joints: tuple[str, ...],
+        now_ns: int,
+    ) -> None:
+        """The set point that the controller executes; None where it is not reported.
+
+        commanded: (N, J) rad at its `window_stamps`; None while nothing is commanded.
+        """
+        with self._lock:
+            if reference is None:
+                self._reference.forget()
+                self._controller.reference = ""
+                return
+            found = self._reference.add(reference, commanded)
+            if found is not None:
+                joint, distance = joints[found[0]], found[1]
+                text = self._foreign_reference(joint, distance, now_ns)
+                self._controller.reference = text
+            if not self._reference.found:
+                self._controller.reference = ""
+
+    def _foreign_reference(self, joint: str, distance: float, now_ns: int) -> str:
+        control = self._controller
+        recent = 0 <= now_ns - control.seen_ns <= REMEMBERED_NS
+        names = control.others or (control.seen if recent else ())
+        if names:
+            cause = f"{', '.join(names)} also commands it or did so"
+        else:
+            cause = "the graph shows no other sender; it may have rejected a command"
+        return (
+            f"the controller executes another motion than commanded: its reference of {joint} is "
+            f"{distance:.3f} rad from the command ({control.name}); {cause}"
+        )
 
     def following(self, joint: str, error: float, now_ns: int) -> None:
         """The joint furthest from its command, rad: by controller_state, or measured against the
@@ -574,7 +653,7 @@ class SafetyMonitor:
     def _watches(self) -> tuple[Callable[[int], list[Fault]], ...]:
         watches = (
             self._clock, self._permitted, self._images, self._joint_states, self._words,
-            self._policy, self._listener, self._arm_stands,
+            self._policy, self._listener, self._executes_ours, self._arm_stands,
         )
         of_policy = (self._images, self._words, self._policy)
         return tuple(w for w in watches if not self.person_drives or w not in of_policy)
@@ -690,9 +769,8 @@ class SafetyMonitor:
 
     def _listener(self, now_ns: int) -> list[Fault]:
         control = self._controller
-        if not control.listening:
-            text = f"nobody listens to {control.name}: start the controller, or correct its name in the robot's YAML"
-            return [Fault("controller_absent", "cease_commands", text)]
+        if control.absence:
+            return [Fault("controller_absent", "cease_commands", control.absence)]
         if control.others:
             text = (
                 f"{', '.join(control.others)} also commands {control.name}: two that command one arm make it jump. "
@@ -706,6 +784,11 @@ class SafetyMonitor:
             f"{self.config.following_error} rad. Is the arm stopped, or in collision?"
         )
         return [Fault("controller_not_following", "smooth_stop", text)]
+
+    def _executes_ours(self, now_ns: int) -> list[Fault]:
+        text = self._controller.reference
+        # A stop along the commanded motion would begin where the controller is not.
+        return [Fault(CONTROLLER_REFERENCE, "cease_commands", text)] if text else []
 
     def _arm_stands(self, now_ns: int) -> list[Fault]:
         held = self._standstill

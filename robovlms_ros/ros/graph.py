@@ -25,14 +25,14 @@ def node_names(endpoints: Iterable[TopicEndpointInfo]) -> tuple[str, ...]:
     return tuple(sorted(f"{end.node_namespace.rstrip('/')}/{end.node_name}" for end in endpoints))
 
 
-def other_publishers(node: Node, topic: str) -> tuple[str, ...]:
-    """The nodes that publish on a topic beside `node`, which has one publisher there."""
-    if node.count_publishers(topic) <= 1:
+def other_publishers(node: Node, topic: str, own: int) -> tuple[str, ...]:
+    """The nodes that publish on a topic beside `node`, which has `own` publishers there, 0 or 1."""
+    if node.count_publishers(topic) <= own:
         return ()
     names = list(node_names(node.get_publishers_info_by_topic(topic)))
-    own = node.get_fully_qualified_name()
-    if own in names:
-        names.remove(own)
+    name = node.get_fully_qualified_name()
+    if own and name in names:
+        names.remove(name)
     return tuple(names)
 
 

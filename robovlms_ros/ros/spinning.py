@@ -3,8 +3,10 @@
 import logging
 import sys
 import threading
+from typing import Any
 
-from rclpy._rclpy_pybind11 import RCLError
+from rclpy._rclpy_pybind11 import InvalidHandle, RCLError
+from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.executors import (
     ConditionReachedException,
@@ -13,6 +15,7 @@ from rclpy.executors import (
     ShutdownException,
     TimeoutException,
 )
+from rclpy.subscription import Subscription
 from rclpy.task import Task
 
 logger = logging.getLogger(__name__)
@@ -33,12 +36,37 @@ def share_the_interpreter() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
 
 
+class PolledGroup(CallbackGroup):
+    """The group of subscriptions that are read on demand: no executor waits for them.
+
+    A controller publishes its state in every control cycle; a callback each would wake the node
+    up to 1000 times a second for a value that is needed 20 times.
+    """
+
+    def can_execute(self, entity: object) -> bool:
+        return False
+
+    def beginning_execution(self, entity: object) -> bool:
+        return False
+
+    def ending_execution(self, entity: object) -> None:
+        pass
+
+
+def take_newest(subscription: Subscription) -> Any:
+    """The message that a subscription of depth 1 holds; None where none came since the last
+    call."""
+    with subscription.handle:
+        taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+    return None if taken is None else taken[0]
+
+
 class SteadyWaiting:
     """Goes on waiting where rclpy gives up.
 
     What another thread destroys between rclpy's listing of it and its waiting for it makes the
-    wait, and with it the whole spin, fail with RCLError. The next listing no longer has it. What a
-    callback raises comes another way.
+    wait, and with it the whole spin, fail with RCLError or InvalidHandle. The next listing no
+    longer has it. What a callback raises comes another way.
     """
 
     def wait_for_ready_callbacks(self, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -46,7 +74,7 @@ class SteadyWaiting:
         while True:
             try:
                 return super().wait_for_ready_callbacks(*args, **kwargs)  # type: ignore[misc]
-            except RCLError as error:
+            except (RCLError, InvalidHandle) as error:
                 logger.debug("waiting again: %s", error)
 
 

@@ -65,8 +65,8 @@ TICK_RATE = 20.0
 FAULTS = (
     "robot_may_not_move", "image_stale", "image_frozen", "camera_clock", "joint_states_stale",
     "joint_states_implausible", "no_instruction", "instruction_refused", "inference_late",
-    "inference_died", "controller_absent", "controller_shared", "controller_not_following",
-    "arm_not_following", "clock_jumped",
+    "inference_died", "controller_absent", "controller_shared", "controller_reference",
+    "controller_not_following", "arm_not_following", "clock_jumped",
 )
 
 
@@ -436,7 +436,7 @@ class VLANode(PlainLifecycleNode):
             watched |= {kind: "" for kind in FAULTS} | {f.name.split()[0]: f.text for f in self._monitor.present}
             watched["history_rate"] = self._falls_behind()
         if arm is not None:
-            watched["controller"] = arm.problem() or ("" if arm.listeners() else f"nobody listens to {arm.name}")
+            watched["controller"] = arm.problem() or arm.absence()
         return watched
 
     def _falls_behind(self) -> str:

@@ -8,6 +8,7 @@ and one that pauses.
 import numpy as np
 import pytest
 
+from robovlms_ros.control.reference_check import window_stamps
 from robovlms_ros.control.safety_monitor import (
     PermissionConfig,
     SafetyMonitor,
@@ -16,7 +17,7 @@ from robovlms_ros.control.safety_monitor import (
 )
 from robovlms_ros.control.standstill import JointSample
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.core.types import NANOSECONDS, RobotState
 
 START = 100 * NANOSECONDS
 TICK = NANOSECONDS // 10
@@ -29,7 +30,7 @@ class Bench:
         self.now_ns = START
         self.monitor = SafetyMonitor(SafetyMonitorConfig(), ("static", "wrist"), START)
         self.monitor.instruction("lift the red cube")
-        self.monitor.controller("arm/joint_trajectory", 1)
+        self.monitor.controller("")
         self.q, self.frame = np.zeros(2), 0
         self.silent, self.frozen, self.joints, self.offset_ns = set(), set(), True, 0
 
@@ -167,12 +168,12 @@ def test_faults_are_ordered_by_severity_then_by_appearance(bench):
     bench.tick()
     bench.silent, bench.joints = {"static", "wrist"}, False
     bench.tick(10)
-    bench.monitor.controller("arm/joint_trajectory", 0)
+    bench.monitor.controller("nobody listens to arm/joint_trajectory")
     bench.tick()
     names = [fault.name for fault in bench.report.faults]
     assert names == [
         "controller_absent", "no_instruction", "image_stale static", "image_stale wrist", "joint_states_stale"]
-    bench.monitor.controller("arm/joint_trajectory", 1)
+    bench.monitor.controller("")
     bench.monitor.instruction("lift the cube")
     bench.tick()
     bench.monitor.instruction("")
@@ -206,10 +207,10 @@ def test_a_dead_inference(bench):
 
 
 def test_an_absent_controller(bench):
-    bench.monitor.controller("arm/joint_trajectory", 0)
+    bench.monitor.controller("nobody listens to arm/joint_trajectory")
     bench.tick()
     bench.expect("controller_absent", "cease_commands", "nobody listens to arm/joint_trajectory")
-    bench.monitor.controller("arm/joint_trajectory", 1)
+    bench.monitor.controller("")
     bench.expect_recovered("controller_absent")
 
 
@@ -220,6 +221,47 @@ def test_a_controller_that_does_not_follow(bench):
     bench.expect("controller_not_following", "smooth_stop", "elbow is 0.400 rad from its command, allowed 0.3 rad")
     bench.monitor.following("elbow", 0.1, bench.now_ns)
     bench.expect_recovered("controller_not_following")
+
+
+def refer(bench, ticks, off=0.0, others=()):
+    """The controller's reference is `off` (rad) from an elbow that is commanded to rest."""
+    for _ in range(ticks):
+        state = RobotState(bench.now_ns, np.array([0.0, off]))
+        bench.monitor.commanders("arm/joint_trajectory", others, bench.now_ns)
+        still = np.zeros((len(window_stamps(0)), 2))
+        bench.monitor.reference(state, still, ("shoulder", "elbow"), bench.now_ns)
+        bench.tick()
+
+
+def test_a_controller_that_executes_another_motion(bench):
+    refer(bench, 10)
+    assert not bench.report.faults
+    refer(bench, 4, off=0.3)
+    text = "its reference of elbow is 0.300 rad from the command (arm/joint_trajectory)"
+    bench.expect("controller_reference", "cease_commands", text)
+    assert "the graph shows no other sender" in bench.report.faults[0].text
+    refer(bench, 8, off=0.3)
+    bench.expect("controller_reference", "cease_commands", text)
+    refer(bench, 2, off=0.3)  # it has been at rest for a second
+    assert not bench.report.faults
+
+
+def test_the_sender_of_another_motion_is_named_after_it_is_gone(bench):
+    refer(bench, 1, others=("/move_group",))
+    refer(bench, 30)
+    refer(bench, 4, off=0.3)
+    bench.expect("controller_reference", "cease_commands", "/move_group also commands it or did")
+    bench.monitor.reset(bench.now_ns)
+    refer(bench, 100)
+    refer(bench, 4, off=0.3)
+    assert "no other sender" in bench.report.faults[0].text
+
+
+def test_a_reference_that_is_no_longer_reported_is_no_fault(bench):
+    refer(bench, 1)
+    refer(bench, 4, off=0.3)
+    bench.monitor.reference(None, None, (), bench.now_ns)
+    bench.expect_recovered("controller_reference")
 
 
 def stand_still(bench, ticks, speed=0.3, start=0.0):
@@ -295,7 +337,7 @@ def test_a_paused_clock_is_no_fault(bench):
 
 def test_activation_starts_afresh_and_the_strongest_action_wins(bench):
     bench.silent, bench.joints = {"static", "wrist"}, False
-    bench.monitor.controller("arm/joint_trajectory", 0)
+    bench.monitor.controller("nobody listens to arm/joint_trajectory")
     report = bench.tick(10)
     assert {fault.action for fault in report.faults} == {"smooth_stop", "cease_commands"}
     assert report.action == "cease_commands"
@@ -305,7 +347,7 @@ def test_activation_starts_afresh_and_the_strongest_action_wins(bench):
         "image_stale wrist",
         "joint_states_stale",
     ]
-    bench.monitor.controller("arm/joint_trajectory", 1)
+    bench.monitor.controller("")
     bench.monitor.reset(bench.now_ns)
     assert bench.monitor.check(bench.now_ns).faults == ()
 

@@ -18,6 +18,7 @@ from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryRejected,
 )
 from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION
 
 SIZE = 32
 PERIOD_NS = 40_000_000  # of the joint states; the cameras' is four times that
@@ -30,6 +31,8 @@ class FakeArm(Node):
         message to send, or None.
     frozen: nothing happens and nothing is published, simulated time included.
     stuck: the joints stay where they are; the controller goes on.
+    controller: the controller's node, to be spun beside this one.
+    active: False as a controller that is inactive: it keeps its subscription and drops commands.
     set_point: the controller's last command.
     clock_ns: simulated time, published on /clock and used for stamps; None is the system's clock.
     commands: (when it was published, ns of the system's clock; the message).
@@ -43,6 +46,9 @@ class FakeArm(Node):
         self.clock_ns = None
         self.frozen = False
         self.stuck = False
+        self.active = True
+        self.controller = Node("panda_arm_controller", namespace=namespace)
+        self._reports = None
         self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
         self._controller = TrajectoryController(self.robot.joints)
         self.positions = np.array(self.robot.home)
@@ -66,18 +72,39 @@ class FakeArm(Node):
     def hear(self, listen):
         """Start or stop the controller."""
         if self._hearing is not None:
-            self.destroy_subscription(self._hearing)
-        topic = self.robot.controller.topic
-        self._hearing = self.create_subscription(JointTrajectory, topic, self._on_command, 10) if listen else None
+            self.controller.destroy_subscription(self._hearing)
+            self._hearing = None
+        if listen:
+            topic = self.robot.controller.topic
+            self._hearing = self.controller.create_subscription(
+                JointTrajectory, topic, self._on_command, 10, event_callbacks=QUIET_SUBSCRIPTION
+            )
 
     def _on_command(self, message, info):
         self.commands.append((info["source_timestamp"], message))
+        if self.active:
+            self.follow(message)
+
+    def follow(self, message):
+        """Execute a trajectory, whoever sent it."""
         points = tuple(TrajectoryPoint(from_time(p.time_from_start), p.positions, p.velocities) for p in message.points)
         try:
             self._controller.accept(
                 TrajectoryMessage(from_time(message.header.stamp), tuple(message.joint_names), points), self.now_ns())
         except TrajectoryRejected as error:
             self.rejected.append(str(error))
+
+    def report_state(self, messages):
+        """Publish the controller's state from now on; messages: control_msgs.msg."""
+        kind = messages.JointTrajectoryControllerState
+        self._reports = self.controller.create_publisher(kind, "~/controller_state", 10)
+
+    def _report(self, now):
+        state = self._reports.msg_type(joint_names=list(self.robot.joints))
+        state.header.stamp = to_time(now)
+        state.reference.positions = self.set_point.tolist()
+        state.error.positions = (self.set_point - self.positions).tolist()
+        self._reports.publish(state)
 
     def teleport(self, positions):
         """Put the arm elsewhere, as a person or a simulator does."""
@@ -102,6 +129,8 @@ class FakeArm(Node):
         self.velocities = np.zeros_like(velocities) if self.stuck else velocities
         self.positions = self.positions if self.stuck else self.set_point
         self._updated_ns = now
+        if self._reports is not None and self.active:
+            self._report(now)
         state = JointState(name=[*self.robot.joints, self.robot.gripper.joint],
                            position=[*self.positions.tolist(), 0.04], velocity=[*self.velocities.tolist(), 0.0])
         self._send(self._states, "joint_states", state, now)

@@ -31,6 +31,7 @@ from robovlms_ros.core.types import (
     ActionChunk,
     ActionSpec,
     ObservationError,
+    RobotState,
 )
 from robovlms_ros.observations.joint_states import ImplausibleJointState, JointPlausibility, JointStateBuffer
 from robovlms_ros.ros.controllers.base import Arm, Context
@@ -64,7 +65,7 @@ class SentStop(NamedTuple):
 
 class ModelArm(Arm):
     """An adapter that hands commands to the controller's model. listening: 0 while the controller
-    is away.
+    is away. executed: the controller's last command, None where it is not reported.
 
     ended: True from a smooth stop or an abandoned motion until the next chunk's command.
     """
@@ -75,6 +76,7 @@ class ModelArm(Arm):
         self.controller = controller
         self.listening = 1
         self.others = ()
+        self.executed = None
         self.ended = True
         self.stop = None
         self.stops = []
@@ -103,6 +105,9 @@ class ModelArm(Arm):
 
     def listeners(self):
         return self.listening
+
+    def reference(self):
+        return self.executed
 
     def other_commanders(self):
         return self.others
@@ -355,6 +360,7 @@ class Simulation:
         command, velocity = self.controller.update(
             now, TICK_NS, self.joints.positions, self.joints.velocities
         )
+        self.arm.executed = RobotState(now, command)
         if self.frozen is None:
             self.joints.follow(command, velocity)
         self.gripper.step(now)

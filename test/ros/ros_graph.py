@@ -30,7 +30,7 @@ SERVICES = {"reset": Trigger, "pause": SetBool, "confirm": Trigger}
 PATIENT = {
     "max_age": 4.0, "joint_states_tolerance": 1.0, "watchdog__inference_timeout": 20.0, "watchdog__clock_jump": 60.0,
     "watchdog__clock_tolerance": 1.0, "watchdog__following_time": 5.0,
-    "watchdog__standstill_time": 5.0,
+    "watchdog__standstill_time": 5.0, "watchdog__reference_time": 5.0,
 }
 
 
@@ -176,7 +176,8 @@ class Graph:
         self.arm = FakeArm(namespace, joint_states)
         self.sent = []  # (the node's time when it decided, ns; the command)
         self.listener = Listener(node, namespace)
-        self._spinners = [Spinner(self.arm, self.listener), Spinner(self.node, threads=5)]
+        others = Spinner(self.arm, self.arm.controller, self.listener)
+        self._spinners = [others, Spinner(self.node, threads=5)]
 
     def activate(self):
         assert self.node.trigger_configure() == TransitionCallbackReturn.SUCCESS, self.listener.status.last_stop

@@ -268,6 +268,8 @@ def test_controller_gone(graph):
 @pytest.mark.parametrize("notices", ["tick", "chunk"])
 def test_controller_absent_from_the_start(make_graph, make_robot, monkeypatch, notices):
     """It never ran, so it waits, whether the timer or a chunk is first to ask; nothing is sent to nobody."""
+    from rclpy.node import Node
+    from ros_graph import Spinner
     from trajectory_msgs.msg import JointTrajectory
 
     from robovlms_ros.ros.policy_runner import PolicyRunner
@@ -282,10 +284,15 @@ def test_controller_absent_from_the_start(make_graph, make_robot, monkeypatch, n
     monkeypatch.undo()
     graph.listener.wait_diagnosis("controller_absent", "nobody/joint_trajectory")
     heard = []
-    graph.listener.create_subscription(JointTrajectory, "nobody/joint_trajectory", heard.append, 10)
-    graph.wait_for(lambda: heard, "a command")
-    graph.listener.wait_state("running")
-    graph.listener.wait_diagnosis("controller_absent", None)
+    controller = Node("nobody", namespace=graph.namespace)
+    controller.create_subscription(JointTrajectory, "~/joint_trajectory", heard.append, 10)
+    spinner = Spinner(controller)
+    try:
+        graph.wait_for(lambda: heard, "a command")
+        graph.listener.wait_state("running")
+        graph.listener.wait_diagnosis("controller_absent", None)
+    finally:
+        spinner.close()
 
 
 def test_controller_that_does_not_follow(make_graph):

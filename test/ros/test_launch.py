@@ -87,7 +87,7 @@ def world(ros, request):
     namespace = request.node.name.replace("[", "_").replace("]", "")
     arm, listener = FakeArm(namespace), Listener("vla_node", namespace)
     arm.namespace = namespace
-    spinner = Spinner(arm, listener)
+    spinner = Spinner(arm, arm.controller, listener)
     yield arm, listener
     spinner.close()
 

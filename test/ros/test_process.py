@@ -56,7 +56,7 @@ def bystanders(ros):
 
     def make(namespace, node):
         arm, listener = FakeArm(namespace), Listener(node, namespace)
-        spinners.append(Spinner(arm, listener))
+        spinners.append(Spinner(arm, arm.controller, listener))
         return arm, listener
 
     yield make

@@ -47,6 +47,7 @@ class FaultArm(Node):
 
     joint_hook, image_hook: applied to each message before it is published; None publishes nothing.
     silent_camera: name of a camera that publishes nothing; empty for none.
+    controller: the controller's node, to be spun and destroyed beside this one.
     frozen: True stops the joints where they are, whatever the controller commands.
     received: the number of commands that have arrived. Its clock is published on /clock where
         `simulated_time` is true.
@@ -54,6 +55,7 @@ class FaultArm(Node):
 
     def __init__(self, simulated_time: bool = False) -> None:
         super().__init__("fault_arm")
+        self.controller = Node("panda_arm_controller")
         self.robot = load_robot("panda")
         self.joint_hook: JointHook = lambda message: message
         self.image_hook: ImageHook = lambda message: message
@@ -110,11 +112,13 @@ class FaultArm(Node):
     def listen(self, listening: bool) -> None:
         """Start or stop the controller's subscription."""
         if self._listening is not None:
-            self.destroy_subscription(self._listening)
+            self.controller.destroy_subscription(self._listening)
             self._listening = None
         if listening:
             topic = self.robot.controller.topic  # type: ignore[union-attr]
-            self._listening = self.create_subscription(JointTrajectory, topic, self._on_command, 10)
+            self._listening = self.controller.create_subscription(
+                JointTrajectory, topic, self._on_command, 10
+            )
 
     def restart_controller(self) -> None:
         """The controller forgets its trajectory and what it has not yet taken up, and holds the

@@ -118,6 +118,7 @@ class FaultStage(Node):
         self.executor_ = SingleThreadedExecutor()
         self.executor_.add_node(self)
         self.executor_.add_node(self.arm)
+        self.executor_.add_node(self.arm.controller)
         self._spinner = threading.Thread(target=self._spin, name="fault bench", daemon=True)
         self._spinner.start()
 
@@ -249,6 +250,7 @@ class FaultStage(Node):
         self.arm.close()
         self.executor_.shutdown(timeout_sec=5.0)
         self._spinner.join(5.0)
+        self.arm.controller.destroy_node()
         self.arm.destroy_node()
 
 

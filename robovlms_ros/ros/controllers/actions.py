@@ -13,10 +13,10 @@ from unique_identifier_msgs.msg import UUID
 from robovlms_ros.control import controller_types as specs
 from robovlms_ros.control.motion_guard import AdmittedCommand
 from robovlms_ros.control.trajectory_shape import wire_form
-from robovlms_ros.core.types import NANOSECONDS, TrajectoryShape
-from robovlms_ros.ros.controllers.base import Arm, Context, Gripper, message_package
-from robovlms_ros.ros.controllers.shape_detection import ShapeDetection
-from robovlms_ros.ros.graph import ForeignGoals
+from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.ros.controllers.base import Context, Gripper, message_package
+from robovlms_ros.ros.controllers.trajectory_controller import TrajectoryControllerArm
+from robovlms_ros.ros.graph import ForeignGoals, other_publishers
 from robovlms_ros.ros.messages import trajectory_to_message
 
 
@@ -70,15 +70,18 @@ class Goals:
         self._client.destroy()
 
 
-class FollowJointTrajectoryArm(Arm):
+class FollowJointTrajectoryArm(TrajectoryControllerArm):
     """joint_trajectory_controller by its action: unlike the topic, it reports when it rejects or
     aborts."""
 
     def __init__(self, context: Context, spec: specs.FollowJointTrajectory) -> None:
+        self._node = context.node
         self._action = message_package("control_msgs.action", spec.type).FollowJointTrajectory
         self._goals = Goals(context, self._action, spec.action)
         action = context.node.resolve_service_name(spec.action)
-        self._detection = ShapeDetection(context.node, action, spec.trajectory_shape)
+        super().__init__(context, spec, action, self._goals.listeners)
+        # The controller takes trajectories on a topic beside its action.
+        self._topic = f"{action.rpartition('/')[0]}/joint_trajectory"
         nanoseconds = round(spec.goal_time_tolerance * NANOSECONDS)
         self._tolerance = Duration(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
 
@@ -87,29 +90,14 @@ class FollowJointTrajectoryArm(Arm):
         goal = self._action.Goal(trajectory=trajectory, goal_time_tolerance=self._tolerance)
         self._goals.send(goal)
 
-    @property
-    def shape(self) -> TrajectoryShape:
-        return self._detection.shape
-
-    @property
-    def shape_text(self) -> str:
-        return self._detection.text
-
-    @property
-    def name(self) -> str:
-        return self._goals.name
-
-    def listeners(self) -> int:
-        return self._goals.listeners()
-
     def other_commanders(self) -> tuple[str, ...]:
-        return self._goals.foreign.found()
+        return other_publishers(self._node, self._topic, own=0) + self._goals.foreign.found()
 
     def problem(self) -> str | None:
         return self._goals.problem
 
     def close(self) -> None:
-        self._detection.close()
+        super().close()
         self._goals.close()
 
 

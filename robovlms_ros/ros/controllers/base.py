@@ -89,11 +89,20 @@ class Arm(ABC):
 
     @abstractmethod
     def listeners(self) -> int:
-        """Number of controllers that receive commands."""
+        """Number of subscribers or servers that receive commands."""
+
+    def absence(self) -> str:
+        """The reason why no controller receives commands; empty where one does."""
+        return "" if self.listeners() else nobody_listens(self.name)
 
     def other_commanders(self) -> tuple[str, ...]:
         """Names of the nodes or clients beside this one that command the controller."""
         return ()
+
+    def reference(self) -> RobotState | None:
+        """The set point that the controller executes, at its stamp, where the controller reports
+        it; else None."""
+        return None
 
     def following(self) -> tuple[str, float] | None:
         """The joint furthest from its command and how far (rad), where the controller publishes
@@ -146,6 +155,13 @@ class Gripper(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the ROS entities back."""
+
+
+def nobody_listens(name: str) -> str:
+    """Text for a topic or an action that nobody receives commands on."""
+    return (
+        f"nobody listens to {name}: start the controller, or correct its name in the robot's YAML"
+    )
 
 
 def command_publisher(context: Context, kind: type, topic: str) -> Publisher:

@@ -109,7 +109,7 @@ class ServoTwistArm(StreamingArm):
     def __init__(self, context: Context, spec: specs.ServoTwist) -> None:
         self._kinematics = require_kinematics(context, spec.type)
         self._link = ServoLink(context, spec.servo, spec.type, "TWIST")
-        super().__init__(context, spec.rate, TwistStamped, spec.topic)
+        super().__init__(context, spec.rate, TwistStamped, spec.topic, spec.servo)
         unitless = spec.units == "unitless"
         self._scale = np.repeat([spec.linear_scale, spec.angular_scale], 3) if unitless else None
 

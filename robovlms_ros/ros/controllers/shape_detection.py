@@ -36,16 +36,16 @@ class ShapeDetection:
     """The trajectory shape of one controller, detected without waiting for anything; safe from any
     thread.
 
-    topic: the controller's topic or action, whose namespace is the name of the controller's node.
+    controller: the full name of the controller's node.
     wanted: the robot's `controller.trajectory_shape`; only `auto` detects.
     """
 
     def __init__(
-        self, node: Node, topic: str, wanted: Literal["auto", "self_splice", "replacement"]
+        self, node: Node, controller: str, wanted: Literal["auto", "self_splice", "replacement"]
     ) -> None:
         self._node = node
         self._logger = node.get_logger()
-        self.controller = topic.rpartition("/")[0]
+        self.controller = controller
         self._lock = threading.Lock()
         self._attempts = 0
         self._future: Future | None = None

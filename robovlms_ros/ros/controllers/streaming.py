@@ -20,6 +20,7 @@ from robovlms_ros.ros.controllers.base import (
     Gripper,
     command_publisher,
 )
+from robovlms_ros.ros.controllers.controller_presence import ControllerPresence
 from robovlms_ros.ros.graph import other_publishers
 from robovlms_ros.ros.messages import to_time
 
@@ -29,15 +30,24 @@ Array = NDArray[np.float64]
 class StreamingArm(Arm):
     """Samples the running trajectory at each tick; a subclass makes the message of one sample.
 
-    rate: Hz. kind, topic: the message type and the controller's topic. Publishes nothing once the
-    trajectory is over.
+    rate: Hz. kind, topic: the message type and the controller's topic. controller: name of its
+    node, None: the topic's namespace, ANY_NODE: unknown. Publishes nothing once the trajectory is
+    over.
     """
 
-    def __init__(self, context: Context, rate: float, kind: type, topic: str) -> None:
+    def __init__(
+        self,
+        context: Context,
+        rate: float,
+        kind: type,
+        topic: str,
+        controller: str | None = specs.ANY_NODE,
+    ) -> None:
         self._context = context
         self.rate = rate
         self._stream = TargetStream(context.robot, rate)
         self._publisher = command_publisher(context, kind, topic)
+        self._presence = ControllerPresence(context, self.name, controller, self.listeners)
 
     def _send(self, command: AdmittedCommand, now_ns: int) -> None:
         self._stream.follow(command, now_ns)
@@ -62,10 +72,14 @@ class StreamingArm(Arm):
     def listeners(self) -> int:
         return int(self._publisher.get_subscription_count())
 
+    def absence(self) -> str:
+        return self._presence.absence()
+
     def other_commanders(self) -> tuple[str, ...]:
-        return other_publishers(self._context.node, self.name)
+        return other_publishers(self._context.node, self.name, own=1)
 
     def close(self) -> None:
+        self._presence.close()
         self._context.node.destroy_publisher(self._publisher)
 
 
@@ -73,7 +87,7 @@ class ForwardPositionArm(StreamingArm):
     """forward_command_controller: one position per joint and tick."""
 
     def __init__(self, context: Context, spec: specs.ForwardPosition) -> None:
-        super().__init__(context, spec.rate, Float64MultiArray, spec.topic)
+        super().__init__(context, spec.rate, Float64MultiArray, spec.topic, spec.node)
 
     def message(self, positions: Array, velocities: Array, now_ns: int) -> Float64MultiArray:
         return Float64MultiArray(data=positions.tolist())
@@ -85,7 +99,8 @@ class CartesianPoseArm(StreamingArm):
 
     def __init__(self, context: Context, spec: specs.CartesianPose | specs.ServoPose) -> None:
         self._kinematics = require_kinematics(context, spec.type)
-        super().__init__(context, spec.rate, PoseStamped, spec.topic)
+        controller = spec.servo if isinstance(spec, specs.ServoPose) else spec.node
+        super().__init__(context, spec.rate, PoseStamped, spec.topic, controller)
 
     def message(self, positions: Array, velocities: Array, now_ns: int) -> PoseStamped:
         message = to_pose(self._kinematics.forward(positions))
