@@ -223,12 +223,13 @@ def test_a_controller_that_does_not_follow(bench):
     bench.expect_recovered("controller_not_following")
 
 
-def refer(bench, ticks, off=0.0, others=()):
-    """The controller's reference is `off` (rad) from an elbow that is commanded to rest."""
+def refer(bench, ticks, off=0.0, others=(), commanded=True):
+    """The controller's reference is `off` (rad) from an elbow that is commanded to rest, or not
+    commanded at all."""
     for _ in range(ticks):
         state = RobotState(bench.now_ns, np.array([0.0, off]))
         bench.monitor.commanders("arm/joint_trajectory", others, bench.now_ns)
-        still = np.zeros((len(window_stamps(0)), 2))
+        still = np.zeros((len(window_stamps(0)), 2)) if commanded else None
         bench.monitor.reference(state, still, ("shoulder", "elbow"), bench.now_ns)
         bench.tick()
 
@@ -240,9 +241,9 @@ def test_a_controller_that_executes_another_motion(bench):
     text = "its reference of elbow is 0.300 rad from the command (arm/joint_trajectory)"
     bench.expect("controller_reference", "cease_commands", text)
     assert "the graph shows no other sender" in bench.report.faults[0].text
-    refer(bench, 8, off=0.3)
+    refer(bench, 6, off=0.3, commanded=False)
     bench.expect("controller_reference", "cease_commands", text)
-    refer(bench, 2, off=0.3)  # it has been at rest for a second
+    refer(bench, 4, off=0.3, commanded=False)  # it has been at rest for a second
     assert not bench.report.faults
 
 

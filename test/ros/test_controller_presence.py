@@ -12,6 +12,7 @@ Each through the real graph: before, during and after. What needs control_msgs o
 controller_manager_msgs skips where they are not installed.
 """
 
+import threading
 import time
 
 import numpy as np
@@ -271,25 +272,36 @@ def strange_trajectory(graph, seconds):
 @pytest.mark.parametrize("report", [in_process, by_message])
 def test_another_motion_than_commanded(make_graph, report):
     """Its sender does not show in the graph: nothing is sent until the controller rests."""
-    from fake_policies import Injected, constant
+    from fake_policies import Injected
 
     graph = make_graph(watchdog__reference_time=0.4)
     graph.activate()
     report(graph)
     graph.run()
-    with Injected(graph, constant([0.0] * 6)):
-        graph.arm.hear(False)  # no command of ours replaces the foreign motion
-        graph.wait_for(lambda: not graph.arm.is_moving(), "rest")
-        graph.node._arm.absence = lambda: ""
-        graph.arm.follow(strange_trajectory(graph, 2))
-        graph.listener.wait_state("holding", "another motion than commanded")
-        graph.listener.wait_diagnosis("controller_reference", "the graph shows no other sender")
-        assert "panda_joint1" in graph.listener.status.last_stop
-        del graph.node._arm.absence
-        moment = time.time_ns()
-        graph.arm.hear(True)
-        graph.wait_for(lambda: not graph.arm.is_moving(), "the end of the foreign motion")
-        end = graph.arm.positions.copy()
+    begun = threading.Event()
+    go_on = threading.Event()
+
+    def dawdle(original, observation):
+        begun.set()
+        go_on.wait(60.0)
+        return original(observation)
+
+    with Injected(graph, dawdle):  # no command of ours replaces the foreign motion
+        try:
+            graph.wait_for(begun.is_set, "an inference")
+            graph.wait_for(
+                lambda: graph.is_quiet(1.0) and not graph.arm.is_moving(), "the end of the plan"
+            )
+            graph.arm.follow(strange_trajectory(graph, 2))
+            graph.listener.wait_state("holding", "another motion than commanded")
+            graph.listener.wait_diagnosis("controller_reference", "the graph shows no other sender")
+            assert "panda_joint1" in graph.listener.status.last_stop
+            moment = time.time_ns()
+            graph.wait_for(lambda: not graph.arm.is_moving(), "the end of the foreign motion")
+            assert not graph.arm.commands_since(moment)
+            end = graph.arm.positions.copy()
+        finally:
+            go_on.set()
         graph.wait_for(lambda: graph.arm.commands_since(moment), graph.listener.said)
     first = graph.arm.commands_since(moment)[0].points[0].positions
     assert np.abs(np.array(first) - end).max() < 0.02

@@ -25,6 +25,8 @@ def serve(stage, action, name, result):
 
 def test_follow_joint_trajectory(stage):
     messages = pytest.importorskip("control_msgs.action", reason="control_msgs is not installed")
+    from trajectory_msgs.msg import JointTrajectory
+
     kind = messages.FollowJointTrajectory
     arm = stage.arm(type="follow_joint_trajectory", action="arm/follow_joint_trajectory")
     arm.send(stage.command(10**9), 10**9)
@@ -42,6 +44,11 @@ def test_follow_joint_trajectory(stage):
     stage.wait_for(lambda: len(stage.heard) == 2 and arm.problem() is None, "the second goal")
     np.testing.assert_allclose(stage.heard[0].trajectory.points[-1].positions, stage.position + 0.1)
     assert stage.heard[0].goal_time_tolerance.nanosec == 500_000_000
+    assert not arm.absence()
+    assert not arm.other_commanders()
+    stage.hearer.create_publisher(JointTrajectory, "arm/joint_trajectory", 10)
+    stage.wait_for(arm.other_commanders, "the publisher on the controller's topic")
+    assert arm.other_commanders() == (stage.hearer.get_fully_qualified_name(),)
 
 
 def test_gripper_command(stage):
