@@ -91,7 +91,8 @@ class ControllerPresence:
         self._state = state
         self.controller = controller_name(context.node, name, wanted)
         self._compared = self.controller if by_topic and wanted != ANY_NODE else ""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._closed = False
         self._count = 0
         self._strangers: tuple[str, ...] = ()
         self._states: dict[str, str] = {}
@@ -173,13 +174,15 @@ class ControllerPresence:
                 self._count = 0  # a node's name may follow its subscription: read again
 
     def _on_timer(self) -> None:
-        count = self._listeners()
-        with self._lock:
+        with self._lock:  # `close` must not take the entities away meanwhile
+            if self._closed:
+                return
+            count = self._listeners()
             self._read_names(count)
-        if self.controller:
-            self._query()
-        self._readings += 1
-        self._conclude(count)
+            if self.controller:
+                self._query()
+            self._readings += 1
+            self._conclude(count)
 
     def _query(self) -> None:
         if not self._get_state.service_is_ready():
@@ -219,8 +222,7 @@ class ControllerPresence:
         """Log by what the controller counts as present, once it is known."""
         if not count or self._readings < PATIENCE:
             return
-        with self._lock:
-            sources = sorted(self._states)
+        sources = sorted(self._states)
         if self._state is not None and self._state.known:
             sources.append("controller_state")
         subscriber = f"the subscription of {self._compared}" if self._compared else "any receiver"
@@ -235,6 +237,8 @@ class ControllerPresence:
 
     def close(self) -> None:
         """Destroy the timer, the subscriptions and the client."""
-        for destroy, entity in self._entities:
-            destroy(entity)
-        self._entities = []
+        with self._lock:
+            self._closed = True
+            for destroy, entity in self._entities:
+                destroy(entity)
+            self._entities = []
