@@ -582,8 +582,8 @@ class SafetyMonitor:
                 return
             found = self._reference.add(reference, commanded)
             if found is not None:
-                joint, distance = joints[found[0]], found[1]
-                text = self._foreign_reference(joint, distance, now_ns)
+                joint, distance = found
+                text = self._foreign_reference(joints[joint], distance, now_ns)
                 self._controller.reference = text
             if not self._reference.found:
                 self._controller.reference = ""
