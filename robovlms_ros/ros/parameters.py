@@ -161,6 +161,11 @@ class NodeParameters:
         "ends with `fault`.",
         unit="s", low=0.1, high=3600.0, inactive=True,
     )
+    joy_mapping: str = parameter(
+        "gamepad",
+        "Mapping of ~/human/joy (sensor_msgs/Joy) to a tool velocity and the gripper: a file of "
+        "config/joy by name (gamepad, spacemouse), or the path of a YAML.",
+    )
     robot_may_move_topic: str = parameter(
         "",
         "std_msgs/Bool of a safety system: false is a smooth stop at once, and nothing moves "

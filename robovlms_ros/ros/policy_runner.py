@@ -123,6 +123,7 @@ class PolicyRunner:
         self._waiting: WaitingChunk | None = None
         self._next_chunk_ns = 0
         self._person_ns: int | None = None
+        self._person_opening: float | None = None
         self._handed_back_ns = 0
         self._lead_ns = round(interfaces.lead * NANOSECONDS)
         self._publish_chunk = publish_chunk
@@ -276,6 +277,11 @@ class PolicyRunner:
         """The executor's, for use within `person_command`; None for a policy in joint space."""
         return None if self._executor is None else self._executor.kinematics
 
+    @property
+    def robot(self) -> RobotSpec | None:
+        """The executor's robot; None where nothing is commanded."""
+        return None if self._executor is None else self._executor.robot
+
     def take_over(self) -> str:
         """Let a person command the arm; returns the reason why not, empty where it is done.
 
@@ -292,6 +298,7 @@ class PolicyRunner:
                 return "a person drives already"
             self._waiting = None
             self._person_ns = self._now()
+            self._person_opening = None
             self._monitor.person_drives = True
             self._set(WAITING, PERSON_DRIVES)
             return ""
@@ -353,6 +360,41 @@ class PolicyRunner:
             self._command(decision, now)
             return ""
 
+    def person_gripper(self, opening: float) -> str:
+        """Move the gripper to a person's opening, 0 closed to 1 open; returns the reason why not.
+
+        An opening that comes within the gripper's dwell is commanded at its end.
+        """
+        with self._lock:
+            if not self._active or not self.person_drives:
+                return "no person drives"
+            if self._report.state == PAUSED:
+                return "the node is paused"
+            if self._gripper is None:
+                return "the robot has no gripper"
+            now = self._now()
+            action, problem = self._reaction(now)
+            if action in ("smooth_stop", "cease_commands"):
+                return problem
+            try:
+                self._update_person_gripper(opening, now)
+            except CommandRejected as rejection:
+                return str(rejection)
+            self._person_opening = opening
+            return ""
+
+    def _update_person_gripper(self, opening: float, now_ns: int) -> None:
+        assert self._executor is not None and self._gripper is not None
+        admitted = self._executor.set_opening(opening, now_ns)
+        if admitted is not None:
+            self._gripper.update(admitted)
+
+    def person_stop(self, reason: str) -> None:
+        """Command a smooth stop while a person drives; their next command moves the arm again."""
+        with self._lock:
+            if self._active and self.person_drives:
+                self._smooth_stop(reason)
+
     def _tick_person(self, action: Action, text: str, now_ns: int) -> None:
         assert self._person_ns is not None
         silent = not 0 <= now_ns - self._person_ns <= PERSON_SILENCE * NANOSECONDS
@@ -362,6 +404,8 @@ class PolicyRunner:
             self._smooth_stop(text)
         elif silent:
             self._smooth_stop(f"no command of the person for {PERSON_SILENCE} s")
+        if action not in ("cease_commands", "smooth_stop") and self._person_opening is not None:
+            self._update_person_gripper(self._person_opening, now_ns)
         self._set(WAITING, text or PERSON_DRIVES)
 
     def end_instruction(self, reason: str) -> None:

@@ -22,6 +22,7 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.control.executor import ChunkExecutor, build_executor
+from robovlms_ros.control.joy_mapping import load_joy_mapping
 from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.text_safety import printable
@@ -149,6 +150,7 @@ class VLANode(PlainLifecycleNode):
     def _setup(self) -> None:
         parameters = self._declared.read()
         check_weights(parameters)
+        self._human.joy = load_joy_mapping(parameters.joy_mapping)
         body = load_body(parameters, lambda topic: wait_for_description(self, topic))
         self._report.dry_run = parameters.dry_run
         brain = load_brain(parameters, self.now_ns, example_state(body), body.robot)
