@@ -351,10 +351,12 @@ class PolicyRunner:
             speed = self._observations.speed()
             now = self._now()
             self._executor.shape = self._arm.shape
+            counts = self._executor.gate.counts
             decision = self._executor.on_chunk(
                 plan.chunk, start, measured, now, speed, plan, self._advancing(now)
             )
             if decision.command is None:
+                self._executor.gate.counts = counts  # the policy's refusals alone deactivate
                 self._smooth_stop(decision.verdict.reason)
                 return decision.verdict.reason
             self._command(decision, now)
