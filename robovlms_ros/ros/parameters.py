@@ -98,6 +98,11 @@ class NodeParameters:
         "brings none, or for `checkpoint: random`. Empty: the checkpoint's own, else the "
         "backbone's preset.",
     )
+    shadow_checkpoint: str = parameter(
+        "",
+        "Folder of a second policy that infers on the same observations and moves nothing: its "
+        "chunks are on ~/shadow/chunk, and ~/switch_policy swaps both. Empty: none.",
+    )
     robot: str = parameter(
         "panda", "Robot: a file of config/robots by name, or the path of a YAML."
     )

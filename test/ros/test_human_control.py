@@ -116,8 +116,8 @@ def test_a_twist_and_the_way_back(live, person):
     live.wait_for(
         lambda: kinematics.forward(live.arm.positions.copy())[0, 3] > start + 0.02, "the motion"
     )
-    chunks = len(live.listener.chunks)
-    live.wait_for(lambda: len(live.listener.chunks) > chunks, "the policy goes on inferring")
+    inferred = live.node._report.chunks
+    live.wait_for(lambda: live.node._report.chunks > inferred, "the policy goes on inferring")
     assert live.listener.status.state == "waiting"
     assert "a person drives" in live.listener.status.detail
     moment = live.node.now_ns()
