@@ -9,6 +9,7 @@ as a tool velocity on `~/human/twist` and an opening on `~/human/gripper`.
 
 import argparse
 import datetime
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
@@ -55,6 +56,7 @@ from robovlms_ros.sim.world import ARM_JOINTS, CAMERAS, START_NS, TICK_NS, SimWo
 
 Array = NDArray[np.float64]
 
+ROBOT = "panda"
 FRAME_NS = round(STEP * NANOSECONDS)
 STATES_TICKS = 5
 TICKS = 25
@@ -279,7 +281,7 @@ class HandoverStage:
     """One world, one policy session; `run` is one episode."""
 
     def __init__(self, checkpoint: str) -> None:
-        self.robot = load_robot("panda")
+        self.robot = load_robot(ROBOT)
         self.world = SimWorld(0, task="all")
         self._session = load_agent(checkpoint) if checkpoint else ExpertSession(self.world)
         self._kinematics = Kinematics.for_robot(self.robot)
@@ -489,7 +491,8 @@ def summary(rows: Sequence[HandoverRow]) -> dict[str, Any]:
     """The figures of the page: worst steps, their ratios to the policy alone, frames, success."""
     count = len(rows)
     steps = {
-        name: max(getattr(row, f"{name}_step") for row in rows) for name in ("alone", "take", "back")
+        name: max(getattr(row, f"{name}_step") for row in rows)
+        for name in ("alone", "take", "back")
     }
     accelerations = {
         name: max(getattr(row, f"{name}_acceleration") for row in rows)
@@ -568,29 +571,52 @@ def page(found: dict[str, Any], checkpoint: str) -> str:
         f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines]
     )
     today = datetime.date.today().isoformat()
-    delay = found["longest_to_policy_s"]
+    count = found["take_overs"]
     policy = f"`config/checkpoints/{checkpoint}`" if checkpoint else "the scripted expert"
+    limits = load_robot(ROBOT).limits.acceleration
+    delay = 1e3 * (found["longest_to_policy_s"] or 0.0)
     low, high = DRIVES
+    intro = (
+        f"Measured {today}: {count} scenes of the [tabletop tasks](../tabletop_tasks.md), each "
+        "once by the policy alone and once with a take-over at a random moment. Time is the "
+        "simulator's: the figures do not depend on the machine."
+    )
+    points = (
+        f"Ratio of the worst step at a hand-over to that of the policy alone: "
+        f"{found['step_ratio']:.2f}; aim: at most {AIM}. Of the worst acceleration: "
+        f"{found['acceleration_ratio']:.2f}; the joints' limits are {min(limits):g} to "
+        f"{max(limits):g} rad/s².",
+        f"Lost frames: {found['lost_frames']} of {found['frames']}. The policy's history receives "
+        "the images while the person drives, too.",
+        f"Longest time from `~/hand_back` to the policy's first command: {delay:.0f} ms. The "
+        "person's last motion goes on for 300 ms: the arm does not pause.",
+        f"Refused chunks: {found['refusals']}. The first one or two chunks of an episode come "
+        "before the joint states give a speed.",
+    )
+    method = (
+        f"The policy is {policy}. The person is the scripted expert: {found['person_commands']} "
+        f"tool velocities on `~/human/twist`, 20 a second, and openings on `~/human/gripper`, for "
+        f"{low} to {high} s. Steps are those of the simulated arm's trajectory controller, in the "
+        "second after each hand-over. An episode succeeds if the task is done after the hand-back. "
+        "Runner, scheduler, gate and motion guard are the node's own; messages are delivered in "
+        "one process."
+    )
+    bullets = "\n".join(_wrapped(f"* {point}", "  ") for point in points)
     return f"""# Take-overs and hand-backs
 
-`./scripts/run robovlms bench handover --take-overs {found['take_overs']} --markdown
-docs/results/handover.md`, {today}. {found['take_overs']} scenes of the
-[tabletop tasks](../tabletop_tasks.md), each once by the policy alone and once with a take-over at a
-random moment. Time is the simulator's: the figures do not depend on the machine.
+{_wrapped(intro)}
+
+    ./scripts/run robovlms bench handover --take-overs {count} --markdown FILE
 
 {table}
 
-* Ratio of the worst step at a hand-over to that of the policy alone: {found['step_ratio']:.2f} (aim:
-  at most {AIM}); of the worst acceleration: {found['acceleration_ratio']:.2f}.
-* Frames lost of {found['frames']}: {found['lost_frames']}. The policy's history receives the
-  images while the person drives, too.
-* Longest time from `~/hand_back` to the policy's first command: {1e3 * (delay or 0.0):.0f} ms. The
-  person's last motion goes on for 300 ms, so that the arm does not pause.
-* Refused chunks of the policy: {found['refusals']}.
+{bullets}
 
-The policy is {policy}. The person is the scripted expert: {found['person_commands']} tool velocities
-on `~/human/twist`, 20 a second, and openings on `~/human/gripper`, for {low} to {high} s. Steps are
-those of the simulated arm's trajectory controller, in the second after each hand-over. An episode
-succeeds where the judge sees the task done after the hand-back. Runner, scheduler, gate and motion
-guard are the node's own; messages are delivered in one process.
+{_wrapped(method)}
 """
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text, 98, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )

@@ -92,7 +92,7 @@ class JoyMapping:
         return twist
 
     def opening(self, buttons: Sequence[int]) -> float | None:
-        """The gripper opening that a button asks for, 0 closed or 1 open; None without one.
+        """The gripper opening of the pressed button, 0 closed or 1 open; None without one.
 
         Raises JoyRefused for a missing button.
         """

@@ -442,7 +442,9 @@ class PolicyRunner:
                 return "the node is not active"
             if self._shadow_worker is None:
                 return "there is no second policy: shadow_checkpoint is empty"
-            self._worker, self._shadow_worker = self._shadow_worker, self._worker
+            former = self._worker
+            self._worker = self._shadow_worker
+            self._shadow_worker = former
             self._monitor.inference_finished()
             if self._executor is not None:
                 # A mean over chunks of two policies is the intent of neither.

@@ -420,11 +420,14 @@ class VLANode(PlainLifecycleNode):
         with self._parts:
             runner = self._runner
             other = self._shadow_worker
-            response.message = "the node is not active" if runner is None else runner.switch_policy()
+            response.message = "the node is not active"
+            if runner is not None:
+                response.message = runner.switch_policy()
             response.success = not response.message
             if response.success:
                 assert other is not None and self._worker is not None
-                self._worker, self._shadow_worker = other, self._worker
+                self._shadow_worker = self._worker
+                self._worker = other
                 self._take_policy(self._loaded[other])
                 response.message = f"{self._report.policy_id} commands the arm"
                 self._reporter.log_edge(f"~/switch_policy: {response.message}")

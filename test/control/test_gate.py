@@ -3,7 +3,8 @@
 - refuses, with the reason: not finite, malformed, other joints, past, stale or ahead images and joint states, a jump
   from the measured pose, outside the workspace, far too fast, too many clamps; with `clamp: false` any broken limit;
 - clamps positions, speeds, accelerations, tool speed, and jumps from what was sent before, keeping the path's end;
-- asks for deactivation after N refusals in a row, or within a window that passes interrupt; a chunk that passes starts the counts afresh;
+- asks for deactivation after N refusals in a row, or within a window that passes interrupt; a chunk
+  that passes starts the count of those in a row afresh;
 - the speed scaling ramps up after activation, slows down without counting as a clamp, and can be lowered;
 - an arm outside its limits or its workspace may come back;
 - whatever comes in, what goes out is finite, within limits, strictly increasing in time, at rest at its end, and
