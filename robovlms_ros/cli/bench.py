@@ -18,6 +18,7 @@ COMMANDS = {
     "stream": ("robovlms_ros.bench.streaming", "smoothness of streaming strategies under latency"),
     "node": ("robovlms_ros.bench.node", "time that the ROS node adds to a step"),
     "faults": ("robovlms_ros.bench.faults.command", "faults through the graph at working speed"),
+    "handover": ("robovlms_ros.bench.handover", "take-overs by a scripted person in episodes"),
     "ik": ("robovlms_ros.bench.inverse_kinematics", "inverse kinematics of a whole chunk"),
     "collision": ("robovlms_ros.bench.collision", "collision check against the simulator's contacts"),
     "eval": ("robovlms_ros.bench.evaluation", "bag evaluation in blocks against frame by frame"),
@@ -118,6 +119,21 @@ def faults(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def handover(parser: argparse.ArgumentParser) -> None:
+    """Take-overs at random moments of tabletop episodes, in simulated time: the worst command step
+    at a hand-over, lost frames, and success afterwards, against the policy alone.
+
+    A scripted person drives on ~/human/twist and ~/human/gripper, then hands back. Exit code 1 when
+    the worst step is beyond 1.1 times that of the policy alone, or a frame is lost.
+    """
+    add = parser.add_argument
+    add("--take-overs", type=int, default=40, help="one per scene, the tasks in turn (default 40)")
+    add("--checkpoint", default="tasks", help="the policy (default tasks; empty: the expert)")
+    add("--seed", type=int, default=0, help="of the first scene of each task (default 0)")
+    add("--markdown", type=Path, metavar="FILE", help="also write the page there")
+    _json(parser)
+
+
 def ik(parser: argparse.ArgumentParser) -> None:
     """Inverse kinematics of a whole chunk: time, reach and error, on paths that the arm can follow.
 
@@ -206,6 +222,6 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
-    "policy": policy, "plot": plot, "stream": stream, "node": node, "faults": faults, "ik": ik,
-    "collision": collision, "eval": evaluation,
+    "policy": policy, "plot": plot, "stream": stream, "node": node, "faults": faults,
+    "handover": handover, "ik": ik, "collision": collision, "eval": evaluation,
 }

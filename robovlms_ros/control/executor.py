@@ -321,6 +321,18 @@ class ChunkExecutor:
             opening = self._switch.update(float(plan.gripper[step]), t_ns)
         return None if opening is None else self.guard.admit_opening(opening)
 
+    def set_opening(self, opening: float, now_ns: int) -> AdmittedOpening | None:
+        """The side of the gripper for a person's opening, 0 closed to 1 open, by the same
+        hysteresis and dwell; None without a gripper, and between the thresholds before the first.
+
+        Raises CommandRejected unless the opening is a number from 0 to 1.
+        """
+        wanted = self.guard.admit_opening(opening)
+        if self._switch is None:
+            return None
+        side = self._switch.update(wanted, now_ns)
+        return None if side is None else self.guard.admit_opening(side)
+
     @property
     def commanded_opening(self) -> float | None:
         """The gripper's side as it was last decided: 0 closed, 1 open, None before the first."""

@@ -1,6 +1,7 @@
 """A person's commands as plans in joint space for the scheduler, the gate and the motion guard.
 
-Three kinds: a velocity of the tool, target joint positions, a joint trajectory. No clock is read.
+Four kinds: a velocity of the tool, a target pose of the tool, target joint positions, a joint
+trajectory. No clock is read.
 """
 
 from collections.abc import Sequence
@@ -51,6 +52,29 @@ def plan_twist(
     values[:, :6] = twist * STEP
     plan = plan_chunk(_chunk(values, spec, start.stamp_ns), start, kinematics, robot)
     return JointPlan(plan.times_ns, plan.positions, plan.velocities, None, plan.chunk)
+
+
+def joints_of_pose(
+    pose: Array, start: RobotState, kinematics: Kinematics | None, robot: RobotSpec
+) -> Array:
+    """(J,) rad: the joint positions of a tool pose (4, 4) base_T_eef, nearest to a state.
+
+    A target for `plan_target`. Raises PlanRefused for a pose out of reach.
+    """
+    if kinematics is None:
+        raise PlanRefused("a tool pose needs kinematics: give the robot a description.")
+    if not np.isfinite(pose).all():
+        raise PlanRefused("the pose is not finite.")
+    found = kinematics.inverse(pose[None], start.positions)
+    if not found.reached[0]:
+        x, y, z = pose[:3, 3]
+        short = 1e3 * found.position_error[0]
+        turned = found.rotation_error[0]
+        raise PlanRefused(
+            f"the pose at ({x:.3f}, {y:.3f}, {z:.3f}) m in {robot.base_frame} is out of reach: the "
+            f"tool stays {short:.1f} mm and {turned:.3f} rad from it."
+        )
+    return found.positions[0]
 
 
 def plan_target(

@@ -222,17 +222,18 @@ class SafetyGate:
         self.clamps = 0
         self.refusals = 0
         self._refusing_since_ns = 0
+        self._refused_ns: tuple[int, ...] = ()
         self.ramp_began_ns: int | None = None
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """Clamps and refusals in a row, and the time of the first refusal (ns): to be set back for
-        a second try."""
-        return self.clamps, self.refusals, self._refusing_since_ns
+    def counts(self) -> tuple[int, int, int, tuple[int, ...]]:
+        """Clamps and refusals in a row, the time of the first of these refusals, and the times of
+        all within the window (ns): to be set back for a second try."""
+        return self.clamps, self.refusals, self._refusing_since_ns, self._refused_ns
 
     @counts.setter
-    def counts(self, counts: tuple[int, int, int]) -> None:
-        self.clamps, self.refusals, self._refusing_since_ns = counts
+    def counts(self, counts: tuple[int, int, int, tuple[int, ...]]) -> None:
+        self.clamps, self.refusals, self._refusing_since_ns, self._refused_ns = counts
 
     @property
     def probing(self) -> bool:
@@ -432,17 +433,31 @@ class SafetyGate:
     def refuse(self, reason: str, now_ns: int) -> Verdict:
         """Count a refusal; also for failures before a command exists (planning, scheduling).
 
-        Deactivation is requested after `max_refusals` in a row that last `refusal_time` or longer.
+        Deactivation is requested after `max_refusals`, in a row or within `refusal_window`, that
+        last `refusal_time` or longer.
         """
         if self.refusals == 0 or now_ns < self._refusing_since_ns:
             self._refusing_since_ns = now_ns
         self.refusals += 1
-        lasted = (now_ns - self._refusing_since_ns) / NANOSECONDS
-        gate = self.robot.gate
-        give_up = self.refusals >= gate.max_refusals and lasted >= gate.refusal_time
-        if give_up:
+        window = self.robot.gate.refusal_window
+        oldest_ns = now_ns - round(window * NANOSECONDS)
+        recent = [t for t in self._refused_ns if oldest_ns <= t <= now_ns]
+        self._refused_ns = (*recent, now_ns)
+        count = len(self._refused_ns)
+        give_up = True
+        if self._is_long(self.refusals, self._refusing_since_ns, now_ns):
             reason = f"{reason} ({self.refusals} refusals in a row: deactivating)"
+        elif window > 0.0 and self._is_long(count, self._refused_ns[0], now_ns):
+            reason = f"{reason} ({count} refusals within {window:g} s: deactivating)"
+        else:
+            give_up = False
         return Verdict("refuse", reason, None, give_up)
+
+    def _is_long(self, count: int, since_ns: int, now_ns: int) -> bool:
+        """True for so many refusals over so long that the policy must be deactivated."""
+        gate = self.robot.gate
+        lasted = (now_ns - since_ns) / NANOSECONDS
+        return count >= gate.max_refusals and lasted >= gate.refusal_time
 
     def _before(self, measured: RobotState, now_ns: int) -> Spline:
         """The motion that the controller executes now: the commanded one, or rest at the measured

@@ -1,17 +1,20 @@
-"""Publishes what is commanded and decided: `~/planned_trajectory` and `~/verdict`."""
+"""Publishes what is commanded and decided: `~/planned_trajectory`, `~/verdict`, `~/shadow/...`."""
 
 import math
 
+from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.control.executor import Decision
 from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.shadow import Disagreement
 from robovlms_ros.control.trajectory import bounds_of, curve_of, nearest_limit
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import ActionChunk, TrajectoryCommand
+from robovlms_ros.msg import ActionChunk as ActionChunkMsg
 from robovlms_ros.msg import ChunkVerdict
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
-from robovlms_ros.ros.messages import to_time, trajectory_to_message
+from robovlms_ros.ros.messages import chunk_to_message, to_time, trajectory_to_message
 from robovlms_ros.ros.policy_runner import DecisionObserver
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT
@@ -27,6 +30,13 @@ class DecisionPublisher(DecisionObserver):
         )
         self._verdicts = node.create_publisher(
             ChunkVerdict, "~/verdict", 10, event_callbacks=QUIET_PUBLISHER
+        )
+
+        self._shadow_chunks = node.create_publisher(
+            ActionChunkMsg, "~/shadow/chunk", 10, event_callbacks=QUIET_PUBLISHER
+        )
+        self._disagreements = node.create_publisher(
+            JointState, "~/shadow/disagreement", 10, event_callbacks=QUIET_PUBLISHER
         )
 
     def set_robot(self, robot: RobotSpec) -> None:
@@ -58,3 +68,23 @@ class DecisionPublisher(DecisionObserver):
             message.nearest_limit = nearest.name
             message.limit_use = nearest.use
         self._verdicts.publish(message)
+
+    def on_shadow_chunk(self, chunk: ActionChunk) -> None:
+        """Publish a chunk that is not executed."""
+        if self._robot is not None and self._shadow_chunks.get_subscription_count() > 0:
+            self._shadow_chunks.publish(chunk_to_message(chunk, self._robot.base_frame))
+
+    def on_disagreement(self, disagreement: Disagreement) -> None:
+        """Publish a shadow chunk's distance from the commanded motion: joints (rad), tool (m)."""
+        robot = self._robot
+        if robot is None or self._disagreements.get_subscription_count() == 0:
+            return
+        names = list(robot.joints)
+        values = disagreement.joints.tolist()
+        if disagreement.tool is not None:
+            names.append(robot.eef_frame)
+            values.append(disagreement.tool)
+        message = JointState(name=names, position=values)
+        message.header.stamp = to_time(disagreement.stamp_ns)
+        message.header.frame_id = disagreement.policy_id
+        self._disagreements.publish(message)

@@ -1,21 +1,27 @@
 """A person who drives: `~/take_over`, `~/hand_back`, `~/human/...`, `~/control_source`."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
-from geometry_msgs.msg import TwistStamped
-from sensor_msgs.msg import JointState
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from sensor_msgs.msg import JointState, Joy
+from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from robovlms_ros.control.controller_types import GripperBase
+from robovlms_ros.control.joy_mapping import JoyMapping, JoyRefused
 from robovlms_ros.control.person_commands import (
     in_robot_order,
+    joints_of_pose,
     plan_target,
     plan_trajectory,
     plan_twist,
 )
 from robovlms_ros.control.planner import PlanRefused
 from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.rotations import matrix_from_quaternion
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, Frame, JointPlan, RobotState
 from robovlms_ros.msg import ControlSource, PolicyStatus
@@ -53,6 +59,9 @@ class HumanControl:
         self._log = log
         self._target: tuple[int, np.ndarray] | None = None
         self._streamed_ns = 0
+        self._joy_held = False
+        self.joy: JoyMapping | None = None
+        """Mapping of `~/human/joy`; None before the first configure."""
         self._source = ControlSource()
         self._sources = node.create_publisher(
             ControlSource, "~/control_source", LATCHED, event_callbacks=QUIET_PUBLISHER
@@ -62,6 +71,9 @@ class HumanControl:
         node.create_service(Trigger, "~/hand_back", self._on_hand_back, callback_group=group)
         for kind, name, callback, qos in (
             (TwistStamped, "twist", self._on_twist, NEWEST_ONLY),
+            (PoseStamped, "pose", self._on_pose, NEWEST_ONLY),
+            (Joy, "joy", self._on_joy, NEWEST_ONLY),
+            (Float64, "gripper", self._on_gripper, 10),
             (JointState, "joint_states", self._on_joint_state, NEWEST_ONLY),
             (JointTrajectory, "joint_trajectory", self._on_trajectory, 10),
         ):
@@ -129,18 +141,72 @@ class HumanControl:
 
         self._command(plan)
 
-    def _on_joint_state(self, message: JointState) -> None:
+    def _on_joy(self, message: Joy) -> None:
+        runner = self._runner()
+        mapping = self.joy
+        if mapping is None or runner is None or not runner.person_drives:
+            self._joy_held = False
+            return
+        try:
+            held = mapping.is_held(message.axes, message.buttons)
+            values = mapping.twist(message.axes)
+            opening = mapping.opening(message.buttons)
+        except JoyRefused as refusal:
+            self._refuse(str(refusal))
+            return
+        if opening is not None and (held or mapping.deadman is None):
+            self._move_gripper(opening)
+        if held and self._is_due():
+
+            def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
+                return plan_twist(values, mapping.frame, start, runner.kinematics, robot)
+
+            self._command(plan)
+        if self._joy_held and not held:
+            runner.person_stop("the joystick was released")
+        self._joy_held = held
+
+    def _on_gripper(self, message: Float64) -> None:
+        self._move_gripper(message.data)
+
+    def _on_pose(self, message: PoseStamped) -> None:
         if not self._is_due():
             return
         now = self._now()
 
         def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
-            target = in_robot_order(message.name, message.position, robot)
-            previous = self._target
-            self._target = (now, target)
-            return plan_target(target, previous, start, robot)
+            if _frame(message.header.frame_id, robot) != "base":
+                raise PlanRefused(f"a pose must be in {robot.base_frame}, or its frame_id empty.")
+            pose = _matrix(message)
+            target = joints_of_pose(pose, start, runner.kinematics, robot)
+            return self._plan_target(target, now, start, robot)
 
         self._command(plan)
+
+    def _on_joint_state(self, message: JointState) -> None:
+        if not self._is_due():
+            return
+        now = self._now()
+        names = list(message.name)
+
+        def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
+            target = in_robot_order(names, message.position, robot)
+            return self._plan_target(target, now, start, robot)
+
+        self._command(plan)
+        gripper = self._gripper()
+        if gripper is not None and gripper.joint in names[: len(message.position)]:
+            position = message.position[names.index(gripper.joint)]
+            # `opening` would clip a value that is not a number.
+            opening = gripper.opening(position) if math.isfinite(position) else position
+            self._move_gripper(opening)
+
+    def _plan_target(
+        self, target: np.ndarray, now_ns: int, start: RobotState, robot: RobotSpec
+    ) -> JointPlan:
+        previous = self._target
+        self._target = (now_ns, target)
+        return plan_target(target, previous, start, robot)
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
         def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
@@ -164,7 +230,36 @@ class HumanControl:
             return
         reason = runner.person_command(lambda start, robot: plan(start, runner, robot))
         if reason:
-            self._log(f"a person's command was refused: {reason}")
+            self._refuse(reason)
+
+    def _gripper(self) -> GripperBase | None:
+        runner = self._runner()
+        return None if runner is None or runner.robot is None else runner.robot.gripper
+
+    def _move_gripper(self, opening: float) -> None:
+        runner = self._runner()
+        if runner is None or not runner.person_drives:
+            return
+        reason = runner.person_gripper(opening)
+        if reason:
+            self._refuse(reason)
+
+    def _refuse(self, reason: str) -> None:
+        self._log(f"a person's command was refused: {reason}")
+
+
+def _matrix(message: PoseStamped) -> np.ndarray:
+    """(4, 4) of a pose. Raises PlanRefused for a quaternion that is no rotation."""
+    pose = np.eye(4)
+    position = message.pose.position
+    turn = message.pose.orientation
+    quaternion = np.array([turn.w, turn.x, turn.y, turn.z])
+    norm = np.linalg.norm(quaternion)
+    if not 0.99 <= norm <= 1.01:
+        raise PlanRefused(f"the pose's quaternion has the norm {norm:.3f}: must be 1.")
+    pose[:3, :3] = matrix_from_quaternion(quaternion)
+    pose[:3, 3] = (position.x, position.y, position.z)
+    return pose
 
 
 def _frame(frame_id: str, robot: RobotSpec) -> Frame:

@@ -17,7 +17,13 @@ from robovlms_ros.control.robot import RobotSpec, load_robot
 from robovlms_ros.control.schedule import horizon_shortfall, latency_excess
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Observation, RobotState
+from robovlms_ros.core.types import (
+    NANOSECONDS,
+    ActionChunk,
+    Observation,
+    RobotState,
+    RoboVLMsError,
+)
 from robovlms_ros.inference.history import thinning
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 
@@ -120,6 +126,38 @@ def load_brain(
     log.info("policy %s on %s, warm inference %.0f ms, %s path", policy.identity, policy.device, 1000 * latency,
              session.path)
     return LoadedPolicy(policy, session, cameras, latency)
+
+
+def load_shadow(
+    parameters: NodeParameters,
+    now: Callable[[], int],
+    example: RobotState,
+    robot: RobotSpec,
+    cameras: tuple[CameraParameters, ...],
+) -> LoadedPolicy | None:
+    """The policy of `shadow_checkpoint`, loaded after the first one; None where it is empty.
+
+    cameras: of the first policy; the second takes no others. Raises ConfigError, also with the
+    memory that it needs and the memory that is left.
+    """
+    checkpoint = parameters.shadow_checkpoint
+    if not checkpoint:
+        return None
+    own = replace(parameters, checkpoint=checkpoint, backbone="", config="")
+    try:
+        check_weights(own)
+        shadow = load_brain(own, now, example, robot)
+    except RoboVLMsError as error:
+        raise ConfigError(f"parameter shadow_checkpoint = '{checkpoint}': {error}") from error
+    known = [camera.name for camera in cameras]
+    others = sorted({camera.name for camera in shadow.cameras} - set(known))
+    if others:
+        raise ConfigError(
+            f"parameter shadow_checkpoint = '{checkpoint}': it takes the cameras "
+            f"{', '.join(others)}, which the first policy does not take: must be among "
+            f"{', '.join(known)}."
+        )
+    return shadow
 
 
 def _preflight(parameters: NodeParameters, robot: RobotSpec | None) -> None:

@@ -98,6 +98,11 @@ class NodeParameters:
         "brings none, or for `checkpoint: random`. Empty: the checkpoint's own, else the "
         "backbone's preset.",
     )
+    shadow_checkpoint: str = parameter(
+        "",
+        "Folder of a second policy that infers on the same observations and moves nothing: its "
+        "chunks are on ~/shadow/chunk, and ~/switch_policy swaps both. Empty: none.",
+    )
     robot: str = parameter(
         "panda", "Robot: a file of config/robots by name, or the path of a YAML."
     )
@@ -160,6 +165,11 @@ class NodeParameters:
         "A goal of ~/execute that does not run for so long, because of a fault or a missing input, "
         "ends with `fault`.",
         unit="s", low=0.1, high=3600.0, inactive=True,
+    )
+    joy_mapping: str = parameter(
+        "gamepad",
+        "Mapping of ~/human/joy (sensor_msgs/Joy) to a tool velocity and the gripper: a file of "
+        "config/joy by name (gamepad, spacemouse), or the path of a YAML.",
     )
     robot_may_move_topic: str = parameter(
         "",

@@ -19,6 +19,7 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.safety_gate import Verdict
 from robovlms_ros.control.safety_monitor import Action, ObservationSource, SafetyMonitor
 from robovlms_ros.control.schedule import ScheduleRefused
+from robovlms_ros.control.shadow import Disagreement, ShadowComparison
 from robovlms_ros.core.text_safety import without_numbers
 from robovlms_ros.core.types import (
     NANOSECONDS,
@@ -86,6 +87,12 @@ class DecisionObserver:
     def on_decision(self, chunk: ActionChunk, decision: Decision, sent: bool) -> None:
         """A chunk was decided on."""
 
+    def on_shadow_chunk(self, chunk: ActionChunk) -> None:
+        """A policy that does not command the arm answered."""
+
+    def on_disagreement(self, disagreement: Disagreement) -> None:
+        """A shadow chunk was compared with the commanded motion."""
+
 
 @dataclass(frozen=True)
 class WaitingChunk:
@@ -123,6 +130,7 @@ class PolicyRunner:
         self._waiting: WaitingChunk | None = None
         self._next_chunk_ns = 0
         self._person_ns: int | None = None
+        self._person_opening: float | None = None
         self._handed_back_ns = 0
         self._lead_ns = round(interfaces.lead * NANOSECONDS)
         self._publish_chunk = publish_chunk
@@ -131,6 +139,8 @@ class PolicyRunner:
         self._report = report
         self._lock = threading.RLock()
         self._worker: Worker | None = None
+        self._shadow_worker: Worker | None = None
+        self._shadows = ShadowComparison()
         self._active = False
         self._moving = False
         self._returning = False
@@ -138,10 +148,14 @@ class PolicyRunner:
         self.deactivation_requested = False
         """True once the gate has refused so often that the node should deactivate."""
 
-    def start(self, worker: Worker) -> None:
-        """Begin to act on what comes from now on."""
+    def start(self, worker: Worker, shadow_worker: Worker | None = None) -> None:
+        """Begin to act on what comes from now on.
+
+        worker: of the policy that commands the arm. shadow_worker: of a second one, which does not.
+        """
         with self._lock:
             self._worker = worker
+            self._shadow_worker = shadow_worker
             self._active = True
             self.deactivation_requested = False
             self._report.chunks = self._report.refusals = self._report.clamps = 0
@@ -156,8 +170,7 @@ class PolicyRunner:
             self._active = False
             if self.person_drives:
                 self._release_person()
-            if self._worker is not None:
-                self._worker.reset()
+            self._reset_workers()
             self._set(INACTIVE, "")
 
     def set_speed_scaling(self, speed_scaling: float, ramp: float) -> None:
@@ -194,8 +207,7 @@ class PolicyRunner:
                 return
             self._smooth_stop(reason)
             self._not_before_ns = self._now()
-            if self._worker is not None:
-                self._worker.reset()
+            self._reset_workers()
             if self._report.state != PAUSED:
                 self._set(WAITING, "")
 
@@ -215,8 +227,7 @@ class PolicyRunner:
             self._report.instruction = instruction
             if not self._active:
                 return
-            if self._worker is not None:
-                self._worker.reset()
+            self._reset_workers()
             if self._confirm != "off" and not self.person_drives:
                 self._smooth_stop("a new instruction waits for ~/confirm")
 
@@ -276,6 +287,11 @@ class PolicyRunner:
         """The executor's, for use within `person_command`; None for a policy in joint space."""
         return None if self._executor is None else self._executor.kinematics
 
+    @property
+    def robot(self) -> RobotSpec | None:
+        """The executor's robot; None where nothing is commanded."""
+        return None if self._executor is None else self._executor.robot
+
     def take_over(self) -> str:
         """Let a person command the arm; returns the reason why not, empty where it is done.
 
@@ -292,6 +308,7 @@ class PolicyRunner:
                 return "a person drives already"
             self._waiting = None
             self._person_ns = self._now()
+            self._person_opening = None
             self._monitor.person_drives = True
             self._set(WAITING, PERSON_DRIVES)
             return ""
@@ -344,14 +361,51 @@ class PolicyRunner:
             speed = self._observations.speed()
             now = self._now()
             self._executor.shape = self._arm.shape
+            counts = self._executor.gate.counts
             decision = self._executor.on_chunk(
                 plan.chunk, start, measured, now, speed, plan, self._advancing(now)
             )
             if decision.command is None:
+                self._executor.gate.counts = counts  # the policy's refusals alone deactivate
                 self._smooth_stop(decision.verdict.reason)
                 return decision.verdict.reason
             self._command(decision, now)
             return ""
+
+    def person_gripper(self, opening: float) -> str:
+        """Move the gripper to a person's opening, 0 closed to 1 open; returns the reason why not.
+
+        An opening that comes within the gripper's dwell is commanded at its end.
+        """
+        with self._lock:
+            if not self._active or not self.person_drives:
+                return "no person drives"
+            if self._report.state == PAUSED:
+                return "the node is paused"
+            if self._gripper is None:
+                return "the robot has no gripper"
+            now = self._now()
+            action, problem = self._reaction(now)
+            if action in ("smooth_stop", "cease_commands"):
+                return problem
+            try:
+                self._update_person_gripper(opening, now)
+            except CommandRejected as rejection:
+                return str(rejection)
+            self._person_opening = opening
+            return ""
+
+    def _update_person_gripper(self, opening: float, now_ns: int) -> None:
+        assert self._executor is not None and self._gripper is not None
+        admitted = self._executor.set_opening(opening, now_ns)
+        if admitted is not None:
+            self._gripper.update(admitted)
+
+    def person_stop(self, reason: str) -> None:
+        """Command a smooth stop while a person drives; their next command moves the arm again."""
+        with self._lock:
+            if self._active and self.person_drives:
+                self._smooth_stop(reason)
 
     def _tick_person(self, action: Action, text: str, now_ns: int) -> None:
         assert self._person_ns is not None
@@ -362,6 +416,8 @@ class PolicyRunner:
             self._smooth_stop(text)
         elif silent:
             self._smooth_stop(f"no command of the person for {PERSON_SILENCE} s")
+        if action not in ("cease_commands", "smooth_stop") and self._person_opening is not None:
+            self._update_person_gripper(self._person_opening, now_ns)
         self._set(WAITING, text or PERSON_DRIVES)
 
     def end_instruction(self, reason: str) -> None:
@@ -375,13 +431,44 @@ class PolicyRunner:
             if self._report.state != PAUSED and not self.person_drives:
                 self._set(WAITING, "")
 
+    def switch_policy(self) -> str:
+        """Let the shadow policy command the arm from its next chunk on, and the other be the
+        shadow; returns the reason why not, empty where it is done.
+
+        The running plan goes on until that chunk, which continues it as any other one does.
+        """
+        with self._lock:
+            if not self._active:
+                return "the node is not active"
+            if self._shadow_worker is None:
+                return "there is no second policy: shadow_checkpoint is empty"
+            former = self._worker
+            self._worker = self._shadow_worker
+            self._shadow_worker = former
+            self._monitor.inference_finished()
+            if self._executor is not None:
+                # A mean over chunks of two policies is the intent of neither.
+                self._executor.scheduler.forget_chunks()
+            if self._confirm != "off" and not self.person_drives:
+                self._smooth_stop("another policy waits for ~/confirm")
+            return ""
+
+    def is_shadow(self, worker: Worker) -> bool:
+        """True for the worker of the policy that does not command the arm."""
+        return worker is self._shadow_worker
+
+    def _reset_workers(self) -> None:
+        for worker in (self._worker, self._shadow_worker):
+            if worker is not None:
+                worker.reset()
+        self._shadows.clear()
+
     def _begin_afresh(self) -> None:
         self._forget_confirmation()
         self._not_before_ns = self._now()
         self._observations.clear_joint_states()  # a person may have moved the arm meanwhile
         self._monitor.reset(self._not_before_ns)
-        if self._worker is not None:
-            self._worker.reset()
+        self._reset_workers()
         if self._executor is not None:
             if self._arm is None:
                 self._executor.reset()
@@ -402,8 +489,7 @@ class PolicyRunner:
             self._report.last_stop = reason
             self._report.last_stop_ns = self._now()
         self._not_before_ns = self._now()
-        if self._worker is not None:
-            self._worker.reset()
+        self._reset_workers()
         if self._executor is not None:
             self._executor.reset()
         if self._arm is not None:
@@ -415,9 +501,9 @@ class PolicyRunner:
         # kept waiting.
         if not self._active or self._report.state == PAUSED or observation.stamp_ns < self._not_before_ns:
             return
-        worker = self._worker
-        if worker is not None:
-            worker.submit(observation)
+        for worker in (self._worker, self._shadow_worker):
+            if worker is not None:
+                worker.submit(observation)
 
     def tick(self) -> None:
         """Work that is due by time alone: faults, gripper, upsampled commands. Call at 20 Hz or
@@ -448,8 +534,16 @@ class PolicyRunner:
                 opening = self._executor.gripper_at(now)
                 if opening is not None:
                     self._gripper.update(opening)
+            self._compare_shadows(now)
             if self._arm is not None:
                 self._arm.tick(now)
+
+    def _compare_shadows(self, now_ns: int) -> None:
+        if self._executor is None:
+            return
+        executor = self._executor
+        for found in self._shadows.due(now_ns, executor.commanded, executor.kinematics):
+            self._observer.on_disagreement(found)
 
     def _on_fault(self, text: str) -> None:
         if self._report.state == RUNNING:
@@ -464,8 +558,7 @@ class PolicyRunner:
         if self._monitor.take_standstill_end():
             self._returning = False
             self._not_before_ns = now
-            if self._worker is not None:
-                self._worker.reset()
+            self._reset_workers()
             if self._executor is not None:
                 # The next plan begins where the arm is, with the ramp.
                 self._executor.restart()
@@ -491,16 +584,25 @@ class PolicyRunner:
             self._send(command, now)
             self._returning = True
 
-    def on_chunk(self, chunk: ActionChunk) -> None:
-        """A chunk is ready: publish it, check it, execute it. Called by the worker's thread."""
+    def on_chunk(self, chunk: ActionChunk, worker: Worker | None = None) -> None:
+        """A chunk is ready: publish it, check it, execute it. Called by the worker's thread.
+
+        worker: the one that it comes from; None for that of the policy that commands the arm.
+        """
         with self._lock:
             if not self._active or self._report.state == PAUSED or chunk.stamp_ns < self._not_before_ns:
                 return
             if chunk.instruction != self._observations.instruction:
                 return
+            if worker is not None and self.is_shadow(worker):
+                self._take_shadow(chunk)
+                return
             self._monitor.inference_finished()
             self._report.chunks += 1
-            self._publish_chunk(chunk)
+            if self.person_drives:
+                self._take_shadow(chunk)
+            else:
+                self._publish_chunk(chunk)
             if chunk.timing is not None:
                 spent = chunk.timing.inference_end_ns - chunk.timing.inference_start_ns
                 self._report.inference.add(spent / NANOSECONDS)
@@ -510,6 +612,18 @@ class PolicyRunner:
                 self._execute(chunk)
             except RoboVLMsError as error:
                 self._refuse_chunk(chunk, str(error))
+
+    def _take_shadow(self, chunk: ActionChunk) -> None:
+        """Publish a chunk that is not executed; compare it later with what is commanded."""
+        self._observer.on_shadow_chunk(chunk)
+        if self._executor is None:
+            return
+        try:
+            plan = self._executor.plan(chunk, self._observations.state_at(chunk.stamp_ns))
+        except RoboVLMsError:
+            return
+        if isinstance(plan, JointPlan):
+            self._shadows.add(plan)
 
     def on_error(self, error: Exception) -> None:
         """Inference failed. Called by the worker's thread."""

@@ -33,6 +33,13 @@ CLOCK_PATIENCE = 3.0
 ENOUGH = 50  # messages after which a topic's loss is reported while the recording goes on
 
 
+OF_PERSON = (
+    "control_source", "human/twist", "human/pose", "human/joy", "human/gripper",
+    "human/joint_states", "human/joint_trajectory", "shadow/chunk", "shadow/disagreement",
+)
+"""Topics of the node about a person who drives, and about a policy that does not command."""
+
+
 @dataclass(frozen=True)
 class RecordingOptions:
     """path: a folder that does not exist yet. topics: absolute names, the reference camera's first.
@@ -58,8 +65,9 @@ def topics_of(parameters: NodeParameters, namespace: str = "", node: str = "vla_
     suffix = {"raw": "", "compressed": "/compressed"}
     cameras = [camera.topic + suffix[camera.transport] for camera in parameters.cameras]
     commands = [getattr(part, "topic", None) for part in (robot.controller, robot.gripper)]
+    own = ("action_chunk", "status", *OF_PERSON)
     relative = [*cameras, parameters.joint_states_topic, parameters.instruction_topic, *(c for c in commands if c),
-                f"{node}/action_chunk", f"{node}/status", "robot_description", EPISODE, CONFIGURATION]
+                *(f"{node}/{name}" for name in own), "robot_description", EPISODE, CONFIGURATION]
     prefix = f"/{namespace.strip('/')}" if namespace.strip("/") else ""
     names = [name if name.startswith("/") else f"{prefix}/{name}" for name in relative]
     return tuple(dict.fromkeys([*names, "/tf", "/tf_static"]))

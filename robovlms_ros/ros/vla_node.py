@@ -22,6 +22,7 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.control.executor import ChunkExecutor, build_executor
+from robovlms_ros.control.joy_mapping import load_joy_mapping
 from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.text_safety import printable
@@ -46,6 +47,7 @@ from robovlms_ros.ros.loading import (
     example_state,
     load_body,
     load_brain,
+    load_shadow,
     thinning_of,
 )
 from robovlms_ros.ros.messages import chunk_to_message
@@ -83,6 +85,8 @@ class VLANode(PlainLifecycleNode):
         self._runner: PolicyRunner | None = None
         self._inputs: ObservationSubscriber | None = None
         self._worker: InferenceWorker | None = None
+        self._shadow_worker: InferenceWorker | None = None
+        self._loaded: dict[InferenceWorker, LoadedPolicy] = {}
         self._arm: Arm | None = None
         self._gripper: Gripper | None = None
         self._policy: VLAPolicy | None = None
@@ -100,6 +104,9 @@ class VLANode(PlainLifecycleNode):
         )
         self.create_service(
             Trigger, "~/confirm", self._on_confirm, callback_group=self.work_group
+        )
+        self.create_service(
+            Trigger, "~/switch_policy", self._on_switch_policy, callback_group=self.work_group
         )
         self.create_subscription(
             Bool, "success", self._on_success, 10, callback_group=self.work_group
@@ -149,20 +156,28 @@ class VLANode(PlainLifecycleNode):
     def _setup(self) -> None:
         parameters = self._declared.read()
         check_weights(parameters)
+        self._human.joy = load_joy_mapping(parameters.joy_mapping)
         body = load_body(parameters, lambda topic: wait_for_description(self, topic))
         self._report.dry_run = parameters.dry_run
-        brain = load_brain(parameters, self.now_ns, example_state(body), body.robot)
-        self._policy = brain.policy
-        self._report.policy_id = brain.policy.identity
-        _check_random(brain.policy, parameters)
-        for warning in check_speed(parameters, brain, body.robot):
-            self.get_logger().warning(warning)
-        self._history_step = brain.history_step
-        brain.session.thin_history(thinning_of(parameters, brain))
-        self._wire(parameters, body, brain)
+        example = example_state(body)
+        brain = load_brain(parameters, self.now_ns, example, body.robot)
+        shadow = load_shadow(parameters, self.now_ns, example, body.robot, brain.cameras)
+        loaded = [brain] if shadow is None else [brain, shadow]
+        for policy in loaded:
+            _check_random(policy.policy, parameters)
+            for warning in check_speed(parameters, policy, body.robot):
+                self.get_logger().warning(warning)
+            policy.session.thin_history(thinning_of(parameters, policy))
+        self._wire(parameters, body, brain, shadow)
 
-    def _wire(self, parameters: NodeParameters, body: RobotModel, brain: LoadedPolicy) -> None:
-        """Everything between the topics and the policy."""
+    def _wire(
+        self,
+        parameters: NodeParameters,
+        body: RobotModel,
+        brain: LoadedPolicy,
+        shadow: LoadedPolicy | None = None,
+    ) -> None:
+        """Everything between the topics and the policies."""
         names = tuple(camera.name for camera in brain.cameras)
         config = replace(parameters.watchdog, max_age=body.robot.max_age)
         permission = parameters.permission
@@ -172,24 +187,44 @@ class VLANode(PlainLifecycleNode):
             self._permissions = self.create_subscription(
                 Bool, permission.topic, self._on_robot_may_move, qos, callback_group=self.work_group
             )
-        proprioception = brain.policy.config.proprioception
+        policies = [loaded.policy for loaded in (brain, shadow) if loaded is not None]
+        states = [policy.config.proprioception for policy in policies]
+        states = [state for state in states if state is not None]
         self._inputs = ObservationSubscriber(self, parameters, body.robot, brain.cameras,
-                              proprioception is not None, self._monitor,
+                              bool(states), self._monitor,
                               PoseFiller(body.make_kinematics and body.make_kinematics()),
                               self._on_observation, self._on_instruction,
-                              proprioception is not None and "gripper" in proprioception.names,
+                              any("gripper" in state.names for state in states),
                               self._instruction_locked)
         self._report.instruction = self._inputs.instruction
         self._first_instruction = self._inputs.instruction
         self._body = body
         self._connect_arm(parameters)
-        self._session = brain.session
-        period = 1.0 / parameters.max_inference_rate if parameters.max_inference_rate > 0 else 0.0
-        session = brain.session
+        self._worker = self._start_worker(parameters, brain)
+        self._shadow_worker = None if shadow is None else self._start_worker(parameters, shadow)
+        self._take_policy(brain)
+
+    def _start_worker(self, parameters: NodeParameters, loaded: LoadedPolicy) -> InferenceWorker:
+        rate = parameters.max_inference_rate
+        session: PolicySession | DelayedSession = loaded.session
         if parameters.added_latency > 0:
-            session = DelayedSession(brain.session, parameters.added_latency, self.now_ns)
-        self._worker = InferenceWorker(session, self.now_ns, self._on_chunk, self._on_error,
-                                       round(period * NANOSECONDS))
+            session = DelayedSession(loaded.session, parameters.added_latency, self.now_ns)
+        worker = InferenceWorker(
+            session,
+            self.now_ns,
+            lambda chunk: self._on_chunk(chunk, worker),
+            lambda error: self._on_error(error, worker),
+            round(NANOSECONDS / rate) if rate > 0 else 0,
+        )
+        self._loaded[worker] = loaded
+        return worker
+
+    def _take_policy(self, loaded: LoadedPolicy) -> None:
+        """The policy that commands the arm, for status and diagnostics."""
+        self._policy = loaded.policy
+        self._session = loaded.session
+        self._history_step = loaded.history_step
+        self._report.policy_id = loaded.policy.identity
 
     def _connect_arm(self, parameters: NodeParameters) -> None:
         """Everything from chunks to the controller; in dry_run there is no controller."""
@@ -252,7 +287,7 @@ class VLANode(PlainLifecycleNode):
         self._first_instruction = ""
         if self._arm is not None:
             self._arm.prepare()
-        self._runner.start(self._worker)
+        self._runner.start(self._worker, self._shadow_worker)
         limits = ExecuteLimits(
             parameters.max_instruction_length,
             parameters.goal_fault_time,
@@ -266,8 +301,9 @@ class VLANode(PlainLifecycleNode):
             self._runner.deactivate(self._own_end or reason)
 
     def _teardown(self) -> None:
-        if self._worker is not None:
-            self._worker.stop(timeout=10.0)
+        for worker in (self._worker, self._shadow_worker):
+            if worker is not None:
+                worker.stop(timeout=10.0)
         self._disconnect_arm()
         with self._parts:
             if self._permissions is not None:
@@ -277,6 +313,8 @@ class VLANode(PlainLifecycleNode):
                 self._inputs.close()
             self._inputs = None
             self._worker = None
+            self._shadow_worker = None
+            self._loaded.clear()
             self._policy = None
             self._session = None
         self._own_end = ""
@@ -376,18 +414,43 @@ class VLANode(PlainLifecycleNode):
         self._reporter.publish_on_change()
         return True
 
-    def _on_chunk(self, chunk: ActionChunk) -> None:
+    def _on_switch_policy(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        with self._parts:
+            runner = self._runner
+            other = self._shadow_worker
+            response.message = "the node is not active"
+            if runner is not None:
+                response.message = runner.switch_policy()
+            response.success = not response.message
+            if response.success:
+                assert other is not None and self._worker is not None
+                self._shadow_worker = self._worker
+                self._worker = other
+                self._take_policy(self._loaded[other])
+                response.message = f"{self._report.policy_id} commands the arm"
+                self._reporter.log_edge(f"~/switch_policy: {response.message}")
+        self._reporter.publish_on_change()
+        return response
+
+    def _on_chunk(self, chunk: ActionChunk, worker: InferenceWorker) -> None:
         runner = self._runner
         session = self._session
-        if runner is not None and session is not None:
+        if runner is not None and runner.is_shadow(worker):
+            runner.on_chunk(chunk, worker)
+        elif runner is not None and session is not None:
             self._report.history = session.history_fill
             self._report.history_every = session.history_report.every
             self._report.path = f"{session.path}: {session.path_reason}"
-            runner.on_chunk(chunk)
+            runner.on_chunk(chunk, worker)
             self._reporter.publish_on_change()
 
-    def _on_error(self, error: Exception) -> None:
+    def _on_error(self, error: Exception, worker: InferenceWorker) -> None:
         runner = self._runner
+        if runner is not None and runner.is_shadow(worker):
+            self._reporter.log_edge(f"the shadow policy failed: {type(error).__name__}: {error}")
+            return
         if not isinstance(error, RoboVLMsError):
             self._reporter.log_edge(f"inference failed: {type(error).__name__}: {error}")
         if runner is not None:

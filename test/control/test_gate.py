@@ -3,7 +3,8 @@
 - refuses, with the reason: not finite, malformed, other joints, past, stale or ahead images and joint states, a jump
   from the measured pose, outside the workspace, far too fast, too many clamps; with `clamp: false` any broken limit;
 - clamps positions, speeds, accelerations, tool speed, and jumps from what was sent before, keeping the path's end;
-- asks for deactivation after N refusals in a row; a chunk that passes starts the counts afresh;
+- asks for deactivation after N refusals in a row, or within a window that passes interrupt; a chunk
+  that passes starts the count of those in a row afresh;
 - the speed scaling ramps up after activation, slows down without counting as a clamp, and can be lowered;
 - an arm outside its limits or its workspace may come back;
 - whatever comes in, what goes out is finite, within limits, strictly increasing in time, at rest at its end, and
@@ -23,7 +24,11 @@ from robovlms_ros.control.trajectory import curve_of
 from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
 
 PANDA = load_robot("panda")
-ROBOT = replace(PANDA, gate=replace(PANDA.gate, speed_scaling_ramp=0.0, max_clamps=3, max_refusals=4, refusal_time=0.0))
+GATE = replace(
+    PANDA.gate, speed_scaling_ramp=0.0, max_clamps=3, max_refusals=4, refusal_time=0.0,
+    refusal_window=0.0,
+)
+ROBOT = replace(PANDA, gate=GATE)
 HOME = np.array([0.0, 0.2, 0.0, -2.536, 0.0, 2.8, 0.785])
 NOW = 10 * NANOSECONDS
 FIRST = np.eye(7)[0]
@@ -200,6 +205,32 @@ def test_too_many_clamps_and_refusals(gate):
     for _ in range(5):
         assert not check(gate, MALFORMED["wholly past"]).deactivate
         assert check(gate, move(0.0)).kind == "pass"
+
+
+def test_refusals_within_a_window():
+    """Every second chunk is refused: four refusals within 5 s that last 2 s or longer."""
+    gate = SafetyGate(replace(ROBOT, gate=replace(GATE, refusal_time=2.0, refusal_window=5.0)))
+
+    def refused_at(seconds):
+        return gate.refuse("bad", NOW + round(seconds * NANOSECONDS))
+
+    def sequence(period, count):
+        verdicts = []
+        for k in range(count):
+            verdicts.append(refused_at(k * period))
+            assert check(gate, move(0.0)).kind == "pass"
+        return verdicts
+
+    assert [v.deactivate for v in sequence(1.0, 4)] == [False, False, False, True]
+    assert "5 refusals within 5 s: deactivating" in refused_at(3.0).reason
+    counts = gate.counts
+    gate.reset_counts()
+    assert not any(v.deactivate for v in sequence(0.1, 8)), "too short"
+    gate.reset_counts()
+    assert not any(v.deactivate for v in sequence(2.0, 8)), "too rare"
+    gate.counts = counts
+    assert refused_at(3.1).deactivate
+    assert not refused_at(-60.0).deactivate, "a clock that went back"
 
 
 def test_noise_in_the_acceleration_never_gives_up(gate):

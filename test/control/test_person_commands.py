@@ -2,6 +2,7 @@
 
 - A twist moves the tool along its axis, in the base's or the tool's axes; the plan is 0.3 s long.
 - A stream of targets has its velocity; a first target, or one after a gap, has none.
+- A pose becomes the joint target whose tool is there; one out of reach is refused.
 - A far target, a missing joint, values that are not finite and times that do not increase are
   refused.
 """
@@ -12,6 +13,7 @@ import pytest
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.person_commands import (
     in_robot_order,
+    joints_of_pose,
     plan_target,
     plan_trajectory,
     plan_twist,
@@ -42,6 +44,21 @@ def test_a_twist(kinematics, frame):
     assert plan.times_ns[-1] - START.stamp_ns == round(0.3 * NANOSECONDS)
     with pytest.raises(PlanRefused, match="not finite"):
         plan_twist(twist * np.nan, frame, START, kinematics, PANDA)
+
+
+def test_a_pose(kinematics):
+    pose = kinematics.forward(HOME)
+    pose[:3, 3] += (0.0, 0.01, -0.02)
+    target = joints_of_pose(pose, START, kinematics, PANDA)
+    np.testing.assert_allclose(kinematics.forward(target), pose, atol=1e-3)
+    assert np.abs(target - HOME).max() < PANDA.max_start_jump
+    with pytest.raises(PlanRefused, match="not finite"):
+        joints_of_pose(pose * np.nan, START, kinematics, PANDA)
+    pose[0, 3] = 3.0
+    with pytest.raises(PlanRefused, match=r"\(3.000, .* out of reach"):
+        joints_of_pose(pose, START, kinematics, PANDA)
+    with pytest.raises(PlanRefused, match="needs kinematics"):
+        joints_of_pose(pose, START, None, PANDA)
 
 
 def test_a_stream_of_targets():

@@ -168,3 +168,25 @@ def test_bytes_that_do_not_fit_their_type_are_counted(tools, tmp_path):
     _, decoded, notes = read(tmp_path / "bag")
     assert decoded[1] is None
     assert notes == ["1 messages on /joint_states do not decode and are left out."]
+
+
+def test_a_person_and_a_shadow_are_neither_the_arm_nor_the_policy():
+    """Topics whose names sort before the node's own are passed over."""
+    from types import SimpleNamespace
+
+    from robovlms_ros.evaluation.bags import mapping
+
+    topics = {
+        "/a/human/joint_states": mapping.JOINT_STATE,
+        "/a/shadow/disagreement": mapping.JOINT_STATE,
+        "/arm/joint_states": mapping.JOINT_STATE,
+        "/a/shadow/chunk": mapping.CHUNK,
+        "/vla_node/action_chunk": mapping.CHUNK,
+        "/a/human/twist": "geometry_msgs/msg/TwistStamped",
+    }
+    bag = SimpleNamespace(topics=topics)
+    assert mapping._of_type(bag, (mapping.JOINT_STATE,)) == ["/arm/joint_states"]
+    assert mapping._first(bag, mapping.CHUNK) == "/vla_node/action_chunk"
+    robot = SimpleNamespace(controller=None, gripper=None, joints=())
+    assert mapping._joint_states(bag, robot, []) == "/arm/joint_states"
+    assert mapping._commands(bag, mapping.TopicsConfig(), robot, "/arm/joint_states") == (None, None)

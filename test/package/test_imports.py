@@ -41,8 +41,11 @@ LAYERS = (
     {"cli"},
 )
 GENERATED = ("robovlms_ros.action", "robovlms_ros.msg", "robovlms_ros.srv")
-# Programs outside the ROS layer that are ROS nodes themselves.
-NODES = ("robovlms_ros.sim.nodes", "robovlms_ros.bench.node", "robovlms_ros.bench.faults")
+# Programs outside the ROS layer that are ROS nodes themselves, or run the node's own objects.
+NODES = (
+    "robovlms_ros.sim.nodes", "robovlms_ros.bench.node", "robovlms_ros.bench.faults",
+    "robovlms_ros.bench.handover",
+)
 
 BLOCKED_IMPORT = """
 import importlib, sys

@@ -41,6 +41,7 @@ CASES = {
     "a word that YAML reads as a boolean": ({"instruction": False}, "instruction = False: must be a text.* quote it"),
     "unknown choice": ({"schedule__strategy": "fad"}, "Did you mean 'fade'"),
     "unknown robot": ({"robot": "pandora"}, "shipped config/robots: .*panda"),
+    "unknown joystick": ({"joy_mapping": "wheel"}, "shipped config/joy: gamepad, spacemouse"),
     "unknown device": ({"device": "cuda:77"}, "device = 'cuda:77'"),
     "camera missing": ({"cameras": ["static", "side"]},
                        r"the policy takes the cameras static, wrist; parameter cameras = .* lacks 'wrist'"),

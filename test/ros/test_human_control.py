@@ -1,7 +1,9 @@
 """A person takes over and hands back, through real DDS, while the arm moves.
 
-- Commands as TwistStamped, JointState and JointTrajectory move the arm; both hand-overs are
-  continuous; the policy goes on inferring and commands nothing.
+- Commands as TwistStamped, PoseStamped, Joy, JointState and JointTrajectory move the arm; both
+  hand-overs are continuous; the policy goes on inferring and commands nothing.
+- The gripper follows ~/human/gripper, a joystick's buttons and a leader arm's finger.
+- Release of the joystick's deadman button is a smooth stop; without the button nothing moves.
 - 0.3 s of silence is a smooth stop. Cameras that stop do not stop the person.
 - After ~/hand_back the policy commands by observations taken after it.
 - A goal ends as human_took_over, and no instruction is in force after it.
@@ -23,10 +25,11 @@ class Person:
     """Streams commands on ~/human/... of a graph's node from a timer."""
 
     def __init__(self, graph):
-        from geometry_msgs.msg import TwistStamped
+        from geometry_msgs.msg import PoseStamped, TwistStamped
         from rclpy.node import Node
         from ros_graph import Spinner
-        from sensor_msgs.msg import JointState
+        from sensor_msgs.msg import JointState, Joy
+        from std_msgs.msg import Float64
         from std_srvs.srv import Trigger
         from trajectory_msgs.msg import JointTrajectory
 
@@ -38,8 +41,8 @@ class Person:
         self.sources = []
         self.node = Node("person", namespace=graph.namespace)
         kinds = (
-            ("twist", TwistStamped), ("joint_states", JointState),
-            ("joint_trajectory", JointTrajectory),
+            ("twist", TwistStamped), ("pose", PoseStamped), ("joy", Joy), ("gripper", Float64),
+            ("joint_states", JointState), ("joint_trajectory", JointTrajectory),
         )
         self.publishers = {
             name: self.node.create_publisher(kind, f"vla/human/{name}", 1) for name, kind in kinds
@@ -67,9 +70,9 @@ class Person:
         return future.result()
 
     def fall_silent(self):
-        """Stop the stream; what is under way arrives meanwhile."""
+        """Stop the stream, and wait until what is under way has arrived."""
         self.make = None
-        time.sleep(0.5)
+        self.graph.wait_for(lambda: self.graph.is_quiet(1.0), "the end of the person's commands")
 
     def close(self):
         self._spinner.close()
@@ -113,8 +116,8 @@ def test_a_twist_and_the_way_back(live, person):
     live.wait_for(
         lambda: kinematics.forward(live.arm.positions.copy())[0, 3] > start + 0.02, "the motion"
     )
-    chunks = len(live.listener.chunks)
-    live.wait_for(lambda: len(live.listener.chunks) > chunks, "the policy goes on inferring")
+    inferred = live.node._report.chunks
+    live.wait_for(lambda: live.node._report.chunks > inferred, "the policy goes on inferring")
     assert live.listener.status.state == "waiting"
     assert "a person drives" in live.listener.status.detail
     moment = live.node.now_ns()
@@ -173,7 +176,117 @@ def test_joint_targets_and_a_trajectory_without_cameras(live, person):
     assert not live.arm.rejected
 
 
-@pytest.mark.parametrize("what", ["jump", "frame", "joint", "nan"])
+def pose_at(matrix, frame=""):
+    from geometry_msgs.msg import PoseStamped
+
+    from robovlms_ros.core.rotations import quaternion_from_matrix
+
+    message = PoseStamped()
+    message.header.frame_id = frame
+    position, turn = message.pose.position, message.pose.orientation
+    position.x, position.y, position.z = matrix[:3, 3].tolist()
+    turn.w, turn.x, turn.y, turn.z = quaternion_from_matrix(matrix[:3, :3]).tolist()
+    return message
+
+
+def test_a_stream_of_poses(live, person):
+    live.run()
+    begin = len(live.sent)
+    kinematics = live.node._runner.kinematics
+    goal = kinematics.forward(live.arm.positions.copy())
+    goal[:3, 3] += (0.03, 0.03, 0.0)
+
+    def towards():
+        pose = kinematics.forward(live.arm.positions.copy())
+        pose[:3, 3] += np.clip(goal[:3, 3] - pose[:3, 3], -0.02, 0.02)
+        return "pose", pose_at(pose, live.arm.robot.base_frame)
+
+    assert person.call("take_over").success
+    person.make = towards
+
+    def distance():
+        return np.abs(kinematics.forward(live.arm.positions.copy()) - goal)[:3, 3].max()
+
+    live.wait_for(lambda: distance() < 5e-3, lambda: f"the pose, {distance()} m away")
+    person.fall_silent()
+    live.held("waiting", "a person drives")
+    assert worst_step(live, begin) < 1e-3
+    assert not live.arm.rejected
+
+
+def joy(pressed=(), **deflected):
+    """A Joy of the shipped gamepad's mapping: axes by component, pressed buttons by name."""
+    from sensor_msgs.msg import Joy
+
+    from robovlms_ros.control.joy_mapping import load_joy_mapping
+
+    mapping = load_joy_mapping("gamepad")
+    message = Joy(axes=[0.0] * 8, buttons=[0] * 11)
+    for name, value in deflected.items():
+        message.axes[mapping.axes[name].axis] = value
+    for name in pressed:
+        message.buttons[getattr(mapping, name)] = 1
+    return lambda: ("joy", message)
+
+
+def gripper_side(live):
+    """True for the last gripper command open, None before the first."""
+    commands = live.arm.gripper_commands
+    return commands[-1].points[-1].positions[0] > 0.02 if commands else None
+
+
+def test_a_joystick(live, person):
+    live.run()
+    assert person.call("take_over").success
+    person.make = joy(x=1.0, pressed=["close"])
+    live.held("waiting", "a person drives")  # the deadman button is not pressed
+    openings = len(live.arm.gripper_commands)
+    begin = len(live.sent)
+    kinematics = live.node._runner.kinematics
+    start = kinematics.forward(live.arm.positions.copy())[2, 3]
+    person.make = joy(["deadman"], z=0.6)
+    live.wait_for(
+        lambda: kinematics.forward(live.arm.positions.copy())[2, 3] > start + 0.03, "the motion"
+    )
+    person.make = joy(z=0.6)
+    live.held("waiting", "a person drives")
+    assert "joystick was released" in live.listener.status.last_stop
+    assert len(live.arm.gripper_commands) == openings
+    for name in ("open", "close", "open"):
+        person.make = joy(["deadman", name])
+        live.wait_for(lambda name=name: gripper_side(live) is (name == "open"), name)
+    person.make = lambda: ("joy", type(joy()()[1])(axes=[0.0], buttons=[0]))
+    live.held("waiting", "a person drives")
+    assert worst_step(live, begin) < 1e-3
+    assert not live.arm.rejected
+
+
+def test_the_gripper(live, person):
+    from sensor_msgs.msg import JointState
+    from std_msgs.msg import Float64
+
+    live.run()
+    assert person.call("take_over").success
+    for opening in (1.0, 0.0, 1.0):
+        person.make = lambda opening=opening: ("gripper", Float64(data=opening))
+        live.wait_for(lambda opening=opening: gripper_side(live) is (opening == 1.0), opening)
+    robot = live.arm.robot
+    names = [*robot.joints, robot.gripper.joint]
+    leader = JointState(name=names, position=[*live.arm.positions.tolist(), 0.0])
+    person.make = lambda: ("joint_states", leader)
+    live.wait_for(lambda: gripper_side(live) is False, "the leader's finger")
+    count = len(live.arm.gripper_commands)
+    for wrong in (float("nan"), -0.1, 1.5):
+        person.make = lambda wrong=wrong: ("gripper", Float64(data=wrong))
+        time.sleep(0.3)
+    finger = JointState(name=names, position=[*live.arm.positions.tolist(), float("nan")])
+    person.make = lambda: ("joint_states", finger)
+    person.fall_silent()
+    live.held("waiting", "a person drives")
+    assert len(live.arm.gripper_commands) == count
+
+
+@pytest.mark.parametrize("what", ["jump", "frame", "joint", "nan", "pose", "quaternion"])
 def test_commands_that_do_not_fit(live, person, what):
     from sensor_msgs.msg import JointState
 
@@ -182,7 +295,13 @@ def test_commands_that_do_not_fit(live, person, what):
     live.held("waiting", "a person drives")
     joints = list(live.arm.robot.joints)
     far = (live.arm.positions + 1.5).tolist()
+    far_pose = np.eye(4)
+    far_pose[:3, 3] = (0.2, 0.6, 0.2)
+    no_rotation = pose_at(np.eye(4))
+    no_rotation.pose.orientation.w = 0.0
     made = {
+        "pose": ("pose", pose_at(far_pose)),
+        "quaternion": ("pose", no_rotation),
         "jump": ("joint_states", JointState(name=joints, position=far)),
         "frame": twist(0.05, "camera_link")(),
         "joint": ("joint_states", JointState(name=joints[:3], position=far[:3])),

@@ -74,11 +74,17 @@ class ScriptedSession:
 class ScriptedPolicyNode(VLANode):
     """The node with a ScriptedSession; a String on FAULT_TOPIC sets the session's fault."""
 
-    def _wire(self, parameters: NodeParameters, body: RobotModel, brain: LoadedPolicy) -> None:
+    def _wire(
+        self,
+        parameters: NodeParameters,
+        body: RobotModel,
+        brain: LoadedPolicy,
+        shadow: LoadedPolicy | None = None,
+    ) -> None:
         robot = load_robot(parameters.robot)
         scripted = ScriptedSession(brain.session, robot.joints, robot.home)
         self._scripted = scripted
-        super()._wire(parameters, body, replace(brain, session=scripted))
+        super()._wire(parameters, body, replace(brain, session=scripted), shadow)
         if not hasattr(self, "_fault_subscription"):
             self._fault_subscription = self.create_subscription(String, FAULT_TOPIC, self._on_fault_topic, 10)
 

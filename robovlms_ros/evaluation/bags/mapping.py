@@ -194,8 +194,8 @@ def _cameras(bag: Bag, given: Mapping[str, str], names: Sequence[str], lines: li
 
 
 def _joint_states(bag: Bag, robot: RobotSpec, lines: list[str]) -> str | None:
-    candidates = sorted((t for t, kind in bag.topics.items() if kind == JOINT_STATE),
-                        key=lambda t: (not t.endswith("joint_states"), t))
+    found = _of_type(bag, (JOINT_STATE,))
+    candidates = sorted(found, key=lambda t: (not t.endswith("joint_states"), t))
     if len(candidates) <= 1:
         return candidates[0] if candidates else None
     for topic in candidates:
@@ -237,7 +237,13 @@ def _camera_info(bag: Bag, image: str) -> str | None:
 
 
 def _first(bag: Bag, kind: str) -> str | None:
-    return min((topic for topic, type_name in bag.topics.items() if type_name == kind), default=None)
+    return min(_of_type(bag, (kind,)), default=None)
+
+
+def _of_type(bag: Bag, kinds: Sequence[str]) -> list[str]:
+    """Topics of these types, sorted; neither a person's commands nor a shadow policy's."""
+    found = (topic for topic, type_name in bag.topics.items() if type_name in kinds)
+    return sorted(t for t in found if "/human/" not in t and "/shadow/" not in t)
 
 
 def _commands(
@@ -260,7 +266,9 @@ def _commands(
     for type_name, kind in KINDS.items():
         if type_name == CHUNK:
             continue  # recorded chunks are a policy's own output: compared with only on request
-        for topic in sorted(t for t, name in bag.topics.items() if name == type_name and t != joints):
+        for topic in _of_type(bag, (type_name,)):
+            if topic == joints:
+                continue
             if type_name in (TRAJECTORY, JOINT_STATE) and not set(robot.joints) <= set(_joint_names(bag, topic) or ()):
                 continue
             if type_name == ARRAY and topic.endswith(_gripper_suffix(robot)):
