@@ -31,6 +31,8 @@ def refused(graph):
 
 CASES = {
     "no checkpoint": ({"checkpoint": ""}, "checkpoint is empty.*robovlms convert"),
+    "a backbone without a checkpoint, out of dry_run":
+        ({"checkpoint": "", "backbone": "llava"}, "checkpoint is empty"),
     "random out of dry_run": ({"checkpoint": "random", "backbone": "paligemma"}, "random weights never move an arm"),
     "no such checkpoint": ({"checkpoint": "/nowhere/at/all"}, "no such checkpoint"),
     "unknown backbone": ({"backbone": "paligema"}, "Did you mean 'paligemma'"),

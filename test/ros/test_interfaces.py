@@ -51,7 +51,11 @@ def running(graph):
 
 
 def test_the_table_is_the_running_node(make_graph):
-    graph = make_graph(robot_may_move_topic="robot_may_move")
+    graph = make_graph(
+        robot_may_move_topic="robot_may_move",
+        camera__static__calibration="panda_static",
+        camera__static__info_topic="static/camera_info",
+    )
     graph.activate()
     expected = documented(graph)
     graph.wait_for(

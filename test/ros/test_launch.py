@@ -1,7 +1,8 @@
 """The launch files, run by the real `ros2 launch` (skipped where launch_ros is not installed).
 
-- Without a checkpoint the launch says what to give, and ends non-zero; so it does without its parameter file, and when
-  the node dies.
+- Without checkpoint and backbone the launch ends non-zero with the reason; so it does without its parameter file, for an
+  argument that does not exist, and when the node dies.
+- With a backbone alone the shipped policy runs in dry_run, for every preset.
 - With a checkpoint the node reaches active and drives the arm; SIGINT leaves the arm held, and ends the launch with 0.
 - autostart:=false keeps the node up and unconfigured, after a refused configure too, which can be tried again.
 - Arguments given on the command line win over the parameter file; those not given leave it as it is.
@@ -110,7 +111,7 @@ def change_state(ros):
 
 
 def test_without_a_checkpoint_it_says_so_and_fails(launch):
-    launched = launch(backbone="paligemma", namespace="no_checkpoint")
+    launched = launch(namespace="no_checkpoint")
     assert launched.exit_code() != 0
     assert "checkpoint is empty" in launched.output
     assert "refused to configure" in launched.output
@@ -120,6 +121,41 @@ def test_without_its_parameter_file_it_fails(launch, tmp_path):
     launched = launch(params_file=tmp_path / "missing.yaml")
     assert launched.exit_code() != 0
     assert "missing.yaml" in launched.output and "no such file" in launched.output
+
+
+@pytest.mark.parametrize(("file", "given", "nearest"), [
+    ("vla.launch.py", "chekpoint", "checkpoint"),
+    ("vla.launch.py", "instructions", "instruction"),
+    ("demo.launch.py", "seeds", "seed"),
+])
+def test_an_unknown_argument_is_refused(launch, file, given, nearest):
+    launched = launch(file, **{given: "1"})
+    assert launched.exit_code() != 0
+    assert f"launch argument '{given}' does not exist. Did you mean '{nearest}'?" in launched.output
+
+
+@pytest.mark.parametrize("backbone", ["llava", "smolvlm"])
+def test_a_backbone_alone_runs_the_shipped_policy(launch, world, backbone):
+    arm, listener = world
+    launched = launch(
+        backbone=backbone, namespace=arm.namespace, instruction="lift the red cube", device="cpu",
+        confirm="off", rviz="true",
+    )
+    launched.wait_for_text("is active")
+    listener.wait_state("running")
+    assert listener.status.dry_run and not arm.commands
+    assert f"backbone '{backbone}' without a checkpoint: the shipped policy 'demo'" in launched.output
+    assert "checkpoint:=FOLDER" in launched.output
+    if shutil.which("rviz2") is None:
+        assert "rviz2 is not installed" in launched.output
+    launched.interrupt()
+    assert launched.exit_code() == 0, launched.output
+
+
+def test_config_builds_a_random_policy(launch, tmp_path):
+    launched = launch(checkpoint="random", config="nowhere.yaml", namespace="with_config")
+    assert launched.exit_code() != 0
+    assert "'nowhere.yaml' is neither an existing path" in launched.output
 
 
 def test_active_drives_the_arm_and_sigint_leaves_it_held(launch, world, tiny_checkpoint):
