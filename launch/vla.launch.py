@@ -19,7 +19,7 @@ from robovlms_ros.ros.launch_arguments import check_arguments, parameter_in, sta
 BOOLEANS = {"true": True, "false": False}
 # Arguments that become the node's parameter of the same name; empty ones leave the params_file's.
 TEXTS = {
-    "backbone": "preset of config/backbones; without a checkpoint a small shipped policy runs in dry_run",
+    "backbone": "preset of config/backbones; without a checkpoint a shipped policy runs in dry_run",
     "checkpoint": "folder with config.yaml and model.safetensors, or random (never leaves dry_run)",
     "config": "policy configuration (YAML, or RoboVLMs' JSON) for a checkpoint that brings none",
     "robot": "robot of config/robots by name, or the path of a YAML",
@@ -41,7 +41,8 @@ def arguments() -> list[DeclareLaunchArgument]:
     confirm = "chunks that wait for ~/confirm before they move the arm"
     return [
         *(declare(name, default_value="", description=text + keep) for name, text in TEXTS.items()),
-        declare("confirm", default_value="", choices=["", *CHOICES["confirm"]], description=confirm + keep),
+        declare("confirm", default_value="", choices=["", *CHOICES["confirm"]],
+                description=confirm + keep),
         *(declare(name, default_value="", choices=["", *BOOLEANS], description=text + keep)
           for name, text in SWITCHES.items()),
         declare("params_file", default_value=defaults, description="parameters of the node, YAML"),
@@ -68,7 +69,9 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         raise FileNotFoundError(f"params_file = '{params_file}': no such file. Copy config/vla.yaml and edit the copy.")
     # Without the type launch reads off as false and 12 as a number.
     parameters = {
-        name: ParameterValue(given[name], value_type=str) for name in (*TEXTS, *CHOICES) if given[name]
+        name: ParameterValue(given[name], value_type=str)
+        for name in (*TEXTS, *CHOICES)
+        if given[name]
     }
     switches = {name: BOOLEANS[given[name]] for name in SWITCHES if given[name]}
     node = LifecycleNode(

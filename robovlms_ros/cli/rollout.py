@@ -89,9 +89,11 @@ def _draw(args: argparse.Namespace, tabletop: bool) -> int:
 
     require(not tabletop, "--preview", args.preview, "given without --task")
     given = args.checkpoint
-    require(bool(given), "--preview", args.preview, "given with --checkpoint (demo: the shipped one)")
+    allowed = "given with --checkpoint (demo: the shipped one)"
+    require(bool(given), "--preview", args.preview, allowed)
     success = draw_episode(args.preview, given, args.first_seed)
-    print(f"written: {args.preview} (scene {args.first_seed}, {'success' if success else 'failure'})")
+    outcome = "success" if success else "failure"
+    print(f"written: {args.preview} (scene {args.first_seed}, {outcome})")
     return 0
 
 

@@ -17,7 +17,11 @@ from robovlms_ros.observations.camera_model import CameraModel
 Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
 
-COLOURS: dict[str, Colour] = {"pass": (40, 200, 80), "clamp": (255, 190, 0), "refuse": (230, 40, 40)}
+COLOURS: dict[str, Colour] = {
+    "pass": (40, 200, 80),
+    "clamp": (255, 190, 0),
+    "refuse": (230, 40, 40),
+}
 """Verdict -> RGB, 0 to 255."""
 SAMPLE_NS = 25_000_000
 """Largest time between two points of a path."""
@@ -68,7 +72,8 @@ def preview_of(chunk: ActionChunk, decision: Decision, kinematics: Kinematics) -
 def draw_preview(
     image: NDArray[np.uint8], preview: ToolPreview, camera: CameraModel, base_t_camera: Array
 ) -> NDArray[np.uint8]:
-    """A copy of an image (H, W, 3) uint8 RGB with the path drawn in, its end as a circle, and the verdict.
+    """A copy of an image (H, W, 3) uint8 RGB with the path drawn in, its end as a circle, and the
+    verdict.
 
     base_t_camera: (4, 4) pose of the optical frame. Raises ConfigError where the image does not
     have the camera's aspect ratio.

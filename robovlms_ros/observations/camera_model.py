@@ -68,7 +68,7 @@ class CameraModel:
         if abs(across - down) > 0.01 * max(across, down):
             raise ConfigError(
                 f"the images have {width} x {height} pixels, the calibration {self.width} x "
-                f"{self.height}: must have one aspect ratio. Calibrate the camera at its image size."
+                f"{self.height}: the aspect ratios must agree. Calibrate at the images' size."
             )
         # The centre of pixel 0 is at 0, its border at -0.5.
         scale = np.diag([across, down, 1.0])

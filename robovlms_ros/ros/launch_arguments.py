@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def check_arguments(context: LaunchContext, file: str, declared: Iterable[str]) 
     for word in context.argv:
         name, assigned, _ = word.partition(":=")
         if assigned and name not in names:
-            raise ConfigError(f"launch argument '{name}' does not exist.{did_you_mean(name, names)}")
+            nearest = did_you_mean(name, names)
+            raise ConfigError(f"launch argument '{name}' does not exist.{nearest}")
 
 
 def parameter_in(params_file: Path, name: str) -> Any:
@@ -58,10 +60,8 @@ def start_rviz(namespace: str, robot: str) -> list[LaunchDescriptionEntity]:
         )
         return [LogInfo(msg=text)]
     arguments = ["-d", str(share_directory() / "config" / "rviz" / "robovlms.rviz")]
-    try:
+    with suppress(RoboVLMsError):  # the node refuses the robot and reports the reason
         arguments += ["-f", load_robot(robot).base_frame]
-    except RoboVLMsError:
-        pass  # the node refuses the robot and reports the reason
     space = f"/{namespace.strip('/')}" if namespace.strip("/") else ""
     remappings = [(f"/vla_node/{topic}", f"{space}/vla_node/{topic}") for topic in RVIZ_TOPICS]
     remappings.append(("/robot_description", f"{space}/robot_description"))

@@ -101,10 +101,11 @@ def with_example_policy(
     config = _config_of(example)
     words = ", ".join(config.vlm.vocabulary)
     warn(
-        f"backbone '{parameters.backbone}' without a checkpoint: the shipped policy '{EXAMPLE_CHECKPOINT}' runs in "
-        f"its place, in dry_run only. It is a small {config.model.backbone} trained for the simulated Panda; its "
-        f"words: {words}. Give your own policy with checkpoint:=FOLDER: `robovlms train` makes one from "
-        "demonstrations, `robovlms convert` from a published checkpoint."
+        f"backbone '{parameters.backbone}' without a checkpoint: the shipped policy "
+        f"'{EXAMPLE_CHECKPOINT}' runs in its place, in dry_run only. It is a small "
+        f"{config.model.backbone} trained for the simulated Panda; its words: {words}. Give your "
+        "own policy with checkpoint:=FOLDER: `robovlms train` makes one from demonstrations, "
+        "`robovlms convert` from a published checkpoint."
     )
     return example
 

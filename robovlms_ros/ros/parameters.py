@@ -107,8 +107,8 @@ class NodeParameters:
     checkpoint: str = parameter(
         "",
         "Folder with the policy's config.yaml and model.safetensors, or `random`: random weights, "
-        "for wiring and benchmarks, never out of dry_run. Empty: with `backbone` and dry_run a small "
-        "shipped policy of the simulated Panda; otherwise configure fails.",
+        "for wiring and benchmarks, never out of dry_run. Empty: with `backbone` and dry_run a "
+        "small shipped policy of the simulated Panda; otherwise configure fails.",
     )
     config: str = parameter(
         "",

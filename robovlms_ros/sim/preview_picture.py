@@ -36,7 +36,8 @@ def draw_episode(path: Path, checkpoint: str, seed: int) -> bool:
     links = {}
     for name, calibration in calibrations.items():
         frame = calibration.pose.frame
-        links[name] = None if frame is None else Kinematics.for_robot(replace(robot, eef_frame=frame))
+        if frame is not None:
+            links[name] = Kinematics.for_robot(replace(robot, eef_frame=frame))
     newest: list[ToolPreview] = []
     columns: list[list[NDArray[np.uint8]]] = []
 
@@ -51,9 +52,8 @@ def draw_episode(path: Path, checkpoint: str, seed: int) -> bool:
         column = []
         for name, image in frame.observation.images.items():
             pose = calibrations[name].pose.matrix()
-            link = links[name]
-            if link is not None:
-                pose = link.forward(state.positions) @ pose
+            if name in links:
+                pose = links[name].forward(state.positions) @ pose
             camera = cameras[name]
             assert camera is not None
             column.append(draw_preview(image, newest[0], camera, pose))
@@ -64,8 +64,9 @@ def draw_episode(path: Path, checkpoint: str, seed: int) -> bool:
     try:
         world.reset(seed)
         world.time_ns = START_NS
-        words = list(INSTRUCTIONS)[0]
-        outcome = loop.run(load_agent(checkpoint), [(0.0, words)], np.random.default_rng((seed, 2)))
+        words = next(iter(INSTRUCTIONS))
+        rng = np.random.default_rng((seed, 2))
+        outcome = loop.run(load_agent(checkpoint), [(0.0, words)], rng)
     finally:
         world.close()
     if not columns:

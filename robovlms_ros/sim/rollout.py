@@ -109,8 +109,8 @@ class ClosedLoop:
 
     gripper: the robot's, a one-joint trajectory controller.
     disturb: maps a chunk to what is executed in its place (noise for demonstrations); None executes
-    it as it is. on_frame: called with every frame, before the agent sees it. on_decision: called with
-    every chunk and the decision on it.
+    it as it is. on_frame: called with every frame, before the agent sees it. on_decision: called
+    with every chunk and the decision on it.
     """
 
     def __init__(

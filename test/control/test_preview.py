@@ -104,7 +104,8 @@ def test_refused_chunk_shows_its_plan(panda, kinematics):
     preview = preview_of(chunk(), Decision(None, None, refused, plan), kinematics)
     expected = [forward_by_urdf(panda, q)[:3, 3] for q in positions]
     np.testing.assert_allclose(preview.points, expected, atol=1e-6)
-    assert preview_of(chunk(), Decision(None, None, refused, None), kinematics).points.shape == (0, 3)
+    unplanned = preview_of(chunk(), Decision(None, None, refused, None), kinematics)
+    assert unplanned.points.shape == (0, 3)
 
 
 @pytest.mark.parametrize(("model", "coefficients"), [

@@ -7,7 +7,14 @@ from pathlib import Path
 from robovlms_ros.control import controller_types
 from robovlms_ros.control.collision_config import CollisionConfig, WorldBody
 from robovlms_ros.control.controller_types import Gripper
-from robovlms_ros.control.robot import Box, Description, GateConfig, IKSettings, JointLimits, RobotSpec
+from robovlms_ros.control.robot import (
+    Box,
+    Description,
+    GateConfig,
+    IKSettings,
+    JointLimits,
+    RobotSpec,
+)
 from robovlms_ros.core.registry import CONTROLLERS
 
 TABLE = Path(__file__).parents[2] / "docs" / "robot_yaml.md"
@@ -15,7 +22,10 @@ BLOCKS = {
     "": RobotSpec, "description": Description, "limits": JointLimits, "limits.workspace": Box,
     "gate": GateConfig, "ik": IKSettings, "collision": CollisionConfig, "world[]": WorldBody,
 }
-BLOCK_KEYS = {"description", "limits", "workspace", "gate", "ik", "collision", "world", "controller", "gripper"}
+BLOCK_KEYS = {
+    "description", "limits", "workspace", "gate", "ik", "collision", "world", "controller",
+    "gripper",
+}
 
 
 def shown(field):

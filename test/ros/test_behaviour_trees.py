@@ -62,9 +62,9 @@ def test_python_example_succeeds(make_graph):
                 tree.tick()
                 return tree.root.status != py_trees.common.Status.RUNNING
 
-            graph.wait_for(finished, lambda: f"the tree's end, it is {graph.listener.said()}", 120.0)
+            graph.wait_for(finished, lambda: f"the end, it is {graph.listener.said()}", 120.0)
         assert tree.root.status == py_trees.common.Status.SUCCESS
-        assert "succeeded" in graph.listener.status.last_stop or graph.listener.status.instruction == ""
+        graph.listener.wait_state("waiting", "no instruction")
     finally:
         tree.shutdown()
         spinner.close()

@@ -1,7 +1,7 @@
 """The launch files, run by the real `ros2 launch` (skipped where launch_ros is not installed).
 
-- Without checkpoint and backbone the launch ends non-zero with the reason; so it does without its parameter file, for an
-  argument that does not exist, and when the node dies.
+- Without checkpoint and backbone the launch ends non-zero with the reason; so it does without its
+  parameter file, for an argument that does not exist, and when the node dies.
 - With a backbone alone the shipped policy runs in dry_run, for every preset.
 - With a checkpoint the node reaches active and drives the arm; SIGINT leaves the arm held, and ends the launch with 0.
 - autostart:=false keeps the node up and unconfigured, after a refused configure too, which can be tried again.
@@ -144,7 +144,8 @@ def test_a_backbone_alone_runs_the_shipped_policy(launch, world, backbone):
     launched.wait_for_text("is active")
     listener.wait_state("running")
     assert listener.status.dry_run and not arm.commands
-    assert f"backbone '{backbone}' without a checkpoint: the shipped policy 'demo'" in launched.output
+    line = f"backbone '{backbone}' without a checkpoint: the shipped policy 'demo'"
+    assert line in launched.output
     assert "checkpoint:=FOLDER" in launched.output
     if shutil.which("rviz2") is None:
         assert "rviz2 is not installed" in launched.output

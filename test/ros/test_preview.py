@@ -79,7 +79,8 @@ def test_path_workspace_and_world(make_graph, subscribe):
     assert len(corners) == 24
     np.testing.assert_allclose(corners.min(axis=0), robot.limits.workspace.lower)
     np.testing.assert_allclose(corners.max(axis=0), robot.limits.workspace.upper)
-    world = {body.name: marker for body, marker in zip(robot.world, named(first, "world"), strict=True)}
+    names = [body.name for body in robot.world]
+    world = dict(zip(names, named(first, "world"), strict=True))
     table = world["table"]
     assert table.type == Marker.CUBE
     assert (table.scale.x, table.scale.y, table.scale.z) == (0.8, 0.8, 0.05)
@@ -135,7 +136,10 @@ def test_picture_of_the_path(make_graph, subscribe, source, tmp_path):
     from robovlms_ros.observations.camera_model import load_calibration
 
     calibration = load_calibration("panda_static")
-    given = {"camera__static__calibration": "panda_static", "camera__wrist__calibration": "panda_wrist"}
+    given = {
+        "camera__static__calibration": "panda_static",
+        "camera__wrist__calibration": "panda_wrist",
+    }
     if source == "info":
         shipped = share_directory() / "config" / "cameras" / "panda_static.yaml"
         pose = {"pose": yaml.safe_load(shipped.read_text(encoding="utf-8"))["pose"]}
@@ -206,13 +210,16 @@ def test_refused_at_configure(make_graph, tmp_path):
     from rclpy.lifecycle import TransitionCallbackReturn
 
     path = tmp_path / "pose.yaml"
-    path.write_text("pose: {position: [0, 0, 1], rpy: [0, 0, 0], frame: nowhere}\n", encoding="utf-8")
+    text = "pose: {position: [0, 0, 1], rpy: [0, 0, 0], frame: nowhere}\n"
+    path.write_text(text, encoding="utf-8")
+    static = "camera__static__"
     for values, message in (
         ({"camera__static__calibration": str(path)}, "it has a pose and no camera_matrix"),
         ({"camera__static__calibration": "nowhere"}, "panda_static, panda_wrist"),
         ({"camera__static__info_topic": "static/camera_info"}, "no effect without"),
-        ({"camera__static__calibration": str(path), "camera__static__info_topic": "info"}, "nowhere"),
+        ({f"{static}calibration": str(path), f"{static}info_topic": "info"}, "nowhere"),
     ):
         graph = make_graph(**values)
         assert graph.node.trigger_configure() != TransitionCallbackReturn.SUCCESS
-        graph.wait_for(lambda g=graph, m=message: m in g.listener.status.last_stop, graph.listener.said)
+        listener = graph.listener
+        graph.wait_for(lambda: message in listener.status.last_stop, listener.said)

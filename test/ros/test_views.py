@@ -22,7 +22,7 @@ RVIZ_TYPES = {
 
 
 def named(kind):
-    rows = {name: of for (name, found, of) in ((*key, of) for key, of in table().items()) if found == kind}
+    rows = {name: of for (name, found), of in table().items() if found == kind}
     # Both cameras have a calibration in the demo; the table shows the first one.
     if kind == "publisher":
         rows["/vla_node/preview/wrist"] = rows["/vla_node/preview/static"]
