@@ -80,7 +80,8 @@ class PreviewPublisher:
         self._newest: tuple[ActionChunk, Decision] | None = None
         self._observation: Observation | None = None
         self._preview: tuple[object, ToolPreview] | None = None
-        self._shown: object = self  # neither a decision nor None
+        self._shown: tuple[ActionChunk, Decision] | None = None
+        self._subscribers = 0
         self._markers = node.create_publisher(
             MarkerArray, "~/preview", 1, event_callbacks=QUIET_PUBLISHER
         )
@@ -148,7 +149,8 @@ class PreviewPublisher:
             self._newest = None
             self._observation = None
             self._preview = None
-            self._shown = self
+            self._shown = None
+            self._subscribers = 0
 
     def on_decision(self, chunk: ActionChunk, decision: Decision) -> None:
         """Take the decision on a chunk."""
@@ -176,11 +178,12 @@ class PreviewPublisher:
             if self._robot is None or self._kinematics is None:
                 return
             newest = self._newest
-            if self._markers.get_subscription_count() == 0:
-                self._shown = self  # the next subscriber receives the present preview at once
-            elif newest is not self._shown:
+            subscribers = self._markers.get_subscription_count()
+            # One more subscriber receives the present preview at once.
+            if subscribers > self._subscribers or (subscribers and newest is not self._shown):
                 self._shown = newest
                 self._markers.publish(markers_of(self._robot, self._preview_of(newest)))
+            self._subscribers = subscribers
             for view in self._views:
                 if view.publisher.get_subscription_count() > 0:
                     self._show(view, newest)

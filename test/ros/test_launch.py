@@ -2,7 +2,9 @@
 
 - Without checkpoint and backbone the launch ends non-zero with the reason; so it does without its
   parameter file, for an argument that does not exist, and when the node dies.
-- With a backbone alone the shipped policy runs in dry_run, for every preset.
+- With a backbone alone the shipped policy runs in dry_run.
+- rviz:=true starts RViz with the namespace's topics and the robot's base frame; where it is not
+  installed the log has a line.
 - With a checkpoint the node reaches active and drives the arm; SIGINT leaves the arm held, and ends the launch with 0.
 - autostart:=false keeps the node up and unconfigured, after a refused configure too, which can be tried again.
 - Arguments given on the command line win over the parameter file; those not given leave it as it is.
@@ -151,6 +153,30 @@ def test_a_backbone_alone_runs_the_shipped_policy(launch, world, backbone):
         assert "rviz2 is not installed" in launched.output
     launched.interrupt()
     assert launched.exit_code() == 0, launched.output
+
+
+def test_rviz_starts_where_it_is_installed(launch, tmp_path, monkeypatch):
+    """A stand-in for rviz2 writes its arguments to a file."""
+    index = tmp_path / "prefix" / "share" / "ament_index" / "resource_index" / "packages"
+    index.mkdir(parents=True)
+    (index / "rviz2").touch()
+    program = tmp_path / "prefix" / "lib" / "rviz2" / "rviz2"
+    program.parent.mkdir(parents=True)
+    written = tmp_path / "arguments"
+    program.write_text(f'#!/bin/sh\necho "$@" > {written}.part\nmv {written}.part {written}\n')
+    program.chmod(0o755)
+    prefixes = f"{tmp_path / 'prefix'}:{os.environ['AMENT_PREFIX_PATH']}"
+    monkeypatch.setenv("AMENT_PREFIX_PATH", prefixes)
+    launched = launch(rviz="true", namespace="seen", autostart="false")
+    end = time.monotonic() + DEADLINE
+    while not written.exists():
+        assert launched.process.poll() is None, launched.output
+        assert time.monotonic() < end, launched.output
+        time.sleep(0.1)
+    arguments = written.read_text(encoding="utf-8")
+    assert "config/rviz/robovlms.rviz -f panda_link0" in arguments
+    assert "/vla_node/preview:=/seen/vla_node/preview" in arguments
+    assert "rviz2 is not installed" not in launched.output
 
 
 def test_config_builds_a_random_policy(launch, tmp_path):

@@ -206,20 +206,23 @@ def test_nothing_is_computed_without_a_subscriber(make_graph, monkeypatch):
     assert not called
 
 
-def test_refused_at_configure(make_graph, tmp_path):
+@pytest.mark.parametrize(("values", "message"), [
+    ({"calibration": "POSE"}, "it has a pose and no camera_matrix"),
+    ({"calibration": "missing"}, "panda_static, panda_wrist"),
+    ({"info_topic": "static/camera_info"}, "no effect without"),
+    ({"calibration": "POSE", "info_topic": "info"}, "nowhere"),
+])
+def test_refused_at_configure(make_graph, tmp_path, values, message):
     from rclpy.lifecycle import TransitionCallbackReturn
 
     path = tmp_path / "pose.yaml"
     text = "pose: {position: [0, 0, 1], rpy: [0, 0, 0], frame: nowhere}\n"
     path.write_text(text, encoding="utf-8")
-    static = "camera__static__"
-    for values, message in (
-        ({"camera__static__calibration": str(path)}, "it has a pose and no camera_matrix"),
-        ({"camera__static__calibration": "nowhere"}, "panda_static, panda_wrist"),
-        ({"camera__static__info_topic": "static/camera_info"}, "no effect without"),
-        ({f"{static}calibration": str(path), f"{static}info_topic": "info"}, "nowhere"),
-    ):
-        graph = make_graph(**values)
-        assert graph.node.trigger_configure() != TransitionCallbackReturn.SUCCESS
-        listener = graph.listener
-        graph.wait_for(lambda: message in listener.status.last_stop, listener.said)
+    given = {
+        f"camera__static__{name}": str(path) if value == "POSE" else value
+        for name, value in values.items()
+    }
+    graph = make_graph(**given)
+    assert graph.node.trigger_configure() != TransitionCallbackReturn.SUCCESS
+    listener = graph.listener
+    graph.wait_for(lambda: message in listener.status.last_stop, listener.said)
