@@ -13,7 +13,7 @@ from robovlms_ros.control.preview import ToolPreview, draw_preview, preview_of
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.types import ActionChunk
 from robovlms_ros.observations.camera_model import load_calibration
-from robovlms_ros.sim.rollout import RolloutFrame, build_loop
+from robovlms_ros.sim.rollout import EpisodeSettings, RolloutFrame, build_loop
 from robovlms_ros.sim.scenes import START_NS, load_agent
 from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 from robovlms_ros.sim.world import CAMERAS, SimWorld, WorldError
@@ -23,13 +23,13 @@ MOMENTS = 6
 GAP = 4  # pixels between two pictures
 
 
-def draw_episode(path: Path, checkpoint: str, seed: int) -> bool:
+def draw_episode(path: Path, checkpoint: str, seed: int, limit: float = 12.0) -> bool:
     """Write a picture of one scene's episode: a row for each camera, MOMENTS columns in time.
 
-    Returns True where the episode succeeded. Raises WorldError where no chunk was decided on.
+    limit: simulated s. Returns True where the episode succeeded. Raises WorldError where no chunk was decided on.
     """
     world = SimWorld(seed, image_size=IMAGE_SIZE)
-    loop = build_loop(world)
+    loop = build_loop(world, settings=EpisodeSettings(limit=limit))
     robot = load_robot("panda")
     calibrations = {name: load_calibration(f"panda_{name}") for name in CAMERAS}
     cameras = {name: calibrations[name].model() for name in CAMERAS}
