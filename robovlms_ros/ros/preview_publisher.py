@@ -28,6 +28,7 @@ from robovlms_ros.control.preview import ToolPreview, draw_preview, preview_of
 from robovlms_ros.control.robot import Box, RobotSpec
 from robovlms_ros.core.rotations import matrix_from_euler, quaternion_from_matrix
 from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.text_safety import printable, without_numbers
 from robovlms_ros.core.types import ActionChunk, Observation, ObservationError, RobotState
 from robovlms_ros.observations.camera_model import (
     CalibrationFile,
@@ -38,8 +39,10 @@ from robovlms_ros.observations.camera_model import (
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.loading import RobotModel
 from robovlms_ros.ros.messages import to_time
+from robovlms_ros.ros.observation_subscriber import NEWEST_ONLY
 from robovlms_ros.ros.parameters import CameraParameters
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER, QUIET_SUBSCRIPTION
+from robovlms_ros.ros.status import TEXT_LIMIT
 
 PERIOD = 0.1
 """s between two previews, at least."""
@@ -54,7 +57,7 @@ WORLD_COLOUR = (0.6, 0.6, 0.6, 0.35)
 class CameraView:
     """One camera's preview. model: None until its CameraInfo came. kinematics: of the link that
     carries the camera, None for base_frame. shown: the observation and the decision in the last
-    picture. problem: the last one that was logged."""
+    picture. problem: the last one that was logged, without its numbers."""
 
     name: str
     calibration: CalibrationFile
@@ -129,8 +132,8 @@ class PreviewPublisher:
         view = CameraView(camera.name, calibration, model, moving, publisher)
         if camera.info_topic:
             view.infos = self._node.create_subscription(
-                CameraInfo, camera.info_topic, lambda message: self._on_info(view, message), 1,
-                callback_group=self._group, event_callbacks=QUIET_SUBSCRIPTION,
+                CameraInfo, camera.info_topic, lambda message: self._on_info(view, message),
+                NEWEST_ONLY, callback_group=self._group, event_callbacks=QUIET_SUBSCRIPTION,
             )
         return view
 
@@ -169,9 +172,11 @@ class PreviewPublisher:
             self._complain(view, f"CameraInfo: {error}")
 
     def _complain(self, view: CameraView, text: str) -> None:
-        if text != view.problem:
-            self._node.get_logger().warning(f"no ~/preview/{view.name}: {text}")
-        view.problem = text
+        problem = without_numbers(text)
+        if problem != view.problem:
+            line = printable(f"no ~/preview/{view.name}: {text}", TEXT_LIMIT)
+            self._node.get_logger().warning(line)
+        view.problem = problem
 
     def _on_timer(self) -> None:
         with self._lock:
