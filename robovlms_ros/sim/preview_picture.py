@@ -26,7 +26,8 @@ GAP = 4  # pixels between two pictures
 def draw_episode(path: Path, checkpoint: str, seed: int, limit: float = 12.0) -> bool:
     """Write a picture of one scene's episode: a row for each camera, MOMENTS columns in time.
 
-    limit: simulated s. Returns True where the episode succeeded. Raises WorldError where no chunk was decided on.
+    limit: simulated s. Returns True where the episode succeeded. Raises WorldError where no chunk
+    was decided on.
     """
     world = SimWorld(seed, image_size=IMAGE_SIZE)
     loop = build_loop(world, settings=EpisodeSettings(limit=limit))
