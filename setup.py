@@ -43,6 +43,7 @@ EVAL = [*REPORTS, "mcap>=1.2", "opencv-python-headless", "rosbags>=0.11"]
 FLEET = [*EVAL, "ray>=2.9"]
 TRAIN = [*REPORTS, "accelerate>=1.10", "av>=14", "mcap>=1.2", "peft>=0.17", "pyarrow>=17",
          "rosbags>=0.11", "tensorboard", "tqdm"]
+DOCS = ["myst-parser", "sphinx"]
 DEV = ["hypothesis", "lxml", "mypy", "pytest", "ruff", "types-PyYAML"]
 
 setup(
@@ -70,6 +71,7 @@ setup(
         "train": TRAIN,
         "sim": SIM,
         "dev": DEV,
+        "docs": DOCS,
     },
     entry_points={"console_scripts": ["robovlms = robovlms_ros.cli.main:main"]},
     zip_safe=False,

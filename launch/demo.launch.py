@@ -9,7 +9,6 @@ finds them. Another task than `instruction`, in that environment:
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
     DeclareLaunchArgument,
-    GroupAction,
     IncludeLaunchDescription,
     LogInfo,
     OpaqueFunction,
@@ -17,12 +16,13 @@ from launch.actions import (
 )
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node, SetParameter
+from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.ros.isolation import isolated_environment
+from robovlms_ros.ros.launch_arguments import check_arguments
 
 
 def isolate(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -49,11 +49,13 @@ def generate_launch_description() -> LaunchDescription:
             "device": argument("device"),
             "namespace": argument("namespace"),
             "autostart": argument("autostart"),
+            "instruction": argument("instruction"),
+            "rviz": argument("rviz"),
             "dry_run": "false",
             "use_sim_time": "true",
         }.items(),
     )
-    return LaunchDescription([
+    declared = [
         DeclareLaunchArgument("seed", default_value="0", description="scene of the simulation"),
         DeclareLaunchArgument("instruction", default_value="lift the red cube", description="the task in words"),
         DeclareLaunchArgument("checkpoint", default_value="", description="another checkpoint than the shipped one"),
@@ -63,10 +65,9 @@ def generate_launch_description() -> LaunchDescription:
                               description="true: configure and activate the policy node"),
         DeclareLaunchArgument("domain_id", default_value="",
                               description="ROS_DOMAIN_ID of the demo, on this machine only; empty: a random one"),
-        OpaqueFunction(function=isolate),
-        arm,
-        GroupAction([
-            SetParameter("instruction", ParameterValue(argument("instruction"), value_type=str)),
-            policy,
-        ]),
-    ])
+        DeclareLaunchArgument("rviz", default_value="false", choices=["true", "false"],
+                              description="true: start RViz with config/rviz/robovlms.rviz"),
+    ]
+    names = [one.name for one in declared]
+    check = OpaqueFunction(function=lambda context: check_arguments(context, __file__, names))
+    return LaunchDescription([check, *declared, OpaqueFunction(function=isolate), arm, policy])

@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blank", action="store_true", help="black images: how much is done without looking")
     parser.add_argument("--robot", default="panda", help="robot: a YAML file, or a name in config/robots")
     parser.add_argument("--json", type=Path, help="write the numbers to this file, the episodes beside it")
+    parser.add_argument(
+        "--preview", type=Path, metavar="FILE",
+        help="draw the tool's predicted path in the first scene of the two cubes, and run no other",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,11 +75,26 @@ def run(args: argparse.Namespace) -> int:
     )
     require(seeds[0] in allowed and seeds[-1] in allowed, "--first-seed", args.first_seed,
             f"such that the scenes lie within {allowed.start} to {allowed.stop - 1}")
+    if args.preview is not None:
+        return _draw(args, tabletop)
     alone = not args.training_scenes or (args.task == "all" and not args.every_goal)
     require(alone, "--training-scenes", True, "given with --task all and without --every-goal")
     result = _tabletop(args, seeds) if tabletop else _cubes(args, seeds)
     write_json(args.json, result)
     return 0 if result["pass"] else 1
+
+
+def _draw(args: argparse.Namespace, tabletop: bool) -> int:
+    from robovlms_ros.sim.preview_picture import draw_episode
+
+    require(not tabletop, "--preview", args.preview, "given without --task")
+    given = args.checkpoint
+    allowed = "given with --checkpoint (demo: the shipped one)"
+    require(bool(given), "--preview", args.preview, allowed)
+    success = draw_episode(args.preview, given, args.first_seed)
+    outcome = "success" if success else "failure"
+    print(f"written: {args.preview} (scene {args.first_seed}, {outcome})")
+    return 0
 
 
 def _cubes(args: argparse.Namespace, seeds: range) -> dict[str, Any]:

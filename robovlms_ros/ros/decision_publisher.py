@@ -1,4 +1,5 @@
-"""Publishes what is commanded and decided: `~/planned_trajectory`, `~/verdict`, `~/shadow/...`."""
+"""Publishes commands and decisions: `~/planned_trajectory`, `~/verdict`, `~/shadow/...` and the
+preview."""
 
 import math
 
@@ -16,6 +17,7 @@ from robovlms_ros.msg import ChunkVerdict
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.messages import chunk_to_message, to_time, trajectory_to_message
 from robovlms_ros.ros.policy_runner import DecisionObserver
+from robovlms_ros.ros.preview_publisher import PreviewPublisher
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT
 
@@ -23,7 +25,8 @@ from robovlms_ros.ros.status import TEXT_LIMIT
 class DecisionPublisher(DecisionObserver):
     """Publishers of one node; a message without a subscriber is not made."""
 
-    def __init__(self, node: PlainLifecycleNode) -> None:
+    def __init__(self, node: PlainLifecycleNode, previews: PreviewPublisher) -> None:
+        self._previews = previews
         self._robot: RobotSpec | None = None
         self._planned = node.create_publisher(
             JointTrajectory, "~/planned_trajectory", 10, event_callbacks=QUIET_PUBLISHER
@@ -50,6 +53,7 @@ class DecisionPublisher(DecisionObserver):
 
     def on_decision(self, chunk: ActionChunk, decision: Decision, sent: bool) -> None:
         """Publish the verdict on a chunk."""
+        self._previews.on_decision(chunk, decision)
         if self._verdicts.get_subscription_count() == 0:
             return
         message = ChunkVerdict(

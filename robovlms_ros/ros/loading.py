@@ -45,11 +45,12 @@ WARM_UP_BLOCK = 80  # pixels of one colour, in each direction
 class RobotModel:
     """The robot as described, and its kinematics as a factory: each thread needs its own.
 
-    make_kinematics: None without an arm. collision: None where the collision check is off.
+    make_kinematics: None without an arm; of another frame than the tool's where one is given.
+    collision: None where the collision check is off.
     """
 
     robot: RobotSpec
-    make_kinematics: Callable[[], Kinematics] | None
+    make_kinematics: Callable[..., Kinematics] | None
     collision: CollisionModel | None = None
 
 
@@ -86,6 +87,35 @@ def check_weights(parameters: NodeParameters) -> None:
         )
 
 
+EXAMPLE_CHECKPOINT = "demo"
+
+
+def with_example_policy(
+    parameters: NodeParameters, warn: Callable[[str], None] = lambda text: None
+) -> NodeParameters:
+    """`parameters`; with a backbone, no checkpoint and dry_run those of the shipped policy.
+
+    warn: receives one line that names that policy. Raises RoboVLMsError for an unknown backbone.
+    """
+    from robovlms_ros.core.registry import resolve
+
+    alone = parameters.backbone and not parameters.checkpoint and not parameters.config
+    if not alone or not parameters.dry_run:
+        return parameters
+    resolve("backbone", parameters.backbone)
+    example = replace(parameters, backbone="", checkpoint=EXAMPLE_CHECKPOINT)
+    config = _config_of(example)
+    words = ", ".join(config.vlm.vocabulary)
+    warn(
+        f"backbone '{parameters.backbone}' without a checkpoint: the shipped policy "
+        f"'{EXAMPLE_CHECKPOINT}' runs in its place, in dry_run only. It is a small "
+        f"{config.model.backbone} trained for the simulated Panda; its words: {words}. Give your "
+        "own policy with checkpoint:=FOLDER: `robovlms train` makes one from demonstrations, "
+        "`robovlms convert` from a published checkpoint."
+    )
+    return example
+
+
 def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> RobotModel:
     """The robot and its kinematics. `description(topic)` waits for a robot description. Raises
     RoboVLMsError."""
@@ -95,7 +125,10 @@ def load_body(parameters: NodeParameters, description: Callable[[str], str]) -> 
     if robot.controller.type == "chunk_only" and robot.description_path is None:
         return RobotModel(robot, None)
     source = robot.description_path or description(str(robot.description.topic))
-    make = lambda: Kinematics.for_robot(robot, source)  # noqa: E731
+
+    def make(frame: str = robot.eef_frame) -> Kinematics:
+        return Kinematics.for_robot(replace(robot, eef_frame=frame), source)
+
     make()
     return RobotModel(robot, make, load_collision_model(robot, source))
 

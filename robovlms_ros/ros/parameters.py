@@ -55,6 +55,16 @@ class CameraParameters:
         "auto: the messages' own.",
         choices=typing.get_args(Encoding),
     )
+    calibration: str = parameter(
+        "",
+        "For ~/preview/NAME: YAML with the pose of the camera's optical frame and its calibration, "
+        "by path or by the name of one in config/cameras. Empty: no picture.",
+    )
+    info_topic: str = parameter(
+        "",
+        "sensor_msgs/CameraInfo whose calibration is used in place of the YAML's. Empty: the "
+        "YAML's.",
+    )
 
     def __post_init__(self) -> None:
         place = f"camera.{self.name}"
@@ -70,6 +80,13 @@ class CameraParameters:
         if self.transport == "compressed" and self.encoding is not None:
             rule = only_raw(f"parameter {place}", self.encoding, "the transport to raw")
             raise ConfigError(rule)
+        if self.info_topic:
+            check_ros_name(f"parameter {place}.info_topic", self.info_topic)
+        if self.info_topic and not self.calibration:
+            raise ConfigError(
+                f"parameter {place}.info_topic = '{self.info_topic}': it has no effect without "
+                f"{place}.calibration, a YAML with the camera's pose."
+            )
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,8 @@ class NodeParameters:
     checkpoint: str = parameter(
         "",
         "Folder with the policy's config.yaml and model.safetensors, or `random`: random weights, "
-        "for wiring and benchmarks, never out of dry_run. Empty: configure fails with the reason.",
+        "for wiring and benchmarks, never out of dry_run. Empty: with `backbone` and dry_run a "
+        "small shipped policy of the simulated Panda; otherwise configure fails.",
     )
     config: str = parameter(
         "",

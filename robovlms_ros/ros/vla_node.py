@@ -49,11 +49,13 @@ from robovlms_ros.ros.loading import (
     load_brain,
     load_shadow,
     thinning_of,
+    with_example_policy,
 )
 from robovlms_ros.ros.messages import chunk_to_message
 from robovlms_ros.ros.observation_subscriber import LATCHED, NEWEST_ONLY, ObservationSubscriber
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
+from robovlms_ros.ros.preview_publisher import PreviewPublisher
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
 from robovlms_ros.ros.status_publisher import StatusPublisher
@@ -114,7 +116,8 @@ class VLANode(PlainLifecycleNode):
         # Reports go on while simulated time is paused; decisions use the node's clock alone.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._reporter = StatusPublisher(self, self._report, self._watched, self._steady)
-        self._decisions = DecisionPublisher(self)
+        self._previews = PreviewPublisher(self, self._steady)
+        self._decisions = DecisionPublisher(self, self._previews)
         self._execute = ExecuteServer(
             self, self._report, self.now_ns, self._set_instruction, self._reporter.log_edge
         )
@@ -154,7 +157,7 @@ class VLANode(PlainLifecycleNode):
         self._reporter.publish_on_change()
 
     def _setup(self) -> None:
-        parameters = self._declared.read()
+        parameters = with_example_policy(self._declared.read(), self.get_logger().warning)
         check_weights(parameters)
         self._human.joy = load_joy_mapping(parameters.joy_mapping)
         body = load_body(parameters, lambda topic: wait_for_description(self, topic))
@@ -199,6 +202,7 @@ class VLANode(PlainLifecycleNode):
         self._report.instruction = self._inputs.instruction
         self._first_instruction = self._inputs.instruction
         self._body = body
+        self._previews.configure(body, brain.cameras, self._inputs.state_at)
         self._connect_arm(parameters)
         self._worker = self._start_worker(parameters, brain)
         self._shadow_worker = None if shadow is None else self._start_worker(parameters, shadow)
@@ -276,6 +280,8 @@ class VLANode(PlainLifecycleNode):
     def _start(self) -> None:
         parameters = self._declared.read()
         self._own_end = ""
+        # dry_run may have changed since configure.
+        check_weights(with_example_policy(parameters))
         _check_random(self._policy, parameters)
         if self._connected != (parameters.dry_run, parameters.confirm):
             with self._parts:
@@ -305,6 +311,7 @@ class VLANode(PlainLifecycleNode):
             if worker is not None:
                 worker.stop(timeout=10.0)
         self._disconnect_arm()
+        self._previews.close()
         with self._parts:
             if self._permissions is not None:
                 self.destroy_subscription(self._permissions)
@@ -338,6 +345,7 @@ class VLANode(PlainLifecycleNode):
     def _on_observation(self, observation) -> None:  # type: ignore[no-untyped-def]
         if self._runner is not None:
             self._runner.observe(observation)
+        self._previews.observe(observation)
 
     def _on_instruction(self, instruction: str) -> None:
         self._reporter.log_edge(f"instruction: {printable(instruction) or '(none)'}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.collision_model import load_collision_model
 from robovlms_ros.control.controller_types import OneJointTrajectory
-from robovlms_ros.control.executor import ChunkExecutor, build_executor
+from robovlms_ros.control.executor import ChunkExecutor, Decision, build_executor
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.types import (
@@ -109,7 +109,8 @@ class ClosedLoop:
 
     gripper: the robot's, a one-joint trajectory controller.
     disturb: maps a chunk to what is executed in its place (noise for demonstrations); None executes
-    it as it is. on_frame: called with every frame, before the agent sees it.
+    it as it is. on_frame: called with every frame, before the agent sees it. on_decision: called
+    with every chunk and the decision on it.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class ClosedLoop:
         self.settings = settings or EpisodeSettings()
         self.disturb = disturb
         self.on_frame = on_frame
+        self.on_decision: Callable[[ActionChunk, Decision], None] | None = None
 
     def run(self, agent: Agent, instructions: Sequence[tuple[float, str]], rng: np.random.Generator) -> Outcome:
         """One episode from the world's present state.
@@ -210,7 +212,10 @@ class ClosedLoop:
     def _deliver(self, chunk: ActionChunk, state: RobotState) -> int:
         """Hands the chunk to the executor and its command to the arm; returns 1 for a refusal."""
         now = self.world.time_ns
-        command = self.executor.on_chunk(chunk, state, self.measured(), now).command
+        decision = self.executor.on_chunk(chunk, state, self.measured(), now)
+        if self.on_decision is not None:
+            self.on_decision(chunk, decision)
+        command = decision.command
         refused = command is None
         if refused and self.executor.commanded(now) is not None:
             command = self.executor.smooth_stop(now)

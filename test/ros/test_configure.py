@@ -31,6 +31,8 @@ def refused(graph):
 
 CASES = {
     "no checkpoint": ({"checkpoint": ""}, "checkpoint is empty.*robovlms convert"),
+    "a backbone without a checkpoint, out of dry_run":
+        ({"checkpoint": "", "backbone": "llava"}, "checkpoint is empty"),
     "random out of dry_run": ({"checkpoint": "random", "backbone": "paligemma"}, "random weights never move an arm"),
     "no such checkpoint": ({"checkpoint": "/nowhere/at/all"}, "no such checkpoint"),
     "unknown backbone": ({"backbone": "paligema"}, "Did you mean 'paligemma'"),
@@ -144,3 +146,17 @@ def test_the_robot_description_may_come_from_a_topic(make_graph, make_robot):
     publisher.publish(String(data=urdf.read_text()))
     graph.activate()
     graph.run()
+
+
+def test_the_example_policy_never_leaves_dry_run(make_graph):
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    graph = make_graph(checkpoint="", backbone="llava", dry_run=True)
+    graph.activate()
+    graph.listener.wait_state("waiting")
+    assert graph.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert graph.set_parameter("dry_run", False).successful
+    assert graph.node.trigger_activate() != TransitionCallbackReturn.SUCCESS
+    graph.wait_for(
+        lambda: "checkpoint is empty" in graph.listener.status.last_stop, graph.listener.said
+    )

@@ -1,31 +1,15 @@
 """The table of docs/operate.md names the topics, services and actions of the running node."""
 
-import re
-from pathlib import Path
-
 import pytest
+from interface_table import table
 
 pytestmark = pytest.mark.ros
 
-ROW = re.compile(r"^\| `([^`]+)` \| (action|subscription|publisher|service) \| `([^`]+)` \|", re.M)
 OF_EVERY_NODE = (
     "rosout", "parameter_events", "parameters", "parameter", "type_description", "transition_event",
     "change_state", "get_state", "get_available_states", "get_available_transitions",
     "get_transition_graph", "get_parameter_types", "set_parameters_atomically", "clock",
 )
-
-
-def documented(graph):
-    """(name, kind) -> type, by the table; names as the graph has them."""
-    guide = Path(__file__).parents[2] / "docs" / "operate.md"
-    text = guide.read_text(encoding="utf-8")
-    space = f"/{graph.namespace}"
-    rows = {}
-    for name, kind, of in ROW.findall(text):
-        full = name if name.startswith("/") else f"{space}/{name}".replace("/~/", "/vla/")
-        rows[full, kind] = of
-    assert len(rows) > 10
-    return rows
 
 
 def running(graph):
@@ -51,9 +35,13 @@ def running(graph):
 
 
 def test_the_table_is_the_running_node(make_graph):
-    graph = make_graph(robot_may_move_topic="robot_may_move")
+    graph = make_graph(
+        robot_may_move_topic="robot_may_move",
+        camera__static__calibration="panda_static",
+        camera__static__info_topic="static/camera_info",
+    )
     graph.activate()
-    expected = documented(graph)
+    expected = table("/vla", f"/{graph.namespace}")
     graph.wait_for(
         lambda: running(graph) == expected,
         lambda: f"the table's graph; differing: {running(graph).items() ^ expected.items()}",

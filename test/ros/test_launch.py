@@ -1,7 +1,10 @@
 """The launch files, run by the real `ros2 launch` (skipped where launch_ros is not installed).
 
-- Without a checkpoint the launch says what to give, and ends non-zero; so it does without its parameter file, and when
-  the node dies.
+- Without checkpoint and backbone the launch ends non-zero with the reason; so it does without its
+  parameter file, for an argument that does not exist, and when the node dies.
+- With a backbone alone the shipped policy runs in dry_run.
+- rviz:=true starts RViz with the namespace's topics and the robot's base frame; where it is not
+  installed the log has a line.
 - With a checkpoint the node reaches active and drives the arm; SIGINT leaves the arm held, and ends the launch with 0.
 - autostart:=false keeps the node up and unconfigured, after a refused configure too, which can be tried again.
 - Arguments given on the command line win over the parameter file; those not given leave it as it is.
@@ -110,7 +113,7 @@ def change_state(ros):
 
 
 def test_without_a_checkpoint_it_says_so_and_fails(launch):
-    launched = launch(backbone="paligemma", namespace="no_checkpoint")
+    launched = launch(namespace="no_checkpoint")
     assert launched.exit_code() != 0
     assert "checkpoint is empty" in launched.output
     assert "refused to configure" in launched.output
@@ -120,6 +123,66 @@ def test_without_its_parameter_file_it_fails(launch, tmp_path):
     launched = launch(params_file=tmp_path / "missing.yaml")
     assert launched.exit_code() != 0
     assert "missing.yaml" in launched.output and "no such file" in launched.output
+
+
+@pytest.mark.parametrize(("file", "given", "nearest"), [
+    ("vla.launch.py", "chekpoint", "checkpoint"),
+    ("vla.launch.py", "instructions", "instruction"),
+    ("demo.launch.py", "seeds", "seed"),
+])
+def test_an_unknown_argument_is_refused(launch, file, given, nearest):
+    launched = launch(file, **{given: "1"})
+    assert launched.exit_code() != 0
+    assert f"launch argument '{given}' does not exist. Did you mean '{nearest}'?" in launched.output
+
+
+@pytest.mark.parametrize("backbone", ["llava", "smolvlm"])
+def test_a_backbone_alone_runs_the_shipped_policy(launch, world, backbone):
+    arm, listener = world
+    launched = launch(
+        backbone=backbone, namespace=arm.namespace, instruction="lift the red cube", device="cpu",
+        confirm="off", rviz="true",
+    )
+    launched.wait_for_text("is active")
+    listener.wait_state("running")
+    assert listener.status.dry_run and not arm.commands
+    line = f"backbone '{backbone}' without a checkpoint: the shipped policy 'demo'"
+    assert line in launched.output
+    assert "checkpoint:=FOLDER" in launched.output
+    if shutil.which("rviz2") is None:
+        assert "rviz2 is not installed" in launched.output
+    launched.interrupt()
+    assert launched.exit_code() == 0, launched.output
+
+
+def test_rviz_starts_where_it_is_installed(launch, tmp_path, monkeypatch):
+    """A stand-in for rviz2 writes its arguments to a file."""
+    index = tmp_path / "prefix" / "share" / "ament_index" / "resource_index" / "packages"
+    index.mkdir(parents=True)
+    (index / "rviz2").touch()
+    program = tmp_path / "prefix" / "lib" / "rviz2" / "rviz2"
+    program.parent.mkdir(parents=True)
+    written = tmp_path / "arguments"
+    program.write_text(f'#!/bin/sh\necho "$@" > {written}.part\nmv {written}.part {written}\n')
+    program.chmod(0o755)
+    prefixes = f"{tmp_path / 'prefix'}:{os.environ['AMENT_PREFIX_PATH']}"
+    monkeypatch.setenv("AMENT_PREFIX_PATH", prefixes)
+    launched = launch(rviz="true", namespace="seen", autostart="false")
+    end = time.monotonic() + DEADLINE
+    while not written.exists():
+        assert launched.process.poll() is None, launched.output
+        assert time.monotonic() < end, launched.output
+        time.sleep(0.1)
+    arguments = written.read_text(encoding="utf-8")
+    assert "config/rviz/robovlms.rviz -f panda_link0" in arguments
+    assert "/vla_node/preview:=/seen/vla_node/preview" in arguments
+    assert "rviz2 is not installed" not in launched.output
+
+
+def test_config_builds_a_random_policy(launch, tmp_path):
+    launched = launch(checkpoint="random", config="nowhere.yaml", namespace="with_config")
+    assert launched.exit_code() != 0
+    assert "'nowhere.yaml' is neither an existing path" in launched.output
 
 
 def test_active_drives_the_arm_and_sigint_leaves_it_held(launch, world, tiny_checkpoint):
