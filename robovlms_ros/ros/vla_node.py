@@ -189,7 +189,7 @@ class VLANode(PlainLifecycleNode):
         if parameters.added_latency > 0:
             session = DelayedSession(brain.session, parameters.added_latency, self.now_ns)
         self._worker = InferenceWorker(session, self.now_ns, self._on_chunk, self._on_error,
-                                       round(period * NANOSECONDS))
+                                       round(period * NANOSECONDS), brain.thread)
 
     def _connect_arm(self, parameters: NodeParameters) -> None:
         """Everything from chunks to the controller; in dry_run there is no controller."""
