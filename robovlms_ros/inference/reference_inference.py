@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robovlms_ros.core.types import Observation
-from robovlms_ros.models.backbones.sequence import VisualTokens
+from robovlms_ros.models.action_tokens import generate
+from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.vla_policy import VLAPolicy
 
@@ -108,6 +109,10 @@ class ReferenceInference:
         is the last one."""
         with timer("head"):
             return self.policy.head(torch.cat([frame.feature for frame in window], dim=1))  # type: ignore[misc]
+
+    def generate(self, sequence: TokenSequence, count: int, generator: torch.Generator) -> Tensor:
+        """(1, count) ids that continue `sequence`, for the discrete head."""
+        return generate(self.policy.vlm, sequence, count, self.policy.config.vlm.temperature, generator)
 
     def finish(self) -> None:
         """Do what `answer` put off, if anything: a later answer that needs it does it otherwise."""

@@ -21,7 +21,6 @@ from robovlms_ros.inference.optimized.optimized_inference import path_for
 from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.inference.reference_inference import Encoded, Timer, no_timer
-from robovlms_ros.models.action_tokens import generate
 from robovlms_ros.models.backbones.sequence import VisualTokens
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.heads.discrete import DiscreteHead
@@ -168,9 +167,17 @@ class PolicySession:
         that needs a recording of its own; from then on nothing is recorded. Resets the session.
         Returns the lengths: none where the fast path records nothing by length."""
         bucket = self._path.bucket
-        if bucket == 1 or self.policy.config.action_head.action_space == "discrete":
+        if bucket == 1:
             return []
         self._keep(observation)
+        if self.policy.config.action_head.action_space == "discrete":
+            # What follows a prompt stands right behind it: prompts are not padded, and this length
+            # alone is recorded.
+            length = self._tokens["input_ids"].shape[1]
+            self._infer([self._frames.sample()[0][-1].content])
+            self.reset()
+            self._path.seal()
+            return [length]
         state = self._frames.sample()[0][-1].content.state
         tokens = self._tokens
         word = self.policy.tokenize([observation.instruction.split()[0]])
@@ -243,7 +250,7 @@ class PolicySession:
         assert frame.visual is not None and isinstance(policy.head, DiscreteHead)
         sequence = policy.vlm.build_sequence(frame.visual, tokens["input_ids"], tokens["attention_mask"], frame.state)
         count = policy.head.horizon * policy.head.dims
-        ids = generate(policy.vlm, sequence, count, policy.config.vlm.temperature, self._random)
+        ids = self._path.generate(sequence, count, self._random)
         return ids[0].cpu().numpy()
 
     def _features(self, frames: list[Encoded], window: int, timer: Timer = no_timer) -> Tensor:

@@ -145,9 +145,21 @@ def share(monkeypatch, policy, options: FastPathOptions, recorder=stand_in) -> S
 )
 def test_a_step_is_one_recording(make_config: MakeConfig, monkeypatch, family: str, head: str) -> None:
     recordings = []
+    tensor = torch.tensor
 
     def recorder(function, inputs):
-        recordings.append(host_syncs(function, inputs))
+        function(*inputs)  # what is kept is made by the first run
+        found = []
+
+        def from_host(*args, **kwargs):
+            if kwargs.get("device") is not None:
+                found.append(traceback.extract_stack()[-2])
+            return tensor(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            # On a processor its values need not travel, so that no operation shows it.
+            patch.setattr(torch, "tensor", from_host)
+            recordings.append([*host_syncs(function, inputs), *found])
         return stand_in(function, inputs)
 
     backbone, vlm = helpers.FAMILIES[family]
@@ -156,6 +168,37 @@ def test_a_step_is_one_recording(make_config: MakeConfig, monkeypatch, family: s
     assert helpers.largest_difference(policy, WHOLE, FRAMES) < 1e-4
     assert 1 <= len(recordings) <= 2, "one for each length of the prompt in steps of 8"
     assert not any(recordings) and not shared.refusals(), "no host sync"
+
+
+@pytest.mark.parametrize("family", ["paligemma", "kosmos", "llava"])
+def test_generated_actions_are_one_recording(make_config: MakeConfig, monkeypatch, family: str) -> None:
+    recordings = []
+
+    def recorder(function, inputs):
+        recordings.append((inputs[0].ndim, host_syncs(function, inputs)))
+        return stand_in(function, inputs)
+
+    backbone, vlm = helpers.FAMILIES[family]
+    policy = helpers.lively(
+        make_config(
+            backbone,
+            vlm={**vlm, "vocabulary": []},
+            action_head={"type": "discrete", "action_space": "discrete", "n_bin": 64},
+        )
+    )
+    parts = ("batch_cameras", "device_preprocess", "fused_weights", "cuda_graphs")
+    options = FastPathOptions.only(*parts)
+    shared = share(monkeypatch, policy, options, recorder)
+    plain, fast = PolicySession(policy), PolicySession(policy, fast=options)
+    assert fast.record_prompts(FRAMES[0], 64) == [fast.policy.tokenize([FRAMES[0].instruction])["input_ids"].shape[1]]
+    answers = set()
+    for observation in FRAMES:  # the last ones have a longer prompt
+        chunks = [session.predict_action_chunk(observation) for session in (plain, fast)]
+        answers.add(chunks[0].values.tobytes())
+        np.testing.assert_allclose(chunks[1].values, chunks[0].values, atol=1e-6)
+    assert len(answers) > 1
+    assert recordings == [(4, []), (3, [])], "the images, and the prompt with every token"
+    assert any("not recorded at configure" in line for line in shared.refusals())
 
 
 def test_frames_that_were_only_observed_are_recorded_as_one_more(make_config: MakeConfig, monkeypatch) -> None:

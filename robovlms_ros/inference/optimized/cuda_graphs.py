@@ -56,6 +56,8 @@ class HostSyncMode(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if name in VALUE_DEPENDENT:
             self._note(name)
+        elif name == "lift_fresh" and _devices([output]) - {"cpu"}:
+            self._note("tensor of host values")
         elif name in COPIES and _devices(given) | _devices([output]) > {"cpu"} and not _travels(args, kwargs):
             self._note(f"{name} between host and device")
         elif name in INDEXING and any(leaf.dtype == torch.bool for leaf in given[1:]):

@@ -49,6 +49,7 @@ from robovlms_ros.inference.reference_inference import (
     VisionTimer,
     no_timer,
 )
+from robovlms_ros.models.action_tokens import continue_tokens
 from robovlms_ros.models.backbones import sequence as seq
 from robovlms_ros.models.backbones.base import SOURCES, BaseRoboVLM
 from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
@@ -404,6 +405,20 @@ class Shared:
         answer = torch.cat((arm[0, -1], gripper[0, -1]), dim=-1)  # (n, A + 1)
         return self._to_host(answer), feature, *rest
 
+    def generate(self, sequence: TokenSequence, count: int) -> Tensor:
+        """(1, count) ids: the prompt and every step by one graph, of a sequence (1, L, d) without
+        padding and the most likely tokens."""
+
+        def function(embeds: Tensor) -> tuple[Tensor, ...]:
+            row = replace(sequence, embeds=embeds)
+            return (continue_tokens(self._vlm, row, count, tower=self._tower, masked=False),)
+
+        key = ("generation", tuple(sequence.embeds.shape), count)
+        if key not in self._replayed and self._sealed:
+            self._unrecorded[key] = f"generation: {sequence.embeds.shape[1]} columns were not recorded at configure"
+            return function(sequence.embeds)[0]
+        return self._recorded(key, function)(sequence.embeds)[0]
+
     def _to_host(self, answer: Tensor) -> Tensor:
         """`answer` in pinned memory of its own; the copy is part of the graph."""
         if answer.device.type == "cpu":
@@ -685,6 +700,13 @@ class OptimizedInference(ReferenceInference):
                 self._layouts.pop(next(iter(self._layouts)))
             self._layouts[key] = ids, build_layout(self.policy.vlm, visual, tokens, state, window, self._bucket)
         return self._layouts[key][1]
+
+    def generate(self, sequence: TokenSequence, count: int, generator: torch.Generator) -> Tensor:
+        """See ReferenceInference; the most likely tokens by one graph."""
+        plain = not sequence.layers and bool(sequence.mask.all())
+        if not self._shared.graphs or self.policy.config.vlm.temperature or not plain:
+            return super().generate(sequence, count, generator)
+        return self._shared.generate(sequence, count)
 
     def answer(self, window: Sequence[Encoded], timer: Timer = no_timer) -> HeadOutput:
         """See PlainPath; the newest frame's chunk alone, (1, 1, n, A), where the head's window is
