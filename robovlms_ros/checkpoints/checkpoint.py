@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+from robovlms_ros.checkpoints.fp8_scales import read_scales
 from robovlms_ros.checkpoints.parameter_names import KeyLayout, with_tied_embedding
 from robovlms_ros.checkpoints.weights import WEIGHTS, CheckpointError, assign, find_weights, read_tensors, unique_state
 from robovlms_ros.config.policy import PolicyConfig, config_to_mapping, load_config
@@ -119,6 +120,7 @@ def load_policy(
     with parameters_on_meta():
         policy = VLAPolicy(place.config, load_tokenizer_of(place, require_tokenizer), place.vlm_folder)
     fill(policy, read_tensors(place.weights), str(place.weights), dtype)
+    policy.fp8_scales = read_scales(place.weights)
     policy.identity = place.weights.parent.name if place.weights.name == WEIGHTS else place.weights.stem
     return policy.to(device).eval()
 

@@ -97,7 +97,7 @@ def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
         if folder == RECORDED:
             subjects.append(Subject(name, None))
             continue
-        policy = _policy(dataclasses.replace(parameters, checkpoint=folder))
+        policy = policy_of(dataclasses.replace(parameters, checkpoint=folder))
         cameras.append(policy.config.cameras)
         subjects.append(_subject(name, policy, job.config.block))
     setting = Setting(
@@ -116,7 +116,8 @@ def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
 
 
 @cache
-def _policy(parameters: NodeParameters) -> Any:
+def policy_of(parameters: NodeParameters) -> Any:
+    """The policy that the parameters name, loaded once."""
     from robovlms_ros.ros.loading import check_weights, load_policy_of
 
     check_weights(parameters)

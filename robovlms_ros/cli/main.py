@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": ("demo", "drive the simulated arm through the real ROS graph and report"),
     "check": ("check", "preflight of a checkpoint: does it fit this robot and this machine?"),
     "convert": ("convert", "write a published RoboVLMs checkpoint in this package's format"),
+    "calibrate": ("calibrate", "scales for fp8 from recordings, stored with a checkpoint"),
     "train": ("train", "train a policy"),
     "demo-data": ("demo_data", "record demonstrations in the simulated arm"),
     "rollout": ("rollout", "closed-loop success in the simulated arm, without ROS"),

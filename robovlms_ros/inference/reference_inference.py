@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from robovlms_ros.core.types import Observation
-from robovlms_ros.models.backbones.sequence import VisualTokens
+from robovlms_ros.models.action_tokens import generate
+from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.vla_policy import VLAPolicy
 
@@ -88,11 +89,30 @@ class ReferenceInference:
             mask = tokens["attention_mask"]
             return self.policy.vlm.forward_features(visual, ids, mask, state, window)
 
+    def step(
+        self, window: Sequence[Encoded], tokens: Mapping[str, Tensor], timer: Timer = no_timer
+    ) -> HeadOutput | None:
+        """The answer to a window whose newest frame nothing has seen, in one piece (history
+        `post`); None where the stages run one by one."""
+        return None
+
+    def seal(self) -> None:
+        """Nothing is recorded for a shape that comes from now on."""
+
+    @property
+    def bucket(self) -> int:
+        """Text lengths are rounded up to a multiple of it."""
+        return 1
+
     def answer(self, window: Sequence[Encoded], timer: Timer = no_timer) -> HeadOutput:
         """The head over frames whose features are there (history `post`); the newest frame's chunk
         is the last one."""
         with timer("head"):
             return self.policy.head(torch.cat([frame.feature for frame in window], dim=1))  # type: ignore[misc]
+
+    def generate(self, sequence: TokenSequence, count: int, generator: torch.Generator) -> Tensor:
+        """(1, count) ids that continue `sequence`, for the discrete head."""
+        return generate(self.policy.vlm, sequence, count, self.policy.config.vlm.temperature, generator)
 
     def finish(self) -> None:
         """Do what `answer` put off, if anything: a later answer that needs it does it otherwise."""
@@ -107,9 +127,9 @@ class VisionTimer:
     """Within the block, the time in the vision tower counts as `vision` and what follows it as
     `projector`."""
 
-    def __init__(self, policy: VLAPolicy, timer: Timer):
+    def __init__(self, policy: VLAPolicy, timer: Timer, tower: nn.Module | None = None):
         self.timer = timer
-        self.tower = policy.vlm.vision_tower
+        self.tower = tower or policy.vlm.vision_tower
         self.running: AbstractContextManager[object] | None = None
 
     def _switch(self, stage: str | None) -> None:

@@ -21,7 +21,6 @@ from robovlms_ros.inference.optimized.optimized_inference import path_for
 from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.inference.reference_inference import Encoded, Timer, no_timer
-from robovlms_ros.models.action_tokens import generate
 from robovlms_ros.models.backbones.sequence import VisualTokens
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.heads.discrete import DiscreteHead
@@ -163,6 +162,42 @@ class PolicySession:
         return chunk
 
     @torch.inference_mode()
+    def record_prompts(self, observation: Observation, longest: int) -> list[int]:
+        """Run the policy on `observation` with prompts of every length, up to `longest` tokens,
+        that needs a recording of its own; from then on nothing is recorded. Resets the session.
+        Returns the lengths: none where the fast path records nothing by length."""
+        bucket = self._path.bucket
+        if bucket == 1:
+            return []
+        self._keep(observation)
+        if self.policy.config.action_head.action_space == "discrete":
+            # What follows a prompt stands right behind it: prompts are not padded, and this length
+            # alone is recorded.
+            length = self._tokens["input_ids"].shape[1]
+            self._infer([self._frames.sample()[0][-1].content])
+            self.reset()
+            self._path.seal()
+            return [length]
+        state = self._frames.sample()[0][-1].content.state
+        tokens = self._tokens
+        word = self.policy.tokenize([observation.instruction.split()[0]])
+        shortest = word["input_ids"].shape[1]
+        lengths = list(range(shortest + -shortest % bucket, longest + 1, bucket))
+        model = self.policy.config.model
+        per_frame = model.history_type in ("post", "one_step")
+        # A frame alone, and one behind another that was only observed; or whole windows.
+        windows = sorted({1, min(2, model.history_length) if per_frame else model.history_length})
+        # The longest first: the others fit into its memory.
+        for length in reversed(lengths):
+            self._tokens = {name: _of_length(x, length) for name, x in tokens.items()}
+            for window in windows:
+                self._path.reset()
+                self._infer([Encoded(observation, state) for _ in range(window)])
+        self.reset()
+        self._path.seal()
+        return lengths
+
+    @torch.inference_mode()
     def finish(self) -> None:
         """Do what the last prediction put off, for instance once its chunk was handed over; the
         next one does it first otherwise, so answers are the same."""
@@ -192,6 +227,10 @@ class PolicySession:
         config = self.policy.config
         if config.action_head.action_space == "discrete":
             window = window[-1:]  # RoboVLMs generates from the newest frame alone
+        elif config.model.history_type in ("post", "one_step"):
+            output = self._path.step(window, self._tokens, timer)
+            if output is not None:
+                return output
         self._encode_images([frame for frame in window if frame.observation is not None], timer)
         if config.action_head.action_space == "discrete":
             with timer("text"):
@@ -211,7 +250,7 @@ class PolicySession:
         assert frame.visual is not None and isinstance(policy.head, DiscreteHead)
         sequence = policy.vlm.build_sequence(frame.visual, tokens["input_ids"], tokens["attention_mask"], frame.state)
         count = policy.head.horizon * policy.head.dims
-        ids = generate(policy.vlm, sequence, count, policy.config.vlm.temperature, self._random)
+        ids = self._path.generate(sequence, count, self._random)
         return ids[0].cpu().numpy()
 
     def _features(self, frames: list[Encoded], window: int, timer: Timer = no_timer) -> Tensor:
@@ -257,6 +296,15 @@ class PolicySession:
         decoded = self.pipeline.decode(arm, logits, before)
         self._gripper = GripperMemory(stamp_ns, before, decoded.gripper_states)
         return decoded.values
+
+
+def _of_length(row: Tensor, length: int) -> Tensor:
+    """(1, L) as (1, length): columns in the middle are repeated or left out."""
+    count = row.shape[1]
+    tail = min(count, length) // 2
+    head = min(count, length) - tail
+    middle = row[:, head - 1 : head].expand(-1, max(length - count, 0))
+    return torch.cat((row[:, :head], middle, row[:, count - tail :]), dim=1)
 
 
 def normalised_answer(arm: NDArray[np.float64], gripper: NDArray[np.float64], logits: bool) -> NDArray[np.float64]:

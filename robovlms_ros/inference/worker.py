@@ -3,14 +3,19 @@ history."""
 
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import Protocol
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
 
 from robovlms_ros.core.types import ActionChunk, ChunkTiming, Observation
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # frames kept while one inference runs; older ones no longer matter to any history
 MAX_WAITING = 256
@@ -25,6 +30,61 @@ class InferenceSession(Protocol):
     def finish(self) -> None: ...
 
 
+class InferenceThread:
+    """A daemon thread that runs jobs one after the other. CUDA's handles, compiled code and graphs
+    belong to the thread that made them: a policy is prepared in the thread that will run it.
+
+    It ends with `close`, or when nothing holds this object any more.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=_work, args=(self._jobs,), name="inference", daemon=True)
+        self._thread.start()
+        weakref.finalize(self, self._jobs.put, None)
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def is_current(self) -> bool:
+        """True for a caller in this thread."""
+        return threading.current_thread() is self._thread
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Have `job` run after the earlier ones."""
+        self._jobs.put(job)
+
+    def run(self, job: Callable[[], Result]) -> Result:
+        """Wait for the result of `job`; raises its exception."""
+        future: Future[Result] = Future()
+
+        def complete() -> None:
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self.start(complete)
+        return future.result()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """End the thread after its jobs. True when it has ended."""
+        self._jobs.put(None)
+        if not self.is_current:
+            self._thread.join(timeout)
+        return not self.alive
+
+
+def _work(jobs: "SimpleQueue[Callable[[], None] | None]") -> None:
+    # Holds no InferenceThread, which could not be collected otherwise.
+    while (job := jobs.get()) is not None:
+        job()
+        del job
+
+
 class InferenceWorker:
     """Runs a session. Both callbacks come from the worker's thread, one at a time.
 
@@ -33,6 +93,7 @@ class InferenceWorker:
     on_error: called with whatever the session or `on_chunk` raised, out of memory included; the
         thread goes on.
     period_ns: shortest distance between the stamps of two observations that are inferred.
+    thread: where the session was prepared; None starts one. It ends with the worker.
     """
 
     def __init__(
@@ -42,6 +103,7 @@ class InferenceWorker:
         on_chunk: Callable[[ActionChunk], None],
         on_error: Callable[[Exception], None],
         period_ns: int = 0,
+        thread: InferenceThread | None = None,
     ) -> None:
         self._session = session
         self._now = now
@@ -53,8 +115,8 @@ class InferenceWorker:
         self._epoch = 0
         self._stopping = False
         self._inferring_since_ns: int | None = None
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._thread.start()
+        self._thread = thread or InferenceThread()
+        self._thread.start(self._run)
 
     @property
     def inferring_since_ns(self) -> int | None:
@@ -64,7 +126,7 @@ class InferenceWorker:
     @property
     def alive(self) -> bool:
         """True while the thread runs."""
-        return self._thread.is_alive()
+        return self._thread.alive
 
     def submit(self, observation: Observation) -> None:
         """Hand over a frame; never blocks on inference."""
@@ -86,9 +148,7 @@ class InferenceWorker:
             self._stopping = True
             self._epoch += 1
             self._condition.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._thread.close(timeout)
 
     def _run(self) -> None:
         session_epoch = 0

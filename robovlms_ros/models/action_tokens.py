@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robovlms_ros.models.backbones import sequence as seq
 from robovlms_ros.models.backbones.base import BaseRoboVLM
@@ -54,20 +54,38 @@ def generate(
     """
     if not bool(sequence.mask.all()):
         raise ValueError("generate: the sequence holds padding; give rows of equal length, or one at a time.")
-    output = vlm.run_text_tower(sequence, use_cache=True)
+    return continue_tokens(vlm, sequence, count, temperature, generator)
+
+
+def continue_tokens(
+    vlm: BaseRoboVLM,
+    sequence: TokenSequence,
+    count: int,
+    temperature: float | None = None,
+    generator: torch.Generator | None = None,
+    tower: nn.Module | None = None,
+    masked: bool = True,
+) -> Tensor:
+    """See `generate`; nothing is checked. tower: replaces the text model. masked: False gives no
+    mask, which is the same without padding."""
+    text_tower = vlm.text_tower if tower is None else tower
+    without = {} if masked else {"attention_mask": None}
+    output = vlm.run_text_tower(sequence, tower, use_cache=True, **without)
     cache = output.past_key_values
     mask = sequence.mask
     following = _positions_after(vlm.positions(sequence).get("position_ids"))
+    scale = vlm.input_scale
     # (B,) each
     ids = [_choose(token_logits(vlm, output.last_hidden_state[:, -1]), temperature, generator)]
     for step in range(count - 1):
         mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
         token = ids[-1][:, None]  # (B, 1)
         embeds = vlm.embed_text(token)
-        embeds = embeds * torch.tensor(vlm.input_scale, dtype=embeds.dtype, device=embeds.device)
-        output = vlm.text_tower(
+        if scale != 1.0:
+            embeds = embeds * torch.tensor(scale, dtype=embeds.dtype).item()
+        output = text_tower(
             inputs_embeds=embeds,
-            attention_mask=mask.long(),
+            attention_mask=mask.long() if masked else None,
             past_key_values=cache,
             use_cache=True,
             **following(step),

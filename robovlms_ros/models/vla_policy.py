@@ -27,7 +27,8 @@ class VLAPolicy(nn.Module):
     folder: where the pretrained VLM's configuration lies. empty_backbone: the VLM's weights will
         come from a file.
     `is_random` is True until a checkpoint is loaded or training ends; `identity` names the
-    policy in what it answers.
+    policy in what it answers. `fp8_scales`: largest input of the text model's linear layers by
+    name, as calibrated; empty where they are not.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class VLAPolicy(nn.Module):
         super().__init__()
         self.config = config
         self.is_random = True
+        self.fp8_scales: dict[str, float] = {}
         self.identity = f"{config.model.backbone}-{config.action_head.type}"
         adapter = resolve("backbone", config.model.backbone)
         vocab_size = len(tokenizer) if tokenizer is not None and config.vlm.size == "tiny" else None

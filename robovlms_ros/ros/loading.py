@@ -25,6 +25,7 @@ from robovlms_ros.core.types import (
     RoboVLMsError,
 )
 from robovlms_ros.inference.history import thinning
+from robovlms_ros.inference.worker import InferenceThread
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 
 if TYPE_CHECKING:
@@ -56,12 +57,14 @@ class RobotModel:
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy that has been loaded and warmed up. latency: s, the slowest warm inference."""
+    """A policy that has been loaded and warmed up. latency: s, the slowest warm inference. thread:
+    where that happened and where it has to run."""
 
     policy: "VLAPolicy"
     session: "PolicySession"
     cameras: tuple[CameraParameters, ...]
     latency: float
+    thread: InferenceThread | None = None
 
     @property
     def history_step(self) -> float | None:
@@ -153,12 +156,17 @@ def load_brain(
     words = parameters.instruction or _example_words(policy)
     count = frames_to_verify(policy.config.model.history_length, policy.device.type)
     frames = _warm_up_frames(policy, cameras, words, example, count)
-    session = open_session(policy, parameters.fast_path, frames, now)
     same_words = [frame for frame in frames if frame.instruction == words]
-    latency = _warm_up(PolicySession(policy, None, session.fast), same_words[:WARM_UP_RUNS])
+
+    def prepare() -> tuple[PolicySession, float]:
+        session = open_session(policy, parameters.fast_path, frames, now)
+        return session, _warm_up(PolicySession(policy, None, session.fast), same_words[:WARM_UP_RUNS])
+
+    thread = InferenceThread()
+    session, latency = thread.run(prepare)
     log.info("policy %s on %s, warm inference %.0f ms, %s path", policy.identity, policy.device, 1000 * latency,
              session.path)
-    return LoadedPolicy(policy, session, cameras, latency)
+    return LoadedPolicy(policy, session, cameras, latency, thread)
 
 
 def load_shadow(

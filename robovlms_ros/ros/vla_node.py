@@ -219,6 +219,7 @@ class VLANode(PlainLifecycleNode):
             lambda chunk: self._on_chunk(chunk, worker),
             lambda error: self._on_error(error, worker),
             round(NANOSECONDS / rate) if rate > 0 else 0,
+            loaded.thread,
         )
         self._loaded[worker] = loaded
         return worker

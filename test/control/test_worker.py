@@ -5,16 +5,18 @@
 - a reset discards what waits and what is in flight, and resets the session before its next use;
 - what the session put off is done once the chunk was handed over, not before, and not for a chunk that was discarded;
 - errors, out of memory included, reach on_error, and the thread goes on;
-- observations closer than the period are kept, not inferred; stop ends the thread.
+- observations closer than the period are kept, not inferred; stop ends the thread;
+- a session is prepared in the thread that infers; a thread that nothing holds ends.
 """
 
+import gc
 import threading
 
 import numpy as np
 import pytest
 
 from robovlms_ros.core.types import ActionChunk, ActionSpec, Observation
-from robovlms_ros.inference.worker import InferenceWorker
+from robovlms_ros.inference.worker import InferenceThread, InferenceWorker
 
 SPEC = ActionSpec("eef_delta", "base", "rotation_vector", "chained", 0.05)
 SOON = 10.0  # s, only reached when something is broken
@@ -190,3 +192,32 @@ def test_stop_discards_what_is_in_flight_and_ends_the_thread(make_bench):
     bench.session.go_on.release()
     assert bench.worker.stop(SOON) and not bench.worker.alive
     assert bench.chunks == []
+
+
+def test_a_session_is_prepared_in_the_thread_that_infers():
+    thread = InferenceThread()
+    prepared = thread.run(threading.get_ident)
+    with pytest.raises(ValueError, match="no graph"):
+        thread.run(lambda: (_ for _ in ()).throw(ValueError("no graph")))
+    seen = []
+
+    class Session(FakeSession):
+        def predict_action_chunk(self, frame):
+            seen.append(threading.get_ident())
+            return ActionChunk(frame.stamp_ns, np.zeros((2, 7)), SPEC, frame.instruction, "fake")
+
+    news = threading.Semaphore(0)
+    worker = InferenceWorker(Session(), lambda: 0, lambda chunk: news.release(), lambda error: None, thread=thread)
+    worker.submit(observation(1))
+    assert news.acquire(timeout=SOON)
+    assert seen == [prepared] and prepared != threading.get_ident()
+    assert worker.stop(SOON) and not thread.alive
+
+
+def test_a_thread_that_nothing_holds_ends():
+    thread = InferenceThread()
+    inner = thread._thread
+    del thread
+    gc.collect()
+    inner.join(SOON)
+    assert not inner.is_alive()

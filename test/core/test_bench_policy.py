@@ -29,6 +29,7 @@ from robovlms_ros.bench.policy.head_window import window_cost
 from robovlms_ros.bench.policy.models import build, size_of
 from robovlms_ros.bench.policy.run import PRESETS, preset
 from robovlms_ros.bench.policy.timing import (
+    Alternating,
     Ceilings,
     Operation,
     OperationCounter,
@@ -37,6 +38,7 @@ from robovlms_ros.bench.policy.timing import (
 )
 from robovlms_ros.bench.policy.variants import (
     BY_HAND,
+    countable,
     is_own,
     make_way,
     options_of,
@@ -316,3 +318,25 @@ def test_presets_name_cases_that_can_be_built(name: str, on_gpu: bool) -> None:
         config_of(job.case)
         assert job.paths[0] == ("plain" if name == "parts" else "fast")
         assert all(is_own(path) or path in BY_HAND for path in job.paths)
+
+
+def test_the_counted_twin_has_the_text_length_that_ran() -> None:
+    policy = build(tiny(), CPU)
+    frames = SyntheticFrames(policy.config.cameras, shape=SHAPE)
+    name = "fast:prompt_cache+staggered_lstm+compile"
+    twin = countable(make_way("fast", policy, frames), name, policy, frames)
+    assert twin.session.fast.prompt_bucket == 32 and not twin.session.fast.compile
+    assert countable(twin, "plain", policy, frames) is twin
+
+
+def test_percentiles_are_of_consecutive_steps() -> None:
+    order: list[str] = []
+    steps = {name: lambda index, name=name: order.append(name) for name in ("a", "b")}
+    alternating = Alternating(steps, CPU)
+    assert len(alternating.run("a", 5, 60.0)) == 5 and order == ["a"] * 5
+    assert len(alternating.run("b", 5, 0.0)) == 0
+
+
+def test_the_roofline_knows_the_rate_of_each_precision() -> None:
+    ceilings = Ceilings({"bfloat16": 1.0, "float8_e4m3fn": 2.0}, 1e9)
+    assert roofline([Operation("_scaled_mm", "float8_e4m3fn", 10, 1)], ceilings) == 5.0

@@ -4,7 +4,9 @@
 - It runs in a process without ROS, simulator, kinematics, plots and OpenCV, and prints every path of every case.
 - The JSON holds machine, limits, rows and whether it is complete, reads back equal, and a file of something else is
   refused; --resume measures only what is missing.
-- What cannot be measured is listed, the rest is measured, and the exit code is 1.
+- What cannot be measured is listed, the rest is measured, and the exit code is 1; a path that fails takes no other with
+  it, times are kept before operations are counted, and after the time limit no job is begun.
+- The GPU's preset runs whole on tiny models: every path, the verification's verdict, and --resume.
 - Every threshold is judged: a value on the wrong side or a missing one is a miss.
 - Curves: one point per row, from rows that differ in nothing else; the pictures are well-formed.
 - `--preset head` measures the LSTM head's window alone, shows answer and whole, and judges the answer.
@@ -20,8 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from robovlms_ros.bench.policy import head_window
+from robovlms_ros.bench.policy import head_window, measure, run, variants
 from robovlms_ros.bench.policy.cases import Case
 from robovlms_ros.bench.policy.curves import curves_over, draw
 from robovlms_ros.bench.policy.head_window import WindowCost
@@ -158,16 +161,84 @@ def test_the_head_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert len(checks) == 3 and all(check["kept"] for check in checks)
 
 
-def test_thresholds_on_a_gpu() -> None:
+def gpu_rows() -> list[PolicyRow]:
     rows = []
-    for backbone in ("paligemma", "kosmos"):
-        case = Case(backbone, "full", cameras=2, dtype="bfloat16")
-        rows += [row(case=case), row("logits", case=case, ratio=3.0), row("logits_float32", case=case, ratio=6.0)]
-    assert [check.name for check in gpu_checks(rows) if not check.kept] == ["llava, one camera: s a step"]
-    rows.append(row(case=Case("llava", "full", dtype="bfloat16"), p50=0.03))
+    for backbone, cameras in (("paligemma", 2), ("kosmos", 2), ("llava", 1)):
+        case = Case(backbone, "full", cameras=cameras, dtype="bfloat16")
+        rows += [row(case=case, verdict="accepted: close"), row("logits", case=case, ratio=3.0)]
+        rows += [row("logits_float32", case=case, ratio=6.0)]
+        rows += [row(path, case=case, p50=0.015, verdict="accepted: close") for path in ("fast:max", "fast:fp8")]
+    return rows
+
+
+def test_thresholds_on_a_gpu() -> None:
+    rows = gpu_rows()
     assert all(check.kept for check in gpu_checks(rows))
     assert not any(check.kept for check in gpu_checks([]))
+    slow = [replace(r, p50=0.03) if r.path == "fast:fp8" else r for r in rows]
+    assert {check.name for check in gpu_checks(slow) if not check.kept} == {
+        f"{backbone}, fast:fp8: times as fast as fast" for backbone in ("paligemma", "kosmos", "llava")
+    }
+    refused = [replace(r, verdict="REFUSED: far") if r.path == "fast" else r for r in rows]
+    assert len([check for check in gpu_checks(refused) if not check.kept]) == 3
+    uncounted = [replace(r, roofline=0.0) for r in rows]
+    assert len([check for check in gpu_checks(uncounted) if not check.kept]) == 2
     assert "MISSED a: not measured (<= 1)" in str(Check("a", None, 1.0, False))
+
+
+def test_the_gpu_preset_on_tiny_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job and path of the run on a GPU; machine code is not made here."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **kwargs: compile_(f, backend="eager", dynamic=False))
+    monkeypatch.setattr(run, "GPU_CASES", (("paligemma", 2),))
+    file = tmp_path / "gpu.json"
+    arguments = ["bench", "policy", "--preset", "gpu", "--device", "cpu", "--threads", "1", "--json", str(file)]
+    assert main(arguments) == 1, "models of other families are missing"
+    shown = capsys.readouterr().out
+    written = Results.read(file)
+    assert not written.missing, written.missing
+    paths = {r.path for r in written.rows if r.case.backbone == "paligemma"}
+    assert paths == {"fast", "plain", "careful", "logits", "logits_float32", "fast:fp8", "fast:max"}
+    for r in written.rows:
+        assert r.flops and r.p50 > 0 and r.shares
+        assert r.steps == 4 if r.path.startswith("fast") else r.steps >= 1
+        assert r.verdict.startswith("accepted") if r.path.startswith("fast") else not r.verdict, r.verdict
+    assert "kept   paligemma, fast:fp8: accepted by the verification" in shown
+    assert main([*arguments, "--resume"]) == 1
+    assert Results.read(file).rows == written.rows
+
+
+def test_a_path_that_fails_takes_no_other_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.json"
+    kept: list[Results] = []
+
+    def broken(self: object, index: int, timer: object = None) -> None:
+        raise RuntimeError("CUDA error: misaligned address\nmore")
+
+    def uncountable(function: object) -> None:
+        kept.append(Results.read(file))
+        raise NotImplementedError("no formula")
+
+    monkeypatch.setattr(variants.BaselineVariant, "step", broken)
+    monkeypatch.setattr(measure, "count", uncountable)
+    paths = ["--paths", "fast,careful,plain"]
+    assert main(["bench", "--backbone", "llava", *QUICK, *paths, "--json", str(file)]) == 1
+    assert "careful: RuntimeError: CUDA error: misaligned address" in capsys.readouterr().out
+    written = Results.read(file)
+    assert [r.path for r in written.rows] == ["fast", "plain"] and not any(r.flops for r in written.rows)
+    assert [r.path for r in kept[0].rows] == ["fast", "plain"], "times are on disk before anything is counted"
+    assert sum("no formula" in text for text in written.missing) == 2
+
+
+def test_after_the_limit_no_job_is_begun(tmp_path: Path) -> None:
+    job = run.MeasurementJob(Case("llava", "tiny"), ("fast",))
+    chosen = run.Preset((job,), measure.Effort(), ("float32",), limit=0.0)
+    left = run.run_preset(chosen, torch.device("cpu"), tmp_path / "rows.json", False, lambda rows: None)
+    assert not left.rows and "go on with --resume" in left.missing[0]
 
 
 def test_curves_have_a_point_per_row_that_differs_in_nothing_else(tmp_path: Path) -> None:

@@ -11,10 +11,17 @@
 - fp8: the text model's weights in fewer bytes, answers within the gate's tolerance or
   refused by the gate;
 - torch.compile traces the limited text model and the vision stage, and the answers stay;
-- bfloat16: both paths agree within its rounding; the output layers compute in float32.
+- bfloat16: both paths agree within its rounding; the output layers compute in float32;
+- a step is one recording from the images to the answer, with every head and family; prompts of
+  every length are recorded at configure, and later ones run as they are;
+- joined weights: the same numbers, fewer products, one set of weights; a causal text model builds
+  no mask while it is recorded; LLaVA's last vision layer does not run;
+- a compiled vision tower is compiled once; quantised weights are made once for all steps down;
+- calibrated fp8: inputs are rounded by stored scales, and an output of 3 bits' precision stays near.
 """
 
 import importlib.util
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +30,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robovlms_ros.bench.policy.variants import predict_together
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.inference.optimized import optimized_inference
 from robovlms_ros.inference.optimized.cuda_graphs import SHAPES_KEPT, CudaGraphCallable, host_syncs
+from robovlms_ros.inference.optimized.fused_projections import JoinedLinear, fused_tower
 from robovlms_ros.inference.optimized.optimized_inference import Shared
-from robovlms_ros.inference.optimized.options import FastPathOptions
-from robovlms_ros.inference.optimized.quantization import Fp8Linear, quantized_tower
+from robovlms_ros.inference.optimized.options import PARTS, FastPathOptions
+from robovlms_ros.inference.optimized.quantization import Fp8Linear, largest_inputs, quantized_tower
 from robovlms_ros.inference.optimized.verification import (
     EXACT,
     FP8,
@@ -106,6 +115,277 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
     replayed = CudaGraphCallable("text", lambda x: (x + 1,), recorder)
     assert torch.equal(replayed(torch.ones(2))[0], torch.full((2,), 2.0))
     assert replayed.refused == "text: operation not permitted when stream is capturing"
+
+
+WHOLE = FastPathOptions(cuda_graphs=True, device_preprocess=True, fused_weights=True)
+
+
+def share(monkeypatch, policy, options: FastPathOptions, recorder=stand_in) -> Shared:
+    """The stages that every session of the policy runs, recorded by a stand-in."""
+    monkeypatch.setattr(optimized_inference, "check_supported", lambda name, policy: None)
+    parts = tuple(name for name in PARTS if getattr(options, name))
+    shared = Shared(policy, parts, options.quantize, recorder)
+    monkeypatch.setattr(optimized_inference, "shared_by", lambda *args: shared)
+    return shared
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("paligemma", "lstm"),
+        ("paligemma", "gpt"),
+        ("paligemma", "fc"),
+        ("paligemma2", "lstm"),
+        ("llava", "lstm"),
+        ("kosmos", "lstm"),
+        ("smolvlm", "lstm"),
+        ("flamingo-mpt", "lstm"),
+        ("flamingo-llama", "lstm"),
+    ],
+)
+def test_a_step_is_one_recording(make_config: MakeConfig, monkeypatch, family: str, head: str) -> None:
+    recordings = []
+    tensor = torch.tensor
+
+    def recorder(function, inputs):
+        function(*inputs)  # what is kept is made by the first run
+        found = []
+
+        def from_host(*args, **kwargs):
+            if kwargs.get("device") is not None:
+                found.append(traceback.extract_stack()[-2])
+            return tensor(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            # On a processor its values need not travel, so that no operation shows it.
+            patch.setattr(torch, "tensor", from_host)
+            recordings.append([*host_syncs(function, inputs), *found])
+        return stand_in(function, inputs)
+
+    backbone, vlm = helpers.FAMILIES[family]
+    policy = helpers.lively(make_config(backbone, vlm=vlm, action_head={"type": head}, **TWO))
+    shared = share(monkeypatch, policy, WHOLE, recorder)
+    assert helpers.largest_difference(policy, WHOLE, FRAMES) < 1e-4
+    assert 1 <= len(recordings) <= 2, "one for each length of the prompt in steps of 8"
+    assert not any(recordings) and not shared.refusals(), "no host sync"
+
+
+@pytest.mark.parametrize("family", ["paligemma", "kosmos", "llava"])
+def test_generated_actions_are_one_recording(make_config: MakeConfig, monkeypatch, family: str) -> None:
+    recordings = []
+
+    def recorder(function, inputs):
+        recordings.append((inputs[0].ndim, host_syncs(function, inputs)))
+        return stand_in(function, inputs)
+
+    backbone, vlm = helpers.FAMILIES[family]
+    policy = helpers.lively(
+        make_config(
+            backbone,
+            vlm={**vlm, "vocabulary": []},
+            action_head={"type": "discrete", "action_space": "discrete", "n_bin": 64},
+        )
+    )
+    parts = ("batch_cameras", "device_preprocess", "fused_weights", "cuda_graphs")
+    options = FastPathOptions.only(*parts)
+    shared = share(monkeypatch, policy, options, recorder)
+    plain, fast = PolicySession(policy), PolicySession(policy, fast=options)
+    assert fast.record_prompts(FRAMES[0], 64) == [fast.policy.tokenize([FRAMES[0].instruction])["input_ids"].shape[1]]
+    answers = set()
+    for observation in FRAMES:  # the last ones have a longer prompt
+        chunks = [session.predict_action_chunk(observation) for session in (plain, fast)]
+        answers.add(chunks[0].values.tobytes())
+        np.testing.assert_allclose(chunks[1].values, chunks[0].values, atol=1e-6)
+    assert len(answers) > 1
+    assert recordings == [(4, []), (3, [])], "the images, and the prompt with every token"
+    assert any("not recorded at configure" in line for line in shared.refusals())
+
+
+def test_frames_that_were_only_observed_are_recorded_as_one_more(make_config: MakeConfig, monkeypatch) -> None:
+    recordings = []
+
+    def recorder(function, inputs):
+        recordings.append(tuple(inputs[0].shape))
+        return stand_in(function, inputs)
+
+    policy = helpers.lively(make_config(**TWO))
+    shared = share(monkeypatch, policy, WHOLE, recorder)
+    plain, fast = PolicySession(policy), PolicySession(policy, fast=WHOLE)
+    for i in range(9):
+        for session in (plain, fast):
+            session.predict_action_chunk(helpers.frame(i)) if i % 3 == 2 else session.observe(helpers.frame(i))
+        if i % 3 == 2:
+            np.testing.assert_allclose(fast.normalised, plain.normalised, atol=1e-4)
+    assert {key[0] for key in shared._replayed if shared._replayed[key]._recorded} <= {"frame", "step", "head"}
+    assert len(recordings) <= 3
+
+
+def test_a_step_that_cannot_be_recorded_runs_by_stages(make_config: MakeConfig, monkeypatch) -> None:
+    def recorder(function, inputs):
+        if getattr(function, "func", None) is not None:
+            raise RuntimeError("capture of the step failed")
+        return stand_in(function, inputs)
+
+    policy = helpers.lively(make_config(**TWO))
+    shared = share(monkeypatch, policy, WHOLE, recorder)
+    assert helpers.largest_difference(policy, WHOLE, FRAMES) < 1e-4
+    assert any("capture of the step failed" in line for line in shared.refusals())
+
+
+def test_prompts_are_recorded_at_configure(make_config: MakeConfig, monkeypatch) -> None:
+    recordings = []
+
+    def recorder(function, inputs):
+        recordings.append(len(inputs))
+        return stand_in(function, inputs)
+
+    policy = helpers.lively(make_config(**TWO))
+    shared = share(monkeypatch, policy, WHOLE, recorder)
+    session = PolicySession(policy, fast=WHOLE)
+    lengths = session.record_prompts(FRAMES[0], 24)
+    assert lengths == [8, 16, 24]
+    recorded = len(recordings)
+    plain = PolicySession(policy)
+    known, unknown = helpers.frame(0), helpers.frame(1, words="the cube " * 14)
+    for observation in (known, unknown):
+        session.predict_action_chunk(observation)
+        plain.predict_action_chunk(observation)
+        np.testing.assert_allclose(session.normalised, plain.normalised, atol=1e-4)
+    assert len(recordings) == recorded, "nothing is recorded once the policy runs"
+    assert any("were not recorded at configure" in line for line in shared.refusals())
+    assert PolicySession(policy).record_prompts(FRAMES[0], 24) == []
+
+
+@pytest.mark.parametrize("family", ["paligemma", "kosmos", "qwen3_vl", "llava"])
+def test_joined_weights(make_config: MakeConfig, family: str) -> None:
+    backbone, vlm = helpers.FAMILIES[family]
+    policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    one = FastPathOptions(fused_weights=True)
+    assert helpers.largest_difference(policy, one, FRAMES[:2]) < 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+    attention = next(m for m in policy.vlm.text_tower.modules() if hasattr(m, "q_proj"))
+    assert attention.q_proj.weight.untyped_storage().data_ptr() == attention.v_proj.weight.untyped_storage().data_ptr()
+
+    def products(options: FastPathOptions) -> int:
+        session = PolicySession(policy, fast=options)
+        session.predict_action_chunk(FRAMES[0])
+        with torch.profiler.profile() as run:
+            session.predict_action_chunk(FRAMES[1])
+        counts = {event.key: event.count for event in run.key_averages()}
+        return counts.get("aten::linear", 0)
+
+    layers = sum(isinstance(m, JoinedLinear) for m in fused_tower(policy.vlm.text_tower).modules())
+    # In the last layer, whose queries are those of the action token, queries are apart.
+    assert products(one) <= products(FastPathOptions()) - layers
+
+
+@pytest.mark.parametrize("family", ["paligemma", "paligemma2", "kosmos", "flamingo-mpt", "llava"])
+def test_a_recorded_text_model_builds_no_mask(make_config: MakeConfig, monkeypatch, family: str) -> None:
+    places: set[str] = set()
+
+    class Places(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            frames = traceback.extract_stack()
+            library = [frame for frame in frames if "/transformers/" in frame.filename]
+            places.update(f.name for f in library if "masking_utils" in f.filename or "_mask" in f.name)
+            return func(*args, **(kwargs or {}))
+
+    def recorder(function, inputs):
+        function(*inputs)  # as before a capture: what is kept is made now
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with Places():
+            function(*inputs)
+        return stand_in(function, inputs)
+
+    backbone, vlm = helpers.FAMILIES[family]
+    policy = helpers.lively(make_config(backbone, vlm=vlm, **TWO))
+    share(monkeypatch, policy, WHOLE, recorder)
+    PolicySession(policy, fast=WHOLE).predict_action_chunk(FRAMES[0])
+    assert not places
+
+
+def test_llava_runs_no_vision_layer_that_nothing_reads(make_config: MakeConfig) -> None:
+    policy = helpers.lively(make_config("llava", **TWO))
+    layers = policy.vlm.vision_tower.encoder.layers if hasattr(policy.vlm.vision_tower, "encoder") else None
+    assert policy.vlm.vision_depth == policy.vlm.hf_config.vision_config.num_hidden_layers - 1
+    calls = []
+    last = [m for m in policy.vlm.vision_tower.modules() if type(m).__name__.endswith("EncoderLayer")][-1]
+    assert layers is None or last is layers[-1]
+    last.mlp.register_forward_hook(lambda *_: calls.append(1))
+    PolicySession(policy).predict_action_chunk(FRAMES[0])
+    assert calls
+    fast = PolicySession(policy, fast=FastPathOptions())
+    fast.predict_action_chunk(FRAMES[0])
+    calls.clear()
+    fast.predict_action_chunk(FRAMES[1])
+    assert not calls
+
+
+def test_stages_are_compiled_once(make_config: MakeConfig, monkeypatch) -> None:
+    graphs = []
+    compile_ = torch.compile
+
+    def backend(module, example):
+        graphs.append(module)
+        return module.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: compile_(function, backend=backend, dynamic=False))
+    policy = helpers.lively(make_config(cameras=["static"]))
+    shared = Shared(policy, ("compile",), "none")
+    pixels = torch.rand(1, 3, 28, 28)
+    with torch.no_grad():
+        for _ in range(3):
+            shared.encode(pixels)
+    assert len(graphs) == 1, "one vision graph, whatever the object has come to hold"
+
+
+def test_quantised_weights_are_made_once(make_config: MakeConfig, monkeypatch) -> None:
+    made = []
+    quantize = optimized_inference.quantized_tower
+    monkeypatch.setattr(optimized_inference, "quantized_tower", lambda *args: made.append(1) or quantize(*args))
+    policy = helpers.lively(make_config(**TWO))
+    options = FastPathOptions(quantize="fp8")
+    for change in ({}, {"batch_cameras": False}):
+        PolicySession(policy, fast=replace(options, **change))
+        optimized_inference.release_stages(policy, weights=False)
+    assert made == [1]
+    optimized_inference.release_stages(policy)
+    PolicySession(policy, fast=options)
+    assert made == [1, 1], "a refused variant does not live as long as the policy"
+
+
+@torch.no_grad()
+def test_calibrated_inputs() -> None:
+    torch.manual_seed(0)
+    tower = torch.nn.Sequential(torch.nn.Linear(128, 64), torch.nn.Linear(64, 7))
+    x = torch.randn(3, 5, 128)
+    with largest_inputs(tower) as largest:
+        expected = tower(x)
+    assert set(largest) == {"0", "1"} and largest["0"] == pytest.approx(float(x.abs().max()))
+    small = quantized_tower(tower, largest)
+    assert small[0].input_scale == pytest.approx(largest["0"] / 448)
+    assert 0 < (small(x) - expected).norm() <= 0.1 * expected.norm()
+    # e4m3 has 3 bits behind the leading one; larger inputs are clipped and not NaN.
+    rounded = small[0]._rounded(x).float() * small[0].input_scale
+    assert ((rounded - x).abs() <= x.abs() / 16 + small[0].input_scale * 2**-9).all()
+    assert torch.isfinite(small(100 * x)).all()
+    assert not [hook for layer in tower for hook in layer._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_calibrated_policy(make_config: MakeConfig, fused: bool) -> None:
+    policy = helpers.lively(make_config(**TWO))
+    session = PolicySession(policy)
+    with largest_inputs(policy.vlm.text_tower) as largest:
+        for observation in FRAMES[:2]:
+            session.predict_action_chunk(observation)
+    policy.fp8_scales = largest
+    options = FastPathOptions(quantize="fp8", fused_weights=fused)
+    tower = optimized_inference.tower_of(policy, fused, "fp8")
+    layers = [m for m in tower.modules() if isinstance(m, Fp8Linear)]
+    assert layers and all(layer.input_scale is not None for layer in layers)
+    assert 0 < helpers.largest_difference(policy, options, FRAMES[:3]) < FP8.difference
 
 
 @pytest.mark.parametrize("family", ["paligemma", "kosmos", "qwen2_5_vl", "qwen3_vl", "smolvlm", "flamingo-mpt"])

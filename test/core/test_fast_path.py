@@ -145,7 +145,9 @@ def test_refused_by_name(make_config: MakeConfig) -> None:
     for removed in ("int8", "int4"):
         with pytest.raises(FastPathError, match=f"'{removed}': .* were removed. Use bfloat16 weights"):
             options_for(removed, "cpu")
-    assert options_for("max", "cuda") == FastPathOptions(device_preprocess=True, cuda_graphs=True, compile=True)
+    assert options_for("max", "cuda") == FastPathOptions(
+        device_preprocess=True, fused_weights=True, cuda_graphs=True, compile=True
+    )
     policy = helpers.lively(make_config(**TWO))
     nothing = PolicySession(policy, fast=FastPathOptions.only())
     assert (nothing.path, PolicySession(policy).path) == ("plain", "plain")

@@ -2,14 +2,17 @@
 on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
 from robovlms_ros.core.schema import require
 from robovlms_ros.core.types import NANOSECONDS, Observation
+
+if TYPE_CHECKING:
+    from robovlms_ros.models.vla_policy import VLAPolicy
 
 Size = Literal["tiny", "mid", "full"]
 BACKBONES = ("kosmos", "paligemma", "llava", "qwen", "smolvlm", "flamingo")
@@ -132,3 +135,11 @@ class SyntheticFrames:
         images = self._images[index % len(self._images)]
         stamp_ns = round((1000 + index) * STEP * NANOSECONDS)
         return Observation(stamp_ns, dict(zip(self.cameras, images, strict=True)), INSTRUCTION)
+
+
+def verification_frames(policy: "VLAPolicy", count: int) -> list[Observation]:
+    """`count` frames that differ strongly, then one with another instruction."""
+    frames = SyntheticFrames(policy.config.cameras, seed=1, count=count + 1)
+    rows = [frames[index] for index in range(count + 1)]
+    words = " ".join(reversed(INSTRUCTION.split()))
+    return [*rows[:-1], replace(rows[-1], instruction=words)]

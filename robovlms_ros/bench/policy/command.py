@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         flush=True,
     )
     results = run_preset(chosen, device, args.json, args.resume, _show)
+    if chosen.check == "gpu":
+        print(table(sorted(results.rows, key=lambda row: (row.case.title, row.path))))
     print(f"\n{_ceilings(results)}")
     for text in results.missing:
         print(f"not measured: {text}")

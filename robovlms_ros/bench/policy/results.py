@@ -20,7 +20,7 @@ from robovlms_ros.core.text_table import aligned
 FORMAT = 1
 HEADER = (
     "path", "p50 ms", "p99 ms", "images/s", "peak GB", "GFLOP", "GB", "roof ms", "x roof",
-    "x first", "differs", "stages",
+    "x first", "differs", "busy", "stages",
 )
 
 
@@ -35,7 +35,9 @@ class PolicyRow:
     shares: by stage, of a step that waits after every stage. flops, bytes: of a step, counted.
     roofline: s. ratio: median over the rounds of this path's time over the first path's, in the
     same round. difference: largest, from the plain path's normalised answers. sessions: robots
-    stepped together. description: parts of the path.
+    stepped together. description: parts of the path. flops, bytes and roofline are 0
+    where nothing was counted. busy: share of p50 in which the GPU computes, None without one.
+    verdict: the verification's, empty where it did not judge.
     """
 
     case: Case
@@ -54,6 +56,8 @@ class PolicyRow:
     parameters: dict[str, int]
     sessions: int = 1
     description: str = ""
+    busy: float | None = None
+    verdict: str = ""
 
     @property
     def key(self) -> str:
@@ -82,6 +86,7 @@ class Results:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
+            content.pop("checks", None)  # judged anew
             rows = [PolicyRow(**{**row, "case": Case(**row["case"])}) for row in content.pop("rows")]
             return Results(**{**content, "ceilings": Ceilings(**content["ceilings"]), "rows": rows})
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -116,6 +121,7 @@ def table(rows: Sequence[PolicyRow]) -> str:
         texts.append(aligned(HEADER, [cells(row) for row in members], numbers=True))
         fast = [row for row in members if row.path.startswith("fast")]
         texts += [f"{row.path}: {row.description}" for row in fast]
+        texts += [f"{row.path}, verification {row.verdict}" for row in members if row.verdict]
     return "\n".join(texts)
 
 
@@ -131,8 +137,9 @@ def cells(row: PolicyRow) -> list[str]:
         f"{row.flops / 1e9:.2f}",
         f"{row.bytes / 1e9:.3f}",
         f"{row.roofline * 1e3:.2f}",
-        f"{row.p50 / row.roofline:.2f}",
+        f"{row.p50 / row.roofline:.2f}" if row.roofline else "",
         f"{row.ratio:.2f}",
         f"{row.difference:.1e}",
+        "" if row.busy is None else f"{row.busy:.0%}",
         " ".join(stages),
     ]

@@ -12,7 +12,8 @@ import torch
 from robovlms_ros.bench.policy.cases import BACKBONES, Case, Size
 from robovlms_ros.bench.policy.measure import Effort, measure
 from robovlms_ros.bench.policy.results import PolicyRow, Results, machine_of
-from robovlms_ros.bench.policy.timing import measure_ceilings
+from robovlms_ros.bench.policy.timing import FP8, Stopwatch, measure_ceilings
+from robovlms_ros.bench.policy.variants import WARM_UP
 from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.inference.optimized.options import PARTS
 
@@ -31,16 +32,18 @@ class MeasurementJob:
 @dataclass(frozen=True)
 class Preset:
     """jobs, in order; effort of each; dtypes whose matrix rate is measured; check: which thresholds
-    are judged."""
+    are judged. limit: s after which no job is begun, None is none."""
 
     jobs: tuple[MeasurementJob, ...]
     effort: Effort
     dtypes: tuple[str, ...]
     check: Check = "none"
+    limit: float | None = None
 
 
 PRESETS = ("table", "must-show", "gpu", "curves", "parts", "head")
 GPU_ONLY = ("cuda_graphs", "compile")
+GPU_CASES = (("paligemma", 2), ("kosmos", 2), ("llava", 1))
 COMPARED = ("fast", "plain", "careful", "logits")
 HISTORIES = (1, 4, 16, 64)
 CAMERAS = (1, 2, 3)
@@ -61,7 +64,7 @@ def preset(name: str, on_gpu: bool) -> Preset:
         jobs = [MeasurementJob(Case(b), ("fast", "careful") + ("logits",) * (b == "paligemma")) for b in BACKBONES]
         return Preset(tuple(jobs), Effort(rounds=7), ("float32",), "cpu")
     if name == "gpu":
-        return Preset(tuple(_gpu_jobs()), Effort(seconds=12.0, warm_up=12), ("bfloat16", "float32"), "gpu")
+        return _gpu_preset(on_gpu)
     if name == "head":
         return Preset((), effort, dtypes, "head")
     if name == "curves":
@@ -79,10 +82,31 @@ def preset(name: str, on_gpu: bool) -> Preset:
     return Preset((*tiny, *mid), replace(effort, rounds=3), dtypes)
 
 
-def _gpu_jobs() -> Iterator[MeasurementJob]:
-    paths = (*COMPARED, "logits_float32")
-    for backbone, cameras in (("kosmos", 2), ("paligemma", 2), ("llava", 1), ("llava", 2)):
-        yield MeasurementJob(Case(backbone, "full", cameras=cameras, dtype="bfloat16"), paths)
+def _gpu_preset(on_gpu: bool) -> Preset:
+    """The most telling jobs first: a run that is cut off goes on with --resume. Compiled code, which
+    takes minutes, comes last. On a processor the same jobs on tiny models, to try the command."""
+    size: Size = "full" if on_gpu else "tiny"
+    dtype = "bfloat16" if on_gpu else "float32"
+    effort = Effort(
+        rounds=7 if on_gpu else 1,
+        seconds=5.0 if on_gpu else 0.0,
+        warm_up=12 if on_gpu else WARM_UP,
+        consecutive=600 if on_gpu else 4,
+        verify=True,
+    )
+
+    def job(backbone: str, cameras: int, *paths: str) -> MeasurementJob:
+        return MeasurementJob(Case(backbone, size, cameras=cameras, dtype=dtype), paths)
+
+    baselines = ("fast", *COMPARED[1:], "logits_float32")
+    jobs = (
+        *(job(backbone, cameras, *baselines) for backbone, cameras in GPU_CASES),
+        *(job(backbone, cameras, "fast:fp8") for backbone, cameras in GPU_CASES),
+        *(job(backbone, cameras, "fast:max") for backbone, cameras in GPU_CASES),
+        job("llava", 2, "fast", "plain"),
+    )
+    dtypes = ("bfloat16", "float32", FP8) if on_gpu else ("float32",)
+    return Preset(jobs, effort, dtypes, "gpu", 540.0 if on_gpu else None)
 
 
 def _curves(base: Case) -> Iterator[MeasurementJob]:
@@ -97,32 +121,55 @@ def _curves(base: Case) -> Iterator[MeasurementJob]:
 
 def run_preset(chosen: Preset, device: torch.device, path: Path | None, resume: bool,
                on_rows: Callable[[list[PolicyRow]], None]) -> Results:
-    """Measure every job; a job that runs out of memory or is refused is listed in `missing`, and
-    the rest goes on.
+    """Measure every job; a path that fails, a job that is refused or runs out of memory or would
+    begin after the limit is listed in `missing`, and the rest goes on.
 
-    path: written after every job. resume: rows that it holds from the same machine and software are
-    kept. on_rows: called with the rows of each job.
+    path: written as soon as times are there, and after every job. resume: rows that it holds from
+    the same machine and software are kept. on_rows: called with the rows of each job.
     """
+    watch = Stopwatch()
     results = _begin(chosen, device, path, resume)
-    for job in chosen.jobs:
-        wanted = {_key(job, name) for name in job.paths}
-        have = [row for row in results.rows if row.key in wanted]
-        if len(have) < len(wanted):
-            results.rows = [row for row in results.rows if row.key not in wanted]
-            try:
-                have = measure(job.case, device, results.ceilings, job.paths, chosen.effort, job.robots)
-                results.rows += have
-            except (RoboVLMsError, torch.OutOfMemoryError) as error:
-                results.missing.append(f"{job.case.title}: {error}")
-                have = []
-            _release(device)
-        on_rows(have)
+
+    def write() -> None:
         if path is not None:
             results.write(path)
+
+    for job in chosen.jobs:
+        wanted = {_key(job, name) for name in job.paths}
+        have = [row for row in results.rows if row.key in wanted and row.flops]
+        if len(have) < len(wanted):
+            if chosen.limit is not None and watch.spent > chosen.limit:
+                paths = ", ".join(job.paths)
+                results.missing.append(f"{job.case.title}, {paths}: the time is over; go on with --resume")
+                continue
+            others = [row for row in results.rows if row.key not in wanted]
+            have = _measured(job, device, results, chosen.effort, others, write)
+            results.rows = [*others, *have]
+            _release(device)
+        on_rows(have)
+        write()
     results.complete = not results.missing
-    if path is not None:
-        results.write(path)
+    write()
     return results
+
+
+def _measured(job: MeasurementJob, device: torch.device, results: Results, effort: Effort,
+              others: list[PolicyRow], write: Callable[[], None]) -> list[PolicyRow]:
+    """The rows of one job. others: those that the file holds beside them."""
+
+    def failed(name: str, error: Exception) -> None:
+        text = str(error).splitlines()[0] if str(error) else ""
+        results.missing.append(f"{job.case.title}, {name}: {type(error).__name__}: {text}")
+
+    def kept(rows: list[PolicyRow]) -> None:
+        results.rows = [*others, *rows]
+        write()
+
+    try:
+        return measure(job.case, device, results.ceilings, job.paths, effort, job.robots, failed, kept)
+    except (RoboVLMsError, RuntimeError) as error:  # of the model itself; torch.OutOfMemoryError is one
+        failed("model", error)
+        return []
 
 
 def _begin(chosen: Preset, device: torch.device, path: Path | None, resume: bool) -> Results:

@@ -62,14 +62,19 @@ def head_checks(head: WindowCost, on_gpu: bool = False) -> list[Check]:
 
 
 def gpu_checks(rows: Sequence[PolicyRow]) -> list[Check]:
-    """Full-size models on a GPU in bfloat16."""
+    """Full-size models on a GPU in bfloat16: the default path's times, the verification of every
+    fast path, and what compiled code and fp8 gain."""
     found = {(row.case.backbone, row.case.cameras, row.path): row for row in rows if row.sessions == 1}
 
     def value(backbone: str, cameras: int, path: str, read: str) -> float | None:
         row = found.get((backbone, cameras, path))
         if row is None:
             return None
-        return {"roof": row.p50 / row.roofline, "tail": row.p99 / row.p50, "ratio": row.ratio, "p50": row.p50}[read]
+        if read == "roof":
+            return row.p50 / row.roofline if row.roofline else None
+        if read == "accepted":
+            return float(row.verdict.startswith("accepted")) if row.verdict else None
+        return {"tail": row.p99 / row.p50, "ratio": row.ratio, "p50": row.p50}[read]
 
     checks = []
     for backbone, bound in (("paligemma", 2.0), ("kosmos", 3.0)):
@@ -80,5 +85,14 @@ def gpu_checks(rows: Sequence[PolicyRow]) -> list[Check]:
             Check(f"{backbone}: times as fast as logits, float32",
                   value(backbone, 2, "logits_float32", "ratio"), 6.0, True),
         ]
-    checks.append(Check("llava, one camera: s a step", value("llava", 1, "fast", "p50"), 1 / 30, False))
+    checks.append(Check("llava, one camera: s a step", value("llava", 1, "fast", "p50"), 1 / 45, False))
+    for backbone, cameras in (("paligemma", 2), ("kosmos", 2), ("llava", 1)):
+        default = value(backbone, cameras, "fast", "p50")
+        for path in ("fast", "fast:max", "fast:fp8"):
+            accepted = value(backbone, cameras, path, "accepted")
+            checks.append(Check(f"{backbone}, {path}: accepted by the verification", accepted, 1.0, True))
+            p50 = value(backbone, cameras, path, "p50")
+            if path != "fast":
+                gain = default / p50 if default and p50 else None
+                checks.append(Check(f"{backbone}, {path}: times as fast as fast", gain, 1.0, True))
     return checks

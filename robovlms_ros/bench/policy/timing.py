@@ -5,7 +5,7 @@ The only module of the policy benchmark with a clock.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -160,7 +160,8 @@ def roofline(operations: Iterable[Operation], ceilings: Ceilings) -> float:
 
 
 Step = Callable[[int], object]
-STAGES = ("decode", "preprocess", "vision", "projector", "text", "head", "post")
+STAGES = ("decode", "preprocess", "step", "vision", "projector", "text", "head", "post")
+FP8 = "float8_e4m3fn"
 
 
 def synchronize(device: torch.device) -> None:
@@ -176,6 +177,18 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     run()
     synchronize(device)
     return perf_counter() - begin
+
+
+class Stopwatch:
+    """Time since it was made."""
+
+    def __init__(self) -> None:
+        self._begin = perf_counter()
+
+    @property
+    def spent(self) -> float:
+        """s."""
+        return perf_counter() - self._begin
 
 
 class Alternating:
@@ -201,12 +214,27 @@ class Alternating:
         """So many steps of every way."""
         self.round_of(dict.fromkeys(self.ways, steps))
 
-    def round_of(self, steps: Mapping[str, int], order: int = 0) -> None:
-        """A round of so many steps by way. order: which one begins."""
+    def round_of(
+        self,
+        steps: Mapping[str, int],
+        order: int = 0,
+        attempt: Callable[[str], AbstractContextManager[object]] | None = None,
+    ) -> None:
+        """A round of so many steps by way. order: which one begins. attempt: entered around each
+        way's steps; a way that is gone from `ways` is left out."""
         names = list(self.ways)
-        begin = order % len(names)
+        begin = order % max(len(names), 1)
         for name in names[begin:] + names[:begin]:
-            self.times[name].append([self._step(name) for _ in range(steps[name])])
+            with attempt(name) if attempt else nullcontext():
+                self.times[name].append([self._step(name) for _ in range(steps[name])])
+
+    def run(self, name: str, steps: int, longest: float) -> list[float]:
+        """Seconds of consecutive steps of one way, `steps` of them or as many as take `longest`
+        s."""
+        times: list[float] = []
+        while len(times) < steps and sum(times) < longest:
+            times.append(self._step(name))
+        return times
 
     def _step(self, name: str) -> float:
         index = self.next[name]
@@ -247,15 +275,42 @@ class StageClock:
         return {**shares, "rest": max(0.0, 1.0 - sum(shares.values()))}
 
 
+def busy_share(step: Callable[[], object], p50: float, device: torch.device) -> float | None:
+    """Share of a step's time in which the GPU computes: the kernels' time of one profiled step over
+    `p50` s. None on a processor."""
+    if device.type != "cuda":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        seconds(step, device)
+    spent = sum(getattr(event, "self_device_time_total", 0.0) for event in recorded.key_averages())
+    return spent * 1e-6 / p50
+
+
 def measure_ceilings(device: torch.device, dtypes: tuple[str, ...], repeats: int = 5) -> Ceilings:
     """Ceilings of this machine now: the best of `repeats` large products of random matrices per
     dtype, and of as many copies of a block that no cache holds."""
     on_gpu = device.type != "cpu"
-    rates = {name: _matrix_rate(device, getattr(torch, name), 8192 if on_gpu else 1024, repeats) for name in dtypes}
+    side = 8192 if on_gpu else 1024
+    rates = {name: _matrix_rate(device, getattr(torch, name), side, repeats) for name in dtypes if name != FP8}
+    if FP8 in dtypes and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
+        rates[FP8] = _fp8_rate(device, side, repeats)
     block = torch.empty((1 << 32) if on_gpu else (1 << 27), dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(block).fill_(2)
     best = min(seconds(lambda: target.copy_(block), device) for _ in range(repeats))
     return Ceilings(rates, 2 * block.numel() / best)
+
+
+def _fp8_rate(device: torch.device, side: int, repeats: int) -> float:
+    a, b = (torch.randn(side, side, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    scale = torch.ones(side, 1, device=device)
+
+    def product() -> None:
+        torch._scaled_mm(a, b.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    product()
+    return 2 * side**3 / min(seconds(product, device) for _ in range(repeats))
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype, side: int, repeats: int) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robovlms_ros.bench.policy.cases import STEP, SyntheticFrames
 from robovlms_ros.core.schema import require
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Observation, RoboVLMsError
+from robovlms_ros.inference.optimized.optimized_inference import path_for
 from robovlms_ros.inference.optimized.options import MODES, FastPathOptions, options_for
 from robovlms_ros.inference.reference_inference import Encoded, ReferenceInference, Timer, no_timer
 from robovlms_ros.inference.session import PolicySession, normalised_answer
@@ -314,11 +315,13 @@ def make_way(name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int 
 def countable(
     way: InferenceVariant, name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int = 1
 ) -> InferenceVariant:
-    """The way itself, or its twin without graphs and compiled code, which show no operations."""
+    """The way itself, or its twin of the same text length without graphs and compiled code, which
+    show no operations."""
     options = options_of(name, policy.device.type) if is_own(name) else None
     if options is None or not (options.cuda_graphs or options.compile):
         return way
-    options = replace(options, cuda_graphs=False, compile=False)
+    bucket = path_for(policy, options).bucket
+    options = replace(options, cuda_graphs=False, compile=False, prompt_bucket=bucket)
     return SessionVariant(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
 
 

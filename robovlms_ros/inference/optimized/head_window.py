@@ -8,18 +8,20 @@ sequences may alternate (a camera three times as fast as the history): each has 
 that follows none is run as a whole.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from robovlms_ros.inference.optimized.options import FastPathError
+from robovlms_ros.inference.optimized.text_towers import shallow
 from robovlms_ros.inference.reference_inference import Encoded
-from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.heads.base import HeadOutput, PolicyHead
 from robovlms_ros.models.heads.fc import FCHead
 from robovlms_ros.models.heads.gpt import ATTENTION_HEADS, GPTHead
 from robovlms_ros.models.heads.lstm import LSTMHead
@@ -28,9 +30,9 @@ from robovlms_ros.models.vla_policy import VLAPolicy
 
 GRIDS_KEPT = 8
 NO_FRAME = "no frame yet"
-# (feature, hidden, cell, row that starts anew, row that answers) to (arm, gripper logits, hidden,
-# cell).
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+# (feature, further inputs) to (arm, gripper logits, further outputs): of an LSTM (feature, hidden,
+# cell, row that starts anew, row that answers) to (arm, gripper logits, hidden, cell).
+Step = Callable[..., tuple[Tensor, ...]]
 
 
 def lstm_window(head: LSTMHead, frames: int, step: Step | None = None) -> "LSTMWindow":
@@ -72,6 +74,8 @@ class _Grid:
 class LSTMWindow:
     """Base: finds the sequence that a window goes on. A HeadWindow."""
 
+    step_function: Step | None = None
+
     def __init__(self, head: LSTMHead):
         self._head = head
         self._grids: list[_Grid] = []
@@ -85,13 +89,27 @@ class LSTMWindow:
     def finish(self) -> None:
         """See HeadWindow."""
 
+    def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
+        """See HeadWindow."""
+        return None
+
+    def accept(
+        self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
+    ) -> HeadOutput:
+        """See HeadWindow."""
+        raise NotImplementedError
+
+    def _before(self, window: Sequence[Encoded]) -> _Grid | None:
+        """The sequence that a window goes on."""
+        return next((grid for grid in reversed(self._grids) if grid.is_before(window)), None)
+
     def answer(self, window: Sequence[Encoded]) -> HeadOutput:
         """See HeadWindow."""
         for grid in self._grids:
             if grid.is_for(window):
                 assert grid.output is not None
                 return grid.output
-        before = next((grid for grid in reversed(self._grids) if grid.is_before(window)), None)
+        before = self._before(window)
         if before is not None:
             self._grids.remove(before)
         grid = self._next(before, tuple(window))
@@ -187,7 +205,8 @@ class OneStepLSTM(LSTMWindow):
     def __init__(self, head: LSTMHead, frames: int, step: Step | None = None):
         super().__init__(head)
         self._rows = frames
-        self._step: Step = step or partial(lstm_answer, head)
+        self.step_function = partial(lstm_answer, head)
+        self._step: Step = step or self.step_function
         device = head.rnn.weight_ih_l0.device
         # a row's number as a tensor that is there already
         self._numbers = torch.arange(frames, device=device)
@@ -202,30 +221,58 @@ class OneStepLSTM(LSTMWindow):
         self.description = "LSTM in one step"
         return self._advance(before, window[-1], len(window))
 
-    def _built(self, window: tuple[Encoded, ...]) -> _Grid:
+    def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
+        """See HeadWindow."""
+        grid = self._empty() if len(window) == 1 else self._before(window)
+        if grid is None or grid.hidden is None or grid.cell is None:
+            return None
+        return grid.hidden, grid.cell, *self._places(grid, len(window))
+
+    def accept(
+        self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
+    ) -> HeadOutput:
+        """See HeadWindow."""
+        before = None if len(window) == 1 else self._before(window)
+        start = 0
+        if before is not None:
+            self._grids.remove(before)
+            start = (before.start + len(before.frames) + 1 - len(window)) % self._rows
+        self.description = "LSTM in one step"
+        self._grids.append(_Grid(tuple(window), outputs[0], outputs[1], output, start))
+        del self._grids[:-GRIDS_KEPT]
+        return output
+
+    def _empty(self) -> _Grid:
         rnn = self._head.rnn
-        like = window[0].feature
-        assert like is not None
+        like = rnn.weight_ih_l0
         shape = (rnn.num_layers, self._rows, rnn.hidden_size)
-        grid = _Grid((), like.new_zeros(shape), like.new_zeros(shape, dtype=torch.float32))
+        return _Grid((), like.new_zeros(shape), like.new_zeros(shape, dtype=torch.float32))
+
+    def _built(self, window: tuple[Encoded, ...]) -> _Grid:
+        grid = self._empty()
         for i, frame in enumerate(window):
             grid = self._advance(grid, frame, i + 1)
         return grid
+
+    def _places(self, grid: _Grid, length: int) -> tuple[Tensor, Tensor]:
+        """Rows (1,) int64 of the state that starts with the next frame and of the one that answers
+        a window of `length` frames."""
+        row = (grid.start + len(grid.frames)) % self._rows
+        oldest = (grid.start + len(grid.frames) + 1 - length) % self._rows
+        rows = self._numbers
+        return rows[row : row + 1], rows[oldest : oldest + 1]
 
     def _advance(self, grid: _Grid, frame: Encoded, length: int) -> _Grid:
         """The grid with one more frame, of a window of `length` frames."""
         assert grid.hidden is not None and grid.cell is not None
         frames = (*grid.frames, frame)
         dropped = len(frames) - length
-        row = (grid.start + len(grid.frames)) % self._rows
-        oldest = (grid.start + dropped) % self._rows
-        rows = self._numbers
         feature = frame.feature
         assert feature is not None
-        arm, gripper, hidden, cell = self._step(
-            feature, grid.hidden, grid.cell, rows[row : row + 1], rows[oldest : oldest + 1]
-        )
-        return _Grid(frames[dropped:], hidden, cell, HeadOutput(arm, gripper), oldest)
+        places = self._places(grid, length)
+        arm, gripper, hidden, cell = self._step(feature, grid.hidden, grid.cell, *places)
+        start = (grid.start + dropped) % self._rows
+        return _Grid(frames[dropped:], hidden, cell, HeadOutput(arm, gripper), start)
 
 
 def lstm_answer(
@@ -273,9 +320,23 @@ def lstm_step(rnn: torch.nn.LSTM, first: Tensor, hidden: Tensor, cell: Tensor) -
 
 
 class HeadWindow(Protocol):
-    """description: description of the last answer's computation."""
+    """description: description of the last answer's computation. step_function: the newest frame's
+    answer as a function of tensors of fixed shapes, None where there is none."""
 
     description: str
+    step_function: Step | None
+
+    def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
+        """Inputs of `step_function` behind the newest frame's feature, which is not needed yet;
+        None where another computation answers this window."""
+        ...
+
+    def accept(
+        self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
+    ) -> HeadOutput:
+        """Keep the answer that `step_function` gave with this window's inputs, and its further
+        outputs."""
+        ...
 
     def answer(self, window: Sequence[Encoded]) -> HeadOutput:
         """The newest frame's chunk, arm (1, 1, n, A); the frames' features are there."""
@@ -290,10 +351,23 @@ class HeadWindow(Protocol):
         ...
 
 
-def head_window(policy: VLAPolicy, step: Step | None = None) -> HeadWindow:
-    """The window of the policy's head; step: see `lstm_window`. Raises FastPathError for an unknown
-    head."""
-    head = policy.head
+def float_outputs(head: PolicyHead) -> PolicyHead:
+    """A second object of a head in half precision whose output layers are kept in float32, in which
+    they compute: they need not be converted at every step."""
+    if next(head.actions.parameters()).dtype == torch.float32:
+        return head
+    clone = shallow(head)
+    clone._modules["actions"] = copy.deepcopy(head.actions).float()
+    clone._modules["gripper"] = copy.deepcopy(head.gripper).float()
+    return clone
+
+
+def head_window(
+    policy: VLAPolicy, step: Step | None = None, head: nn.Module | None = None
+) -> HeadWindow:
+    """The window of the policy's head; step: see `lstm_window`. head: replaces the policy's own.
+    Raises FastPathError for an unknown head."""
+    head = policy.head if head is None else head
     frames = policy.config.model.history_length
     if isinstance(head, LSTMHead):
         return lstm_window(head, frames, step)
@@ -316,18 +390,44 @@ class NewestAlone:
 
     def __init__(self, head: FCHead):
         self._head = head
+        self.step_function: Step | None = partial(fc_answer, head)
+
+    def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
+        """See HeadWindow."""
+        return ()
+
+    def accept(
+        self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
+    ) -> HeadOutput:
+        """See HeadWindow."""
+        return output
 
     def answer(self, window: Sequence[Encoded]) -> HeadOutput:
         """See HeadWindow."""
         feature = window[-1].feature
         assert feature is not None
-        return self._head(feature)
+        return HeadOutput(*fc_answer(self._head, feature))
 
     def finish(self) -> None:
         """Nothing is put off."""
 
     def clear(self) -> None:
         """Nothing is kept."""
+
+
+def fc_answer(head: FCHead, feature: Tensor) -> tuple[Tensor, Tensor]:
+    """A frame's feature (1, 1, tokens, d) to arm (1, 1, n, A) and gripper logits (1, 1, n, 1)."""
+    output = head.read_out(head.aggregate(head.reduce(feature)).float())
+    return output.arm, output.gripper_logits
+
+
+def gpt_answer(head: GPTHead, feature: Tensor, past: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """The newest frame's feature (1, 1, tokens, d) at `place` (1,) int64 of the window `past` (1,
+    W, tokens, d), whose later frames are zeros: no earlier one attends to them. Returns arm (1, 1,
+    n, A) and gripper logits (1, 1, n, 1)."""
+    hidden = head.aggregate(head.reduce(past.index_copy(1, place, feature)))  # (1, W, dim)
+    output = head.read_out(hidden.index_select(1, place).float())
+    return output.arm, output.gripper_logits
 
 
 class GPTWindow:
@@ -337,7 +437,31 @@ class GPTWindow:
 
     def __init__(self, head: GPTHead):
         self._head = head
+        self.step_function: Step | None = partial(gpt_answer, head)
+        self._numbers = torch.arange(head.window, device=head.gpt.wpe.weight.device)
         self.clear()
+
+    def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
+        """See HeadWindow: the whole window at every step, of one shape however full it is."""
+        earlier = [frame.feature for frame in window[:-1]]
+        head = self._head
+        tokens = head.reduce.latent
+        if head.reduce.method != "none":
+            if not earlier:
+                return None
+            tokens = earlier[0].shape[2]  # type: ignore[union-attr]
+        shape = (1, head.window - len(earlier), tokens, head.in_features)
+        empty = head.gpt.wpe.weight.new_zeros(shape)
+        newest = len(earlier)
+        return torch.cat((*earlier, empty), dim=1), self._numbers[newest : newest + 1]  # type: ignore[arg-type]
+
+    def accept(
+        self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
+    ) -> HeadOutput:
+        """See HeadWindow. No keys are kept: another computation starts anew."""
+        self.clear()
+        self.description = "GPT over the window"
+        return output
 
     def clear(self) -> None:
         """See HeadWindow."""

@@ -10,6 +10,7 @@ attends to and which moves no position.
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,12 +18,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.inference.optimized.cuda_graphs import CudaGraphCallable, GraphCapture, cuda_recorder
-from robovlms_ros.inference.optimized.head_window import HeadWindow, Step, head_window, lstm_answer
+from robovlms_ros.inference.optimized.cuda_graphs import (
+    CudaGraphCallable,
+    CudaRecorder,
+    GraphCapture,
+    wait_for,
+)
+from robovlms_ros.inference.optimized.fused_projections import fused_tower
+from robovlms_ros.inference.optimized.head_window import (
+    HeadWindow,
+    Step,
+    float_outputs,
+    head_window,
+    lstm_answer,
+)
 from robovlms_ros.inference.optimized.options import PARTS, FastPathError, FastPathOptions
 from robovlms_ros.inference.optimized.quantization import adopt, quantized_tower
 from robovlms_ros.inference.optimized.resize import DevicePreprocessor
-from robovlms_ros.inference.optimized.text_towers import plainly_causal, prune_last_layer
+from robovlms_ros.inference.optimized.text_towers import (
+    plainly_causal,
+    prepared_mask,
+    prune_last_layer,
+)
+from robovlms_ros.inference.optimized.vision_towers import lean_encoder
 from robovlms_ros.inference.reference_inference import (
     Encoded,
     Images,
@@ -31,15 +49,19 @@ from robovlms_ros.inference.reference_inference import (
     VisionTimer,
     no_timer,
 )
+from robovlms_ros.models.action_tokens import continue_tokens
 from robovlms_ros.models.backbones import sequence as seq
 from robovlms_ros.models.backbones.base import SOURCES, BaseRoboVLM
 from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
-from robovlms_ros.models.heads.base import HeadOutput
+from robovlms_ros.models.heads.base import HeadOutput, PolicyHead
 from robovlms_ros.models.heads.lstm import LSTMHead
 from robovlms_ros.models.image_processor import ImageProcessor
 from robovlms_ros.models.vla_policy import VLAPolicy
 
 OF_CONTINUOUS = ("prompt_cache", "last_layer_action_only", "staggered_lstm", "quantize")
+WHOLE_STEP = {"cuda_graphs", "prompt_cache", "staggered_lstm", "batch_cameras", "device_preprocess"}
+"""Parts with which one graph runs from the images to the answer."""
+COMPILE_MODE = "max-autotune-no-cudagraphs"
 
 
 def check_supported(name: str, policy: VLAPolicy) -> None:
@@ -185,7 +207,8 @@ def _fit_columns(value: Any, length: int, used: int) -> Any:
 
 Key = tuple[object, ...]
 _shared: "WeakKeyDictionary[VLAPolicy, dict[Key, Shared]]" = WeakKeyDictionary()
-_lock = threading.Lock()
+_towers: "WeakKeyDictionary[VLAPolicy, dict[Key, nn.Module]]" = WeakKeyDictionary()
+_lock = threading.RLock()
 
 
 def shared_by(policy: VLAPolicy, options: FastPathOptions, parts: tuple[str, ...], quantized: bool) -> "Shared":
@@ -198,14 +221,31 @@ def shared_by(policy: VLAPolicy, options: FastPathOptions, parts: tuple[str, ...
         return made[key]
 
 
-def release_stages(policy: VLAPolicy) -> None:
-    """Drop the shared stages of a policy: graphs, compiled code and quantised weights of refused
-    options.
+def tower_of(policy: VLAPolicy, fused: bool, quantize: str) -> nn.Module:
+    """The text model with joined or quantised weights, made once per policy: options that differ
+    in other parts share it."""
+    tower = policy.vlm.text_tower
+    if not fused and quantize == "none":
+        return tower
+    key = (fused, quantize, policy.device, policy.dtype)
+    with _lock:
+        made = _towers.setdefault(policy, {})
+        if key not in made:
+            tower = fused_tower(tower) if fused else tower
+            made[key] = tower if quantize == "none" else quantized_tower(tower, policy.fp8_scales)
+        return made[key]
+
+
+def release_stages(policy: VLAPolicy, weights: bool = True) -> None:
+    """Drop the shared stages of a policy: graphs and compiled code of refused options, and with
+    `weights` their quantised or joined ones.
 
     Sessions that use them keep them alive.
     """
     with _lock:
         _shared.pop(policy, None)
+        if weights:
+            _towers.pop(policy, None)
 
 
 class Shared:
@@ -216,26 +256,36 @@ class Shared:
         policy: VLAPolicy,
         parts: tuple[str, ...],
         quantize: str,
-        recorder: GraphCapture = cuda_recorder,
+        recorder: GraphCapture | None = None,
     ):
         # The sessions hold the policy; a second reference here would keep it alive forever.
         self._vlm = policy.vlm
         self._prune = "last_layer_action_only" in parts
         self._compile = "compile" in parts
         self.graphs = "cuda_graphs" in parts
-        self._recorder = recorder
-        tower = policy.vlm.text_tower
-        self._tower = tower if quantize == "none" else quantized_tower(tower)
+        self.whole_step = set(parts) >= WHOLE_STEP
+        self._device = policy.device
+        # One memory pool and one lock for all graphs of a policy.
+        self._recorder = recorder or CudaRecorder()
+        self._tower = tower_of(policy, "fused_weights" in parts, quantize)
+        self._vision = lean_encoder(policy.vlm, "fused_weights" in parts)
         self._towers: dict[Key, tuple[Tensor, nn.Module]] = {}
+        self._masks: dict[Key, Any] = {}
         self._replayed: dict[Key, CudaGraphCallable] = {}
+        self._sealed = False
+        self._unrecorded: dict[Key, str] = {}
+        self._host: Tensor | None = None
         encode: Callable[..., tuple[Tensor, ...]] = self._encode
         if self._compile:
-            encode = torch.compile(encode, dynamic=False)
+            encode = _compiled(encode, self._device)
         self._encode_function = encode
-        self._grid: dict[int, tuple[int, int, int] | None] = {}
+        self._examples: dict[int, VisualTokens] = {}
+        self.head = policy.head
         self.lstm_step: Step | None = None
+        if self.graphs and isinstance(policy.head, PolicyHead):
+            self.head = float_outputs(policy.head)
         if self.graphs and isinstance(policy.head, LSTMHead):
-            head = policy.head
+            head = self.head
             self.lstm_step = self._recorded(("head",), lambda *inputs: lstm_answer(head, *inputs))
 
     def release_reference_weights(self) -> None:
@@ -244,30 +294,141 @@ class Shared:
         if self._tower is not self._vlm.text_tower:
             adopt(self._vlm.text_tower, self._tower)
 
+    def seal(self) -> None:
+        """From now on no shape is recorded: unknown ones run as they are, and `refusals` names
+        them."""
+        self._sealed = True
+        for replayed in self._replayed.values():
+            replayed.sealed = True
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The vision tower that `encode` runs."""
+        return self._vision.vision_tower
+
     def refusals(self) -> list[str]:
         """Stages that could not be recorded, with reasons."""
-        return [replayed.refused for replayed in self._replayed.values() if replayed.refused]
+        refused = [replayed.refused for replayed in self._replayed.values() if replayed.refused]
+        return list(dict.fromkeys([*refused, *self._unrecorded.values()]))
 
-    def _recorded(self, key: Key, function: Callable[..., tuple[Tensor, ...]]) -> CudaGraphCallable:
+    def _recorded(
+        self, key: Key, function: Callable[..., tuple[Tensor, ...]], constant: int = 0
+    ) -> CudaGraphCallable:
         if key not in self._replayed:
-            self._replayed[key] = CudaGraphCallable(str(key[0]), function, self._recorder)
+            made = CudaGraphCallable(str(key[0]), function, self._recorder, constant, self._device)
+            made.sealed = self._sealed
+            self._replayed[key] = made
         return self._replayed[key]
+
+    def example(self, images: Tensor) -> VisualTokens:
+        """Visual tokens of one image like `images` (N, 3, S, S), computed once per size."""
+        size = images.shape[-1]
+        if size not in self._examples:
+            # Outside of compiled and recorded code, which must not depend on what this object
+            # holds.
+            self._examples[size] = self._vlm.encode_images(images[:1])
+        return self._examples[size]
 
     def encode(self, images: Tensor) -> VisualTokens:
         """Images (N, 3, S, S) of any cameras to their visual tokens."""
-        size = images.shape[-1]
-        if size not in self._grid:
-            # Outside of compiled and recorded code, which must not depend on what this object
-            # holds.
-            self._grid[size] = self._vlm.encode_images(images[:1]).grid
+        grid = self.example(images).grid
         function = self._encode_function
         if self.graphs:
             function = self._recorded(("vision",), function)
         tokens, *layers = function(images)
-        return VisualTokens(tokens, tuple(layers), self._grid[size])
+        return VisualTokens(tokens, tuple(layers), grid)
+
+    def step(
+        self,
+        images: Tensor,
+        layout: "Layout",
+        state: Tensor | None,
+        head: Step | None,
+        given: tuple[Tensor, ...] | None,
+    ) -> tuple[Tensor, ...] | None:
+        """One frame by one graph: images (cameras, 3, S, S) of every camera to the frame's feature
+        (1, 1, tokens, d) and, where `given` holds the head's inputs (`HeadWindow.step_inputs`), to
+        (answer (n, A + 1) on the host, feature, further outputs of the head's step). None where it
+        cannot be recorded, with the reason in `refusals`."""
+        sequence = layout.sequence
+        if layout.attention_mask is not None or sequence.layers:
+            return None
+        names = [name for name, value in layout.positions.items() if isinstance(value, Tensor)]
+        states = () if state is None else (state,)
+        changing = (images, *states, *(given or ()))
+        constant = (
+            sequence.embeds,
+            layout.columns,
+            layout.image_columns,
+            layout.state_columns,
+            *(layout.positions[name] for name in names),
+        )
+        shape = tuple(sequence.embeds.shape)
+        key = ("step" if given is not None else "frame", shape, tuple(names))
+        if key not in self._replayed:
+            if self._sealed:
+                self._unrecorded[key] = f"{key[0]}: {shape[1]} columns were not recorded at configure"
+                return None
+            function = partial(self._step, layout, names, len(states), None if given is None else head)
+            self._recorded(key, function, len(constant))
+        replayed = self._replayed[key]
+        if replayed.refused:
+            return None
+        outputs = replayed(*changing, *constant)
+        wait_for(outputs)
+        return None if replayed.refused else outputs
+
+    def _step(
+        self, layout: "Layout", names: list[str], states: int, head: Step | None, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The function that `step` records; layout: of the first call, its tensors replaced."""
+        constant = 4 + len(names)
+        images, *changing = inputs[: len(inputs) - constant]
+        embeds, columns, image_columns, state_columns, *positions = inputs[len(inputs) - constant :]
+        layout = replace(
+            layout,
+            sequence=replace(layout.sequence, embeds=embeds),
+            columns=columns,
+            image_columns=image_columns,
+            state_columns=state_columns,
+            positions={**layout.positions, **dict(zip(names, positions, strict=True))},
+        )
+        tokens, *_ = self._encode_function(images)
+        cameras = self._vlm.config.cameras
+        visual = {name: VisualTokens(tokens[i : i + 1]) for i, name in enumerate(cameras)}
+        sequence = fill(layout, self._vlm, visual, changing[0] if states else None)
+        hidden = self._run(sequence, columns, arguments(layout, sequence))
+        feature = hidden.reshape(1, 1, -1, hidden.shape[-1])
+        if head is None:
+            return (feature,)
+        arm, gripper, *rest = head(feature, *changing[states:])
+        answer = torch.cat((arm[0, -1], gripper[0, -1]), dim=-1)  # (n, A + 1)
+        return self._to_host(answer), feature, *rest
+
+    def generate(self, sequence: TokenSequence, count: int) -> Tensor:
+        """(1, count) ids: the prompt and every step by one graph, of a sequence (1, L, d) without
+        padding and the most likely tokens."""
+
+        def function(embeds: Tensor) -> tuple[Tensor, ...]:
+            row = replace(sequence, embeds=embeds)
+            return (continue_tokens(self._vlm, row, count, tower=self._tower, masked=False),)
+
+        key = ("generation", tuple(sequence.embeds.shape), count)
+        if key not in self._replayed and self._sealed:
+            self._unrecorded[key] = f"generation: {sequence.embeds.shape[1]} columns were not recorded at configure"
+            return function(sequence.embeds)[0]
+        return self._recorded(key, function)(sequence.embeds)[0]
+
+    def _to_host(self, answer: Tensor) -> Tensor:
+        """`answer` in pinned memory of its own; the copy is part of the graph."""
+        if answer.device.type == "cpu":
+            return answer
+        if self._host is None:
+            self._host = torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True)
+        return self._host.copy_(answer, non_blocking=True)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        visual = self._vlm.encode_images(images)
+        visual = self._vision.encode_images(images)
         return (visual.tokens, *visual.layers)
 
     def read(
@@ -296,18 +457,32 @@ class Shared:
     def _run(self, sequence: TokenSequence, columns: Tensor, extra: dict[str, Any]) -> Tensor:
         causal = "attention_mask" in extra and extra["attention_mask"] is None
         tower = self._tower_for(columns, sequence, causal)
+        if causal:
+            extra = {**extra, "attention_mask": self._mask_for(tower, sequence.embeds)}
         hidden = self._vlm.run_text_tower(sequence, tower, **extra).last_hidden_state
         return hidden if self._prune else hidden.index_select(1, columns)
+
+    def _mask_for(self, tower: nn.Module, embeds: Tensor) -> Any:
+        """The mask of a causal sequence without padding, kept for every length: one that the model
+        builds is a copy from the host that a graph refuses, or dead kernels."""
+        key = (embeds.shape[1], embeds.dtype)
+        if key not in self._masks:
+            self._masks[key] = prepared_mask(getattr(tower, "_orig_mod", tower), embeds)
+        return self._masks[key]
 
     def _tower_for(self, columns: Tensor, sequence: TokenSequence, causal: bool) -> nn.Module:
         """The text model, limited to `columns` where it is to be; a compiled one is kept for every
         shape."""
         if not self._compile:
             return self._limited(columns, sequence, causal)
-        key = (tuple(sequence.embeds.shape), tuple(columns.shape), causal, threading.get_ident())
+        shape = tuple(sequence.embeds.shape)
+        key = (shape, tuple(columns.shape), causal, threading.get_ident())
         if key not in self._towers:
+            if self._sealed:
+                self._unrecorded[key] = f"text: {shape[1]} columns were not compiled at configure"
+                return self._limited(columns, sequence, causal)
             held = columns.clone()
-            self._towers[key] = held, torch.compile(self._limited(held, sequence, causal), dynamic=False)
+            self._towers[key] = held, _compiled(self._limited(held, sequence, causal), self._device)
         held, tower = self._towers[key]
         held.copy_(columns)
         return tower
@@ -317,7 +492,16 @@ class Shared:
         return plainly_causal(tower, sequence.embeds.shape[1]) if causal else tower
 
 
-GRAPH_BUCKET = 32
+def _compiled(function: Any, device: torch.device) -> Any:
+    """Compiled code for one shape; on a GPU the fastest kernels are chosen by measurement."""
+    mode = COMPILE_MODE if device.type == "cuda" else None
+    return torch.compile(function, dynamic=False, mode=mode)
+
+
+GRAPH_BUCKET = 8
+COMPILE_BUCKET = 32
+"""Text lengths are rounded up to a multiple: a recording takes less than a second, compiled code
+minutes."""
 LAYOUTS_KEPT = 4
 
 
@@ -346,11 +530,12 @@ class OptimizedInference(ReferenceInference):
         self.quantized = options.quantize != "none" and self._fits("quantize")
         self._shared: Shared = shared_by(policy, options, tuple(self.parts), self.quantized)
         self._layouts: dict[tuple[object, ...], tuple[Tensor, Layout]] = {}
-        bucket = GRAPH_BUCKET if {"cuda_graphs", "compile"} & set(self.parts) else 1
+        bucket = GRAPH_BUCKET if "cuda_graphs" in self.parts else 1
+        bucket = COMPILE_BUCKET if "compile" in self.parts else bucket
         self._bucket = options.prompt_bucket or bucket
         self._window: HeadWindow | None = None
         if "staggered_lstm" in self.parts:
-            self._window = head_window(policy, self._shared.lstm_step)
+            self._window = head_window(policy, self._shared.lstm_step, self._shared.head)
         self._preprocessors: dict[str, DevicePreprocessor] = {}
 
     @property
@@ -385,6 +570,61 @@ class OptimizedInference(ReferenceInference):
         if self._window is not None:
             self._window.clear()
 
+    def seal(self) -> None:
+        """See Shared."""
+        self._shared.seal()
+
+    @property
+    def bucket(self) -> int:
+        """Text lengths are rounded up to a multiple of it."""
+        return self._bucket
+
+    def step(
+        self, window: Sequence[Encoded], tokens: Mapping[str, Tensor], timer: Timer = no_timer
+    ) -> HeadOutput | None:
+        """See ReferenceInference: the newest frame from its images to the answer by one graph, and
+        earlier frames that were only observed by one graph each."""
+        shared = self._shared
+        if not shared.whole_step or self._window is None or window[-1].observation is None:
+            return None
+        for frame in window[:-1]:
+            if frame.feature is None and not self._step_frame(frame, tokens, None, timer):
+                return None
+        given = self._window.step_inputs(window)
+        outputs = self._step_frame(window[-1], tokens, given, timer)
+        if outputs is None:
+            return None
+        if given is None:
+            return self.answer(window, timer)
+        answer, _, *rest = outputs
+        arm, gripper = answer[None, None].split((answer.shape[-1] - 1, 1), dim=-1)
+        return self._window.accept(window, HeadOutput(arm, gripper), tuple(rest))
+
+    def _step_frame(
+        self,
+        frame: Encoded,
+        tokens: Mapping[str, Tensor],
+        given: tuple[Tensor, ...] | None,
+        timer: Timer,
+    ) -> tuple[Tensor, ...] | None:
+        """`Shared.step` of one frame, whose feature is kept and whose pixels are freed."""
+        if frame.observation is None or self._window is None:
+            return None
+        names = self.policy.config.cameras
+        with timer("preprocess"):
+            pixels = self.preprocess([frame.observation.images])
+            images = torch.cat([pixels[name] for name in names])
+        with timer("step"):
+            example = self._shared.example(images)
+            layout = self._layout({name: example for name in names}, tokens, frame.state, 1)
+            head = self._window.step_function
+            outputs = self._shared.step(images, layout, frame.state, head, given)
+        if outputs is None:
+            return None
+        frame.feature = outputs[0 if given is None else 1]
+        frame.observation = None
+        return outputs
+
     def preprocess(self, frames: Sequence[Images]) -> dict[str, Tensor]:
         """See PlainPath; with device_preprocess the pixels reach the device as uint8."""
         if "device_preprocess" not in self.parts:
@@ -418,7 +658,7 @@ class OptimizedInference(ReferenceInference):
         if self._shared.graphs:
             with timer("vision"):  # with the projector: a graph is one piece
                 return self._shared.encode(images)
-        with VisionTimer(self.policy, timer):
+        with VisionTimer(self.policy, timer, self._shared.vision_tower):
             return self._shared.encode(images)
 
     def features(
@@ -460,6 +700,13 @@ class OptimizedInference(ReferenceInference):
                 self._layouts.pop(next(iter(self._layouts)))
             self._layouts[key] = ids, build_layout(self.policy.vlm, visual, tokens, state, window, self._bucket)
         return self._layouts[key][1]
+
+    def generate(self, sequence: TokenSequence, count: int, generator: torch.Generator) -> Tensor:
+        """See ReferenceInference; the most likely tokens by one graph."""
+        plain = not sequence.layers and bool(sequence.mask.all())
+        if not self._shared.graphs or self.policy.config.vlm.temperature or not plain:
+            return super().generate(sequence, count, generator)
+        return self._shared.generate(sequence, count)
 
     def answer(self, window: Sequence[Encoded], timer: Timer = no_timer) -> HeadOutput:
         """See PlainPath; the newest frame's chunk alone, (1, 1, n, A), where the head's window is

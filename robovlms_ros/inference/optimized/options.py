@@ -29,10 +29,12 @@ class FastPathOptions:
         alone where that is exact.
     batch_cameras: all cameras' frames through the vision tower in one batch.
     device_preprocess: resize and normalise on the policy's device, from uint8.
-    cuda_graphs: vision, text model and head replayed as CUDA graphs. compile: torch.compile of
-        vision and text model.
-    prompt_bucket: text lengths are rounded up to a multiple of it; 0 is 32 with cuda_graphs or
-        compile, else 1.
+    fused_weights: projections of one input (queries, keys and values; gate and up) as one product.
+    cuda_graphs: a step from the images to the answer replayed as one CUDA graph; where the history
+        or the head does not allow it, vision, text model and head by themselves.
+    compile: torch.compile of vision and text model.
+    prompt_bucket: text lengths are rounded up to a multiple of it; 0 is 32 with compile, 8 with
+        cuda_graphs, else 1.
     quantize: weights of the text model's linear layers in fp8. The answers change; the
         verification measures by how much.
     """
@@ -43,6 +45,7 @@ class FastPathOptions:
     staggered_lstm: bool = True
     batch_cameras: bool = True
     device_preprocess: bool = False
+    fused_weights: bool = False
     cuda_graphs: bool = False
     compile: bool = False
     prompt_bucket: int = 0
@@ -70,8 +73,8 @@ PARTS = tuple(f.name for f in fields(FastPathOptions) if f.name not in ("enabled
 def options_for(mode: str, device_type: str) -> FastPathOptions | None:
     """The options that a mode means on a device ("cpu", "cuda"); None for `off`, the plain path.
 
-    auto: all that is exact there and ready at once, on CUDA with preprocessing there and CUDA
-    graphs. max: torch also compiles, which takes minutes at the first start. Raises FastPathError.
+    auto: all that is exact there and ready at once, on CUDA with preprocessing there, joined weights
+    and CUDA graphs. max: torch also compiles, which takes minutes at the first start. Raises FastPathError.
     """
     if mode in REMOVED:
         raise FastPathError(f"fast path '{mode}': {REMEDY}")
@@ -80,7 +83,7 @@ def options_for(mode: str, device_type: str) -> FastPathOptions | None:
     if mode == "off":
         return None
     on_gpu = device_type == "cuda"
-    options = FastPathOptions(device_preprocess=on_gpu, cuda_graphs=on_gpu, compile=mode == "max")
+    options = FastPathOptions(device_preprocess=on_gpu, fused_weights=on_gpu, cuda_graphs=on_gpu, compile=mode == "max")
     return replace(options, quantize="fp8") if mode == "fp8" else options
 
 

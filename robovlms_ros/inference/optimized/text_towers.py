@@ -38,10 +38,12 @@ STACKS = ("layers", "blocks")
 
 def shallow(module: Module) -> Module:
     """A second object of `module`'s class with the same parameters, buffers and children, whose
-    children can be set."""
+    children and hooks can be set."""
     clone: Module = object.__new__(type(module))
     clone.__dict__ = dict(module.__dict__)
-    clone.__dict__["_modules"] = dict(module._modules)
+    for name, value in module.__dict__.items():
+        if name == "_modules" or (name.endswith("_hooks") and isinstance(value, dict)):
+            clone.__dict__[name] = value.copy()
     return clone
 
 
@@ -89,7 +91,28 @@ def plainly_causal(tower: Module, length: int) -> Module:
         layers[i] = MasklessLayer(layer)
     clone = shallow(tower)
     setattr(clone, name, nn.ModuleList(layers))
+    # Kosmos-2 builds a mask whatever it is given.
+    clone.__dict__["_prepare_decoder_attention_mask"] = lambda *args, **kwargs: None
     return clone
+
+
+def prepared_mask(tower: nn.Module, embeds: Tensor) -> Any:
+    """`attention_mask` for a sequence (N, L, d) without padding that keeps the model from building
+    one: an empty tensor where no layer reads it (`plainly_causal`), else as the family's layers
+    take it; None for families that need the model's own."""
+    if isinstance(getattr(tower, stack_of(tower))[0], MasklessLayer):
+        return embeds.new_empty((0, 1, 1, 1))
+    length = embeds.shape[1]
+    later = torch.ones(length, length, dtype=torch.bool, device=embeds.device).triu(1)[None, None]
+    kind = type(tower).__name__
+    if kind == "MptModel":
+        return later  # True where masked
+    if kind == "Gemma2Model" and tower.config._attn_implementation == "eager":
+        far = ~torch.ones_like(later).triu(1 - tower.config.sliding_window)
+        low = torch.finfo(embeds.dtype).min
+        full, sliding = (torch.zeros_like(x, dtype=embeds.dtype).masked_fill(x, low) for x in (later, later | far))
+        return {"full_attention": full, "sliding_attention": sliding}
+    return None
 
 
 class MasklessLayer(nn.Module):

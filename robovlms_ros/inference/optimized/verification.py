@@ -37,6 +37,9 @@ VARIATION = 0.5
 """Smallest variation of the fast path's answers over different frames, as a part of the plain
 path's."""
 
+RECORDED_PROMPT = 64
+"""Tokens of the longest prompt for which graphs are recorded at configure."""
+
 SMALL_VECTOR = 0.1
 """Root mean square of answers below which their direction is rounding: the cosine is not judged."""
 
@@ -167,7 +170,8 @@ def open_session(
     """A session on the fast path that `mode` means (`options_for`), if it agrees on `observations`;
     without compiled code, then without CUDA graphs, then on the plain path where it does not.
 
-    Its `path_reason` names them and the reason. An accepted quantised model takes the place of the
+    Graphs are recorded for prompts of up to RECORDED_PROMPT tokens; a longer one runs without. Its
+    `path_reason` names refusals and the reason. An accepted quantised model takes the place of the
     policy's own. Raises FastPathError for an unknown mode."""
     wanted = options_for(mode, policy.device.type)
     if wanted is None:
@@ -181,11 +185,14 @@ def open_session(
             session.release_reference_weights()
             break
         refusals.append(f"refused with {machine_parts(options)}: {judged.reason}")
-        if options.quantize == "none":
-            release_stages(policy)
+        # Quantised weights stay for the next step down, which has the same.
+        release_stages(policy, weights=options.quantize == "none")
     else:
         release_stages(policy)
         session = PolicySession(policy, now)
+    lengths = session.record_prompts(observations[-1], RECORDED_PROMPT)
+    if lengths:
+        log.info("recorded for prompts of %d to %d tokens", lengths[0], lengths[-1])
     session.path_note = "; ".join([*([judged.reason] if judged.accepted else []), *refusals])
     log.info("session on the %s path: %s", session.path, session.path_reason)
     return session

@@ -121,6 +121,11 @@ class BaseRoboVLM(nn.Module):
         itself."""
         return 1.0
 
+    @property
+    def vision_depth(self) -> int | None:
+        """Number of vision layers whose output is read; None where all are."""
+        return None
+
     def model_encode_images(self, images: Tensor) -> Tensor:
         """images (N, 3, S, S) to visual tokens (N, n, d) in the scale of unscaled word
         embeddings."""

@@ -84,6 +84,14 @@ class RoboLLaVA(BaseRoboVLM):
             )
         return wanted
 
+    @property
+    def vision_depth(self) -> int | None:
+        given = self.hf_config.vision_feature_layer
+        count = int(self.hf_config.vision_config.num_hidden_layers)
+        # Hidden state 0 is the first layer's input.
+        deepest = max(i % (count + 1) for i in ([given] if isinstance(given, int) else given))
+        return None if deepest == count else deepest
+
     def model_encode_images(self, images: Tensor) -> Tensor:
         if self.hf_config.model_type == "llava":
             return super().model_encode_images(images)
