@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record_bags(args: argparse.Namespace) -> int:
-    from robovlms_ros.sim.operator import record_recordings
     from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
+    from robovlms_ros.sim.training.operator import record_recordings
 
     for name in ("task", "checkpoint"):
         given = getattr(args, name)

@@ -10,24 +10,41 @@ from rosbags.rosbag2 import Reader
 
 from robovlms_ros.cli.main import main
 from robovlms_ros.core.types import ActionChunk
-from robovlms_ros.sim.operator import Operator
 from robovlms_ros.sim.rollout import RolloutFrame
 from robovlms_ros.sim.tasks.expert import ACTION_SPEC
+from robovlms_ros.sim.training.operator import Operator
 from robovlms_ros.sim.world import SimWorld
 
 
 def test_a_scene_is_one_bag_with_an_episode_for_each_sentence(tmp_path, capsys):
-    command = ["demo-data", "--recordings", "--episodes", "2", "--workers", "1", "--output", str(tmp_path / "bags")]
+    command = [
+        "demo-data",
+        "--recordings",
+        "--episodes",
+        "2",
+        "--workers",
+        "1",
+        "--output",
+        str(tmp_path / "bags"),
+    ]
     assert main(command) == 0
     assert "2 episodes recorded, 2 of them done" in capsys.readouterr().out
     (bag,) = (tmp_path / "bags").glob("scene_*")
     with Reader(bag) as reader:
         topics = {connection.topic for connection in reader.connections}
-        words = [bytes(data) for connection, _, data in reader.messages() if connection.topic == "/demo/instruction"]
+        words = [
+            bytes(data)
+            for connection, _, data in reader.messages()
+            if connection.topic == "/demo/instruction"
+        ]
     assert [b"red" in text for text in words] == [True, False]
     assert topics == {
-        "/demo/static/image_raw", "/demo/wrist/image_raw", "/demo/joint_states", "/demo/instruction",
-        "/demo/panda_arm_controller/joint_trajectory", "/demo/gripper_controller/joint_trajectory",
+        "/demo/static/image_raw",
+        "/demo/wrist/image_raw",
+        "/demo/joint_states",
+        "/demo/instruction",
+        "/demo/panda_arm_controller/joint_trajectory",
+        "/demo/gripper_controller/joint_trajectory",
     }
     before = bag.stat().st_mtime_ns
     assert main(command) == 0 and bag.stat().st_mtime_ns == before  # what is there is kept
@@ -52,7 +69,10 @@ def test_the_operator_hesitates_and_wavers_by_the_seed():
     still = np.zeros((16, 7))
     still[:, 0] = 0.01
     still[:, 6] = 1.0
-    chunks = [ActionChunk(i * 50_000_000, still, ACTION_SPEC, Seen.instruction, "expert", i) for i in range(400)]
+    chunks = [
+        ActionChunk(i * 50_000_000, still, ACTION_SPEC, Seen.instruction, "expert", i)
+        for i in range(400)
+    ]
 
     def driven(seed):
         operator = Operator(np.random.default_rng(seed))

@@ -19,7 +19,13 @@ import numpy as np
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.types import ActionChunk
 from robovlms_ros.sim.bags import record_episodes
-from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, Outcome, RolloutFrame, build_loop
+from robovlms_ros.sim.rollout import (
+    EpisodeSettings,
+    ExpertSession,
+    Outcome,
+    RolloutFrame,
+    build_loop,
+)
 from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 from robovlms_ros.sim.training.demonstrations import Disturbance, random_start
 from robovlms_ros.sim.world import SimWorld
