@@ -30,11 +30,11 @@ from robovlms_ros.sim.tasks.language import INSTRUCTIONS, goals, instructions
 from robovlms_ros.sim.tasks.objects import THINGS
 from robovlms_ros.sim.training.plans import Recipe
 from robovlms_ros.sim.training.shards import CUBE_GOALS, Columns, followed_cubes, grasped_places
-from robovlms_ros.training.engine.shared_prefix import features_under_instructions, text_model
 from robovlms_ros.sim.training.vision_pretraining import NAMED, PLACE_SCALE, Seeing
 from robovlms_ros.sim.world import CAMERAS
 from robovlms_ros.training.engine.batches import noisy_state, normalised_images
 from robovlms_ros.training.engine.objective import ActionLoss, Objective, action_loss
+from robovlms_ros.training.engine.shared_prefix import features_under_instructions, text_model
 
 _CUBES = [THINGS.index(goal.thing) for goal in INSTRUCTIONS.values()]
 

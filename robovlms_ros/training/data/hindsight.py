@@ -237,8 +237,9 @@ class HindsightSource:
             raise DataError(
                 "training.hindsight: in no recording the gripper took hold of something."
             )
+        steps = self._config.relabel_steps
         return learn_habit(
-            *map(np.concatenate, (seen, actions, known)), self._config.relabel_steps, seed
+            np.concatenate(seen), np.concatenate(actions), np.concatenate(known), steps, seed
         )
 
     def __len__(self) -> int:

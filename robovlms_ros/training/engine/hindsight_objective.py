@@ -90,9 +90,11 @@ class HindsightObjective(Objective):
         visual = vlm.encode_frames(
             {name: frames.flatten(0, 1).to(self.policy.dtype) for name, frames in images.items()}
         )
-        words = (batch[name].unflatten(0, (looks, -1)) for name in ("input_ids", "attention_mask"))
+        ids, mask = (
+            batch[name].unflatten(0, (looks, -1)) for name in ("input_ids", "attention_mask")
+        )
         state = self.policy.normalise_state(batch.get("proprioception"))
-        return features_under_instructions(vlm, visual, *words, state, window)
+        return features_under_instructions(vlm, visual, ids, mask, state, window)
 
     def _shifted(
         self, batch: Mapping[str, Any], camera: HandCameraConfig, generator: torch.Generator
@@ -147,9 +149,7 @@ class HindsightObjective(Objective):
         chosen = moved & seen.isfinite().all(-1)  # (B, ...)
         if habit is None or not bool(chosen.any()):
             return actions
-        arm, gripper = self._pipeline.encode(
-            habit.chunks(seen[chosen].numpy()),
-        )
+        arm, gripper = self._pipeline.encode(habit.chunks(seen[chosen].numpy()))
         values = np.concatenate((arm, gripper[..., None]), axis=-1)
         actions = actions.clone()
         actions[chosen] = torch.from_numpy(values).to(actions.dtype)

@@ -37,8 +37,8 @@ from robovlms_ros.sim.training.pipeline import build_trainer, shards_of_stages, 
 from robovlms_ros.sim.training.plans import Recipe, TrainingStage, load_plan
 from robovlms_ros.sim.training.recording import glimpse_jobs, record, record_job
 from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames, find_shards
-from robovlms_ros.training.engine.shared_prefix import features_under_instructions
 from robovlms_ros.sim.world import SimWorld
+from robovlms_ros.training.engine.shared_prefix import features_under_instructions
 from robovlms_ros.training.engine.stages import StageTrainer
 from robovlms_ros.training.engine.trainable import initialise
 
