@@ -65,16 +65,17 @@ class AugmentConfig:
 class HandCameraConfig:
     """A camera that moves with the hand and looks along the tool's z axis.
 
-    name: one of `cameras`. field_of_view: of the image's height, degrees. behind: how far the
-        camera is behind the tool's origin along that axis (m). turn: of the image about that axis,
-        degrees; at 0 the image's right is the tool's x and its downward direction the tool's y.
+    name: one of `cameras`. field_of_view: of the image's height, degrees. position: of the camera in
+        the tool's frame (m). turn: of the image about that axis, degrees; at 0 the image's right is
+        the tool's x and its downward direction the tool's y.
     shift: largest shift of its images as a share of their side. What is seen is then somewhere
         else beside the hand, and so are the labels: a view from a place where the hand never was.
+    Where it is the policy's only camera, a place outside its image is no label: nothing shows it.
     """
 
     name: str
     field_of_view: float
-    behind: float
+    position: tuple[float, float, float]
     turn: float = 0.0
     shift: float = 0.1
 
@@ -82,7 +83,8 @@ class HandCameraConfig:
         where = "training.hindsight.hand_camera"
         view = self.field_of_view
         require(1 <= view <= 170, f"{where}.field_of_view", view, "1 to 170 degrees")
-        require(-1 <= self.behind <= 1, f"{where}.behind", self.behind, "-1 to 1 m")
+        near = all(-1 <= value <= 1 for value in self.position)
+        require(near, f"{where}.position", list(self.position), "three numbers from -1 to 1 m")
         require(-360 <= self.turn <= 360, f"{where}.turn", self.turn, "-360 to 360 degrees")
         require(0 < self.shift <= 0.5, f"{where}.shift", self.shift, "above 0 and at most 0.5")
 

@@ -9,6 +9,7 @@ head.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,11 +120,18 @@ class HindsightObjective(Objective):
             turns = turns[:, None].expand(-1, seen.shape[1], -1, -1, -1)
         seen[..., :3] += self._ways(shifts, seen, turns, camera, size)
         moved = (free & (shifts != 0).any(1)).view(-1, *[1] * (seen.ndim - 2))
+        actions = self._relabelled(batch["actions"], seen, moved)
+        mask = batch["mask"]
+        if self.policy.config.cameras == (camera.name,):
+            hidden = ~self._in_view(seen, turns, camera) & (seen[..., 6] >= OPEN)
+            mask = mask & ~hidden[..., None]
+            seen[hidden] = torch.nan
         return {
             **batch,
             "images": {**batch["images"], camera.name: shifted},
             "hindsight": seen,
-            "actions": self._relabelled(batch["actions"], seen, moved),
+            "actions": actions,
+            "mask": mask,
         }
 
     @staticmethod
@@ -132,15 +140,21 @@ class HindsightObjective(Objective):
     ) -> Tensor:
         """Way in the base frame (m) of pixels (B, 2) at the place's distance. seen (B, ..., 7),
         turns (B, ..., 3, 3); (B, ..., 3)."""
-        depth = (turns[..., 2] * seen[..., :3]).sum(-1)  # along the tool's z axis
-        width = 2 * math.tan(math.radians(camera.field_of_view) / 2)
-        metres = (depth + camera.behind) * width / size  # a pixel's
-        angle = math.radians(camera.turn)
-        right = math.cos(angle) * shifts[:, 0] - math.sin(angle) * shifts[:, 1]
-        down = math.sin(angle) * shifts[:, 0] + math.cos(angle) * shifts[:, 1]
-        across = torch.stack((right, down), dim=-1)  # (B, 2), tool frame
+        depth = (turns[..., 2] * seen[..., :3]).sum(-1) - camera.position[2]  # along the tool's z
+        across = torch.stack(_turned(shifts[:, 0], shifts[:, 1], camera), dim=-1)  # tool frame
         across = across.view(-1, *[1] * (seen.ndim - 2), 1, 2)
-        return metres[..., None] * (turns[..., :2] * across).sum(-1)
+        pixel = depth * _view(camera) / size  # m
+        return pixel[..., None] * (turns[..., :2] * across).sum(-1)
+
+    @staticmethod
+    def _in_view(seen: Tensor, turns: Tensor, camera: HandCameraConfig) -> Tensor:
+        """(B, ...): the places that lie within the camera's image."""
+        way = (turns * seen[..., :3, None]).sum(-2)  # tool frame
+        x, y, depth = (way[..., i] - camera.position[i] for i in range(3))
+        angle = replace(camera, turn=-camera.turn)
+        right, down = _turned(x, y, angle)
+        half = _view(camera) / 2 * depth
+        return (depth > 0) & (right.abs() < half) & (down.abs() < half)
 
     def _relabelled(self, actions: Tensor, seen: Tensor, moved: Tensor) -> Tensor:
         """Actions (B, ..., n, D) on the head's scale; the habit's where the image was moved and the
@@ -173,3 +187,16 @@ class HindsightObjective(Objective):
         count = max(len(places), 1)
         loss = functional.smooth_l1_loss(guess, places, beta=0.1, reduction="sum") / (3 * count)
         return loss, (guess.detach() - places).norm(dim=-1).sum() / count * FAR
+
+
+def _view(camera: HandCameraConfig) -> float:
+    """Width of what the camera sees per metre of distance."""
+    return 2 * math.tan(math.radians(camera.field_of_view) / 2)
+
+
+def _turned(right: Tensor, down: Tensor, camera: HandCameraConfig) -> tuple[Tensor, Tensor]:
+    """From the image's directions to the tool's x and y."""
+    angle = math.radians(camera.turn)
+    x = math.cos(angle) * right - math.sin(angle) * down
+    y = math.sin(angle) * right + math.cos(angle) * down
+    return x, y

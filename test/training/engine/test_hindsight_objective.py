@@ -21,7 +21,7 @@ from robovlms_ros.training.data.hindsight import Habit
 from robovlms_ros.training.engine.batches import split_batch
 from robovlms_ros.training.engine.hindsight_objective import HindsightObjective
 
-CAMERA = HandCameraConfig("wrist", 75.0, 0.097, 180.0, shift=0.1)
+CAMERA = HandCameraConfig("wrist", 75.0, (0.0, 0.05, -0.097), 180.0, shift=0.1)
 DOWN = np.array(((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
 TURN = matrix_from_vector(np.array((0.05, -0.02, 0.3))) @ DOWN
 HORIZON = 3
@@ -87,6 +87,22 @@ def test_the_place_moves_by_the_shifted_pixels(shift):
         project("wrist", at[None, None], pose) * 96 for at in (place, place + way[0, 0])
     )
     np.testing.assert_allclose((after - before)[0, 0], shift, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "way", [(0.05, -0.04, -0.2), (0.3, 0.0, -0.1), (0.0, 0.25, -0.15), (0, -0.1, -0.02)]
+)
+def test_a_place_outside_the_image_is_no_label(way):
+    from robovlms_ros.sim.training.vision_pretraining import project
+
+    pose = torch.eye(4, dtype=torch.float64)[None]
+    pose[0, :3, :3] = torch.tensor(TURN)
+    place = torch.tensor(way, dtype=torch.float64)
+    spot = project("wrist", place[None, None], pose)[0, 0]
+    seen = torch.ones(1, 1, 7, dtype=torch.float64)
+    seen[0, 0, :3] = place
+    found = HindsightObjective._in_view(seen, pose[:, None, :3, :3], CAMERA)
+    assert bool(found) == bool(((spot >= 0) & (spot <= 1)).all())
 
 
 def test_only_what_is_free_and_known_is_shifted(policy, batch):
