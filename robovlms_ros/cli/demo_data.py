@@ -5,6 +5,10 @@ Shards go into --output; those that exist are kept. Scenes come from the trainin
 --task chooses the scenes: the two cubes (the default), or a tabletop task (lift, stack, put, push,
 or all). --expert-only records nothing: it runs the expert of the tabletop tasks (or of --task) over
 --episodes evaluation scenes each and reports (exit code 1 below 95 %).
+
+--recordings writes what a person with a real arm would have: one plain bag for each scene of the
+two cubes, with an episode for each sentence, the commands as they were sent by an operator who
+overshoots, hesitates and grasps again, and no ground truth. `robovlms train --data` takes them.
 """
 
 import argparse
@@ -20,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", type=int, default=0, help="skip this many scenes of the training range (default 0)")
     parser.add_argument("--task", help="cubes (the default), a tabletop task, or all of them")
     parser.add_argument("--expert-only", action="store_true", help="measure the expert of --task; record nothing")
+    parser.add_argument("--recordings", action="store_true",
+                        help="plain bags of an operator instead of shards: one bag a scene of the two cubes")
+    parser.add_argument("--unpaired", action="store_true",
+                        help="with --recordings: each scene for one of the two sentences, not for both")
     parser.add_argument("--checkpoint", type=Path, help="a policy that drives in the expert's place")
     parser.add_argument("--robot", default="panda", help="robot: a YAML file, or a name in config/robots")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
@@ -36,6 +44,9 @@ def run(args: argparse.Namespace) -> int:
         find_task(args.task)
     if args.expert_only:
         return _measure_expert(args.task or "all", args.episodes, args.robot)
+    require(args.recordings or not args.unpaired, "--unpaired", True, "given with --recordings")
+    if args.recordings:
+        return _record_bags(args)
     require(args.output is not None, "--output", args.output, "a folder for the shards")
     seeds = TRAINING_SEEDS[args.first : args.first + args.episodes]
     require(len(seeds) == args.episodes, "--first", args.first, f"such that {args.episodes} training scenes are left")
@@ -43,6 +54,25 @@ def run(args: argparse.Namespace) -> int:
         shard_jobs(args.output, seeds, 10, args.robot, args.task or CUBES, args.checkpoint),
         args.workers,
     )
+    return 0
+
+
+def _record_bags(args: argparse.Namespace) -> int:
+    from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
+    from robovlms_ros.sim.training.operator import record_recordings
+
+    for name in ("task", "checkpoint"):
+        given = getattr(args, name)
+        require(given in (None, CUBES), f"--{name}", given, "left out with --recordings: an operator moves two cubes")
+    require(args.output is not None, "--output", args.output, "a folder for the bags")
+    of_scene = 1 if args.unpaired else 2
+    require(args.episodes % of_scene == 0, "--episodes", args.episodes, "even: each scene has two, or give --unpaired")
+    scenes = args.episodes // of_scene
+    seeds = TRAINING_SEEDS[args.first : args.first + scenes]
+    require(len(seeds) == scenes, "--first", args.first, f"such that {scenes} training scenes are left")
+    outcomes = record_recordings(args.output, seeds, of_scene == 2, args.robot, args.workers)
+    done = sum(outcome.success for outcome in outcomes)
+    print(f"{args.output}: {len(outcomes)} episodes recorded, {done} of them done")
     return 0
 
 

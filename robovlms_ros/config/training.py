@@ -62,6 +62,67 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class HandCameraConfig:
+    """A camera that moves with the hand and looks along the tool's z axis.
+
+    name: one of `cameras`. field_of_view: of the image's height, degrees. position: of the camera in
+        the tool's frame (m). turn: of the image about that axis, degrees; at 0 the image's right is
+        the tool's x and its downward direction the tool's y.
+    shift: largest shift of its images as a share of their side. What is seen is then somewhere
+        else beside the hand, and so are the labels: a view from a place where the hand never was.
+    Where it is the policy's only camera, a place outside its image is no label: nothing shows it.
+    """
+
+    name: str
+    field_of_view: float
+    position: tuple[float, float, float]
+    turn: float = 0.0
+    shift: float = 0.1
+
+    def __post_init__(self) -> None:
+        where = "training.hindsight.hand_camera"
+        view = self.field_of_view
+        require(1 <= view <= 170, f"{where}.field_of_view", view, "1 to 170 degrees")
+        near = all(-1 <= value <= 1 for value in self.position)
+        require(near, f"{where}.position", list(self.position), "three numbers from -1 to 1 m")
+        require(-360 <= self.turn <= 360, f"{where}.turn", self.turn, "-360 to 360 degrees")
+        require(0 < self.shift <= 0.5, f"{where}.shift", self.shift, "above 0 and at most 0.5")
+
+
+@dataclass(frozen=True)
+class HindsightConfig:
+    """Labels that a recording gives once it is over (`training.data.hindsight`).
+
+    weight: of the place where the gripper took hold, as an auxiliary target of the action feature.
+    episodes_per_scene: recorded episodes in a row that show one scene, each for another
+        instruction; they share their places. 1: every episode has its own scene.
+    skip_idle: frames after which nothing moves are not learned: a policy that learns a pause never
+        ends it.
+    relabel: chunks are what the recorded habit does from the hand's pose beside the place, under
+        every instruction whose place is known; false learns the commands as they were sent.
+        relabel_steps: of that habit's training.
+    hand_camera: shift its images together with the labels.
+    """
+
+    weight: float = 0.5
+    episodes_per_scene: int = 1
+    skip_idle: bool = True
+    relabel: bool = False
+    relabel_steps: int = 3000
+    hand_camera: HandCameraConfig | None = None
+
+    def __post_init__(self) -> None:
+        where = "training.hindsight"
+        require(self.relabel or self.hand_camera is None, f"{where}.relabel", self.relabel,
+                "true with hand_camera: only the habit knows what to do from another place")
+        require(0 <= self.weight <= 1e3, f"{where}.weight", self.weight, "0 to 1000")
+        count = self.episodes_per_scene
+        require(1 <= count <= 1000, f"{where}.episodes_per_scene", count, "1 to 1000")
+        steps = self.relabel_steps
+        require(1 <= steps <= 1_000_000, f"{where}.relabel_steps", steps, "1 to 1000000")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Optimisation of a training run: AdamW on Huber (arm) and binary cross entropy (gripper), or
     on action tokens.
@@ -89,6 +150,9 @@ class TrainingConfig:
         layers train all the same. lora: adapters instead of the weights.
     validation_fraction: share of the episodes that is held out. seed: of new weights, data order
         and augmentation.
+    hindsight: None learns the recorded commands alone. initial_weights: of new policies; `small`
+        makes places as loud as pixels and the action token not zero, for towers of a few layers.
+    threads: parts of a batch that are computed side by side on a CPU, each on a core.
     workers: processes that decode images. save_every: steps of the optimiser between saved states.
     """
 
@@ -113,6 +177,9 @@ class TrainingConfig:
     freeze: tuple[Literal["vision", "text", "word_embedding", "backbone"], ...] = ()
     train_last_layers: int | None = None
     lora: LoraConfig | None = None
+    hindsight: HindsightConfig | None = None
+    initial_weights: Literal["usual", "small"] = "usual"
+    threads: int = 1
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     validation_fraction: float = 0.1
     workers: int = 2
@@ -138,6 +205,7 @@ class TrainingConfig:
         share = self.validation_fraction
         require(0 <= share < 1, f"{where}.validation_fraction", share, "0 (none held out) or more, and below 1")
         require(0 <= self.workers <= 256, f"{where}.workers", self.workers, "0 (the training process itself) to 256")
+        require(1 <= self.threads <= 256, f"{where}.threads", self.threads, "1 to 256")
         layers = self.train_last_layers
         require(layers is None or layers >= 1, f"{where}.train_last_layers", layers, "1 or more")
         frozen = {"text", "backbone"} & set(self.freeze)

@@ -5,7 +5,7 @@ Topics are the demo's: both cameras at 20 Hz, joint states at 100 Hz, trajectori
 gripper, the instruction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,15 @@ class _Hearing:
 
 
 def record_episodes(
-    path: Path, loop: ClosedLoop, agent: Any, robot: RobotSpec, episodes: Sequence[tuple[int, str]]
+    path: Path,
+    loop: ClosedLoop,
+    agent: Any,
+    robot: RobotSpec,
+    episodes: Sequence[tuple[int, str]],
+    begin: Callable[[int, str], None] = lambda seed, words: None,
 ) -> list[Outcome]:
     """Run (seed, instruction) episodes of `loop` with `agent` and record them as one bag; returns
-    how they went."""
+    how they went. begin: called in each episode's new scene, before anything of it is recorded."""
     bag = SimulatedBag(path, loop.world, robot)
     world = loop.world
     on_frame = loop.on_frame
@@ -129,6 +134,7 @@ def record_episodes(
     try:
         for seed, words in episodes:
             world.reset(seed)
+            begin(seed, words)
             for _ in range(SETTLE_TICKS):  # a joint state of the new scene before its first image
                 bag.step()
             bag.instruct(words)

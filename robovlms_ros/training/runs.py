@@ -26,12 +26,13 @@ KEY = "train"
 @dataclass(frozen=True)
 class Run:
     """Content of a training file. folder: where files that it names are looked up. start:
-    `--from`."""
+    `--from`. keep_images: of the `data` block."""
 
     config: PolicyConfig
     data: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     start: str | None = None
+    keep_images: bool = False
 
 
 def is_plan(path: Path) -> bool:
@@ -51,7 +52,11 @@ def read_run(path: Path, start: str | None = None) -> Run:
         raise ConfigError(f"{path.name}: data = {data!r}: must be a mapping (docs/training_data.md).")
     if "model" not in mapping and "base" not in mapping and start not in (None, RANDOM):
         mapping = {"base": str(_config_of(Path(str(start))).resolve()), **mapping}
-    return Run(config_from_mapping(mapping, path.name, path.parent), data, path.parent, start)
+    data = dict(data)
+    keep = data.pop("keep_images", False)
+    if not isinstance(keep, bool):
+        raise ConfigError(f"{path.name}: data.keep_images = {keep!r}: must be true or false.")
+    return Run(config_from_mapping(mapping, path.name, path.parent), data, path.parent, start, keep)
 
 
 def _config_of(checkpoint: Path) -> Path:
@@ -65,6 +70,7 @@ def starting_policy(run: Run, log: Callable[[str], None]) -> VLAPolicy:
     BackboneError."""
     from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy
     from robovlms_ros.checkpoints.pretrained import policy_from_vlm
+    from robovlms_ros.training.engine.trainable import initialise
 
     config = run.config
     seed = run.config.training.seed
@@ -78,6 +84,8 @@ def starting_policy(run: Run, log: Callable[[str], None]) -> VLAPolicy:
         # a new model is made in the precision it runs in
         vlm = dataclasses.replace(config.vlm, precision="float32")
         policy = build_policy(dataclasses.replace(config, vlm=vlm), seed, run.folder)
+        if config.training.initial_weights == "small":
+            initialise(policy, seed)
         log(f"weights: new, seed {seed}")
     policy.config = config
     return policy
@@ -91,9 +99,12 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, log: Callable[[str],
     """
     from robovlms_ros.training.data.checks import check_data, require_trainable
     from robovlms_ros.training.data.episodes import split
+    from robovlms_ros.training.data.hindsight import HindsightSource, LookWindows
+    from robovlms_ros.training.data.kept_images import KeptImages
     from robovlms_ros.training.data.statistics import compute_statistics, with_statistics
     from robovlms_ros.training.data.windows import WindowDataset
     from robovlms_ros.training.engine.fit import fit
+    from robovlms_ros.training.engine.hindsight_objective import HindsightObjective
 
     source, accept = open_data(paths, run, log)
     flaws, _ = check_data(source, run.config, accept=accept)
@@ -102,15 +113,25 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, log: Callable[[str],
             log(f"note: {flaw.where}: {flaw.text}")
     require_trainable(flaws)
     training = run.config.training
+    if run.keep_images:
+        source = KeptImages(source, run.config.vlm.image_size)
+    habit = None
+    if training.hindsight is not None:
+        source = HindsightSource(source, training.hindsight, training.seed)
+        habit = source.habit
+        log(source.summary())
     learned, held = split(source, training.validation_fraction, training.seed)
     statistics = compute_statistics(source, learned, run.config)
     config = with_statistics(run.config, statistics)
     log(f"{len(learned)} episodes to train on, {len(held)} held out; actions in {statistics.unit}")
     policy = starting_policy(dataclasses.replace(run, config=config), log)
-    train = WindowDataset(source, learned, config)
+    train: Any = WindowDataset(source, learned, config)
+    if isinstance(source, HindsightSource):
+        train = LookWindows(source, train)
     validation = WindowDataset(source, held, config) if held else None
     files = {"statistics.json": json.dumps(statistics.as_table(KEY), indent=1)}
-    return fit(policy, train, validation, config, output, files=files)
+    objective = None if training.hindsight is None else HindsightObjective(policy, habit)
+    return fit(policy, train, validation, config, output, files=files, objective=objective)
 
 
 def open_data(paths: Sequence[Path], run: Run, log: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:

@@ -30,11 +30,11 @@ from robovlms_ros.sim.tasks.language import INSTRUCTIONS, goals, instructions
 from robovlms_ros.sim.tasks.objects import THINGS
 from robovlms_ros.sim.training.plans import Recipe
 from robovlms_ros.sim.training.shards import CUBE_GOALS, Columns, followed_cubes, grasped_places
-from robovlms_ros.sim.training.shared_prefix import features_under_instructions, text_model
 from robovlms_ros.sim.training.vision_pretraining import NAMED, PLACE_SCALE, Seeing
 from robovlms_ros.sim.world import CAMERAS
 from robovlms_ros.training.engine.batches import noisy_state, normalised_images
 from robovlms_ros.training.engine.objective import ActionLoss, Objective, action_loss
+from robovlms_ros.training.engine.shared_prefix import features_under_instructions, text_model
 
 _CUBES = [THINGS.index(goal.thing) for goal in INSTRUCTIONS.values()]
 
@@ -70,22 +70,6 @@ class CubeAuxiliary(nn.Module):
             self.all = nn.Sequential(
                 nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 3 * len(INSTRUCTIONS))
             )
-
-
-def initialise(policy: VLAPolicy, seed: int) -> None:
-    """Random weights as a small model needs them: places as loud as pixels, an action token that is
-    not zero.
-
-    SigLIP's own position embeddings have a seventh of the norm of what a white table adds to every
-    patch.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if name.endswith("position_embedding.weight"):
-                parameter.mul_(4.0)
-            elif name.endswith("action_token"):
-                parameter.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
 
 
 class ShardObjective(Objective):

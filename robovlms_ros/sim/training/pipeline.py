@@ -42,8 +42,8 @@ def train(plan: TrainingPlan, folder: Path, demonstrations: Path | None = None, 
 
     from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
     from robovlms_ros.sim.tasks.expert import STEP
-    from robovlms_ros.sim.training.objectives import initialise
     from robovlms_ros.sim.training.shards import DemonstrationSet, ShardFrames
+    from robovlms_ros.training.engine.trainable import initialise
 
     torch.set_num_threads(1)
     require_same(plan, folder)

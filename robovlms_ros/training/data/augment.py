@@ -19,6 +19,19 @@ def random_shift(images: Tensor, pad: int, shared: bool = False, generator: torc
     shared: one shift for all N (a trajectory's frames stay consistent), else one per image. The
     draw comes from `generator`, or torch's own.
     """
+    drawn = draw_shifts(1 if shared else len(images), pad, images, generator)
+    return shift_images(images, drawn, pad)
+
+
+def draw_shifts(count: int, pad: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(count, 1, 1, 2) of whole pixels from 0 to 2 pad, x first; pad is no shift."""
+    return torch.randint(
+        0, 2 * pad + 1, (count, 1, 1, 2), device=like.device, dtype=like.dtype, generator=generator
+    )
+
+
+def shift_images(images: Tensor, drawn: Tensor, pad: int) -> Tensor:
+    """images (N, C, S, S) shifted as `draw_shifts` drew: what is seen moves by pad - drawn."""
     count, _, size, width = images.shape
     if size != width:
         raise ValueError(f"random_shift: images of {size} x {width} pixels: must be square.")
@@ -28,9 +41,6 @@ def random_shift(images: Tensor, pad: int, shared: bool = False, generator: torc
     line = torch.linspace(-1.0 + edge, 1.0 - edge, extent, device=images.device, dtype=images.dtype)[:size]
     columns = line.expand(size, size)
     grid = torch.stack([columns, columns.T], dim=-1)  # (S, S, 2) as (x, y)
-    drawn = torch.randint(
-        0, 2 * pad + 1, (1 if shared else count, 1, 1, 2), device=images.device, dtype=images.dtype, generator=generator
-    )
     shifted = grid + drawn * 2.0 / extent  # (N or 1, S, S, 2)
     return functional.grid_sample(padded, shifted.expand(count, -1, -1, -1), padding_mode="zeros", align_corners=False)
 

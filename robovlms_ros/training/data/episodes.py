@@ -38,6 +38,10 @@ class EpisodeArrays:
         `composition`, and known: (T, n) bool, those that the recording contains. Both None: a
         chunk is n rows of `actions`.
     robot_type: the recording's own name of the robot, "" where it has none.
+    poses: (T, 4, 4) float64, base_T_eef measured, and openings: (T,) float64, the gripper's, 0
+        closed to 1 open; None where the recording or the policy has no tool pose or no gripper.
+    hindsight: (T, 7) float64, `hindsight.relative` of where the gripper took hold in the end; NaN
+        where unknown. None without `training.hindsight`.
     """
 
     stamps_ns: NDArray[np.int64]
@@ -48,6 +52,9 @@ class EpisodeArrays:
     chunks: Array | None = None
     known: NDArray[np.bool_] | None = None
     robot_type: str = ""
+    poses: Array | None = None
+    openings: Array | None = None
+    hindsight: Array | None = None
 
     def __len__(self) -> int:
         return len(self.stamps_ns)

@@ -110,7 +110,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
     """Every window of some episodes: `images` camera -> (W, H, W', 3) uint8, oldest first;
     `instruction`; `proprioception` (W, P) float32 raw SI, where the policy takes it; `actions` (W,
     n, D) float32 on the head's scale, the gripper's label last; `mask` (W, n) bool, False for steps
-    that the episode does not have.
+    that the episode does not have; with hindsight `hindsight` (W, 7), as in
+    EpisodeArrays, and `turns` (W, 3, 3), base_R_eef.
 
     A window lies inside its episode. An episode that is shorter than the history gives one window,
     whose last frame is repeated and masked. augment: changes a window's images; its generator
@@ -159,6 +160,12 @@ class WindowDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(episode, its first window, how many windows it has) of each episode."""
+        begins = [0, *map(int, self._ends[:-1])]
+        counts = np.diff([0, *self._ends])
+        return [(i, b, int(n)) for i, b, n in zip(self._episodes, begins, counts, strict=True)]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = index % len(self)
         position = int(np.searchsorted(self._ends, place, side="right"))
@@ -178,6 +185,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
                 "mask": mask}
         if arrays.proprioception is not None:
             item["proprioception"] = arrays.proprioception[steps].astype(np.float32)
+        if arrays.hindsight is not None and arrays.poses is not None:
+            item["hindsight"] = arrays.hindsight[steps].astype(np.float32)
+            item["turns"] = arrays.poses[steps, :3, :3].astype(np.float32)
         return item
 
     def _arrays(self, episode: int) -> EpisodeArrays:

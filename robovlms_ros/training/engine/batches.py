@@ -7,13 +7,12 @@ see `training.data.windows`.
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -23,6 +22,8 @@ from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.models.heads.discrete import DiscreteHead
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.data.augment import augment_windows
+from robovlms_ros.training.data.hindsight import LookWindows
+from robovlms_ros.training.data.kept_images import squash
 
 
 class TrainingError(RoboVLMsError):
@@ -44,16 +45,28 @@ class Collate:
         for window in windows:
             self._check(window)
         images = {
-            name: torch.from_numpy(np.stack([self._squash(np.asarray(w["images"][name])) for w in windows]))
+            name: torch.from_numpy(
+                np.stack([squash(np.asarray(w["images"][name]), self.size) for w in windows])
+            )
             for name in self.config.cameras
         }  # (B, W, S, S, 3) uint8
         batch = {"images": images, "instruction": [str(w["instruction"]) for w in windows]}
         names = ("actions", "mask", *(("proprioception",) if self.config.proprioception else ()))
+        names += ("hindsight", "turns") if self.config.training.hindsight is not None else ()
         return {**batch, **{k: torch.from_numpy(np.stack([np.asarray(w[k]) for w in windows])) for k in names}}
 
-    def _squash(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        size = (self.size, self.size)
-        return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in frames])
+    def looks(self, frames: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """Items of `hindsight.LookWindows`: B frames under C instructions each. As a batch of B
+        windows, but `actions`, `mask` and `hindsight` are (B, C, ...), `instruction` B tuples."""
+        count = len(frames[0])
+        flat = self([window for frame in frames for window in frame])
+        words = flat.pop("instruction")
+        images = {name: values[::count] for name, values in flat.pop("images").items()}
+        batch = {name: values.unflatten(0, (-1, count)) for name, values in flat.items()}
+        for name in {"turns", "proprioception"} & set(batch):
+            batch[name] = batch[name][:, 0]
+        rows = [tuple(words[i : i + count]) for i in range(0, len(words), count)]
+        return {**batch, "images": images, "instruction": rows}
 
     def _check(self, window: Mapping[str, Any]) -> None:
         model = self.config.model
@@ -81,15 +94,20 @@ def model_batch(
     augmentation: AugmentConfig | None = None,
     generator: torch.Generator | None = None,
     state_noise: float = 0.0,
+    steady: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A collated batch on the policy's device as `Objective` takes it; augmented where a generator
     is given.
 
-    state_noise: standard deviation on the proprioception's normalised scale.
+    state_noise: standard deviation on the proprioception's normalised scale. steady: cameras whose
+    images are not shifted.
     """
     device = policy.device
+    still = augmentation and replace(augmentation, shift=0.0)
     images = {
-        name: normalised_images(policy, frames.to(device), augmentation, generator)
+        name: normalised_images(
+            policy, frames.to(device), still if name in steady else augmentation, generator
+        )
         for name, frames in batch["images"].items()
     }
     actions = batch["actions"].to(device).float()
@@ -102,6 +120,19 @@ def model_batch(
     if isinstance(policy.head, DiscreteHead):
         return {**result, **action_tokens(policy, batch["instruction"], batch["actions"], batch["mask"])}
     return {**result, **policy.tokenize(batch["instruction"])}
+
+
+def split_batch(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """A collated batch in at most `count` parts of nearly the same number of windows."""
+    windows = len(batch["instruction"])
+    edges = np.linspace(0, windows, min(count, windows) + 1).round().astype(int)
+
+    def part(value: Any, begin: int, end: int) -> Any:
+        if isinstance(value, Mapping):
+            return {name: part(inner, begin, end) for name, inner in value.items()}
+        return value[begin:end]
+
+    return [part(batch, int(a), int(b)) for a, b in pairwise(edges)]
 
 
 def normalised_images(
@@ -190,8 +221,13 @@ def build_loader(policy: VLAPolicy, data: Dataset, sampler: Sampler[int] | Seque
     processes."""
     training = policy.config.training
     collate = Collate(policy.config, policy.vlm.image_size)
+    together = isinstance(data, LookWindows)
     return DataLoader(
-        data, training.batch_size, sampler=sampler, collate_fn=collate, num_workers=training.workers,
+        data,
+        training.batch_size,
+        sampler=sampler,
+        collate_fn=collate.looks if together else collate,
+        num_workers=training.workers,
         persistent_workers=training.workers > 0,
     )
 

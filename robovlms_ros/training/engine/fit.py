@@ -27,6 +27,7 @@ from robovlms_ros.training.engine.batches import (
     build_loader,
     model_batch,
     require_windows,
+    split_batch,
     watching_workers,
 )
 from robovlms_ros.training.engine.curves import Curves
@@ -37,25 +38,27 @@ from robovlms_ros.training.engine.trainer import Trainer, seed_step
 
 log = logging.getLogger(__name__)
 # What may differ when a run goes on: none of it changes what was computed so far.
-FREE = ("epochs", "max_steps", "workers", "save_every", "gradient_checkpointing")
+FREE = ("epochs", "max_steps", "workers", "threads", "save_every", "gradient_checkpointing")
 Reported = Callable[[int, dict[str, float]], None]
 
 
 def fit(
     policy: VLAPolicy, train: Dataset, validation: Dataset | None, config: PolicyConfig, folder: Path,
     on_step: Reported | None = None, files: dict[str, str] | None = None,
+    objective: Objective | None = None,
 ) -> Path:
     """Train `policy` in place, or go on with the run in `folder`; returns the checkpoint's folder.
 
     train, validation: map-style data sets of windows (see `batches`). on_step: called with every
-    step of the optimiser. files: name -> text, written beside every checkpoint's weights
-    (statistics). In mixed precision, matrices that do not train are left rounded
-    (`devices.hold_frozen`): load the checkpoint to run it.
+    step of the optimiser. objective: of `policy`; None is RoboVLMs'. files: name -> text, written
+    beside every checkpoint's weights (statistics). In mixed precision, matrices that do not train
+    are left rounded (`devices.hold_frozen`): load the checkpoint to run it.
 
     Raises TrainingError, ConfigError.
     """
     with torch.random.fork_rng(devices=[]):
-        return Engine(policy, train, validation, config, Path(folder), on_step, files or {}).run()
+        return Engine(policy, train, validation, config, Path(folder), on_step, files or {},
+                      objective).run()
 
 
 class Engine(Trainer):
@@ -63,7 +66,7 @@ class Engine(Trainer):
 
     def __init__(
         self, policy: VLAPolicy, train: Dataset, validation: Dataset | None, config: PolicyConfig, folder: Path,
-        on_step: Reported | None, files: dict[str, str],
+        on_step: Reported | None, files: dict[str, str], objective: Objective | None = None,
     ):
         policy.config = config
         self.config = config
@@ -76,7 +79,13 @@ class Engine(Trainer):
         loaders = [build_loader(policy, train, self.sampler)]
         if validation is not None:
             loaders.append(build_loader(policy, validation, range(len(cast(Sized, validation)))))
-        super().__init__(Objective(policy), config.training, folder, loaders)
+        super().__init__(
+            objective or Objective(policy),
+            config.training,
+            folder,
+            loaders,
+            threads=config.training.threads,
+        )
         self.loader = self.loaders[0]
         self.validation = self.loaders[1] if validation is not None else None
         processes = self.accelerator.num_processes
@@ -148,8 +157,13 @@ class Engine(Trainer):
 
     def _batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, float]:
         """Forward and backward of one batch; the means of its losses over all processes."""
-        result = self.backward(batch, generator)
         names = self.module.reported
+        if self.threads > 1:
+            parts = split_batch(batch, self.threads)
+            sizes = [len(part["instruction"]) for part in parts]
+            result = self.backward_side_by_side(parts, sizes, generator.initial_seed() >> 1)
+        else:
+            result = self.backward(batch, generator)
         values = torch.stack([result[name].float() for name in names])
         means = self.accelerator.reduce(values, reduction="mean").tolist()
         self.require_finite(means[0])
@@ -200,6 +214,8 @@ class Engine(Trainer):
         assert self.validation is not None
         for batch in self.validation:
             inputs = model_batch(self.policy, batch)
+            if "hindsight" in batch:
+                inputs["hindsight"] = batch["hindsight"].to(self.policy.device)
             result = self.objective(inputs)
             weight = int(result["count"])
             parts = {name: (float(result[name]) * weight, weight) for name in self.module.reported}

@@ -140,10 +140,15 @@ class Objective(nn.Module):
         )
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        return self._tokens(batch) if isinstance(self.policy.head, DiscreteHead) else self._continuous(batch)
+        if isinstance(self.policy.head, DiscreteHead):
+            return self._tokens(batch)
+        result = self._continuous(batch)
+        del result["features"]
+        return result
 
     def _continuous(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        features = self.policy.action_features(batch)
+        """What `forward` returns, and `features` (B, T, tokens, d), those of the head."""
+        features = self._features(batch)
         # The head is small: in float32 it costs little, and half precision blurs the actions.
         with torch.autocast("cpu" if features.is_meta else features.device.type, enabled=False):
             output = self.policy.head(features.float())
@@ -161,7 +166,11 @@ class Objective(nn.Module):
             "count": mask.sum(),
             "newest": newest.detach(),
             "windows": losses.steps.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1),
+            "features": features,
         }
+
+    def _features(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.policy.action_features(batch)
 
     def _tokens(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         policy = self.policy

@@ -159,8 +159,8 @@ class StageTrainer(Trainer):
         drawn = sampling.draw(rng, stage.windows or self.training.batch_size)
         torch.manual_seed(seed)
         self.objective.train()
-        if self._threads > 1:
-            parts = np.array_split(data.starts[drawn], self._threads)
+        if self.threads > 1:
+            parts = np.array_split(data.starts[drawn], self.threads)
             batches = [data.windows(part) for part in parts]
             result = self.backward_side_by_side(
                 batches, [len(part) for part in parts], seed, **stage.options

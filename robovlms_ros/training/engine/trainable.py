@@ -46,6 +46,22 @@ def prepare(policy: VLAPolicy, config: TrainingConfig) -> VLAPolicy:
     return policy
 
 
+def initialise(policy: VLAPolicy, seed: int) -> None:
+    """Random weights as a small model needs them: places as loud as pixels, an action token that is
+    not zero.
+
+    SigLIP's own position embeddings have a seventh of the norm of what a white table adds to every
+    patch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if name.endswith("position_embedding.weight"):
+                parameter.mul_(4.0)
+            elif name.endswith("action_token"):
+                parameter.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
+
+
 def decoder_layers(policy: VLAPolicy) -> nn.ModuleList:
     """The language model's layers: its largest list of modules. Raises TrainingError where it
     has none."""

@@ -66,11 +66,11 @@ class Trainer:
         self.average = (
             AveragedWeights(self.parameters, training.average) if training.average else None
         )
-        self._threads = threads if self.device.type == "cpu" else 1
+        self.threads = threads if self.device.type == "cpu" else 1
         # A small model's products are too small to be split among cores, and every split waits for
         # the slower core.
         self._pool = ThreadPoolExecutor(
-            self._threads, initializer=torch.set_num_threads, initargs=(1,)
+            self.threads, initializer=torch.set_num_threads, initargs=(1,)
         )
         self.progress = states.TrainingProgress(setup=self.setup())
         self._resume()

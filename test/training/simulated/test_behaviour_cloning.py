@@ -21,12 +21,13 @@ from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.sim.tasks.base import TRAINING_SEEDS
 from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 from robovlms_ros.sim.tasks.objects import THINGS
-from robovlms_ros.sim.training.objectives import CubeObjective, CubeWindows, initialise
+from robovlms_ros.sim.training.objectives import CubeObjective, CubeWindows
 from robovlms_ros.sim.training.pipeline import build_trainer, save_averaged
 from robovlms_ros.sim.training.plans import Recipe, TrainingPlan, TrainingStage, load_plan
 from robovlms_ros.sim.training.recording import shard_jobs
 from robovlms_ros.sim.training.shards import CUBE_GOALS, DatasetError, DemonstrationSet, ShardFrames
-from robovlms_ros.sim.training.shared_prefix import features_under_instructions
+from robovlms_ros.training.engine.shared_prefix import features_under_instructions
+from robovlms_ros.training.engine.trainable import initialise
 
 HORIZON = 4
 """Steps of the fixtures' chunks."""

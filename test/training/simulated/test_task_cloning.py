@@ -32,14 +32,15 @@ from robovlms_ros.sim.tasks.language import goals, instructions
 from robovlms_ros.sim.tasks.objects import PLATES, THINGS, shape_of
 from robovlms_ros.sim.training import pipeline
 from robovlms_ros.sim.training.demonstrations import GLIMPSE, LOOSE, Recording, record_shard
-from robovlms_ros.sim.training.objectives import SENTENCES, TaskObjective, initialise
+from robovlms_ros.sim.training.objectives import SENTENCES, TaskObjective
 from robovlms_ros.sim.training.pipeline import build_trainer, shards_of_stages, train
 from robovlms_ros.sim.training.plans import Recipe, TrainingStage, load_plan
 from robovlms_ros.sim.training.recording import glimpse_jobs, record, record_job
 from robovlms_ros.sim.training.shards import DatasetError, DemonstrationSet, ShardFrames, find_shards
-from robovlms_ros.sim.training.shared_prefix import features_under_instructions
 from robovlms_ros.sim.world import SimWorld
+from robovlms_ros.training.engine.shared_prefix import features_under_instructions
 from robovlms_ros.training.engine.stages import StageTrainer
+from robovlms_ros.training.engine.trainable import initialise
 
 pytestmark = pytest.mark.sim
 
