@@ -20,7 +20,12 @@ def write_scales(weights: Path, largest: Mapping[str, float], images: int) -> Pa
     """Write the largest inputs of the text model's layers, found on `images` images, beside the
     weights' file; returns the file."""
     path = weights.parent / SCALES
-    content = {"format": FORMAT, "weights": fingerprint(weights), "images": images, "largest_inputs": dict(largest)}
+    content = {
+        "format": FORMAT,
+        "weights": fingerprint(weights),
+        "images": images,
+        "largest_inputs": dict(largest),
+    }
     write_json(path, content)
     return path
 
@@ -42,7 +47,9 @@ def read_scales(weights: Path) -> dict[str, float]:
         remedy = "Write it anew with `robovlms calibrate`, or remove it."
         raise CheckpointError(f"{path}: not a file of fp8 scales: {error}. {remedy}") from error
     if content.get("weights") != fingerprint(weights):
-        log.warning("%s was calibrated for other weights and is not used: run `robovlms calibrate`.", path)
+        log.warning(
+            "%s was calibrated for other weights and is not used: run `robovlms calibrate`.", path
+        )
         return {}
     return largest
 
@@ -51,7 +58,9 @@ def fingerprint(weights: Path) -> str:
     """SHA-256 of the file's size and of up to BLOCKS blocks that are spread over it; of all shards
     where it is an index of them."""
     digest = hashlib.sha256()
-    shards = sorted(weights.parent.glob("*.safetensors")) if weights.suffix == ".json" else [weights]
+    shards = (
+        sorted(weights.parent.glob("*.safetensors")) if weights.suffix == ".json" else [weights]
+    )
     for shard in shards:
         size = shard.stat().st_size
         digest.update(str(size).encode())

@@ -18,12 +18,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms calibrate`."""
     add = parser.add_argument
     add("checkpoint", help="folder of a checkpoint; its fp8_scales.json is written")
-    add("--data", nargs="+", type=Path, required=True, metavar="BAG", help="rosbag2 folders, .mcap or .db3 files")
-    add("--config", type=Path, help="the node's parameters (vla.yaml): robot, cameras, tolerances, ...")
+    add(
+        "--data",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="BAG",
+        help="rosbag2 folders, .mcap or .db3 files",
+    )
+    add(
+        "--config",
+        type=Path,
+        help="the node's parameters (vla.yaml): robot, cameras, tolerances, ...",
+    )
     add("--robot", help="robot name or YAML, instead of the parameters'")
     add("--device", help="auto, cpu, cuda, ...")
     add("--instruction", default="", help="for bags without one, or instead of theirs")
-    add("--rate", type=float, default=2.0, help="images a second of recording (default 2; 0: every image)")
+    add(
+        "--rate",
+        type=float,
+        default=2.0,
+        help="images a second of recording (default 2; 0: every image)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
     overrides = {"robot": args.robot, "device": args.device, "checkpoint": args.checkpoint}
     parameters = read_parameters(args.config, overrides)
     config = EvaluationConfig(
-        instruction=args.instruction, rate=args.rate, sensitivity=False, annotate=False, latencies=(0.0,)
+        instruction=args.instruction,
+        rate=args.rate,
+        sensitivity=False,
+        annotate=False,
+        latencies=(0.0,),
     )
     policy = policy_of(parameters)
     largest: dict[str, float] = {}
@@ -61,5 +81,7 @@ def run(args: argparse.Namespace) -> int:
     weights = locate(find_checkpoint(args.checkpoint), None).weights
     path = write_scales(weights, largest, images)
     print(f"{len(largest)} layers on {images} images, written to {path}")
-    print("next: robovlms eval OTHER_BAGS with fast_path fp8, beside the same checkpoint without it")
+    print(
+        "next: robovlms eval OTHER_BAGS with fast_path fp8, beside the same checkpoint without it"
+    )
     return 0

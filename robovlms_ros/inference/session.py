@@ -171,7 +171,7 @@ class PolicySession:
             return []
         self._keep(observation)
         if self.policy.config.action_head.action_space == "discrete":
-            # What follows a prompt stands right behind it: prompts are not padded, and this length
+            # Tokens are generated right behind the prompt: prompts are not padded, and this length
             # alone is recorded.
             length = self._tokens["input_ids"].shape[1]
             self._infer([self._frames.sample()[0][-1].content])

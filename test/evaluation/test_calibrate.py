@@ -31,19 +31,32 @@ def checkpoint(tmp_path):
 
 def test_calibrate(tools, checkpoint, tmp_path, capsys, caplog):
     bag = tools.write_bag(tmp_path / "bag", 2.0)
-    arguments = ["calibrate", str(checkpoint), "--data", str(bag), "--robot", "panda", "--rate", "5"]
+    arguments = [
+        "calibrate",
+        str(checkpoint),
+        "--data",
+        str(bag),
+        "--robot",
+        "panda",
+        "--rate",
+        "5",
+    ]
     assert main(arguments) == 0
     assert "layers on" in capsys.readouterr().out
     policy = load_policy(checkpoint)
     tower = policy.vlm.text_tower
     layers = {name for name, module in tower.named_modules() if quantizable(module)}
     assert set(policy.fp8_scales) == layers and min(policy.fp8_scales.values()) > 0
-    small = [m for m in quantized_tower(tower, policy.fp8_scales).modules() if isinstance(m, Fp8Linear)]
+    small = [
+        m for m in quantized_tower(tower, policy.fp8_scales).modules() if isinstance(m, Fp8Linear)
+    ]
     assert len(small) == len(layers) and all(layer.input_scale is not None for layer in small)
 
     frames = SyntheticFrames(policy.config.cameras, seed=3)
     home = RobotState(0, np.array([0, 0, 0, -1.6, 0, 1.9, 0.8]), np.zeros(7), np.eye(4), 1.0)
-    observations = [replace(frames[i], instruction="lift the red cube", state=home) for i in range(3)]
+    observations = [
+        replace(frames[i], instruction="lift the red cube", state=home) for i in range(3)
+    ]
     judged = verify_fast_path(policy, observations, FastPathOptions(quantize="fp8"))
     assert judged.accepted and judged.max_difference > 0, judged.reason
 
@@ -65,6 +78,9 @@ def test_a_damaged_file_is_refused(checkpoint):
 def test_a_bag_without_images_is_refused(tools, checkpoint, tmp_path, capsys):
     with tools.BagWriter(tmp_path / "bag") as bag:
         bag.joints(tools.BEGIN_NS)
-    assert main(["calibrate", str(checkpoint), "--data", str(tmp_path / "bag"), "--robot", "panda"]) == 1
+    assert (
+        main(["calibrate", str(checkpoint), "--data", str(tmp_path / "bag"), "--robot", "panda"])
+        == 1
+    )
     assert "bag" in capsys.readouterr().err
     assert not (checkpoint / SCALES).exists()

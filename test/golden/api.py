@@ -39,7 +39,7 @@ from robovlms_ros.inference.optimized.options import PARTS, FastPathOptions, opt
 from robovlms_ros.inference.session import PolicySession
 
 Array = NDArray[np.float64]
-PROCESSOR_PARTS = tuple(part for part in PARTS if part not in ("cuda_graphs", "compile"))
+PROCESSOR_PARTS = tuple(part for part in PARTS if part not in ("fused_weights", "cuda_graphs", "compile"))
 SURPLUS = 64
 """Bytes behind the last field of a serialized message that are cut off at most."""
 QUANTIZED = ("fp8",)

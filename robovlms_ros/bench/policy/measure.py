@@ -59,9 +59,16 @@ class Effort:
     verify: bool = False
 
 
-def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[str, ...], effort: Effort,
-            robots: int = 1, failed: Callable[[str, Exception], None] | None = None,
-            kept: Callable[[list[PolicyRow]], None] | None = None) -> list[PolicyRow]:
+def measure(
+    case: Case,
+    device: torch.device,
+    ceilings: Ceilings,
+    paths: tuple[str, ...],
+    effort: Effort,
+    robots: int = 1,
+    failed: Callable[[str, Exception], None] | None = None,
+    kept: Callable[[list[PolicyRow]], None] | None = None,
+) -> list[PolicyRow]:
     """A row per path, in their order. Ratios are to the first path, differences from `plain` (else
     from the first).
 
@@ -92,7 +99,11 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[s
             alternating.next[name], alternating.times[name] = 0, []
             alternating.warm_up(name, effort.warm_up if is_own(name) else 1)
             own = weights if ways[name].policy is policy else 0
-            peaks[name] = None if before is None else torch.cuda.max_memory_allocated(device) - before + (own or 0)
+            peaks[name] = (
+                None
+                if before is None
+                else torch.cuda.max_memory_allocated(device) - before + (own or 0)
+            )
     _rounds(alternating, effort, tries)
     reference = answers["plain" if "plain" in ways else next(iter(ways), paths[0])]
     rows: dict[str, PolicyRow] = {}
@@ -101,13 +112,26 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[s
         with tries.of(name):
             steps = np.concatenate([np.array(times) for times in alternating.times[name]])
             if effort.consecutive and is_own(name):
-                steps = np.array(alternating.run(name, effort.consecutive, effort.consecutive_seconds))
+                steps = np.array(
+                    alternating.run(name, effort.consecutive, effort.consecutive_seconds)
+                )
             p50 = float(np.median(steps))
             rows[name] = PolicyRow(
-                case=case, path=name, p50=p50, p99=float(np.percentile(steps, 99)), steps=len(steps),
-                images_per_second=robots * case.cameras / p50, peak_bytes=peaks[name], shares={},
-                flops=0, bytes=0, roofline=0.0, ratio=_ratio(alternating, name, first),
-                difference=_difference(answers[name], reference), parameters=size_of(policy), sessions=robots,
+                case=case,
+                path=name,
+                p50=p50,
+                p99=float(np.percentile(steps, 99)),
+                steps=len(steps),
+                images_per_second=robots * case.cameras / p50,
+                peak_bytes=peaks[name],
+                shares={},
+                flops=0,
+                bytes=0,
+                roofline=0.0,
+                ratio=_ratio(alternating, name, first),
+                difference=_difference(answers[name], reference),
+                parameters=size_of(policy),
+                sessions=robots,
                 description=way.description,
             )
     if kept is not None:
@@ -120,9 +144,14 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, paths: tuple[s
             counted = countable(way, name, policy, frames, robots)
             operations = count(_prepared(counted, way, index + 1, effort.warm_up))
             rows[name] = row = replace(
-                row, shares=shares, flops=sum(op.flops for op in operations),
-                bytes=sum(op.bytes for op in operations), roofline=roofline(operations, ceilings),
-                busy=busy_share(partial(way.step, index + 2), row.p50, device) if is_own(name) else None,
+                row,
+                shares=shares,
+                flops=sum(op.flops for op in operations),
+                bytes=sum(op.bytes for op in operations),
+                roofline=roofline(operations, ceilings),
+                busy=busy_share(partial(way.step, index + 2), row.p50, device)
+                if is_own(name)
+                else None,
             )
     if effort.verify:
         _verify(rows, policy, device, tries)
@@ -205,7 +234,9 @@ def _rounds(alternating: Alternating, effort: Effort, tries: _Tries) -> None:
         alternating.round_of(counts, number, tries.of)
 
 
-def _prepared(counted: InferenceVariant, way: InferenceVariant, index: int, warm_up: int) -> Callable[[], object]:
+def _prepared(
+    counted: InferenceVariant, way: InferenceVariant, index: int, warm_up: int
+) -> Callable[[], object]:
     """The step to count: the next one of a way that ran, or of its twin once it is warm."""
     if counted is way:
         return lambda: way.step(index)
@@ -235,4 +266,3 @@ def _allocated(device: torch.device, policy: VLAPolicy | None) -> int | None:
     synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
-

@@ -12,7 +12,7 @@ import torch
 from robovlms_ros.bench.policy.cases import BACKBONES, Case, Size
 from robovlms_ros.bench.policy.measure import Effort, measure
 from robovlms_ros.bench.policy.results import PolicyRow, Results, machine_of
-from robovlms_ros.bench.policy.timing import FP8, Stopwatch, measure_ceilings
+from robovlms_ros.bench.policy.timing import FP8, JobClock, measure_ceilings
 from robovlms_ros.bench.policy.variants import WARM_UP
 from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.inference.optimized.options import PARTS
@@ -83,7 +83,7 @@ def preset(name: str, on_gpu: bool) -> Preset:
 
 
 def _gpu_preset(on_gpu: bool) -> Preset:
-    """The most telling jobs first: a run that is cut off goes on with --resume. Compiled code, which
+    """The default path first: a run that is cut off goes on with --resume. Compiled code, which
     takes minutes, comes last. On a processor the same jobs on tiny models, to try the command."""
     size: Size = "full" if on_gpu else "tiny"
     dtype = "bfloat16" if on_gpu else "float32"
@@ -127,7 +127,7 @@ def run_preset(chosen: Preset, device: torch.device, path: Path | None, resume: 
     path: written as soon as times are there, and after every job. resume: rows that it holds from
     the same machine and software are kept. on_rows: called with the rows of each job.
     """
-    watch = Stopwatch()
+    watch = JobClock()
     results = _begin(chosen, device, path, resume)
 
     def write() -> None:

@@ -30,7 +30,9 @@ class Check:
         return f"{'kept  ' if self.kept else 'MISSED'} {self.name}: {value} ({side} {self.bound:g})"
 
 
-def cpu_checks(rows: Sequence[PolicyRow], head: WindowCost, memory: dict[str, dict[str, int | None]]) -> list[Check]:
+def cpu_checks(
+    rows: Sequence[PolicyRow], head: WindowCost, memory: dict[str, dict[str, int | None]]
+) -> list[Check]:
     """Mid-size models on a CPU in float32. memory: backbone to path to peak bytes, `fast` and
     `careful`."""
     checks = []
@@ -55,7 +57,12 @@ def head_checks(head: WindowCost, on_gpu: bool = False) -> list[Check]:
     """The LSTM head's window: in float32 on a CPU, in bfloat16 on a GPU."""
     title = f"LSTM 4 x 1024, W {head.window}"
     return [
-        Check(f"{title}: time to the answer over that of W 1", head.growth, 1.2 if on_gpu else 2.5, False),
+        Check(
+            f"{title}: time to the answer over that of W 1",
+            head.growth,
+            1.2 if on_gpu else 2.5,
+            False,
+        ),
         Check(f"{title}: answers times as fast as the window run again", head.gain, 6.0, True),
         Check(f"{title}: largest difference", head.difference, 0.03 if on_gpu else 1e-4, False),
     ]
@@ -64,7 +71,9 @@ def head_checks(head: WindowCost, on_gpu: bool = False) -> list[Check]:
 def gpu_checks(rows: Sequence[PolicyRow]) -> list[Check]:
     """Full-size models on a GPU in bfloat16: the default path's times, the verification of every
     fast path, and what compiled code and fp8 gain."""
-    found = {(row.case.backbone, row.case.cameras, row.path): row for row in rows if row.sessions == 1}
+    found = {
+        (row.case.backbone, row.case.cameras, row.path): row for row in rows if row.sessions == 1
+    }
 
     def value(backbone: str, cameras: int, path: str, read: str) -> float | None:
         row = found.get((backbone, cameras, path))
@@ -79,18 +88,36 @@ def gpu_checks(rows: Sequence[PolicyRow]) -> list[Check]:
     checks = []
     for backbone, bound in (("paligemma", 2.0), ("kosmos", 3.0)):
         checks += [
-            Check(f"{backbone}: p50 over the roofline", value(backbone, 2, "fast", "roof"), bound, False),
+            Check(
+                f"{backbone}: p50 over the roofline",
+                value(backbone, 2, "fast", "roof"),
+                bound,
+                False,
+            ),
             Check(f"{backbone}: p99 over p50", value(backbone, 2, "fast", "tail"), 1.2, False),
-            Check(f"{backbone}: times as fast as logits, bfloat16", value(backbone, 2, "logits", "ratio"), 3.0, True),
-            Check(f"{backbone}: times as fast as logits, float32",
-                  value(backbone, 2, "logits_float32", "ratio"), 6.0, True),
+            Check(
+                f"{backbone}: times as fast as logits, bfloat16",
+                value(backbone, 2, "logits", "ratio"),
+                3.0,
+                True,
+            ),
+            Check(
+                f"{backbone}: times as fast as logits, float32",
+                value(backbone, 2, "logits_float32", "ratio"),
+                6.0,
+                True,
+            ),
         ]
-    checks.append(Check("llava, one camera: s a step", value("llava", 1, "fast", "p50"), 1 / 45, False))
+    checks.append(
+        Check("llava, one camera: s a step", value("llava", 1, "fast", "p50"), 1 / 45, False)
+    )
     for backbone, cameras in (("paligemma", 2), ("kosmos", 2), ("llava", 1)):
         default = value(backbone, cameras, "fast", "p50")
         for path in ("fast", "fast:max", "fast:fp8"):
             accepted = value(backbone, cameras, path, "accepted")
-            checks.append(Check(f"{backbone}, {path}: accepted by the verification", accepted, 1.0, True))
+            checks.append(
+                Check(f"{backbone}, {path}: accepted by the verification", accepted, 1.0, True)
+            )
             p50 = value(backbone, cameras, path, "p50")
             if path != "fast":
                 gain = default / p50 if default and p50 else None

@@ -179,7 +179,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return perf_counter() - begin
 
 
-class Stopwatch:
+class JobClock:
     """Time since it was made."""
 
     def __init__(self) -> None:

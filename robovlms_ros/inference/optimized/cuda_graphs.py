@@ -34,7 +34,10 @@ VALUE_DEPENDENT = {
     "unique_dim",
 }
 COPIES = {"_to_copy", "copy_"}
-TENSOR_REPEATS = (torch.ops.aten.repeat_interleave.Tensor, torch.ops.aten.repeat_interleave.self_Tensor)
+TENSOR_REPEATS = (
+    torch.ops.aten.repeat_interleave.Tensor,
+    torch.ops.aten.repeat_interleave.self_Tensor,
+)
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
@@ -58,7 +61,11 @@ class HostSyncMode(TorchDispatchMode):
             self._note(name)
         elif name == "lift_fresh" and _devices([output]) - {"cpu"}:
             self._note("tensor of host values")
-        elif name in COPIES and _devices(given) | _devices([output]) > {"cpu"} and not _travels(args, kwargs):
+        elif (
+            name in COPIES
+            and _devices(given) | _devices([output]) > {"cpu"}
+            and not _travels(args, kwargs)
+        ):
             self._note(f"{name} between host and device")
         elif name in INDEXING and any(leaf.dtype == torch.bool for leaf in given[1:]):
             self._note(f"{name} by a boolean mask")
@@ -83,14 +90,14 @@ def _devices(tensors: Sequence[Any]) -> set[str]:
 
 def _travels(args: Sequence[Any], kwargs: dict[str, Any] | None) -> bool:
     """True for a copy between pinned memory and the device that nothing waits for."""
-    host = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.device.type == "cpu"]
+    host = [
+        leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.device.type == "cpu"
+    ]
     waits_not = (kwargs or {}).get("non_blocking") or (len(args) > 2 and args[2] is True)
     return bool(waits_not) and all(leaf.is_pinned() for leaf in host)
 
 
-def host_syncs(
-    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
-) -> list[str]:
+def host_syncs(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> list[str]:
     """Operations of `function(*inputs)` that a capture refuses; empty when there are none.
 
     transformers skips its checks of mask values while a stream is captured, so the run pretends
@@ -121,7 +128,9 @@ class GraphCapture(Protocol):
     """Records a function on given inputs; what comes back replays it and returns its outputs'
     buffers."""
 
-    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]: ...
+    def __call__(
+        self, function: Function, inputs: Sequence[Tensor]
+    ) -> Callable[[], tuple[Tensor, ...]]: ...
 
 
 class CudaRecorder:
@@ -199,7 +208,7 @@ class CudaGraphCallable:
         self._recorder = recorder or CudaRecorder()
         self._constant = constant
         self._device = device
-        self._recorded: OrderedDict[Key, Recording | None] = OrderedDict()
+        self._recorded: OrderedDict[Key, RecordedFunction | None] = OrderedDict()
         self._lock = getattr(self._recorder, "lock", None) or threading.RLock()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -223,10 +232,12 @@ class CudaGraphCallable:
     def _on_device(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return [x if self._device is None else x.to(self._device) for x in inputs]
 
-    def _record(self, inputs: Sequence[Tensor]) -> "Recording | None":
+    def _record(self, inputs: Sequence[Tensor]) -> "RecordedFunction | None":
         buffers = [x.clone() for x in self._on_device(inputs)]
         try:
-            recording = Recording(buffers, self._recorder(self.function, buffers), self._constant)
+            recording = RecordedFunction(
+                buffers, self._recorder(self.function, buffers), self._constant
+            )
             self._check(recording, inputs)
             return recording
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
@@ -235,7 +246,7 @@ class CudaGraphCallable:
             log.warning("CUDA graph of %s refused, it runs as it is: %s", self.name, reason)
             return None
 
-    def _check(self, recording: "Recording", inputs: Sequence[Tensor]) -> None:
+    def _check(self, recording: "RecordedFunction", inputs: Sequence[Tensor]) -> None:
         """Raise RuntimeError unless a replay computes its outputs from its buffers: an empty graph
         does not."""
         recording.load(inputs)
@@ -250,7 +261,9 @@ class CudaGraphCallable:
             scale = value.float().abs().max().item() if value.numel() else 0.0
             difference = (output - value.float()).abs().max().item() if value.numel() else 0.0
             if not difference <= REPLAY_TOLERANCE * scale + 1e-6:
-                raise RuntimeError(f"the replay differs from the function by {difference:.3g} of {scale:.3g}")
+                raise RuntimeError(
+                    f"the replay differs from the function by {difference:.3g} of {scale:.3g}"
+                )
 
 
 def wait_for(tensors: Sequence[Tensor]) -> None:
@@ -260,7 +273,7 @@ def wait_for(tensors: Sequence[Tensor]) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-class Recording:
+class RecordedFunction:
     """A recorded function with its buffers. constant: see CudaGraphCallable."""
 
     def __init__(

@@ -99,8 +99,13 @@ class Fp8Linear(nn.Module):
         scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / FP8_LARGEST
         self.kept = nn.Buffer((weight / scale).to(torch.float8_e4m3fn), persistent=False)
         self.scale = nn.Buffer(scale, persistent=False)  # (out, 1) float32
-        self.input_scale = None if largest_input is None else max(largest_input, 1e-12) / FP8_LARGEST
-        able = linear.weight.is_cuda and torch.cuda.get_device_capability(linear.weight.device) >= (8, 9)
+        self.input_scale = (
+            None if largest_input is None else max(largest_input, 1e-12) / FP8_LARGEST
+        )
+        able = linear.weight.is_cuda and torch.cuda.get_device_capability(linear.weight.device) >= (
+            8,
+            9,
+        )
         fits = self.in_features % 16 == 0 and self.out_features % 16 == 0
         self.multiplies = able and fits and self.dtype == torch.bfloat16
         self._row_scales: dict[int, Tensor] = {}
@@ -118,7 +123,9 @@ class Fp8Linear(nn.Module):
             return functional.linear(x, self.weight, self.bias)
         flat = x.flatten(0, -2)
         if self.input_scale is None:
-            scale = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / FP8_LARGEST  # (rows, 1)
+            scale = (
+                flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / FP8_LARGEST
+            )  # (rows, 1)
             small = (flat / scale).to(torch.float8_e4m3fn)
         else:
             scale = self._scales_of(flat)
@@ -138,11 +145,15 @@ class Fp8Linear(nn.Module):
         """The inputs over their scale in fp8."""
         assert self.input_scale is not None
         # The cast does not saturate: what is larger would become NaN.
-        return (x * (1 / self.input_scale)).clamp_(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)
+        return (
+            (x * (1 / self.input_scale)).clamp_(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)
+        )
 
     def _scales_of(self, flat: Tensor) -> Tensor:
         """(rows, 1) float32, the input's scale for every row, made once per number of rows."""
         rows = len(flat)
         if rows not in self._row_scales:
-            self._row_scales[rows] = torch.full((rows, 1), float(self.input_scale or 0.0), device=flat.device)
+            self._row_scales[rows] = torch.full(
+                (rows, 1), float(self.input_scale or 0.0), device=flat.device
+            )
         return self._row_scales[rows]

@@ -21,7 +21,9 @@ def lean_encoder(vlm: BaseRoboVLM, fused: bool) -> BaseRoboVLM:
     tower = vlm.vision_tower
     lean = fused_tower(tower) if fused else tower
     if type(getattr(tower, "embeddings", None)).__name__ == "SmolVLMVisionEmbeddings":
-        lean = _replaced(lean, lean.embeddings, _with_fixed_positions(lean.embeddings, vlm.image_size))
+        lean = _replaced(
+            lean, lean.embeddings, _with_fixed_positions(lean.embeddings, vlm.image_size)
+        )
     if vlm.vision_depth is not None:
         lean = _without_layers_behind(lean, vlm.vision_depth)
     return vlm if lean is tower else _replaced(vlm, tower, lean)
@@ -35,7 +37,9 @@ def _with_fixed_positions(embeddings: Model, size: int) -> Model:
     weight = embeddings.patch_embedding.weight
     side = size // embeddings.patch_size
     found: list[Tensor] = []
-    hook = embeddings.position_embedding.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    hook = embeddings.position_embedding.register_forward_pre_hook(
+        lambda _, given: found.append(given[0])
+    )
     whole = torch.ones(1, side, side, dtype=torch.bool, device=weight.device)
     embeddings(weight.new_zeros(1, 3, size, size), whole)
     hook.remove()
@@ -52,7 +56,9 @@ def _with_fixed_positions(embeddings: Model, size: int) -> Model:
 def _without_layers_behind(tower: Model, depth: int) -> Model:
     """`tower` whose encoder layers behind the first `depth` return their input."""
     name, layers = next(
-        (name, module) for name, module in tower.named_modules() if isinstance(module, nn.ModuleList)
+        (name, module)
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.ModuleList)
     )
     # Objects of their own: transformers installs hooks on layers once per model that holds them.
     kept = [shallow(layer) if i < depth else _skipped(layer) for i, layer in enumerate(layers)]
