@@ -24,10 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", type=int, default=0, help="skip this many scenes of the training range (default 0)")
     parser.add_argument("--task", help="cubes (the default), a tabletop task, or all of them")
     parser.add_argument("--expert-only", action="store_true", help="measure the expert of --task; record nothing")
-    parser.add_argument("--recordings", action="store_true",
-                        help="plain bags of an operator instead of shards: one bag a scene of the two cubes")
-    parser.add_argument("--unpaired", action="store_true",
-                        help="with --recordings: each scene for one of the two sentences, not for both")
+    parser.add_argument(
+        "--recordings",
+        action="store_true",
+        help="plain bags of an operator instead of shards: one a scene of the two cubes",
+    )
+    parser.add_argument(
+        "--unpaired",
+        action="store_true",
+        help="with --recordings: each scene for one of the two sentences, not for both",
+    )
     parser.add_argument("--checkpoint", type=Path, help="a policy that drives in the expert's place")
     parser.add_argument("--robot", default="panda", help="robot: a YAML file, or a name in config/robots")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
@@ -63,13 +69,16 @@ def _record_bags(args: argparse.Namespace) -> int:
 
     for name in ("task", "checkpoint"):
         given = getattr(args, name)
-        require(given in (None, CUBES), f"--{name}", given, "left out with --recordings: an operator moves two cubes")
+        allowed = "left out with --recordings: an operator moves two cubes"
+        require(given in (None, CUBES), f"--{name}", given, allowed)
     require(args.output is not None, "--output", args.output, "a folder for the bags")
     of_scene = 1 if args.unpaired else 2
-    require(args.episodes % of_scene == 0, "--episodes", args.episodes, "even: each scene has two, or give --unpaired")
+    even = "even: each scene has two, or give --unpaired"
+    require(args.episodes % of_scene == 0, "--episodes", args.episodes, even)
     scenes = args.episodes // of_scene
     seeds = TRAINING_SEEDS[args.first : args.first + scenes]
-    require(len(seeds) == scenes, "--first", args.first, f"such that {scenes} training scenes are left")
+    left = f"such that {scenes} training scenes are left"
+    require(len(seeds) == scenes, "--first", args.first, left)
     outcomes = record_recordings(args.output, seeds, of_scene == 2, args.robot, args.workers)
     done = sum(outcome.success for outcome in outcomes)
     print(f"{args.output}: {len(outcomes)} episodes recorded, {done} of them done")

@@ -65,9 +65,9 @@ class AugmentConfig:
 class HandCameraConfig:
     """A camera that moves with the hand and looks along the tool's z axis.
 
-    name: one of `cameras`. field_of_view: of the image's height, degrees. position: of the camera in
-        the tool's frame (m). turn: of the image about that axis, degrees; at 0 the image's right is
-        the tool's x and its downward direction the tool's y.
+    name: one of `cameras`. field_of_view: of the image's height, degrees. position: of the camera
+        in the tool's frame (m). turn: of the image about that axis, degrees; at 0 the image's right
+        is the tool's x and its downward direction the tool's y.
     shift: largest shift of its images as a share of their side. What is seen is then somewhere
         else beside the hand, and so are the labels: a view from a place where the hand never was.
     Where it is the policy's only camera, a place outside its image is no label: nothing shows it.

@@ -57,7 +57,7 @@ class Grasp:
 
 
 def find_grasp(arrays: EpisodeArrays) -> Grasp | None:
-    """Where the gripper took hold in the end; None for an episode that ends with an open one."""
+    """Find the last closing of the gripper; None for an episode that ends with an open one."""
     assert arrays.poses is not None and arrays.openings is not None
     opened = np.flatnonzero(arrays.openings >= OPEN)
     step = int(opened[-1]) + 1 if len(opened) else 0
@@ -105,7 +105,9 @@ class Habit(nn.Module):
         )
 
     def forward(self, seen: Tensor) -> Tensor:
-        way, turn, opening = seen[:, :3], seen[:, 3:6], seen[:, 6:]
+        way = seen[:, :3]
+        turn = seen[:, 3:6]
+        opening = seen[:, 6:]
         parts = (
             way / FAR,
             torch.tanh(way / NEAR),
@@ -225,7 +227,9 @@ class HindsightSource:
         return [_Look(i, j) for j in asked.values()]
 
     def _learn(self, seed: int) -> Habit:
-        seen, actions, known = [], [], []
+        seen: list[Array] = []
+        actions: list[Array] = []
+        known: list[NDArray[np.bool_]] = []
         for arrays, grasp in zip(self._arrays, self._grasps, strict=True):
             if grasp is None or arrays.chunks is None or arrays.known is None:
                 continue

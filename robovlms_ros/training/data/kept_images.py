@@ -11,7 +11,7 @@ from robovlms_ros.training.data.episodes import EpisodeArrays, EpisodeSource, Fl
 
 
 class KeptImages:
-    """`source` with every image squashed to `size` pixels a side when it is first asked for (None:
+    """`source` with every image squashed to `size` pixels a side when it is first read (None:
     as recorded); see `EpisodeSource`. An episode's images are read together.
 
     Memory: 3 size^2 bytes an image, in each process that reads.

@@ -147,7 +147,7 @@ class Objective(nn.Module):
         return result
 
     def _continuous(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What `forward` returns, and `features` (B, T, tokens, d), those of the head."""
+        """Results of `forward`, and `features` (B, T, tokens, d), those of the head."""
         features = self._features(batch)
         # The head is small: in float32 it costs little, and half precision blurs the actions.
         with torch.autocast("cpu" if features.is_meta else features.device.type, enabled=False):

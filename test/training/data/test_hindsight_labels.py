@@ -2,7 +2,7 @@
 
 - The place is that of the last closing; a scene's episodes lend each other theirs, and no other's.
 - The recorded habit is learned from commands that waver, and leads to any place.
-- What stands still is not learned; a scene that is not whole, and a recording without poses, are
+- Pauses are not learned; a scene that is not whole, and a recording without poses, are
   refused.
 """
 
@@ -23,7 +23,9 @@ def episode(words, place, source, seed=0, waver=0.0, pause=0):
     rng = np.random.default_rng(seed)
     hand = np.array((0.4, 0.0, 0.2)) + rng.uniform(-0.05, 0.05, 3)
     opening = 1.0
-    poses, openings, actions = [], [], []
+    poses = []
+    openings = []
+    actions = []
     closed = 0
     for t in range(60):
         way = place - hand
@@ -141,7 +143,8 @@ def test_the_habit_goes_to_the_place_of_either_instruction():
         step = look.chunks[0, 0, :3]
         assert look.known[0].all() and look.chunks[0, 0, -1] == 1
         assert step @ way / np.linalg.norm(step) > 0.9
-    own, other = source.arrays(0), source.arrays(1)
+    own = source.arrays(0)
+    other = source.arrays(1)
     held = own.openings < 0.9
     assert own.known[held].all() and not other.known[held].any()
     assert own.chunks[held, 0, -1].max() == 0  # it keeps closed what it holds

@@ -188,7 +188,8 @@ def test_instructions_side_by_side_give_what_each_gives_alone(policy, batch):
     features = objective._features(inputs)
     images = {"wrist": inputs["images"]["wrist"].repeat(2, 1, 1, 1, 1)}
     torch.testing.assert_close(features, policy.action_features({**inputs, "images": images}))
-    before, after = seen[:, :, 0, :3], inputs["hindsight"].unflatten(0, (2, -1))[:, :, 0, :3]
+    before = seen[:, :, 0, :3]
+    after = inputs["hindsight"].unflatten(0, (2, -1))[:, :, 0, :3]
     ways = (after.transpose(0, 1) - before)[[0, 3]]  # those that are free, under both
     assert (ways.norm(dim=-1) > 0.001).all()
     result = objective(inputs)
