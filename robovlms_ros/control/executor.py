@@ -440,6 +440,11 @@ class ChunkExecutor:
 
 
 def _moving(joint: str, speed: float) -> str:
+    if not np.isfinite(speed):
+        return (
+            f"the speed of {joint} is not known: the newest joint states cover too little time. A "
+            "motion starts from rest."
+        )
     return (
         f"{joint} moves at {abs(speed):.2f} rad/s, though nothing is commanded: a motion starts from rest "
         f"(at most {REST_SPEED} rad/s). Wait until the arm is at rest."

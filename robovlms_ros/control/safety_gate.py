@@ -439,7 +439,8 @@ class SafetyGate:
         if self.refusals == 0 or now_ns < self._refusing_since_ns:
             self._refusing_since_ns = now_ns
         self.refusals += 1
-        window = self.robot.gate.refusal_window
+        gate = self.robot.gate
+        window = max(gate.refusal_window, gate.refusal_time) if gate.refusal_window > 0 else 0.0
         oldest_ns = now_ns - round(window * NANOSECONDS)
         recent = [t for t in self._refused_ns if oldest_ns <= t <= now_ns]
         self._refused_ns = (*recent, now_ns)

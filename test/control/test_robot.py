@@ -80,7 +80,7 @@ BAD = [
     ("gripper.close_below", 0.7, "(close_below, open_above)"),
     ("gripper.joint", "panda_joint1", "gripper.joint = 'panda_joint1': must be no joint of the arm"),
     ("gate", {"max_refusals": 0}, "gate.max_refusals = 0: must be 1 or more"),
-    ("gate", {"refusal_window": 1.0}, "gate.refusal_window = 1.0: must be 0, or from refusal_time"),
+    ("gate", {"refusal_window": -1.0}, "gate.refusal_window = -1.0: must be seconds, 0 to 3600"),
     ("gate", {"refusal_time": -1.0}, "gate.refusal_time = -1.0: must be seconds, 0 or more"),
     ("posture_gain", 2.0, "posture_gain = 2.0: must be from 0 to 1"),
     ("folder", "/etc", "unknown key 'folder'"),
