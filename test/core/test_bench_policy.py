@@ -316,7 +316,9 @@ def test_mid_sizes_have_the_parameters_that_they_say(backbone: str) -> None:
 def test_presets_name_cases_that_can_be_built(name: str, on_gpu: bool) -> None:
     for job in preset(name, on_gpu).jobs:
         config_of(job.case)
-        assert job.paths[0] == ("plain" if name == "parts" else "fast")
+        # A path that may fail or take minutes is a job of its own.
+        alone = name == "gpu" and len(job.paths) == 1
+        assert alone or job.paths[0] == ("plain" if name == "parts" else "fast")
         assert all(is_own(path) or path in BY_HAND for path in job.paths)
 
 
