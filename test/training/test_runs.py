@@ -79,3 +79,20 @@ def test_unknown_keys_are_refused(make_training_config, tmp_path):
         read_run(write(tmp_path / "a.yaml", {**mapping, "dta": {}}))
     with pytest.raises(ConfigError, match="data = 'bags': must be a mapping"):
         read_run(write(tmp_path / "b.yaml", {**mapping, "data": "bags"}))
+
+
+def test_the_shipped_file_for_recordings_is_whole():
+    from robovlms_ros.core.resources import find
+
+    run = read_run(find("from_recordings", "config/train"))
+    hindsight = run.config.training.hindsight
+    assert run.keep_images and hindsight.relabel and hindsight.episodes_per_scene == 2
+    assert hindsight.hand_camera.name in run.config.cameras
+    run.config.require_runnable()
+
+
+def test_keep_images_is_a_flag(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("model: {backbone: paligemma}\ndata: {keep_images: 3}\n")
+    with pytest.raises(ConfigError, match="keep_images = 3"):
+        read_run(path)

@@ -38,7 +38,7 @@ from robovlms_ros.training.engine.trainer import Trainer, seed_step
 
 log = logging.getLogger(__name__)
 # What may differ when a run goes on: none of it changes what was computed so far.
-FREE = ("epochs", "max_steps", "workers", "threads", "save_every", "gradient_checkpointing")
+FREE = ("epochs", "max_steps", "workers", "save_every", "gradient_checkpointing")
 Reported = Callable[[int, dict[str, float]], None]
 
 
