@@ -13,6 +13,7 @@ from rclpy.executors import (
     ExternalShutdownException,
     MultiThreadedExecutor,
     ShutdownException,
+    SingleThreadedExecutor,
     TimeoutException,
 )
 from rclpy.subscription import Subscription
@@ -76,6 +77,10 @@ class SteadyWaiting:
                 return super().wait_for_ready_callbacks(*args, **kwargs)  # type: ignore[misc]
             except (RCLError, InvalidHandle) as error:
                 logger.debug("waiting again: %s", error)
+
+
+class SteadySingleThreadedExecutor(SteadyWaiting, SingleThreadedExecutor):
+    """A SingleThreadedExecutor that goes on when something is destroyed meanwhile."""
 
 
 class SteadyExecutor(SteadyWaiting, MultiThreadedExecutor):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fake_arm import FakeArm, is_stop
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -21,7 +21,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.msg import ActionChunk, PolicyStatus
 from robovlms_ros.ros.observation_subscriber import LATCHED
-from robovlms_ros.ros.spinning import SteadyExecutor, SteadyWaiting
+from robovlms_ros.ros.spinning import SteadyExecutor, SteadySingleThreadedExecutor
 
 DEADLINE = 60.0
 SERVICES = {"reset": Trigger, "pause": SetBool, "confirm": Trigger}
@@ -43,17 +43,13 @@ def wait_for(condition, what, deadline=DEADLINE):
         time.sleep(0.02)
 
 
-class SingleThreaded(SteadyWaiting, SingleThreadedExecutor):
-    """For nodes that make and destroy things in the test's thread."""
-
-
 class Spinner:
     """Nodes spun in a thread of their own until `close`."""
 
     def __init__(self, *nodes, threads=1):
         self.nodes = nodes
         self._closing = False
-        self.executor = SingleThreaded() if threads == 1 else SteadyExecutor(threads)
+        self.executor = SteadySingleThreadedExecutor() if threads == 1 else SteadyExecutor(threads)
         for node in nodes:
             self.executor.add_node(node)
         self._thread = threading.Thread(target=self._spin, daemon=True)

@@ -25,7 +25,7 @@ import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from numpy.typing import NDArray
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
@@ -48,6 +48,7 @@ from robovlms_ros.ros.isolation import isolated_environment
 from robovlms_ros.ros.messages import from_time, to_time
 from robovlms_ros.ros.observation_subscriber import LATCHED
 from robovlms_ros.ros.processes import Child
+from robovlms_ros.ros.spinning import SteadySingleThreadedExecutor
 
 Array = NDArray[np.float64]
 
@@ -115,7 +116,7 @@ class FaultStage(Node):
         self._change = self.create_client(ChangeState, f"{NODE}/change_state")
         self._pause = self.create_client(SetBool, f"{NODE}/pause")
         self._reset = self.create_client(Trigger, f"{NODE}/reset")
-        self.executor_ = SingleThreadedExecutor()
+        self.executor_ = SteadySingleThreadedExecutor()
         self.executor_.add_node(self)
         self.executor_.add_node(self.arm)
         self.executor_.add_node(self.arm.controller)
