@@ -209,6 +209,9 @@ HOLD_NS = 2 * NANOSECONDS
 """A stop stays at its end for so long: a controller drops a trajectory that is wholly past when it
 arrives, so what a late stop changes must be when the arm stops, not whether."""
 
+REST_LEAD_NS = 250_000_000
+"""From now to the begin of a motion that leaves rest without hurry."""
+
 
 @dataclass(frozen=True)
 class _Memory:
@@ -349,13 +352,15 @@ class ChunkScheduler:
         if running is None or np.ptp(cut(running, now_ns).positions, axis=0).max() > 0:
             raise ScheduleRefused("the commanded motion is not at rest: it is not moved back.")
         _check_finite("target positions", positions)
-        splice_ns = now_ns + self._lead_ns
+        # At rest there is no hurry, and a message that arrives after its motion began is a jump.
+        lead_ns = max(self._lead_ns, REST_LEAD_NS)
+        splice_ns = now_ns + lead_ns
         self.forget_chunks()
         end = np.clip(positions, self._bounds.lower, self._bounds.upper)
         begin = running(np.array([splice_ns]))[0][0]
         back = move_slowly(splice_ns, begin, end, self._executable(), share)
         still = Spline(np.array([back.end_ns + HOLD_NS]), back.positions[-1:], back.velocities[-1:])
-        command = self._message(running, followed_by(back, still), now_ns, self._lead_ns)
+        command = self._message(running, followed_by(back, still), now_ns, lead_ns)
         self.commit(command)
         return command
 
