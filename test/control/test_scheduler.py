@@ -259,3 +259,23 @@ def test_a_stop_that_arrives_late_still_stops_the_arm(late):
         command = controller.update(now, TICK_NS, measured.positions, np.zeros(2))[0]
     np.testing.assert_array_equal(command, stop.positions[-1])
     np.testing.assert_array_equal(stop.positions[-2:], np.tile(stop.positions[-1], (2, 1)))
+
+
+def test_a_way_back_from_rest_that_arrives_late_does_not_jump():
+    scheduler, controller = ChunkScheduler(JOINTS, limits=LIMITS), TrajectoryController(JOINTS)
+    measured = RobotState(ns(1.1), intent(np.array(1.1)))
+    controller.accept(scheduler.update(chunk(1.0), ns(1.1), measured), ns(1.1))
+    commands = []
+    for tick in range(1500):
+        now = ns(1.1) + tick * TICK_NS
+        if now == ns(1.3):
+            controller.accept(scheduler.smooth_stop(now), now)
+        elif now == ns(2.1):
+            back = scheduler.move_back(commands[-1] - 0.1, now, 0.2)
+        elif now == ns(2.3):
+            begin = len(commands)
+            controller.accept(back, now)
+        commands.append(controller.update(now, TICK_NS, measured.positions, np.zeros(2))[0])
+    accelerations = np.diff(commands[begin - 2 :], n=2, axis=0) / (TICK_NS / NANOSECONDS) ** 2
+    assert np.abs(accelerations).max() <= 1.05 * min(LIMITS.acceleration)
+    np.testing.assert_allclose(commands[-1], commands[begin - 1] - 0.1, rtol=0, atol=1e-9)
