@@ -26,7 +26,7 @@ from fault_kinds import KINDS, STAYS_AT_REST, UNDETECTED, mended
 from fault_simulation import PANDA, START_NS, TICK, TICK_NS, Simulation
 from recorded_episodes import BEFORE, ReplayedPolicy, load_episodes
 
-from robovlms_ros.bench.faults.measure import PLAN, STOP, WORKING_SPEED
+from robovlms_ros.bench.faults.measure import PLAN, WORKING_SPEED
 from robovlms_ros.core.types import NANOSECONDS
 
 pytestmark = pytest.mark.ros
@@ -36,6 +36,7 @@ PARTS = 10
 SEED = 20261130
 FACTORS = (1.0, 1.4)
 RESTING = 1.5  # s recorded of a fault after which the arm must rest
+LONGEST_STOP = 0.9  # s: from 1.4 times the working speed and more, the lead included
 TICK_OF_NODE = 0.05  # s
 STATE = 0.01  # s between joint states
 IMAGE = 0.03  # s between images
@@ -166,5 +167,5 @@ def rest_allowed(sim, kind, at, name):
     assert stops, f"{name}: no stop was sent"
     sent = (stops[0].sent_ns - START_NS) / NANOSECONDS - at
     assert sent <= STOPPED_AFTER[kind] + TICK, f"{name}: the stop was sent after {sent:.3f} s"
-    assert stops[0].seconds <= STOP, f"{name}: the stop takes {stops[0].seconds:.3f} s"
+    assert stops[0].seconds <= LONGEST_STOP, f"{name}: the stop takes {stops[0].seconds:.3f} s"
     return sent + stops[0].seconds + TICK

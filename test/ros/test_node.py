@@ -21,6 +21,8 @@ def test_hears_only_cameras_joints_and_the_instruction(live):
     names = (
         "static/image_raw", "wrist/image_raw", "joint_states", "instruction", "success", status,
         "vla/human/twist", "vla/human/joint_states", "vla/human/joint_trajectory",
+        "vla/human/pose", "vla/human/joy", "vla/human/gripper",
+        "panda_arm_controller/transition_event",  # its lifecycle
     )
     # Only the type of the arm's controller and its parameters are read there.
     heard.discard("/parameter_events")
