@@ -360,8 +360,13 @@ class ChunkExecutor:
             return replace(measured, stamp_ns=now_ns, eef_pose=None)
         return RobotState(now_ns, commanded[0], commanded[1])
 
-    def smooth_stop(self, now_ns: int) -> AdmittedCommand:
+    def smooth_stop(
+        self, now_ns: int, clock: Callable[[], int] | None = None
+    ) -> AdmittedCommand:
         """A stop along the commanded motion; the next chunk continues from its end.
+
+        clock: the time now; a stop that took so long that it would arrive after its first point, a
+        jump, is computed once more with a longer lead. None: not measured.
 
         Chunks and gripper steps are forgotten. A stop that would collide gives way to the shortest
         one within the limits, that to the end of the running plan, where these are free;
@@ -370,16 +375,32 @@ class ChunkExecutor:
         the last command then ends at rest by itself.
         """
         self._plan = None
-        self.stop_conflict = ""
         running = self.guard.commanded
-        command = self.scheduler.smooth_stop(now_ns, self.gate.speed_scaling_at(now_ns))
-        if running is not None:
-            try:
-                command = self._free_stop(command, running, now_ns)
-            except CollisionGeometryError as error:
-                # A stop is never withheld for want of its check.
-                self.stop_conflict = f"the stop was not checked for collisions: {error}"
+        lead_ns = self.scheduler.lead_ns
+        command = self._checked_stop(running, now_ns, lead_ns)
+        spent_ns = 0 if clock is None else clock() - now_ns
+        if spent_ns > lead_ns // 2:  # the rest is the guard's, and the way to the controller
+            self.scheduler.resume(running)
+            now_ns += spent_ns
+            lead_ns = min(2 * spent_ns + lead_ns, LONGEST_LEAD_NS)
+            command = self._checked_stop(running, now_ns, lead_ns)
         return self._admitted(command, now_ns)
+
+    def _checked_stop(
+        self, running: Spline | None, now_ns: int, lead_ns: int
+    ) -> TrajectoryCommand:
+        """The stop, after the collision check. Raises as `smooth_stop`."""
+        self.stop_conflict = ""
+        scaling = self.gate.speed_scaling_at(now_ns)
+        command = self.scheduler.smooth_stop(now_ns, scaling, lead_ns=lead_ns)
+        if running is None:
+            return command
+        try:
+            return self._free_stop(command, running, now_ns, lead_ns)
+        except CollisionGeometryError as error:
+            # A stop is never withheld for want of its check.
+            self.stop_conflict = f"the stop was not checked for collisions: {error}"
+            return command
 
     def move_back(self, measured: RobotState, now_ns: int) -> AdmittedCommand | None:
         """A slow motion of the set point, which is at rest, to an arm at rest somewhere else.
@@ -417,7 +438,7 @@ class ChunkExecutor:
         return admitted
 
     def _free_stop(
-        self, command: TrajectoryCommand, running: Spline, now_ns: int
+        self, command: TrajectoryCommand, running: Spline, now_ns: int, lead_ns: int
     ) -> TrajectoryCommand:
         """The stop, or a shorter one. Raises CommandRejected to prefer the running plan's end."""
         contact = self.gate.sweep(curve_of(command), now_ns, STOP_MARGIN).contact
@@ -426,7 +447,7 @@ class ChunkExecutor:
         text = f"the smooth stop: {contact.text(now_ns)}"
         self.scheduler.resume(running)
         scaling = self.gate.speed_scaling_at(now_ns)
-        shortest = self.scheduler.smooth_stop(now_ns, scaling, shortest=True)
+        shortest = self.scheduler.smooth_stop(now_ns, scaling, shortest=True, lead_ns=lead_ns)
         if self.gate.sweep(curve_of(shortest), now_ns, STOP_MARGIN).contact is None:
             self.stop_conflict = f"{text}; the shortest stop was sent"
             return shortest

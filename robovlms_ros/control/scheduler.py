@@ -318,19 +318,25 @@ class ChunkScheduler:
         self._running = curve_of(command)
 
     def smooth_stop(
-        self, now_ns: int, speed_scaling: float = 1.0, shortest: bool = False
+        self,
+        now_ns: int,
+        speed_scaling: float = 1.0,
+        shortest: bool = False,
+        lead_ns: int | None = None,
     ) -> TrajectoryCommand:
         """A stop along the running plan, within the acceleration limits; it is the running plan
         from now on.
 
         No measurement enters: a wrong or old one would turn the stop into a jump. The message lasts
         HOLD_NS longer than the stop. speed_scaling: as in `stop_within`. shortest: within the
-        limits, whatever stop_time is. Raises ScheduleRefused when no motion is commanded.
+        limits, whatever stop_time is. lead_ns: from now to its begin, None for the configured one.
+        Raises ScheduleRefused when no motion is commanded.
         """
+        lead_ns = self._lead_ns if lead_ns is None else lead_ns
         running = self._running_at(now_ns)
         if running is None:
             raise ScheduleRefused("no motion is commanded: there is nothing to stop.")
-        splice_ns = now_ns + self._lead_ns
+        splice_ns = now_ns + lead_ns
         self.forget_chunks()
         if shortest:
             stop = shortest_stop(running, splice_ns, self._executable(), speed_scaling)
@@ -338,7 +344,7 @@ class ChunkScheduler:
             duration = self.config.stop_time
             stop = stop_within(running, splice_ns, duration, self._executable(), speed_scaling)
         still = Spline(np.array([stop.end_ns + HOLD_NS]), stop.positions[-1:], stop.velocities[-1:])
-        command = self._message(running, followed_by(stop, still), now_ns, self._lead_ns)
+        command = self._message(running, followed_by(stop, still), now_ns, lead_ns)
         self.commit(command)
         return command
 

@@ -1,4 +1,4 @@
-"""The disagreement of a policy that does not command the arm with whoever does.
+"""Disagreement between a policy that does not command the arm and the commanded motion.
 
 A shadow chunk is compared once its first COMPARED_AFTER seconds are past: its positions then with
 those that were commanded. No clock is read.

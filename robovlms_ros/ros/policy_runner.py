@@ -763,7 +763,7 @@ class PolicyRunner:
             return
         self._executor.shape = self._arm.shape
         try:
-            self._send(self._executor.smooth_stop(now), now)
+            self._send(self._executor.smooth_stop(now, self._advancing(now)), now)
             if self._executor.stop_conflict:
                 self._report.last_stop = f"{reason} ({self._executor.stop_conflict})"
         except (ScheduleRefused, CommandRejected) as error:

@@ -314,3 +314,18 @@ def test_the_latency_that_the_robot_allows_is_checked_before_it_moves(robot):
     assert "1.250 s pass from an image" in text and "max_latency = 1.0 s" in text
     with pytest.raises(ConfigError, match=r"max_latency = 0\.4: must be 0\.5 \(max_age\) or more"):
         dataclasses.replace(robot, max_latency=0.4)
+
+
+@pytest.mark.parametrize(("spent", "until"), [(0.0, 0.02), (0.03, 0.11)], ids=["in time", "late"])
+def test_a_stop_that_takes_long_begins_after_it_arrives(executor, robot, spent, until):
+    """It leaves the running plan no earlier than `until` s after now: lead, or twice the time and the lead from then."""
+    home = at(robot, 0.9)
+    executor.on_chunk(chunk(robot, 0.9, reach(robot, 0.9, since=0.9)), home, at(robot, 0.95), ns(0.95))
+    before = executor.guard.commanded
+    calls = iter((ns(1.2 + spent),))
+    executor.smooth_stop(ns(1.2), lambda: next(calls))
+    after = executor.guard.commanded
+    kept = np.array([ns(1.2 + until)])
+    np.testing.assert_allclose(after(kept)[0], before(kept)[0], rtol=0, atol=1e-9)
+    later = kept + ns(0.1)
+    assert np.abs(after(later)[0] - before(later)[0]).max() > 1e-4

@@ -1,4 +1,4 @@
-"""The disagreement of a shadow policy with whoever commands the arm.
+"""Disagreement between a shadow policy and the commanded motion.
 
 - A chunk is compared once, half a second after its stamp or at its end, at that instant.
 - Joints are the shadow's minus the commanded; the tool's distance is in metres.

@@ -86,7 +86,7 @@ class FakeArm(Node):
             self.follow(message)
 
     def follow(self, message):
-        """Execute a trajectory, whoever sent it."""
+        """Execute a trajectory of any sender."""
         points = tuple(TrajectoryPoint(from_time(p.time_from_start), p.positions, p.velocities) for p in message.points)
         try:
             self._controller.accept(
