@@ -318,7 +318,7 @@ def test_the_latency_that_the_robot_allows_is_checked_before_it_moves(robot):
 
 @pytest.mark.parametrize(("spent", "until"), [(0.0, 0.02), (0.03, 0.11)], ids=["in time", "late"])
 def test_a_stop_that_takes_long_begins_after_it_arrives(executor, robot, spent, until):
-    """It leaves the running plan no earlier than `until` s after now: lead, or twice the time and the lead from then."""
+    """It leaves the running plan `until` s after now or later: the lead, or that and twice the time spent."""
     home = at(robot, 0.9)
     executor.on_chunk(chunk(robot, 0.9, reach(robot, 0.9, since=0.9)), home, at(robot, 0.95), ns(0.95))
     before = executor.guard.commanded

@@ -85,9 +85,9 @@ class ModelArm(Arm):
         """Take every smooth stop of the executor for the motion's end, a rejected one too."""
         smooth_stop = executor.smooth_stop
 
-        def observed(now_ns):
+        def observed(now_ns, clock=None):
             self.ended = True
-            self.stop = smooth_stop(now_ns)
+            self.stop = smooth_stop(now_ns, clock)
             return self.stop
 
         executor.smooth_stop = observed

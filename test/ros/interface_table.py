@@ -1,4 +1,4 @@
-"""The table of the node's interfaces in docs/operate.md, which a test compares with the node."""
+"""The table of the node's interfaces in docs/operate.md, and the interfaces of the running node."""
 
 import re
 from pathlib import Path
@@ -16,3 +16,24 @@ def table(node="/vla_node", space=""):
         rows[full, kind] = of
     assert len(rows) > 20
     return rows
+
+
+def running(graph):
+    """(absolute name, kind) -> type of the running node's interfaces, an action's own parts left out."""
+    from rclpy.action import get_action_server_names_and_types_by_node
+
+    node = graph.node
+    where = ("vla", f"/{graph.namespace}")
+    found = {
+        "publisher": node.get_publisher_names_and_types_by_node(*where),
+        "subscription": node.get_subscriber_names_and_types_by_node(*where),
+        "service": node.get_service_names_and_types_by_node(*where),
+        "client": node.get_client_names_and_types_by_node(*where),
+        "action": get_action_server_names_and_types_by_node(node, *where),
+    }
+    return {
+        (name, kind): types[0]
+        for kind, entries in found.items()
+        for name, types in entries
+        if "/_action/" not in name
+    }

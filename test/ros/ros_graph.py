@@ -43,6 +43,14 @@ def wait_for(condition, what, deadline=DEADLINE):
         time.sleep(0.02)
 
 
+def answer(client, **fields):
+    """The answer of a service; another thread spins the client's node."""
+    wait_for(client.service_is_ready, f"the service {client.srv_name}")
+    future = client.call_async(client.srv_type.Request(**fields))
+    wait_for(future.done, f"an answer of {client.srv_name}")
+    return future.result()
+
+
 class Spinner:
     """Nodes spun in a thread of their own until `close`."""
 
@@ -103,11 +111,7 @@ class Listener(Node):
         self._instruction.publish(String(data=text))
 
     def call(self, name, **fields):
-        client = self._calls[name]
-        wait_for(client.service_is_ready, f"the service {name}")
-        future = client.call_async(client.srv_type.Request(**fields))
-        wait_for(future.done, f"an answer of {name}")
-        return future.result()
+        return answer(self._calls[name], **fields)
 
     def wait_state(self, state, detail=""):
         def reached():
@@ -160,6 +164,7 @@ class Graph:
     count = 0
 
     wait_for = staticmethod(wait_for)
+    answer = staticmethod(answer)
 
     def __init__(self, checkpoint, node="vla", joint_states="joint_states", **values):
         from robovlms_ros.ros.vla_node import VLANode

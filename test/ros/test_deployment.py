@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 import yaml
-from interface_table import ROOT
+from interface_table import ROOT, running
 
 pytestmark = pytest.mark.ros
 
@@ -44,27 +44,6 @@ def allowed(node, space):
     return found
 
 
-def offered(graph):
-    """The same of the running node."""
-    from rclpy.action import get_action_server_names_and_types_by_node
-
-    node = graph.node
-    where = ("vla", f"/{graph.namespace}")
-    found = {
-        "publisher": node.get_publisher_names_and_types_by_node(*where),
-        "subscription": node.get_subscriber_names_and_types_by_node(*where),
-        "service": node.get_service_names_and_types_by_node(*where),
-        "client": node.get_client_names_and_types_by_node(*where),
-        "action": get_action_server_names_and_types_by_node(node, *where),
-    }
-    return {
-        (name, kind)
-        for kind, entries in found.items()
-        for name, _ in entries
-        if "/_action/" not in name
-    }
-
-
 def test_policy_is_the_running_node(make_graph):
     graph = make_graph(
         robot_may_move_topic="robot_may_move", use_sim_time=True,
@@ -75,8 +54,8 @@ def test_policy_is_the_running_node(make_graph):
     graph.activate()
     expected = allowed("vla", f"/{graph.namespace}")
     graph.wait_for(
-        lambda: offered(graph) == expected,
-        lambda: f"the policy's graph; differing: {sorted(offered(graph) ^ expected)}",
+        lambda: running(graph).keys() == expected,
+        lambda: f"the policy's graph; differing: {sorted(running(graph).keys() ^ expected)}",
         deadline=30.0,
     )
 

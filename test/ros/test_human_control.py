@@ -63,11 +63,7 @@ class Person:
             self.publishers[made[0]].publish(made[1])
 
     def call(self, name):
-        client = self._services[name]
-        self.graph.wait_for(client.service_is_ready, name)
-        future = client.call_async(client.srv_type.Request())
-        self.graph.wait_for(future.done, f"an answer of {name}")
-        return future.result()
+        return self.graph.answer(self._services[name])
 
     def fall_silent(self):
         """Stop the stream, and wait until what is under way has arrived."""

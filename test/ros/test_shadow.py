@@ -39,11 +39,7 @@ class ShadowListener:
         self._spinner = Spinner(self.node)
 
     def call(self, name):
-        client = self._services[name]
-        self.graph.wait_for(client.service_is_ready, name)
-        future = client.call_async(client.srv_type.Request())
-        self.graph.wait_for(future.done, f"an answer of {name}")
-        return future.result()
+        return self.graph.answer(self._services[name])
 
     def close(self):
         self._spinner.close()
