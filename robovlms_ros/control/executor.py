@@ -70,7 +70,9 @@ MARGIN_NS = 5_000_000
 """The part of a message's lead that is left for the way to the controller."""
 
 LONGEST_LEAD_NS = 200_000_000
-"""The longest lead of a message that is computed a second time."""
+"""The longest lead of a message that is computed again."""
+
+STOP_ATTEMPTS = 3
 
 STOP_MARGIN = 0.5
 """Part of the collision margins that a stop keeps: it may leave the plan's path by the rest."""
@@ -366,25 +368,29 @@ class ChunkExecutor:
         """A stop along the commanded motion; the next chunk continues from its end.
 
         clock: the time now; a stop that took so long that it would arrive after its first point, a
-        jump, is computed once more with a longer lead. None: not measured.
+        jump, is computed again with a longer lead. None: not measured.
 
         Chunks and gripper steps are forgotten. A stop that would collide gives way to the shortest
         one within the limits, that to the end of the running plan, where these are free;
         `stop_conflict` reports it. Raises ScheduleRefused where no motion is commanded,
-        CommandRejected where the stop itself breaks a limit or the running plan's end is preferred:
-        the last command then ends at rest by itself.
+        CommandRejected where the stop itself breaks a limit, comes too late at every attempt, or
+        the running plan's end is preferred: the last command then ends at rest by itself.
         """
         self._plan = None
         running = self.guard.commanded
         lead_ns = self.scheduler.lead_ns
-        command = self._checked_stop(running, now_ns, lead_ns)
-        spent_ns = 0 if clock is None else clock() - now_ns
-        if spent_ns > lead_ns // 2:  # the rest is the guard's, and the way to the controller
+        for _ in range(STOP_ATTEMPTS):
+            command = self._checked_stop(running, now_ns, lead_ns)
+            spent_ns = 0 if clock is None else clock() - now_ns
+            if spent_ns <= lead_ns // 2:  # the rest is the guard's, and the way to the controller
+                return self._admitted(command, now_ns)
             self.scheduler.resume(running)
             now_ns += spent_ns
             lead_ns = min(2 * spent_ns + lead_ns, LONGEST_LEAD_NS)
-            command = self._checked_stop(running, now_ns, lead_ns)
-        return self._admitted(command, now_ns)
+        raise CommandRejected(
+            f"the stop took {spent_ns / 1e6:.0f} ms to compute and would arrive too late; the running "
+            "motion ends at rest by itself. Relieve the machine."
+        )
 
     def _checked_stop(
         self, running: Spline | None, now_ns: int, lead_ns: int

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from robovlms_ros.control.executor import GripperSwitch, build_executor
+from robovlms_ros.control.motion_guard import CommandRejected
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.schedule import ScheduleRefused, latency_excess
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
@@ -322,10 +323,20 @@ def test_a_stop_that_takes_long_begins_after_it_arrives(executor, robot, spent, 
     home = at(robot, 0.9)
     executor.on_chunk(chunk(robot, 0.9, reach(robot, 0.9, since=0.9)), home, at(robot, 0.95), ns(0.95))
     before = executor.guard.commanded
-    calls = iter((ns(1.2 + spent),))
+    calls = iter((ns(1.2 + spent), ns(1.2 + spent)))
     executor.smooth_stop(ns(1.2), lambda: next(calls))
     after = executor.guard.commanded
     kept = np.array([ns(1.2 + until)])
     np.testing.assert_allclose(after(kept)[0], before(kept)[0], rtol=0, atol=1e-9)
     later = kept + ns(0.1)
     assert np.abs(after(later)[0] - before(later)[0]).max() > 1e-4
+
+
+def test_a_stop_that_always_comes_too_late_is_not_sent(executor, robot):
+    home = at(robot, 0.9)
+    executor.on_chunk(chunk(robot, 0.9, reach(robot, 0.9, since=0.9)), home, at(robot, 0.95), ns(0.95))
+    before = executor.guard.commanded
+    calls = iter(ns(1.2 + 0.3 * count) for count in range(1, 9))
+    with pytest.raises(CommandRejected, match=r"took 300 ms .* would arrive too late.* ends at rest by itself"):
+        executor.smooth_stop(ns(1.2), lambda: next(calls))
+    assert executor.guard.commanded is before
