@@ -8,6 +8,12 @@ from robovlms_ros.evaluation.bags.reader import RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
 
 
+DISCARD = "discard"
+MARKS = ("end", "success", "failure", DISCARD)
+"""Texts of episode markers that end an episode, or judge the one that has ended. Any other text
+begins one."""
+
+
 @dataclass(frozen=True)
 class ObservationEvent:
     """A complete observation. now_ns: when the bag received the message that completed it. camera:
@@ -50,6 +56,7 @@ class Restart:
     """Something begins anew. episode: the one that begins. forget: the node forgets history and
     plan as well (a pause, a clock jump). jump: earlier records hold no information about
     follows (a clock jump, an arm put elsewhere).
+    mark: one of MARKS, of the episodes from number `since` on; empty where something else restarts.
     """
 
     now_ns: int
@@ -57,6 +64,8 @@ class Restart:
     episode: int
     forget: bool = True
     jump: bool = False
+    mark: str = ""
+    since: int = 0
 
 
 @dataclass(frozen=True)

@@ -319,6 +319,10 @@ class Replay:
             # A new instruction reaches the session with its next observation; the plan under way
             # goes on.
             runner.reset(event.forget, event.forget or event.jump)
+        if event.mark and event.mark != "end":
+            for episode in self.episodes:
+                if episode["index"] >= event.since:
+                    episode["mark"] = event.mark
         if event.jump:
             self._tracks.motion.clear()
             self._tracks.chunks.clear()

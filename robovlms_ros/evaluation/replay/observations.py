@@ -29,6 +29,7 @@ from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
 from robovlms_ros.evaluation.bags.tf import TransformTree
 from robovlms_ros.evaluation.replay.calibration import Calibration, RecordedCamera
 from robovlms_ros.evaluation.replay.events import (
+    MARKS,
     CommandEvent,
     Event,
     JointStateEvent,
@@ -120,6 +121,10 @@ class BagObservations:
         self._names = {topic: name for name, topic in self.mapping.cameras.items()}
         self._fixed = self.instruction
         self._episode = 0
+        self._begun = 0  # number of the episode that a marker or an instruction began
+        self._over = False  # a mark ended it
+        self._has_begin_markers = False
+        self._echoed = ""
         self._paused = False
         self._stamp = 0
         self._newest: RobotState | None = None
@@ -204,7 +209,7 @@ class BagObservations:
             self._told = True
             yield from self._on_instruction(message.data.strip(), now_ns)
         elif topic == mapping.episodes:
-            yield self._restart(now_ns, f"episode marker: {message.data}")
+            yield self._on_marker(message.data, now_ns)
         elif topic == mapping.status:
             yield from self._on_status(message, now_ns)
         if topic == mapping.commands and mapping.command_kind != "action_chunk":
@@ -266,6 +271,9 @@ class BagObservations:
             return
         if self._paused:
             self.lost["images while the node was paused"] += 1
+            return
+        if self._over:
+            self.lost["images between the end of an episode and the next one's beginning"] += 1
             return
         try:
             state = self.state_at(stamp_ns)
@@ -337,8 +345,19 @@ class BagObservations:
         possible = 3 * np.array(self.robot.limits.velocity) * (state.stamp_ns - before.stamp_ns) / NANOSECONDS
         return bool((moved > np.maximum(possible, TELEPORT)).any())
 
+    def _on_marker(self, text: str, now_ns: int) -> Restart:
+        restart = self._restart(now_ns, f"episode marker: {text}")
+        self._over = text in MARKS
+        if self._over:
+            return replace(restart, mark=text, since=self._begun)
+        self._begun = self._episode
+        self._has_begin_markers = True
+        return restart
+
     def _on_instruction(self, text: str, now_ns: int) -> Iterator[Event]:
-        if text == self.instruction:
+        # Where markers begin episodes, an instruction after a mark precedes the next marker.
+        begins = self._over and not self._has_begin_markers
+        if text == self.instruction and not begins:
             return
         if not text or len(text) > self.max_instruction:
             self.lost["instructions that are empty or too long, which the node refuses"] += 1
@@ -350,6 +369,9 @@ class BagObservations:
         self.instruction = text
         if not first:
             yield self._restart(now_ns, f"instruction: {text}", forget=False)
+        if not self._has_begin_markers:
+            self._begun = self._episode
+            self._over = False
 
     def _on_status(self, message: Any, now_ns: int) -> Iterator[Event]:
         paused = message.state in ("paused", "inactive")
@@ -358,8 +380,10 @@ class BagObservations:
         self._paused = paused
         # The node's parameters may have given it the instruction. Where a topic does, status only
         # echoes it, late.
-        if not self._told and not self._fixed and message.instruction.strip():
-            yield from self._on_instruction(message.instruction.strip(), now_ns)
+        echoed = message.instruction.strip()
+        if not self._told and not self._fixed and echoed and echoed != self._echoed:
+            yield from self._on_instruction(echoed, now_ns)
+        self._echoed = echoed
 
     def _restart(self, now_ns: int, reason: str, forget: bool = True, jump: bool = False) -> Restart:
         if forget and jump:

@@ -3,6 +3,7 @@
 - Frames lie on the training rate's grid, each with the image of its stamp; a faster camera's nearest images are taken.
 - Actions are the recorded commands at the step's time, for set points and for trajectories, absolute and as deltas.
 - Steps after the episode's end are not known; markers and new instructions begin episodes.
+- Discarded episodes are left out, successes and failures are chosen by `outcomes`; the last mark counts.
 - SQLite, and compressed by message or file, gives what MCAP gives; compressed images are read, a damaged one is named.
 - A pickled copy and forked workers read the same images; several processes open bags as one does.
 """
@@ -158,6 +159,78 @@ def test_markers_and_instructions_begin_episodes(bags, tmp_path):
     assert len({source.origin(i) for i in range(3)}) == 3
     first = source.arrays(0)
     assert not first.known[-1, 2:].any() and first.known[0].all()  # the next episode's commands are not this one's
+
+
+def marked(bags, path, marks, **options):
+    """A bag of 4 s with texts on the episode topic: tick (10 ms) -> text."""
+    def also(bag: Any, tick: int, now: int) -> None:
+        if tick in marks:
+            bag.text("/episode", now, marks[tick])
+
+    return bags.write(path, 4.0, also=also, **options)
+
+
+def test_discarded_episodes_are_left_out_and_outcomes_chosen(bags, tmp_path):
+    path = marked(bags, tmp_path / "bag", {
+        20: "go", 80: "success", 100: "again", 160: "failure", 200: "third", 250: "discard",
+        300: "fourth", 380: "end"})
+    source = open_sources([path], bags.config(), bags.MAPPING)
+    name = f"{path}, episode"
+    assert [source.origin(i) for i in range(len(source))] == [f"{name} 0", f"{name} 3"]
+    assert [source.length(i) for i in (0, 1)] == [12, 16]  # nothing of the time between episodes
+    assert source.dropped[f"{name} 2"] == "it was discarded"
+    assert "its outcome is failure, which data.bag.outcomes" in source.dropped[f"{name} 1"]
+    assert any("left out: it was discarded" in note for note in source.notes)
+    for outcomes, origins in ((["success"], [0]), (["failure"], [1]), (["success", "failure", "unknown"], [0, 1, 3])):
+        mapping = {"bag": {**bags.MAPPING["bag"], "outcomes": outcomes}}
+        chosen = open_sources([path], bags.config(), mapping)
+        assert [chosen.origin(i) for i in range(len(chosen))] == [f"{name} {k}" for k in origins]
+    with pytest.raises(ConfigError, match=r"data.bag.outcomes.*discard.*some of success, failure, unknown"):
+        open_sources([path], bags.config(), {"bag": {**bags.MAPPING["bag"], "outcomes": ["discard"]}})
+
+
+def test_the_last_mark_counts_and_a_flaw_of_a_discarded_episode_does_not(bags, tmp_path):
+    def also(bag: Any, tick: int, now: int) -> None:
+        if tick == 30:
+            bag.joints(now, np.full(8, np.nan), "/leader/joint_states")
+        texts = {0: "one", 60: "success", 70: "discard", 100: "two", 150: "discard", 160: "success"}
+        if tick in texts:
+            bag.text("/episode", now, texts[tick])
+
+    path = bags.write(tmp_path / "bag", 2.0, also=also)
+    source = open_sources([path], bags.config(), bags.MAPPING)
+    assert [source.origin(i) for i in range(len(source))] == [f"{path}, episode 1"]
+    assert not any(flaw.refuse for flaw in source.flaws)
+
+
+def test_marks_of_episodes_that_instructions_begin(bags, tmp_path):
+    """A policy's runs: the node publishes the outcome and nobody begins an episode by hand."""
+    def also(bag: Any, tick: int, now: int) -> None:
+        if tick in (100, 250):
+            bag.text("/episode", now, "success" if tick == 100 else "failure")
+        if tick == 150:
+            bag.text("/instruction", now, "lift the cube")  # the same words once more
+
+    path = bags.write(tmp_path / "bag", 4.0, also=also)
+    mapping = {"bag": {**bags.MAPPING["bag"], "outcomes": ["success", "failure", "unknown"]}}
+    source = open_sources([path], bags.config(), mapping)
+    assert [source.length(i) for i in range(len(source))] == [20, 20]
+    assert [source.origin(i) for i in range(2)] == [f"{path}, episode 0", f"{path}, episode 1"]
+    assert "its outcome is failure" in str(open_sources([path], bags.config(), bags.MAPPING).dropped)
+
+
+def test_a_bag_with_nothing_but_discarded_episodes(bags, tmp_path):
+    path = marked(bags, tmp_path / "bag", {0: "go", 300: "discard"})
+    with pytest.raises(DataError, match=r"no episode is left.*episode 0: it was discarded"):
+        open_sources([path], bags.config(), bags.MAPPING)
+    other = bags.write(tmp_path / "other", 1.0)
+    assert len(open_sources([path, other], bags.config(), bags.MAPPING)) == 1
+
+
+def test_a_mark_without_images_concerns_no_earlier_episode(bags, tmp_path):
+    path = marked(bags, tmp_path / "bag", {0: "go", 200: "end", 251: "by mistake", 253: "discard"})
+    source = open_sources([path], bags.config(), bags.MAPPING)
+    assert [source.length(i) for i in range(len(source))] == [40] and not source.dropped
 
 
 def test_trajectories_and_the_motion_itself(bags, tmp_path):

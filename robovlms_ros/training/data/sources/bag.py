@@ -19,6 +19,7 @@ from robovlms_ros.core.schema import ConfigError, build
 from robovlms_ros.core.types import NANOSECONDS, ObservationError
 from robovlms_ros.evaluation.bags.mapping import bag_description
 from robovlms_ros.evaluation.bags.reader import Bag
+from robovlms_ros.evaluation.replay.events import DISCARD
 from robovlms_ros.evaluation.replay.steps import step_times
 from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.observations.images import to_rgb
@@ -106,8 +107,11 @@ class BagSource:
         reader = BagReader(path, config, data, robot, kinematics)
         reader.read()
         _require_frames(reader)
-        episodes = [episode for recorded in reader.recorded for episode in _episodes(reader, recorded)]
-        if not episodes:
+        left = {r.origin: _outcome_text(r.outcome) for r in reader.recorded if r.outcome not in data.outcomes}
+        reader.flaws = [flaw for flaw in reader.flaws if flaw.where not in left]
+        kept_ones = [recorded for recorded in reader.recorded if recorded.origin not in left]
+        episodes = [episode for recorded in kept_ones for episode in _episodes(reader, recorded)]
+        if kept_ones and not episodes:
             raise DataError(
                 f"{path}: {sum(len(p.frames) for r in reader.recorded for p in r.pieces)} images, but none is followed "
                 "by a command that says what the arm and its gripper were told. Was the command topic silent? Its "
@@ -115,8 +119,8 @@ class BagSource:
             )
         reader.notes += [f"{count} times: {reason}" for reason, count in reader.lost.items()]
         kept = {episode.origin for episode in episodes}
-        dropped = {recorded.origin: f"no {reader.horizon} steps in a row of it are known"
-                   for recorded in reader.recorded if recorded.origin not in kept}
+        dropped = left | {recorded.origin: f"no {reader.horizon} steps in a row of it are known"
+                          for recorded in kept_ones if recorded.origin not in kept}
         reader.notes += [f"{name} is left out: {why}" for name, why in dropped.items()]
         return cls(path, config.cameras, 1.0 / config.action.step_duration, reader.topics, episodes, reader.flaws,
                    reader.notes, dropped, reader.encodings)
@@ -165,6 +169,12 @@ class BagSource:
             raise DataError(f"{origin}: {len(missing)} images of {topic} that were there when the bag was opened are "
                             "gone. Has the file been changed since?")
         return found
+
+
+def _outcome_text(outcome: str) -> str:
+    if outcome == DISCARD:
+        return "it was discarded"
+    return f"its outcome is {outcome}, which data.bag.outcomes leaves out"
 
 
 def _runs(times: Sequence[int]) -> list[tuple[int, int]]:

@@ -48,6 +48,11 @@ from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.training.data.episodes import Array, DataError, Flaw
 
 
+UNKNOWN = "unknown"
+OUTCOMES = ("success", "failure", UNKNOWN)
+"""Outcomes of episodes that can be trained on; UNKNOWN is that of an episode without a mark."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image that was seen and not kept."""
@@ -89,11 +94,14 @@ class Piece:
 
 @dataclass
 class Recorded:
-    """One recorded episode. end_ns: when the next one began; None for the last."""
+    """One recorded episode. number: of its events. end_ns: when the next one began; None for the
+    last. outcome: a mark of success, failure or discard, else UNKNOWN."""
 
     origin: str
+    number: int
     pieces: list[Piece] = field(default_factory=list)
     end_ns: int | None = None
+    outcome: str = UNKNOWN
 
 
 class Grid:
@@ -159,6 +167,7 @@ class BagData:
     stamps: `bag` times images by their reception in the bag, for recordings whose images are
         stamped zero.
     camera: by name, as the node's `camera.NAME.encoding`.
+    outcomes: of the episodes to train on, some of OUTCOMES; discarded ones are always left out.
     frame_tolerance: s by which an image may miss its place on the training rate's grid; None is
         half a step. An episode is cut where no image is near enough.
     """
@@ -171,8 +180,11 @@ class BagData:
     frame_tolerance: float | None = None
     stamps: Stamps = "header"
     camera: dict[str, BagCamera] = field(default_factory=dict)
+    outcomes: tuple[str, ...] = ("success", UNKNOWN)
 
     def __post_init__(self) -> None:
+        allowed = bool(self.outcomes) and set(self.outcomes) <= set(OUTCOMES)
+        require(allowed, "data.bag.outcomes", list(self.outcomes), f"some of {', '.join(OUTCOMES)}")
         for name in ("camera_tolerance", "joint_states_tolerance", "frame_tolerance"):
             value = getattr(self, name)
             require(value is None or 0 < value <= 10, f"data.bag.{name}", value, "above 0 and at most 10 s")
@@ -201,6 +213,7 @@ class BagReader:
         self._open: Recorded | None = None
         self._waiting: deque[tuple[Piece, BagFrame]] = deque()
         self._begin_ns: int | None = None
+        self._has_begin_markers = False
 
     def read(self) -> None:
         """One pass. Raises DataError, BagError and ConfigError."""
@@ -212,7 +225,6 @@ class BagReader:
             self.topics = mapping.cameras
             self._cameras = {topic: name for name, topic in mapping.cameras.items()}
             self._tracks = self._make_tracks(mapping)
-            self._awaits_marker = bool(mapping.episodes and (bag.counts or {}).get(mapping.episodes))
             data = self.data
             self.encodings = encodings_of(bag, mapping, data.camera, "data.bag.camera")
             inputs = BagObservations(
@@ -303,7 +315,12 @@ class BagReader:
         return (now_ns - (self._begin_ns or now_ns)) / NANOSECONDS
 
     def _restart(self, event: Restart) -> None:
-        self._awaits_marker = self._awaits_marker and not event.reason.startswith("episode marker")
+        if event.mark and event.mark != "end":
+            for recorded in self.recorded:
+                if recorded.number >= event.since:
+                    recorded.outcome = event.mark
+        elif event.reason.startswith("episode marker") and not event.mark:
+            self._on_begin_marker()
         if self._open is not None:
             self._open.end_ns = None if event.jump else event.now_ns
             if event.jump and "jumped back" in event.reason:
@@ -320,16 +337,26 @@ class BagReader:
                     track.clear()
             self._tracks.chunks.clear()
 
+    def _on_begin_marker(self) -> None:
+        """Forget the unmarked episodes that precede the first marker that begins one."""
+        if self._has_begin_markers:
+            return
+        self._has_begin_markers = True
+        before = [recorded for recorded in self.recorded if recorded.outcome == UNKNOWN]
+        images = sum(len(piece.frames) for recorded in before for piece in recorded.pieces)
+        if images:
+            self.lost["images before the first episode marker"] += images
+        self.recorded = [recorded for recorded in self.recorded if recorded not in before]
+        origins = {recorded.origin for recorded in before}
+        self.flaws = [flaw for flaw in self.flaws if flaw.where not in origins]
+
     def _see(self, seen: ObservationEvent) -> None:
         observation = seen.observation
         self._newest_ns = seen.now_ns
         self._begin_ns = seen.now_ns if self._begin_ns is None else self._begin_ns
-        if self._awaits_marker:
-            self.lost["images before the first episode marker"] += 1
-            return
         assert observation.state is not None
         if self._open is None:
-            self._open = Recorded(f"{self.path}, episode {len(self.recorded)}")
+            self._open = Recorded(f"{self.path}, episode {len(self.recorded)}", seen.episode)
             self._open.pieces.append(Piece(observation.instruction))
             self.recorded.append(self._open)
         frame = BagFrame(observation.stamp_ns, observation.state, dict(observation.images))  # type: ignore[arg-type]
