@@ -1,13 +1,31 @@
 """Record a rosbag (MCAP) of everything that evaluation and training need. Needs ROS.
 
-Cameras, joint states, commands, instruction, chunks, status and the node's configuration. In a
-terminal, a line (its text, or just Enter) begins an episode; Ctrl-C ends the recording.
+Cameras, joint states, commands, instruction, chunks, status and the node's configuration, with the
+live rate of every topic. Keys in a terminal: b or Enter begins an episode, t begins one with a
+typed name, e ends it, s and f end it as a success or a failure, d discards it; s, f and d also
+judge the last one after its end. Ctrl-C ends the recording.
 """
 
 import argparse
+import codecs
+import os
+import re
 import select
+import shutil
+import signal
 import sys
+import termios
+import tty
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TextIO
+
+KEYS = {"b": "", "\n": "", "e": "end", "s": "success", "f": "failure", "d": "discard"}
+HELP = "b begin  t begin with a name  e end  s success  f failure  d discard  Ctrl-C ends the recording"
+SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|O.|[^\[O\x1b])")
+"""Arrow keys and the like, whose last letter is no key of ours."""
+PLAIN_EVERY = 10
+"""Calls of `show` for each line of an output that is no terminal."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,16 +54,128 @@ def run(args: argparse.Namespace) -> int:
     if args.print_command:
         return 0
     print(f"recording to {args.output}; Ctrl-C ends it", flush=True)
-    record(options, print, typed_line if sys.stdin.isatty() else None)
+    with RecordingTerminal(sys.stdin, sys.stdout) as terminal:
+        record(options, terminal.log, terminal)
     return 0
 
 
-def typed_line() -> str | None:
-    """A line that was typed, None when none came for a moment. Raises EOFError at the end of the
-    input."""
-    if not select.select([sys.stdin], [], [], 0.2)[0]:
+class RecordingTerminal:
+    """Keys of a terminal, read one by one, and a block of rates at its end; without a terminal a
+    line of rates now and then. Use as a context manager: it restores the terminal's mode.
+    """
+
+    def __init__(self, keyboard: TextIO, screen: TextIO) -> None:
+        self._keyboard = keyboard.fileno() if keyboard.isatty() else None
+        self._screen = screen
+        self._is_terminal = screen.isatty()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._mode: list[Any] | None = None  # the terminal's own
+        self._name: str | None = None  # the name that is being typed
+        self._block: list[str] = []
+        self._rows: list[str] = []
+        self._episode = "none"
+        self._shown = 0
+
+    def __enter__(self) -> "RecordingTerminal":
+        if self._keyboard is not None:
+            self._continued = signal.signal(signal.SIGCONT, lambda *_: self._take_keys())
+            self._take_keys()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._erase()
+        if self._keyboard is not None:
+            signal.signal(signal.SIGCONT, self._continued)
+            if self._mode is not None and self._in_foreground():
+                with suppress(termios.error):  # the terminal was closed
+                    termios.tcsetattr(self._keyboard, termios.TCSANOW, self._mode)
+
+    def _in_foreground(self) -> bool:
+        """False for a background job, which the kernel stops for reading the terminal."""
+        assert self._keyboard is not None
+        try:
+            return os.tcgetpgrp(self._keyboard) == os.getpgrp()
+        except OSError:
+            return True  # a terminal that controls no session has no background
+
+    def _take_keys(self) -> None:
+        """Read keys without Enter from now on; after a pause by Ctrl-Z again."""
+        assert self._keyboard is not None
+        if self._in_foreground():
+            self._mode = self._mode or termios.tcgetattr(self._keyboard)
+            tty.setcbreak(self._keyboard, termios.TCSANOW)
+
+    def marks(self) -> list[str]:
+        """See RecordingConsole."""
+        keyboard = self._keyboard
+        if keyboard is None or not select.select([keyboard], [], [], 0)[0] or not self._in_foreground():
+            return []
+        try:
+            data = os.read(keyboard, 4096)
+        except OSError:  # the terminal was closed
+            data = b""
+        if not data:
+            self._mode = None
+            self._keyboard = None
+            return []
+        text = SEQUENCE.sub("", self._decoder.decode(data)).replace("\r", "\n")
+        found = [self._press(key) for key in text]
+        self._draw()
+        return [mark for mark in found if mark is not None]
+
+    def _press(self, key: str) -> str | None:
+        """The marker of a key; None for one that only edits a name, and for unknown ones."""
+        if self._name is None:
+            if key == "t":
+                self._name = ""
+            return KEYS.get(key)
+        name = self._name
+        if key in ("\n", "\x1b"):
+            self._name = None
+            return name.strip() if key == "\n" else None
+        self._name = name[:-1] if key in ("\x7f", "\b") else name + key if key.isprintable() else name
         return None
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.strip()
+
+    def log(self, text: str) -> None:
+        """Print a line above the block."""
+        self._erase()
+        print(text, file=self._screen, flush=True)
+        self._draw()
+
+    def show(self, rows: list[tuple[str, float, int, str]], episode: str) -> None:
+        """See RecordingConsole."""
+        self._shown += 1
+        self._episode = episode or "none"
+        if self._keyboard is not None and self._mode is None:
+            self._take_keys()  # a background job that came to the foreground
+        if self._is_terminal:
+            self._rows = [f"{rate:8.1f} Hz {count:8d}  {topic}{f'   {state}' if state else ''}"
+                          for topic, rate, count, state in rows]
+            self._draw()
+        elif rows and self._shown % PLAIN_EVERY == 0:
+            rates = ", ".join(f"{topic} {rate:.1f} Hz{f' ({state})' if state else ''}"
+                              for topic, rate, count, state in rows if count or state != "no publisher")
+            absent = ", ".join(topic for topic, _, _, state in rows if state == "no publisher")
+            print(f"episode: {self._episode}; {rates}; no publisher: {absent or 'none'}",
+                  file=self._screen, flush=True)
+
+    def _draw(self) -> None:
+        self._erase()
+        if not self._rows:
+            return
+        columns, lines = shutil.get_terminal_size()
+        below = [f"episode: {self._episode}"]
+        if self._keyboard is not None:
+            below.append(HELP if self._name is None else f"name: {self._name}_")
+        rows = [*self._rows[:max(lines - 1 - len(below), 0)], *below]
+        self._block = [row[:columns - 1] for row in rows]
+        self._screen.write("".join(f"{row}\n" for row in self._block))
+        self._screen.flush()
+
+    def _erase(self) -> None:
+        """Remove the block; a terminal that became narrower has broken its rows."""
+        if self._block:
+            columns = max(shutil.get_terminal_size().columns, 1)
+            up = sum(max(-(-len(row) // columns), 1) for row in self._block)
+            self._screen.write(f"\x1b[{up}A\r\x1b[J")
+            self._block = []

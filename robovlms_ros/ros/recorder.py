@@ -6,28 +6,55 @@ time. Topics that are not there yet are subscribed as they appear, as `ros2 bag 
 
 A topic that cannot be recorded is left out with the reason. A disk that runs full ends the
 recording while there is room to close the bag. Messages that are lost on the way are counted by the
-publisher's sequence numbers.
+publisher's sequence numbers, images that a camera left out by their stamps.
 """
 
 import importlib
 import os
+import struct
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import serialize_message
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from robovlms_ros.core.text_safety import printable
+from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.evaluation.bags.mapping import IMAGES
 from robovlms_ros.evaluation.bags.types import typestore
 
 MIN_FREE_BYTES = 64 * 2**20
 """Free space that a recording leaves on its disk: enough to close the bag."""
 LOSS_SHARE = 0.01
 """Part of a topic's messages that may be lost without a warning."""
+
+STEPS = 31
+"""Steps between images of which a camera's period is the median; a fifth of them is enough."""
+GAP = 1.6
+"""Periods between two images from which on one is missing."""
+SILENCE_NS = NANOSECONDS
+"""Time without an image after which a camera has stopped; five periods of a slower one, and longer
+for one that has not begun."""
+REPEAT_NS = 5 * NANOSECONDS
+"""Shortest time between two warnings of one camera."""
+MIDDLEWARE = (
+    "Raw images do not fit the middleware's shared memory: set FASTRTPS_DEFAULT_PROFILES_FILE (Kilted: "
+    "FASTDDS_DEFAULT_PROFILES_FILE) to this package's config/fastdds.xml for the publisher and for the "
+    "recording, let the driver publish reliably, or record the compressed transport."
+)
+DRIVER = (
+    "The middleware lost none of them: the driver did not publish them. Lower the camera's resolution or "
+    "rate, let the driver publish the compressed transport, fix the exposure time, or give the camera a USB "
+    "controller of its own."
+)
 
 FOREVER = QosTime(9223372036, 854775807)
 
@@ -49,10 +76,73 @@ class LossCount:
         self.last = number
 
     @property
+    def usable(self) -> int:
+        """Lost messages; 0 where several publishers make the numbers meaningless."""
+        return 0 if self.several else self.lost
+
+    @property
     def share(self) -> float:
-        """Lost messages as a part of all; 0 where several publishers make the numbers
-        meaningless."""
-        return 0.0 if self.several or not self.lost else self.lost / (self.lost + self.received)
+        """Lost messages as a part of all."""
+        return self.usable / (self.lost + self.received) if self.usable else 0.0
+
+
+@dataclass
+class CameraLoss:
+    """Images that a camera left out, by the gaps between its stamps against its own period.
+
+    received_ns: when the newest image came, at first when it was subscribed to. missing: images.
+    gap_ns: the newest gap. stopped: no image came for a while.
+    """
+
+    received_ns: int
+    missing: int = 0
+    gap_ns: int = 0
+    stopped: bool = False
+    _steps: deque[int] = field(default_factory=lambda: deque(maxlen=STEPS))
+    _stamp_ns: int = 0
+    _reported: int = 0
+    _reported_ns: int = 0
+
+    @property
+    def period_ns(self) -> int:
+        """Median step between stamps; 0 before there are enough."""
+        return int(median(self._steps)) if len(self._steps) > STEPS // 5 else 0
+
+    def add(self, stamp_ns: int, received_ns: int) -> None:
+        """Count an image. A stamp that does not advance is that of another clock."""
+        step = stamp_ns - self._stamp_ns
+        first = self._stamp_ns == 0
+        period = self.period_ns
+        self._stamp_ns = stamp_ns
+        self.received_ns = received_ns
+        self.stopped = False
+        if first or step <= 0:
+            return
+        if period and step > GAP * period:
+            self.missing += round(step / period) - 1
+            self.gap_ns = step
+        self._steps.append(step)
+
+    def warning(self, lost: int, now_ns: int) -> str:
+        """A text where the camera stopped, or has lost images since the last text; else empty.
+
+        lost: images that the middleware lost.
+        """
+        period = self.period_ns
+        rate = f"{NANOSECONDS / max(period, 1):.1f} Hz"
+        silent = now_ns - self.received_ns
+        if not self.stopped and silent > (max(SILENCE_NS, 5 * period) if period else 3 * SILENCE_NS):
+            self.stopped = True
+            before = f", after {rate}" if period else ""
+            return f"no image for {silent / NANOSECONDS:.1f} s{before}. Is its driver running?"
+        count = max(lost, self.missing)
+        recent = 0 <= now_ns - self._reported_ns < REPEAT_NS
+        if count <= self._reported or (self._reported and recent):
+            return ""
+        self._reported = count
+        self._reported_ns = now_ns
+        gap = f", newest gap {self.gap_ns / NANOSECONDS:.2f} s at {rate}" if self.gap_ns else ""
+        return f"images lost so far: {count}{gap}. {MIDDLEWARE if lost else DRIVER}"
 
 
 class BagRecorder:
@@ -76,6 +166,9 @@ class BagRecorder:
         self._store = typestore()
         self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
+        self._connections: dict[str, Connection] = {}
+        self._published: list[tuple[str, bytes]] = []
+        self.cameras: dict[str, CameraLoss] = {}
         self._subscriptions: dict[str, object] = {}
         self._closed = False
         self.counts: dict[str, int] = {}
@@ -107,20 +200,39 @@ class BagRecorder:
 
     def _subscribe(self, topic: str, type_name: str, qos: QoSProfile) -> None:
         kind = message_class(type_name)
-        connection = self._writer.add_connection(topic, type_name, typestore=self._store,
-                                                 offered_qos_profiles=[_as_offered(qos)])
-        self.counts[topic] = 0
+        self._connect(topic, type_name, qos)
         losses = self.losses[topic] = LossCount()
+        if type_name in IMAGES:
+            self.cameras[topic] = CameraLoss(self._now_ns())
+        camera = self.cameras.get(topic)
 
         def write(serialized: bytes, info: dict[str, Any]) -> None:
             if self._closed or self.failure is not None:
                 return
             losses.add(info["publication_sequence_number"])
-            if self._has_room():
-                self._write(connection, serialized)
-                self.counts[topic] += 1
+            if camera is not None:
+                camera.add(header_stamp_ns(serialized), self._now_ns())
+            if (topic, serialized) in self._published:
+                self._published.remove((topic, serialized))
+            else:
+                self._write(topic, serialized)
 
         self._subscriptions[topic] = self._node.create_subscription(kind, topic, write, qos, raw=True)
+
+    def _connect(self, topic: str, type_name: str, qos: QoSProfile) -> None:
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(
+                topic, type_name, typestore=self._store, offered_qos_profiles=[_as_offered(qos)])
+            self.counts[topic] = 0
+
+    def publish(self, publisher: Publisher, message: Any, type_name: str) -> None:
+        """Write a message at once and publish it; its copy from the network is not written."""
+        serialized = serialize_message(message)
+        self._connect(publisher.topic_name, type_name, QoSProfile(depth=10))
+        self._write(publisher.topic_name, serialized)
+        if publisher.topic_name in self._subscriptions:
+            self._published.append((publisher.topic_name, serialized))
+        publisher.publish(serialized)
 
     def _has_room(self) -> bool:
         free = self._free_bytes(self._path)
@@ -129,19 +241,42 @@ class BagRecorder:
                             f"{MIN_FREE_BYTES // 2**20} MiB are kept to close the bag. The recording ended there.")
         return self.failure is None
 
-    def _write(self, connection: Connection, serialized: bytes) -> None:
+    def _now_ns(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)
+
+    def _write(self, topic: str, serialized: bytes) -> None:
+        if not self._has_room():
+            return
         try:
-            self._writer.write(connection, self._node.get_clock().now().nanoseconds, serialized)
+            self._writer.write(self._connections[topic], self._now_ns(), serialized)
+            self.counts[topic] += 1
         except OSError as error:
             self.failure = f"{self._path} cannot be written: {error}. The recording ended there."
+
+    def camera_warnings(self) -> list[str]:
+        """A text for each camera that stopped or has lost images since the last call."""
+        now_ns = self._now_ns()
+        found = ((topic, camera.warning(self.losses[topic].usable, now_ns))
+                 for topic, camera in self.cameras.items())
+        return [f"{topic}: {text}" for topic, text in found if text]
+
+    def state_of(self, topic: str) -> str:
+        """Everything unusual about a topic in a few words; empty where nothing is."""
+        if topic in self.refused:
+            return "not recorded"
+        if topic not in self._subscriptions:
+            return "no publisher" if topic not in self.counts else ""
+        camera = self.cameras.get(topic)
+        if camera is not None and camera.stopped:
+            return "stopped"
+        lost = max(self.losses[topic].usable, camera.missing if camera else 0)
+        return f"{lost} lost" if lost else ""
 
     def loss_warnings(self) -> dict[str, str]:
         """A warning for each topic of which more than LOSS_SHARE was lost."""
         return {
-            topic: f"{topic}: {count.lost} of {count.lost + count.received} messages ({count.share:.0%}) were lost on "
-                   "the way. Raw images do not fit the middleware's shared memory: set FASTRTPS_DEFAULT_PROFILES_FILE "
-                   "(Kilted: FASTDDS_DEFAULT_PROFILES_FILE) to this package's config/fastdds.xml for the publisher and "
-                   "for the recording, let the driver publish reliably, or record the compressed transport."
+            topic: f"{topic}: {count.lost} of {count.lost + count.received} messages ({count.share:.0%}) "
+                   f"were lost on the way. {MIDDLEWARE}"
             for topic, count in self.losses.items() if count.share > LOSS_SHARE
         }
 
@@ -159,6 +294,13 @@ def free_space(path: Path) -> int:
     """Bytes that are free on the disk of `path`."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def header_stamp_ns(serialized: bytes) -> int:
+    """The stamp of a message that begins with a Header, from its CDR bytes."""
+    order = "<" if serialized[1] & 1 else ">"
+    seconds, nanoseconds = struct.unpack_from(f"{order}iI", serialized, 4)
+    return int(seconds * NANOSECONDS + nanoseconds)
 
 
 def message_class(type_name: str) -> type:

@@ -8,11 +8,13 @@ markers.
 import dataclasses
 import json
 import signal
-import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Protocol
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -21,7 +23,9 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
 from robovlms_ros.control.robot import load_robot
-from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
+from robovlms_ros.evaluation.bags.mapping import GRIPPER_GOALS, STRING
+from robovlms_ros.evaluation.replay.events import MARKS
 from robovlms_ros.ros.checked_node import CheckedNode
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.recorder import BagRecorder
@@ -29,7 +33,10 @@ from robovlms_ros.ros.recorder import BagRecorder
 EPISODE = "episode"
 CONFIGURATION = "configuration"
 DISCOVERY_PERIOD = 0.5
-CLOCK_PATIENCE = 3.0
+PATIENCE = 3.0
+SHOW_PERIOD = 0.5
+KEY_PERIOD = 0.02
+RATE_WINDOW_NS = 2 * NANOSECONDS
 ENOUGH = 50  # messages after which a topic's loss is reported while the recording goes on
 
 
@@ -65,7 +72,9 @@ def topics_of(parameters: NodeParameters, namespace: str = "", node: str = "vla_
     suffix = {"raw": "", "compressed": "/compressed"}
     cameras = [camera.topic + suffix[camera.transport] for camera in parameters.cameras]
     commands = [getattr(part, "topic", None) for part in (robot.controller, robot.gripper)]
-    own = ("action_chunk", "status", *OF_PERSON)
+    own = ["action_chunk", "status", *OF_PERSON]
+    if hasattr(robot.gripper, "action"):
+        own.append(GRIPPER_GOALS.lstrip("/"))
     relative = [*cameras, parameters.joint_states_topic, parameters.instruction_topic, *(c for c in commands if c),
                 *(f"{node}/{name}" for name in own), "robot_description", EPISODE, CONFIGURATION]
     prefix = f"/{namespace.strip('/')}" if namespace.strip("/") else ""
@@ -78,9 +87,23 @@ def bag_record_command(options: RecordingOptions) -> str:
     return f"ros2 bag record --storage mcap --output {options.path} --topics {' '.join(options.topics)}"
 
 
+class RecordingConsole(Protocol):
+    """A person's keys and the view of the recording."""
+
+    def marks(self) -> list[str]:
+        """Episode markers since the last call, in order: a name (empty for a number), or one of
+        MARKS. Does not wait."""
+
+    def show(self, rows: list[tuple[str, float, int, str]], episode: str) -> None:
+        """Show (topic, Hz, messages, anything unusual) of every topic, and the episode; without
+        topics show nothing any more."""
+
+
 class RecordingNode(CheckedNode):
-    """A node with a Recorder that notices when the first topic falls silent, and publishes
-    markers."""
+    """A node with a BagRecorder that publishes episode markers and measures rates.
+
+    episode: name of the one that is open, empty where none is.
+    """
 
     def __init__(self, options: RecordingOptions) -> None:
         super().__init__("robovlms_record", namespace=options.namespace or None, use_global_arguments=False,
@@ -93,57 +116,97 @@ class RecordingNode(CheckedNode):
             self._configuration.publish(String(data=text))
         self.recorder = BagRecorder(self, options.path, options.topics)
         self.episodes = 0
+        self.episode = ""
+        self._last_episode = "the episode that the last instruction began"
+        self._counted: deque[tuple[int, dict[str, int]]] = deque(maxlen=64)
         self.create_timer(DISCOVERY_PERIOD, self.recorder.discover)
 
-    def mark(self, text: str) -> None:
-        """Begin an episode."""
-        self.episodes += 1
-        self._markers.publish(String(data=text or f"episode {self.episodes}"))
+    def mark(self, text: str) -> str:
+        """Begin an episode of this name, or end the open one by one of MARKS; returns a line for
+        the person. A mark after an episode's end replaces its outcome."""
+        if not self.get_clock().now().nanoseconds:
+            return "not marked: nobody publishes /clock yet"
+        if text in MARKS:
+            line = f"{text}: {self._last_episode}"
+            self.episode = ""
+        else:
+            self.episodes += 1
+            text = text or f"episode {self.episodes}"
+            line = f"begin: {text}"
+            self.episode = self._last_episode = text
+        self.recorder.publish(self._markers, String(data=text), STRING)
+        return line
+
+    def rows(self, topics: tuple[str, ...]) -> list[tuple[str, float, int, str]]:
+        """(topic, Hz over the last seconds of the node's clock, messages, anything unusual)."""
+        now_ns = self.get_clock().now().nanoseconds
+        counts = self.recorder.counts
+        if self._counted and now_ns < self._counted[-1][0]:
+            self._counted.clear()  # simulated time went back
+        self._counted.append((now_ns, dict(counts)))
+        while now_ns - self._counted[0][0] > RATE_WINDOW_NS:
+            self._counted.popleft()
+        begin_ns, before = self._counted[0]
+        seconds = max(now_ns - begin_ns, 1) / NANOSECONDS
+        return [(topic, (counts.get(topic, 0) - before.get(topic, 0)) / seconds, counts.get(topic, 0),
+                 self.recorder.state_of(topic)) for topic in topics]
+
+    def absence(self, topic: str) -> str:
+        """The reason why nothing of a topic is recorded, empty where it has a publisher."""
+        if topic in self.recorder.counts:
+            return ""
+        names = [name for name, _ in self.get_topic_names_and_types() if self.count_publishers(name)]
+        near = [name for name in get_close_matches(topic, names) if name not in self.recorder.counts]
+        return f"nobody publishes {topic}." + (f" Did you mean '{near[0]}'?" if near else "")
 
 
 def record(
-    options: RecordingOptions, log: Callable[[str], None], markers: Callable[[], str | None] | None = None
+    options: RecordingOptions, log: Callable[[str], None], console: RecordingConsole | None = None
 ) -> dict[str, int]:
-    """Record until the duration is over, the cameras fall silent, or SIGINT or SIGTERM; returns
-    messages by topic.
+    """Record until the duration is over, the cameras fall silent, or SIGINT, SIGTERM or SIGHUP;
+    returns messages by topic.
 
-    markers: waits a little for an episode to begin and returns its name, None when none did; called
-    again and again in a thread of its own, until it raises EOFError.
     Raises RoboVLMsError when the folder exists or nothing at all came.
     """
     if options.path.exists():
         raise RoboVLMsError(f"{options.path} exists already: a recording never writes over another one.")
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    # SIGINT too: a shell starts what runs in the background with it ignored.
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    node = RecordingNode(options)
+    ended: list[int] = []
+    # A handler that raises could interrupt a write: the bag would be damaged there. SIGINT too: a
+    # shell starts what runs in the background with it ignored. nohup ignores SIGHUP for good.
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda got, _: ended.append(got)) for number in numbers}
     executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    over = threading.Event()
-    reader = threading.Thread(target=_read_markers, args=(node, markers, over), daemon=True)
-    if markers is not None:
-        reader.start()
     try:
-        _spin(node, executor, options, log)
-    except KeyboardInterrupt:
-        log("")
+        try:
+            node = RecordingNode(options)
+        except OSError as error:
+            text = f"{options.path} cannot be made: {error}. Choose another folder."
+            raise RoboVLMsError(text) from error
+        executor.add_node(node)
+        try:
+            _spin(node, executor, options, log, console, ended)
+        finally:
+            node.recorder.close()
+            executor.shutdown()
+            node.destroy_node()
     finally:
+        rclpy.try_shutdown()
         for number, handler in before.items():
             signal.signal(number, handler)
-        over.set()
-        if markers is not None:
-            reader.join()
-        node.recorder.close()
-        counts = dict(node.recorder.counts)
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
+    if console is not None:
+        console.show([], "")
     recorder = node.recorder
+    counts = dict(recorder.counts)
     for topic in options.topics:
         silent = "   (no message came)" if topic in counts else "   (nobody published it)"
         if topic in recorder.refused:
             silent = f"   (NOT RECORDED: {recorder.refused[topic]})"
-        log(f"  {counts.get(topic, 0):7d}  {topic}" + ("" if counts.get(topic) else silent))
+        unusual = recorder.state_of(topic)
+        lost = f"   ({unusual})" if unusual else ""
+        log(f"  {counts.get(topic, 0):7d}  {topic}" + (lost if counts.get(topic) else silent))
     for warning in recorder.loss_warnings().values():
         log(f"WARNING: {warning}")
     if recorder.failure is not None:
@@ -155,31 +218,40 @@ def record(
     return counts
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _spin(
-    node: RecordingNode, executor: SingleThreadedExecutor, options: RecordingOptions, log: Callable[[str], None]
+    node: RecordingNode, executor: SingleThreadedExecutor, options: RecordingOptions,
+    log: Callable[[str], None], console: RecordingConsole | None, ended: list[int],
 ) -> None:
-    begin = heard = time.monotonic()
+    begin = heard = shown = polled = time.monotonic()
     first = options.topics[0]
     last = 0
-    waiting = options.use_sim_time
+    patient = True
     warned: set[str] = set()
-    while options.duration <= 0 or time.monotonic() - begin < options.duration:
+    recorder = node.recorder
+    while not ended and (options.duration <= 0 or time.monotonic() - begin < options.duration):
         executor.spin_once(timeout_sec=0.1)
-        if waiting and time.monotonic() - begin > CLOCK_PATIENCE:
-            waiting = False
-            if not node.get_clock().now().nanoseconds:
-                log("simulated time, and nobody publishes /clock: nothing is recorded until somebody does")
-        for topic, warning in node.recorder.loss_warnings().items():
-            if topic not in warned and node.recorder.losses[topic].received >= ENOUGH:
-                warned.add(topic)
-                log(f"WARNING: {warning}")
-        if node.recorder.failure is not None:
+        now = time.monotonic()
+        if patient and now - begin > PATIENCE:
+            patient = False
+            for text in _absences(node, options):
+                log(f"WARNING: {text}")
+        if recorder.failure is not None:
             return
-        count = node.recorder.counts.get(first, 0)
+        if now - polled > KEY_PERIOD:
+            polled = now
+            for text in console.marks() if console is not None else ():
+                log(node.mark(text))
+            for text in recorder.camera_warnings():
+                log(f"WARNING: {text}")
+            warned |= recorder.cameras.keys()
+            for topic, warning in recorder.loss_warnings().items():
+                if topic not in warned and recorder.losses[topic].received >= ENOUGH:
+                    warned.add(topic)
+                    log(f"WARNING: {warning}")
+        if console is not None and now - shown > SHOW_PERIOD:
+            shown = now
+            console.show(node.rows(options.topics), node.episode)
+        count = recorder.counts.get(first, 0)
         if count != last:
             last = count
             heard = time.monotonic()
@@ -187,11 +259,9 @@ def _spin(
             return
 
 
-def _read_markers(node: RecordingNode, markers: Callable[[], str | None], over: threading.Event) -> None:
-    while not over.is_set():
-        try:
-            name = markers()
-        except (EOFError, OSError):
-            return
-        if name is not None:
-            node.mark(name)
+def _absences(node: RecordingNode, options: RecordingOptions) -> list[str]:
+    """Texts about a clock, cameras and joint states that nobody publishes."""
+    if options.use_sim_time and not node.get_clock().now().nanoseconds:
+        return ["simulated time, and nobody publishes /clock: nothing is recorded until somebody does"]
+    required = len(options.parameters.cameras) + 1 if options.parameters else 0
+    return [text for text in map(node.absence, options.topics[:required]) if text]

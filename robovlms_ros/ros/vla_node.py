@@ -18,7 +18,7 @@ import rclpy
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.subscription import Subscription
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.control.executor import ChunkExecutor, build_executor
@@ -99,6 +99,7 @@ class VLANode(PlainLifecycleNode):
         self._permissions: Subscription | None = None
         self._declared = DeclaredParameters(self, self._locked, self._on_live_change)
         self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
+        self._outcomes = self.create_publisher(String, "episode", 10, event_callbacks=QUIET_PUBLISHER)
         self.create_service(Trigger, "~/reset", self._on_reset, callback_group=self.work_group)
         self.create_service(SetBool, "~/pause", self._on_pause, callback_group=self.work_group)
         self.create_service(
@@ -420,6 +421,7 @@ class VLANode(PlainLifecycleNode):
         if not self._execute.end(reason, text, outcome):
             self._reporter.log_edge(f"instruction '{printable(inputs.instruction)}' {text}")
             runner.end_instruction(text)
+        self._outcomes.publish(String(data=outcome))
         self._reporter.publish_on_change()
         return True
 

@@ -29,6 +29,8 @@ KINDS: dict[str, CommandKind] = {
     JOINT_STATE: "joint_state", ARRAY: "float64_array", CHUNK: "action_chunk",
 }
 PEEK_BYTES = 64 << 20
+GRIPPER_GOALS = "/gripper_command"
+"""End of the topic on which the node publishes the goals of a gripper's action."""
 
 
 @dataclass(frozen=True)
@@ -241,9 +243,11 @@ def _first(bag: Bag, kind: str) -> str | None:
 
 
 def _of_type(bag: Bag, kinds: Sequence[str]) -> list[str]:
-    """Topics of these types, sorted; neither a person's commands nor a shadow policy's."""
+    """Topics of these types, sorted; neither a person's commands, a shadow policy's, nor the
+    goals of a gripper's action."""
     found = (topic for topic, type_name in bag.topics.items() if type_name in kinds)
-    return sorted(t for t in found if "/human/" not in t and "/shadow/" not in t)
+    return sorted(topic for topic in found if not topic.endswith(GRIPPER_GOALS)
+                  and "/human/" not in topic and "/shadow/" not in topic)
 
 
 def _commands(
@@ -279,7 +283,7 @@ def _commands(
 
 def _gripper_suffix(robot: RobotSpec) -> str:
     topic = getattr(robot.gripper, "topic", None)
-    return f"/{topic.lstrip('/')}" if topic else "\0"
+    return f"/{topic.lstrip('/')}" if topic else GRIPPER_GOALS
 
 
 def _gripper(bag: Bag, robot: RobotSpec, commands: str | None) -> str | None:

@@ -7,7 +7,6 @@ from robovlms_ros.core.types import ActionChunk, Observation, RobotState
 from robovlms_ros.evaluation.bags.reader import RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
 
-
 DISCARD = "discard"
 MARKS = ("end", "success", "failure", DISCARD)
 """Texts of episode markers that end an episode, or judge the one that has ended. Any other text

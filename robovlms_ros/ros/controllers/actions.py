@@ -2,6 +2,7 @@
 controller."""
 
 import uuid
+from abc import abstractmethod
 from typing import Any
 
 from builtin_interfaces.msg import Duration
@@ -14,7 +15,12 @@ from robovlms_ros.control import controller_types as specs
 from robovlms_ros.control.motion_guard import AdmittedCommand
 from robovlms_ros.control.trajectory_shape import wire_form
 from robovlms_ros.core.types import NANOSECONDS
-from robovlms_ros.ros.controllers.base import Context, Gripper, message_package
+from robovlms_ros.ros.controllers.base import (
+    Context,
+    Gripper,
+    command_publisher,
+    message_package,
+)
 from robovlms_ros.ros.controllers.trajectory_controller import TrajectoryControllerArm
 from robovlms_ros.ros.graph import ForeignGoals, other_publishers
 from robovlms_ros.ros.messages import trajectory_to_message
@@ -32,17 +38,19 @@ class Goals:
         self._sent = 0
         self.problem: str | None = None
 
-    def send(self, goal: Any) -> None:
-        """Send without waiting. A server that is not there is a problem, not an exception."""
+    def send(self, goal: Any) -> bool:
+        """Send without waiting; returns False where no server is there, which is a problem and not
+        an exception."""
         if not self._client.server_is_ready():
             self.problem = f"no action server on {self.name}."
-            return
+            return False
         self._sent += 1
         number = self._sent
         identity = UUID(uuid=list(uuid.uuid4().bytes))
         self.foreign.expect(identity)
         answer = self._client.send_goal_async(goal, goal_uuid=identity)
         answer.add_done_callback(lambda future: self._on_answer(future, number))
+        return True
 
     def _on_answer(self, future: Future, number: int) -> None:
         handle = future.result()
@@ -101,46 +109,60 @@ class FollowJointTrajectoryArm(TrajectoryControllerArm):
         self._goals.close()
 
 
-class GripperCommandGripper(Gripper):
-    """gripper_controllers' action (Jazzy)."""
+class ActionGripper(Gripper):
+    """A gripper controller behind an action. No topic carries an action's goals, so each goal is
+    published as a JointState (`~/gripper_command`) for recordings."""
 
-    def __init__(self, context: Context, spec: specs.GripperCommand) -> None:
+    def __init__(
+        self, context: Context, spec: specs.GripperCommand | specs.ParallelGripperCommand, action: str
+    ) -> None:
         super().__init__(spec)
-        self._action = message_package("control_msgs.action", spec.type).GripperCommand
-        self._max_effort = spec.max_effort
-        self._goals = Goals(context, self._action, spec.action)
-
-    def _command(self, position: float) -> None:
-        goal = self._action.Goal()
-        goal.command.position = position
-        goal.command.max_effort = self._max_effort
-        self._goals.send(goal)
-
-    def listeners(self) -> int:
-        return self._goals.listeners()
-
-    def close(self) -> None:
-        self._goals.close()
-
-
-class ParallelGripperCommandGripper(Gripper):
-    """parallel_gripper_controller's action (Kilted)."""
-
-    def __init__(self, context: Context, spec: specs.ParallelGripperCommand) -> None:
-        super().__init__(spec)
-        self._action = message_package("control_msgs.action", spec.type).ParallelGripperCommand
+        self._action = getattr(message_package("control_msgs.action", spec.type), action)
         self._joint = spec.joint
         self._max_effort = spec.max_effort
         self._goals = Goals(context, self._action, spec.action)
+        self._node = context.node
+        self._commands = command_publisher(context, JointState, "~/gripper_command")
 
     def _command(self, position: float) -> None:
-        state = JointState(name=[self._joint], position=[position])
-        if self._max_effort > 0:
-            state.effort = [self._max_effort]
-        self._goals.send(self._action.Goal(command=state))
+        if self._goals.send(self._goal(position)):
+            state = JointState(name=[self._joint], position=[position])
+            state.header.stamp = self._node.get_clock().now().to_msg()
+            self._commands.publish(state)
+
+    @abstractmethod
+    def _goal(self, position: float) -> Any:
+        """The goal that moves the joint to `position` (m or rad)."""
 
     def listeners(self) -> int:
         return self._goals.listeners()
 
     def close(self) -> None:
         self._goals.close()
+        self._node.destroy_publisher(self._commands)
+
+
+class GripperCommandGripper(ActionGripper):
+    """gripper_controllers' action (Jazzy)."""
+
+    def __init__(self, context: Context, spec: specs.GripperCommand) -> None:
+        super().__init__(context, spec, "GripperCommand")
+
+    def _goal(self, position: float) -> Any:
+        goal = self._action.Goal()
+        goal.command.position = position
+        goal.command.max_effort = self._max_effort
+        return goal
+
+
+class ParallelGripperCommandGripper(ActionGripper):
+    """parallel_gripper_controller's action (Kilted)."""
+
+    def __init__(self, context: Context, spec: specs.ParallelGripperCommand) -> None:
+        super().__init__(context, spec, "ParallelGripperCommand")
+
+    def _goal(self, position: float) -> Any:
+        state = JointState(name=[self._joint], position=[position])
+        if self._max_effort > 0:
+            state.effort = [self._max_effort]
+        return self._action.Goal(command=state)

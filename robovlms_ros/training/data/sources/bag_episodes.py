@@ -47,7 +47,6 @@ from robovlms_ros.observations.images import check_pixels, image_to_rgb
 from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.training.data.episodes import Array, DataError, Flaw
 
-
 UNKNOWN = "unknown"
 OUTCOMES = ("success", "failure", UNKNOWN)
 """Outcomes of episodes that can be trained on; UNKNOWN is that of an episode without a mark."""
