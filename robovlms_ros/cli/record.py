@@ -11,7 +11,6 @@ import codecs
 import os
 import re
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -149,7 +148,7 @@ class RecordingTerminal:
         if self._keyboard is not None and self._mode is None:
             self._take_keys()  # a background job that came to the foreground
         if self._is_terminal:
-            self._rows = [f"{rate:8.1f} Hz {count:8d}  {topic}{f'   {state}' if state else ''}"
+            self._rows = [f"{rate:8.1f} Hz {count:8d}  {state:12}  {topic}"
                           for topic, rate, count, state in rows]
             self._draw()
         elif rows and self._shown % PLAIN_EVERY == 0:
@@ -159,11 +158,16 @@ class RecordingTerminal:
             print(f"episode: {self._episode}; {rates}; no publisher: {absent or 'none'}",
                   file=self._screen, flush=True)
 
+    def _size(self) -> tuple[int, int]:
+        """Columns and lines now; COLUMNS of the environment does not follow the terminal."""
+        size = os.get_terminal_size(self._screen.fileno())
+        return size.columns or 80, size.lines or 24
+
     def _draw(self) -> None:
         self._erase()
         if not self._rows:
             return
-        columns, lines = shutil.get_terminal_size()
+        columns, lines = self._size()
         below = [f"episode: {self._episode}"]
         if self._keyboard is not None:
             below.append(HELP if self._name is None else f"name: {self._name}_")
@@ -175,7 +179,7 @@ class RecordingTerminal:
     def _erase(self) -> None:
         """Remove the block; a terminal that became narrower has broken its rows."""
         if self._block:
-            columns = max(shutil.get_terminal_size().columns, 1)
+            columns, _ = self._size()
             up = sum(max(-(-len(row) // columns), 1) for row in self._block)
             self._screen.write(f"\x1b[{up}A\r\x1b[J")
             self._block = []

@@ -315,6 +315,23 @@ def test_several_instructions_in_one_bag(tools, setting, tmp_path):
     assert [o.instruction for o in session.seen] == ["red"] * 20 + ["green"] * 20 + ["red"] * 20
 
 
+def test_marks_end_and_judge_episodes(tools, setting, tmp_path):
+    marks = {0: "one", 20: "success", 40: "two", 60: "end", 70: "discard"}
+    with tools.BagWriter(tmp_path / "bag") as bag:
+        bag.instruction("go", tools.BEGIN_NS)
+        for i in range(80):
+            now = tools.BEGIN_NS + i * NANOSECONDS // 20
+            if i in marks:
+                bag.instruction(marks[i], now, "/episode")
+            bag.joints(now)
+            bag.image("/static/image_raw", now + 1)
+    session = tools.FakeSession(tools.follow())
+    _, result = evaluate(tmp_path / "bag", setting(("static",)), {"a": session})
+    episodes = [(e["images"], e["mark"]) for e in result["episodes"]]
+    assert episodes == [(20, "success"), (20, "discard")] and len(session.seen) == 40
+    assert any("40 times: images between the end of an episode" in note for note in result["notes"])
+
+
 def test_compressed_images(tools, setting, tmp_path):
     with tools.BagWriter(tmp_path / "bag") as bag:
         bag.instruction("go", tools.BEGIN_NS)

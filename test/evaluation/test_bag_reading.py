@@ -170,6 +170,25 @@ def test_bytes_that_do_not_fit_their_type_are_counted(tools, tmp_path):
     assert notes == ["1 messages on /joint_states do not decode and are left out."]
 
 
+def test_goals_of_a_gripper_action_are_the_gripper_commands():
+    from types import SimpleNamespace
+
+    from robovlms_ros.control.robot import load_robot
+    from robovlms_ros.evaluation.bags import mapping
+    from robovlms_ros.evaluation.replay.tracks import CommandTrack
+
+    robot = load_robot("ur5e")
+    bag = SimpleNamespace(topics={"/a/vla_node/gripper_command": mapping.JOINT_STATE,
+                                  "/a/joint_states": mapping.JOINT_STATE})
+    assert mapping._gripper(bag, robot, None) == "/a/vla_node/gripper_command"
+    assert mapping._joint_states(bag, robot, []) == "/a/joint_states"
+    assert mapping._commands(bag, mapping.TopicsConfig(), robot, "/a/joint_states") == (None, None)
+    track = CommandTrack("joint_trajectory", robot, 0)
+    goal = SimpleNamespace(name=[robot.gripper.joint], position=[robot.gripper.closed_position])
+    track.add_gripper(goal, 1000)
+    assert track.gripper([2000]) == [0.0]
+
+
 def test_a_person_and_a_shadow_are_neither_the_arm_nor_the_policy():
     """Topics whose names sort before the node's own are passed over."""
     from types import SimpleNamespace

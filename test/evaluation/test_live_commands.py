@@ -1,8 +1,8 @@
 """`robovlms record` and `robovlms eval --live` as a user types them, beside the simulated arm and the policy node.
 
-- `record`, in a terminal: Enter begins an episode, Ctrl-C ends the recording; the bag holds the cameras, the joint
-  states, the chunks, the status, the configuration and the markers, stamped by the node's clock, and evaluates: the
-  instruction comes from the node's status where no topic carried it;
+- `record`, in a terminal: t and a name begin an episode, Ctrl-C ends the recording; the bag holds the cameras, the
+  joint states, the chunks, the status, the configuration and the markers, stamped by the node's clock, and
+  evaluates: the instruction comes from the node's status where no topic carried it;
 - `eval --live`: records the running node, evaluates its chunks and the same checkpoint offline, and writes the report;
 - a recording that hears nobody is an error, in words.
 """
@@ -106,7 +106,7 @@ def test_record_in_a_terminal(chunks, tmp_path):
     try:
         wait_for(lambda: chunks() or process.poll() is not None, "the recorder to listen")
         begin = chunks()
-        os.write(terminal, b"first try\n")
+        os.write(terminal, b"tfirst try\n")
         wait_for(lambda: chunks() >= begin + 12 or process.poll() is not None, "a dozen chunks")
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)

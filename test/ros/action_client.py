@@ -3,7 +3,7 @@
 from rclpy.action import ActionClient
 from rclpy.node import Node
 from ros_graph import Spinner, wait_for
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 
 from robovlms_ros.action import ExecuteInstruction
 from robovlms_ros.srv import MarkOutcome
@@ -44,6 +44,8 @@ class GoalClient:
         self.node = Node("goal_client", namespace=graph.namespace)
         self._action = ActionClient(self.node, ExecuteInstruction, "vla/execute")
         self._mark = self.node.create_client(MarkOutcome, "vla/mark_outcome")
+        self.outcomes = []  # markers that the node publishes for recordings
+        self.node.create_subscription(String, "episode", lambda m: self.outcomes.append(m.data), 10)
         self._success = self.node.create_publisher(Bool, "success", 10)
         self._spinner = Spinner(self.node)
 

@@ -5,6 +5,7 @@ control_msgs or moveit_msgs is absent the adapters that need it refuse by the ap
 """
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +120,41 @@ def test_float64_multi_array_gripper(stage):
     gripper.update(stage.guard.admit_opening(0.0))
     stage.wait_for(lambda: stage.heard, "the command")
     assert list(stage.heard[0].data) == [0.0]
+
+
+def test_goals_of_a_gripper_action_are_published_for_recordings(stage, monkeypatch):
+    from sensor_msgs.msg import JointState
+
+    from robovlms_ros.ros.controllers import actions
+
+    class GoalsThere:
+        there = False
+
+        def __init__(self, context, action, name):
+            self.name = name
+
+        def send(self, goal):
+            return self.there
+
+        def listeners(self):
+            return int(self.there)
+
+        def close(self):
+            pass
+
+    kind = SimpleNamespace(Goal=lambda: SimpleNamespace(command=SimpleNamespace()))
+    monkeypatch.setattr(actions, "Goals", GoalsThere)
+    monkeypatch.setattr(actions, "message_package", lambda *_: SimpleNamespace(GripperCommand=kind))
+    stage.hearer.create_subscription(JointState, "sender/gripper_command", stage.heard.append, 10)
+    gripper = stage.gripper(type="gripper_command", action="hand/gripper_cmd")
+    stage.wait_for(gripper._commands.get_subscription_count, "the subscription")
+    gripper.update(stage.guard.admit_opening(0.0))  # no server: no goal was sent
+    GoalsThere.there = True
+    for opening in (1.0, 1.0, 0.0):
+        gripper.update(stage.guard.admit_opening(opening))
+    stage.wait_for(lambda: len(stage.heard) == 2, "two goals")
+    assert [list(m.position) for m in stage.heard] == [[0.04], [0.0]]
+    assert stage.heard[0].name == ["finger"] and stage.heard[0].header.stamp.sec > 0
 
 
 def test_chunk_only_has_no_adapter(stage):

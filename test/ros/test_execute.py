@@ -116,6 +116,7 @@ def test_done_by_a_mark(graph, client, outcome, reason):
     assert answer.result.termination_reason == reason
     assert answer.result.outcome == outcome
     assert "seen from above" in answer.result.message
+    graph.wait_for(lambda: client.outcomes == [outcome], "the marker")
     stopped(graph)
     late = client.mark("success", "")
     assert not late.success

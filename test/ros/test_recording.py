@@ -1,5 +1,5 @@
-"""A recording goes on beside topics that it cannot take, ends before the disk is full with a bag that reads, and counts
-the messages that were lost on the way.
+"""A recording goes on beside topics that it cannot take, ends before the disk is full with a bag that reads, counts
+the messages that were lost on the way and the images that a camera left out, and writes its own markers once.
 """
 
 import pytest
@@ -151,3 +151,86 @@ def test_a_loss_is_said_with_the_remedy(recorded):
     losses.add(losses.last + 101)
     warning = recorder.loss_warnings()["/recording_test/words"]
     assert "100 of" in warning and "config/fastdds.xml" in warning and "reliably" in warning
+
+
+MS = 1_000_000
+
+
+def images(camera, stamps_ms):
+    for stamp in stamps_ms:
+        camera.add(stamp * MS, stamp * MS)
+
+
+def test_images_that_the_stamps_lack():
+    from robovlms_ros.ros.recorder import CameraLoss
+
+    camera = CameraLoss(0)
+    images(camera, range(1000, 2000, 33))
+    assert camera.missing == 0 and camera.period_ns == 33 * MS and not camera.warning(0, 2000 * MS)
+    images(camera, [1990 + 3 * 33, 1990 + 4 * 33 + 12, 1990 + 5 * 33 - 12])  # two are missing; then mere jitter
+    assert camera.missing == 2
+    text = camera.warning(0, 2200 * MS)
+    assert "images lost so far: 2" in text and "the driver did not publish" in text
+    assert not camera.warning(0, 2200 * MS)
+    text = camera.warning(3, 9000 * MS)
+    assert text.startswith("no image for 6.") and "30.3 Hz" in text and camera.stopped
+    images(camera, [9000])
+    assert not camera.stopped
+    assert "config/fastdds.xml" in camera.warning(3, 9000 * MS)
+    lost = camera.missing
+    images(camera, range(100, 1000, 33))  # another clock
+    assert camera.missing == lost
+
+
+def test_a_camera_that_never_begins():
+    from robovlms_ros.ros.recorder import CameraLoss
+
+    camera = CameraLoss(0)
+    assert not camera.warning(0, 2000 * MS)
+    assert camera.warning(0, 4000 * MS) == "no image for 4.0 s. Is its driver running?"
+
+
+def test_the_stamp_of_serialized_images(ros):
+    from rclpy.serialization import serialize_message
+    from sensor_msgs.msg import CompressedImage, Image
+
+    from robovlms_ros.ros.recorder import header_stamp_ns
+
+    for kind in (Image, CompressedImage):
+        message = kind()
+        message.header.stamp.sec = 1795975313
+        message.header.stamp.nanosec = 88852517
+        assert header_stamp_ns(serialize_message(message)) == 1795975313088852517
+
+
+def test_own_markers_are_written_once_beside_those_of_others(recorded, tmp_path):
+    from std_msgs.msg import String
+
+    node, make, spin = recorded
+    topic = "/recording_test/episode"
+    recorder = make((topic,))
+    own = node.create_publisher(String, "episode", 10)
+    recorder.publish(own, String(data="early"), "std_msgs/msg/String")  # nothing is subscribed yet
+    assert recorder.counts == {topic: 1}
+    recorder.discover()
+    other = node.create_publisher(String, "episode", 10)
+    spin(lambda: own.get_subscription_count() and other.get_subscription_count(), "the subscription")
+    for number in range(50):
+        recorder.publish(own, String(data=f"{number}"), "std_msgs/msg/String")
+    other.publish(String(data="success"))
+    spin(lambda: recorder.counts[topic] == 52 and not recorder._published, "the others' marker")
+    recorder.close()
+    from robovlms_ros.evaluation.bags.reader import Bag
+
+    with Bag(tmp_path / "bag") as bag:
+        texts = [bag.decode(raw).data for raw in bag.messages()]
+    assert texts == ["early", *map(str, range(50)), "success"]
+
+
+def test_goals_of_a_gripper_action_are_among_the_topics():
+    from robovlms_ros.cli.eval_setup import read_parameters
+    from robovlms_ros.ros.recording import topics_of
+
+    found = {robot: topics_of(read_parameters(None, {"robot": robot}), "a") for robot in ("ur5e", "panda")}
+    assert "/a/vla_node/gripper_command" in found["ur5e"]
+    assert "/a/vla_node/gripper_command" not in found["panda"]
