@@ -21,8 +21,8 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from robovlms_ros.core.resources import share_directory
-from robovlms_ros.ros.isolation import isolated_environment
-from robovlms_ros.ros.launch_arguments import check_arguments
+from robovlms_ros.ros.launching import check_arguments
+from robovlms_ros.ros.processes import isolated_environment
 
 
 def isolate(context: LaunchContext) -> list[LaunchDescriptionEntity]:

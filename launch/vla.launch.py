@@ -13,8 +13,7 @@ from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
 from robovlms_ros.core.resources import share_directory
-from robovlms_ros.ros.autostart import autostart, fail_with
-from robovlms_ros.ros.launch_arguments import check_arguments, parameter_in, start_rviz
+from robovlms_ros.ros.launching import autostart, check_arguments, fail_with, parameter_in, start_rviz
 
 BOOLEANS = {"true": True, "false": False}
 # Arguments that become the node's parameter of the same name; empty ones leave the params_file's.

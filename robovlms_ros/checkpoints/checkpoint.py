@@ -4,6 +4,7 @@ Our format is a folder: `config.yaml` (the whole PolicyConfig), `config.json` (t
 transformers configuration), `model.safetensors` (tied tensors once), and the tokenizer's files.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from robovlms_ros.checkpoints.parameter_names import KeyLayout, with_tied_embedd
 from robovlms_ros.checkpoints.weights import WEIGHTS, CheckpointError, assign, find_weights, read_tensors, unique_state
 from robovlms_ros.config.policy import PolicyConfig, config_to_mapping, load_config
 from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
-from robovlms_ros.models.prompts import template_of
+from robovlms_ros.models.backbones.spec import template_of
 from robovlms_ros.models.vla_policy import VLAPolicy
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,6 @@ def random_tokenizer(config: PolicyConfig, vlm_folder: Path | None) -> Any:
     """The tokenizer of a policy without a checkpoint."""
     from robovlms_ros.core.registry import resolve
     from robovlms_ros.models import tokenization
-    from robovlms_ros.models.byte_tokenizer import build_byte_tokenizer
 
     spec = resolve("backbone", config.model.backbone).spec
     if config.vlm.vocabulary:
@@ -79,7 +79,7 @@ def random_tokenizer(config: PolicyConfig, vlm_folder: Path | None) -> Any:
             return tokenization.load_tokenizer(vlm_folder)
         except tokenization.TokenizerError as error:
             log.warning("%s Using bytes as tokens: the weights are random anyway.", error)
-    return build_byte_tokenizer(spec.prompt, add_bos=spec.bos_offset > 0, add_eos=spec.eos_offset > 0)
+    return tokenization.build_byte_tokenizer(spec.prompt, add_bos=spec.bos_offset > 0, add_eos=spec.eos_offset > 0)
 
 
 def save_policy(policy: VLAPolicy, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> Path:
@@ -204,3 +204,32 @@ def load_tokenizer_of(place: Place, required: bool) -> Any:
     if required:
         raise TokenizerError(" ".join(messages))
     return None
+
+
+def convert(checkpoint: Path, output: Path, config: str | Path | None = None, dtype: str | None = None) -> Path:
+    """Write `checkpoint` to the folder `output`; returns it.
+
+    dtype: of the written weights, default the file's own. The policy goes on computing in
+        `vlm.precision`. Raises
+    CheckpointError (also where `output` holds something), ConfigError.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise CheckpointError(f"{output}: holds files already. Name a new folder.")
+    place = locate(checkpoint.expanduser(), config)
+    tensors = read_tensors(place.weights)
+    with parameters_on_meta():
+        policy = VLAPolicy(place.config, load_tokenizer_of(place, required=False), place.vlm_folder)
+    fill(policy, tensors, str(place.weights), DTYPES[dtype] if dtype else _own_dtype(tensors))
+    # The folder is complete: what the configuration named as the VLM's place is not needed any
+    # more.
+    policy.config = dataclasses.replace(policy.config, vlm=dataclasses.replace(policy.config.vlm, model_name=None))
+    return save_policy(policy, output)
+
+
+def _own_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
+    """The dtype of most of the file's numbers."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    return max(counts, key=lambda kind: counts[kind])

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from robovlms_ros.checkpoints.convert import convert
+    from robovlms_ros.checkpoints.checkpoint import convert
 
     folder = convert(Path(args.checkpoint), Path(args.output), args.config, args.dtype)
     print(f"written: {folder} ({sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB)")

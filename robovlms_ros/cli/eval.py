@@ -63,8 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0, or MISSED when a threshold does not hold."""
-    from robovlms_ros.cli.eval_engines import run_jobs
-    from robovlms_ros.cli.eval_setup import EvaluationJob, named_checkpoints, read_parameters
+    from robovlms_ros.cli.eval_setup import EvaluationJob, named_checkpoints, read_parameters, run_jobs
 
     config = evaluation_config(args)
     parameters = read_parameters(args.config, {

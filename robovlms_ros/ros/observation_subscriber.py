@@ -1,10 +1,12 @@
 """Subscriptions of the node: cameras, joint states, instruction; checked, synchronised, monitored
 for silence."""
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from robovlms_ros.control.safety_monitor import SafetyMonitor, image_digest
 from robovlms_ros.core.text_safety import RepeatFilter, printable, without_numbers
 from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
 from robovlms_ros.observations.camera_sync import FrameSet, FrameSync, SyncedFrame
-from robovlms_ros.observations.images import to_rgb
+from robovlms_ros.observations.images import RGB, Converter, convert_with_numpy, to_rgb
 from robovlms_ros.observations.joint_states import (
     ImplausibleJointState,
     JointPlausibility,
@@ -29,7 +31,6 @@ from robovlms_ros.observations.joint_states import (
     stamp_of,
 )
 from robovlms_ros.ros.graph import node_names
-from robovlms_ros.ros.image_conversion import pick_converter
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION
@@ -41,10 +42,45 @@ LATCHED = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=Relia
 
 KEPT_LONGER = 1.0  # s that joint states are kept beyond the latest use
 
+CONVERTED = ("bgr8", "rgba8", "bgra8", "mono8")
+"""Encodings that every release of cv_bridge converts alike."""
+
 JOINTS = "joint_states"
 INSTRUCTION = "instruction"
 GRIPPER = "gripper"
 CLOCKS = "camera and joint_states"
+
+_LOG = logging.getLogger(__name__)
+
+
+@cache
+def pick_converter() -> Converter:
+    """(encoding, (H, W, bytes per pixel)) -> (H, W, 3) RGB: cv_bridge's, else the stand-in that
+    needs NumPy alone.
+
+    An apt cv_bridge beside a NumPy it was not built for imports and fails at the first image, so it
+    is tried first.
+    """
+    try:
+        from cv_bridge.boost.cv_bridge_boost import cvtColor2
+
+        probe = np.zeros((2, 2, 3), np.uint8)
+        if cvtColor2(probe, "bgr8", "rgb8").shape != probe.shape:
+            raise ImportError("cvtColor2 answers another shape")
+    except ImportError as error:
+        _LOG.debug("cv_bridge is not used (%s); images are converted with NumPy", error)
+        return convert_with_numpy
+    except Exception as error:  # whatever a mismatched binary raises, there is a complete stand-in
+        _LOG.warning("cv_bridge is installed but does not work here (%s); images are converted with NumPy", error)
+        return convert_with_numpy
+
+    def convert(encoding: str, pixels: RGB) -> RGB:
+        if encoding not in CONVERTED:
+            return convert_with_numpy(encoding, pixels)
+        source = pixels.squeeze(-1) if encoding == "mono8" else pixels
+        return cvtColor2(np.ascontiguousarray(source), encoding, "rgb8")
+
+    return convert
 
 
 class ObservationSubscriber:

@@ -1,12 +1,17 @@
-"""Child processes of the demo: started, watched, and always ended."""
+"""Child processes of the demo: started, watched, and always ended; a graph of their own.
+
+Commands of a simulated arm must never reach a real one.
+"""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import RoboVLMsError
 
 
@@ -55,3 +60,23 @@ class Child:
     def _tail(self, lines: int = 25) -> str:
         self._file.flush()
         return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+LARGEST_DOMAIN = 232
+"""The largest ROS_DOMAIN_ID whose ports fit into 16 bits (RTPS 2.2, 9.6.1.1)."""
+
+
+def isolated_environment(domain: str = "") -> dict[str, str]:
+    """Environment variables that keep a graph on this machine and on a domain.
+
+    domain: 0 to LARGEST_DOMAIN; empty for a random one from 1 to 100. Raises ConfigError for
+        others.
+    """
+    if not domain:
+        domain = str(random.SystemRandom().randint(1, 100))
+    if not domain.isascii() or not domain.isdigit() or int(domain) > LARGEST_DOMAIN:
+        raise ConfigError(
+            f"domain_id = {domain[:100]!r}: must be a whole number from 0 to {LARGEST_DOMAIN}, or empty for a "
+            "random one."
+        )
+    return {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_DOMAIN_ID": domain}

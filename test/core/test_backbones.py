@@ -21,9 +21,8 @@ from robovlms_ros.core.registry import BACKBONES, resolve
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.models.backbones import sequence as seq
 from robovlms_ros.models.backbones.base import REQUIRED
-from robovlms_ros.models.backbones.grid_positions import grid_positions
 from robovlms_ros.models.backbones.paligemma import RoboPaligemma
-from robovlms_ros.models.backbones.qwen import to_patches
+from robovlms_ros.models.backbones.qwen import grid_positions, to_patches
 from robovlms_ros.models.backbones.spec import BackboneError
 from robovlms_ros.models.vla_policy import VLAPolicy
 

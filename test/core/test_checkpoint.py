@@ -23,8 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
-from robovlms_ros.checkpoints.convert import convert
+from robovlms_ros.checkpoints.checkpoint import build_policy, convert, load_policy, save_policy
 from robovlms_ros.checkpoints.weights import CheckpointError
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.schema import ConfigError

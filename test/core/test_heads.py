@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from robovlms_ros.config.policy import HeadConfig
 from robovlms_ros.models.heads.base import HeadError
-from robovlms_ros.models.heads.build import build_discrete_head, build_head
 from robovlms_ros.models.heads.discrete import ActionTokenizer
 from robovlms_ros.models.perceiver import GatedCrossAttention, PerceiverResampler
+from robovlms_ros.models.vla_policy import build_discrete_head, build_head
 
 FEW = settings(deadline=None, max_examples=30)
 WIDTH, HORIZON, WINDOW = 24, 3, 5

@@ -8,8 +8,8 @@ from parity_case import LOSS, close, filled_state
 
 from robovlms_ros.config.policy import HeadConfig
 from robovlms_ros.models.heads.base import HeadOutput, PolicyHead
-from robovlms_ros.models.heads.build import build_head
 from robovlms_ros.models.heads.discrete import ActionTokenizer
+from robovlms_ros.models.vla_policy import build_head
 from robovlms_ros.training.engine.objective import action_loss, token_loss
 
 TYPES = {"LSTMDecoder": "lstm", "GPTDecoder": "gpt", "FCDecoder": "fc"}

@@ -21,7 +21,7 @@ from robovlms_ros.observations.images import (
     image_to_rgb,
     to_rgb,
 )
-from robovlms_ros.ros.image_conversion import pick_converter
+from robovlms_ros.ros.observation_subscriber import pick_converter
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "yuv422_yuy2": 2, "yuyv": 2,
             "yuv422": 2, "uyvy": 2}

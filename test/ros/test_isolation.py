@@ -3,7 +3,7 @@
 import pytest
 
 from robovlms_ros.core.schema import ConfigError
-from robovlms_ros.ros.isolation import isolated_environment
+from robovlms_ros.ros.processes import isolated_environment
 
 
 def test_a_domain_is_drawn_or_taken():

@@ -53,7 +53,7 @@ def test_rviz():
 
 def test_the_launch_remaps_the_topics_of_rviz():
     pytest.importorskip("launch_ros", reason="launch_ros is not installed")
-    from robovlms_ros.ros.launch_arguments import RVIZ_TOPICS
+    from robovlms_ros.ros.launching import RVIZ_TOPICS
 
     shown = {topic for _, topic in rviz_displays()} - set(OF_THE_ROBOT)
     assert {f"/vla_node/{topic}" for topic in RVIZ_TOPICS} == shown

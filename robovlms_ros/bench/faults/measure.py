@@ -44,10 +44,9 @@ from robovlms_ros.bench.faults.rows import (
 )
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
 from robovlms_ros.msg import PolicyStatus
-from robovlms_ros.ros.isolation import isolated_environment
 from robovlms_ros.ros.messages import from_time, to_time
 from robovlms_ros.ros.observation_subscriber import LATCHED
-from robovlms_ros.ros.processes import Child
+from robovlms_ros.ros.processes import Child, isolated_environment
 from robovlms_ros.ros.spinning import SteadySingleThreadedExecutor
 
 Array = NDArray[np.float64]

@@ -26,8 +26,7 @@ from robovlms_ros.core.types import (
 from robovlms_ros.evaluation.bags.chunks import chunk_of_message
 from robovlms_ros.evaluation.bags.mapping import Stamps, TopicMapping
 from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
-from robovlms_ros.evaluation.bags.tf import TransformTree
-from robovlms_ros.evaluation.replay.calibration import Calibration, RecordedCamera
+from robovlms_ros.evaluation.replay.calibration import Calibration, RecordedCamera, TransformTree
 from robovlms_ros.evaluation.replay.events import (
     MARKS,
     CommandEvent,

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from robovlms_ros.models.backbones import sequence as seq
 from robovlms_ros.models.backbones.base import BaseRoboVLM
-from robovlms_ros.models.backbones.grid_positions import grid_positions
 from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
 from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
 from robovlms_ros.models.tokenization import TEMPLATES
@@ -157,3 +156,34 @@ def to_patches(images: Tensor, patch: int, merge: int, repeats: int) -> Tensor:
     x = x.reshape(len(images), repeats, 3, rows, merge, patch, rows, merge, patch)
     x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # (N, rows, columns, merge, merge, 3, t, patch, patch)
     return x.reshape(-1, 3 * repeats * patch * patch)
+
+
+def grid_positions(kinds: Tensor, image_kind: int, counted: Tensor, grids: tuple[tuple[int, int, int], ...]) -> Tensor:
+    """(3, N, L) int64 positions (time, height, width) of a sequence.
+
+    M-RoPE, arXiv 2409.12191: words count up, an image's tokens span a grid.
+
+    kinds: (N, L), the same number of images in every row, each a run of `image_kind` columns.
+    counted: (N, L) bool, the columns that take a position; others stay at 0 and advance nothing.
+    grids: (t, h, w) of each image in a row's order.
+    """
+    positions = torch.zeros(3, *kinds.shape, dtype=torch.int64)
+    for row in range(kinds.shape[0]):
+        columns = counted[row].nonzero().flatten().tolist()
+        images = (kinds[row] == image_kind).tolist()
+        remaining = iter(grids)
+        position = 0
+        i = 0
+        while i < len(columns):
+            if not images[columns[i]]:
+                positions[:, row, columns[i]] = position
+                position += 1
+                i += 1
+                continue
+            t, h, w = next(remaining)
+            axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
+            run = columns[i : i + t * h * w]
+            positions[:, row, run] = torch.stack([axis.flatten() for axis in axes]) + position
+            position += max(h, w)
+            i += len(run)
+    return positions.to(kinds.device)

@@ -1,11 +1,12 @@
 """Differences between VLM families, as data: the base class branches on none of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.types import RoboVLMsError
-from robovlms_ros.models.tokenization import PromptTemplate
+from robovlms_ros.models.tokenization import PromptTemplate, discrete_template
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,3 +56,19 @@ class BackboneSpec:
     key_rules: KeyRules = ()
     published_rules: KeyRules = ()
     full: Mapping[str, str] = field(default_factory=dict)
+
+
+def template_of(config: PolicyConfig, spec: BackboneSpec) -> PromptTemplate:
+    """The family's template, the question of the discrete action space, or `vlm.prompt` where it is
+    given.
+
+    The prompt names one step more than the chunk has, as RoboVLMs' CALVIN code does in training and
+    evaluation.
+    """
+    if config.vlm.prompt is not None:
+        return replace(spec.prompt, text=config.vlm.prompt)
+    if config.action_head.action_space == "discrete":
+        closing = " \n" if spec.eos_offset else ""
+        question = discrete_template(config.model.action_chunk_size + 1, closing)
+        return replace(spec.prompt, text=question.text)
+    return spec.prompt

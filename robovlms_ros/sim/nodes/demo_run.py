@@ -17,8 +17,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from robovlms_ros.core.types import NANOSECONDS
-from robovlms_ros.ros.isolation import isolated_environment
-from robovlms_ros.ros.processes import Child
+from robovlms_ros.ros.processes import Child, isolated_environment
 from robovlms_ros.ros.recorder import BagRecorder
 from robovlms_ros.sim.closed_loop import Condition, EpisodeResult
 from robovlms_ros.sim.demo_report import EpisodeRecording

@@ -18,13 +18,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import rclpy
 from PIL import Image as PillowImage
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
@@ -42,7 +43,6 @@ from robovlms_ros.control.trajectory_controller_model import (
 from robovlms_ros.core import resources
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.sim.nodes.controller import SimControllerNode
 from robovlms_ros.sim.tasks.base import CUBES
 from robovlms_ros.sim.tasks.language import TaskError
 from robovlms_ros.sim.tasks.objects import FINGER_OPEN
@@ -56,6 +56,51 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 # Wall seconds that the simulation may lag before it gives the time up instead of catching up in a
 # burst.
 MAX_LAG = 0.1
+
+
+SWITCH = "allow_trajectory_replacement"
+
+
+class SimControllerNode(Node):
+    """Receives a controller's trajectories, and answers for its parameters as the real node does.
+
+    name: of the controller, prefix of its topic. owner: the simulated arm's node, whose namespace
+    and context it shares. blends: True has the parameters of a build that blends trajectories, of
+    which `allow_trajectory_replacement` may be set at any time. accept: called with every message.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        owner: Node,
+        controller: TrajectoryController,
+        blends: bool,
+        accept: Callable[[JointTrajectory], None],
+    ) -> None:
+        super().__init__(
+            name,
+            namespace=owner.get_namespace(),
+            context=owner.context,
+            # A name given to the process is the arm's.
+            use_global_arguments=False,
+        )
+        self._controller = controller
+        fixed = ParameterDescriptor(read_only=True)
+        desired = controller.interpolate_from_desired_state
+        self.declare_parameter("interpolate_from_desired_state", desired, fixed)
+        controller.allow_trajectory_replacement = blends
+        if blends:
+            self.declare_parameter("positions_upsampling.enable", False, fixed)
+            self.declare_parameter("positions_upsampling.policy_frequency", 0.0)
+            self.declare_parameter(SWITCH, True)
+            self.add_on_set_parameters_callback(self._on_set)
+        self.create_subscription(JointTrajectory, f"{name}/joint_trajectory", accept, 10)
+
+    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            if parameter.name == SWITCH:
+                self._controller.allow_trajectory_replacement = bool(parameter.value)
+        return SetParametersResult(successful=True)
 
 
 class SimArmNode(Node):
