@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import TwistStamped
-from numpy.typing import NDArray
 from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 
@@ -36,6 +35,7 @@ from robovlms_ros.core.text_table import aligned
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
+    Array,
     Observation,
     RobotState,
     RoboVLMsError,
@@ -53,8 +53,6 @@ from robovlms_ros.sim.tasks.evaluate import TIME_LIMIT
 from robovlms_ros.sim.tasks.expert import STEP
 from robovlms_ros.sim.tasks.language import meaning
 from robovlms_ros.sim.world import ARM_JOINTS, CAMERAS, START_NS, TICK_NS, SimWorld, WorldError
-
-Array = NDArray[np.float64]
 
 ROBOT = "panda"
 FRAME_NS = round(STEP * NANOSECONDS)

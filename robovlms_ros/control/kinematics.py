@@ -30,8 +30,7 @@ from robovlms_ros.control.description.model import (
 )
 from robovlms_ros.control.description.xml import DescriptionFault
 from robovlms_ros.control.robot import IKSettings, RobotSpec
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import Array
 
 
 @dataclass(frozen=True)

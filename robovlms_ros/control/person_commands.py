@@ -7,7 +7,6 @@ trajectory. No clock is read.
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.planner import GRIPPER, PlanRefused, plan_chunk
@@ -18,12 +17,11 @@ from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
     ActionSpec,
+    Array,
     Frame,
     JointPlan,
     RobotState,
 )
-
-Array = NDArray[np.float64]
 
 STEP = 0.05
 """s between the points of a plan that continues a streamed command."""

@@ -6,7 +6,6 @@ ActionSpec means is written here once, for execution and for training.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import RobotSpec
@@ -16,12 +15,11 @@ from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
     ActionSpec,
+    Array,
     JointPlan,
     RobotState,
     RoboVLMsError,
 )
-
-Array = NDArray[np.float64]
 
 GRIPPER = "gripper"
 EEF_SPACES = ("eef_delta", "eef_pose")

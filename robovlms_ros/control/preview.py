@@ -11,10 +11,9 @@ from robovlms_ros.control.executor import Decision
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.trajectory import curve_of
 from robovlms_ros.core.text_safety import printable
-from robovlms_ros.core.types import ActionChunk, TrajectoryCommand
+from robovlms_ros.core.types import ActionChunk, Array, TrajectoryCommand
 from robovlms_ros.observations.camera_model import CameraModel
 
-Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
 
 COLOURS: dict[str, Colour] = {

@@ -29,9 +29,7 @@ from robovlms_ros.control.trajectory import (
     violations,
 )
 from robovlms_ros.control.trajectory_shape import bridgeable, bridged, takeover_times
-from robovlms_ros.core.types import NANOSECONDS, RobotState, TrajectoryCommand
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import NANOSECONDS, Array, RobotState, TrajectoryCommand
 
 ARRIVAL_NS = 5_000_000  # execution of the previous command before a message reaches the controller
 STEP = 2e-4  # rad: the largest step from what was sent before that passes

@@ -14,15 +14,12 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.executor import ChunkExecutor
 from robovlms_ros.control.reference_check import ReferenceDetector, window_stamps
 from robovlms_ros.control.standstill import JointSample, StandstillDetector
 from robovlms_ros.core.schema import check_ranges, parameter, require
-from robovlms_ros.core.types import NANOSECONDS, RobotState
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import NANOSECONDS, Array, RobotState
 
 Action = Literal["none", "wait", "smooth_stop", "cease_commands"]
 """Reactions of the arm, the weaker first. `wait`: nothing new is sent, the running plan ends at

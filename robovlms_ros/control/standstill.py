@@ -9,11 +9,8 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from robovlms_ros.core.types import NANOSECONDS
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import NANOSECONDS, Array
 
 LAG_SHARE = 0.5
 """Part of the observed time that a command may take to move the arm: 0.25 s of 0.5 s."""

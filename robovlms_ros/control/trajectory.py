@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.control.robot import JointLimits
-from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
+from robovlms_ros.core.types import NANOSECONDS, Array, TrajectoryCommand
 
-Array = NDArray[np.float64]
 Stamps = NDArray[np.int64]
 
 SEPARATION_NS = 2_000

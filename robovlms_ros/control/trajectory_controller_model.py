@@ -11,12 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.trajectory import resting_spline_velocities
-from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError, TrajectoryCommand
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import NANOSECONDS, Array, RoboVLMsError, TrajectoryCommand
 
 FOREVER_NS = 2**63
 

@@ -12,11 +12,9 @@ which the safety gate refuses with a reason, and Python 3.10's releases take no 
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from robovlms_ros.core.types import Rotation
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import Array, Rotation
 
 
 def skew(v: ArrayLike) -> Array:

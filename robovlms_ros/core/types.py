@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
+
 Space = Literal["eef_delta", "eef_pose", "joint_delta", "joint_position"]
 Frame = Literal["base", "tool"]
 Rotation = Literal["rotation_vector", "euler_xyz_extrinsic", "euler_xyz_intrinsic"]
@@ -78,9 +80,9 @@ class RobotState:
     """
 
     stamp_ns: int
-    positions: NDArray[np.float64]
-    velocities: NDArray[np.float64] | None = None
-    eef_pose: NDArray[np.float64] | None = None
+    positions: Array
+    velocities: Array | None = None
+    eef_pose: Array | None = None
     gripper: float | None = None
 
 
@@ -121,7 +123,7 @@ class ActionChunk:
     """
 
     stamp_ns: int
-    values: NDArray[np.float64]
+    values: Array
     spec: ActionSpec
     instruction: str
     policy_id: str
@@ -143,9 +145,9 @@ class JointPlan:
     """
 
     times_ns: NDArray[np.int64]
-    positions: NDArray[np.float64]
-    velocities: NDArray[np.float64]
-    gripper: NDArray[np.float64] | None = None
+    positions: Array
+    velocities: Array
+    gripper: Array | None = None
     chunk: ActionChunk | None = field(default=None, compare=False)
 
 
@@ -165,8 +167,8 @@ class TrajectoryCommand:
 
     stamp_ns: int
     joints: tuple[str, ...]
-    times: NDArray[np.float64]
-    positions: NDArray[np.float64]
-    velocities: NDArray[np.float64]
-    accelerations: NDArray[np.float64] | None = None
+    times: Array
+    positions: Array
+    velocities: Array
+    accelerations: Array | None = None
     shape: TrajectoryShape = "self_splice"

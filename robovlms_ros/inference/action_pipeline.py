@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from robovlms_ros.config.action import ActionConfig, GripperConfig, NormalizationConfig
-from robovlms_ros.core.types import RoboVLMsError
+from robovlms_ros.core.types import Array, RoboVLMsError
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ def _sticky(steps: int, label: int, state: GripperState) -> GripperState:
     return replace(state, previous=label, held=held, pulse=pulse, repeats=repeats)
 
 
-Array = NDArray[np.float64]
 STD_FLOOR = 1e-6
 
 

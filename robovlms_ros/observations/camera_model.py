@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from robovlms_ros.core import resources
 from robovlms_ros.core.rotations import matrix_from_euler
 from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import Array
 
 COEFFICIENTS = {"plumb_bob": (0, 4, 5), "rational_polynomial": (8,), "equidistant": (0, 4)}
 """Distortion model -> allowed numbers of coefficients."""

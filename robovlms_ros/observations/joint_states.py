@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.core.text_safety import printable
-from robovlms_ros.core.types import NANOSECONDS, ObservationError, RobotState
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import NANOSECONDS, Array, ObservationError, RobotState
 
 SPEED_FACTOR = 2.0
 """Of the speed limit: planning limits lie below the joints' own, and a person may guide the arm."""
@@ -129,8 +126,8 @@ class JointReading:
     usable ones."""
 
     stamp_ns: int
-    positions: NDArray[np.float64]
-    velocities: NDArray[np.float64] | None
+    positions: Array
+    velocities: Array | None
 
 
 def stamp_of(message: Any) -> int:
@@ -170,7 +167,7 @@ def read_joints(
     return JointReading(stamp, positions, _velocities(message.velocity, rows, len(message.name)))
 
 
-def _velocities(values: Any, rows: list[int], names: int) -> NDArray[np.float64] | None:
+def _velocities(values: Any, rows: list[int], names: int) -> Array | None:
     """The velocities of the rows, None where the message holds no usable ones."""
     if len(values) != names:
         return None
@@ -178,7 +175,7 @@ def _velocities(values: Any, rows: list[int], names: int) -> NDArray[np.float64]
     return picked if np.isfinite(picked).all() else None
 
 
-def _positions(values: Any, rows: list[int], joints: tuple[str, ...], names: int) -> NDArray[np.float64]:
+def _positions(values: Any, rows: list[int], joints: tuple[str, ...], names: int) -> Array:
     if len(values) != names:
         raise ObservationError(f"{names} joint names but {len(values)} position values: they must be equally many.")
     picked = np.array([values[row] for row in rows], dtype=np.float64)
@@ -250,7 +247,7 @@ class JointStateBuffer:
         opening = self._opening_at(newest.stamp_ns)
         return RobotState(newest.stamp_ns, newest.positions, newest.velocities, gripper=opening)
 
-    def speed(self) -> NDArray[np.float64]:
+    def speed(self) -> Array:
         """(J,) the greatest speed of the last REST_WINDOW seconds, by positions; infinite where
         they cover too little.
 

@@ -1,23 +1,32 @@
-"""Names of the nodes behind topics and actions, and the goals that other clients have on an action
-server."""
+"""Names of the nodes behind topics and actions, the goals that other clients have on an action
+server, latched topics and the description on one."""
 
+import threading
 from collections import deque
 from collections.abc import Iterable
 
 from action_msgs.msg import GoalStatus, GoalStatusArray
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
+from std_msgs.msg import String
 from unique_identifier_msgs.msg import UUID
 
-STATUS_QOS = QoSProfile(
+from robovlms_ros.core.schema import ConfigError
+
+LATCHED = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     depth=1,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
+NEWEST_ONLY = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+)
 UNDER_WAY = (GoalStatus.STATUS_ACCEPTED, GoalStatus.STATUS_EXECUTING, GoalStatus.STATUS_CANCELING)
 OWN_GOALS = 256
+DESCRIPTION_PATIENCE = 10.0  # s
 
 
 def node_names(endpoints: Iterable[TopicEndpointInfo]) -> tuple[str, ...]:
@@ -49,7 +58,7 @@ class ForeignGoals:
         self._own: deque[bytes] = deque(maxlen=OWN_GOALS)
         self._under_way: set[bytes] = set()
         self._status = node.create_subscription(
-            GoalStatusArray, f"{action}/_action/status", self._on_status, STATUS_QOS
+            GoalStatusArray, f"{action}/_action/status", self._on_status, LATCHED
         )
 
     def expect(self, goal: UUID) -> None:
@@ -69,3 +78,23 @@ class ForeignGoals:
     def close(self) -> None:
         """Destroy the subscription."""
         self._node.destroy_subscription(self._status)
+
+
+def wait_for_description(node: Node, topic: str) -> str:
+    """The URDF on a latched topic. Raises ConfigError when none comes. The node must be spun by
+    another thread."""
+    heard: list[str] = []
+    came = threading.Event()
+
+    def take(message: String) -> None:
+        heard.append(message.data)
+        came.set()
+
+    subscription = node.create_subscription(String, topic, take, LATCHED, callback_group=ReentrantCallbackGroup())
+    try:
+        if not came.wait(DESCRIPTION_PATIENCE):
+            raise ConfigError(f"no robot description came on {node.resolve_topic_name(topic)} within "
+                              f"{DESCRIPTION_PATIENCE:.0f} s. Is robot_state_publisher running?")
+    finally:
+        node.destroy_subscription(subscription)
+    return heard[0]

@@ -25,9 +25,9 @@ from robovlms_ros.core.rotations import matrix_from_quaternion
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, Frame, JointPlan, RobotState
 from robovlms_ros.msg import ControlSource, PolicyStatus
+from robovlms_ros.ros.graph import LATCHED, NEWEST_ONLY
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.ros.observation_subscriber import LATCHED, NEWEST_ONLY
 from robovlms_ros.ros.policy_runner import PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus

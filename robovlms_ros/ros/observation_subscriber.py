@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
@@ -30,15 +30,12 @@ from robovlms_ros.observations.joint_states import (
     PublisherCheck,
     stamp_of,
 )
-from robovlms_ros.ros.graph import node_names
+from robovlms_ros.ros.graph import LATCHED, NEWEST_ONLY, node_names
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.parameters import CameraParameters, NodeParameters
 from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION
 
-NEWEST_ONLY = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 JOINT_STATES = qos_profile_sensor_data
-LATCHED = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE,
-                     durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 KEPT_LONGER = 1.0  # s that joint states are kept beyond the latest use
 

@@ -36,10 +36,10 @@ from robovlms_ros.observations.camera_model import (
     load_calibration,
     model_from_info,
 )
+from robovlms_ros.ros.graph import NEWEST_ONLY
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.loading import RobotModel
 from robovlms_ros.ros.messages import to_time
-from robovlms_ros.ros.observation_subscriber import NEWEST_ONLY
 from robovlms_ros.ros.parameters import CameraParameters
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER, QUIET_SUBSCRIPTION
 from robovlms_ros.ros.status import TEXT_LIMIT

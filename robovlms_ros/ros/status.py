@@ -14,9 +14,9 @@ from rclpy.clock import Clock
 from robovlms_ros.core.text_safety import RepeatFilter, printable, without_numbers
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.msg import PolicyStatus
+from robovlms_ros.ros.graph import LATCHED
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.messages import to_time
-from robovlms_ros.ros.observation_subscriber import LATCHED
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 
 TEXT_LIMIT = 1000

@@ -33,8 +33,8 @@ from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.decision_publisher import DecisionPublisher
 from robovlms_ros.ros.declare import DeclaredParameters
-from robovlms_ros.ros.description import wait_for_description
 from robovlms_ros.ros.execute import ExecuteLimits, ExecuteServer, Result
+from robovlms_ros.ros.graph import LATCHED, NEWEST_ONLY, wait_for_description
 from robovlms_ros.ros.human_control import HumanControl
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode, run_until_signalled
 from robovlms_ros.ros.loading import (
@@ -52,7 +52,7 @@ from robovlms_ros.ros.loading import (
     with_example_policy,
 )
 from robovlms_ros.ros.messages import chunk_to_message
-from robovlms_ros.ros.observation_subscriber import LATCHED, NEWEST_ONLY, ObservationSubscriber
+from robovlms_ros.ros.observation_subscriber import ObservationSubscriber
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
 from robovlms_ros.ros.preview_publisher import PreviewPublisher

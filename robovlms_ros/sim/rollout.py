@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.collision_model import load_collision_model
 from robovlms_ros.control.controller_types import OneJointTrajectory
@@ -28,8 +27,6 @@ from robovlms_ros.sim.tasks.expert import ACTION_SPEC, STEP
 from robovlms_ros.sim.tasks.language import meaning
 from robovlms_ros.sim.tasks.objects import TableTruth
 from robovlms_ros.sim.world import CAMERAS, TICK_NS, SimWorld, WorldError
-
-Array = NDArray[np.float64]
 
 FRAME_NS = round(STEP * NANOSECONDS)
 GRIPPER_TICKS = 10

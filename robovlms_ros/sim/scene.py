@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import Array
 
 TABLE_HEIGHT = 0.8
 TIMESTEP = 0.002

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
-from robovlms_ros.core.types import NANOSECONDS, RobotState, RoboVLMsError
+from robovlms_ros.core.types import NANOSECONDS, Array, RobotState, RoboVLMsError
 from robovlms_ros.sim import scene
 from robovlms_ros.sim.tasks import base
 from robovlms_ros.sim.tasks.base import CUBES
@@ -60,8 +60,6 @@ class CameraRenderer:
     def close(self) -> None:
         self._renderer.close()
 
-
-Array = NDArray[np.float64]
 
 ARM_JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
 FINGER_JOINT = "panda_finger_joint1"

@@ -20,7 +20,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.msg import ActionChunk, PolicyStatus
-from robovlms_ros.ros.observation_subscriber import LATCHED
+from robovlms_ros.ros.graph import LATCHED
 from robovlms_ros.ros.spinning import SteadyExecutor, SteadySingleThreadedExecutor
 
 DEADLINE = 60.0

@@ -34,7 +34,7 @@ class Person:
         from trajectory_msgs.msg import JointTrajectory
 
         from robovlms_ros.msg import ControlSource
-        from robovlms_ros.ros.observation_subscriber import LATCHED
+        from robovlms_ros.ros.graph import LATCHED
 
         self.graph = graph
         self.make = None

@@ -22,7 +22,7 @@ def permit(make_graph):
     from ros_graph import Spinner
     from std_msgs.msg import Bool
 
-    from robovlms_ros.ros.observation_subscriber import LATCHED, NEWEST_ONLY
+    from robovlms_ros.ros.graph import LATCHED, NEWEST_ONLY
 
     spinners = []
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
@@ -24,10 +23,9 @@ from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryPoint,
     TrajectoryRejected,
 )
-from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.core.types import NANOSECONDS, Array
 from robovlms_ros.ros.messages import from_time, to_time
 
-Array = NDArray[np.float64]
 JointHook = Callable[[JointState], JointState | None]
 ImageHook = Callable[[Image], Image | None]
 

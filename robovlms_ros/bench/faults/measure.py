@@ -24,7 +24,6 @@ import numpy as np
 import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from numpy.typing import NDArray
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -42,14 +41,12 @@ from robovlms_ros.bench.faults.rows import (
     longest_standstill,
     time_to_rest,
 )
-from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
+from robovlms_ros.core.types import NANOSECONDS, Array, RoboVLMsError
 from robovlms_ros.msg import PolicyStatus
+from robovlms_ros.ros.graph import LATCHED
 from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.ros.observation_subscriber import LATCHED
 from robovlms_ros.ros.processes import Child, isolated_environment
 from robovlms_ros.ros.spinning import SteadySingleThreadedExecutor
-
-Array = NDArray[np.float64]
 
 NODE = "vla_node"
 WORKING_SPEED = 0.6  # rad/s

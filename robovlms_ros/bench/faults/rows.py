@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.robot import RobotSpec
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import Array
 
 REST = 1e-3  # rad/s
 STEP_LIMIT = 1.01

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.description.xml import DescriptionFault, quoted
 from robovlms_ros.core.caps import MAX_DESCRIPTION_NUMBER
+from robovlms_ros.core.types import Array
 
-Array = NDArray[np.float64]
 JointKind = Literal["revolute", "prismatic", "fixed", "ball", "floating", "planar"]
 
 NUMBER_LENGTH = 100

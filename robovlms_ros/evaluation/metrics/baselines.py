@@ -3,13 +3,10 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.planner import GRIPPER
-from robovlms_ros.core.types import ActionChunk, RobotState
+from robovlms_ros.core.types import ActionChunk, Array, RobotState
 from robovlms_ros.evaluation.replay.steps import Steps, arm_columns, chunk_with, steps_of_chunk
-
-Array = NDArray[np.float64]
 
 BASELINES = ("hold still", "repeat the last action", "mean action")
 

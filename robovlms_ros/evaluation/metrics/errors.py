@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robovlms_ros.core.types import RobotState
+from robovlms_ros.core.types import Array, RobotState
 from robovlms_ros.evaluation.replay.steps import Steps, displacement, distance, rotation_angle
-
-Array = NDArray[np.float64]
 
 MOVING_M = 0.003
 MOVING_RAD = 0.01

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import Array
+
 Errors = Mapping[str, Sequence[Sequence[float]]]
 
 DRAWS = 2000

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.core.rotations import matrix_from_quaternion
 from robovlms_ros.core.schema import require
+from robovlms_ros.core.types import Array
 from robovlms_ros.observations.joint_states import stamp_of
-
-Array = NDArray[np.float64]
 
 
 class TransformTree:
@@ -74,7 +72,7 @@ class Calibration:
             value = getattr(self, name)
             require(len(value) == count, f"calibration.{name}", list(value), f"{count} numbers")
 
-    def project(self, points: NDArray[np.float64]) -> list[list[float]]:
+    def project(self, points: Array) -> list[list[float]]:
         """(n, 3) m in the base frame to pixels; points behind the camera are left out."""
         camera = np.linalg.inv(np.array(self.base_T_camera).reshape(4, 4))
         seen = points @ camera[:3, :3].T + camera[:3, 3]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.executor import build_executor
@@ -20,13 +19,12 @@ from robovlms_ros.control.trajectory import Spline, curve_of
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
+    Array,
     RobotState,
     RoboVLMsError,
     TrajectoryCommand,
 )
 from robovlms_ros.evaluation.metrics.errors import number
-
-Array = NDArray[np.float64]
 
 TICK_NS = 2_000_000
 AROUND_NS = 60_000_000

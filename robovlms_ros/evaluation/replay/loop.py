@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.core.types import (
@@ -227,7 +226,6 @@ class Runner:
         return result
 
 
-Array = NDArray[np.float64]
 RECORDED = "recorded"
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.core.rotations import vector_from_matrix
-from robovlms_ros.core.types import NANOSECONDS, ActionSpec
+from robovlms_ros.core.types import NANOSECONDS, ActionSpec, Array
 from robovlms_ros.evaluation.metrics.errors import EdgeSums, ErrorSums, number, numbers, value_error
 from robovlms_ros.evaluation.replay.executor import LatencyResult
 from robovlms_ros.evaluation.replay.steps import Steps, displacement, distance
@@ -200,7 +200,6 @@ def merge(results: list[SubjectResult]) -> SubjectResult:
     return total
 
 
-Array = NDArray[np.float64]
 Row = dict[str, Any]
 
 TRACK = 4000

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.planner import EEF_SPACES, PlanRefused
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.core.types import NANOSECONDS, ActionSpec, RobotState
+from robovlms_ros.core.types import NANOSECONDS, ActionSpec, Array, RobotState
 from robovlms_ros.evaluation.metrics.baselines import BASELINES, Baselines
 from robovlms_ros.evaluation.metrics.errors import EdgeSums, ErrorSums
 from robovlms_ros.evaluation.replay.results import PairSums, Row, Samples, SubjectResult, Thinned
@@ -23,8 +23,6 @@ from robovlms_ros.evaluation.replay.steps import (
     steps_of_targets,
 )
 from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
-
-Array = NDArray[np.float64]
 
 SETTLE_NS = NANOSECONDS // 5
 SPENT = 4000

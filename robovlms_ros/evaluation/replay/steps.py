@@ -13,9 +13,7 @@ from robovlms_ros.control.planner import (
     encode_joints,
     encode_poses,
 )
-from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, RobotState
-
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, Array, RobotState
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,12 @@ from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.planner import EEF_SPACES
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector, vector_from_matrix
-from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RobotState
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Array, RobotState
 from robovlms_ros.evaluation.bags.mapping import CommandKind
 from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.steps import Steps, step_times, steps_of_chunk, steps_of_targets
 from robovlms_ros.observations.joint_states import stamp_of
 
-Array = NDArray[np.float64]
 Times = NDArray[np.int64]
 
 GAP_NS = NANOSECONDS // 2

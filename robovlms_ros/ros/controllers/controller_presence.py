@@ -16,13 +16,12 @@ from lifecycle_msgs.msg import State, TransitionEvent
 from lifecycle_msgs.srv import GetState
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 
 from robovlms_ros.control.controller_types import ANY_NODE
 from robovlms_ros.ros.controllers.base import Context, nobody_listens
 from robovlms_ros.ros.controllers.controller_state import ControllerStateReader
-from robovlms_ros.ros.graph import node_names
+from robovlms_ros.ros.graph import LATCHED, node_names
 from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION
 
 PERIOD = 0.5
@@ -37,9 +36,6 @@ UNNAMED = ("_NODE_NAME_UNKNOWN_", "_CREATED_BY_BARE_DDS_APP_")
 """Names that the middleware gives to the node of an endpoint that is no ROS node's: it may be the
 controller's."""
 
-ACTIVITY_QOS = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
 
 
 def controller_name(node: Node, command_name: str, wanted: str | None) -> str:
@@ -131,7 +127,7 @@ class ControllerPresence:
             messages.ControllerManagerActivity,
             self._activity_topic,
             self._on_activity,
-            ACTIVITY_QOS,
+            LATCHED,
             event_callbacks=QUIET_SUBSCRIPTION,
         )
         self._entities += [(node.destroy_subscription, activity)]

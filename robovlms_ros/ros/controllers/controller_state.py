@@ -5,16 +5,12 @@ import threading
 from typing import Any
 
 import numpy as np
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 from robovlms_ros.core.types import NANOSECONDS, RobotState
 from robovlms_ros.ros.controllers.base import Context
+from robovlms_ros.ros.graph import NEWEST_ONLY
 from robovlms_ros.ros.messages import from_time
 from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION, PolledGroup, take_newest
-
-NEWEST = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
-)
 
 
 class ControllerStateReader:
@@ -36,7 +32,7 @@ class ControllerStateReader:
             kind,
             topic,
             lambda message: None,
-            NEWEST,
+            NEWEST_ONLY,
             callback_group=PolledGroup(),
             event_callbacks=QUIET_SUBSCRIPTION,
         )

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import TwistStamped
-from numpy.typing import NDArray
 from rclpy.client import Client
 from rclpy.task import Future
 
 from robovlms_ros.control import controller_types as specs
+from robovlms_ros.core.types import Array
 from robovlms_ros.ros.controllers.base import Context, message_package
 from robovlms_ros.ros.controllers.streaming import (
     CartesianPoseArm,
@@ -20,8 +20,6 @@ from robovlms_ros.ros.controllers.streaming import (
     require_kinematics,
 )
 from robovlms_ros.ros.messages import to_time
-
-Array = NDArray[np.float64]
 
 # 1/s: how fast a twist also closes the gap between the planned and the measured pose, which
 # integration alone leaves.

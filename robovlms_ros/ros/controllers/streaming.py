@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
-from numpy.typing import NDArray
 from std_msgs.msg import Float64MultiArray
 
 from robovlms_ros.control import controller_types as specs
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.motion_guard import AdmittedCommand
 from robovlms_ros.control.target_stream import TargetStream
+from robovlms_ros.core.types import Array
 from robovlms_ros.ros.controllers.base import (
     Arm,
     Context,
@@ -23,8 +23,6 @@ from robovlms_ros.ros.controllers.base import (
 from robovlms_ros.ros.controllers.controller_presence import ControllerPresence
 from robovlms_ros.ros.graph import other_publishers
 from robovlms_ros.ros.messages import to_time
-
-Array = NDArray[np.float64]
 
 
 class StreamingArm(Arm):

@@ -18,7 +18,7 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.client import Client
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
@@ -27,6 +27,7 @@ from trajectory_msgs.msg import JointTrajectory
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError, TrajectoryCommand
 from robovlms_ros.msg import ActionChunk, PolicyStatus
 from robovlms_ros.observations.images import image_to_rgb
+from robovlms_ros.ros.graph import LATCHED
 from robovlms_ros.ros.processes import Child
 from robovlms_ros.sim.demo_report import EpisodeRecording
 from robovlms_ros.sim.tasks.base import CUBES
@@ -35,7 +36,6 @@ SIM = "sim_arm"
 POLICY = "vla"
 STEP_NS = 10_000_000
 CAMERAS = ("static", "wrist")
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class DemoClientError(RoboVLMsError):

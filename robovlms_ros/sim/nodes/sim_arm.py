@@ -26,7 +26,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -42,6 +42,7 @@ from robovlms_ros.control.trajectory_controller_model import (
 )
 from robovlms_ros.core import resources
 from robovlms_ros.core.types import NANOSECONDS
+from robovlms_ros.ros.graph import LATCHED
 from robovlms_ros.ros.messages import from_time, to_time
 from robovlms_ros.sim.tasks.base import CUBES
 from robovlms_ros.sim.tasks.language import TaskError
@@ -51,7 +52,6 @@ from robovlms_ros.sim.world import CAMERAS, TICK_NS, SimWorld
 CAMERA_PERIOD_NS = NANOSECONDS // 20
 JOINT_STATE_PERIOD_NS = NANOSECONDS // 100
 TRUTH_PERIOD_NS = NANOSECONDS // 20
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 # Wall seconds that the simulation may lag before it gives the time up instead of catching up in a
 # burst.

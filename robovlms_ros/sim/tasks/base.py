@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from robovlms_ros.core.types import Array
 from robovlms_ros.sim.tasks import grasps
 from robovlms_ros.sim.tasks.language import (
     INSTRUCTIONS,
@@ -24,8 +24,6 @@ from robovlms_ros.sim.tasks.language import (
     meaning,
 )
 from robovlms_ros.sim.tasks.objects import LIFTED, TableTruth
-
-Array = NDArray[np.float64]
 
 REASONS = {
     "wrong object": "another thing was taken, or brought to where the named one belongs",

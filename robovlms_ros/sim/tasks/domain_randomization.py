@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
+from robovlms_ros.core.types import Array
 from robovlms_ros.sim.scene import WRIST_CAMERA
-
-Array = NDArray[np.float64]
 
 TEXTURES = ("ceramic", "light-wood", "cream-plaster", "gray-felt")
 

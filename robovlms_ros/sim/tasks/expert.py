@@ -13,15 +13,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robovlms_ros.core.rotations import vector_from_matrix
-from robovlms_ros.core.types import ActionSpec
+from robovlms_ros.core.types import ActionSpec, Array
 from robovlms_ros.sim.tasks.grasps import best_yaw, candidates, fold, hand_yaw, push_yaw
 from robovlms_ros.sim.tasks.language import Goal
 from robovlms_ros.sim.tasks.objects import TABLE_Z, TableObject, TableTruth
-
-Array = NDArray[np.float64]
 
 STEP = 0.05
 """Seconds a step: 20 Hz."""

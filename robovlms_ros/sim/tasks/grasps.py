@@ -6,12 +6,8 @@ A yaw of 0 is the hand as at home; the fingers then close along the base frame's
 import math
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from robovlms_ros.core.types import Array
 from robovlms_ros.sim.tasks.objects import WIDTH, TableObject
-
-Array = NDArray[np.float64]
 
 FINGER_MIDDLE = 0.0515
 FINGER_LENGTH = 0.0115

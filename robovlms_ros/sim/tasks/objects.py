@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from robovlms_ros.core.types import Array
 
 FINGER_OPEN = 0.04
 """Position of each finger when open, in metres; 0 is closed."""

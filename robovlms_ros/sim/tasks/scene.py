@@ -12,13 +12,11 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
+from robovlms_ros.core.types import Array
 from robovlms_ros.sim import scene
 from robovlms_ros.sim.tasks.domain_randomization import TEXTURES
 from robovlms_ros.sim.tasks.objects import COLOURS, HEIGHT, PLATE_RADIUS, PLATES, WIDTH
-
-Array = NDArray[np.float64]
 
 REGION = ((-0.12, 0.12), (-0.19, 0.19))
 """Where things and plates lie: x and y ranges about the table's middle (m)."""
