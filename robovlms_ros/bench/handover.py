@@ -39,7 +39,6 @@ from robovlms_ros.core.types import (
     Observation,
     RobotState,
     RoboVLMsError,
-    TrajectoryCommand,
 )
 from robovlms_ros.observations.joint_states import JointStateBuffer
 from robovlms_ros.ros.controllers.base import Arm, Gripper
@@ -138,11 +137,10 @@ class WorldGripper(Gripper):
     def __init__(self, world: SimWorld, spec: OneJointTrajectory) -> None:
         super().__init__(spec)
         self._world = world
-        self._travel = np.array([spec.travel_time])
+        self._one_joint = spec
 
     def _command(self, position: float) -> None:
-        point = np.array([[position]])
-        command = TrajectoryCommand(0, (self._spec.joint,), self._travel, point, np.zeros((1, 1)))
+        command = self._one_joint.command(position)
         self._world.gripper_controller.accept(command, self._world.time_ns)
 
     def listeners(self) -> int:
@@ -281,8 +279,8 @@ class HandoverStage:
     def __init__(self, checkpoint: str) -> None:
         self.robot = load_robot(ROBOT)
         self.world = SimWorld(0, task="all")
-        self._session = load_agent(checkpoint) if checkpoint else ExpertSession(self.world)
-        self._kinematics = Kinematics.for_robot(self.robot)
+        self.session = load_agent(checkpoint) if checkpoint else ExpertSession(self.world)
+        self.kinematics = Kinematics.for_robot(self.robot)
 
     def close(self) -> None:
         """Free the renderer."""
@@ -299,60 +297,44 @@ class HandoverStage:
         world.arm_controller = controller
         return _Episode(self, controller, seed).run(take_over)
 
-    def parts(self, seed: int) -> SimpleNamespace:
-        """Observations, worker, runner and endpoints of an episode, wired as in the node."""
-        world = self.world
-        robot = self.robot
+
+class _Episode:
+    """One episode of a stage, tick by tick: runner, monitor and executor wired as in the node."""
+
+    def __init__(self, stage: HandoverStage, controller: RecordingController, seed: int) -> None:
+        world = stage.world
+        robot = stage.robot
         assert isinstance(robot.gripper, OneJointTrajectory)
-        observations = WorldObservations(world, self._kinematics, world.sentence)
-        monitor = SafetyMonitor(SafetyMonitorConfig(), tuple(CAMERAS), world.time_ns)
-        monitor.instruction(world.sentence)
-        executor = build_executor(robot, self._kinematics, collision=load_collision_model(robot))
-        arm = WorldArm(world)
+        self._world = world
+        self._frame = robot.base_frame
+        self._controller = controller
+        self._observations = WorldObservations(world, stage.kinematics, world.sentence)
+        self._monitor = SafetyMonitor(SafetyMonitorConfig(), tuple(CAMERAS), world.time_ns)
+        self._monitor.instruction(world.sentence)
+        executor = build_executor(robot, stage.kinematics, collision=load_collision_model(robot))
+        self._arm = WorldArm(world)
         gripper = WorldGripper(world, robot.gripper)
-        lead = ScheduleConfig().lead
-        report = NodeStatus()
-        runner = PolicyRunner(
-            observations,
-            monitor,
-            CommandInterfaces(executor, arm, gripper, lead),
+        self._report = NodeStatus()
+        self._runner = PolicyRunner(
+            self._observations,
+            self._monitor,
+            CommandInterfaces(executor, self._arm, gripper, ScheduleConfig().lead),
             lambda chunk: None,
             lambda: world.time_ns,
-            report,
+            self._report,
             lambda line: None,
             steady_ns=lambda: 0,
         )
-        endpoints = MessageEndpoints()
+        self._endpoints = MessageEndpoints()
         HumanControl(
-            endpoints,  # type: ignore[arg-type]
-            report,
+            self._endpoints,  # type: ignore[arg-type]
+            self._report,
             lambda: world.time_ns,
-            lambda: runner,
+            lambda: self._runner,
             lambda: None,
             lambda line: None,
         )
-        worker = SimulatedWorker(self._session, np.random.default_rng((seed, 2)))
-        return SimpleNamespace(
-            observations=observations, monitor=monitor, arm=arm, runner=runner, report=report,
-            endpoints=endpoints, worker=worker,
-        )
-
-
-class _Episode:
-    """One episode of a stage, tick by tick."""
-
-    def __init__(self, stage: HandoverStage, controller: RecordingController, seed: int) -> None:
-        self._stage = stage
-        self._world = stage.world
-        self._controller = controller
-        parts = stage.parts(seed)
-        self._observations: WorldObservations = parts.observations
-        self._monitor: SafetyMonitor = parts.monitor
-        self._arm: WorldArm = parts.arm
-        self._runner: PolicyRunner = parts.runner
-        self._report: NodeStatus = parts.report
-        self._endpoints: MessageEndpoints = parts.endpoints
-        self._worker: SimulatedWorker = parts.worker
+        self._worker = SimulatedWorker(stage.session, np.random.default_rng((seed, 2)))
         self._captured: list[int] = []
         self._person_commands = 0
 
@@ -413,7 +395,7 @@ class _Episode:
         goal = meaning(self._observations.instruction)
         action = self._world.expert(goal, state.eef_pose, state.gripper).chunk()[0]
         message = TwistStamped()
-        message.header.frame_id = self._stage.robot.base_frame
+        message.header.frame_id = self._frame
         linear = message.twist.linear
         angular = message.twist.angular
         linear.x, linear.y, linear.z = (action[:3] / STEP).tolist()

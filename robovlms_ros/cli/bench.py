@@ -17,7 +17,7 @@ COMMANDS = {
     "plot": ("robovlms_ros.bench.policy.curves", "curves of cost from `bench policy --json`"),
     "stream": ("robovlms_ros.bench.streaming", "smoothness of streaming strategies under latency"),
     "node": ("robovlms_ros.bench.node", "time that the ROS node adds to a step"),
-    "faults": ("robovlms_ros.bench.faults.command", "faults through the graph at working speed"),
+    "faults": ("robovlms_ros.bench.faults.measure", "faults through the graph at working speed"),
     "handover": ("robovlms_ros.bench.handover", "take-overs by a scripted person in episodes"),
     "ik": ("robovlms_ros.bench.inverse_kinematics", "inverse kinematics of a whole chunk"),
     "collision": ("robovlms_ros.bench.collision", "collision check against the simulator's contacts"),

@@ -13,8 +13,11 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from robovlms_ros.core.registry import CONTROLLERS, KINDS, names, resolve
 from robovlms_ros.core.schema import ConfigError, did_you_mean, require, shown
+from robovlms_ros.core.types import TrajectoryCommand
 
 # A ROS name: optional leading / or ~/, then tokens of letters, digits and underscores that do not
 # start with a digit.
@@ -279,13 +282,17 @@ class OneJointTrajectory(GripperBase):
         check_ros_name("gripper.topic", self.topic)
         check_range("gripper.travel_time", self.travel_time, 0.01, 30.0, "s")
 
+    def command(self, position: float) -> TrajectoryCommand:
+        """One point, due at once: the joint at `position` (m or rad), at rest after travel_time."""
+        times = np.array([self.travel_time])
+        point = np.array([[position]])
+        return TrajectoryCommand(0, (self.joint,), times, point, np.zeros((1, 1)))
+
 
 @dataclass(frozen=True, kw_only=True)
-class GripperCommand(GripperBase):
-    """gripper_controllers (Jazzy, control_msgs/action/GripperCommand). max_effort: N or N m, 0: the
-    driver's."""
+class ActionGripperBase(GripperBase):
+    """A gripper behind an action. max_effort: N or N m, 0: the driver's."""
 
-    type: Literal["gripper_command"]
     action: str
     max_effort: float = 0.0
 
@@ -296,17 +303,17 @@ class GripperCommand(GripperBase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelGripperCommand(GripperBase):
+class GripperCommand(ActionGripperBase):
+    """gripper_controllers (Jazzy, control_msgs/action/GripperCommand)."""
+
+    type: Literal["gripper_command"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelGripperCommand(ActionGripperBase):
     """parallel_gripper_controller (Kilted, control_msgs/action/ParallelGripperCommand)."""
 
     type: Literal["parallel_gripper_command"]
-    action: str
-    max_effort: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ros_name("gripper.action", self.action)
-        check_range("gripper.max_effort", self.max_effort, 0.0, 10000.0, "N")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ last check: logs and status carry edges, not levels.
 import math
 import threading
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -159,29 +160,35 @@ class ObservationSource(Protocol):
         """Forget images and joint states, as after a clock jump. The instruction stays."""
 
 
-class CommandedArm(Protocol):
+class CommandedArm(ABC):
     """Connection of an arm's controller adapter."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """The topic or action that receives commands."""
 
+    @abstractmethod
     def absence(self) -> str:
         """The reason why no controller receives commands; empty where one does."""
 
     def other_commanders(self) -> tuple[str, ...]:
         """Names of the nodes or clients beside this one that command the controller."""
-
-    def following(self) -> tuple[str, float] | None:
-        """The joint furthest from its command and the distance (rad), where the controller reports
-        it."""
+        return ()
 
     def reference(self) -> RobotState | None:
         """The set point that the controller executes, at its stamp, where the controller reports
-        it."""
+        it; else None."""
+        return None
+
+    def following(self) -> tuple[str, float] | None:
+        """The joint furthest from its command and the distance (rad), where the controller reports
+        it; else None."""
+        return None
 
     def problem(self) -> str | None:
         """The controller's own complaint, None without one."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
-"""The package's values as ROS messages, and back."""
+"""The package's values as ROS messages. Back: `evaluation.bags.chunks`, whose functions take live
+messages as well as a bag's."""
 
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
+from numpy.typing import NDArray
+from sensor_msgs.msg import Image
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from robovlms_ros.control.trajectory_controller_model import TrajectoryMessage, TrajectoryPoint
 from robovlms_ros.core.types import (
     NANOSECONDS,
     ActionChunk,
-    ActionSpec,
     ChunkTiming,
-    RoboVLMsError,
     TrajectoryCommand,
 )
 from robovlms_ros.msg import ActionChunk as ActionChunkMsg
@@ -50,29 +52,6 @@ def chunk_to_message(chunk: ActionChunk, frame_id: str) -> ActionChunkMsg:
     return message
 
 
-def chunk_from_message(message: ActionChunkMsg) -> ActionChunk:
-    """The chunk of a message. Raises RoboVLMsError when values, horizon and dimension names do not
-    agree."""
-    names = tuple(message.dimension_names)
-    if len(message.values) != message.horizon * len(names):
-        raise RoboVLMsError(
-            f"ActionChunk: {len(message.values)} values for horizon {message.horizon} and {len(names)} dimensions "
-            f"({', '.join(names)}): must be {message.horizon * len(names)}."
-        )
-    spec = ActionSpec(message.action_space, message.frame, message.rotation, message.composition,
-                      message.step_duration, names)
-    timing = ChunkTiming(*map(from_time, (message.image_time, message.inference_start, message.inference_end)))
-    return ActionChunk(
-        stamp_ns=from_time(message.header.stamp),
-        values=np.array(message.values, dtype=np.float64).reshape(message.horizon, len(names)),
-        spec=spec,
-        instruction=message.instruction,
-        policy_id=message.policy_id,
-        sequence=message.sequence,
-        timing=None if timing == ChunkTiming(0, 0, 0) else timing,
-    )
-
-
 def trajectory_to_message(command: TrajectoryCommand) -> JointTrajectory:
     """A message for joint_trajectory_controller; `header.frame_id` stays empty, as it has no
     meaning there."""
@@ -88,4 +67,26 @@ def trajectory_to_message(command: TrajectoryCommand) -> JointTrajectory:
         if command.accelerations is not None:
             point.accelerations = command.accelerations[i].tolist()
         message.points.append(point)
+    return message
+
+
+def trajectory_from_message(message: JointTrajectory, offset_ns: int = 0) -> TrajectoryMessage:
+    """The message for the model of joint_trajectory_controller; a stamp that is set is moved back by
+    `offset_ns`."""
+    stamp_ns = from_time(message.header.stamp)
+    points = tuple(
+        TrajectoryPoint(from_time(p.time_from_start), p.positions, p.velocities, p.accelerations)
+        for p in message.points
+    )
+    joints = tuple(message.joint_names)
+    return TrajectoryMessage(stamp_ns - offset_ns if stamp_ns else 0, joints, points)
+
+
+def image_to_message(image: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Image:
+    """(H, W, 3) RGB as a sensor_msgs/Image."""
+    height, width = image.shape[:2]
+    message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+    message.data.frombytes(np.ascontiguousarray(image).tobytes())
+    message.header.stamp = to_time(stamp_ns)
+    message.header.frame_id = frame_id
     return message

@@ -39,7 +39,7 @@ from robovlms_ros.observations.camera_model import (
 from robovlms_ros.ros.graph import NEWEST_ONLY
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.loading import RobotModel
-from robovlms_ros.ros.messages import to_time
+from robovlms_ros.ros.messages import image_to_message, to_time
 from robovlms_ros.ros.parameters import CameraParameters
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER, QUIET_SUBSCRIPTION
 from robovlms_ros.ros.status import TEXT_LIMIT
@@ -218,8 +218,7 @@ class PreviewPublisher:
             except ConfigError as error:
                 self._complain(view, str(error))
                 return
-        view.publisher.publish(_image_message(image, observation.stamp_ns, view.frame_id))
-
+        view.publisher.publish(image_to_message(image, observation.stamp_ns, view.frame_id))
 
     def _pose_of(self, view: CameraView, observation: Observation) -> NDArray[np.float64] | None:
         """(4, 4) base_T_camera at an observation; None where the arm is not known then."""
@@ -307,12 +306,3 @@ def _point(values: NDArray[np.float64]) -> Point:
 
 def _colour(values: Sequence[float]) -> ColorRGBA:
     return ColorRGBA(r=values[0], g=values[1], b=values[2], a=values[3])
-
-
-def _image_message(image: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Image:
-    height, width = image.shape[:2]
-    message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
-    message.data.frombytes(np.ascontiguousarray(image).tobytes())
-    message.header.stamp = to_time(stamp_ns)
-    message.header.frame_id = frame_id
-    return message

@@ -99,17 +99,14 @@ class VLANode(PlainLifecycleNode):
         self._declared = DeclaredParameters(self, self._locked, self._on_live_change)
         self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self._outcomes = self.create_publisher(String, "episode", 10, event_callbacks=QUIET_PUBLISHER)
-        self.create_service(Trigger, "~/reset", self._on_reset, callback_group=self.work_group)
-        self.create_service(SetBool, "~/pause", self._on_pause, callback_group=self.work_group)
-        self.create_service(
-            MarkOutcome, "~/mark_outcome", self._on_mark_outcome, callback_group=self.work_group
-        )
-        self.create_service(
-            Trigger, "~/confirm", self._on_confirm, callback_group=self.work_group
-        )
-        self.create_service(
-            Trigger, "~/switch_policy", self._on_switch_policy, callback_group=self.work_group
-        )
+        for kind, name, callback in (
+            (Trigger, "reset", self._on_reset),
+            (SetBool, "pause", self._on_pause),
+            (MarkOutcome, "mark_outcome", self._on_mark_outcome),
+            (Trigger, "confirm", self._on_confirm),
+            (Trigger, "switch_policy", self._on_switch_policy),
+        ):
+            self.create_service(kind, f"~/{name}", callback, callback_group=self.work_group)
         self.create_subscription(
             Bool, "success", self._on_success, 10, callback_group=self.work_group
         )
@@ -190,15 +187,15 @@ class VLANode(PlainLifecycleNode):
             self._permissions = self.create_subscription(
                 Bool, permission.topic, self._on_robot_may_move, qos, callback_group=self.work_group
             )
-        policies = [loaded.policy for loaded in (brain, shadow) if loaded is not None]
-        states = [policy.config.proprioception for policy in policies]
+        loaded = [brain] if shadow is None else [brain, shadow]
+        states = [policy.policy.config.proprioception for policy in loaded]
         states = [state for state in states if state is not None]
-        self._inputs = ObservationSubscriber(self, parameters, body.robot, brain.cameras,
-                              bool(states), self._monitor,
-                              PoseFiller(body.make_kinematics and body.make_kinematics()),
-                              self._on_observation, self._on_instruction,
-                              any("gripper" in state.names for state in states),
-                              self._instruction_locked)
+        self._inputs = ObservationSubscriber(
+            self, parameters, body.robot, brain.cameras, bool(states), self._monitor,
+            PoseFiller(body.make_kinematics and body.make_kinematics()), self._on_observation,
+            self._on_instruction, any("gripper" in state.names for state in states),
+            self._instruction_locked,
+        )
         self._report.instruction = self._inputs.instruction
         self._first_instruction = self._inputs.instruction
         self._body = body
@@ -497,19 +494,15 @@ class VLANode(PlainLifecycleNode):
     def _watched(self) -> dict[str, str]:
         """Entries of /diagnostics beside the policy: name -> what is wrong, empty when nothing
         is."""
-        with self._parts:
-            return self._watched_parts()
-
-    def _watched_parts(self) -> dict[str, str]:
-        inputs = self._inputs
-        arm = self._arm
         watched = {}
-        if inputs is not None and self.lifecycle_state == "active":
-            watched["inputs"] = inputs.problem(self.now_ns()) or ""
-            watched |= {kind: "" for kind in FAULTS} | {f.name.split()[0]: f.text for f in self._monitor.present}
-            watched["history_rate"] = self._falls_behind()
-        if arm is not None:
-            watched["controller"] = arm.problem() or arm.absence()
+        with self._parts:
+            if self._inputs is not None and self.lifecycle_state == "active":
+                watched["inputs"] = self._inputs.problem(self.now_ns()) or ""
+                watched |= dict.fromkeys(FAULTS, "")
+                watched |= {fault.name.split()[0]: fault.text for fault in self._monitor.present}
+                watched["history_rate"] = self._falls_behind()
+            if self._arm is not None:
+                watched["controller"] = self._arm.problem() or self._arm.absence()
         return watched
 
     def _falls_behind(self) -> str:

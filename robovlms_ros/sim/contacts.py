@@ -3,15 +3,15 @@
 import copy
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import mujoco
 import numpy as np
 
 from robovlms_ros.control.collision_config import WorldBody
-from robovlms_ros.control.executor import ChunkExecutor, Decision
+from robovlms_ros.control.executor import Decision
 from robovlms_ros.control.robot import RobotSpec, load_robot
 from robovlms_ros.control.trajectory import Array
+from robovlms_ros.core.types import ActionChunk
 from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.tasks.base import TABLE_TASKS
 from robovlms_ros.sim.tasks.evaluate import TIME_LIMIT
@@ -113,13 +113,19 @@ def count_expert(seeds: int) -> tuple[Counter[str], int, int]:
     `collision` counts the chunks that the check cut or refused; their contacts are none.
     """
     counts: Counter[str] = Counter()
+
+    def count(chunk: ActionChunk, decision: Decision) -> None:
+        counts[decision.verdict.kind] += 1
+        if COLLISION_TEXT in decision.verdict.reason:
+            counts["collision"] += 1
+
     succeeded = 0
     episodes = 0
     for task in TABLE_TASKS:
         # The expert looks at no image.
         world = SimWorld(0, blank_cameras=True, task=task)
         loop = build_loop(world, settings=EpisodeSettings(limit=TIME_LIMIT))
-        loop.executor = CountingExecutor(loop.executor, counts)  # type: ignore[assignment]
+        loop.on_decision = count
         for seed in range(seeds):
             world.reset(seed)
             world.time_ns = START_NS
@@ -129,22 +135,3 @@ def count_expert(seeds: int) -> tuple[Counter[str], int, int]:
             succeeded += outcome.success
         world.close()
     return counts, succeeded, episodes
-
-
-class CountingExecutor:
-    """An executor that counts its verdicts."""
-
-    def __init__(self, executor: ChunkExecutor, counts: Counter[str]) -> None:
-        self._executor = executor
-        self._counts = counts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._executor, name)
-
-    def on_chunk(self, *args: Any) -> Decision:
-        """As ChunkExecutor.on_chunk."""
-        decision = self._executor.on_chunk(*args)
-        self._counts[decision.verdict.kind] += 1
-        if COLLISION_TEXT in decision.verdict.reason:
-            self._counts["collision"] += 1
-        return decision

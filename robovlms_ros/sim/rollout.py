@@ -21,7 +21,6 @@ from robovlms_ros.core.types import (
     ActionChunk,
     Observation,
     RobotState,
-    TrajectoryCommand,
 )
 from robovlms_ros.sim.tasks.expert import ACTION_SPEC, STEP
 from robovlms_ros.sim.tasks.language import meaning
@@ -225,10 +224,7 @@ class ClosedLoop:
         if opening is None or opening == self._opening:
             return
         self._opening = opening
-        point = np.array([[self._gripper.position(opening)]])
-        times = np.array([self._gripper.travel_time])
-        rest = np.zeros((1, 1))
-        command = TrajectoryCommand(0, (self._gripper.joint,), times, point, rest)
+        command = self._gripper.command(self._gripper.position(opening))
         self.world.gripper_controller.accept(command, self.world.time_ns)
 
 
@@ -241,9 +237,6 @@ def build_loop(world: SimWorld, robot: str = "panda", settings: EpisodeSettings 
             f"robot '{robot}': the simulated arm has the joints {', '.join(world.joints)}, a description file and a "
             "one_joint_trajectory gripper. Use config/robots/panda.yaml or a copy of it."
         )
-    kinematics = Kinematics(
-        spec.description_path, spec.joints, spec.eef_frame, spec.base_frame, spec.lower(), spec.upper(),
-        np.array(spec.home), spec.posture_gain,
-    )
+    kinematics = Kinematics.for_robot(spec)
     executor = build_executor(spec, kinematics, collision=load_collision_model(spec))
     return ClosedLoop(world, kinematics, executor, spec.gripper, settings)

@@ -327,7 +327,7 @@ def test_the_counted_twin_has_the_text_length_that_ran() -> None:
     frames = SyntheticFrames(policy.config.cameras, shape=SHAPE)
     name = "fast:prompt_cache+staggered_lstm+compile"
     twin = countable(make_way("fast", policy, frames), name, policy, frames)
-    assert twin.session.fast.prompt_bucket == 32 and not twin.session.fast.compile
+    assert twin.sessions[0].fast.prompt_bucket == 32 and not twin.sessions[0].fast.compile
     assert countable(twin, "plain", policy, frames) is twin
 
 

@@ -59,12 +59,13 @@ def test_what_it_says(live):
 
 
 def test_chunks_carry_their_meaning(live):
-    from robovlms_ros.ros.messages import chunk_from_message, chunk_to_message
+    from robovlms_ros.evaluation.bags.chunks import chunk_of_message
+    from robovlms_ros.ros.messages import chunk_to_message
 
     live.run()
     live.wait_for(lambda: len(live.listener.chunks) > 2, "chunks")
     message = live.listener.chunks[-1]
-    chunk = chunk_from_message(message)
+    chunk = chunk_of_message(message)
     assert chunk_to_message(chunk, message.header.frame_id) == message
     assert chunk.values.shape == (40, 7) and chunk.spec.composition == "from_observation"
     assert message.header.frame_id == "panda_link0"

@@ -19,12 +19,10 @@ from trajectory_msgs.msg import JointTrajectory
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
-    TrajectoryMessage,
-    TrajectoryPoint,
     TrajectoryRejected,
 )
 from robovlms_ros.core.types import NANOSECONDS, Array
-from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.ros.messages import to_time, trajectory_from_message
 
 JointHook = Callable[[JointState], JointState | None]
 ImageHook = Callable[[Image], Image | None]
@@ -202,13 +200,8 @@ class FaultArm(Node):
             self._measured.append(self.positions.copy())
 
     def _accept(self, message: JointTrajectory, clock_ns: int) -> None:
-        points = tuple(
-            TrajectoryPoint(from_time(point.time_from_start), point.positions, point.velocities)
-            for point in message.points
-        )
-        stamp = from_time(message.header.stamp)
         try:
-            self._controller.accept(TrajectoryMessage(stamp, tuple(message.joint_names), points), clock_ns)
+            self._controller.accept(trajectory_from_message(message), clock_ns)
         except TrajectoryRejected as error:
             self.rejected.append(str(error))
 

@@ -7,48 +7,43 @@ command step against the joints' speed limit, measured speed, commanded and meas
 positions, and the time to rest (`rows`).
 """
 
+import argparse
+import datetime
 import itertools
 import math
 import os
+import platform
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
-from rclpy.executors import ExternalShutdownException
-from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
-from std_msgs.msg import String
-from std_srvs.srv import SetBool, Trigger
-from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.bench.faults.arm import PERIOD, FaultArm
-from robovlms_ros.bench.faults.policy_node import FAULT_TOPIC
+from robovlms_ros.bench.faults.arm import PERIOD
 from robovlms_ros.bench.faults.rows import (
     FaultRow,
     Motion,
+    as_json,
     judge,
     longest_standstill,
+    markdown,
     time_to_rest,
 )
-from robovlms_ros.core.types import NANOSECONDS, Array, RoboVLMsError
+from robovlms_ros.bench.faults.stage import FaultStage
+from robovlms_ros.core.structured_text import write_json
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.msg import PolicyStatus
-from robovlms_ros.ros.graph import LATCHED
 from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.ros.processes import Child, isolated_environment
-from robovlms_ros.ros.spinning import SteadySingleThreadedExecutor
+from robovlms_ros.ros.processes import isolated_environment
 
-NODE = "vla_node"
 WORKING_SPEED = 0.6  # rad/s
 AFTER = 2.6  # s recorded after a fault
 RECOVERY = 1.0  # s recorded after the node runs again
@@ -58,12 +53,6 @@ FROZEN = 2.5  # s: found after 0.5 s, a stop, and the set point's way back to th
 PLAN = 1.3  # s: a chunk's horizon and the stop at its end
 TAKEN_UP = 2 * PERIOD
 """s after which the controller has taken up a command that arrived."""
-
-PATIENCE = 60.0  # s
-
-
-class BenchFailed(RoboVLMsError):
-    """The graph did not come to the state that a fault needs."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +68,8 @@ class InjectedFault:
     """
 
     name: str
-    inject: Callable[["FaultStage"], Any]
-    mend: Callable[["FaultStage"], Any] = lambda stage: None
+    inject: Callable[[FaultStage], Any]
+    mend: Callable[[FaultStage], Any] = lambda stage: None
     rest_allowed: float = math.nan
     resumes: bool = False
     slow: bool = False
@@ -93,162 +82,6 @@ class InjectedFault:
         if self.resumes:
             return "resumes"
         return "goes on" if math.isnan(self.rest_allowed) else "rests"
-
-
-class FaultStage(Node):
-    """The arm, the node's process and a client of the node's services."""
-
-    def __init__(self, logs: Path, simulated_time: bool) -> None:
-        super().__init__("fault_bench")
-        self.arm = FaultArm(simulated_time)
-        self._logs = logs
-        self._starts = 0
-        self.status = PolicyStatus()
-        self._strangers: list[Node] = []
-        self._second: Child | None = None
-        self._instruction = self.create_publisher(String, "instruction", LATCHED)
-        self._fault = self.create_publisher(String, FAULT_TOPIC, 10)
-        self.create_subscription(PolicyStatus, f"{NODE}/status", self._on_status, LATCHED)
-        self._change = self.create_client(ChangeState, f"{NODE}/change_state")
-        self._pause = self.create_client(SetBool, f"{NODE}/pause")
-        self._reset = self.create_client(Trigger, f"{NODE}/reset")
-        self.executor_ = SteadySingleThreadedExecutor()
-        self.executor_.add_node(self)
-        self.executor_.add_node(self.arm)
-        self.executor_.add_node(self.arm.controller)
-        self._spinner = threading.Thread(target=self._spin, name="fault bench", daemon=True)
-        self._spinner.start()
-
-    def _spin(self) -> None:
-        with suppress(ExternalShutdownException):
-            self.executor_.spin()
-
-    def _on_status(self, message: PolicyStatus) -> None:
-        self.status = message
-
-    def start_node(self) -> None:
-        """Start the node's process and bring it to active."""
-        self._starts += 1
-        self.status = PolicyStatus()
-        self.node = self._child(f"node{self._starts}", [])
-        # A killed process stays in the graph for a while: its service must not be taken for the new
-        # one's.
-        self.wait(lambda: self.status.state == "unconfigured", "the node's first status")
-        self.change_state(self._change, Transition.TRANSITION_CONFIGURE)
-        self.instruct("lift the red cube")
-        self.change_state(self._change, Transition.TRANSITION_ACTIVATE)
-
-    def _child(self, name: str, remaps: Sequence[str]) -> Child:
-        arguments = [
-            "--ros-args", *remaps, "-p", "checkpoint:=demo", "-p", "robot:=panda", "-p", "dry_run:=false",
-            "-p", f"use_sim_time:={str(self.arm.simulated_time).lower()}",
-            "-p", "speed_scaling_ramp:=0.2", "-p", "watchdog.following_time:=2.0",
-            "-p", "resume_instruction:=true",
-        ]  # fmt: skip
-        return Child(name, "robovlms_ros.bench.faults.policy_node", arguments, self._logs / f"{name}.log", {})
-
-    def change_state(self, client: Any, transition: int) -> None:
-        """Request a transition. Raises BenchFailed where it is refused."""
-        self.wait(client.service_is_ready, "the lifecycle service")
-        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
-        self.wait(future.done, "a transition's answer")
-        if not future.result().success:
-            raise BenchFailed(f"transition {transition} was refused; see {self._logs}.")
-
-    def instruct(self, text: str) -> None:
-        """Publish an instruction."""
-        self._instruction.publish(String(data=text))
-
-    def policy_fault(self, kind: str) -> None:
-        """Set the scripted policy's fault; empty for none."""
-        self._fault.publish(String(data=kind))
-
-    def call(self, client: Any, request: Any) -> None:
-        """Call a service and wait for its answer."""
-        future = client.call_async(request)
-        self.wait(future.done, "a service's answer")
-
-    def pause(self, paused: bool) -> None:
-        """Call ~/pause."""
-        self.call(self._pause, SetBool.Request(data=paused))
-
-    def reset(self) -> None:
-        """Call ~/reset."""
-        self.call(self._reset, Trigger.Request())
-
-    def deactivate(self) -> None:
-        """Request the deactivate transition."""
-        self.change_state(self._change, Transition.TRANSITION_DEACTIVATE)
-
-    def activate(self) -> None:
-        """Request the activate transition."""
-        self.change_state(self._change, Transition.TRANSITION_ACTIVATE)
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the node's process."""
-        self.node._process.send_signal(number)
-
-    def second_publisher(self, positions: Array | None) -> None:
-        """Publish joint states from a second node at 10 Hz: the given positions, or the arm's own
-        (None)."""
-        node = Node("second_driver")
-        publisher = node.create_publisher(JointState, "joint_states", 10)
-
-        def publish() -> None:
-            values = self.arm.positions if positions is None else positions
-            message = JointState(name=list(self.arm.robot.joints), position=values.tolist())
-            message.header.stamp = to_time(self.arm.now_ns())
-            publisher.publish(message)
-
-        node.create_timer(0.1, publish)
-        self._add(node)
-
-    def second_commander(self) -> None:
-        """Create a publisher of another node on the command topic."""
-        node = Node("stranger")
-        node.create_publisher(JointTrajectory, self.arm.robot.controller.topic, 10)  # type: ignore[union-attr]
-        self._add(node)
-
-    def _add(self, node: Node) -> None:
-        self._strangers.append(node)
-        self.executor_.add_node(node)
-
-    def second_node(self) -> None:
-        """Start a second policy node on the same controller and activate it."""
-        self._second = self._child("second", ["-r", "__node:=second_vla"])
-        client = self.create_client(ChangeState, "second_vla/change_state")
-        self.change_state(client, Transition.TRANSITION_CONFIGURE)
-        self.change_state(client, Transition.TRANSITION_ACTIVATE)
-
-    def remove_strangers(self) -> None:
-        """End what `second_...` began."""
-        for node in self._strangers:
-            self.executor_.remove_node(node)
-            node.destroy_node()
-        self._strangers.clear()
-        if self._second is not None:
-            self._second.stop()
-            self._second = None
-
-    def wait(self, condition: Callable[[], Any], awaited: str, patience: float = PATIENCE) -> None:
-        """Wait for a condition. Raises BenchFailed after `patience` seconds."""
-        end = time.monotonic() + patience
-        while not condition():
-            if time.monotonic() > end:
-                raise BenchFailed(
-                    f"waited {patience:.0f} s for {awaited}; the node is {self.status.state}: {self.status.detail}"
-                )
-            time.sleep(0.005)
-
-    def close(self) -> None:
-        """End processes, threads and nodes."""
-        self.remove_strangers()
-        self.node.stop()
-        self.arm.close()
-        self.executor_.shutdown(timeout_sec=5.0)
-        self._spinner.join(5.0)
-        self.arm.controller.destroy_node()
-        self.arm.destroy_node()
 
 
 def _hook_joints(change: Callable[[JointState], JointState | None]) -> Callable[[FaultStage], None]:
@@ -555,7 +388,7 @@ def _stage(simulated_time: bool) -> Iterator[FaultStage]:
         stage.destroy_node()
 
 
-def run(chosen: Sequence[InjectedFault], report: Callable[[FaultRow], None]) -> list[FaultRow]:
+def measure_all(chosen: Sequence[InjectedFault], report: Callable[[FaultRow], None]) -> list[FaultRow]:
     """Measure the chosen faults; `report` is called with each row. Raises BenchFailed,
     ChildDied."""
     # A domain of its own, on this machine only: the commands must never reach a real arm on the
@@ -575,3 +408,45 @@ def run(chosen: Sequence[InjectedFault], report: Callable[[FaultRow], None]) -> 
     finally:
         rclpy.try_shutdown()
     return rows
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure; returns 1 when a fault is beyond its bounds."""
+    known = faults()
+    texts = args.only or [""]
+    chosen = [fault for fault in known if any(text in fault.name for text in texts)]
+    if not chosen:
+        names = ", ".join(fault.name for fault in known)
+        print(f"no fault contains {args.only}. There are: {names}")
+        return 2
+    rows = measure_all(chosen, _show)
+    beyond = [row.fault for row in rows if not row.within]
+    write_json(args.json, as_json(rows))
+    if args.markdown:
+        page = _page(markdown(rows), len(rows), beyond)
+        args.markdown.write_text(page, encoding="utf-8")
+    print(f"{len(rows)} faults, beyond their bounds: {', '.join(beyond) or 'none'}")
+    return 1 if beyond else 0
+
+
+def _show(row: FaultRow) -> None:
+    print(markdown([row]).splitlines()[-1], flush=True)
+
+
+def _page(table: str, count: int, beyond: list[str]) -> str:
+    cores = os.cpu_count()
+    today = datetime.date.today().isoformat()
+    return f"""# Faults at working speed
+
+`./scripts/run robovlms bench faults --markdown docs/results/faults.md`, {today}, {platform.machine()}, {cores}
+shared cores. {count} faults, {len(beyond)} beyond their bounds{": " + ", ".join(beyond) if beyond else ""}.
+
+The policy node runs as a process of its own over Fast DDS. The arm is a model of
+joint_trajectory_controller with a first-order lag of 20 ms. A scripted policy moves it at 0.6 rad/s
+or more when the fault is injected. Columns are parts of the planning limits of
+`config/robots/panda.yaml`. Bounds: command step 1.01, measured speed 1.05, acceleration 1.2. The
+recovery after each fault is judged, too. A restarted controller takes up the measured pose by
+itself; that one step is the controller's and is not counted.
+
+{table}
+"""

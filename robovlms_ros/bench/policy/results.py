@@ -61,7 +61,12 @@ class PolicyRow:
 
     @property
     def key(self) -> str:
-        return f"{self.case.title}, {self.case.dtype}, {self.sessions} x {self.path}"
+        return key_of(self.case, self.sessions, self.path)
+
+
+def key_of(case: Case, sessions: int, path: str) -> str:
+    """The name of a row in the file."""
+    return f"{case.title}, {case.dtype}, {sessions} x {path}"
 
 
 @dataclass

@@ -5,14 +5,15 @@ import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Literal
 
 import torch
 
 from robovlms_ros.bench.policy.cases import BACKBONES, Case, Size
 from robovlms_ros.bench.policy.measure import Effort, measure
-from robovlms_ros.bench.policy.results import PolicyRow, Results, machine_of
-from robovlms_ros.bench.policy.timing import FP8, JobClock, measure_ceilings
+from robovlms_ros.bench.policy.results import PolicyRow, Results, key_of, machine_of
+from robovlms_ros.bench.policy.timing import FP8, measure_ceilings
 from robovlms_ros.bench.policy.variants import WARM_UP
 from robovlms_ros.core.types import RoboVLMsError
 from robovlms_ros.inference.optimized.options import PARTS
@@ -127,7 +128,7 @@ def run_preset(chosen: Preset, device: torch.device, path: Path | None, resume: 
     path: written as soon as times are there, and after every job. resume: rows that it holds from
     the same machine and software are kept. on_rows: called with the rows of each job.
     """
-    watch = JobClock()
+    begin = perf_counter()
     results = _begin(chosen, device, path, resume)
 
     def write() -> None:
@@ -135,10 +136,10 @@ def run_preset(chosen: Preset, device: torch.device, path: Path | None, resume: 
             results.write(path)
 
     for job in chosen.jobs:
-        wanted = {_key(job, name) for name in job.paths}
+        wanted = {key_of(job.case, job.robots, name) for name in job.paths}
         have = [row for row in results.rows if row.key in wanted and row.flops]
         if len(have) < len(wanted):
-            if chosen.limit is not None and watch.spent > chosen.limit:
+            if chosen.limit is not None and perf_counter() - begin > chosen.limit:
                 paths = ", ".join(job.paths)
                 results.missing.append(f"{job.case.title}, {paths}: the time is over; go on with --resume")
                 continue
@@ -181,10 +182,6 @@ def _begin(chosen: Preset, device: torch.device, path: Path | None, resume: bool
             earlier.complete = False
             return earlier
     return Results(machine, measure_ceilings(device, chosen.dtypes))
-
-
-def _key(job: MeasurementJob, name: str) -> str:
-    return f"{job.case.title}, {job.case.dtype}, {job.robots} x {name}"
 
 
 def _release(device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """Times, FLOPs and bytes of steps: synchronised, interleaved, warmed up; the roofline of each run.
 
-The only module of the policy benchmark with a clock.
+Steps of the policy benchmark are timed here alone.
 """
 
 import math
@@ -179,18 +179,6 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return perf_counter() - begin
 
 
-class JobClock:
-    """Time since it was made."""
-
-    def __init__(self) -> None:
-        self._begin = perf_counter()
-
-    @property
-    def spent(self) -> float:
-        """s."""
-        return perf_counter() - self._begin
-
-
 class Alternating:
     """Several ways of doing the same steps, measured in turn so that a machine that slows down
     slows all of them.
@@ -209,10 +197,6 @@ class Alternating:
         """Steps of one way that do not count."""
         for _ in range(steps):
             self._step(name)
-
-    def round(self, steps: int) -> None:
-        """So many steps of every way."""
-        self.round_of(dict.fromkeys(self.ways, steps))
 
     def round_of(
         self,

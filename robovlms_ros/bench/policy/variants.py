@@ -212,49 +212,36 @@ class InferenceVariant(Protocol):
 
 
 class SessionVariant:
-    """The package's own session, plain or with the fast path."""
+    """The package's own sessions, plain or with the fast path: several robots send their frames in
+    one batch, and the answer is the first one's."""
 
-    def __init__(self, policy: VLAPolicy, frames: SyntheticFrames, options: FastPathOptions | None):
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        frames: SyntheticFrames,
+        options: FastPathOptions | None,
+        robots: int = 1,
+    ):
         self.policy = policy
-        self._frames = frames
-        self.session = PolicySession(policy, fast=options)
-        fill_history(self.session, frames)
-
-    @property
-    def description(self) -> str:
-        """See Way."""
-        return f"{self.session.path}: {self.session.path_reason}"
-
-    def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
-        """See Way."""
-        self.session.predict_action_chunk(self._frames[index], timer)
-        return self.session.normalised
-
-
-class Fleet:
-    """Several robots on one policy, their frames in one batch; the answer is the first robot's."""
-
-    def __init__(self, policy: VLAPolicy, frames: SyntheticFrames, options: FastPathOptions | None, robots: int):
-        self.policy = policy
-        self._frames = [
-            frames,
-            *(
-                SyntheticFrames(frames.cameras, seed, shape=frames.shape)
-                for seed in range(1, robots)
-            ),
+        others = [
+            SyntheticFrames(frames.cameras, seed, shape=frames.shape) for seed in range(1, robots)
         ]
+        self._frames = [frames, *others]
         self.sessions = [PolicySession(policy, fast=options) for _ in self._frames]
         for session, mine in zip(self.sessions, self._frames, strict=True):
             fill_history(session, mine)
 
     @property
     def description(self) -> str:
-        """See Way."""
+        """See InferenceVariant."""
         return f"{self.sessions[0].path}: {self.sessions[0].path_reason}"
 
     def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
-        """See Way. The timer is given nothing: the stages of several robots are one."""
-        predict_together(self.sessions, [frames[index] for frames in self._frames])
+        """See InferenceVariant. The stages of several robots are one: the timer is given none."""
+        if len(self.sessions) == 1:
+            self.sessions[0].predict_action_chunk(self._frames[0][index], timer)
+        else:
+            predict_together(self.sessions, [frames[index] for frames in self._frames])
         return self.sessions[0].normalised
 
 
@@ -270,11 +257,11 @@ class BaselineVariant:
 
     @property
     def description(self) -> str:
-        """See Way."""
+        """See InferenceVariant."""
         return "model(...) with logits" if self._logits else "model.model(...)"
 
     def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
-        """See Way."""
+        """See InferenceVariant."""
         return self._robot.step(self._frames[index], timer)
 
 
@@ -304,8 +291,7 @@ def make_way(name: str, policy: VLAPolicy, frames: SyntheticFrames, robots: int 
     require(is_own(name) or name in BY_HAND, "path", name, f"one of {', '.join(WAYS)}")
     kind, _, dtype = name.partition("_")
     if is_own(name):
-        options = options_of(name, policy.device.type)
-        return SessionVariant(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
+        return SessionVariant(policy, frames, options_of(name, policy.device.type), robots)
     require(robots == 1, f"robots with path '{name}'", robots, "1")
     if dtype:
         policy = copy.deepcopy(policy).to(getattr(torch, dtype))
@@ -322,13 +308,13 @@ def countable(
         return way
     bucket = path_for(policy, options).bucket
     options = replace(options, cuda_graphs=False, compile=False, prompt_bucket=bucket)
-    return SessionVariant(policy, frames, options) if robots == 1 else Fleet(policy, frames, options, robots)
+    return SessionVariant(policy, frames, options, robots)
 
 
-def stand_in_features(policy: VLAPolicy, seed: int = 0) -> list[Tensor]:
+def stand_in_features(policy: VLAPolicy) -> list[Tensor]:
     """W - 1 features (1, 1, latent, d), so that a window is full from the first frame on, without
     encoding it."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     count = policy.config.model.history_length - 1
     shape = (1, 1, policy.config.action_head.latent, policy.vlm.hidden_size)
     return [torch.randn(shape, generator=generator).to(policy.device, policy.dtype) for _ in range(count)]

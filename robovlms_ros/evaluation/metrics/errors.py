@@ -4,7 +4,7 @@ that add up."""
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,28 @@ MOVING_M = 0.003
 MOVING_RAD = 0.01
 """Motion from the start below which a direction means nothing: tool in m, joints in rad."""
 
+S = TypeVar("S", bound="Sums")
+
+
+class Sums:
+    """Base of dataclasses whose fields, numbers or arrays, add up over chunks and bags."""
+
+    def merged(self: S, other: S) -> S:
+        """The sums of both."""
+        pairs = zip(vars(self).items(), vars(other).values(), strict=True)
+        return type(self)(**{name: mine + theirs for (name, mine), theirs in pairs})
+
+    def as_json(self) -> dict[str, Any]:
+        """The sums as what JSON can hold; `from_json` reads them back."""
+        return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls: type[S], data: Mapping[str, Any]) -> S:
+        return cls(**{name: np.array(v) if isinstance(v, list) else v for name, v in data.items()})
+
 
 @dataclass
-class ErrorSums:
+class ErrorSums(Sums):
     """Sums over chunks; n steps, D dimensions.
 
     count, absolute, squared: (n, D), in the units of the dimension (m, rad; the gripper's opening).
@@ -77,10 +96,6 @@ class ErrorSums:
         self.cosine += np.where(moving & (lengths > 1e-9), cosines, 0.0)
         self.moving += moving
 
-    def merged(self, other: "ErrorSums") -> "ErrorSums":
-        """The sums of both."""
-        return ErrorSums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
     def table(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Means for the report: `mae`, `rmse` (D,), by step (n, D); distance, cosine, gripper
         accuracy by step (n,)."""
@@ -105,13 +120,6 @@ class ErrorSums:
                 "gripper_accuracy_by_step": numbers(self.gripper_right / self.gripper_count),
             }
 
-    def as_json(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name).tolist() for f in fields(self)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ErrorSums":
-        return cls(**{f.name: np.array(data[f.name], dtype=np.float64) for f in fields(cls)})
-
 
 def value_error(predicted: Steps, recorded: Steps) -> Array:
     """(n, D) predicted minus recorded in the policy's own numbers; NaN where the recording is
@@ -126,7 +134,7 @@ def value_error(predicted: Steps, recorded: Steps) -> Array:
 
 
 @dataclass
-class EdgeSums:
+class EdgeSums(Sums):
     """Gripper edges inside the horizons: how often and how far in time the prediction has them.
 
     recorded: edges in the recording; found: of them, predicted in the same direction; late,
@@ -159,9 +167,6 @@ class EdgeSums:
                 self.late_absolute += abs(late)
         self.extra += sum(all(o != opens for _, o in wanted) for _, opens in given)
 
-    def merged(self, other: "EdgeSums") -> "EdgeSums":
-        return EdgeSums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
     def table(self) -> dict[str, Any]:
         """Counts and mean timing, s (positive: the prediction is late); None without edges."""
         return {
@@ -169,13 +174,6 @@ class EdgeSums:
             "late": self.late / self.found if self.found else None,
             "late_absolute": self.late_absolute / self.found if self.found else None,
         }
-
-    def as_json(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "EdgeSums":
-        return cls(**data)
 
 
 def _edges(openings: Array, before: float) -> list[tuple[int, bool]]:

@@ -29,7 +29,7 @@ from robovlms_ros.evaluation.bags.mapping import (
 )
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
-from robovlms_ros.evaluation.replay.executor import CachedKinematics, ExecutorStack, machine_factory
+from robovlms_ros.evaluation.replay.executor import CachedKinematics, executor_factory
 from robovlms_ros.evaluation.replay.loop import Perturbations, Replay, Runner, Schedule, Subject
 from robovlms_ros.evaluation.replay.observations import BagObservations
 from robovlms_ros.evaluation.replay.results import Row
@@ -177,8 +177,8 @@ def _runners(
     config = setting.config
     robot = setting.robot
     moves = robot.controller.type != "chunk_only" and kinematics is not None and mapping.joint_states is not None
-    make: Callable[[], ExecutorStack] | None = (
-        machine_factory(robot, kinematics, setting.schedule, setting.collision) if moves else None
+    make = (
+        executor_factory(robot, kinematics, setting.schedule, setting.collision) if moves else None
     )
     seen_specs: set[tuple[ActionSpec, int]] = set()
 

@@ -5,16 +5,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from robovlms_ros.control.collision_solids import CollisionModel
-from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.executor import ChunkExecutor, build_executor
 from robovlms_ros.control.kinematics import IKResult, Kinematics
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.schedule import ScheduleConfig
-from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.trajectory import Spline, curve_of
 from robovlms_ros.core.types import (
     NANOSECONDS,
@@ -53,38 +52,15 @@ class CachedKinematics:
         return self._answers[key]
 
 
-class Executor(Protocol):
-    """Part of `ChunkExecutor` that is replayed."""
-
-    def reset(self) -> None: ...
-    def on_chunk(self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int) -> Any: ...
-    def dry_run_chunk(
-        self, chunk: ActionChunk, state_at_stamp: RobotState, measured: RobotState, now_ns: int
-    ) -> Any: ...
-
-
-@dataclass
-class ExecutorStack:
-    """One executor with the scheduler inside it, as the node builds them."""
-
-    executor: Executor
-    scheduler: ChunkScheduler
-
-
-def machine_factory(
+def executor_factory(
     robot: RobotSpec,
     kinematics: Any,
     schedule: ScheduleConfig,
     collision: CollisionModel | None = None,
-) -> Callable[[], ExecutorStack]:
-    """A maker of machines, without the ramp of the speed scaling: a replay has no activation."""
+) -> Callable[[], ChunkExecutor]:
+    """A maker of executors, without the ramp of the speed scaling: a replay has no activation."""
     settled = replace(robot, gate=replace(robot.gate, speed_scaling_ramp=0.0))
-
-    def make() -> ExecutorStack:
-        executor = build_executor(settled, kinematics, schedule, collision)
-        return ExecutorStack(executor, executor.scheduler)
-
-    return make
+    return lambda: build_executor(settled, kinematics, schedule, collision)
 
 
 @dataclass
@@ -151,10 +127,10 @@ class LatencySimulation:
     is how far, and the gate acts on it.
     """
 
-    def __init__(self, latency: float, make: Callable[[], ExecutorStack], continuing: bool = True) -> None:
+    def __init__(self, latency: float, make: Callable[[], ChunkExecutor], continuing: bool = True) -> None:
         self.result = LatencyResult(latency)
         self._latency_ns = round(latency * NANOSECONDS)
-        self._machine = make()
+        self._executor = make()
         self._continuing = continuing
         self._flight: tuple[int, ActionChunk, RobotState] | None = None
         self._waiting: tuple[ActionChunk, RobotState] | None = None
@@ -171,7 +147,7 @@ class LatencySimulation:
         self._compared_ns = 0
 
     def _drop_plan(self) -> None:
-        self._machine.executor.reset()
+        self._executor.reset()
         self._plan_before = self._sent = None
 
     def offer(self, chunk: ActionChunk, start: RobotState) -> None:
@@ -206,12 +182,11 @@ class LatencySimulation:
 
     def _deliver(self, ready_ns: int, chunk: ActionChunk, start: RobotState) -> None:
         result = self.result
-        machine = self._machine
         result.chunks += 1
         result.age += (ready_ns - chunk.stamp_ns) / NANOSECONDS
-        covered = machine.scheduler.covered_until_ns
+        covered = self._executor.scheduler.covered_until_ns
         try:
-            decide = machine.executor.on_chunk if self._continuing else machine.executor.dry_run_chunk
+            decide = self._executor.on_chunk if self._continuing else self._executor.dry_run_chunk
             decision = decide(chunk, start, self._measured or start, ready_ns)
         except RoboVLMsError as error:
             self._count("refuse", str(error))

@@ -6,12 +6,14 @@ are replayed in the order of reception to the executors and the scorers. Only th
 chunks whose last step has not been recorded yet, are in memory.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from robovlms_ros.control.executor import ChunkExecutor
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.core.types import (
     NANOSECONDS,
@@ -30,7 +32,7 @@ from robovlms_ros.evaluation.replay.events import (
     RecordedChunkEvent,
     Restart,
 )
-from robovlms_ros.evaluation.replay.executor import ExecutorStack, LatencySimulation
+from robovlms_ros.evaluation.replay.executor import LatencySimulation
 from robovlms_ros.evaluation.replay.observations import BagObservations
 from robovlms_ros.evaluation.replay.results import SubjectResult
 from robovlms_ros.evaluation.replay.scoring import Scorer
@@ -84,10 +86,10 @@ class Runner:
 
     subject: Subject
     whatif: Perturbations
-    make_machine: Callable[[], ExecutorStack] | None
+    make_executor: Callable[[], ChunkExecutor] | None
     make_scorer: Callable[[Subject, ActionSpec, int], Scorer]
     scorer: Scorer | None = None
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
     on_command: Callable[[str, int, Any], None] | None = None
 
     def __post_init__(self) -> None:
@@ -103,9 +105,10 @@ class Runner:
         self._rng = np.random.default_rng(0)
         self.lanes: list[LatencySimulation] = []
         self.gate: LatencySimulation | None = None
-        if self.make_machine is not None:
-            self.lanes = [LatencySimulation(latency, self.make_machine) for latency in self.whatif.latencies]
-            self.gate = LatencySimulation(self.whatif.latencies[0], self.make_machine, continuing=False)
+        if self.make_executor is not None:
+            self.lanes = [LatencySimulation(latency, self.make_executor) for latency in self.whatif.latencies]
+            self.gate = LatencySimulation(self.whatif.latencies[0], self.make_executor, continuing=False)
+        self._simulations = self.lanes if self.gate is None else [*self.lanes, self.gate]
 
     def reset(self, forget_session: bool, drop_plan: bool) -> None:
         """A new episode; sessions and plans begin anew when the node's would."""
@@ -114,7 +117,7 @@ class Runner:
                 if session is not None:
                     session.reset()
         if drop_plan:
-            for lane in [*self.lanes, *([self.gate] if self.gate else [])]:
+            for lane in self._simulations:
                 lane.reset()
 
     def predict(
@@ -170,7 +173,7 @@ class Runner:
                 try:
                     chunks += session.predict_block([observation], [want])
                 except ObservationError as error:
-                    self.failures[str(error)] = self.failures.get(str(error), 0) + 1
+                    self.failures[str(error)] += 1
                     chunks.append(None)
             return chunks
 
@@ -182,17 +185,16 @@ class Runner:
             if self.lanes:
                 self.lanes[0].on_decision = self._decided
         if chunk.spec != self.scorer._spec or chunk.horizon != self.scorer.result.horizon:
-            self.failures["a chunk of another shape or meaning than the first one"] = \
-                self.failures.get("a chunk of another shape or meaning than the first one", 0) + 1
+            self.failures["a chunk of another shape or meaning than the first one"] += 1
             return
         self.scorer.add(answer)
-        for lane in [*self.lanes, *([self.gate] if self.gate else [])]:
+        for lane in self._simulations:
             lane.offer(chunk, answer.start)
 
     def measure(self, state: RobotState) -> None:
         """The recorded arm moved on."""
         if len(state.positions):
-            for lane in [*self.lanes, *([self.gate] if self.gate else [])]:
+            for lane in self._simulations:
                 lane.measure(state)
 
     def _decided(self, now_ns: int, chunk: ActionChunk, decision: Any) -> None:
@@ -221,8 +223,7 @@ class Runner:
         result = self.scorer.close()
         result.latencies = [lane.result for lane in self.lanes]
         result.gate = self.gate.result if self.gate else None
-        for reason, count in self.failures.items():
-            result.refused_inputs[reason] = result.refused_inputs.get(reason, 0) + count
+        result.refused_inputs += self.failures
         return result
 
 

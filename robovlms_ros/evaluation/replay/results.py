@@ -8,6 +8,7 @@ sample: plots, worst moments, the table of chunks.
 import base64
 import heapq
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.core.rotations import vector_from_matrix
 from robovlms_ros.core.types import NANOSECONDS, ActionSpec, Array
-from robovlms_ros.evaluation.metrics.errors import EdgeSums, ErrorSums, number, numbers, value_error
+from robovlms_ros.evaluation.metrics.errors import EdgeSums, ErrorSums, Sums, number, numbers, value_error
 from robovlms_ros.evaluation.replay.executor import LatencyResult
 from robovlms_ros.evaluation.replay.steps import Steps, displacement, distance
 from robovlms_ros.evaluation.replay.tracks import Answer
@@ -48,7 +49,7 @@ class Thinned:
 
 
 @dataclass
-class PairSums:
+class PairSums(Sums):
     """Distances between two answers at the same image: sums of the distance at the chunk's end and
     of its motion."""
 
@@ -63,9 +64,6 @@ class PairSums:
             self.apart += apart
             self.moved += moved
             self.gripper += gripper
-
-    def merged(self, other: "PairSums") -> "PairSums":
-        return PairSums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def table(self) -> dict[str, Any]:
         """Means: `apart`, `moved` (m or rad), `share` of the motion, `gripper` fraction of steps
@@ -101,6 +99,12 @@ class Margins:
 
     def table(self) -> dict[str, Any]:
         return {k: (v if np.isfinite(v) else None) for k, v in vars(self).items()}
+
+
+KINDS: dict[str, type[Sums]] = {
+    "edges": EdgeSums, "agreement": PairSums, "recorded": PairSums, "baselines": ErrorSums,
+    "variants": ErrorSums, "baseline_edges": EdgeSums, "sensitivity": PairSums,
+}
 
 
 @dataclass
@@ -140,17 +144,17 @@ class SubjectResult:
     fans: list[dict[str, Any]] = field(default_factory=list)
     track: list[list[float | None]] = field(default_factory=list)
     worst: list[dict[str, Any]] = field(default_factory=list)
-    refused_inputs: dict[str, int] = field(default_factory=dict)
+    refused_inputs: Counter[str] = field(default_factory=Counter)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as what JSON can hold; `from_json` reads it back."""
         plain = dict(vars(self))
         plain["sums"] = None if self.sums is None else self.sums.as_json()
-        for name in ("edges", "agreement", "recorded", "margins"):
-            plain[name] = dict(vars(getattr(self, name)))
-        for name in ("baselines", "variants", "baseline_edges"):
+        plain["margins"] = dict(vars(self.margins))
+        for name in ("edges", "agreement", "recorded"):
+            plain[name] = getattr(self, name).as_json()
+        for name in ("baselines", "variants", "baseline_edges", "sensitivity"):
             plain[name] = {key: value.as_json() for key, value in getattr(self, name).items()}
-        plain["sensitivity"] = {key: dict(vars(value)) for key, value in self.sensitivity.items()}
         plain["latencies"] = [result.as_json() for result in self.latencies]
         plain["gate"] = None if self.gate is None else self.gate.as_json()
         return plain
@@ -160,14 +164,14 @@ class SubjectResult:
         values = dict(data)
         values["names"] = tuple(data["names"])
         values["sums"] = None if data["sums"] is None else ErrorSums.from_json(data["sums"])
-        for name, kind in (("edges", EdgeSums), ("agreement", PairSums), ("recorded", PairSums), ("margins", Margins)):
-            values[name] = kind(**data[name])
-        for name in ("baselines", "variants"):
-            values[name] = {key: ErrorSums.from_json(value) for key, value in data[name].items()}
-        values["baseline_edges"] = {key: EdgeSums(**value) for key, value in data["baseline_edges"].items()}
-        values["sensitivity"] = {key: PairSums(**value) for key, value in data["sensitivity"].items()}
+        values["margins"] = Margins(**data["margins"])
+        for name in ("edges", "agreement", "recorded"):
+            values[name] = KINDS[name].from_json(data[name])
+        for name in ("baselines", "variants", "baseline_edges", "sensitivity"):
+            values[name] = {key: KINDS[name].from_json(value) for key, value in data[name].items()}
         values["latencies"] = [LatencyResult.from_json(value) for value in data["latencies"]]
         values["gate"] = None if data["gate"] is None else LatencyResult.from_json(data["gate"])
+        values["refused_inputs"] = Counter(data["refused_inputs"])
         return cls(**values)
 
 
@@ -194,8 +198,7 @@ def merge(results: list[SubjectResult]) -> SubjectResult:
         total.recorded_max = max(total.recorded_max, other.recorded_max)
         total.spent_ms += other.spent_ms
         total.errors.update(other.errors)
-        for reason, count in other.refused_inputs.items():
-            total.refused_inputs[reason] = total.refused_inputs.get(reason, 0) + count
+        total.refused_inputs += other.refused_inputs
         total.worst = sorted(total.worst + other.worst, key=lambda moment: -moment["error"])[:WORST]
     return total
 

@@ -121,7 +121,7 @@ class Scorer:
 
     def _unscored(self, answer: Answer, reason: str) -> None:
         self.result.unscored += 1
-        self.result.refused_inputs[reason] = self.result.refused_inputs.get(reason, 0) + 1
+        self.result.refused_inputs[reason] += 1
         self._samples.row(answer, None, None, None)
 
     def _agree(self, answer: Answer, predicted: Steps) -> None:

@@ -15,6 +15,7 @@ from robovlms_ros.control.controller_types import GripperBase
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.motion_guard import AdmittedCommand, AdmittedOpening
 from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.safety_monitor import CommandedArm
 from robovlms_ros.core.types import RobotState, RoboVLMsError, TrajectoryShape
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 
@@ -40,7 +41,7 @@ class Context:
     kinematics: Kinematics | None = None
 
 
-class Arm(ABC):
+class Arm(CommandedArm):
     """Sends trajectories to one kind of arm controller. Calls come one at a time, from any
     thread."""
 
@@ -61,10 +62,10 @@ class Arm(ABC):
     def _send(self, command: AdmittedCommand, now_ns: int) -> None:
         """Publish an admitted command."""
 
-    def tick(self, now_ns: int) -> None:  # noqa: B027
+    def tick(self, now_ns: int) -> None:
         """Send what is due by time; nothing for a controller that takes whole trajectories."""
 
-    def cease_commands(self) -> None:  # noqa: B027
+    def cease_commands(self) -> None:
         """Leave the command under way: the controller is away, or the command's times are void.
 
         A controller of whole trajectories finishes its own; one of single targets is brought to
@@ -82,38 +83,14 @@ class Arm(ABC):
         """The shape and the reason for it; empty for a controller of single targets."""
         return ""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The topic or action that it sends to."""
-
     @abstractmethod
     def listeners(self) -> int:
         """Number of subscribers or servers that receive commands."""
 
     def absence(self) -> str:
-        """The reason why no controller receives commands; empty where one does."""
         return "" if self.listeners() else nobody_listens(self.name)
 
-    def other_commanders(self) -> tuple[str, ...]:
-        """Names of the nodes or clients beside this one that command the controller."""
-        return ()
-
-    def reference(self) -> RobotState | None:
-        """The set point that the controller executes, at its stamp, where the controller reports
-        it; else None."""
-        return None
-
-    def following(self) -> tuple[str, float] | None:
-        """The joint furthest from its command and how far (rad), where the controller publishes
-        it; else None."""
-        return None
-
-    def problem(self) -> str | None:
-        """The controller's own complaint, None without one."""
-        return None
-
-    def prepare(self) -> None:  # noqa: B027
+    def prepare(self) -> None:
         """Called at activation, before the first command; must not wait."""
 
     @abstractmethod
@@ -155,6 +132,21 @@ class Gripper(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the ROS entities back."""
+
+
+class TopicGripper(Gripper):
+    """Base of grippers behind a topic. kind: the message type."""
+
+    def __init__(self, context: Context, spec: GripperBase, kind: type, topic: str) -> None:
+        super().__init__(spec)
+        self._node = context.node
+        self._publisher = command_publisher(context, kind, topic)
+
+    def listeners(self) -> int:
+        return int(self._publisher.get_subscription_count())
+
+    def close(self) -> None:
+        self._node.destroy_publisher(self._publisher)
 
 
 def nobody_listens(name: str) -> str:

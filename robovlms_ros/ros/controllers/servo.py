@@ -78,12 +78,10 @@ class ServoLink:
         self._node.destroy_subscription(self._status)
 
 
-class ServoPoseArm(CartesianPoseArm):
-    """The tool's pose as Servo's target."""
+class ServoArm(StreamingArm):
+    """Base of both: nothing is sent before Servo has taken the command type."""
 
-    def __init__(self, context: Context, spec: specs.ServoPose) -> None:
-        self._link = ServoLink(context, spec.servo, spec.type, "POSE")
-        super().__init__(context, spec)
+    _link: ServoLink
 
     def prepare(self) -> None:
         self._link.switch()
@@ -100,7 +98,15 @@ class ServoPoseArm(CartesianPoseArm):
         super().close()
 
 
-class ServoTwistArm(StreamingArm):
+class ServoPoseArm(ServoArm, CartesianPoseArm):
+    """The tool's pose as Servo's target."""
+
+    def __init__(self, context: Context, spec: specs.ServoPose) -> None:
+        self._link = ServoLink(context, spec.servo, spec.type, "POSE")
+        super().__init__(context, spec)
+
+
+class ServoTwistArm(ServoArm):
     """The tool's velocity on the trajectory, in the robot's base frame, plus what closes the gap to
     the plan."""
 
@@ -110,13 +116,6 @@ class ServoTwistArm(StreamingArm):
         super().__init__(context, spec.rate, TwistStamped, spec.topic, spec.servo)
         unitless = spec.units == "unitless"
         self._scale = np.repeat([spec.linear_scale, spec.angular_scale], 3) if unitless else None
-
-    def prepare(self) -> None:
-        self._link.switch()
-
-    def tick(self, now_ns: int) -> None:
-        if self._link.ready():
-            super().tick(now_ns)
 
     def message(self, positions: Array, velocities: Array, now_ns: int) -> TwistStamped:
         twist = self._kinematics.jacobian(positions) @ velocities  # (6,) m/s, rad/s
@@ -145,13 +144,6 @@ class ServoTwistArm(StreamingArm):
         for part, bound in zip((feedback[:3], feedback[3:]), bounds, strict=True):
             part /= max(1.0, float(np.linalg.norm(part)) / bound)
         return feedback
-
-    def problem(self) -> str | None:
-        return self._link.problem()
-
-    def close(self) -> None:
-        self._link.close()
-        super().close()
 
 
 def pose_error(measured: Array, wanted: Array) -> Array:

@@ -17,7 +17,7 @@ from robovlms_ros.ros.controllers.base import (
     Arm,
     Context,
     ControllerError,
-    Gripper,
+    TopicGripper,
     command_publisher,
 )
 from robovlms_ros.ros.controllers.controller_presence import ControllerPresence
@@ -107,22 +107,14 @@ class CartesianPoseArm(StreamingArm):
         return message
 
 
-class Float64MultiArrayGripper(Gripper):
+class Float64MultiArrayGripper(TopicGripper):
     """A forward controller of the gripper's joint: its position, at each edge."""
 
     def __init__(self, context: Context, spec: specs.GripperArray) -> None:
-        super().__init__(spec)
-        self._node = context.node
-        self._publisher = command_publisher(context, Float64MultiArray, spec.topic)
+        super().__init__(context, spec, Float64MultiArray, spec.topic)
 
     def _command(self, position: float) -> None:
         self._publisher.publish(Float64MultiArray(data=[position]))
-
-    def listeners(self) -> int:
-        return int(self._publisher.get_subscription_count())
-
-    def close(self) -> None:
-        self._node.destroy_publisher(self._publisher)
 
 
 def require_kinematics(context: Context, controller: str) -> Kinematics:

@@ -1,13 +1,11 @@
 """joint_trajectory_controller by its topic: an arm's, or a gripper's of one joint."""
 
-import numpy as np
 from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.control import controller_types as specs
 from robovlms_ros.control.motion_guard import AdmittedCommand
 from robovlms_ros.control.trajectory_shape import wire_form
-from robovlms_ros.core.types import TrajectoryCommand
-from robovlms_ros.ros.controllers.base import Context, Gripper, command_publisher
+from robovlms_ros.ros.controllers.base import Context, TopicGripper, command_publisher
 from robovlms_ros.ros.controllers.trajectory_controller import TrajectoryControllerArm
 from robovlms_ros.ros.graph import ForeignGoals, other_publishers
 from robovlms_ros.ros.messages import trajectory_to_message
@@ -38,23 +36,12 @@ class JointTrajectoryArm(TrajectoryControllerArm):
         self._node.destroy_publisher(self._publisher)
 
 
-class OneJointTrajectoryGripper(Gripper):
+class OneJointTrajectoryGripper(TopicGripper):
     """Publishes one point per edge: the whole stroke in `travel_time`."""
 
     def __init__(self, context: Context, spec: specs.OneJointTrajectory) -> None:
-        super().__init__(spec)
-        self._node = context.node
-        self._joint = spec.joint
-        self._travel_time = spec.travel_time
-        self._publisher = command_publisher(context, JointTrajectory, spec.topic)
+        super().__init__(context, spec, JointTrajectory, spec.topic)
+        self._one_joint = spec
 
     def _command(self, position: float) -> None:
-        self._publisher.publish(trajectory_to_message(TrajectoryCommand(
-            stamp_ns=0, joints=(self._joint,), times=np.array([self._travel_time]),
-            positions=np.array([[position]]), velocities=np.zeros((1, 1)))))
-
-    def listeners(self) -> int:
-        return int(self._publisher.get_subscription_count())
-
-    def close(self) -> None:
-        self._node.destroy_publisher(self._publisher)
+        self._publisher.publish(trajectory_to_message(self._one_joint.command(position)))

@@ -28,6 +28,7 @@ from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError, TrajectoryComman
 from robovlms_ros.msg import ActionChunk, PolicyStatus
 from robovlms_ros.observations.images import image_to_rgb
 from robovlms_ros.ros.graph import LATCHED
+from robovlms_ros.ros.messages import from_time
 from robovlms_ros.ros.processes import Child
 from robovlms_ros.sim.demo_report import EpisodeRecording
 from robovlms_ros.sim.tasks.base import CUBES
@@ -84,14 +85,14 @@ class DemoClient(Node):
         with self._lock:
             self.chunks += 1
             if self._recording:
-                self._recording.chunk_stamps.append(_nanoseconds(message.header.stamp))
+                self._recording.chunk_stamps.append(from_time(message.header.stamp))
 
     def _on_joints(self, message: JointState) -> None:
         with self._lock:
             if self._watching:
                 named = zip(message.name, message.position, strict=True)
                 arm = np.array([position for name, position in named if "finger" not in name])
-                stamp = _nanoseconds(message.header.stamp)
+                stamp = from_time(message.header.stamp)
                 if self._last is not None and stamp > self._last[0]:
                     # A joint state that was lost on the way must not look like a step.
                     step = np.abs(arm - self._last[1]).max() * STEP_NS / (stamp - self._last[0])
@@ -100,7 +101,7 @@ class DemoClient(Node):
             if self._recording:
                 order = [message.name.index(joint) for joint in self._recording.joints]
                 positions = np.array([message.position[i] for i in order])
-                self._recording.measured.append((_nanoseconds(message.header.stamp), positions))
+                self._recording.measured.append((from_time(message.header.stamp), positions))
 
     def _on_command(self, message: JointTrajectory) -> None:
         with self._lock:
@@ -112,7 +113,7 @@ class DemoClient(Node):
             with self._lock:
                 if self._recording:
                     frames = self._recording.frames.setdefault(name, [])
-                    frames.append((_nanoseconds(message.header.stamp), image_to_rgb(message).copy()))
+                    frames.append((from_time(message.header.stamp), image_to_rgb(message).copy()))
         return keep
 
     def now_ns(self) -> int:
@@ -143,7 +144,7 @@ class DemoClient(Node):
         self.wait_until(lambda: self.status.instruction == instruction, 30.0, heard)
 
     def configure(self, patience: float) -> None:
-        """Bring the policy node to inactive; raises ExaminerError with its reason when it
+        """Bring the policy node to inactive; raises DemoClientError with its reason when it
         refuses."""
         self._transition(Transition.TRANSITION_CONFIGURE, "configure", patience)
 
@@ -205,7 +206,7 @@ class DemoClient(Node):
             self.destroy_client(client)
 
     def wait_until(self, condition: Callable[[], bool], patience: float, what: str) -> None:
-        """Wait (wall time) until the condition holds; raises ExaminerError, or ChildDied when a
+        """Wait (wall time) until the condition holds; raises DemoClientError, or ChildDied when a
         process has ended."""
         deadline = time.monotonic() + patience
         while not condition():
@@ -216,13 +217,9 @@ class DemoClient(Node):
             time.sleep(0.005)
 
 
-def _nanoseconds(stamp: Any) -> int:
-    return int(stamp.sec) * NANOSECONDS + int(stamp.nanosec)
-
-
 def _as_command(message: JointTrajectory) -> TrajectoryCommand:
-    times = [_nanoseconds(point.time_from_start) / NANOSECONDS for point in message.points]
+    times = [from_time(point.time_from_start) / NANOSECONDS for point in message.points]
     positions = np.array([point.positions for point in message.points])
     velocities = np.array([point.velocities for point in message.points])
-    return TrajectoryCommand(_nanoseconds(message.header.stamp), tuple(message.joint_names), np.array(times),
+    return TrajectoryCommand(from_time(message.header.stamp), tuple(message.joint_names), np.array(times),
                              positions, velocities)

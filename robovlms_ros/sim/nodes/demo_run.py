@@ -87,7 +87,7 @@ def run_demo(
     """Run every trial of `options` against fresh processes; `log` is called with each step in one
     line, `keep` is given each result as it is there.
 
-    Raises ChildDied when a node ends, ExaminerError when one refuses or stays silent.
+    Raises ChildDied when a node ends, DemoClientError when one refuses or stays silent.
     """
     # A domain of its own, on this machine only: the demo's commands must never reach a real arm on
     # the network.
@@ -204,11 +204,11 @@ def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeR
     examiner.watch_steps(True)
     start = examiner.now_ns()
     examiner.pause(False)
-    judge = _PublishedTruthJudge(words)
+    watch = _PublishedTruth(words)
 
     def over() -> bool:
         late = examiner.now_ns() - start > limit * NANOSECONDS
-        return judge.decided(examiner.truth()) or late or examiner.given_up
+        return watch.decided(examiner.truth()) or late or examiner.given_up
 
     examiner.wait_until(over, 60.0 + 10.0 * limit, f"the end of '{words}'")
     end = examiner.now_ns()
@@ -217,18 +217,18 @@ def _examine(examiner: DemoClient, trial: Trial, limit: float) -> tuple[EpisodeR
         examiner.wait_until(lambda: examiner.now_ns() - end > SETTLE_TIME * NANOSECONDS, 60.0, "the last pictures")
     examiner.record(None)
     seconds = (end - start) / NANOSECONDS
-    result = EpisodeResult(words, trial.condition, trial.seed, judge.success, judge.wrong,
-                           seconds if judge.success else None, examiner.chunks - chunks,
-                           int(examiner.status.refusals - refusals), "" if judge.success else judge.why(),
-                           judge.taken)
+    result = EpisodeResult(words, trial.condition, trial.seed, watch.success, watch.wrong,
+                           seconds if watch.success else None, examiner.chunks - chunks,
+                           int(examiner.status.refusals - refusals), "" if watch.success else watch.judge.why(),
+                           watch.judge.taken)
     return result, recording
 
 
-class _PublishedTruthJudge:
+class _PublishedTruth:
     """The task's judge on the published ground truth, once for every frame."""
 
     def __init__(self, instruction: str) -> None:
-        self._judge = judge_of(instruction)
+        self.judge = judge_of(instruction)
         self._time = -1.0
         self.success = False
         self.wrong = False
@@ -236,14 +236,7 @@ class _PublishedTruthJudge:
     def decided(self, truth: dict) -> bool:
         if truth["time"] > self._time:
             self._time = truth["time"]
-            done, wrong = self._judge.look(TableTruth.from_json(truth))
+            done, wrong = self.judge.look(TableTruth.from_json(truth))
             self.success = self.success or done
             self.wrong = self.wrong or wrong
         return self.success or self.wrong
-
-    def why(self) -> str:
-        return self._judge.why()
-
-    @property
-    def taken(self) -> str:
-        return self._judge.taken

@@ -36,14 +36,12 @@ from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
-    TrajectoryMessage,
-    TrajectoryPoint,
     TrajectoryRejected,
 )
 from robovlms_ros.core import resources
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.ros.graph import LATCHED
-from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.ros.messages import image_to_message, to_time, trajectory_from_message
 from robovlms_ros.sim.tasks.base import CUBES
 from robovlms_ros.sim.tasks.language import TaskError
 from robovlms_ros.sim.tasks.objects import FINGER_OPEN
@@ -217,7 +215,8 @@ class SimArmNode(Node):
         while not self._commands.empty():
             controller, message = self._commands.get()
             try:
-                controller.accept(self._to_world(message), self._world.time_ns)
+                trajectory = trajectory_from_message(message, self._offset_ns)
+                controller.accept(trajectory, self._world.time_ns)
             except TrajectoryRejected as error:
                 self.get_logger().warning(f"trajectory rejected: {error}")
         while not self._resets.empty():
@@ -234,12 +233,6 @@ class SimArmNode(Node):
         except TaskError as error:
             return str(error)
         return ""
-
-    def _to_world(self, message: JointTrajectory) -> TrajectoryMessage:
-        stamp_ns = from_time(message.header.stamp)
-        points = tuple(TrajectoryPoint(from_time(p.time_from_start), p.positions, p.velocities, p.accelerations)
-                       for p in message.points)
-        return TrajectoryMessage(stamp_ns - self._offset_ns if stamp_ns else 0, tuple(message.joint_names), points)
 
     def _publish_due(self) -> None:
         now_ns = self._world.time_ns
@@ -270,19 +263,13 @@ class SimArmNode(Node):
 
     def _publish_image(self, name: str, now_ns: int) -> None:
         pixels = self._world.render(name)
-        stamp = to_time(now_ns + self._offset_ns)
-        frame = f"{name}_camera_optical_frame"
-        message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding="rgb8", step=3 * pixels.shape[1])
-        message.header.stamp = stamp
-        message.header.frame_id = frame
-        message.data.frombytes(pixels.tobytes())
+        message = image_to_message(pixels, now_ns + self._offset_ns, f"{name}_camera_optical_frame")
         self._images[name].publish(message)
         if name in self._jpegs:
             buffer = io.BytesIO()
             PillowImage.fromarray(pixels).save(buffer, "JPEG", quality=95)
             jpeg = CompressedImage(format="rgb8; jpeg compressed bgr8")
-            jpeg.header.stamp = stamp
-            jpeg.header.frame_id = frame
+            jpeg.header = message.header
             jpeg.data.frombytes(buffer.getvalue())
             self._jpegs[name].publish(jpeg)
 
