@@ -29,15 +29,6 @@ JOINT_SLACK = 0.05
 GRIPPER = "gripper"  # the name of the gripper's column
 
 
-class LimitsProtocol(Protocol):
-    """Part of a robot's limits that the preflight reads (`control.robot.JointLimits`)."""
-
-    position_lower: tuple[float, ...]
-    position_upper: tuple[float, ...]
-    velocity: tuple[float, ...]
-    eef_speed: float
-
-
 class Robot(Protocol):
     """Part of a robot that the preflight reads (`control.robot.RobotSpec`)."""
 

@@ -26,7 +26,6 @@ from robovlms_ros.evaluation.replay.loop import RECORDED, Subject
 from robovlms_ros.ros import parameters as node_parameters
 from robovlms_ros.ros.parameters import NodeParameters
 
-STAMPS = ("all", "recorded")
 log = logging.getLogger(__name__)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.collision_config import WorldBody
 from robovlms_ros.control.description.model import ArmJoint, ArmModel, find_frame
-from robovlms_ros.control.description.robot_tree import Array, RobotTree, apply, pose_of
+from robovlms_ros.control.description.robot_tree import Array, RobotTree, apply
 from robovlms_ros.control.description.shapes import (
     CollisionGeometryError,
     Shape,
@@ -25,7 +25,7 @@ from robovlms_ros.control.description.shapes import (
     make_hull,
     outline,
 )
-from robovlms_ros.core.rotations import matrix_from_euler, skew
+from robovlms_ros.core.rotations import matrix_from_euler, pose_of, skew
 
 Index = NDArray[np.int64]
 

@@ -30,6 +30,7 @@ from robovlms_ros.control.description.model import (
 )
 from robovlms_ros.control.description.xml import DescriptionFault
 from robovlms_ros.control.robot import IKSettings, RobotSpec
+from robovlms_ros.core.rotations import pose_of
 from robovlms_ros.core.types import Array
 
 
@@ -141,10 +142,9 @@ class Kinematics:
         """(4, 4) base_T_eef at joint positions (J,)."""
         self._pin.forwardKinematics(self._model, self._data, self._configuration(positions))
         placement = self._pin.updateFramePlacement(self._model, self._data, self._eef)
-        pose = np.eye(4)
-        pose[:3, :3] = self._base_rotation.T @ placement.rotation
-        pose[:3, 3] = self._base_rotation.T @ (placement.translation - self._base_position)
-        return pose
+        rotation = self._base_rotation.T @ placement.rotation
+        position = self._base_rotation.T @ (placement.translation - self._base_position)
+        return pose_of(rotation, position)
 
     def tool_positions(self, positions: Array) -> Array:
         """(N, 3) m, where the tool frame's origin is at each of the joint positions (N, J)."""

@@ -118,3 +118,13 @@ def values_from(matrix: ArrayLike, rotation: Rotation) -> Array:
     if rotation == "rotation_vector":
         return vector_from_matrix(matrix)
     return euler_from_matrix(matrix, intrinsic=rotation == "euler_xyz_intrinsic")
+
+
+def pose_of(rotation: Array | None = None, position: Array | None = None) -> Array:
+    """(4, 4) pose of a rotation matrix (3, 3) and a position (3,); None is none."""
+    pose = np.eye(4)
+    if rotation is not None:
+        pose[:3, :3] = rotation
+    if position is not None:
+        pose[:3, 3] = position
+    return pose

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robovlms_ros.core import resources
-from robovlms_ros.core.rotations import matrix_from_euler
+from robovlms_ros.core.rotations import matrix_from_euler, pose_of
 from robovlms_ros.core.schema import ConfigError, build, read_mapping, require
 from robovlms_ros.core.types import Array
 
@@ -142,10 +142,7 @@ class CameraPose:
 
     def matrix(self) -> Array:
         """(4, 4) frame_T_camera."""
-        pose = np.eye(4)
-        pose[:3, :3] = matrix_from_euler(np.array(self.rpy))
-        pose[:3, 3] = self.position
-        return pose
+        return pose_of(matrix_from_euler(np.array(self.rpy)), np.array(self.position))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from robovlms_ros.control.person_commands import (
 )
 from robovlms_ros.control.planner import PlanRefused
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.core.rotations import matrix_from_quaternion
+from robovlms_ros.core.rotations import matrix_from_quaternion, pose_of
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, Frame, JointPlan, RobotState
 from robovlms_ros.msg import ControlSource, PolicyStatus
@@ -250,16 +250,14 @@ class HumanControl:
 
 def _matrix(message: PoseStamped) -> np.ndarray:
     """(4, 4) of a pose. Raises PlanRefused for a quaternion that is no rotation."""
-    pose = np.eye(4)
     position = message.pose.position
     turn = message.pose.orientation
     quaternion = np.array([turn.w, turn.x, turn.y, turn.z])
     norm = np.linalg.norm(quaternion)
     if not 0.99 <= norm <= 1.01:
         raise PlanRefused(f"the pose's quaternion has the norm {norm:.3f}: must be 1.")
-    pose[:3, :3] = matrix_from_quaternion(quaternion)
-    pose[:3, 3] = (position.x, position.y, position.z)
-    return pose
+    rotation = matrix_from_quaternion(quaternion)
+    return pose_of(rotation, np.array([position.x, position.y, position.z]))
 
 
 def _frame(frame_id: str, robot: RobotSpec) -> Frame:

@@ -22,13 +22,12 @@ from robovlms_ros.control.description.robot_tree import (
     RobotTree,
     TreeJoint,
     TreeLink,
-    pose_of,
     read_number,
     read_numbers,
     unit_vector,
 )
 from robovlms_ros.control.description.xml import DescriptionFault, DescriptionReader, quoted
-from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector
+from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector, pose_of
 
 KINDS: dict[str, JointKind] = {
     "hinge": "revolute",

@@ -15,11 +15,10 @@ from robovlms_ros.control.description.robot_tree import (
     JointKind,
     RobotTree,
     TreeJoint,
-    pose_of,
 )
 from robovlms_ros.control.description.urdf import read_urdf
 from robovlms_ros.control.description.xml import DescriptionFault, DescriptionReader, quoted
-from robovlms_ros.core.rotations import matrix_from_vector
+from robovlms_ros.core.rotations import matrix_from_vector, pose_of
 from robovlms_ros.core.types import RoboVLMsError
 
 SHOWN_NAMES = 60

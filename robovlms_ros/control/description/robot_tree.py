@@ -170,16 +170,6 @@ def unit_vector(vector: Array, where: str) -> Array:
     return vector / norm
 
 
-def pose_of(rotation: Array | None = None, position: Array | None = None) -> Array:
-    """(4, 4) pose of a rotation matrix (3, 3) and a position (3,); None is none."""
-    pose = np.eye(4)
-    if rotation is not None:
-        pose[:3, :3] = rotation
-    if position is not None:
-        pose[:3, 3] = position
-    return pose
-
-
 def apply(pose: Array, points: Array) -> Array:
     """(N, 3) points at a pose (4, 4)."""
     return points @ pose[:3, :3].T + pose[:3, 3]

@@ -23,13 +23,13 @@ from robovlms_ros.control.description.robot_tree import (
     MeshAsset,
     RobotTree,
     apply,
-    pose_of,
     read_number,
     read_numbers,
 )
 from robovlms_ros.control.description.xml import DescriptionFault, quoted
 from robovlms_ros.core.caps import MAX_MESH_BYTES
 from robovlms_ros.core.file_boundary import file_boundary, require_file
+from robovlms_ros.core.rotations import pose_of
 from robovlms_ros.core.types import RoboVLMsError
 
 Indices = NDArray[np.int64]

@@ -17,13 +17,12 @@ from robovlms_ros.control.description.robot_tree import (
     RobotTree,
     TreeJoint,
     TreeLink,
-    pose_of,
     read_number,
     read_numbers,
     unit_vector,
 )
 from robovlms_ros.control.description.xml import DescriptionFault, quoted
-from robovlms_ros.core.rotations import matrix_from_euler, matrix_from_quaternion
+from robovlms_ros.core.rotations import matrix_from_euler, matrix_from_quaternion, pose_of
 
 KINDS: dict[str, JointKind] = {
     "revolute": "revolute",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from robovlms_ros.core.rotations import matrix_from_quaternion
+from robovlms_ros.core.rotations import matrix_from_quaternion, pose_of
 from robovlms_ros.core.schema import require
 from robovlms_ros.core.types import Array
 from robovlms_ros.observations.joint_states import stamp_of
@@ -23,9 +23,8 @@ class TransformTree:
         for item in message.transforms:
             move = item.transform.translation
             turn = item.transform.rotation
-            pose = np.eye(4)
-            pose[:3, :3] = matrix_from_quaternion([turn.w, turn.x, turn.y, turn.z])
-            pose[:3, 3] = move.x, move.y, move.z
+            rotation = matrix_from_quaternion([turn.w, turn.x, turn.y, turn.z])
+            pose = pose_of(rotation, np.array([move.x, move.y, move.z]))
             parent, child = (name.lstrip("/") for name in (item.header.frame_id, item.child_frame_id))
             self._parents[child] = (parent, pose, stamp_of(item))
 

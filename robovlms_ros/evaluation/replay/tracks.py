@@ -21,7 +21,7 @@ from robovlms_ros.control.controller_types import ServoTwist
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.planner import EEF_SPACES
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector, vector_from_matrix
+from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector, pose_of, vector_from_matrix
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Array, RobotState
 from robovlms_ros.evaluation.bags.mapping import CommandKind
 from robovlms_ros.evaluation.replay.calibration import Calibration
@@ -257,9 +257,8 @@ class CommandTrack:
     def _pose(self, message: Any, log_ns: int) -> None:
         position = message.pose.position
         turn = message.pose.orientation
-        pose = np.eye(4)
-        pose[:3, :3] = matrix_from_quaternion([turn.w, turn.x, turn.y, turn.z])
-        pose[:3, 3] = position.x, position.y, position.z
+        rotation = matrix_from_quaternion([turn.w, turn.x, turn.y, turn.z])
+        pose = pose_of(rotation, np.array([position.x, position.y, position.z]))
         if not np.isfinite(pose).all():
             raise ValueError("not finite")
         self._held.add(_time(message, log_ns), pose)

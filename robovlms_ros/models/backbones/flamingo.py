@@ -21,15 +21,6 @@ from robovlms_ros.models.backbones.spec import BackboneSpec
 from robovlms_ros.models.tokenization import TEMPLATES
 
 TINY_MPT = {"model_type": "mpt", "d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 512, "max_seq_len": 512}
-TINY_LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 512,
-}
 TINY_CLIP = {
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -21,7 +21,7 @@ from robovlms_ros.ros.controllers.base import (
     command_publisher,
     message_package,
 )
-from robovlms_ros.ros.controllers.trajectory_controller import TrajectoryControllerArm
+from robovlms_ros.ros.controllers.trajectory_topic import TrajectoryControllerArm
 from robovlms_ros.ros.graph import ForeignGoals, other_publishers
 from robovlms_ros.ros.messages import trajectory_to_message
 
