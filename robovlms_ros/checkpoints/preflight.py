@@ -12,7 +12,7 @@ import torch
 
 from robovlms_ros.checkpoints.checkpoint import DTYPES, Place, load_tokenizer_of, locate
 from robovlms_ros.checkpoints.parameter_names import KeyLayout, with_tied_embedding
-from robovlms_ros.checkpoints.weights import CheckpointError, match, read_tensors
+from robovlms_ros.checkpoints.weights import CheckpointError, listing, match, read_tensors
 from robovlms_ros.config.action import ActionConfig
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.types import InstructionRefused, RoboVLMsError
@@ -209,8 +209,10 @@ def check_weights(policy: VLAPolicy, place: Place) -> list[Finding]:
     findings = []
     for kind, keys in faults.items():
         if keys:
-            shown = ", ".join(keys[:12]) + (f", ... and {len(keys) - 12} more" if len(keys) > 12 else "")
-            text = f"{len(keys)} {kind}: {shown}. The configuration is another model's, or the file is damaged."
+            text = (
+                f"{len(keys)} {kind}: {listing(keys)}. The configuration is another model's, or the "
+                "file is damaged."
+            )
             findings.append(Finding("error", "weights", text, {"kind": kind, "keys": keys}))
     if findings:
         return findings

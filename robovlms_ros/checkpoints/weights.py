@@ -113,9 +113,9 @@ def _canonical_table(tensors: Mapping[str, Tensor], canonical: Callable[[str], s
     return table
 
 
-def _all_finite(tensor: Tensor, rows: int = 1 << 22) -> bool:
-    flat = tensor.reshape(-1)
-    return all(bool(torch.isfinite(part).all()) for part in flat.split(rows))
+def _all_finite(tensor: Tensor) -> bool:
+    parts = tensor.reshape(-1).split(1 << 22)
+    return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
 def _place(module: nn.Module, names: list[str], tensor: Tensor, old: Tensor, dtype: torch.dtype | None) -> None:
@@ -137,16 +137,17 @@ def refuse(faults: Mapping[str, list[str]], where: str) -> None:
     """Raise CheckpointError listing `faults`, if there are any."""
     if not any(faults.values()):
         return
-    parts = [f"{len(keys)} {kind}: {_listing(keys)}" for kind, keys in faults.items() if keys]
+    parts = [f"{len(keys)} {kind}: {listing(keys)}" for kind, keys in faults.items() if keys]
     raise CheckpointError(
         f"{where}: the weights do not fit the policy that its configuration describes. {'; '.join(parts)}. "
         "Give the configuration that the checkpoint was trained with, or another checkpoint."
     )
 
 
-def _listing(keys: list[str], most: int = 12) -> str:
-    shown = ", ".join(keys[:most])
-    return shown if len(keys) <= most else f"{shown}, ... and {len(keys) - most} more"
+def listing(keys: list[str]) -> str:
+    """The first twelve keys, and how many more there are."""
+    shown = ", ".join(keys[:12])
+    return shown if len(keys) <= 12 else f"{shown}, ... and {len(keys) - 12} more"
 
 
 WEIGHTS = "model.safetensors"

@@ -1,6 +1,6 @@
 """One robot's conversation with a policy: history, instruction, and the chunks that come out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -238,10 +238,10 @@ class PolicySession:
         if config.model.history_type in ("post", "one_step"):
             for frame in window:
                 if frame.feature is None:
-                    frame.feature = self._features([frame], 1, timer)
+                    frame.feature = self._features([(frame,)], timer)
                     frame.visual = None
             return self._path.answer(window, timer)
-        return self._path.head(self._features(window, len(window), timer), timer)
+        return self._path.head(self._features([window], timer), timer)
 
     def _generate(self, frame: Encoded) -> NDArray[np.int64]:
         """(n * dims,) ids of the action tokens that follow the frame's prompt."""
@@ -253,16 +253,22 @@ class PolicySession:
         ids = self._path.generate(sequence, count, self._random)
         return ids[0].cpu().numpy()
 
-    def _features(self, frames: list[Encoded], window: int, timer: Timer = no_timer) -> Tensor:
-        """(1, T, tokens, d) of `frames` as one window."""
+    def _features(
+        self, windows: Sequence[Sequence[Encoded]], timer: Timer = no_timer
+    ) -> Tensor:
+        """(B, T, tokens, d) of B windows of equal length."""
+        frames = [frame for window in windows for frame in window]
         visual = {
             name: VisualTokens.join([f.visual[name] for f in frames])  # type: ignore[index]
             for name in self.policy.config.cameras
         }
         state = None
         if self.policy.config.proprioception is not None:
-            state = torch.cat([f.state for f in frames], dim=1)  # type: ignore[misc]
-        return self._path.features(visual, self._tokens, state, window, timer)
+            rows = [torch.cat([f.state for f in window], dim=1) for window in windows]  # type: ignore[misc]
+            state = torch.cat(rows)  # (B, window, P)
+        # A view of one row is the very tokens: by them the fast path knows its layouts.
+        tokens = {name: row.expand(len(windows), -1) for name, row in self._tokens.items()}
+        return self._path.features(visual, tokens, state, len(windows[0]), timer)
 
     def _encode_images(self, frames: list[Encoded], timer: Timer = no_timer, steady: bool = False) -> None:
         """Vision tower over the frames that it has not seen, all in one batch; their pixels are

@@ -244,7 +244,8 @@ class ObservationSubscriber:
             two = self._publishers.two_publish(info["publication_sequence_number"], now)
             names = self._joint_publishers() if two else ()
             if len(names) > 1:
-                self._distrust(f"{', '.join(names)} publish the same joints. Stop all but one.", now)
+                text = f"{', '.join(names)} publish the same joints. Stop all but one."
+                self._monitor.implausible_joint_state(text, now)
         try:
             ahead = self._ahead(stamp_of(message), now)
             if ahead > 0:
@@ -255,7 +256,7 @@ class ObservationSubscriber:
         except ImplausibleJointState as error:
             names = self._joint_publishers()
             by = f" Publishers: {', '.join(names)}." if len(names) > 1 else ""
-            self._distrust(f"{error}{by}", now)
+            self._monitor.implausible_joint_state(f"{error}{by}", now)
             return
         except ObservationError as error:
             self._fault(JOINTS, str(error))
@@ -267,9 +268,6 @@ class ObservationSubscriber:
             if state is not None:
                 self._monitor.joint_state(state.stamp_ns, state.positions, self._node.now_ns())
             self._release()
-
-    def _distrust(self, reason: str, now_ns: int) -> None:
-        self._monitor.implausible_joint_state(reason, now_ns)
 
     def _joint_publishers(self) -> tuple[str, ...]:
         topic = self._node.resolve_topic_name(self._parameters.joint_states_topic)

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from torch import Tensor
 
 from robovlms_ros.core.types import ActionChunk, ChunkTiming, Observation
 from robovlms_ros.inference.history import HistoryReport
 from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.session import Encoded, PolicySession
-from robovlms_ros.models.backbones.sequence import VisualTokens
 from robovlms_ros.models.heads.base import HeadOutput
 from robovlms_ros.models.vla_policy import VLAPolicy
 
@@ -97,7 +95,7 @@ class BlockSession(PolicySession):
             new = [frame for frame in frames if frame.feature is None]
             for begin in range(0, len(new), self._batch):
                 some = new[begin:begin + self._batch]
-                for frame, feature in zip(some, self._window_features([(f,) for f in some]), strict=True):
+                for frame, feature in zip(some, self._features([(f,) for f in some]), strict=True):
                     frame.feature = feature[None]
                     frame.visual = None
         outputs: dict[int, HeadOutput] = {}
@@ -111,20 +109,8 @@ class BlockSession(PolicySession):
                 if per_frame:
                     features = torch.cat([torch.cat([f.feature for f in w], dim=1) for w in chosen])  # type: ignore[misc]
                 else:
-                    features = self._window_features(chosen)
+                    features = self._features(chosen)
                 output = self.policy.head(features)  # (B, T, n, A)
                 for row, place in enumerate(some_places):
                     outputs[place] = HeadOutput(output.arm[row:row + 1], output.gripper_logits[row:row + 1])
         return [outputs[i] for i in range(len(windows))]
-
-    def _window_features(self, windows: Sequence[tuple[Encoded, ...]]) -> Tensor:
-        """(B, T, tokens, d) of B windows of equal length."""
-        flat = [frame for window in windows for frame in window]
-        visual = {name: VisualTokens.join([f.visual[name] for f in flat])  # type: ignore[index]
-                  for name in self.policy.config.cameras}
-        state = None
-        if self.policy.config.proprioception is not None:
-            rows = [torch.cat([f.state for f in window], dim=1) for window in windows]  # type: ignore[misc]
-            state = torch.cat(rows)  # (B, window, P)
-        tokens = {name: value.expand(len(windows), -1) for name, value in self._tokens.items()}
-        return self._path.features(visual, tokens, state, len(windows[0]))

@@ -32,6 +32,19 @@ SOURCES = {
 }
 
 
+def part(path: str) -> Any:
+    """The property of a backbone's module at `path` in the transformers model."""
+    names = path.split(".")
+
+    def find(vlm: "BaseRoboVLM") -> nn.Module:
+        module: Any = vlm.backbone
+        for name in names:
+            module = getattr(module, name)
+        return module
+
+    return property(find)
+
+
 class BaseRoboVLM(nn.Module):
     """A VLM as a robot policy's backbone. A subclass gives `spec` and the attributes in REQUIRED.
 

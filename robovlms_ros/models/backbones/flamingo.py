@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robovlms_ros.models.backbones.base import BaseRoboVLM
+from robovlms_ros.models.backbones.base import BaseRoboVLM, part
 from robovlms_ros.models.backbones.flamingo_model import (
     FlamingoConfig,
     FlamingoModel,
@@ -94,13 +94,8 @@ class RoboFlamingo(BaseRoboVLM):
     def word_embedding(self) -> nn.Embedding:
         return self.backbone.lang_encoder.get_input_embeddings()
 
-    @property
-    def text_tower(self) -> nn.Module:
-        return self.backbone.decoder
-
-    @property
-    def vision_tower(self) -> nn.Module:
-        return self.backbone.vision_encoder
+    text_tower = part("decoder")
+    vision_tower = part("vision_encoder")
 
     def model_encode_images(self, images: Tensor) -> Tensor:
         # OpenFlamingo takes CLIP's patch tokens before the last norm, without the class token.

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robovlms_ros.models.backbones.base import BaseRoboVLM
+from robovlms_ros.models.backbones.base import BaseRoboVLM, part
 from robovlms_ros.models.backbones.sequence import TokenSequence
 from robovlms_ros.models.backbones.spec import BackboneSpec
 from robovlms_ros.models.tokenization import TEMPLATES
@@ -63,17 +63,9 @@ class RoboKosMos(BaseRoboVLM):
     def hidden_size(self) -> int:
         return int(self.hf_config.text_config.embed_dim)
 
-    @property
-    def word_embedding(self) -> nn.Embedding:
-        return self.backbone.text_model.model.embed_tokens
-
-    @property
-    def text_tower(self) -> nn.Module:
-        return self.backbone.text_model.model
-
-    @property
-    def vision_tower(self) -> nn.Module:
-        return self.backbone.vision_model
+    word_embedding = part("text_model.model.embed_tokens")
+    text_tower = part("text_model.model")
+    vision_tower = part("vision_model")
 
     def run_text_tower(self, sequence: TokenSequence, tower: nn.Module | None = None, **kwargs: Any) -> Any:
         # The table of sinusoids is no weight and stays float32 at load: it would lift the whole

@@ -1,10 +1,10 @@
 """LLaVA 1.5 (one tile) and 1.6 (any-resolution tiles), on LLaMA, Vicuna or Mistral."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from robovlms_ros.models.backbones.base import BaseRoboVLM
+from robovlms_ros.models.backbones.base import BaseRoboVLM, part
 from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
 from robovlms_ros.models.tokenization import TEMPLATES
 
@@ -54,17 +54,9 @@ class RoboLLaVA(BaseRoboVLM):
         ),
     )
 
-    @property
-    def word_embedding(self) -> nn.Embedding:
-        return self.backbone.model.language_model.embed_tokens
-
-    @property
-    def text_tower(self) -> nn.Module:
-        return self.backbone.model.language_model
-
-    @property
-    def vision_tower(self) -> nn.Module:
-        return self.backbone.model.vision_tower
+    word_embedding = part("model.language_model.embed_tokens")
+    text_tower = part("model.language_model")
+    vision_tower = part("model.vision_tower")
 
     @property
     def tile_size(self) -> int:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from robovlms_ros.models.backbones.base import BaseRoboVLM
+from robovlms_ros.models.backbones.base import BaseRoboVLM, part
 from robovlms_ros.models.backbones.spec import HALF, BackboneSpec
 from robovlms_ros.models.tokenization import TEMPLATES
 
@@ -67,17 +67,9 @@ class RoboPaligemma(BaseRoboVLM):
             data["hidden_size"] = data["projection_dim"] = width
             data["vision_config"]["projection_dim"] = width
 
-    @property
-    def word_embedding(self) -> nn.Embedding:
-        return self.backbone.model.language_model.embed_tokens
-
-    @property
-    def text_tower(self) -> nn.Module:
-        return self.backbone.model.language_model
-
-    @property
-    def vision_tower(self) -> nn.Module:
-        return self.backbone.model.vision_tower
+    word_embedding = part("model.language_model.embed_tokens")
+    text_tower = part("model.language_model")
+    vision_tower = part("model.vision_tower")
 
     @property
     def attention(self) -> Any:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robovlms_ros.models.backbones import sequence as seq
-from robovlms_ros.models.backbones.base import BaseRoboVLM
+from robovlms_ros.models.backbones.base import BaseRoboVLM, part
 from robovlms_ros.models.backbones.sequence import TokenSequence, VisualTokens
 from robovlms_ros.models.backbones.spec import BackboneError, BackboneSpec
 from robovlms_ros.models.tokenization import TEMPLATES
@@ -91,17 +91,9 @@ class RoboQwen(BaseRoboVLM):
             )
         return super().build_config(vocab_size, folder)
 
-    @property
-    def word_embedding(self) -> nn.Embedding:
-        return self.backbone.model.language_model.embed_tokens
-
-    @property
-    def text_tower(self) -> nn.Module:
-        return self.backbone.model.language_model
-
-    @property
-    def vision_tower(self) -> nn.Module:
-        return self.backbone.model.visual
+    word_embedding = part("model.language_model.embed_tokens")
+    text_tower = part("model.language_model")
+    vision_tower = part("model.visual")
 
     @property
     def unit(self) -> int:

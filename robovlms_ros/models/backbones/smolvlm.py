@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robovlms_ros.models.backbones.base import BaseRoboVLM
+from robovlms_ros.models.backbones.base import BaseRoboVLM, part
 from robovlms_ros.models.backbones.spec import HALF, BackboneSpec
 from robovlms_ros.models.tokenization import PromptTemplate
 
@@ -65,17 +65,9 @@ class RoboSmolVLM(BaseRoboVLM):
             for name, number in SMOLVLM2_IDS.items():
                 data.setdefault(name, number)
 
-    @property
-    def word_embedding(self) -> nn.Embedding:
-        return self.backbone.model.text_model.get_input_embeddings()
-
-    @property
-    def text_tower(self) -> nn.Module:
-        return self.backbone.model.text_model
-
-    @property
-    def vision_tower(self) -> nn.Module:
-        return self.backbone.model.vision_model
+    word_embedding = part("model.text_model.embed_tokens")
+    text_tower = part("model.text_model")
+    vision_tower = part("model.vision_model")
 
     def model_encode_images(self, images: Tensor) -> Tensor:
         # transformers' get_image_features drops an image whose pixels are all 0, and a grey frame
