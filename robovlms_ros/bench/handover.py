@@ -319,7 +319,6 @@ class _Episode:
             self._observations,
             self._monitor,
             CommandInterfaces(executor, self._arm, gripper, ScheduleConfig().lead),
-            lambda chunk: None,
             lambda: world.time_ns,
             self._report,
             lambda line: None,

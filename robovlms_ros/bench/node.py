@@ -37,7 +37,7 @@ from robovlms_ros.ros.loading import PoseFiller, load_body
 from robovlms_ros.ros.messages import chunk_to_message, to_time
 from robovlms_ros.ros.observation_subscriber import ObservationSubscriber
 from robovlms_ros.ros.parameters import defaults, from_values
-from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
+from robovlms_ros.ros.policy_runner import CommandInterfaces, DecisionObserver, PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER, SteadyExecutor, share_the_interpreter
 from robovlms_ros.ros.status import NodeStatus
 
@@ -191,8 +191,11 @@ class BenchNode(PlainLifecycleNode):
         self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self._frame = body.robot.base_frame
         interfaces = CommandInterfaces(executor, self._arm, None, parameters.schedule.lead)
+        observer = DecisionObserver()
+        observer.on_chunk = self._publish  # type: ignore[method-assign]
         self._runner = PolicyRunner(
-            self.inputs, monitor, interfaces, self._publish, self.now_ns, NodeStatus(), lambda line: None
+            self.inputs, monitor, interfaces, self.now_ns, NodeStatus(), lambda line: None,
+            observer=observer,
         )
         self.session = PreparingSession(watch)
         self.worker = InferenceWorker(self.session, self.now_ns, self._on_chunk, self._on_error)

@@ -1,5 +1,5 @@
-"""Publishes commands and decisions: `~/planned_trajectory`, `~/verdict`, `~/shadow/...` and the
-preview."""
+"""Publishes chunks, commands and decisions: `~/action_chunk`, `~/planned_trajectory`, `~/verdict`,
+`~/shadow/...` and the preview."""
 
 import math
 
@@ -23,18 +23,20 @@ from robovlms_ros.ros.status import TEXT_LIMIT
 
 
 class DecisionPublisher(DecisionObserver):
-    """Publishers of one node; a message without a subscriber is not made."""
+    """Publishers of one node; but for chunks, a message without a subscriber is not made."""
 
     def __init__(self, node: PlainLifecycleNode, previews: PreviewPublisher) -> None:
         self._previews = previews
         self._robot: RobotSpec | None = None
+        self._chunks = node.create_publisher(
+            ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER
+        )
         self._planned = node.create_publisher(
             JointTrajectory, "~/planned_trajectory", 10, event_callbacks=QUIET_PUBLISHER
         )
         self._verdicts = node.create_publisher(
             ChunkVerdict, "~/verdict", 10, event_callbacks=QUIET_PUBLISHER
         )
-
         self._shadow_chunks = node.create_publisher(
             ActionChunkMsg, "~/shadow/chunk", 10, event_callbacks=QUIET_PUBLISHER
         )
@@ -45,6 +47,11 @@ class DecisionPublisher(DecisionObserver):
     def set_robot(self, robot: RobotSpec) -> None:
         """Set the robot whose limits are compared with."""
         self._robot = robot
+
+    def on_chunk(self, chunk: ActionChunk) -> None:
+        """Publish a chunk of the policy that commands the arm, with or without a subscriber."""
+        if self._robot is not None:
+            self._chunks.publish(chunk_to_message(chunk, self._robot.base_frame))
 
     def on_command(self, command: TrajectoryCommand) -> None:
         """Publish a trajectory that was sent, would be in dry_run, or waits for ~/confirm."""

@@ -67,6 +67,9 @@ class CommandInterfaces:
 class DecisionObserver:
     """Receives what is decided and commanded; the base class does nothing with it."""
 
+    def on_chunk(self, chunk: ActionChunk) -> None:
+        """The policy that commands the arm answered; the chunk is not checked yet."""
+
     def on_command(self, command: TrajectoryCommand) -> None:
         """A trajectory was sent, would be in dry_run, or waits for ~/confirm."""
 
@@ -97,7 +100,6 @@ class PolicyRunner:
         observations: ObservationSource,
         monitor: SafetyMonitor,
         interfaces: CommandInterfaces,
-        publish_chunk: Callable[[ActionChunk], None],
         now: Callable[[], int],
         report: NodeStatus,
         log: Callable[[str], None],
@@ -119,7 +121,6 @@ class PolicyRunner:
         self._person_opening: float | None = None
         self._handed_back_ns = 0
         self._lead_ns = round(interfaces.lead * NANOSECONDS)
-        self._publish_chunk = publish_chunk
         self._now = now
         self._steady_ns = steady_ns
         self._report = report
@@ -588,7 +589,7 @@ class PolicyRunner:
             if self.person_drives:
                 self._take_shadow(chunk)
             else:
-                self._publish_chunk(chunk)
+                self._observer.on_chunk(chunk)
             if chunk.timing is not None:
                 spent = chunk.timing.inference_end_ns - chunk.timing.inference_start_ns
                 self._report.inference.add(spent / NANOSECONDS)

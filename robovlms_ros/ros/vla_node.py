@@ -28,7 +28,6 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RoboVLMsError
 from robovlms_ros.inference.worker import InferenceWorker
-from robovlms_ros.msg import ActionChunk as ActionChunkMsg
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.decision_publisher import DecisionPublisher
@@ -51,12 +50,10 @@ from robovlms_ros.ros.loading import (
     thinning_of,
     with_example_policy,
 )
-from robovlms_ros.ros.messages import chunk_to_message
 from robovlms_ros.ros.observation_subscriber import ObservationSubscriber
 from robovlms_ros.ros.parameters import NodeParameters
 from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
 from robovlms_ros.ros.preview_publisher import PreviewPublisher
-from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus, StatusPublisher
 from robovlms_ros.srv import MarkOutcome
 
@@ -97,7 +94,6 @@ class VLANode(PlainLifecycleNode):
         self._tick_timer: rclpy.timer.Timer | None = None
         self._permissions: Subscription | None = None
         self._declared = DeclaredParameters(self, self._locked, self._on_live_change)
-        self._chunks = self.create_publisher(ActionChunkMsg, "~/action_chunk", 10, event_callbacks=QUIET_PUBLISHER)
         self._outcomes = self.create_publisher(String, "episode", 10, event_callbacks=QUIET_PUBLISHER)
         for kind, name, callback in (
             (Trigger, "reset", self._on_reset),
@@ -246,7 +242,6 @@ class VLANode(PlainLifecycleNode):
             self._inputs,
             self._monitor,
             interfaces,
-            lambda chunk: self._publish_chunk(chunk, body.robot.base_frame),
             self.now_ns,
             self._report,
             self._reporter.log_edge,
@@ -538,9 +533,6 @@ class VLANode(PlainLifecycleNode):
             self._runner.clock_jumped()
         elif self._inputs is not None:
             self._inputs.clear()
-
-    def _publish_chunk(self, chunk: ActionChunk, frame_id: str) -> None:
-        self._chunks.publish(chunk_to_message(chunk, frame_id))
 
 
 def _check_random(policy: "VLAPolicy | None", parameters: NodeParameters) -> None:

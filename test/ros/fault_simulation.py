@@ -37,7 +37,7 @@ from robovlms_ros.observations.joint_states import ImplausibleJointState, JointP
 from robovlms_ros.ros.controllers.base import Arm, Context
 from robovlms_ros.ros.controllers.trajectory_topic import OneJointTrajectoryGripper
 from robovlms_ros.ros.messages import from_time
-from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
+from robovlms_ros.ros.policy_runner import CommandInterfaces, DecisionObserver, PolicyRunner
 from robovlms_ros.ros.status import NodeStatus
 
 PANDA = load_robot("panda")
@@ -308,15 +308,17 @@ class Simulation:
         self.arm.watch_stops(self.executor)
         self.report = NodeStatus()
         self.chunks = []
+        observer = DecisionObserver()
+        observer.on_chunk = self.chunks.append
         self.runner = PolicyRunner(
             self.observations,
             self.monitor,
             CommandInterfaces(self.executor, self.arm, self.gripper.adapter, 0.02),
-            self.chunks.append,
             self.now,
             self.report,
             lambda line: None,
             steady_ns=lambda: 0,
+            observer=observer,
         )
         self.commands = [self.joints.positions]
         self.measured = [self.joints.positions]

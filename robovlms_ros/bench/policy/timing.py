@@ -238,11 +238,8 @@ class StageClock:
         self.device = device
         self.spent: dict[str, float] = {}
 
-    def __call__(self, stage: str) -> AbstractContextManager[object]:
-        return self._timed(stage)
-
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: str) -> Iterator[None]:
         synchronize(self.device)
         begin = perf_counter()
         try:

@@ -211,10 +211,6 @@ class Task:
     def _has_room(self, goal: Goal, truth: TableTruth) -> bool:
         return grasps.has_room(truth.things[goal.thing], truth.others(goal.thing))
 
-    def judge(self, goal: Goal) -> "TableJudge":
-        """Judge of one episode."""
-        return TableJudge(goal)
-
 
 class Cubes(Task):
     """Two cubes, each named by one sentence."""
@@ -285,10 +281,9 @@ def find_task(name: str) -> Task:
     return TASKS_BY_NAME[name]
 
 
-def fitting(truth: TableTruth, task: str | None = None) -> list[Goal]:
-    """Every goal that fits the scene, or every one of one task."""
-    wanted = (goal for goal in goals() if task in (None, goal.task))
-    return [goal for goal in wanted if TABLE_TASKS[goal.task].fits(goal, truth)]
+def fitting(truth: TableTruth) -> list[Goal]:
+    """Every goal that fits the scene."""
+    return [goal for goal in goals() if TABLE_TASKS[goal.task].fits(goal, truth)]
 
 
 class TableJudge:
@@ -356,5 +351,4 @@ class TableJudge:
 
 def judge(instruction: str) -> TableJudge:
     """The judge of an instruction. Raises TaskError."""
-    goal = meaning(instruction)
-    return TABLE_TASKS[goal.task].judge(goal)
+    return TableJudge(meaning(instruction))
