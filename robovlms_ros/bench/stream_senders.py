@@ -2,7 +2,6 @@
 scheduler."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
@@ -18,25 +17,12 @@ Message = TrajectoryMessage | TrajectoryCommand
 LEAD_NS = 20_000_000
 
 
-class Sender(Protocol):
-    """Converter of chunks to messages.
+class Sender:
+    """Converter of chunks to messages; the base sends nothing.
 
     covered_until_ns: until when the policy's steps reach in what was sent last. shape: of the
     trajectories that the controller continues smoothly, where the sender cares.
     """
-
-    covered_until_ns: int
-    shape: TrajectoryShape
-
-    def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
-        """Messages sent when a chunk is ready."""
-
-    def on_tick(self, now_ns: int) -> Message | None:
-        """Messages sent in between; called in every cycle of the controller."""
-
-
-class Naive:
-    """The base of the usual ways: keeps the names, sends nothing in between."""
 
     def __init__(self, joints: tuple[str, ...]) -> None:
         self.joints = joints
@@ -44,11 +30,11 @@ class Naive:
         self.shape: TrajectoryShape = "self_splice"
 
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
-        """Nothing."""
+        """The message sent when a chunk is ready."""
         return None
 
     def on_tick(self, now_ns: int) -> Message | None:
-        """Nothing."""
+        """The message sent in between; called in every cycle of the controller."""
         return None
 
     def _message(self, stamp_ns: int, times_ns: Stamps, plan: JointPlan, velocities: bool = False) -> TrajectoryMessage:
@@ -63,7 +49,7 @@ class Naive:
         return TrajectoryMessage(stamp_ns, self.joints, points)
 
 
-class OnePointPerTick(Naive):
+class OnePointPerTick(Sender):
     """At the policy's rate, the newest chunk's step for now as one point that is due at once."""
 
     def __init__(self, joints: tuple[str, ...]) -> None:
@@ -90,7 +76,7 @@ class OnePointPerTick(Naive):
         return TrajectoryMessage(0, self.joints, (TrajectoryPoint(0, plan.positions[step]),))
 
 
-class WholeChunkNow(Naive):
+class WholeChunkNow(Sender):
     """The whole chunk's positions with a zero stamp: it starts when it arrives, a latency too
     late."""
 
@@ -101,7 +87,7 @@ class WholeChunkNow(Naive):
         return self._message(0, plan.times_ns - stamp_ns, plan)
 
 
-class WholeChunkStamped(Naive):
+class WholeChunkStamped(Sender):
     """The whole chunk's positions, stamped with the image's time: the controller skips what is
     past."""
 
@@ -112,7 +98,7 @@ class WholeChunkStamped(Naive):
         return self._message(stamp_ns, plan.times_ns - stamp_ns, plan)
 
 
-class FutureSteps(Naive):
+class FutureSteps(Sender):
     """The steps that are not yet due, with velocities: the controller blends from its pre-state to
     the first."""
 
@@ -126,40 +112,27 @@ class FutureSteps(Naive):
         return self._message(stamp_ns, future - stamp_ns, plan, velocities=True)
 
 
-class Scheduled:
+class Scheduled(Sender):
     """This package's scheduler with one of its strategies."""
 
     def __init__(self, joints: tuple[str, ...], strategy: Strategy) -> None:
+        super().__init__(joints)
         self._scheduler = ChunkScheduler(joints, ScheduleConfig(strategy))
-
-    @property
-    def covered_until_ns(self) -> int:
-        """The scheduler's own message."""
-        return self._scheduler.covered_until_ns
-
-    @property
-    def shape(self) -> TrajectoryShape:
-        """The scheduler's."""
-        return self._scheduler.shape
-
-    @shape.setter
-    def shape(self, shape: TrajectoryShape) -> None:
-        self._scheduler.shape = shape
 
     def on_chunk(self, plan: JointPlan, now_ns: int, measured: RobotState) -> Message | None:
         """The scheduler's message; None for a chunk that is wholly past."""
+        self._scheduler.shape = self.shape
         try:
-            return wire_form(self._scheduler.update(plan, now_ns, measured), now_ns)
+            message = wire_form(self._scheduler.update(plan, now_ns, measured), now_ns)
         except ScheduleRefused:
             return None
-
-    def on_tick(self, now_ns: int) -> Message | None:
-        """Nothing."""
-        return None
+        finally:
+            self.covered_until_ns = self._scheduler.covered_until_ns
+        return message
 
 
 def _scheduled(strategy: Strategy) -> Callable[[tuple[str, ...]], Sender]:
-    return lambda joints: Scheduled(joints, strategy)  # type: ignore[return-value]
+    return lambda joints: Scheduled(joints, strategy)
 
 
 def _stamp(plan: JointPlan) -> int:
