@@ -9,10 +9,10 @@ by a policy that insists. The simulator's contact list is the judge.
 import argparse
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,12 +27,12 @@ from robovlms_ros.control.safety_gate import SafetyGate
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.trajectory import Array, central_differences, curve_of
-from robovlms_ros.control.trajectory_controller_model import TrajectoryController
 from robovlms_ros.core.rotations import matrix_from_vector
 from robovlms_ros.core.schema import require
 from robovlms_ros.core.structured_text import write_json
 from robovlms_ros.core.text_table import aligned
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan, RobotState
+from robovlms_ros.sim.contacts import PostWorld, count_expert
 
 STEPS = 30
 STEP = 1 / 20
@@ -48,22 +48,6 @@ KINDS = ("table", "post", "itself")
 DRIVEN_HEADER = ("kind", "chunks", "contacts_without", "contacts", "pass", "clamp", "refuse")
 
 
-class ContactWorld(Protocol):
-    """The simulated arm beside a post (`sim.contacts.PostWorld`)."""
-
-    time_ns: int
-    arm_controller: TrajectoryController
-
-    def robot(self, fingers_may_touch: bool) -> RobotSpec: ...
-    def reset(self, seed: int) -> None: ...
-    def set_arm(self, positions: Array) -> None: ...
-    def step(self) -> None: ...
-    def joint_state(self) -> RobotState: ...
-    def contacts(self) -> set[tuple[str, str]]: ...
-    def contacts_at(self, positions: Array) -> set[tuple[str, str]]: ...
-    def kind_of(self, contacts: set[tuple[str, str]]) -> str: ...
-
-
 def joint_spec(robot: RobotSpec) -> ActionSpec:
     """Joint positions, without a gripper."""
     return ActionSpec(
@@ -72,22 +56,18 @@ def joint_spec(robot: RobotSpec) -> ActionSpec:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables; 1 for a contact or more than FALSE_ALARMS of the expert's chunks.
-
-    args: make_world, count_expert (of a number of scenes per task: verdicts, successes, episodes),
-    and the options.
-    """
+    """Print the tables; 1 for a contact or more than FALSE_ALARMS of the expert's chunks."""
     for name in ("chunks", "timed"):
         value = getattr(args, name)
         require(value >= len(KINDS), f"--{name}", value, f"{len(KINDS)} or more")
     print(f"time of the gate on chunks of {STEPS} steps (ms, median / 99th percentile)")
-    times = measure_time(args.make_world, args.timed, args.seed)
+    times = measure_time(args.timed, args.seed)
     print(aligned(TIME_HEADER, [row.cells() for row in times]), flush=True)
     print("\nchunks driven into a body")
-    driven = list(drive_all(args.make_world(), args.chunks // len(KINDS), args.seed))
+    driven = list(drive_all(PostWorld(), args.chunks // len(KINDS), args.seed))
     lines = [[str(row[name]) for name in DRIVEN_HEADER] for row in driven]
     print(aligned(DRIVEN_HEADER, lines, numbers=True), flush=True)
-    counts, succeeded, episodes = args.count_expert(args.expert)
+    counts, succeeded, episodes = count_expert(args.expert)
     chunks = sum(counts[kind] for kind in ("pass", "clamp", "refuse"))
     alarms = counts["collision"]
     print(f"\nexpert: {succeeded} of {episodes} episodes, {alarms} of {chunks} chunks stopped")
@@ -108,7 +88,7 @@ class DrivenChunk:
 
 
 def driven_chunks(
-    world: ContactWorld, robot: RobotSpec, count: int, seed: int
+    world: PostWorld, robot: RobotSpec, count: int, seed: int
 ) -> Iterator[DrivenChunk]:
     """`count` chunks a kind, from a free start through the table, the post or the arm itself."""
     rng = np.random.default_rng(seed)
@@ -143,7 +123,7 @@ class DriveResult:
 
 
 def drive(
-    world: ContactWorld, robot: RobotSpec, collision: CollisionModel | None, chunk: DrivenChunk
+    world: PostWorld, robot: RobotSpec, collision: CollisionModel | None, chunk: DrivenChunk
 ) -> DriveResult:
     """Execute one driven chunk in the simulator's physics, repeated from where the arm is."""
     world.reset(0)
@@ -173,7 +153,7 @@ def _duration(robot: RobotSpec, way: Array) -> float:
 
 
 def _send(
-    world: ContactWorld, executor: ChunkExecutor, robot: RobotSpec, chunk: DrivenChunk, now: int
+    world: PostWorld, executor: ChunkExecutor, robot: RobotSpec, chunk: DrivenChunk, now: int
 ) -> Decision:
     state = world.joint_state()
     commanded = executor.commanded(now)
@@ -193,7 +173,7 @@ def _send(
     return decision
 
 
-def drive_all(world: ContactWorld, count: int, seed: int) -> Iterator[dict[str, Any]]:
+def drive_all(world: PostWorld, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """One row per kind: chunks, verdicts, and chunks with a contact, with and without the check."""
     robot = world.robot(fingers_may_touch=False)
     collision = load_collision_model(robot)
@@ -229,11 +209,9 @@ class TimeRow:
         return [self.scene, str(self.chunks), *times, f"{self.whole[0] / self.without[0]:.1f}"]
 
 
-def measure_time(
-    make_world: Callable[[], ContactWorld], chunks: int, seed: int = 0
-) -> list[TimeRow]:
+def measure_time(chunks: int, seed: int = 0) -> list[TimeRow]:
     """The gate with and without the check on chunks of STEPS steps: lines, and driven ones."""
-    world = make_world()
+    world = PostWorld()
     robot = world.robot(fingers_may_touch=True)
     collision = load_collision_model(robot)
     kinematics = Kinematics.for_robot(robot)

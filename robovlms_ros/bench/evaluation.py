@@ -25,6 +25,7 @@ from robovlms_ros.evaluation.replay.block import BlockSession
 from robovlms_ros.evaluation.replay.events import ObservationEvent
 from robovlms_ros.evaluation.replay.observations import BagObservations
 from robovlms_ros.inference.session import PolicySession
+from robovlms_ros.models.vla_policy import VLAPolicy
 
 
 class Stepping:
@@ -41,10 +42,7 @@ class Stepping:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure; returns 0 when blocks are fast enough.
-
-    args.record: makes a bag where none is given; (path, policy, robot, s per episode) -> None.
-    """
+    """Measure; returns 0 when blocks are fast enough."""
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
     torch.set_num_threads(args.threads)
     policy = load_policy(find_checkpoint(args.checkpoint), None, torch.device(args.device))
@@ -59,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if bag is None:
             bag = Path(folder) / "bag"
             print("recording two simulated episodes", flush=True)
-            args.record(bag, policy, args.robot, args.episode_time)
+            _record(bag, policy, args.robot, args.episode_time)
         for _ in range(args.repeats):  # alternately, so that a busy machine slows both
             for name, (make, block) in variants.items():
                 passed = _pass(bag, make(), block, policy.config.cameras, args.robot)
@@ -85,6 +83,20 @@ def run(args: argparse.Namespace) -> int:
         "device": args.device,
     })
     return 0 if speedup >= args.at_least else 1
+
+
+def _record(path: Path, policy: VLAPolicy, robot: str, limit: float) -> None:
+    """Two simulated episodes driven by the policy as a bag at `path`; limit: s per episode."""
+    from robovlms_ros.sim.bags import record_episodes
+    from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
+    from robovlms_ros.sim.tasks.language import INSTRUCTIONS
+    from robovlms_ros.sim.world import SimWorld
+
+    world = SimWorld(0)
+    loop = build_loop(world, robot, EpisodeSettings(limit=limit))
+    episodes = list(enumerate(INSTRUCTIONS))
+    record_episodes(path, loop, PolicySession(policy), load_robot(robot), episodes)
+    world.close()
 
 
 def _pass(

@@ -6,10 +6,6 @@ Each function below adds one benchmark's options; its docstring is the benchmark
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from robovlms_ros.models.vla_policy import VLAPolicy
 
 DEFAULT = "policy"
 COMMANDS = {
@@ -163,21 +159,6 @@ def collision(parser: argparse.ArgumentParser) -> None:
     add("--timed", type=int, default=300, help="chunks that are timed (default 300)")
     add("--seed", type=int, default=0)
     _json(parser)
-    parser.set_defaults(make_world=post_world, count_expert=expert_verdicts)
-
-
-def post_world() -> Any:
-    """The simulated arm beside a post."""
-    from robovlms_ros.sim.contacts import PostWorld
-
-    return PostWorld()
-
-
-def expert_verdicts(scenes: int) -> tuple[Any, int, int]:
-    """The gate's verdicts on the tabletop's expert in `scenes` scenes of each task."""
-    from robovlms_ros.sim.contacts import count_expert
-
-    return count_expert(scenes)
 
 
 def evaluation(parser: argparse.ArgumentParser) -> None:
@@ -198,23 +179,6 @@ def evaluation(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
     add("--at-least", type=float, default=2.0, help="times as fast (default 2)")
     _json(parser)
-    parser.set_defaults(record=record_episodes_of)
-
-
-def record_episodes_of(path: Path, policy: "VLAPolicy", robot: str, limit: float) -> None:
-    """Two simulated episodes driven by the policy as a bag at `path`; limit: s per episode."""
-    from robovlms_ros.control.robot import load_robot
-    from robovlms_ros.inference.session import PolicySession
-    from robovlms_ros.sim.bags import record_episodes
-    from robovlms_ros.sim.rollout import EpisodeSettings, build_loop
-    from robovlms_ros.sim.tasks.language import INSTRUCTIONS
-    from robovlms_ros.sim.world import SimWorld
-
-    world = SimWorld(0)
-    loop = build_loop(world, robot, EpisodeSettings(limit=limit))
-    episodes = list(enumerate(INSTRUCTIONS))
-    record_episodes(path, loop, PolicySession(policy), load_robot(robot), episodes)
-    world.close()
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

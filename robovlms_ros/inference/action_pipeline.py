@@ -9,7 +9,6 @@ in the statistics.
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,14 +68,6 @@ class ActionError(RoboVLMsError, ValueError):
     """Numbers that the action pipeline cannot decode or encode."""
 
 
-class Step(Protocol):
-    """One reversible step on the arm part (..., A) of actions."""
-
-    def decode(self, values: Array) -> Array: ...
-
-    def encode(self, values: Array) -> Array: ...
-
-
 @dataclass(frozen=True)
 class MuLaw:
     """Companding: encode sign(x) log(1 + mu |x|) / log(1 + mu)."""
@@ -107,6 +98,10 @@ class Scale:
         if self.low is not None and self.high is not None:
             values = np.clip(values, self.low, self.high)
         return (values - self.offset) / self.scale
+
+
+Step = MuLaw | Scale
+"""One reversible step on the arm part (..., A) of actions."""
 
 
 def normalization_step(config: NormalizationConfig, dims: int) -> Scale:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,57 +101,6 @@ def _batches(sessions: Sequence[PolicySession], missing: Missing) -> list[tuple[
     return [(missing, tokens)]
 
 
-class TransformersBaseline:
-    """One robot's steps. logits: see the module. features: of the last W frames. History `post`, a
-    continuous head."""
-
-    def __init__(self, policy: VLAPolicy, logits: bool):
-        self.policy = policy
-        self.logits = logits
-        self.stages = ReferenceInference(policy)
-        self.model = with_output_matrix(policy) if logits else None
-        self.features: deque[Tensor] = deque(maxlen=policy.config.model.history_length)
-        self._tokens: dict[str, Tensor] = {}
-        self._instruction = ""
-
-    @torch.inference_mode()
-    def step(self, observation: Observation, timer: Timer | None = None) -> NDArray[np.float64]:
-        """(n, A + 1) normalised answer to the newest frame: the arm, and the gripper's
-        probability."""
-        timer = timer or no_timer
-        policy = self.policy
-        if observation.instruction != self._instruction:
-            self._instruction = observation.instruction
-            self._tokens = policy.tokenize([observation.instruction])
-        with timer("preprocess"):
-            images = self.stages.preprocess([observation.images])
-        visual = self.stages.encode(images, timer)
-        with timer("text"):
-            ids = self._tokens["input_ids"]
-            mask = self._tokens["attention_mask"]
-            sequence = policy.vlm.build_sequence(visual, ids, mask)
-            hidden = self._hidden(sequence)
-            # (1, 1, latent, d)
-            self.features.append(sequence.select(hidden, (seq.ACTION,))[:, None])
-        with timer("head"):
-            output = policy.head(torch.cat(list(self.features), dim=1))
-        with timer("post"):
-            arm = output.arm[0, -1].double().cpu().numpy()  # (n, A)
-            gripper = output.gripper_logits[0, -1].double().cpu().numpy()  # (n, 1)
-            return normalised_answer(arm, gripper, True)
-
-    def _hidden(self, sequence: TokenSequence) -> Tensor:
-        """(1, L, d) after the last norm."""
-        vlm = self.policy.vlm
-        if self.model is None:
-            return vlm.run_text_tower(sequence).last_hidden_state
-        with nullcontext() if sequence.media is None else attending(_media(vlm, sequence)):
-            extra = vlm.positions(sequence)
-            output = self.model(inputs_embeds=sequence.embeds * vlm.input_scale, attention_mask=sequence.mask.long(),
-                                use_cache=False, output_hidden_states=True, **extra)
-        return output.hidden_states[-1]
-
-
 def _media(vlm: Any, sequence: TokenSequence) -> Media:
     locations = torch.zeros_like(sequence.mask)
     locations[:, vlm.hf_config.media_column] = True
@@ -196,21 +145,6 @@ WARM_UP = 3
 to be made."""
 
 
-class InferenceVariant(Protocol):
-    """One robot's steps."""
-
-    policy: VLAPolicy
-
-    @property
-    def description(self) -> str:
-        """Description of the stages."""
-        ...
-
-    def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
-        """(n, A + 1) normalised answer to frame `index`."""
-        ...
-
-
 class SessionVariant:
     """The package's own sessions, plain or with the fast path: several robots send their frames in
     one batch, and the answer is the first one's."""
@@ -233,11 +167,12 @@ class SessionVariant:
 
     @property
     def description(self) -> str:
-        """See InferenceVariant."""
+        """Description of the stages."""
         return f"{self.sessions[0].path}: {self.sessions[0].path_reason}"
 
     def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
-        """See InferenceVariant. The stages of several robots are one: the timer is given none."""
+        """(n, A + 1) normalised answer to frame `index`. The stages of several robots are one: the
+        timer is given none."""
         if len(self.sessions) == 1:
             self.sessions[0].predict_action_chunk(self._frames[0][index], timer)
         else:
@@ -246,23 +181,65 @@ class SessionVariant:
 
 
 class BaselineVariant:
-    """transformers by hand."""
+    """One robot's steps by transformers alone. logits: see the module. History `post`, a continuous
+    head."""
 
     def __init__(self, policy: VLAPolicy, frames: SyntheticFrames, logits: bool):
         self.policy = policy
+        self.stages = ReferenceInference(policy)
+        self.model = with_output_matrix(policy) if logits else None
+        self.features: deque[Tensor] = deque(
+            stand_in_features(policy), maxlen=policy.config.model.history_length
+        )
         self._frames = frames
-        self._logits = logits
-        self._robot = TransformersBaseline(policy, logits)
-        self._robot.features.extend(stand_in_features(policy))
+        self._tokens: dict[str, Tensor] = {}
+        self._instruction = ""
 
     @property
     def description(self) -> str:
-        """See InferenceVariant."""
-        return "model(...) with logits" if self._logits else "model.model(...)"
+        """Description of the stages."""
+        return "model.model(...)" if self.model is None else "model(...) with logits"
 
+    @torch.inference_mode()
     def step(self, index: int, timer: Timer | None = None) -> NDArray[np.float64]:
-        """See InferenceVariant."""
-        return self._robot.step(self._frames[index], timer)
+        """(n, A + 1) normalised answer to frame `index`: the arm, and the gripper's probability."""
+        observation = self._frames[index]
+        timer = timer or no_timer
+        policy = self.policy
+        if observation.instruction != self._instruction:
+            self._instruction = observation.instruction
+            self._tokens = policy.tokenize([observation.instruction])
+        with timer("preprocess"):
+            images = self.stages.preprocess([observation.images])
+        visual = self.stages.encode(images, timer)
+        with timer("text"):
+            ids = self._tokens["input_ids"]
+            mask = self._tokens["attention_mask"]
+            sequence = policy.vlm.build_sequence(visual, ids, mask)
+            hidden = self._hidden(sequence)
+            # (1, 1, latent, d)
+            self.features.append(sequence.select(hidden, (seq.ACTION,))[:, None])
+        with timer("head"):
+            output = policy.head(torch.cat(list(self.features), dim=1))
+        with timer("post"):
+            arm = output.arm[0, -1].double().cpu().numpy()  # (n, A)
+            gripper = output.gripper_logits[0, -1].double().cpu().numpy()  # (n, 1)
+            return normalised_answer(arm, gripper, True)
+
+    def _hidden(self, sequence: TokenSequence) -> Tensor:
+        """(1, L, d) after the last norm."""
+        vlm = self.policy.vlm
+        if self.model is None:
+            return vlm.run_text_tower(sequence).last_hidden_state
+        with nullcontext() if sequence.media is None else attending(_media(vlm, sequence)):
+            extra = vlm.positions(sequence)
+            output = self.model(inputs_embeds=sequence.embeds * vlm.input_scale, attention_mask=sequence.mask.long(),
+                                use_cache=False, output_hidden_states=True, **extra)
+        return output.hidden_states[-1]
+
+
+InferenceVariant = SessionVariant | BaselineVariant
+"""One robot's steps, or several robots' in one batch."""
 
 
 def is_own(name: str) -> bool:
