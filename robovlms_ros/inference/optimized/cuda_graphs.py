@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,13 +124,9 @@ half precision may depend on the kernels that were chosen."""
 Key = tuple[object, ...]
 
 
-class GraphCapture(Protocol):
-    """Records a function on given inputs; what comes back replays it and returns its outputs'
-    buffers."""
-
-    def __call__(
-        self, function: Function, inputs: Sequence[Tensor]
-    ) -> Callable[[], tuple[Tensor, ...]]: ...
+GraphCapture = Callable[[Function, Sequence[Tensor]], Callable[[], tuple[Tensor, ...]]]
+"""Records a function on given inputs; what comes back replays it and returns its outputs'
+buffers."""
 
 
 class CudaRecorder:

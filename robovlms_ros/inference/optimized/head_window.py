@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +32,39 @@ NO_FRAME = "no frame yet"
 # (feature, further inputs) to (arm, gripper logits, further outputs): of an LSTM (feature, hidden,
 # cell, row that starts anew, row that answers) to (arm, gripper logits, hidden, cell).
 Step = Callable[..., tuple[Tensor, ...]]
+
+
+class HeadWindow:
+    """A head over a sliding window; the base keeps nothing and has no `step_function`.
+
+    description: description of the last answer's computation. step_function: the newest frame's
+    answer as a function of tensors of fixed shapes, None where there is none.
+    """
+
+    description = NO_FRAME
+    step_function: Step | None = None
+
+    def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
+        """Inputs of `step_function` behind the newest frame's feature, which is not needed yet;
+        None where another computation answers this window."""
+        return None
+
+    def accept(
+        self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
+    ) -> HeadOutput:
+        """Keep the answer that `step_function` gave with this window's inputs, and its further
+        outputs."""
+        return output
+
+    def answer(self, window: Sequence[Encoded]) -> HeadOutput:
+        """The newest frame's chunk, arm (1, 1, n, A); the frames' features are there."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Do what answers put off; a later answer that needs it does it otherwise."""
+
+    def clear(self) -> None:
+        """A new episode; what was put off is dropped."""
 
 
 def lstm_window(head: LSTMHead, frames: int, step: Step | None = None) -> "LSTMWindow":
@@ -71,33 +103,17 @@ class _Grid:
         return same and self.output is not None
 
 
-class LSTMWindow:
-    """Base: finds the sequence that a window goes on. A HeadWindow."""
-
-    step_function: Step | None = None
+class LSTMWindow(HeadWindow):
+    """Base: finds the sequence that a window goes on."""
 
     def __init__(self, head: LSTMHead):
         self._head = head
         self._grids: list[_Grid] = []
-        self.description = NO_FRAME
 
     def clear(self) -> None:
         """See HeadWindow."""
         self._grids.clear()
         self.description = NO_FRAME
-
-    def finish(self) -> None:
-        """See HeadWindow."""
-
-    def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
-        """See HeadWindow."""
-        return None
-
-    def accept(
-        self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
-    ) -> HeadOutput:
-        """See HeadWindow."""
-        raise NotImplementedError
 
     def _before(self, window: Sequence[Encoded]) -> _Grid | None:
         """The sequence that a window goes on."""
@@ -319,38 +335,6 @@ def lstm_step(rnn: torch.nn.LSTM, first: Tensor, hidden: Tensor, cell: Tensor) -
     return hidden[rnn.num_layers - 1]
 
 
-class HeadWindow(Protocol):
-    """description: description of the last answer's computation. step_function: the newest frame's
-    answer as a function of tensors of fixed shapes, None where there is none."""
-
-    description: str
-    step_function: Step | None
-
-    def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
-        """Inputs of `step_function` behind the newest frame's feature, which is not needed yet;
-        None where another computation answers this window."""
-        ...
-
-    def accept(
-        self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
-    ) -> HeadOutput:
-        """Keep the answer that `step_function` gave with this window's inputs, and its further
-        outputs."""
-        ...
-
-    def answer(self, window: Sequence[Encoded]) -> HeadOutput:
-        """The newest frame's chunk, arm (1, 1, n, A); the frames' features are there."""
-        ...
-
-    def finish(self) -> None:
-        """Do what answers put off; a later answer that needs it does it otherwise."""
-        ...
-
-    def clear(self) -> None:
-        """A new episode; what was put off is dropped."""
-        ...
-
-
 def float_outputs(head: PolicyHead) -> PolicyHead:
     """A second object of a head in half precision whose output layers are kept in float32, in which
     they compute: they need not be converted at every step."""
@@ -383,36 +367,24 @@ def _reduced(head: GPTHead, frames: Sequence[Encoded]) -> Tensor:
     return head.reduce(torch.cat([frame.feature for frame in frames], dim=1))  # type: ignore[misc]
 
 
-class NewestAlone:
+class NewestAlone(HeadWindow):
     """A head without memory answers for the newest frame by that frame."""
 
     description = "newest frame alone"
 
     def __init__(self, head: FCHead):
         self._head = head
-        self.step_function: Step | None = partial(fc_answer, head)
+        self.step_function = partial(fc_answer, head)
 
     def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
         """See HeadWindow."""
         return ()
-
-    def accept(
-        self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
-    ) -> HeadOutput:
-        """See HeadWindow."""
-        return output
 
     def answer(self, window: Sequence[Encoded]) -> HeadOutput:
         """See HeadWindow."""
         feature = window[-1].feature
         assert feature is not None
         return HeadOutput(*fc_answer(self._head, feature))
-
-    def finish(self) -> None:
-        """Nothing is put off."""
-
-    def clear(self) -> None:
-        """Nothing is kept."""
 
 
 def fc_answer(head: FCHead, feature: Tensor) -> tuple[Tensor, Tensor]:
@@ -430,14 +402,15 @@ def gpt_answer(head: GPTHead, feature: Tensor, past: Tensor, place: Tensor) -> t
     return output.arm, output.gripper_logits
 
 
-class GPTWindow:
+class GPTWindow(HeadWindow):
     """A GPT's frames have absolute positions: while the window grows they keep them, and only the
     newest frame is new to the network. Once the window slides every frame's position changes, and
-    all are run again; then only the last layer is limited to the newest frame."""
+    all are run again; then only the last layer is limited to the newest frame. Nothing is put off:
+    the newest frame's keys come with its answer."""
 
     def __init__(self, head: GPTHead):
         self._head = head
-        self.step_function: Step | None = partial(gpt_answer, head)
+        self.step_function = partial(gpt_answer, head)
         self._numbers = torch.arange(head.window, device=head.gpt.wpe.weight.device)
         self.clear()
 
@@ -468,9 +441,6 @@ class GPTWindow:
         self._frames: tuple[Encoded, ...] = ()
         self._past: list[tuple[Tensor, Tensor]] = []
         self.description = NO_FRAME
-
-    def finish(self) -> None:
-        """Nothing is put off: the newest frame's keys come with its answer."""
 
     def answer(self, window: Sequence[Encoded]) -> HeadOutput:
         """See HeadWindow."""
