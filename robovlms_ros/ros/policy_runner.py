@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -30,7 +31,6 @@ from robovlms_ros.core.types import (
     RoboVLMsError,
     TrajectoryCommand,
 )
-from robovlms_ros.inference.worker import InferenceWorker
 from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.controllers.base import Arm, Gripper
 from robovlms_ros.ros.parameters import Confirm
@@ -47,6 +47,20 @@ PERSON_SILENCE = 0.3
 """s without a command of a person who drives, after which the arm is held."""
 
 PERSON_DRIVES = "a person drives (~/take_over)"
+
+
+class Worker(Protocol):
+    """Inference worker of one policy."""
+
+    @property
+    def inferring_since_ns(self) -> int | None:
+        """Start time of the inference in progress."""
+
+    def submit(self, observation: Observation) -> None:
+        """Take a frame; never blocks."""
+
+    def reset(self) -> None:
+        """Forget the history and drop the inference in flight."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +139,8 @@ class PolicyRunner:
         self._steady_ns = steady_ns
         self._report = report
         self._lock = threading.RLock()
-        self._worker: InferenceWorker | None = None
-        self._shadow_worker: InferenceWorker | None = None
+        self._worker: Worker | None = None
+        self._shadow_worker: Worker | None = None
         self._shadows = ShadowComparison()
         self._active = False
         self._moving = False
@@ -135,7 +149,7 @@ class PolicyRunner:
         self.deactivation_requested = False
         """True once the gate has refused so often that the node should deactivate."""
 
-    def start(self, worker: InferenceWorker, shadow_worker: InferenceWorker | None = None) -> None:
+    def start(self, worker: Worker, shadow_worker: Worker | None = None) -> None:
         """Begin to act on what comes from now on.
 
         worker: of the policy that commands the arm. shadow_worker: of a second one, which does not.
@@ -440,7 +454,7 @@ class PolicyRunner:
                 self._smooth_stop("another policy waits for ~/confirm")
             return ""
 
-    def is_shadow(self, worker: InferenceWorker) -> bool:
+    def is_shadow(self, worker: Worker) -> bool:
         """True for the worker of the policy that does not command the arm."""
         return worker is self._shadow_worker
 
@@ -571,7 +585,7 @@ class PolicyRunner:
             self._send(command, now)
             self._returning = True
 
-    def on_chunk(self, chunk: ActionChunk, worker: InferenceWorker | None = None) -> None:
+    def on_chunk(self, chunk: ActionChunk, worker: Worker | None = None) -> None:
         """A chunk is ready: publish it, check it, execute it. Called by the worker's thread.
 
         worker: the one that it comes from; None for that of the policy that commands the arm.
