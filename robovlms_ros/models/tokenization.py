@@ -127,7 +127,6 @@ class PromptTokenizer:
         self.template = template
         self.max_length = min(template.max_length, max_length or template.max_length)
         self.eos_id = tokenizer.eos_token_id
-        self.bos_id = tokenizer.bos_token_id
         self.controls = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id: int = next(i for i in pads if i is not None)

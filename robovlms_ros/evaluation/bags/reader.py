@@ -70,7 +70,6 @@ class RawMessage:
 class ClockJump:
     """The recording's clock went back: what follows belongs to another time line."""
 
-    from_ns: int
     to_ns: int
 
 
@@ -281,7 +280,7 @@ class Bag:
             if time < newest - JUMP_NS:
                 while heap:
                     yield heapq.heappop(heap)[2]
-                yield ClockJump(newest, time)
+                yield ClockJump(time)
                 newest = time
             newest = max(newest, time)
             heapq.heappush(heap, (time, count, message))

@@ -39,7 +39,6 @@ class ServoLink:
 
     def __init__(self, context: Context, servo: str, controller: str, command: str) -> None:
         self._node = context.node
-        self._servo = servo
         service = message_package("moveit_msgs.srv", controller).ServoCommandType
         status = message_package("moveit_msgs.msg", controller).ServoStatus
         self._request = service.Request(command_type=getattr(service.Request, command))
