@@ -45,7 +45,8 @@ class FaultArm(Node):
     silent_camera: name of a camera that publishes nothing; empty for none.
     controller: the controller's node, to be spun and destroyed beside this one.
     frozen: True stops the joints where they are, whatever the controller commands.
-    received: the number of commands that have arrived. Its clock is published on /clock where
+    received: the number of commands that have arrived. delayed: s by which this process itself took
+        up a command later than a real-time machine would, the longest. Its clock is published on /clock where
         `simulated_time` is true.
     """
 
@@ -63,6 +64,7 @@ class FaultArm(Node):
         self._epoch_ns = time.time_ns()
         self.rejected: list[str] = []
         self.received = 0
+        self.delayed = 0.0
         self.gripper_closes_s = 0.0
         self._controller = TrajectoryController(self.robot.joints)
         self.positions: Array = np.array(self.robot.home)
@@ -161,9 +163,13 @@ class FaultArm(Node):
         self._thread.join()
 
     def _on_command(self, message: JointTrajectory, info: dict[str, Any]) -> None:
+        arrived_ns = info["received_timestamp"]
         with self._lock:
             self.received += 1
-            self._inbox.append((info["received_timestamp"], message))
+            if self._times:
+                late_ns = self._system_at(self._times[-1]) - arrived_ns
+                self.delayed = max(self.delayed, late_ns / NANOSECONDS)
+            self._inbox.append((arrived_ns, message))
 
     def _on_gripper(self, message: JointTrajectory) -> None:
         closed = self.robot.gripper.position(0.0)  # type: ignore[union-attr]

@@ -32,7 +32,8 @@ class FaultRow:
 
     Everything but the time to rest includes the recovery. outside: rad beyond the position limits,
     commanded or measured. rest_allowed: the longest time to rest; NaN unless the motion must rest.
-    standstill: the longest time at rest before the fault was mended.
+    standstill: the longest time at rest before the fault was mended. delayed: the longest time by
+        which the benchmark itself took up a command late.
     """
 
     fault: str
@@ -49,6 +50,7 @@ class FaultRow:
     standstill: float
     state: str
     detail: str
+    delayed: float = 0.0
 
     @property
     def within(self) -> bool:
