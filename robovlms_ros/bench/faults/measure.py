@@ -51,7 +51,7 @@ STOP = 0.6  # s: the longest stop from working speed, below the 0.8 s in which a
 SILENCE = 0.6  # s until silence counts (max_age), and a tick
 FROZEN = 2.5  # s: found after 0.5 s, a stop, and the set point's way back to the arm
 PLAN = 1.3  # s: a chunk's horizon and the stop at its end
-REPEATS = 0
+REPEATS = 5
 TAKEN_UP = 2 * PERIOD
 """s after which the controller has taken up a command that arrived."""
 
