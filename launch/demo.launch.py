@@ -15,12 +15,13 @@ from launch.actions import (
     SetEnvironmentVariable,
 )
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration
+from launch.substitutions import EqualsSubstitution, IfElseSubstitution, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core import registry
+from robovlms_ros.core.resources import share_directory, shipped_policy
 from robovlms_ros.ros.launching import check_arguments
 from robovlms_ros.ros.processes import isolated_environment
 
@@ -36,6 +37,7 @@ def isolate(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 def generate_launch_description() -> LaunchDescription:
     """The simulated arm, and vla.launch.py with the demo's parameters."""
     config = share_directory() / "config"
+    policies = [name for name in registry.names("backbone") if shipped_policy(name) == name]
     argument = LaunchConfiguration
     arm = Node(
         package="robovlms_ros", executable="sim_arm", name="sim_arm", namespace=argument("namespace"), output="screen",
@@ -45,7 +47,10 @@ def generate_launch_description() -> LaunchDescription:
         PythonLaunchDescriptionSource([FindPackageShare("robovlms_ros"), "/launch/vla.launch.py"]),
         launch_arguments={
             "params_file": str(config / "demo.yaml"),
-            "checkpoint": argument("checkpoint"),
+            "checkpoint": IfElseSubstitution(
+                EqualsSubstitution(argument("checkpoint"), ""), argument("backbone"), argument("checkpoint")
+            ),
+            "backbone": argument("backbone"),
             "device": argument("device"),
             "namespace": argument("namespace"),
             "autostart": argument("autostart"),
@@ -59,6 +64,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument("seed", default_value="0", description="scene of the simulation"),
         DeclareLaunchArgument("instruction", default_value="lift the red cube", description="the task in words"),
         DeclareLaunchArgument("checkpoint", default_value="", description="another checkpoint than the shipped one"),
+        DeclareLaunchArgument("backbone", default_value="", choices=["", *policies],
+                              description="the shipped policy of this preset of config/backbones"),
         DeclareLaunchArgument("device", default_value="cpu", description="where the model runs: auto, cpu, cuda, ..."),
         DeclareLaunchArgument("namespace", default_value="", description="namespace of both nodes and their topics"),
         DeclareLaunchArgument("autostart", default_value="true", choices=["true", "false"],

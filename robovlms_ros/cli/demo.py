@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the pictures and the bag")
     parser.add_argument("--checkpoint", default="", help="in the place of the shipped one (demo; --task: tasks)")
+    parser.add_argument("--backbone", help="the shipped policy of this preset of config/backbones")
     parser.add_argument("--real-time-factor", type=float, default=1.0, help="simulated seconds per second (default 1)")
     parser.add_argument("--added-latency", type=float, default=0.0, help="seconds by which chunks are withheld")
     parser.add_argument("--controller-blends", action="store_true",
@@ -59,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
     require(args.seeds >= 1, "--seeds", args.seeds, "at least 1")
     tabletop = args.task not in ("", CUBES)
+    if args.backbone is not None:
+        alone = not tabletop and not args.checkpoint
+        require(alone, "--backbone", args.backbone, "given without --task and --checkpoint")
+        args.checkpoint = _policy_of(args.backbone)
     trials = tuple(
         _table_trials(args)
         if tabletop
@@ -90,6 +95,16 @@ def run(args: argparse.Namespace) -> int:
         for reason in row.missed:
             print(f"MISSED: {row.instruction} ({row.condition}): {reason}")
     return 0 if result["pass"] else 1
+
+
+def _policy_of(backbone: str) -> str:
+    """The shipped policy of a backbone. Raises ConfigError where it has none of its own."""
+    from robovlms_ros.core.registry import names
+    from robovlms_ros.core.resources import shipped_policy
+
+    own = [name for name in names("backbone") if shipped_policy(name) == name]
+    require(backbone in own, "--backbone", backbone, f"one with a policy: {', '.join(own)}")
+    return backbone
 
 
 def _examine(

@@ -37,6 +37,12 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     return shipped if shipped.is_dir() else Path(name_or_path).expanduser()
 
 
+def shipped_policy(backbone: str) -> str:
+    """The shipped policy that a preset of config/backbones names: of its own name, or `demo`."""
+    own = share_directory() / "config" / "checkpoints" / backbone
+    return backbone if own.is_dir() else "demo"
+
+
 def find(name_or_path: str | Path, folder: str, suffix: str = ".yaml") -> Path:
     """A file the user named: the stem of a shipped file in `folder` (`panda` in `config/robots`),
     or a path.

@@ -90,13 +90,10 @@ def check_weights(parameters: NodeParameters) -> None:
         )
 
 
-EXAMPLE_CHECKPOINT = "demo"
-
-
 def with_example_policy(
     parameters: NodeParameters, warn: Callable[[str], None] = lambda text: None
 ) -> NodeParameters:
-    """`parameters`; with a backbone, no checkpoint and dry_run those of the shipped policy.
+    """`parameters`; with a backbone, no checkpoint and dry_run those of its shipped policy.
 
     warn: receives one line that names that policy. Raises RoboVLMsError for an unknown backbone.
     """
@@ -106,12 +103,13 @@ def with_example_policy(
     if not alone or not parameters.dry_run:
         return parameters
     resolve("backbone", parameters.backbone)
-    example = replace(parameters, backbone="", checkpoint=EXAMPLE_CHECKPOINT)
+    checkpoint = resources.shipped_policy(parameters.backbone)
+    example = replace(parameters, backbone="", checkpoint=checkpoint)
     config = _config_of(example)
     words = ", ".join(config.vlm.vocabulary)
     warn(
         f"backbone '{parameters.backbone}' without a checkpoint: the shipped policy "
-        f"'{EXAMPLE_CHECKPOINT}' runs in its place, in dry_run only. It is a small "
+        f"'{checkpoint}' runs in its place, in dry_run only. It is a small "
         f"{config.model.backbone} trained for the simulated Panda; its words: {words}. Give your "
         "own policy with checkpoint:=FOLDER: `robovlms train` makes one from demonstrations, "
         "`robovlms convert` from a published checkpoint."

@@ -20,6 +20,8 @@ import time
 
 import pytest
 
+from robovlms_ros.core.resources import shipped_policy
+
 pytestmark = [
     pytest.mark.ros,
     pytest.mark.skipif(importlib.util.find_spec("launch_ros") is None or shutil.which("ros2") is None,
@@ -146,7 +148,8 @@ def test_a_backbone_alone_runs_the_shipped_policy(launch, world, backbone):
     launched.wait_for_text("is active")
     listener.wait_state("running")
     assert listener.status.dry_run and not arm.commands
-    line = f"backbone '{backbone}' without a checkpoint: the shipped policy 'demo'"
+    name = shipped_policy(backbone)
+    line = f"backbone '{backbone}' without a checkpoint: the shipped policy '{name}'"
     assert line in launched.output
     assert "checkpoint:=FOLDER" in launched.output
     if shutil.which("rviz2") is None:
