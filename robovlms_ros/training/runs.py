@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
+from robovlms_ros.config.robovlms_import import expand
 from robovlms_ros.core.schema import ConfigError, read_mapping
 from robovlms_ros.models.vla_policy import VLAPolicy
 
@@ -47,10 +48,14 @@ def read_run(path: Path, start: str | None = None) -> Run:
     `start`. Raises ConfigError, CheckpointError.
     """
     mapping = read_mapping(path)
-    data = mapping.pop("data", None) or {}
+    own = mapping.pop("data", None)
+    if "base" in mapping:
+        mapping = expand(mapping, path.name, path.parent)
+    data = mapping.pop("data", None) if own is None else own
+    data = {} if data is None else data
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path.name}: data = {data!r}: must be a mapping (docs/training_data.md).")
-    if "model" not in mapping and "base" not in mapping and start not in (None, RANDOM):
+    if "model" not in mapping and start not in (None, RANDOM):
         mapping = {"base": str(_config_of(Path(str(start))).resolve()), **mapping}
     data = dict(data)
     keep = data.pop("keep_images", False)

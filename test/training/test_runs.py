@@ -14,6 +14,7 @@ from robovlms_ros.cli.main import main
 from robovlms_ros.config.policy import config_to_mapping
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.training.engine.trainable import count
 from robovlms_ros.training.runs import is_plan, read_run, starting_policy
 
 
@@ -81,10 +82,16 @@ def test_unknown_keys_are_refused(make_training_config, tmp_path):
         read_run(write(tmp_path / "b.yaml", {**mapping, "data": "bags"}))
 
 
-def test_the_shipped_file_for_recordings_is_whole():
+@pytest.mark.parametrize("name", ["", "_llava", "_kosmos", "_qwen", "_smolvlm"])
+def test_the_shipped_files_for_recordings_are_whole(name):
+    """All families learn by one recipe, at a size that fits into 8 MB at half precision."""
     from robovlms_ros.core.resources import find
 
-    run = read_run(find("from_recordings", "config/train"))
+    run = read_run(find(f"from_recordings{name}", "config/train"))
+    usual = read_run(find("from_recordings", "config/train"))
+    assert run.config.model.backbone == (name.removeprefix("_") or "paligemma")
+    assert (run.config.training, run.data) == (usual.config.training, usual.data)
+    assert 2 * count(starting_policy(run, print))[0] < 8e6
     hindsight = run.config.training.hindsight
     assert run.keep_images and hindsight.relabel and hindsight.episodes_per_scene == 2
     assert hindsight.hand_camera.name in run.config.cameras

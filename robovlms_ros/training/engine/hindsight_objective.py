@@ -20,6 +20,7 @@ from torch.nn import functional
 from robovlms_ros.config.training import HandCameraConfig
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.inference.action_pipeline import ActionPipeline
+from robovlms_ros.models.backbones.sequence import VisualTokens
 from robovlms_ros.models.heads.discrete import DiscreteHead
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.data.augment import draw_shifts, shift_images
@@ -28,8 +29,9 @@ from robovlms_ros.training.engine.batches import model_batch
 from robovlms_ros.training.engine.objective import Objective
 from robovlms_ros.training.engine.shared_prefix import features_under_instructions
 
-SHARED_PREFIX = ("paligemma",)
-"""Backbones whose images are encoded once for all instructions: causal, and images come first."""
+SHARED_PREFIX = ("paligemma", "llava", "smolvlm")
+"""Backbones whose language model runs over the images once for all instructions: causal, images
+come first, one axis of positions."""
 
 
 class HindsightObjective(Objective):
@@ -80,22 +82,19 @@ class HindsightObjective(Objective):
         if looks == 1:
             return super()._features(batch)
         vlm = self.policy.vlm
-        if vlm.spec.name not in SHARED_PREFIX:
-            images = {k: v.repeat(looks, 1, 1, 1, 1, 1) for k, v in batch["images"].items()}
-            repeated = {**batch, "images": images}
-            if "proprioception" in batch:
-                repeated["proprioception"] = batch["proprioception"].repeat(looks, 1, 1)
-            return super()._features(repeated)
         images = batch["images"]
         window = next(iter(images.values())).shape[1]
         visual = vlm.encode_frames(
             {name: frames.flatten(0, 1).to(self.policy.dtype) for name, frames in images.items()}
         )
-        ids, mask = (
-            batch[name].unflatten(0, (looks, -1)) for name in ("input_ids", "attention_mask")
-        )
+        words = [batch[name] for name in ("input_ids", "attention_mask")]
         state = self.policy.normalise_state(batch.get("proprioception"))
-        return features_under_instructions(vlm, visual, ids, mask, state, window)
+        if vlm.spec.name in SHARED_PREFIX:
+            ids, mask = (part.unflatten(0, (looks, -1)) for part in words)
+            return features_under_instructions(vlm, visual, ids, mask, state, window)
+        visual = {name: VisualTokens.join([tokens] * looks) for name, tokens in visual.items()}
+        state = None if state is None else state.repeat(looks, 1, 1)
+        return vlm.forward_features(visual, *words, state, window)
 
     def _shifted(
         self, batch: Mapping[str, Any], camera: HandCameraConfig, generator: torch.Generator

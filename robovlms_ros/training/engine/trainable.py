@@ -51,13 +51,18 @@ def initialise(policy: VLAPolicy, seed: int) -> None:
     not zero.
 
     SigLIP's own position embeddings have a seventh of the norm of what a white table adds to every
-    patch.
+    patch. CLIP's are smaller: they begin with SigLIP's norm. Kosmos-2 projects image features of
+    unit norm, which its latent queries would drown.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if name.endswith("position_embedding.weight"):
-                parameter.mul_(4.0)
+                usual = parameter.shape[1] ** -0.5
+                small = bool(parameter.std() < 0.5 * usual)
+                parameter.mul_(4.0 * (usual / parameter.std() if small else 1.0))
+            elif name.endswith("image_to_text_projection.dense.weight"):
+                parameter.mul_(parameter.shape[1] ** 0.5)
             elif name.endswith("action_token"):
                 parameter.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
 

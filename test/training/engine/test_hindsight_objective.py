@@ -15,6 +15,7 @@ import torch
 from robovlms_ros.checkpoints.checkpoint import build_policy
 from robovlms_ros.config.policy import config_from_mapping
 from robovlms_ros.config.training import HandCameraConfig
+from robovlms_ros.core.registry import BACKBONES
 from robovlms_ros.core.rotations import matrix_from_vector
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.data.hindsight import Habit
@@ -28,9 +29,10 @@ HORIZON = 3
 
 
 @pytest.fixture
-def policy():
+def policy(request):
+    backbone = getattr(request, "param", "paligemma")
     mapping = {
-        "model": {"backbone": "paligemma", "history_length": 1, "action_chunk_size": HORIZON},
+        "model": {"backbone": backbone, "history_length": 1, "action_chunk_size": HORIZON},
         "action_head": {"type": "lstm", "hidden_size": 16, "num_layers": 1},
         "vlm": {"size": "tiny", "vocabulary": ["lift", "red", "green"]},
         "cameras": ["wrist"],
@@ -174,6 +176,7 @@ def test_tokens_have_no_place(policy):
         HindsightObjective(build_policy(config_from_mapping(mapping, "test"), 0))
 
 
+@pytest.mark.parametrize("policy", sorted(BACKBONES), indirect=True)
 def test_instructions_side_by_side_give_what_each_gives_alone(policy, batch):
     """Images once, C instructions: the features of the repeated batch, and the same shift."""
     objective = HindsightObjective(policy, Habit(HORIZON, np.full(6, 0.01)).eval())
