@@ -47,24 +47,37 @@ def prepare(policy: VLAPolicy, config: TrainingConfig) -> VLAPolicy:
 
 
 def initialise(policy: VLAPolicy, seed: int) -> None:
-    """Random weights as a small model needs them: places as loud as pixels, an action token that is
-    not zero.
+    """Random weights as a small model needs them, whatever the family's own are: places as loud as
+    pixels, words and an action token as loud as features.
 
     SigLIP's own position embeddings have a seventh of the norm of what a white table adds to every
-    patch. CLIP's are smaller: they begin with SigLIP's norm. Kosmos-2 projects image features of
-    unit norm, which its latent queries would drown.
+    patch. Where another tower's weights are smaller than SigLIP's, they are scaled to its norms.
+    Kosmos-2 projects image features of unit norm, which its latent queries would drown.
     """
     generator = torch.Generator().manual_seed(seed)
+    vlm = policy.vlm
+    words = vlm.hidden_size**0.5 / getattr(vlm.text_tower, "embed_scale", vlm.input_scale)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if name.endswith("position_embedding.weight"):
-                usual = parameter.shape[1] ** -0.5
-                small = bool(parameter.std() < 0.5 * usual)
-                parameter.mul_(4.0 * (usual / parameter.std() if small else 1.0))
+                _raise_norm(parameter, parameter.shape[1] ** -0.5)
+                parameter.mul_(4.0)
             elif name.endswith("image_to_text_projection.dense.weight"):
                 parameter.mul_(parameter.shape[1] ** 0.5)
             elif name.endswith("action_token"):
-                parameter.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(0.08 * words * torch.randn(parameter.shape, generator=generator))
+        for module in vlm.vision_tower.modules():
+            if isinstance(module, nn.Linear):
+                xavier = (2.0 / (module.in_features + module.out_features)) ** 0.5
+                _raise_norm(module.weight, xavier)
+        vlm.word_embedding.weight.mul_(words)
+
+
+def _raise_norm(weight: Tensor, usual: float) -> None:
+    """Scale a weight whose standard deviation is below 0.7 of the usual one."""
+    own = weight.std()
+    if own < 0.7 * usual:
+        weight.mul_(usual / own)
 
 
 def decoder_layers(policy: VLAPolicy) -> nn.ModuleList:
