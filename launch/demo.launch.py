@@ -48,7 +48,9 @@ def generate_launch_description() -> LaunchDescription:
         launch_arguments={
             "params_file": str(config / "demo.yaml"),
             "checkpoint": IfElseSubstitution(
-                EqualsSubstitution(argument("checkpoint"), ""), argument("backbone"), argument("checkpoint")
+                EqualsSubstitution(argument("checkpoint"), ""),
+                argument("backbone"),
+                argument("checkpoint"),
             ),
             "backbone": argument("backbone"),
             "device": argument("device"),
