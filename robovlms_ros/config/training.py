@@ -123,6 +123,25 @@ class HindsightConfig:
 
 
 @dataclass(frozen=True)
+class CorrectionsConfig:
+    """Weights of the frames of episodes in which a person took over; every other frame has 1.
+
+    person: of frames from the person's first command to the hand-over to the policy. before: of
+        frames in the `seconds` before that command: what led there is not to be repeated. 0 leaves
+        frames out.
+    """
+
+    person: float = 3.0
+    before: float = 0.0
+    seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, high in (("person", 100), ("before", 100), ("seconds", 3600)):
+            value = getattr(self, name)
+            require(0 <= value <= high, f"training.corrections.{name}", value, f"0 to {high}")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Optimisation of a training run: AdamW on Huber (arm) and binary cross entropy (gripper), or
     on action tokens.
@@ -150,6 +169,7 @@ class TrainingConfig:
         layers train all the same. lora: adapters instead of the weights.
     validation_fraction: share of the episodes that is held out. seed: of new weights, data order
         and augmentation.
+    corrections: weights of episodes in which a person took over.
     hindsight: None learns the recorded commands alone. initial_weights: of new policies; `small`
         makes places as loud as pixels and the action token not zero, for towers of a few layers.
     threads: parts of a batch that are computed side by side on a CPU, each on a core.
@@ -177,6 +197,7 @@ class TrainingConfig:
     freeze: tuple[Literal["vision", "text", "word_embedding", "backbone"], ...] = ()
     train_last_layers: int | None = None
     lora: LoraConfig | None = None
+    corrections: CorrectionsConfig = field(default_factory=CorrectionsConfig)
     hindsight: HindsightConfig | None = None
     initial_weights: Literal["usual", "small"] = "usual"
     threads: int = 1

@@ -22,6 +22,7 @@ TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 ARRAY = "std_msgs/msg/Float64MultiArray"
 CHUNK = "robovlms_ros/msg/ActionChunk"
 STATUS = "robovlms_ros/msg/PolicyStatus"
+CONTROL_SOURCE = "robovlms_ros/msg/ControlSource"
 TF = "tf2_msgs/msg/TFMessage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 KINDS: dict[str, CommandKind] = {
@@ -74,6 +75,7 @@ class TopicMapping:
     tf: for the tool's pose where joint states are absent, and for where the reference camera is.
     camera_info: of the reference camera, None unless TF holds its pose.
     status: the node's own status: pauses, and the instruction where no topic carried it.
+    control_source: who commands the arm.
     """
 
     cameras: dict[str, str]
@@ -88,11 +90,12 @@ class TopicMapping:
     tf: tuple[str, ...] = ()
     status: str | None = None
     camera_info: str | None = None
+    control_source: str | None = None
 
     def topics(self) -> set[str]:
         """Every topic that has to be read."""
         single = (self.joint_states, self.instruction, self.commands, self.gripper_commands, self.chunks, self.episodes,
-                  self.status, self.camera_info)
+                  self.status, self.camera_info, self.control_source)
         return {*self.cameras.values(), *(topic for topic in single if topic), *self.tf}
 
 
@@ -118,8 +121,9 @@ def detect(
     tf = tf if joints is None or info else ()
     lead = given.command_lead
     status = _first(bag, STATUS)
+    source = _first(bag, CONTROL_SOURCE)
     mapping = TopicMapping(found, joints, instruction, commands, kind, gripper, lead, chunks, episodes, tf, status,
-                           info)
+                           info, source)
     for label, topic, asked in (
         ("joint states", joints, given.joint_states), ("instruction", instruction, given.instruction),
         ("recorded commands", commands, given.commands), ("gripper commands", gripper, given.gripper_commands),
@@ -127,9 +131,11 @@ def detect(
         ("the node's status", status, None), ("where the reference camera is, with TF", info, None),
     ):
         lines.append(f"{label}: {_said(topic, asked)}")
+    if source is not None:
+        lines.append(f"who commands the arm: {_said(source, None)}")
     if commands is None:
-        source = "joint states" if joints else "TF"
-        lines.append(f"no recorded commands: predictions are compared with the motion that followed ({source})")
+        measured = "joint states" if joints else "TF"
+        lines.append(f"no recorded commands: predictions are compared with the motion that followed ({measured})")
     return mapping, lines
 
 
@@ -264,8 +270,8 @@ def _commands(
             )
         return given.commands, kind
     configured = getattr(robot.controller, "topic", None)
-    for topic in sorted(bag.topics):
-        if configured and topic.endswith(f"/{configured.lstrip('/')}") and bag.topics[topic] in KINDS:
+    for topic in _of_type(bag, tuple(KINDS)):
+        if configured and topic.endswith(f"/{configured.lstrip('/')}"):
             return topic, KINDS[bag.topics[topic]]
     for type_name, kind in KINDS.items():
         if type_name == CHUNK:

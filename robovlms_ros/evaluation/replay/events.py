@@ -51,6 +51,14 @@ class RecordedChunkEvent:
 
 
 @dataclass(frozen=True)
+class SourceEvent:
+    """Another source commands the arm, from `now_ns` on. person: a person drives."""
+
+    now_ns: int
+    person: bool
+
+
+@dataclass(frozen=True)
 class Restart:
     """Something begins anew. episode: the one that begins. forget: the node forgets history and
     plan as well (a pause, a clock jump). jump: earlier records hold no information about
@@ -74,4 +82,7 @@ class RawMessageEvent:
     raw: RawMessage
 
 
-Event = ObservationEvent | JointStateEvent | CommandEvent | RecordedChunkEvent | Restart | RawMessageEvent
+Event = (
+    ObservationEvent | JointStateEvent | CommandEvent | RecordedChunkEvent | SourceEvent | Restart
+    | RawMessageEvent
+)

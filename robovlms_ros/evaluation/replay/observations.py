@@ -36,6 +36,7 @@ from robovlms_ros.evaluation.replay.events import (
     RawMessageEvent,
     RecordedChunkEvent,
     Restart,
+    SourceEvent,
 )
 from robovlms_ros.evaluation.replay.executor import plain_reason
 from robovlms_ros.evaluation.replay.tracks import pose_between
@@ -211,6 +212,8 @@ class BagObservations:
             yield self._on_marker(message.data, now_ns)
         elif topic == mapping.status:
             yield from self._on_status(message, now_ns)
+        elif topic == mapping.control_source:
+            yield SourceEvent(stamp_of(message) or now_ns, message.source == "human")
         if topic == mapping.commands and mapping.command_kind != "action_chunk":
             yield CommandEvent(now_ns, message, gripper=False)
         if topic == mapping.gripper_commands:

@@ -42,6 +42,8 @@ class EpisodeArrays:
         closed to 1 open; None where the recording or the policy has no tool pose or no gripper.
     hindsight: (T, 7) float64, `hindsight.relative` of where the gripper took hold in the end; NaN
         where unknown. None without `training.hindsight`.
+    takeover: (T,) float64, s to the first command of the person who takes over next; 0 while a
+        person drives, infinite where nobody takes over. None where the recording does not say.
     """
 
     stamps_ns: NDArray[np.int64]
@@ -55,9 +57,17 @@ class EpisodeArrays:
     poses: Array | None = None
     openings: Array | None = None
     hindsight: Array | None = None
+    takeover: Array | None = None
 
     def __len__(self) -> int:
         return len(self.stamps_ns)
+
+
+def time_to_takeover(times: Array, person: NDArray[np.bool_], begins: Array) -> Array:
+    """(T,) as EpisodeArrays.takeover, of frames at `times` (s): flags of who drives at each, and
+    the times, in order, at which a person begins."""
+    following = np.append(begins, np.inf)[np.searchsorted(begins, times)]
+    return np.where(person, 0.0, following - times)
 
 
 @dataclass(frozen=True)

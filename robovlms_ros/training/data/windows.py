@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.config.training import CorrectionsConfig
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.inference.action_pipeline import ActionPipeline
 from robovlms_ros.training.data.episodes import (
@@ -106,11 +107,21 @@ def chunks_at(arrays: EpisodeArrays, steps: NDArray[np.int64], horizon: int) -> 
     return np.where(known[..., None], values, 0.0), known
 
 
+def frame_weights(arrays: EpisodeArrays, corrections: CorrectionsConfig) -> NDArray[np.float32]:
+    """(T,) weight of each frame in the loss, by who drives and who takes over soon."""
+    until = arrays.takeover
+    weights = np.ones(len(arrays), dtype=np.float32)
+    if until is not None:
+        weights[until <= corrections.seconds] = corrections.before
+        weights[until == 0] = corrections.person
+    return weights
+
+
 class WindowDataset(Dataset[dict[str, Any]]):
     """Every window of some episodes: `images` camera -> (W, H, W', 3) uint8, oldest first;
     `instruction`; `proprioception` (W, P) float32 raw SI, where the policy takes it; `actions` (W,
     n, D) float32 on the head's scale, the gripper's label last; `mask` (W, n) bool, False for steps
-    that the episode does not have; with hindsight `hindsight` (W, 7), as in
+    that the episode does not have; `weight` (W,) float32, see `frame_weights`; with hindsight `hindsight` (W, 7), as in
     EpisodeArrays, and `turns` (W, 3, 3), base_R_eef.
 
     A window lies inside its episode. An episode that is shorter than the history gives one window,
@@ -182,7 +193,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if self._augment is not None:
             images = self._augment(images, np.random.default_rng((self._seed, index)))
         item = {"images": images, "instruction": arrays.instruction, "actions": actions.astype(np.float32),
-                "mask": mask}
+                "mask": mask, "weight": frame_weights(arrays, self._config.training.corrections)[steps]}
         if arrays.proprioception is not None:
             item["proprioception"] = arrays.proprioception[steps].astype(np.float32)
         if arrays.hindsight is not None and arrays.poses is not None:

@@ -53,11 +53,12 @@ class Collate:
         batch = {"images": images, "instruction": [str(w["instruction"]) for w in windows]}
         names = ("actions", "mask", *(("proprioception",) if self.config.proprioception else ()))
         names += ("hindsight", "turns") if self.config.training.hindsight is not None else ()
+        names += ("weight",) if all("weight" in window for window in windows) else ()
         return {**batch, **{k: torch.from_numpy(np.stack([np.asarray(w[k]) for w in windows])) for k in names}}
 
     def looks(self, frames: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """Items of `hindsight.LookWindows`: B frames under C instructions each. As a batch of B
-        windows, but `actions`, `mask` and `hindsight` are (B, C, ...), `instruction` B tuples."""
+        windows, but `actions`, `mask`, `weight` and `hindsight` are (B, C, ...), `instruction` B tuples."""
         count = len(frames[0])
         flat = self([window for frame in frames for window in frame])
         words = flat.pop("instruction")
@@ -113,6 +114,8 @@ def model_batch(
     actions = batch["actions"].to(device).float()
     mask = batch["mask"].to(device).bool()
     result: dict[str, Any] = {"images": images, "arm": actions[..., :-1], "gripper": actions[..., -1], "mask": mask}
+    if "weight" in batch:
+        result["weight"] = batch["weight"].to(device)
     if "proprioception" in batch:
         result["proprioception"] = noisy_state(
             policy, batch["proprioception"].to(device), state_noise, generator

@@ -67,9 +67,8 @@ class HindsightObjective(Objective):
         looks = 1
         if batch["actions"].ndim == 5:
             looks = batch["actions"].shape[1]
-            flat = {
-                k: batch[k].transpose(0, 1).flatten(0, 1) for k in ("actions", "mask", "hindsight")
-            }
+            names = ("actions", "mask", "hindsight", *({"weight"} & set(batch)))
+            flat = {k: batch[k].transpose(0, 1).flatten(0, 1) for k in names}
             words = [words[c] for c in range(looks) for words in batch["instruction"]]
             batch = {**batch, **flat, "instruction": words}
         result = model_batch(

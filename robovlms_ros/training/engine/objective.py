@@ -43,13 +43,15 @@ class ActionLoss:
 
 
 def action_loss(
-    output: HeadOutput, arm: Tensor, gripper: Tensor, mask: Tensor | None = None, delta: float = 1.0
+    output: HeadOutput, arm: Tensor, gripper: Tensor, mask: Tensor | None = None,
+    delta: float = 1.0, weight: Tensor | None = None,
 ) -> ActionLoss:
     """arm (B, W, n, A) normalised targets, gripper (B, W, n) labels 0 or 1, mask (B, W, n) bool:
     steps that count.
 
     delta: half-width of the Huber loss' quadratic part, on the head's scale; beyond it the loss has
-    slope 1. Means are over the elements that the mask selects; 0 when it selects none.
+    slope 1. weight: (B, W) factors of both losses, by frame. Means are over the elements that the mask
+    selects, whatever their weight; 0 when it selects none.
     """
     logits = output.gripper_logits.squeeze(-1)  # (B, W, n)
     chosen = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask.bool()
@@ -65,6 +67,9 @@ def action_loss(
     entropy = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     right = ((torch.sigmoid(logits) > 0.5) == (labels > 0.5)).to(logits.dtype)
     huber, entropy, right = (x.masked_fill(~chosen, 0.0) for x in (huber, entropy, right))
+    if weight is not None:
+        huber = huber * weight[..., None]
+        entropy = entropy * weight[..., None]
     return ActionLoss(
         huber.sum() / count, entropy.sum() / count, right.sum() / count, huber.detach()
     )
@@ -81,16 +86,21 @@ class TokenLoss:
     gripper_accuracy: Tensor
 
 
-def token_loss(logits: Tensor, labels: Tensor, tokens: ActionTokenizer, dims: int = 7) -> TokenLoss:
+def token_loss(
+    logits: Tensor, labels: Tensor, tokens: ActionTokenizer, dims: int = 7, weight: Tensor | None = None
+) -> TokenLoss:
     """logits (B, L, V), labels (B, L) with -100 where nothing is learned; the token at i + 1 is
     predicted at i.
 
-    The labels' action tokens must be whole steps of `dims`, gripper last. Raises ValueError
-    otherwise.
+    weight: (B, L) factors of the cross entropy. The labels' action tokens must be whole steps of
+    `dims`, gripper last. Raises ValueError otherwise.
     """
     logits = logits[:, :-1]
     labels = labels[:, 1:]
-    entropy = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+    scores = logits.flatten(0, 1).float()
+    each = functional.cross_entropy(scores, labels.flatten(), ignore_index=-100, reduction="none")
+    factors = 1.0 if weight is None else weight[:, 1:].flatten()
+    entropy = (each * factors).sum() / (labels != -100).sum()
     chosen = torch.from_numpy(tokens.is_action(labels.cpu().numpy())).to(labels.device)
     truth = labels[chosen]
     guess = logits.argmax(dim=-1)[chosen]
@@ -156,7 +166,9 @@ class Objective(nn.Module):
         mask = batch["mask"][:, -frames:]
         training = self.policy.config.training
         arm = batch["arm"][:, -frames:]
-        losses = action_loss(output, arm, batch["gripper"][:, -frames:], mask, training.huber)
+        weight = batch["weight"][:, -frames:] if "weight" in batch else None
+        losses = action_loss(output, arm, batch["gripper"][:, -frames:], mask, training.huber,
+                             weight)
         newest = torch.cat([output.arm[:, -1], (output.gripper_logits[:, -1] > 0).float()], dim=-1)
         return {
             "loss": losses.total(training.arm_gripper_loss_ratio),
@@ -184,7 +196,10 @@ class Objective(nn.Module):
         parts = {"gripper": zero, "gripper_accuracy": zero, "count": batch["mask"].sum(), "newest": newest}
         if not bool(batch["mask"].any()):
             return {"loss": logits.sum() * 0, "arm": zero, **parts}
-        losses = token_loss(logits, labels, head.tokens, head.dims)
+        weight = batch.get("weight")
+        if weight is not None:  # of frames: a window's frames are one sequence
+            weight = weight.repeat_interleave(labels.shape[1] // weight.shape[1], dim=1)
+        losses = token_loss(logits, labels, head.tokens, head.dims, weight)
         entropy = losses.cross_entropy
         return {**parts, "loss": entropy, "arm": entropy.detach(), "gripper_accuracy": losses.gripper_accuracy}
 

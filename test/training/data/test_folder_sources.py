@@ -142,6 +142,16 @@ def test_lerobot_folder(tmp_path):
     assert np.array_equal(copy.images(2, [5])["static"], source.images(2, [5])["static"])
 
 
+def test_frames_of_a_person_in_a_lerobot_folder(tmp_path):
+    root = write_lerobot(tmp_path / "set")
+    features = json.loads((root / "meta" / "info.json").read_text())["features"]
+    edit_info(root, features={**features, "intervention": {"dtype": "bool", "shape": [1], "names": None}})
+    for file in sorted((root / "data").rglob("*.parquet")):
+        edit_table(file, lambda row: {**row, "intervention": row["frame_index"] == 2})
+    takeover = open_sources([root], config(0.1), LEROBOT).arrays(0).takeover
+    assert np.allclose(takeover[:3], [0.2, 0.1, 0.0]) and np.isinf(takeover[3:]).all()
+
+
 def test_lerobot_refusals(tmp_path):
     root = write_lerobot(tmp_path / "set")
     with pytest.raises(ConfigError, match=r"step_duration = 0.05 s.*10 Hz: must be 0.1"):

@@ -226,11 +226,13 @@ def _episode(reader: BagReader, recorded: Recorded, piece: Piece, first: int, en
             raise DataError(f"{recorded.origin}: {error} Record it, or leave it out of proprioception.") from error
     poses = [f.state.eef_pose for f in frames if f.state.eef_pose is not None]
     openings = [f.state.gripper for f in frames if f.state.gripper is not None]
+    stamps = np.array([f.stamp_ns for f in frames], dtype=np.int64)
     arrays = EpisodeArrays(
-        np.array([f.stamp_ns for f in frames], dtype=np.int64), chunks[:, 0], states, piece.instruction,
+        stamps, chunks[:, 0], states, piece.instruction,
         recorded.origin, chunks, known,
         poses=np.stack(poses) if len(poses) == len(frames) else None,
-        openings=np.array(openings) if len(openings) == len(frames) else None)
+        openings=np.array(openings) if len(openings) == len(frames) else None,
+        takeover=reader.takeover(stamps, recorded.end_ns))
     places = {camera: np.array([(f.images[camera].log_ns, f.images[camera].stamp_ns) for f in frames], dtype=np.int64)
               for camera in config.cameras}
     return BagEpisode(recorded.origin, arrays, places)

@@ -39,13 +39,14 @@ from robovlms_ros.evaluation.replay.events import (
     ObservationEvent,
     RecordedChunkEvent,
     Restart,
+    SourceEvent,
 )
 from robovlms_ros.evaluation.replay.observations import BagObservations
 from robovlms_ros.evaluation.replay.steps import step_times
-from robovlms_ros.evaluation.replay.tracks import Answer, CommandTrack, MotionTrack, Tracks
+from robovlms_ros.evaluation.replay.tracks import Answer, CommandTrack, Held, MotionTrack, Tracks
 from robovlms_ros.observations.images import check_pixels, image_to_rgb
 from robovlms_ros.observations.joint_states import stamp_of
-from robovlms_ros.training.data.episodes import Array, DataError, Flaw
+from robovlms_ros.training.data.episodes import Array, DataError, Flaw, time_to_takeover
 
 UNKNOWN = "unknown"
 OUTCOMES = ("success", "failure", UNKNOWN)
@@ -213,6 +214,8 @@ class BagReader:
         self._waiting: deque[tuple[Piece, BagFrame]] = deque()
         self._begin_ns: int | None = None
         self._has_begin_markers = False
+        self._drivers = Held()  # True from a person's first command on, False from the hand-over
+        self._taken = False
 
     def read(self) -> None:
         """One pass. Raises DataError, BagError and ConfigError."""
@@ -292,13 +295,44 @@ class BagReader:
             self._told(event)
         elif isinstance(event, RecordedChunkEvent):
             tracks.chunks[event.chunk.stamp_ns] = event.chunk
+        elif isinstance(event, SourceEvent):
+            self._drive(event)
         elif isinstance(event, Restart):
             self._restart(event)
         elif isinstance(event, ObservationEvent):
             self._see(event)
         self._settle(event.now_ns if isinstance(event, ObservationEvent | JointStateEvent) else 0)
 
+    def _drive(self, event: SourceEvent) -> None:
+        self._taken = event.person
+        if not event.person:
+            self._drivers.add(event.now_ns, False)
+        elif self._tracks.by_chunks:
+            raise DataError(
+                f"{self.path}: a person took over, and data.bag.topics.commands names the policy's "
+                "chunks: they are not what the person commanded. Name the topic of the arm's "
+                "commands, or `motion`."
+            )
+
+    def takeover(self, stamps_ns: NDArray[np.int64], end_ns: int | None) -> Array | None:
+        """(T,) as EpisodeArrays; None for a bag that does not say who drives. end_ns: the
+        episode's."""
+        drivers = self._drivers
+        if not drivers.times:
+            return None
+        found = [drivers.before(int(stamp)) for stamp in stamps_ns]
+        person = np.array([driver is not None and driver[1] for driver in found])
+        pairs = zip(drivers.times, drivers.values, strict=True)
+        begins = [t for t, drives in pairs if drives and (end_ns is None or t <= end_ns)]
+        seconds = (stamps_ns - stamps_ns[0]) / NANOSECONDS
+        begun = np.array([(t - int(stamps_ns[0])) / NANOSECONDS for t in begins])
+        return time_to_takeover(seconds, person, begun)
+
     def _told(self, event: CommandEvent) -> None:
+        if self._taken:
+            # Until the person's first command the policy's last plan goes on.
+            self._drivers.add(event.now_ns, True)
+            self._taken = False
         commands = self._tracks.commands
         if commands is None:
             return

@@ -28,7 +28,14 @@ from robovlms_ros.core.schema import ConfigError, build, did_you_mean, require
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.observations.images import check_pixels
-from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, Flaw, Images
+from robovlms_ros.training.data.episodes import (
+    Array,
+    DataError,
+    EpisodeArrays,
+    Flaw,
+    Images,
+    time_to_takeover,
+)
 from robovlms_ros.training.data.sources.lerobot_metadata import (
     REMEDY,
     InterruptedTableError,
@@ -68,6 +75,8 @@ class LeRobotData:
         number + offset. Degrees: scale 0.017453, offset 0. Percent of a joint's range, -100..100:
         scale (upper - lower) / 200, offset (upper + lower) / 2, with the ends of the range in rad.
     gripper_closed, gripper_open: recorded numbers of a closed and an open gripper.
+    intervention: the feature that is true where a person drives, for `training.corrections`; read
+        where it exists.
     state: the feature with the measured state; proprioception: name -> its columns, for the names
         that the policy takes. Joint positions take `scale` and `offset`, the gripper its own
         numbers, poses are metres and radians.
@@ -81,6 +90,7 @@ class LeRobotData:
     offset: tuple[float, ...] = (0.0,)
     gripper_closed: float = 0.0
     gripper_open: float = 1.0
+    intervention: str = "intervention"
     state: str = "observation.state"
     proprioception: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -319,7 +329,8 @@ class LeRobotSource:
     def arrays(self, i: int) -> EpisodeArrays:
         data = self._data
         states = [data.state] if self._states else []
-        table = self._rows(i, [data.action, "timestamp", "task_index", *states])
+        flags = [name for name in (data.intervention,) if name in self._features]
+        table = self._rows(i, [data.action, "timestamp", "task_index", *states, *flags])
         recorded = self._matrix(table, data.action, i)
         if recorded.shape[1] <= max(*self._arm, self._gripper):
             raise DataError(f"{self.origin(i)}: '{data.action}' has {recorded.shape[1]} columns in the table, "
@@ -340,8 +351,13 @@ class LeRobotSource:
                             "be a number of seconds from the episode's beginning.")
         stamps = np.round(seconds * NANOSECONDS).astype(np.int64)
         proprioception = self._proprioception(table, i) if self._states else None
+        takeover = None
+        for name in flags:
+            person = self._matrix(table, name, i)[:, 0] > 0.5
+            times = np.arange(len(person)) / self.rate_hz
+            takeover = time_to_takeover(times, person, times[person])
         return EpisodeArrays(stamps, actions, proprioception, self._tasks[task], self.origin(i),
-                             robot_type=self.robot_type)
+                             robot_type=self.robot_type, takeover=takeover)
 
     def _in_si(self, numbers: Array) -> Array:
         return numbers * np.array(self._data.scale) + np.array(self._data.offset)
