@@ -17,6 +17,7 @@ import yaml
 
 from robovlms_ros.checkpoints.fp8_scales import read_scales
 from robovlms_ros.checkpoints.parameter_names import KeyLayout, with_tied_embedding
+from robovlms_ros.checkpoints.passport import identity
 from robovlms_ros.checkpoints.weights import WEIGHTS, CheckpointError, assign, find_weights, read_tensors, unique_state
 from robovlms_ros.config.policy import PolicyConfig, config_to_mapping, load_config
 from robovlms_ros.models.backbones.meta_parameters import parameters_on_meta
@@ -121,7 +122,8 @@ def load_policy(
         policy = VLAPolicy(place.config, load_tokenizer_of(place, require_tokenizer), place.vlm_folder)
     fill(policy, read_tensors(place.weights), str(place.weights), dtype)
     policy.fp8_scales = read_scales(place.weights)
-    policy.identity = place.weights.parent.name if place.weights.name == WEIGHTS else place.weights.stem
+    name = place.weights.parent.name if place.weights.name == WEIGHTS else place.weights.stem
+    policy.identity = identity(name, place.config, place.weights)
     return policy.to(device).eval()
 
 

@@ -187,7 +187,15 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     raise CheckpointError(f"{path}: '{path.suffix}' is no weights file; give .safetensors or {', '.join(ARCHIVES)}.")
 
 
-def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+def weight_files(path: Path) -> list[Path]:
+    """The files of a weights file or an index of shards, in order. Raises CheckpointError."""
+    if not path.name.endswith(".index.json"):
+        return [path]
+    return [path.parent / name for name in sorted(set(_shard_table(path).values()))]
+
+
+def _shard_table(index: Path) -> dict[str, str]:
+    """Tensor -> name of its shard."""
     with file_boundary(CheckpointError, index, AGAIN, "an index of safetensors shards"):
         table = from_json(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(table.values()))
@@ -200,9 +208,14 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     absent = [name for name in files if not (index.parent / name).is_file()]
     if absent:
         raise CheckpointError(f"{index}: shards are missing: {', '.join(absent)}. Fetch them into the same folder.")
+    return table
+
+
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    table = _shard_table(index)
     tensors: dict[str, torch.Tensor] = {}
-    for name in files:
-        tensors.update(_read_safetensors(index.parent / name))
+    for file in weight_files(index):
+        tensors.update(_read_safetensors(file))
     lost = sorted(set(table) - set(tensors))
     if lost:
         raise CheckpointError(f"{index}: {len(lost)} tensors are in no shard, for instance {lost[0]}.")

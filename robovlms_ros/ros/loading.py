@@ -220,9 +220,10 @@ def _config_of(parameters: NodeParameters) -> "PolicyConfig":
 
 
 def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
-    """The policy that `checkpoint`, `backbone`, `config`, `device` and `dtype` name. Raises
-    RoboVLMsError."""
+    """The policy that `checkpoint`, `backbone`, `config`, `device` and `dtype` name, with the
+    passport of `robot`'s controller. Raises RoboVLMsError."""
     from robovlms_ros.checkpoints.checkpoint import DTYPES, build_policy, load_policy
+    from robovlms_ros.checkpoints.passport import with_controller
     from robovlms_ros.config.policy import load_config
     from robovlms_ros.core.registry import resolve
 
@@ -244,6 +245,7 @@ def load_policy_of(parameters: NodeParameters) -> "VLAPolicy":
             f"parameter backbone = '{parameters.backbone}' but the policy's backbone is '{loaded}' "
             f"(checkpoint '{parameters.checkpoint}'). Leave backbone empty, or give the checkpoint of that backbone."
         )
+    policy.identity = with_controller(policy.identity, load_robot(parameters.robot))
     return policy
 
 

@@ -102,6 +102,8 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, log: Callable[[str],
     Raises DataError (what of the data would train badly), TrainingError, and what `starting_policy`
     raises.
     """
+    from robovlms_ros.checkpoints.passport import difference, identity, with_controller
+    from robovlms_ros.control.robot import load_robot
     from robovlms_ros.training.data.checks import check_data, require_trainable
     from robovlms_ros.training.data.episodes import split
     from robovlms_ros.training.data.hindsight import HindsightSource, LookWindows
@@ -117,6 +119,7 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, log: Callable[[str],
         if not flaw.refuse:
             log(f"note: {flaw.where}: {flaw.text}")
     require_trainable(flaws)
+    recorded = source.policies
     training = run.config.training
     if run.keep_images:
         source = KeptImages(source, run.config.vlm.image_size)
@@ -130,6 +133,11 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, log: Callable[[str],
     config = with_statistics(run.config, statistics)
     log(f"{len(learned)} episodes to train on, {len(held)} held out; actions in {statistics.unit}")
     policy = starting_policy(dataclasses.replace(run, config=config), log)
+    present = policy.identity if run.start not in (None, RANDOM) else identity(policy.identity, config)
+    robot = run.data.get("bag", {}).get("robot") or config.action.robot
+    present = present if robot is None else with_controller(present, load_robot(robot))
+    for text in filter(None, (difference(old, present) for old in recorded)):
+        log(f"note: {text}")
     train: Any = WindowDataset(source, learned, config)
     if isinstance(source, HindsightSource):
         train = LookWindows(source, train)

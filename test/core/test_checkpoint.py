@@ -52,7 +52,7 @@ def test_reads_back(make_config: MakeConfig, tmp_path: Path, name: str) -> None:
     policy = build_policy(make_config(name), seed=4)
     assert torch.equal(state, torch.random.get_rng_state())
     again = load_policy(save_policy(policy, tmp_path / name))
-    assert again.config == policy.config and again.identity == name and not again.is_random and policy.is_random
+    assert again.config == policy.config and again.identity.startswith(f"{name}@") and not again.is_random and policy.is_random
     assert torch.equal(policy(batch_of(policy)).arm, again(batch_of(again)).arm)
     assert not any(parameter.is_meta for parameter in [*again.parameters(), *again.buffers()])
     other = build_policy(make_config(name), seed=5)
@@ -147,7 +147,7 @@ def test_published_layouts(saved: tuple[VLAPolicy, Path], tmp_path: Path, layout
     loaded = load_policy(write_published(policy, tmp_path / "pub", published(policy), LAYOUTS[layout]))
     tolerance = {"half": 1e-3, "brain": 1e-2}.get(layout, 1e-6)  # a published run computes with eager attention
     assert (loaded(batch_of(loaded)).arm - policy(batch_of(policy)).arm).abs().max() <= tolerance
-    assert loaded.dtype == torch.float32 and loaded.identity == "run"
+    assert loaded.dtype == torch.float32 and loaded.identity.startswith("run@")
 
 
 @torch.no_grad()

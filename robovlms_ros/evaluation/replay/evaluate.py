@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robovlms_ros.checkpoints.passport import difference
 from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import RobotSpec
@@ -143,6 +144,9 @@ def evaluate_bag(
                 annotator.close()
         results = {runner.subject.name: runner.close() for runner in runners}
         notes = [*bag.notes, *inputs.notes, *(annotator.notes if annotator else []), *_notes(replay, inputs, bag)]
+        evaluated = dict.fromkeys(result.policy_id for result in results.values() if result is not None)
+        apart = (difference(old, new) for old in inputs.policies for new in evaluated)
+        notes += [text for text in apart if text]
         if inputs.instructions and not config.instruction:
             lines.append("instructions: " + "; ".join(inputs.instructions))
         return {

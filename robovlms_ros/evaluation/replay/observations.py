@@ -92,6 +92,7 @@ class BagObservations:
         the pixels or their substitute; raises ObservationError for an unusable message.
     lost: reasons why messages or observations could not be used, with counts.
     notes: what is unusual about the bag's clocks, one sentence each.
+    policies: ids of the policies whose chunks were recorded, in order.
     """
 
     bag: Bag
@@ -110,6 +111,7 @@ class BagObservations:
     encodings: Mapping[str, str] = field(default_factory=dict)
     lost: Counter[str] = field(default_factory=Counter)
     instructions: list[str] = field(default_factory=list)
+    policies: dict[str, None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -220,7 +222,9 @@ class BagObservations:
             yield CommandEvent(now_ns, message, gripper=True)
         if topic in (mapping.chunks, mapping.commands) and hasattr(message, "dimension_names"):
             try:
-                yield RecordedChunkEvent(now_ns, chunk_of_message(message))
+                chunk = chunk_of_message(message)
+                self.policies[chunk.policy_id] = None
+                yield RecordedChunkEvent(now_ns, chunk)
             except (RoboVLMsError, AttributeError, TypeError, ValueError) as error:
                 # A bag carries its own definition of the message, of any release of this package.
                 self.lost[f"{topic}: {printable(error)}"] += 1

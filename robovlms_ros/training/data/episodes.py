@@ -124,7 +124,7 @@ class EpisodeSource(Protocol):
 
 class Joined:
     """Several sources one after another; `exclude` leaves out what `origin` calls by these names;
-    `accept`: see `EpisodeSource`.
+    `accept`: see `EpisodeSource`. policies: ids of the policies whose chunks were recorded.
 
     Raises DataError for an unknown name, for nothing left, and for rates that differ.
     """
@@ -147,6 +147,7 @@ class Joined:
         }
         dropped = {name for source in sources for name in source.dropped}
         places = [(s, i) for s, source in enumerate(sources) for i in range(len(source))]
+        self.policies = dict.fromkeys(p for source in sources for p in getattr(source, "policies", ()))
         names = {self._sources[s].origin(i) for s, i in places}
         for name in exclude:
             if name not in names | dropped:

@@ -74,7 +74,7 @@ class BagSource:
     def __init__(
         self, path: Path, cameras: tuple[str, ...], rate_hz: float, topics: dict[str, str],
         episodes: Sequence[BagEpisode], flaws: Sequence[Flaw], notes: Sequence[str],
-        dropped: Mapping[str, str], encodings: Mapping[str, str],
+        dropped: Mapping[str, str], encodings: Mapping[str, str], policies: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.cameras = cameras
@@ -83,6 +83,7 @@ class BagSource:
         self.notes: Sequence[str] = tuple(notes)
         self.accept: Sequence[str] = ()
         self.dropped = dropped
+        self.policies = policies
         self._encodings = encodings
         self._topics = topics
         self._episodes = list(episodes)
@@ -123,7 +124,7 @@ class BagSource:
                           for recorded in kept_ones if recorded.origin not in kept}
         reader.notes += [f"{name} is left out: {why}" for name, why in dropped.items()]
         return cls(path, config.cameras, 1.0 / config.action.step_duration, reader.topics, episodes, reader.flaws,
-                   reader.notes, dropped, reader.encodings)
+                   reader.notes, dropped, reader.encodings, reader.policies)
 
     def __len__(self) -> int:
         return len(self._episodes)

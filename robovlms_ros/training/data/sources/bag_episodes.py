@@ -247,6 +247,7 @@ class BagReader:
             self._settle(None)
             self.notes += [*lines, *bag.notes, *inputs.notes]
             self.lost += inputs.lost
+            self.policies = tuple(inputs.policies)
         if self._tracks.commands is not None and self._tracks.commands.unusable:
             count = self._tracks.commands.unusable
             topic = mapping.commands
