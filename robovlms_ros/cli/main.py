@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": ("convert", "write a published RoboVLMs checkpoint in this package's format"),
     "calibrate": ("calibrate", "scales for fp8 from recordings, stored with a checkpoint"),
     "train": ("train", "train a policy"),
+    "improve": ("improve", "train on corrections; keep the result only where it is better"),
     "demo-data": ("demo_data", "record demonstrations in the simulated arm"),
     "rollout": ("rollout", "closed-loop success in the simulated arm, without ROS"),
     "ablate": ("ablate", "ablations of the tabletop policy: what changes when one thing does"),

@@ -7,6 +7,7 @@ or are new.
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,8 +97,12 @@ def starting_policy(run: Run, log: Callable[[str], None]) -> VLAPolicy:
     return policy
 
 
-def train_on(paths: Sequence[Path], run: Run, output: Path, log: Callable[[str], None]) -> Path:
+def train_on(
+    paths: Sequence[Path], run: Run, output: Path, log: Callable[[str], None],
+    moments: Mapping[str, Sequence[int]] | None = None,
+) -> Path:
     """Train on recordings, or go on with the run in `output`; returns the checkpoint's folder.
+    moments: see `training.data.windows.Moments`.
 
     Raises DataError (what of the data would train badly), TrainingError, and what `starting_policy`
     raises.
@@ -138,7 +143,10 @@ def train_on(paths: Sequence[Path], run: Run, output: Path, log: Callable[[str],
     present = present if robot is None else with_controller(present, load_robot(robot))
     for text in filter(None, (difference(old, present) for old in recorded)):
         log(f"note: {text}")
-    train: Any = WindowDataset(source, learned, config)
+    train: Any = WindowDataset(source, learned, config, moments=moments)
+    weights = Counter(float(w) for i in learned for w in train.weights(source.arrays(i)))
+    if len(weights) > 1:
+        log("weight: frames; " + "; ".join(f"{w:g}: {n}" for w, n in sorted(weights.items())))
     if isinstance(source, HindsightSource):
         train = LookWindows(source, train)
     validation = WindowDataset(source, held, config) if held else None

@@ -72,7 +72,7 @@ class LatencyResult:
         handover: sums over
     the takeovers of what a client that simply switches plans would jump (rad); tick: the worst
     command step of 2 ms (rad). starved: s in which the running plan had ended. age: sum of the
-    chunks' ages when they took over, s.
+    chunks' ages when they took over, s. refused_chunks: [stamp ns, instruction] of each.
     """
 
     latency: float
@@ -88,6 +88,7 @@ class LatencyResult:
     age: float = 0.0
     off_sum: float = 0.0
     off_count: int = 0
+    refused_chunks: list[list[Any]] = field(default_factory=list)
 
     def merged(self, other: "LatencyResult") -> "LatencyResult":
         """Both together."""
@@ -189,11 +190,11 @@ class LatencySimulation:
             decide = self._executor.on_chunk if self._continuing else self._executor.dry_run_chunk
             decision = decide(chunk, start, self._measured or start, ready_ns)
         except RoboVLMsError as error:
-            self._count("refuse", str(error))
+            self._count("refuse", str(error), chunk)
             self._drop_plan()
             return
         verdict = decision.verdict
-        self._count(verdict.kind, verdict.reason)
+        self._count(verdict.kind, verdict.reason, chunk)
         if self.on_decision is not None:
             self.on_decision(ready_ns, chunk, decision)
         if verdict.kind == "refuse" or decision.command is None:
@@ -222,8 +223,10 @@ class LatencySimulation:
         result.tick_max = max(result.tick_max, float(np.abs(np.diff(path, axis=0)).max()))
         result.starved += max(0.0, (ready_ns - covered_ns) / NANOSECONDS) if covered_ns else 0.0
 
-    def _count(self, kind: str, reason: str) -> None:
+    def _count(self, kind: str, reason: str, chunk: ActionChunk) -> None:
         self.result.verdicts[kind] += 1
+        if kind == "refuse":
+            self.result.refused_chunks.append([chunk.stamp_ns, chunk.instruction])
         if kind != "pass":
             self.result.reasons[plain_reason(reason)] += 1
 

@@ -6,7 +6,7 @@ recorded cases.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -107,10 +107,18 @@ def chunks_at(arrays: EpisodeArrays, steps: NDArray[np.int64], horizon: int) -> 
     return np.where(known[..., None], values, 0.0), known
 
 
-def frame_weights(arrays: EpisodeArrays, corrections: CorrectionsConfig) -> NDArray[np.float32]:
+Moments = Mapping[str, Sequence[int]]
+"""Recording -> stamps (ns) of frames that count like a person's corrections."""
+
+
+def frame_weights(
+    arrays: EpisodeArrays, corrections: CorrectionsConfig, moments: Moments | None = None
+) -> NDArray[np.float32]:
     """(T,) weight of each frame in the loss, by who drives and who takes over soon."""
     until = arrays.takeover
     weights = np.ones(len(arrays), dtype=np.float32)
+    stamps = (moments or {}).get(arrays.source.rpartition(", episode ")[0], ())
+    weights[np.isin(arrays.stamps_ns, np.array(stamps, dtype=np.int64))] = corrections.person
     if until is not None:
         weights[until <= corrections.seconds] = corrections.before
         weights[until == 0] = corrections.person
@@ -135,7 +143,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self, source: EpisodeSource, episodes: Sequence[int], config: PolicyConfig,
-        augment: Augment | None = None, seed: int = 0,
+        augment: Augment | None = None, seed: int = 0, moments: Moments | None = None,
     ) -> None:
         require_action(config)
         assert config.action is not None
@@ -143,6 +151,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._config = config
         self._augment = augment
         self._seed = seed
+        self._moments = moments
         self._episodes = list(episodes)
         self._stride = frame_stride(config)
         self._window = config.model.history_length
@@ -177,6 +186,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
         counts = np.diff([0, *self._ends])
         return [(i, b, int(n)) for i, b, n in zip(self._episodes, begins, counts, strict=True)]
 
+    def weights(self, arrays: EpisodeArrays) -> NDArray[np.float32]:
+        """See `frame_weights`."""
+        return frame_weights(arrays, self._config.training.corrections, self._moments)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = index % len(self)
         position = int(np.searchsorted(self._ends, place, side="right"))
@@ -193,7 +206,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if self._augment is not None:
             images = self._augment(images, np.random.default_rng((self._seed, index)))
         item = {"images": images, "instruction": arrays.instruction, "actions": actions.astype(np.float32),
-                "mask": mask, "weight": frame_weights(arrays, self._config.training.corrections)[steps]}
+                "mask": mask, "weight": self.weights(arrays)[steps]}
         if arrays.proprioception is not None:
             item["proprioception"] = arrays.proprioception[steps].astype(np.float32)
         if arrays.hindsight is not None and arrays.poses is not None:
