@@ -1,4 +1,4 @@
-"""Passport of a policy: hashes of its weights, statistics, action convention and controller.
+"""Passport of a policy: hashes of weights, statistics, action convention and controller.
 
 It is a part of `policy_id` in every chunk and status, and so of every bag: NAME@PASSPORT. Parts are
 joined by `-` in the order of PARTS. A part is empty where it is not known.

@@ -33,21 +33,24 @@ TOLERANCE = 0.05
 """Part by which one instruction's error may rise."""
 OLD = "A"
 NEW = "B"
+ALL = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms improve`."""
     parser.add_argument("--checkpoint", required=True, help="A: the policy to begin with")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="BAG", help="rosbags to train on")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="BAG",
+                        help="rosbags to train on")
     parser.add_argument("--gate", nargs="+", required=True, metavar="BAG|scenes:N",
                         help="held-back rosbags, and scenes of the simulated arm")
-    parser.add_argument("--output", type=Path, required=True, help="B: folder that does not exist yet")
-    parser.add_argument("--config", type=Path, help="training YAML (default: A's own configuration)")
-    parser.add_argument("--steps", type=int, help="training.max_steps in the place of the configuration's")
-    parser.add_argument("--robot", default="panda", help="robot of the bags: a YAML, or a name in config/robots")
-    parser.add_argument("--task", default="cubes", help="of scenes:N: cubes (the default), a tabletop task, or all")
+    parser.add_argument("--output", type=Path, required=True, help="B: a folder that is not there")
+    parser.add_argument("--config", type=Path, help="training YAML (default: A's configuration)")
+    parser.add_argument("--steps", type=int, help="in the place of training.max_steps")
+    parser.add_argument("--robot", default="panda", help="robot of the bags: a YAML, or a name")
+    parser.add_argument("--task", default="cubes",
+                        help="of scenes:N: cubes (the default), a tabletop task, or all")
     parser.add_argument("--worst", type=float, default=0.05, metavar="SHARE",
-                        help="part of the frames, those of the largest error, that weigh more (default 0.05)")
+                        help="part of the frames, by error, that weigh more (default 0.05)")
     parser.add_argument("--jobs", type=int, default=1, help="bags or scenes at a time (default 1)")
 
 
@@ -61,10 +64,6 @@ class Score:
     success: int = 0
     episodes: int = 0
 
-    def merged(self, other: "Score") -> "Score":
-        """Both together."""
-        return Score(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
     @property
     def error(self) -> float:
         """Mean; NaN without a chunk."""
@@ -77,18 +76,26 @@ class Score:
 
     def as_json(self) -> dict[str, Any]:
         """Means and counts."""
-        return {"error": self.error if self.errors else None, "chunks": len(self.errors), "refused": self.refused,
-                "success": self.success, "episodes": self.episodes, "interval": self.interval}
+        error = self.error if self.errors else None
+        return {**vars(self), "errors": len(self.errors), "error": error, "interval": self.interval}
 
     def cells(self) -> list[str]:
         """Columns of the table."""
         low, high = self.interval
-        success = f"{self.success}/{self.episodes} ({low:.0%} to {high:.0%})" if self.episodes else "-"
-        return [f"{self.error:.4g}" if self.errors else "-", str(self.refused), success]
+        rolled = f"{self.success}/{self.episodes} ({low:.0%} to {high:.0%})"
+        error = f"{self.error:.4g}" if self.errors else "-"
+        return [error, str(self.refused), rolled if self.episodes else "-"]
 
 
-Scores = dict[str, dict[str, Score]]
-"""Policy -> instruction -> its score."""
+class Scores(dict[str, dict[str, Score]]):
+    """Instruction -> policy -> its score; the row ALL counts every instruction."""
+
+    def add(self, words: str, name: str, **counts: Any) -> None:
+        """Count for `words` and for ALL. counts: fields of Score."""
+        for row in (words, ALL):
+            score = self.setdefault(row, {OLD: Score(), NEW: Score()})[name]
+            for key, value in counts.items():
+                setattr(score, key, getattr(score, key) + value)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
     training = replace(job.config.training, max_steps=steps)
     job = replace(job, data=data, config=replace(job.config, training=training))
 
-    moments, lines = mine(_evaluate({OLD: start}, args.data, work / "mined", args, data["bag"]), args.worst)
+    moments, lines = mine(
+        _evaluate({OLD: start}, args.data, work / "mined", args, data["bag"]), args.worst
+    )
     print("\n".join(lines))
     trained = train_on(args.data, job, work / "run", print, moments)
     both = {OLD: start, NEW: trained}
@@ -124,10 +133,10 @@ def run(args: argparse.Namespace) -> int:
     worse, better = judge(scores)
     print(f"\n{table(scores)}\n")
     ids = {name: load_policy(folder).identity for name, folder in both.items()}
-    write_json(work / "improve.json", {
-        "policies": ids, "worse": worse, "better": better,
-        "scores": {name: {words: score.as_json() for words, score in rows.items()} for name, rows in scores.items()},
-    })
+    numbers = {words: {name: score.as_json() for name, score in row.items()}
+               for words, row in scores.items()}
+    found = {"policies": ids, "worse": worse, "better": better, "scores": numbers}
+    write_json(work / "improve.json", found)
     for name, text in ids.items():
         print(f"{name}: {text}")
     if worse or not better:
@@ -142,7 +151,8 @@ def _is_scenes(text: str) -> bool:
     if not text.startswith(SCENES):
         return False
     number = text.removeprefix(SCENES)
-    require(number.isdecimal() and int(number) > 0, "--gate", text, f"{SCENES}N with a number of scenes, 1 or more")
+    whole = number.isdecimal() and int(number) > 0
+    require(whole, "--gate", text, f"{SCENES}N with a number of scenes, 1 or more")
     return True
 
 
@@ -163,8 +173,8 @@ def _evaluate(
     bag = build(BagData, mapping, "data.bag")
     parameters = read_parameters(None, {"robot": bag.robot})
     config = EvaluationConfig(
-        bag.topics, bag.instruction, latencies=(0.05,), sensitivity=False, annotate=False, stamps=bag.stamps,
-        camera=bag.camera, camera_tolerance=bag.camera_tolerance,
+        bag.topics, bag.instruction, latencies=(0.05,), sensitivity=False, annotate=False,
+        stamps=bag.stamps, camera=bag.camera, camera_tolerance=bag.camera_tolerance,
         joint_states_tolerance=bag.joint_states_tolerance,
     )
     pairs = tuple((name, str(folder)) for name, folder in policies.items())
@@ -198,7 +208,9 @@ def _result(part: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = part["results"].get(name)
     if found is None:
         why = "; ".join(part["notes"]) or "it answered no image"
-        raise ConfigError(f"{part['bag']}: {name} cannot be evaluated on it: {why} Leave the bag out.")
+        raise ConfigError(
+            f"{part['bag']}: {name} cannot be evaluated on it: {why} Leave the bag out."
+        )
     return found
 
 
@@ -209,15 +221,14 @@ def _refused(part: Mapping[str, Any], name: str) -> list[Any]:
 
 def scores_on_bags(parts: Sequence[Mapping[str, Any]]) -> Scores:
     """Error and refusals of both policies, by instruction."""
-    scores: Scores = {OLD: {}, NEW: {}}
+    scores = Scores()
     for part in parts:
         words = {episode["label"]: episode["instruction"] for episode in part["episodes"]}
-        for name, rows in scores.items():
+        for name in (OLD, NEW):
             for label, scored in _result(part, name)["errors"].items():
-                score = rows.setdefault(words[label], Score())
-                score.errors += [error for _, error in scored]
+                scores.add(words[label], name, errors=[error for _, error in scored])
             for _, instruction in _refused(part, name):
-                rows.setdefault(instruction, Score()).refused += 1
+                scores.add(instruction, name, refused=1)
     return scores
 
 
@@ -238,40 +249,32 @@ def _roll_out(
         for _, episodes in run_scenes(settings, scenes, args.jobs):
             for episode in episodes:
                 words = episode.result.instruction if cubes else episode.task
-                score = scores[name].setdefault(words, Score())
-                score.episodes += 1
-                score.success += episode.result.success
-                score.refused += episode.result.refusals
-
-
-def totals(scores: Scores) -> dict[str, Score]:
-    """Policy -> its score under all instructions."""
-    every: dict[str, Score] = {}
-    for name, rows in scores.items():
-        every[name] = Score()
-        for score in rows.values():
-            every[name] = every[name].merged(score)
-    return every
+                result = episode.result
+                scores.add(words, name, episodes=1, success=result.success, refused=result.refusals)
 
 
 def judge(scores: Scores) -> tuple[list[str], list[str]]:
-    """What is worse in B than in A, and what is better: of all instructions, and what is clearly
-    worse in one of them. Nothing is better unless the leading number is."""
-    all_of = totals(scores)
-    old = all_of[OLD]
-    new = all_of[NEW]
+    """Lists of the numbers that are worse in B than in A, and of those that are better: of all
+    instructions, and clearly worse ones of one. Without a better leading number nothing is better.
+    """
+    old = scores[ALL][OLD]
+    new = scores[ALL][NEW]
     worse: list[str] = []
     better: list[str] = []
-    for name, a, b, rises in (
+    for name, before, after, rises in (
         ("success", old.success, new.success, True), ("error", old.error, new.error, False),
         ("gate refusals", old.refused, new.refused, False),
     ):
-        if a != b and np.isfinite([a, b]).all():
-            (better if (b > a) == rises else worse).append(f"{name} {a:.4g} in {OLD}, {b:.4g} in {NEW}")
-    for words, a in scores[OLD].items():
-        b = scores[NEW].get(words, Score())
+        if before != after and np.isfinite([before, after]).all():
+            found = better if (after > before) == rises else worse
+            found.append(f"{name} {before:.4g} in {OLD}, {after:.4g} in {NEW}")
+    for words, row in scores.items():
+        a = row[OLD]
+        b = row[NEW]
+        if words == ALL:
+            continue
         if a.episodes and b.interval[1] < a.interval[0]:
-            worse.append(f"'{words}': success {a.success} in {OLD}, {b.success} in {NEW} of {a.episodes}")
+            worse.append(f"'{words}': success {a.success} and {b.success} of {a.episodes}")
         if b.error > (1 + TOLERANCE) * a.error:
             worse.append(f"'{words}': error {a.error:.4g} in {OLD}, {b.error:.4g} in {NEW}")
     leads = new.success > old.success if old.episodes else new.error < old.error
@@ -281,8 +284,6 @@ def judge(scores: Scores) -> tuple[list[str], list[str]]:
 
 def table(scores: Scores) -> str:
     """Both policies by instruction, for a terminal."""
-    every = totals(scores)
-    words = list(dict.fromkeys(words for rows in scores.values() for words in rows))
-    lines = [[text, name, *scores[name].get(text, Score()).cells()] for text in words for name in scores]
-    lines += [["all", name, *every[name].cells()] for name in every]
+    rows = sorted(scores, key=lambda words: words == ALL)
+    lines = [[words, name, *scores[words][name].cells()] for words in rows for name in (OLD, NEW)]
     return aligned(["instruction", "policy", "error", "refused", "success (95 %)"], lines)

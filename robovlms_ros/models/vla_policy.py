@@ -65,8 +65,9 @@ class VLAPolicy(nn.Module):
     folder: where the pretrained VLM's configuration lies. empty_backbone: the VLM's weights will
         come from a file.
     `is_random` is True until a checkpoint is loaded or training ends; `identity` names the
-    policy in its answers (a loaded one's with its passport, see `checkpoints.passport`). `fp8_scales`: largest input of the text model's linear layers by
-    name, as calibrated; empty where they are not.
+    policy in its answers (a loaded one's with its passport, see `checkpoints.passport`).
+    `fp8_scales`: largest input of the text model's linear layers by name, as calibrated; empty
+    where they are not.
     """
 
     def __init__(

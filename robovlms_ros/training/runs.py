@@ -138,9 +138,13 @@ def train_on(
     config = with_statistics(run.config, statistics)
     log(f"{len(learned)} episodes to train on, {len(held)} held out; actions in {statistics.unit}")
     policy = starting_policy(dataclasses.replace(run, config=config), log)
-    present = policy.identity if run.start not in (None, RANDOM) else identity(policy.identity, config)
+    present = policy.identity
+    if run.start in (None, RANDOM):
+        present = identity(present, config)
+    assert config.action is not None
     robot = run.data.get("bag", {}).get("robot") or config.action.robot
-    present = present if robot is None else with_controller(present, load_robot(robot))
+    if robot is not None:
+        present = with_controller(present, load_robot(robot))
     for text in filter(None, (difference(old, present) for old in recorded)):
         log(f"note: {text}")
     train: Any = WindowDataset(source, learned, config, moments=moments)

@@ -52,7 +52,8 @@ def test_reads_back(make_config: MakeConfig, tmp_path: Path, name: str) -> None:
     policy = build_policy(make_config(name), seed=4)
     assert torch.equal(state, torch.random.get_rng_state())
     again = load_policy(save_policy(policy, tmp_path / name))
-    assert again.config == policy.config and again.identity.startswith(f"{name}@") and not again.is_random and policy.is_random
+    assert again.config == policy.config and again.identity.startswith(f"{name}@")
+    assert not again.is_random and policy.is_random
     assert torch.equal(policy(batch_of(policy)).arm, again(batch_of(again)).arm)
     assert not any(parameter.is_meta for parameter in [*again.parameters(), *again.buffers()])
     other = build_policy(make_config(name), seed=5)

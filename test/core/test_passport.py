@@ -1,7 +1,7 @@
 """The passport in a policy's id.
 
-- One changed weight, statistic, field of the action's convention or of the controller changes its own part alone, and
-  the sentence names that part. Names of topics are no convention.
+- A changed weight, statistic, field of the action's convention or of the controller changes its part,
+  and the sentence names that part. Names of topics are no convention.
 - It is the same whenever the same checkpoint is loaded, under any folder's name.
 - Ids without a passport, and parts that are not known, are not compared.
 """
@@ -20,13 +20,27 @@ CONFIG = {
     "model": {"backbone": "paligemma", "history_length": 1, "action_chunk_size": 4},
     "vlm": {"size": "tiny"},
     "proprioception": {"names": ["gripper"], "mean": [0.5], "std": [0.2]},
-    "action": {"space": "eef_delta", "frame": "base", "rotation": "rotation_vector", "composition": "chained",
-               "step_duration": 0.05, "units": {"translation": 1.0, "rotation": 1.0}, "gripper": {"open_value": 1},
-               "normalization": [{"method": "min_max", "low": [-0.1], "high": [0.1]}]},
+    "action": {
+        "space": "eef_delta",
+        "frame": "base",
+        "rotation": "rotation_vector",
+        "composition": "chained",
+        "step_duration": 0.05,
+        "units": {"translation": 1.0, "rotation": 1.0},
+        "gripper": {"open_value": 1},
+        "normalization": [{"method": "min_max", "low": [-0.1], "high": [0.1]}],
+    },
 }
-ACTION = {"frame": "tool", "rotation": "euler_xyz_extrinsic", "composition": "from_observation", "step_duration": 0.1,
-          "units": {"translation": 0.02, "rotation": 1.0}, "gripper": {"open_value": 0}, "robot": "panda",
-          "mu_law": 5.0}
+ACTION = {
+    "frame": "tool",
+    "rotation": "euler_xyz_extrinsic",
+    "composition": "from_observation",
+    "step_duration": 0.1,
+    "units": {"translation": 0.02, "rotation": 1.0},
+    "gripper": {"open_value": 0},
+    "robot": "panda",
+    "mu_law": 5.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +67,32 @@ def test_each_field_has_its_part(policy, weights):
     assert known.count("-") == len(PARTS) - 1
 
     def sentence(config=None, robot=robot):
-        return difference(known, with_controller(identity("two", config or changed(), weights), robot))
+        return difference(
+            known, with_controller(identity("two", config or changed(), weights), robot)
+        )
 
     assert sentence() == ""
-    for config in (action(normalization=[{"method": "min_max", "low": [-0.1], "high": [0.2]}]),
-                   changed(proprioception={"names": ["gripper"], "mean": [0.6], "std": [0.2]}),
-                   changed(proprioception={"names": ["gripper"], "mean": [0.5], "std": [0.3]})):
+    for config in (
+        action(normalization=[{"method": "min_max", "low": [-0.1], "high": [0.2]}]),
+        changed(proprioception={"names": ["gripper"], "mean": [0.6], "std": [0.2]}),
+        changed(proprioception={"names": ["gripper"], "mean": [0.5], "std": [0.3]}),
+    ):
         assert "which has other statistics than two@" in sentence(config)
     for name, value in ACTION.items():
         assert "which has other action convention than" in sentence(action(**{name: value})), name
     steps = changed(model={**CONFIG["model"], "action_chunk_size": 5})
     assert "other action convention than" in sentence(steps)
-    for other in (replace(robot, eef_frame="tool0"), replace(robot, joints=robot.joints[::-1]),
-                  replace(robot, gripper=replace(robot.gripper, open_position=0.05)),
-                  replace(robot, controller=load_robot("ur5e").controller, gripper=None)):
+    for other in (
+        replace(robot, eef_frame="tool0"),
+        replace(robot, joints=robot.joints[::-1]),
+        replace(robot, gripper=replace(robot.gripper, open_position=0.05)),
+        replace(robot, controller=load_robot("ur5e").controller, gripper=None),
+    ):
         assert "which has other controller convention than" in sentence(robot=other)
-    assert sentence(robot=replace(robot, controller=replace(robot.controller, topic="elsewhere"))) == ""
+    assert (
+        sentence(robot=replace(robot, controller=replace(robot.controller, topic="elsewhere")))
+        == ""
+    )
     with torch.no_grad():
         next(policy.parameters()).view(-1)[0] += 1
     save_policy(policy, weights.parent)

@@ -135,7 +135,10 @@ def detect(
         lines.append(f"who commands the arm: {_said(source, None)}")
     if commands is None:
         measured = "joint states" if joints else "TF"
-        lines.append(f"no recorded commands: predictions are compared with the motion that followed ({measured})")
+        lines.append(
+            "no recorded commands: predictions are compared with the motion that followed "
+            f"({measured})"
+        )
     return mapping, lines
 
 

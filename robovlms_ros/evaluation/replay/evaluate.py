@@ -144,7 +144,7 @@ def evaluate_bag(
                 annotator.close()
         results = {runner.subject.name: runner.close() for runner in runners}
         notes = [*bag.notes, *inputs.notes, *(annotator.notes if annotator else []), *_notes(replay, inputs, bag)]
-        evaluated = dict.fromkeys(result.policy_id for result in results.values() if result is not None)
+        evaluated = dict.fromkeys(result.policy_id for result in results.values() if result)
         apart = (difference(old, new) for old in inputs.policies for new in evaluated)
         notes += [text for text in apart if text]
         if inputs.instructions and not config.instruction:

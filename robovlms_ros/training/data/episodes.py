@@ -43,7 +43,8 @@ class EpisodeArrays:
     hindsight: (T, 7) float64, `hindsight.relative` of where the gripper took hold in the end; NaN
         where unknown. None without `training.hindsight`.
     takeover: (T,) float64, s to the first command of the person who takes over next; 0 while a
-        person drives, infinite where nobody takes over. None where the recording does not say.
+        person drives, infinite where nobody takes over. None where the recording does not show who
+        drives.
     """
 
     stamps_ns: NDArray[np.int64]
@@ -147,7 +148,8 @@ class Joined:
         }
         dropped = {name for source in sources for name in source.dropped}
         places = [(s, i) for s, source in enumerate(sources) for i in range(len(source))]
-        self.policies = dict.fromkeys(p for source in sources for p in getattr(source, "policies", ()))
+        recorded = (getattr(source, "policies", ()) for source in sources)
+        self.policies = dict.fromkeys(name for names in recorded for name in names)
         names = {self._sources[s].origin(i) for s, i in places}
         for name in exclude:
             if name not in names | dropped:

@@ -129,8 +129,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
     """Every window of some episodes: `images` camera -> (W, H, W', 3) uint8, oldest first;
     `instruction`; `proprioception` (W, P) float32 raw SI, where the policy takes it; `actions` (W,
     n, D) float32 on the head's scale, the gripper's label last; `mask` (W, n) bool, False for steps
-    that the episode does not have; `weight` (W,) float32, see `frame_weights`; with hindsight `hindsight` (W, 7), as in
-    EpisodeArrays, and `turns` (W, 3, 3), base_R_eef.
+    that the episode does not have; `weight` (W,) float32, see `frame_weights`; with hindsight
+    `hindsight` (W, 7), as in EpisodeArrays, and `turns` (W, 3, 3), base_R_eef.
 
     A window lies inside its episode. An episode that is shorter than the history gives one window,
     whose last frame is repeated and masked. augment: changes a window's images; its generator

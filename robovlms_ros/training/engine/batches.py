@@ -58,7 +58,8 @@ class Collate:
 
     def looks(self, frames: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """Items of `hindsight.LookWindows`: B frames under C instructions each. As a batch of B
-        windows, but `actions`, `mask`, `weight` and `hindsight` are (B, C, ...), `instruction` B tuples."""
+        windows, but `actions`, `mask`, `weight` and `hindsight` are (B, C, ...), `instruction` B
+        tuples."""
         count = len(frames[0])
         flat = self([window for frame in frames for window in frame])
         words = flat.pop("instruction")

@@ -50,8 +50,8 @@ def action_loss(
     steps that count.
 
     delta: half-width of the Huber loss' quadratic part, on the head's scale; beyond it the loss has
-    slope 1. weight: (B, W) factors of both losses, by frame. Means are over the elements that the mask
-    selects, whatever their weight; 0 when it selects none.
+    slope 1. weight: (B, W) factors of both losses, by frame. Means are over the elements that the
+    mask selects, with any weight; 0 when it selects none.
     """
     logits = output.gripper_logits.squeeze(-1)  # (B, W, n)
     chosen = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask.bool()
@@ -87,7 +87,8 @@ class TokenLoss:
 
 
 def token_loss(
-    logits: Tensor, labels: Tensor, tokens: ActionTokenizer, dims: int = 7, weight: Tensor | None = None
+    logits: Tensor, labels: Tensor, tokens: ActionTokenizer, dims: int = 7,
+    weight: Tensor | None = None,
 ) -> TokenLoss:
     """logits (B, L, V), labels (B, L) with -100 where nothing is learned; the token at i + 1 is
     predicted at i.

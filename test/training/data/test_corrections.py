@@ -1,9 +1,9 @@
 """Episodes in which a person took over.
 
-- A correction begins with the person's first command after the take-over, not with the take-over: the policy's last
-  plan goes on until then. It ends with the hand-over.
-- Labels while the person drives are the commands that were sent, whatever the policy's chunks were.
-- Frames have the weights of the configuration, the window's loss follows them, a weight of 0 leaves frames out.
+- A correction begins with the person's first command after the take-over: the policy's last plan
+  goes on until then. It ends with the hand-over.
+- Labels while the person drives are the commands that were sent.
+- Frames have the weights of the configuration, the window's loss follows them.
 - Labels by the policy's own chunks are refused for a bag with a take-over.
 """
 
@@ -38,22 +38,44 @@ def take_over(bags, path, chunks: bool = False):
         for source, at in (("policy", 0.0), ("human", TAKEN), ("policy", BACK)):
             if second == at:
                 fields = {"POLICY": "policy", "HUMAN": "human", "HOLD": "hold", "reason": ""}
-                bag._write("/vla_node/control_source", "robovlms_ros/msg/ControlSource", now, source=source,
-                           header=bag._header(now), since=bag._header(now).stamp, **fields)
+                bag._write(
+                    "/vla_node/control_source",
+                    "robovlms_ros/msg/ControlSource",
+                    now,
+                    source=source,
+                    header=bag._header(now),
+                    since=bag._header(now).stamp,
+                    **fields,
+                )
         if tick % 5 == 0 and not TAKEN <= second < FIRST:
             bag.joints(now, np.append(bags.told(now), 0.04), "/vla_node/commands")
         if chunks and tick == 0:
-            bag._write("/vla_node/action_chunk", "robovlms_ros/msg/ActionChunk", now, **chunk(bag, now))
+            bag._write(
+                "/vla_node/action_chunk", "robovlms_ros/msg/ActionChunk", now, **chunk(bag, now)
+            )
 
     return bags.write(path, commands=False, also=also)
 
 
 def chunk(bag, now):
     stamp = bag._header(now).stamp
-    return {"header": bag._header(now), "instruction": "lift the cube", "policy_id": "p", "sequence": 0,
-            "step_duration": 0.05, "action_space": "joint_position", "frame": "base", "rotation": "rotation_vector",
-            "composition": "chained", "dimension_names": [f"n{i}" for i in range(8)], "horizon": 1,
-            "values": np.zeros(8), "image_time": stamp, "inference_start": stamp, "inference_end": stamp}
+    return {
+        "header": bag._header(now),
+        "instruction": "lift the cube",
+        "policy_id": "p",
+        "sequence": 0,
+        "step_duration": 0.05,
+        "action_space": "joint_position",
+        "frame": "base",
+        "rotation": "rotation_vector",
+        "composition": "chained",
+        "dimension_names": [f"n{i}" for i in range(8)],
+        "horizon": 1,
+        "values": np.zeros(8),
+        "image_time": stamp,
+        "inference_start": stamp,
+        "inference_end": stamp,
+    }
 
 
 def mapping(topic: str = "/vla_node/commands"):
@@ -87,18 +109,28 @@ def test_frames_have_their_weights(bags, tmp_path):
 
 def test_chunks_of_the_policy_are_no_labels_of_a_person(bags, tmp_path):
     bag = take_over(bags, tmp_path / "bag", chunks=True)
-    with pytest.raises(DataError, match="a person took over, and data.bag.topics.commands names the policy's"):
+    with pytest.raises(
+        DataError, match="a person took over, and data.bag.topics.commands names the policy's"
+    ):
         open_sources([bag], bags.config(), mapping("/vla_node/action_chunk"))
 
 
 def test_the_loss_follows_the_weights():
     generator = torch.Generator().manual_seed(0)
-    output = HeadOutput(torch.randn(2, 3, 4, 6, generator=generator), torch.randn(2, 3, 4, 1, generator=generator))
+    output = HeadOutput(
+        torch.randn(2, 3, 4, 6, generator=generator), torch.randn(2, 3, 4, 1, generator=generator)
+    )
     arm = torch.zeros(2, 3, 4, 6)
     gripper = torch.zeros(2, 3, 4)
     weight = torch.tensor([[3.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
-    rows = [action_loss(HeadOutput(output.arm[:, i : i + 1], output.gripper_logits[:, i : i + 1]),
-                        arm[:, i : i + 1], gripper[:, i : i + 1]).steps.mean(dim=(1, 2)) for i in range(3)]
+    rows = [
+        action_loss(
+            HeadOutput(output.arm[:, i : i + 1], output.gripper_logits[:, i : i + 1]),
+            arm[:, i : i + 1],
+            gripper[:, i : i + 1],
+        ).steps.mean(dim=(1, 2))
+        for i in range(3)
+    ]
     wanted = (torch.stack(rows, dim=1) * weight).mean()
     assert torch.allclose(action_loss(output, arm, gripper, weight=weight).arm, wanted)
     plain = action_loss(output, arm, gripper)

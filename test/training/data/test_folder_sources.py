@@ -145,7 +145,8 @@ def test_lerobot_folder(tmp_path):
 def test_frames_of_a_person_in_a_lerobot_folder(tmp_path):
     root = write_lerobot(tmp_path / "set")
     features = json.loads((root / "meta" / "info.json").read_text())["features"]
-    edit_info(root, features={**features, "intervention": {"dtype": "bool", "shape": [1], "names": None}})
+    features["intervention"] = {"dtype": "bool", "shape": [1], "names": None}
+    edit_info(root, features=features)
     for file in sorted((root / "data").rglob("*.parquet")):
         edit_table(file, lambda row: {**row, "intervention": row["frame_index"] == 2})
     takeover = open_sources([root], config(0.1), LEROBOT).arrays(0).takeover

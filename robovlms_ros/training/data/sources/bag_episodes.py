@@ -316,7 +316,7 @@ class BagReader:
             )
 
     def takeover(self, stamps_ns: NDArray[np.int64], end_ns: int | None) -> Array | None:
-        """(T,) as EpisodeArrays; None for a bag that does not say who drives. end_ns: the
+        """(T,) as EpisodeArrays; None for a bag without a control source. end_ns: the
         episode's."""
         drivers = self._drivers
         if not drivers.times:
