@@ -136,7 +136,7 @@ def test_twists_are_integrated(tools, setting, kinematics, tmp_path):
     assert hold["mae"][:6] == pytest.approx(np.abs(step[:6]).tolist(), abs=1e-9)
 
 
-def write_chunks(tools, path, values):
+def write_chunks(tools, path, values, policy="live"):
     """A bag whose commands are ActionChunks: values(stamp) -> (n, 7)."""
     from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
 
@@ -149,7 +149,7 @@ def write_chunks(tools, path, values):
             bag.joints(now)
             if tick % 10 == 0:
                 bag.image("/static/image_raw", now)
-                chunk = ActionChunk(now, values(now), spec, "go", "live", tick // 10)
+                chunk = ActionChunk(now, values(now), spec, "go", policy, tick // 10)
                 bag.writer.write(connection, now + 5_000_000, message_of_chunk(bag.store, chunk, "panda_link0"))
     return path, spec
 
@@ -175,6 +175,23 @@ def test_recorded_chunks_that_are_the_models_and_shifted(tools, setting, tmp_pat
     np.testing.assert_allclose(np.array(tables["late"]["mae_by_step"])[:-1], arithmetic, atol=1e-12)
     assert tables["late"]["mae_by_step"][-1] == [0.0] * 7
     assert results["recorded"].chunks == 20 and tables["recorded"]["mae"] == [0.0] * 7
+
+
+def test_a_bag_of_another_passport_has_a_note(tools, setting, tmp_path):
+    class Session(tools.FakeSession):
+        def predict_block(self, observations, wanted):
+            chunks = super().predict_block(observations, wanted)
+            return [chunk and dataclasses.replace(chunk, policy_id="new@1-9-3-4") for chunk in chunks]
+
+    path, spec = write_chunks(
+        tools, tmp_path / "bag", lambda _: np.zeros((tools.HORIZON, 7)), "old@1-2-3-4"
+    )
+    session = Session(lambda *_: np.zeros(7), spec)
+    _, result = evaluate(path, setting(("static",)), {"a": session})
+    sentence = "recorded with old@1-2-3-4, which has other statistics than new@1-9-3-4"
+    assert result["notes"].count(sentence) == 1
+    _, result = evaluate(path, setting(("static",)), {"recorded": None})
+    assert not any("recorded with" in note for note in result["notes"])
 
 
 def test_inference_at_recorded_stamps_only(tools, setting, tmp_path):

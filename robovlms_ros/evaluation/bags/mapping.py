@@ -75,7 +75,7 @@ class TopicMapping:
     tf: for the tool's pose where joint states are absent, and for where the reference camera is.
     camera_info: of the reference camera, None unless TF holds its pose.
     status: the node's own status: pauses, and the instruction where no topic carried it.
-    control_source: who commands the arm.
+    control_source: who commands the arm. human: a person's commands to the node.
     """
 
     cameras: dict[str, str]
@@ -91,12 +91,14 @@ class TopicMapping:
     status: str | None = None
     camera_info: str | None = None
     control_source: str | None = None
+    human: tuple[str, ...] = ()
 
     def topics(self) -> set[str]:
         """Every topic that has to be read."""
         single = (self.joint_states, self.instruction, self.commands, self.gripper_commands, self.chunks, self.episodes,
                   self.status, self.camera_info, self.control_source)
-        return {*self.cameras.values(), *(topic for topic in single if topic), *self.tf}
+        given = {topic for topic in single if topic}
+        return {*self.cameras.values(), *given, *self.tf, *self.human}
 
 
 def detect(
@@ -123,7 +125,7 @@ def detect(
     status = _first(bag, STATUS)
     source = _first(bag, CONTROL_SOURCE)
     mapping = TopicMapping(found, joints, instruction, commands, kind, gripper, lead, chunks, episodes, tf, status,
-                           info, source)
+                           info, source, _human(bag, source))
     for label, topic, asked in (
         ("joint states", joints, given.joint_states), ("instruction", instruction, given.instruction),
         ("recorded commands", commands, given.commands), ("gripper commands", gripper, given.gripper_commands),
@@ -249,6 +251,14 @@ def _camera_info(bag: Bag, image: str) -> str | None:
 
 def _first(bag: Bag, kind: str) -> str | None:
     return min(_of_type(bag, (kind,)), default=None)
+
+
+def _human(bag: Bag, source: str | None) -> tuple[str, ...]:
+    """Topics of a person's commands to the node that publishes `source`."""
+    if source is None:
+        return ()
+    prefix = f"{source.rpartition('/')[0]}/human/"
+    return tuple(sorted(topic for topic in bag.topics if topic.startswith(prefix)))
 
 
 def _of_type(bag: Bag, kinds: Sequence[str]) -> list[str]:

@@ -52,10 +52,13 @@ class RecordedChunkEvent:
 
 @dataclass(frozen=True)
 class SourceEvent:
-    """Another source commands the arm, from `now_ns` on. person: a person drives."""
+    """Another source commands the arm, from `since_ns` on. person: a person drives. commands: the
+    source is the same, and the person sent a command."""
 
     now_ns: int
+    since_ns: int
     person: bool
+    commands: bool = False
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,10 @@ class BagObservations:
         elif topic == mapping.status:
             yield from self._on_status(message, now_ns)
         elif topic == mapping.control_source:
-            yield SourceEvent(stamp_of(message) or now_ns, message.source == "human")
+            since_ns = min(stamp_of(message) or now_ns, now_ns)  # a latched message comes late
+            yield SourceEvent(now_ns, since_ns, message.source == "human")
+        elif topic in mapping.human:
+            yield SourceEvent(now_ns, now_ns, True, commands=True)
         if topic == mapping.commands and mapping.command_kind != "action_chunk":
             yield CommandEvent(now_ns, message, gripper=False)
         if topic == mapping.gripper_commands:

@@ -30,8 +30,10 @@ BACK = 2.0
 """s: the take-over, the person's first command, the hand-over."""
 
 
-def take_over(bags, path, chunks: bool = False):
-    """A bag in which the arm's commands pause from the take-over to the person's first command."""
+def take_over(bags, path, chunks: bool = False, human: bool = False):
+    """A bag in which the arm's commands pause from the take-over to the person's first command.
+
+    human: the person's messages to the node are recorded, and a stop goes before the first one."""
 
     def also(bag, tick, now):
         second = tick / 100
@@ -47,7 +49,9 @@ def take_over(bags, path, chunks: bool = False):
                     since=bag._header(now).stamp,
                     **fields,
                 )
-        if tick % 5 == 0 and not TAKEN <= second < FIRST:
+        if human and (second == FIRST or TAKEN > second > 0.5):
+            bag.joints(now, bags.HOME, "/vla_node/human/joint_states")
+        if tick % 5 == 0 and (human or not TAKEN <= second < FIRST):
             bag.joints(now, np.append(bags.told(now), 0.04), "/vla_node/commands")
         if chunks and tick == 0:
             bag._write(
@@ -62,7 +66,7 @@ def chunk(bag, now):
     return {
         "header": bag._header(now),
         "instruction": "lift the cube",
-        "policy_id": "p",
+        "policy_id": "old@1-2-3-4",
         "sequence": 0,
         "step_duration": 0.05,
         "action_space": "joint_position",
@@ -94,6 +98,14 @@ def test_a_correction_begins_with_the_first_command(bags, tmp_path):
     assert np.allclose(arrays.actions[person][:, :7], commanded)
 
 
+def test_a_stop_before_the_first_command_is_no_correction(bags, tmp_path):
+    bag = take_over(bags, tmp_path / "bag", human=True)
+    for commands in ("/vla_node/commands", "motion"):
+        arrays = open_sources([bag], bags.config(), mapping(commands)).arrays(0)
+        seconds = (arrays.stamps_ns - bags.BEGIN) / NANOSECONDS
+        assert np.array_equal(arrays.takeover == 0, (seconds >= FIRST) & (seconds < BACK))
+
+
 def test_frames_have_their_weights(bags, tmp_path):
     config = bags.config(training={"corrections": {"person": 4.0, "before": 0.5, "seconds": 0.4}})
     source = open_sources([take_over(bags, tmp_path / "bag")], config, mapping())
@@ -113,6 +125,11 @@ def test_chunks_of_the_policy_are_no_labels_of_a_person(bags, tmp_path):
         DataError, match="a person took over, and data.bag.topics.commands names the policy's"
     ):
         open_sources([bag], bags.config(), mapping("/vla_node/action_chunk"))
+
+
+def test_the_policy_of_a_bag_is_known(bags, tmp_path):
+    bag = take_over(bags, tmp_path / "bag", chunks=True)
+    assert list(open_sources([bag], bags.config(), mapping()).policies) == ["old@1-2-3-4"]
 
 
 def test_the_loss_follows_the_weights():

@@ -216,6 +216,7 @@ class BagReader:
         self._has_begin_markers = False
         self._drivers = Held()  # True from a person's first command on, False from the hand-over
         self._taken = False
+        self._commanded = False
 
     def read(self) -> None:
         """One pass. Raises DataError, BagError and ConfigError."""
@@ -227,6 +228,7 @@ class BagReader:
             self.topics = mapping.cameras
             self._cameras = {topic: name for name, topic in mapping.cameras.items()}
             self._tracks = self._make_tracks(mapping)
+            self._human = mapping.human
             data = self.data
             self.encodings = encodings_of(bag, mapping, data.camera, "data.bag.camera")
             inputs = BagObservations(
@@ -305,15 +307,26 @@ class BagReader:
         self._settle(event.now_ns if isinstance(event, ObservationEvent | JointStateEvent) else 0)
 
     def _drive(self, event: SourceEvent) -> None:
-        self._taken = event.person
-        if not event.person:
-            self._drivers.add(event.now_ns, False)
-        elif self._tracks.by_chunks:
+        if event.person and self._tracks.by_chunks:
             raise DataError(
                 f"{self.path}: a person took over, and data.bag.topics.commands names the policy's "
                 "chunks: they are not what the person commanded. Name the topic of the arm's "
                 "commands, or `motion`."
             )
+        self._commanded = event.commands or not self._human
+        if not event.commands:
+            self._taken = event.person
+        if not event.person:
+            self._drivers.add(event.since_ns, False)
+        if self._tracks.commands is None:
+            self._correct(event.since_ns)
+
+    def _correct(self, now_ns: int) -> None:
+        """The arm has a new command, the person's where one drives and has commanded. Before it the
+        policy's last plan goes on, or a stop."""
+        if self._taken and self._commanded:
+            self._drivers.add(now_ns, True)
+            self._taken = False
 
     def takeover(self, stamps_ns: NDArray[np.int64], end_ns: int | None) -> Array | None:
         """(T,) as EpisodeArrays; None for a bag without a control source. end_ns: the
@@ -330,10 +343,8 @@ class BagReader:
         return time_to_takeover(seconds, person, begun)
 
     def _told(self, event: CommandEvent) -> None:
-        if self._taken:
-            # Until the person's first command the policy's last plan goes on.
-            self._drivers.add(event.now_ns, True)
-            self._taken = False
+        if not event.gripper:
+            self._correct(event.now_ns)
         commands = self._tracks.commands
         if commands is None:
             return
