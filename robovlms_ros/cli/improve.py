@@ -163,8 +163,7 @@ def _evaluate(
     """Results of `evaluate_bag` on each bag, read as `data.bag` maps it; those that are there
     already are kept."""
     from robovlms_ros.cli.eval import ProgressLine
-    from robovlms_ros.cli.eval_engines import run_jobs
-    from robovlms_ros.cli.eval_setup import EvaluationJob, read_parameters
+    from robovlms_ros.cli.eval_setup import EvaluationJob, read_parameters, run_jobs
     from robovlms_ros.evaluation.replay.evaluate import EvaluationConfig
     from robovlms_ros.training.data.sources.bag_episodes import BagData
 
