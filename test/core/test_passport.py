@@ -1,7 +1,7 @@
 """The passport in a policy's id.
 
-- A changed weight, statistic, field of the action's convention or of the controller changes its part,
-  and the sentence names that part. Names of topics are no convention.
+- A changed weight, statistic, field of the action's convention or of the controller changes its
+  part, and the sentence names that part. Names of topics are no convention.
 - It is the same whenever the same checkpoint is loaded, under any folder's name.
 - Ids without a passport, and parts that are not known, are not compared.
 """

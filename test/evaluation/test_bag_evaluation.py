@@ -181,7 +181,8 @@ def test_a_bag_of_another_passport_has_a_note(tools, setting, tmp_path):
     class Session(tools.FakeSession):
         def predict_block(self, observations, wanted):
             chunks = super().predict_block(observations, wanted)
-            return [chunk and dataclasses.replace(chunk, policy_id="new@1-9-3-4") for chunk in chunks]
+            name = {"policy_id": "new@1-9-3-4"}
+            return [chunk and dataclasses.replace(chunk, **name) for chunk in chunks]
 
     path, spec = write_chunks(
         tools, tmp_path / "bag", lambda _: np.zeros((tools.HORIZON, 7)), "old@1-2-3-4"
