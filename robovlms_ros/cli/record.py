@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 KEYS = {"b": "", "\n": "", "e": "end", "s": "success", "f": "failure", "d": "discard"}
-HELP = "b begin  t begin with a name  e end  s success  f failure  d discard  Ctrl-C ends the recording"
+HELP = "b begin  t begin by name  e end  s success  f failure  d discard  Ctrl-C ends the recording"
 SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|O.|[^\[O\x1b])")
 """Arrow keys and the like, whose last letter is no key of ours."""
+ABSENT = "no publisher"
 PLAIN_EVERY = 10
 """Calls of `show` for each line of an output that is no terminal."""
 
@@ -107,7 +108,9 @@ class RecordingTerminal:
     def marks(self) -> list[str]:
         """See RecordingConsole."""
         keyboard = self._keyboard
-        if keyboard is None or not select.select([keyboard], [], [], 0)[0] or not self._in_foreground():
+        if keyboard is None or not select.select([keyboard], [], [], 0)[0]:
+            return []
+        if not self._in_foreground():
             return []
         try:
             data = os.read(keyboard, 4096)
@@ -132,7 +135,10 @@ class RecordingTerminal:
         if key in ("\n", "\x1b"):
             self._name = None
             return name.strip() if key == "\n" else None
-        self._name = name[:-1] if key in ("\x7f", "\b") else name + key if key.isprintable() else name
+        if key in ("\x7f", "\b"):
+            self._name = name[:-1]
+        elif key.isprintable():
+            self._name = name + key
         return None
 
     def log(self, text: str) -> None:
@@ -153,8 +159,8 @@ class RecordingTerminal:
             self._draw()
         elif rows and self._shown % PLAIN_EVERY == 0:
             rates = ", ".join(f"{topic} {rate:.1f} Hz{f' ({state})' if state else ''}"
-                              for topic, rate, count, state in rows if count or state != "no publisher")
-            absent = ", ".join(topic for topic, _, _, state in rows if state == "no publisher")
+                              for topic, rate, _, state in rows if state != ABSENT)
+            absent = ", ".join(topic for topic, _, _, state in rows if state == ABSENT)
             print(f"episode: {self._episode}; {rates}; no publisher: {absent or 'none'}",
                   file=self._screen, flush=True)
 

@@ -46,14 +46,14 @@ for one that has not begun."""
 REPEAT_NS = 5 * NANOSECONDS
 """Shortest time between two warnings of one camera."""
 MIDDLEWARE = (
-    "Raw images do not fit the middleware's shared memory: set FASTRTPS_DEFAULT_PROFILES_FILE (Kilted: "
-    "FASTDDS_DEFAULT_PROFILES_FILE) to this package's config/fastdds.xml for the publisher and for the "
-    "recording, let the driver publish reliably, or record the compressed transport."
+    "Raw images do not fit the middleware's shared memory: set FASTRTPS_DEFAULT_PROFILES_FILE "
+    "(Kilted: FASTDDS_DEFAULT_PROFILES_FILE) to this package's config/fastdds.xml for the publisher "
+    "and for the recording, let the driver publish reliably, or record the compressed transport."
 )
 DRIVER = (
-    "The middleware lost none of them: the driver did not publish them. Lower the camera's resolution or "
-    "rate, let the driver publish the compressed transport, fix the exposure time, or give the camera a USB "
-    "controller of its own."
+    "The middleware lost none of them: the driver did not publish them. Lower the camera's "
+    "resolution or rate, let the driver publish the compressed transport, fix the exposure time, or "
+    "give the camera a USB controller of its own."
 )
 
 FOREVER = QosTime(9223372036, 854775807)
@@ -131,7 +131,8 @@ class CameraLoss:
         period = self.period_ns
         rate = f"{NANOSECONDS / max(period, 1):.1f} Hz"
         silent = now_ns - self.received_ns
-        if not self.stopped and silent > (max(SILENCE_NS, 5 * period) if period else 3 * SILENCE_NS):
+        allowed = max(SILENCE_NS, 5 * period) if period else 3 * SILENCE_NS
+        if not self.stopped and silent > allowed:
             self.stopped = True
             before = f", after {rate}" if period else ""
             return f"no image for {silent / NANOSECONDS:.1f} s{before}. Is its driver running?"
@@ -275,8 +276,8 @@ class BagRecorder:
     def loss_warnings(self) -> dict[str, str]:
         """A warning for each topic of which more than LOSS_SHARE was lost."""
         return {
-            topic: f"{topic}: {count.lost} of {count.lost + count.received} messages ({count.share:.0%}) "
-                   f"were lost on the way. {MIDDLEWARE}"
+            topic: f"{topic}: {count.lost} of {count.lost + count.received} messages "
+                   f"({count.share:.0%}) were lost on the way. {MIDDLEWARE}"
             for topic, count in self.losses.items() if count.share > LOSS_SHARE
         }
 

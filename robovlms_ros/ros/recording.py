@@ -148,15 +148,20 @@ class RecordingNode(CheckedNode):
             self._counted.popleft()
         begin_ns, before = self._counted[0]
         seconds = max(now_ns - begin_ns, 1) / NANOSECONDS
-        return [(topic, (counts.get(topic, 0) - before.get(topic, 0)) / seconds, counts.get(topic, 0),
-                 self.recorder.state_of(topic)) for topic in topics]
+        return [
+            (topic, (counts.get(topic, 0) - before.get(topic, 0)) / seconds,
+             counts.get(topic, 0), self.recorder.state_of(topic))
+            for topic in topics
+        ]
 
     def absence(self, topic: str) -> str:
         """The reason why nothing of a topic is recorded, empty where it has a publisher."""
-        if topic in self.recorder.counts:
+        recorded = self.recorder.counts
+        if topic in recorded:
             return ""
-        names = [name for name, _ in self.get_topic_names_and_types() if self.count_publishers(name)]
-        near = [name for name in get_close_matches(topic, names) if name not in self.recorder.counts]
+        names = (name for name, _ in self.get_topic_names_and_types())
+        others = [name for name in names if name not in recorded and self.count_publishers(name)]
+        near = get_close_matches(topic, others)
         return f"nobody publishes {topic}." + (f" Did you mean '{near[0]}'?" if near else "")
 
 
@@ -262,6 +267,6 @@ def _spin(
 def _absences(node: RecordingNode, options: RecordingOptions) -> list[str]:
     """Texts about a clock, cameras and joint states that nobody publishes."""
     if options.use_sim_time and not node.get_clock().now().nanoseconds:
-        return ["simulated time, and nobody publishes /clock: nothing is recorded until somebody does"]
+        return ["simulated time, and nobody publishes /clock: nothing is recorded until then"]
     required = len(options.parameters.cameras) + 1 if options.parameters else 0
     return [text for text in map(node.absence, options.topics[:required]) if text]

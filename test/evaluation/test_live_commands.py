@@ -1,8 +1,9 @@
 """`robovlms record` and `robovlms eval --live` as a user types them, beside the simulated arm and the policy node.
 
-- `record`, in a terminal: t and a name begin an episode, Ctrl-C ends the recording; the bag holds the cameras, the
-  joint states, the chunks, the status, the configuration and the markers, stamped by the node's clock, and
-  evaluates: the instruction comes from the node's status where no topic carried it;
+- `record`, in a terminal: t and a name begin an episode, Ctrl-C ends the recording; the bag holds
+  the cameras, the joint states, the chunks, the status, the configuration and the markers, stamped
+  by the node's clock, and evaluates: the instruction comes from the node's status where no topic
+  carried it;
 - `eval --live`: records the running node, evaluates its chunks and the same checkpoint offline, and writes the report;
 - a recording that hears nobody is an error, in words.
 """

@@ -1,5 +1,6 @@
-"""A recording goes on beside topics that it cannot take, ends before the disk is full with a bag that reads, counts
-the messages that were lost on the way and the images that a camera left out, and writes its own markers once.
+"""A recording goes on beside topics that it cannot take, ends before the disk is full with a bag
+that reads, counts the messages that were lost on the way and the images that a camera left out, and
+writes its own markers once.
 """
 
 import pytest
@@ -167,7 +168,8 @@ def test_images_that_the_stamps_lack():
     camera = CameraLoss(0)
     images(camera, range(1000, 2000, 33))
     assert camera.missing == 0 and camera.period_ns == 33 * MS and not camera.warning(0, 2000 * MS)
-    images(camera, [1990 + 3 * 33, 1990 + 4 * 33 + 12, 1990 + 5 * 33 - 12])  # two are missing; then mere jitter
+    # two are missing; then mere jitter
+    images(camera, [1990 + 3 * 33, 1990 + 4 * 33 + 12, 1990 + 5 * 33 - 12])
     assert camera.missing == 2
     text = camera.warning(0, 2200 * MS)
     assert "images lost so far: 2" in text and "the driver did not publish" in text
@@ -214,7 +216,7 @@ def test_own_markers_are_written_once_beside_those_of_others(recorded, tmp_path)
     assert recorder.counts == {topic: 1}
     recorder.discover()
     other = node.create_publisher(String, "episode", 10)
-    spin(lambda: own.get_subscription_count() and other.get_subscription_count(), "the subscription")
+    spin(lambda: own.get_subscription_count() and other.get_subscription_count(), "subscriptions")
     for number in range(50):
         recorder.publish(own, String(data=f"{number}"), "std_msgs/msg/String")
     other.publish(String(data="success"))
@@ -231,6 +233,7 @@ def test_goals_of_a_gripper_action_are_among_the_topics():
     from robovlms_ros.cli.eval_setup import read_parameters
     from robovlms_ros.ros.recording import topics_of
 
-    found = {robot: topics_of(read_parameters(None, {"robot": robot}), "a") for robot in ("ur5e", "panda")}
+    found = {robot: topics_of(read_parameters(None, {"robot": robot}), "a")
+             for robot in ("ur5e", "panda")}
     assert "/a/vla_node/gripper_command" in found["ur5e"]
     assert "/a/vla_node/gripper_command" not in found["panda"]

@@ -114,7 +114,8 @@ class ActionGripper(Gripper):
     published as a JointState (`~/gripper_command`) for recordings."""
 
     def __init__(
-        self, context: Context, spec: specs.GripperCommand | specs.ParallelGripperCommand, action: str
+        self, context: Context,
+        spec: specs.GripperCommand | specs.ParallelGripperCommand, action: str,
     ) -> None:
         super().__init__(spec)
         self._action = getattr(message_package("control_msgs.action", spec.type), action)

@@ -108,7 +108,8 @@ class BagSource:
         reader = BagReader(path, config, data, robot, kinematics)
         reader.read()
         _require_frames(reader)
-        left = {r.origin: _outcome_text(r.outcome) for r in reader.recorded if r.outcome not in data.outcomes}
+        left = {recorded.origin: _outcome_text(recorded.outcome) for recorded in reader.recorded
+                if recorded.outcome not in data.outcomes}
         reader.flaws = [flaw for flaw in reader.flaws if flaw.where not in left]
         kept_ones = [recorded for recorded in reader.recorded if recorded.origin not in left]
         episodes = [episode for recorded in kept_ones for episode in _episodes(reader, recorded)]
