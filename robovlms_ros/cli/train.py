@@ -1,6 +1,6 @@
 """Train a policy, on recordings or in the simulated arm.
 
-    robovlms train --config FILE --data PATHS...   rosbags, LeRobot v3 folders, CALVIN folders
+    robovlms train --config FILE --data PATHS...   rosbags, LeRobot folders, CALVIN folders
     robovlms train --config FILE --data PATHS... --inspect     look at the data, train nothing
     robovlms train --config FILE --dry-run         how much memory it takes, without weights and
     data robovlms train --config demo                   record in the simulated arm, clone, let the
@@ -106,4 +106,4 @@ def _inspect(job: "Run", args: argparse.Namespace) -> int:
 
 
 def _missing_data() -> Exception:
-    return ConfigError("--data is missing: name rosbags, LeRobot v3 folders or CALVIN folders to train on.")
+    return ConfigError("--data is missing: name rosbags, LeRobot folders or CALVIN folders to train on.")

@@ -247,6 +247,17 @@ def test_lerobot(tmp_path, name):
     assert sum(outcomes.values()) == MUTATIONS
 
 
+@pytest.mark.parametrize("name", ["meta/tasks.jsonl", "meta/episodes.jsonl"])
+def test_lerobot_lines_of_version_2(tmp_path, name):
+    root = lerobot_folder(tmp_path / "set")
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps({**info, "codebase_version": "v2.1"}))
+    (root / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "go"}\n')
+    (root / "meta/episodes.jsonl").write_text('{"episode_index": 0, "tasks": ["go"], "length": 5}\n')
+    outcomes = run(root / name, lambda: read_folder(root, 1 / FPS, LEROBOT))
+    assert sum(outcomes.values()) == MUTATIONS
+
+
 @pytest.mark.parametrize("name", ["episode_0000001.npz", "lang_annotations/auto_lang_ann.npy", "ep_start_end_ids.npy"])
 def test_calvin(tmp_path, name):
     root = tmp_path / "training"

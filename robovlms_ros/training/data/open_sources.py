@@ -22,7 +22,7 @@ def open_sources(
     paths: Sequence[str | Path], config: PolicyConfig, mapping: Mapping[str, Any] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> EpisodeSource:
-    """The episodes of rosbags, LeRobot v3 folders and CALVIN folders, which may be mixed.
+    """The episodes of rosbags, LeRobot folders and CALVIN folders, which may be mixed.
 
     mapping: the `data` block of a training YAML: what is where in the recordings, a block for each
         format (`bag`,
@@ -37,7 +37,7 @@ def open_sources(
         if key not in KEYS:
             raise ConfigError(f"data: unknown key '{key}'.{did_you_mean(str(key), KEYS)}")
     if not paths:
-        raise DataError("no data was given. Name rosbags, LeRobot v3 folders or CALVIN folders.")
+        raise DataError("no data was given. Name rosbags, LeRobot folders or CALVIN folders.")
     kinds = {Path(path): detect_format(Path(path)) for path in paths}
     tasks = [(kind, path, config, dict(mapping.get(kind) or {})) for path, kind in kinds.items()]
     sources = []
@@ -81,7 +81,7 @@ def _open(kind: str, path: Path, config: PolicyConfig, mapping: Mapping[str, Any
 def detect_format(path: Path) -> str:
     """`lerobot`, `calvin` or `bag`, by what lies in the folder. Raises DataError."""
     if not path.exists():
-        raise DataError(f"{path}: does not exist. Give a rosbag, a LeRobot v3 folder or a CALVIN folder.")
+        raise DataError(f"{path}: does not exist. Give a rosbag, a LeRobot folder or a CALVIN folder.")
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
     if (path / "ep_start_end_ids.npy").is_file() or any(path.glob("lang_*/auto_lang_ann.npy")):
@@ -91,6 +91,6 @@ def detect_format(path: Path) -> str:
         return "bag"
     have = ", ".join(names[:8]) or "nothing"
     raise DataError(
-        f"{path}: neither a rosbag (metadata.yaml, *.mcap, *.db3) nor a LeRobot v3 folder (meta/info.json) nor a "
+        f"{path}: neither a rosbag (metadata.yaml, *.mcap, *.db3) nor a LeRobot folder (meta/info.json) nor a "
         f"CALVIN folder (ep_start_end_ids.npy); it holds {have}."
     )

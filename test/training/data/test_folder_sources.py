@@ -1,5 +1,6 @@
-"""LeRobot v3 folders and CALVIN folders, against folders that the tests write with pyarrow, PyAV and NumPy alone.
+"""LeRobot folders and CALVIN folders, against folders that the tests write with pyarrow, PyAV and NumPy alone.
 
+- LeRobot v2.1: the same episodes in files of their own give the same arrays and images; damaged JSON Lines are named.
 - LeRobot: episodes out of several chunked files, the frames of the episode's own part of a video in any order, images
   in the table too, actions and states scaled and their columns chosen, instructions by task.
 - CALVIN: annotated episodes with both ends, relative actions in metres and radians, proprioception, default cameras;
@@ -9,13 +10,14 @@
 - LeRobot: images by frame number where the timestamps are another clock's, never those of the next episode; scale and
   offset of each joint, both readings of an SO-101's numbers; missing videos named once; interrupted tables left out.
 - Refused: paths that leave the folder, frame numbers that do not count, images beyond the pixel cap.
-- Refused with a remedy: version 2, another rate, a camera that is not there, too few columns, rows missing, a cut-off
+- Refused with a remedy: version 1, another rate, a camera that is not there, too few columns, rows missing, a cut-off
   video, annotations of another shape.
 """
 
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,13 @@ LENGTHS = (5, 4, 6)
 
 
 def write_lerobot(root: Path, version: str = "v3.0") -> Path:
-    """Three episodes in two data files and two videos of one camera; the other camera's images lie in the table."""
+    """Three episodes in two data files and two videos of one camera; the other camera's images lie in the table.
+
+    Version 2 has a data file and a video for each episode, two episodes a folder, and metadata in JSON Lines.
+    """
     av, pa, pq = pytest.importorskip("av"), pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    files = {0: (0, 0), 1: (0, 0), 2: (0, 1)}
+    old = version.startswith("v2")
+    files = {e: (e // 2, e) for e in range(3)} if old else {0: (0, 0), 1: (0, 0), 2: (0, 1)}
     features = {
         "observation.images.static": {"dtype": "video", "shape": [32, 32, 3], "names": ["height", "width", "channels"]},
         "observation.images.wrist": {"dtype": "image", "shape": [8, 8, 3], "names": ["height", "width", "channels"]},
@@ -62,9 +68,12 @@ def write_lerobot(root: Path, version: str = "v3.0") -> Path:
         "observation.state": {"dtype": "float32", "shape": [4], "names": ["x", "y", "z", "g"]},
     }
     info = {"codebase_version": version, "robot_type": "made_up", "total_episodes": 3, "total_frames": 15, "fps": FPS,
-            "chunks_size": 1000, "features": features,
+            "chunks_size": 2 if old else 1000, "features": features,
             "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
             "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"}
+    if old:
+        info["data_path"] = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+        info["video_path"] = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
     (root / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
     (root / "meta" / "info.json").write_text(json.dumps(info))
     tasks = pa.table({"task_index": pa.array([0, 1]), "__index_level_0__": ["open it", "close it"]})
@@ -85,12 +94,21 @@ def write_lerobot(root: Path, version: str = "v3.0") -> Path:
                 "frame_index": t, "episode_index": e, "index": 100 * e + t, "task_index": e % 2,
                 "observation.images.wrist": {"bytes": encoded(e, t), "path": f"frame-{t}.png"}})
     pq.write_table(pa.Table.from_pylist(episodes), root / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
+    if old:
+        (root / "meta/tasks.parquet").unlink()
+        shutil.rmtree(root / "meta/episodes")
+        lines = [{"task_index": i, "task": text} for i, text in enumerate(("open it", "close it"))]
+        write_lines(root / "meta/tasks.jsonl", lines)
+        write_lines(root / "meta/episodes.jsonl", [{k: e[k] for k in ("episode_index", "tasks", "length")}
+                                                   for e in episodes])
     for file, table in rows.items():
-        path = root / info["data_path"].format(chunk_index=0, file_index=file)
+        numbers = {"chunk_index": 0, "file_index": file, "episode_chunk": file // 2, "episode_index": file}
+        path = root / info["data_path"].format(**numbers)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(table), path)
     for file, greys in videos.items():
-        path = root / info["video_path"].format(video_key="observation.images.static", chunk_index=0, file_index=file)
+        numbers = {"chunk_index": 0, "file_index": file, "episode_chunk": file // 2, "episode_index": file}
+        path = root / info["video_path"].format(video_key="observation.images.static", **numbers)
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=FPS)
@@ -101,6 +119,10 @@ def write_lerobot(root: Path, version: str = "v3.0") -> Path:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
     return root
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def action(episode: int, frame: int) -> np.ndarray:
@@ -153,6 +175,43 @@ def test_frames_of_a_person_in_a_lerobot_folder(tmp_path):
     assert np.allclose(takeover[:3], [0.2, 0.1, 0.0]) and np.isinf(takeover[3:]).all()
 
 
+def test_version_2_gives_what_version_3_gives(tmp_path):
+    roots = [write_lerobot(tmp_path / version, version) for version in ("v2.1", "v3.0")]
+    assert (roots[0] / "data/chunk-001/episode_000002.parquet").is_file()
+    old, new = (open_sources([root], config(0.1, **STATES), LEROBOT) for root in roots)
+    assert len(old) == len(new) == 3 and any("LeRobot v2.1" in note for note in old.notes)
+    for e in range(3):
+        mine, theirs = old.arrays(e), new.arrays(e)
+        assert mine.instruction == theirs.instruction
+        for name in ("stamps_ns", "actions", "proprioception"):
+            assert np.array_equal(getattr(mine, name), getattr(theirs, name))
+        images, others = (source.images(e, range(LENGTHS[e])) for source in (old, new))
+        assert np.array_equal(images["wrist"], others["wrist"])
+        assert np.abs(images["static"].astype(int) - others["static"]).max() < 6  # other key frames
+    (roots[0] / "videos/chunk-000/observation.images.static/episode_000001.mp4").unlink()
+    assert len(open_sources([roots[0]], config(0.1), LEROBOT)) == 2
+
+
+def test_damaged_lines_of_version_2_are_named(tmp_path):
+    root = write_lerobot(tmp_path / "set", "v2.1")
+    lines = root / "meta/episodes.jsonl"
+    whole = lines.read_text()
+    for text, words in ((whole + "{", "line 4"), (whole + "7\n", r"line 4: 7: must be an object in braces"),
+                        ('{"length": 5}', "episode_index = None: must be a whole number"), ("", "holds no episode"),
+                        ('{"episode_index": 0, "length": 5}', "")):
+        lines.write_text(text)
+        if words:
+            with pytest.raises(DataError, match=words):
+                open_sources([root], config(0.1), LEROBOT)
+    assert len(open_sources([root], config(0.1), LEROBOT)) == 1
+    edit_info(root, chunks_size=0)
+    with pytest.raises(DataError, match=r"chunks_size = 0: must be a whole number, 1 or more"):
+        open_sources([root], config(0.1), LEROBOT)
+    (root / "meta/tasks.jsonl").write_text('{"task_index": 0}')
+    with pytest.raises(DataError, match=r"tasks.jsonl: not readable \(KeyError: 'task'\)"):
+        open_sources([root], config(0.1), LEROBOT)
+
+
 def test_lerobot_refusals(tmp_path):
     root = write_lerobot(tmp_path / "set")
     with pytest.raises(ConfigError, match=r"step_duration = 0.05 s.*10 Hz: must be 0.1"):
@@ -163,8 +222,8 @@ def test_lerobot_refusals(tmp_path):
         open_sources([root], config(0.1))
     with pytest.raises(ConfigError, match=r"proprioception.gripper is missing"):
         open_sources([root], config(0.1, **STATES), {"lerobot": {"arm": [1, 2, 3, 4, 5, 6], "gripper": 0}})
-    with pytest.raises(DataError, match=r"version v2.1: must be v3"):
-        open_sources([write_lerobot(tmp_path / "old", "v2.1")], config(0.1), LEROBOT)
+    with pytest.raises(DataError, match=r"version v1.6: must be v2 or v3"):
+        open_sources([write_lerobot(tmp_path / "old", "v1.6")], config(0.1), LEROBOT)
     source = open_sources([root], config(0.1), LEROBOT)
     video = root / "videos/observation.images.static/chunk-000/file-001.mp4"
     video.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")

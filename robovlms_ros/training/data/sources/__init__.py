@@ -1,1 +1,1 @@
-"""Sources of episodes: rosbags, LeRobot v3 datasets, CALVIN folders."""
+"""Sources of episodes: rosbags, LeRobot datasets, CALVIN folders."""

@@ -1,8 +1,9 @@
-"""LeRobot dataset folders of version 3 (https://huggingface.co/docs/lerobot/lerobot-dataset-v3),
-without LeRobot.
+"""LeRobot dataset folders of version 3 (https://huggingface.co/docs/lerobot/lerobot-dataset-v3) and
+version 2, without LeRobot.
 
 `meta/info.json` names the features, the rate and the files; `meta/episodes` maps each episode to
-its rows and which part of which video an episode is; `meta/tasks.parquet` holds the instructions.
+its rows and which part of which video an episode is; `meta/tasks` holds the instructions. Version 2
+has a table and videos for each episode.
 Tables are read by pyarrow, videos by PyAV.
 
 A frame's image is found by its number, at `from_timestamp + frame_index / fps` of the video, and
@@ -125,9 +126,9 @@ class LeRobotSource:
         self._features: dict[str, Any] = self._info["features"]
         self._keys = {name: self._camera(name) for name in config.cameras}
         self._columns(config)
-        self._tasks = read_tasks(path)
+        self._tasks = read_tasks(path, self._info)
         videos = [key for key in self._keys.values() if self._is_video(key)]
-        self._episodes, flaws = read_episodes(path, videos)
+        self._episodes, flaws = read_episodes(path, self._info, videos)
         self.robot_type = str(self._info.get("robot_type") or "")
         self._video = VideoFrames(0.5 / self.rate_hz)
         flaws += [*self._drop_without_video(videos), *self._drop_without_table(), *self._clock_flaws()]
@@ -136,7 +137,8 @@ class LeRobotSource:
             raise DataError(f"{path}: no episode can be read. " + " ".join(f"{flaw.text}." for flaw in flaws))
         self.notes: Sequence[str] = (*(f"camera '{name}': {key}" for name, key in self._keys.items()),
                                      f"actions: {self._data.action}, {self.rate_hz:g} Hz, robot "
-                                     f"{printable(self.robot_type) or 'not named'}",
+                                     f"{printable(self.robot_type) or 'not named'}, LeRobot "
+                                     f"{printable(self._info['codebase_version'])}",
                                      *self._unit_note(config))
 
     def _unit_note(self, config: PolicyConfig) -> list[str]:
@@ -237,13 +239,17 @@ class LeRobotSource:
         return files
 
     def _data_path(self, episode: Mapping[str, Any]) -> Path:
-        return path_inside(self.path, "data_path", self._info["data_path"], chunk_index=episode["data/chunk_index"],
-                           file_index=episode["data/file_index"])
+        return self._file(episode, "data", "data_path")
 
     def _video_path(self, episode: Mapping[str, Any], key: str) -> Path:
-        return path_inside(self.path, "video_path", self._info.get("video_path"), video_key=key,
-                           chunk_index=episode[f"videos/{key}/chunk_index"],
-                           file_index=episode[f"videos/{key}/file_index"])
+        return self._file(episode, f"videos/{key}", "video_path", video_key=key)
+
+    def _file(self, episode: Mapping[str, Any], part: str, name: str, **fields: Any) -> Path:
+        """A file of the episode. Version 2 calls the numbers of chunk and file otherwise."""
+        chunk = episode[f"{part}/chunk_index"]
+        file = episode[f"{part}/file_index"]
+        return path_inside(self.path, name, self._info.get(name), chunk_index=chunk, file_index=file,
+                           episode_chunk=chunk, episode_index=file, **fields)
 
     def _is_video(self, key: str) -> bool:
         return bool(self._features[key]["dtype"] == "video")
@@ -345,7 +351,7 @@ class LeRobotSource:
                             "exclude it.")
         task = tasks.pop()
         if task not in self._tasks:
-            raise DataError(f"{self.origin(i)}: task_index {task} is not in meta/tasks.parquet.")
+            raise DataError(f"{self.origin(i)}: task_index {task} is not in meta/tasks.")
         if not (np.abs(seconds) < 1e9).all():
             raise DataError(f"{self.origin(i)}: a timestamp is {seconds[np.argmax(~(np.abs(seconds) < 1e9))]} s: must "
                             "be a number of seconds from the episode's beginning.")

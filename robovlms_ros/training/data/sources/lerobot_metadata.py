@@ -1,6 +1,7 @@
-"""Metadata of a LeRobot data set of version 3: description, tasks, episodes, and the paths in it.
+"""Metadata of a LeRobot data set of version 2 or 3: description, tasks, episodes, and the paths in it.
 
-Its tables are Parquet files, read with pyarrow.
+Version 3 keeps tasks and episodes in Parquet files, read with pyarrow. Version 2 keeps them in JSON
+Lines and each episode in files of its own: its episodes become rows as version 3 has them.
 """
 
 import math
@@ -93,7 +94,7 @@ def _require_caps(path: Path, metadata: Any) -> None:
 
 
 INDEX = "__index_level_0__"
-FIELD = re.compile(r"\{(video_key|chunk_index|file_index)(?::0?\d{0,2}d?)?\}")
+FIELD = re.compile(r"\{(video_key|chunk_index|file_index|episode_chunk|episode_index)(?::0?\d{0,2}d?)?\}")
 """The fields in braces that a path of info.json may hold."""
 REMEDY = "Download the data set again."
 
@@ -110,8 +111,9 @@ def path_inside(root: Path, name: str, pattern: Any, **fields: Any) -> Path:
     if fields:
         rest = FIELD.sub("", pattern)
         if "{" in rest or "}" in rest:
-            raise DataError(f"{root}: {name} = {printable(pattern)}: only {{video_key}}, {{chunk_index:03d}} and "
-                            "{file_index:03d} may stand in braces, with a width below 100.")
+            raise DataError(f"{root}: {name} = {printable(pattern)}: only {{video_key}}, {{chunk_index:03d}}, "
+                            "{file_index:03d}, {episode_chunk:03d} and {episode_index:06d} may stand in braces, with a "
+                            "width below 100.")
         with file_boundary(DataError, f"{root}: {name} = {printable(pattern)}", REMEDY):
             filled = pattern.format(**fields)
     parts = re.split(r"[/\\]", filled)
@@ -151,7 +153,7 @@ def interruption_flaw(root: Path, text: str, lost: int, episodes: tuple[str, ...
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """meta/info.json of a version 3 folder. Raises DataError."""
+    """meta/info.json of a folder of version 2 or 3. Raises DataError."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
@@ -164,10 +166,9 @@ def read_info(path: Path) -> dict[str, Any]:
     if not isinstance(info, dict) or "codebase_version" not in info:
         raise DataError(f"{file}: not LeRobot's description of a dataset (no codebase_version).")
     version = str(info["codebase_version"])
-    if not version.startswith("v3."):
-        raise DataError(f"{path}: LeRobot dataset of version {printable(version)}: must be v3. The script "
-                        "convert_dataset_v21_to_v30.py of the lerobot package makes one (its folder depends on "
-                        "lerobot's release: `find . -name convert_dataset_v21_to_v30.py` in its source).")
+    if not version.startswith(("v2.", "v3.")):
+        raise DataError(f"{path}: LeRobot dataset of version {printable(version)}: must be v2 or v3. The lerobot "
+                        "package has a converter for each older version, named convert_dataset_v*.py.")
     missing = [name for name in ("fps", "features", "data_path") if name not in info]
     if missing:
         raise DataError(f"{file}: no '{missing[0]}'.")
@@ -180,8 +181,34 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def read_tasks(path: Path) -> dict[int, str]:
-    """task index -> instruction; the texts are the table's pandas index, or a column `task`."""
+def is_version_2(info: Mapping[str, Any]) -> bool:
+    """True for a data set with files for each episode and its metadata in JSON Lines."""
+    return str(info["codebase_version"]).startswith("v2.")
+
+
+def read_lines(path: Path) -> list[Mapping[str, Any]]:
+    """The objects of a JSON Lines file. Raises DataError."""
+    require_file(DataError, path, MAX_JSON_BYTES, "MAX_JSON_BYTES")
+    with file_boundary(DataError, path, FILE_REMEDY):
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line ends
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            with file_boundary(DataError, f"{path}, line {number}", FILE_REMEDY):
+                row = from_json(line)
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: {printable(row)}: must be an object in braces.")
+            rows.append(row)
+    return rows
+
+
+def read_tasks(path: Path, info: Mapping[str, Any]) -> dict[int, str]:
+    """task index -> instruction; the texts of version 3 are the table's pandas index, or a column
+    `task`."""
+    if is_version_2(info):
+        file = path / "meta" / "tasks.jsonl"
+        with file_boundary(DataError, file, REMEDY):
+            return {int(row["task_index"]): str(row["task"]) for row in read_lines(file)}
     file = path / "meta" / "tasks.parquet"
     texts = INDEX if INDEX in column_names(file) else "task"
     table = read_table(file, [texts, "task_index"])
@@ -190,9 +217,13 @@ def read_tasks(path: Path) -> dict[int, str]:
         return {int(number): str(text) for number, text in pairs}
 
 
-def read_episodes(path: Path, videos: Sequence[str]) -> tuple[list[dict[str, Any]], list[Flaw]]:
+def read_episodes(
+    path: Path, info: Mapping[str, Any], videos: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[Flaw]]:
     """The rows of meta/episodes in order, without statistics, and the files that were
     interrupted."""
+    if is_version_2(info):
+        return _own_files(path, info, videos), []
     whole = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     whole += [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index")]
     columns = [*whole, *(f"videos/{key}/from_timestamp" for key in videos)]
@@ -212,6 +243,26 @@ def read_episodes(path: Path, videos: Sequence[str]) -> tuple[list[dict[str, Any
     if not rows:
         raise DataError(f"{path}: meta/episodes holds no episode. " + " ".join(f"{flaw.text}." for flaw in flaws))
     return sorted(rows, key=lambda row: row["episode_index"]), flaws
+
+
+def _own_files(path: Path, info: Mapping[str, Any], videos: Sequence[str]) -> list[dict[str, Any]]:
+    """The episodes of a version 2 folder as rows of version 3: files are numbered by episode."""
+    file = path / "meta" / "episodes.jsonl"
+    size = info.get("chunks_size", 1000)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise DataError(f"{path / 'meta' / 'info.json'}: chunks_size = {printable(size)}: must be a whole number, 1 or "
+                        "more.")
+    rows: list[dict[str, Any]] = []
+    for line in read_lines(file):
+        row: dict[str, Any] = {name: line.get(name) for name in ("episode_index", "length")}
+        _check_episode(file, row, tuple(row))
+        number = row["episode_index"]
+        for part in ("data", *(f"videos/{key}" for key in videos)):
+            row |= {f"{part}/chunk_index": number // size, f"{part}/file_index": number}
+        rows.append(row | {f"videos/{key}/from_timestamp": 0.0 for key in videos})
+    if not rows:
+        raise DataError(f"{file}: holds no episode. {REMEDY}")
+    return sorted(rows, key=lambda row: row["episode_index"])
 
 
 def _check_episode(file: Path, row: Mapping[str, Any], whole: Sequence[str]) -> None:
