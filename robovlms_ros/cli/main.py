@@ -26,6 +26,8 @@ COMMANDS = {
     "calibrate": ("calibrate", "scales for fp8 from recordings, stored with a checkpoint"),
     "train": ("train", "train a policy"),
     "improve": ("improve", "train on corrections; keep the result only where it is better"),
+    "data": ("data", "select recordings by their marks: stats, filter, split, merge"),
+    "export": ("export", "write recordings as a LeRobot folder"),
     "demo-data": ("demo_data", "record demonstrations in the simulated arm"),
     "rollout": ("rollout", "closed-loop success in the simulated arm, without ROS"),
     "ablate": ("ablate", "ablations of the tabletop policy: what changes when one thing does"),

@@ -19,6 +19,9 @@ from robovlms_ros.core.types import RoboVLMsError
 Array = NDArray[np.float64]
 Images = dict[str, NDArray[np.uint8]]
 
+UNKNOWN = "unknown"
+"""Outcome of an episode without a mark."""
+
 
 class DataError(RoboVLMsError):
     """Recorded data that a policy cannot be trained on: what, where, and what to do about it."""
@@ -45,6 +48,7 @@ class EpisodeArrays:
     takeover: (T,) float64, s to the first command of the person who takes over next; 0 while a
         person drives, infinite where nobody takes over. None where the recording does not show who
         drives.
+    outcome: `success` or `failure` by a mark of the recording, else UNKNOWN.
     """
 
     stamps_ns: NDArray[np.int64]
@@ -59,6 +63,7 @@ class EpisodeArrays:
     openings: Array | None = None
     hindsight: Array | None = None
     takeover: Array | None = None
+    outcome: str = UNKNOWN
 
     def __len__(self) -> int:
         return len(self.stamps_ns)

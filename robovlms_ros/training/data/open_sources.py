@@ -11,6 +11,7 @@ from typing import Any
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.training.data.episodes import DataError, EpisodeSource, Joined, require_action
+from robovlms_ros.training.data.selection import read_selections
 from robovlms_ros.training.data.sources.bag import BagSource
 from robovlms_ros.training.data.sources.calvin import CalvinSource
 from robovlms_ros.training.data.sources.lerobot import LeRobotSource
@@ -22,7 +23,7 @@ def open_sources(
     paths: Sequence[str | Path], config: PolicyConfig, mapping: Mapping[str, Any] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> EpisodeSource:
-    """The episodes of rosbags, LeRobot folders and CALVIN folders, which may be mixed.
+    """The episodes of rosbags, LeRobot folders, CALVIN folders and selections, which may be mixed.
 
     mapping: the `data` block of a training YAML: what is where in the recordings, a block for each
         format (`bag`,
@@ -38,7 +39,8 @@ def open_sources(
             raise ConfigError(f"data: unknown key '{key}'.{did_you_mean(str(key), KEYS)}")
     if not paths:
         raise DataError("no data was given. Name rosbags, LeRobot folders or CALVIN folders.")
-    kinds = {Path(path): detect_format(Path(path)) for path in paths}
+    chosen = read_selections(paths)
+    kinds = {path: detect_format(path) for path in chosen}
     tasks = [(kind, path, config, dict(mapping.get(kind) or {})) for path, kind in kinds.items()]
     sources = []
     for (kind, path, *_), source in zip(tasks, _open_all(tasks, mapping.get("jobs", 1)), strict=True):
@@ -47,7 +49,8 @@ def open_sources(
             log(f"{path}: {kind}, {len(source)} episodes")
             for note in source.notes:
                 log(f"  {note}")
-    joined = Joined(sources, tuple(mapping.get("exclude") or ()), tuple(mapping.get("accept") or ()))
+    exclude = (*(mapping.get("exclude") or ()), *(name for names in chosen.values() for name in sorted(names)))
+    joined = Joined(sources, exclude, tuple(mapping.get("accept") or ()))
     if log is not None:
         for note in joined.notes[sum(len(source.notes) for source in sources):]:
             log(note)

@@ -234,7 +234,7 @@ def _episode(reader: BagReader, recorded: Recorded, piece: Piece, first: int, en
         recorded.origin, chunks, known,
         poses=np.stack(poses) if len(poses) == len(frames) else None,
         openings=np.array(openings) if len(openings) == len(frames) else None,
-        takeover=reader.takeover(stamps, recorded.end_ns))
+        takeover=reader.takeover(stamps, recorded.end_ns), outcome=recorded.outcome)
     places = {camera: np.array([(f.images[camera].log_ns, f.images[camera].stamp_ns) for f in frames], dtype=np.int64)
               for camera in config.cameras}
     return BagEpisode(recorded.origin, arrays, places)

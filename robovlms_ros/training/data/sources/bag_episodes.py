@@ -46,11 +46,10 @@ from robovlms_ros.evaluation.replay.steps import step_times
 from robovlms_ros.evaluation.replay.tracks import Answer, CommandTrack, Held, MotionTrack, Tracks
 from robovlms_ros.observations.images import check_pixels, image_to_rgb
 from robovlms_ros.observations.joint_states import stamp_of
-from robovlms_ros.training.data.episodes import Array, DataError, Flaw, time_to_takeover
+from robovlms_ros.training.data.episodes import UNKNOWN, Array, DataError, Flaw, time_to_takeover
 
-UNKNOWN = "unknown"
 OUTCOMES = ("success", "failure", UNKNOWN)
-"""Outcomes of episodes that can be trained on; UNKNOWN is that of an episode without a mark."""
+"""Outcomes of episodes that can be trained on."""
 
 
 @dataclass(frozen=True)

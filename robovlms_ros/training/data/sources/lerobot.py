@@ -30,6 +30,7 @@ from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.observations.images import check_pixels
 from robovlms_ros.training.data.episodes import (
+    UNKNOWN,
     Array,
     DataError,
     EpisodeArrays,
@@ -38,7 +39,9 @@ from robovlms_ros.training.data.episodes import (
     time_to_takeover,
 )
 from robovlms_ros.training.data.sources.lerobot_metadata import (
+    OUTCOME,
     REMEDY,
+    SUCCESS,
     InterruptedTableError,
     column_names,
     feature_width,
@@ -335,7 +338,7 @@ class LeRobotSource:
     def arrays(self, i: int) -> EpisodeArrays:
         data = self._data
         states = [data.state] if self._states else []
-        flags = [name for name in (data.intervention,) if name in self._features]
+        flags = [name for name in (data.intervention, SUCCESS) if name in self._features]
         table = self._rows(i, [data.action, "timestamp", "task_index", *states, *flags])
         recorded = self._matrix(table, data.action, i)
         if recorded.shape[1] <= max(*self._arm, self._gripper):
@@ -358,12 +361,15 @@ class LeRobotSource:
         stamps = np.round(seconds * NANOSECONDS).astype(np.int64)
         proprioception = self._proprioception(table, i) if self._states else None
         takeover = None
-        for name in flags:
-            person = self._matrix(table, name, i)[:, 0] > 0.5
+        outcome = str(self._episodes[i].get(OUTCOME, UNKNOWN))
+        if SUCCESS in flags and self._matrix(table, SUCCESS, i).any():
+            outcome = "success"
+        if data.intervention in flags:
+            person = self._matrix(table, data.intervention, i)[:, 0] > 0.5
             times = np.arange(len(person)) / self.rate_hz
             takeover = time_to_takeover(times, person, times[person])
         return EpisodeArrays(stamps, actions, proprioception, self._tasks[task], self.origin(i),
-                             robot_type=self.robot_type, takeover=takeover)
+                             robot_type=self.robot_type, takeover=takeover, outcome=outcome)
 
     def _in_si(self, numbers: Array) -> Array:
         return numbers * np.array(self._data.scale) + np.array(self._data.offset)

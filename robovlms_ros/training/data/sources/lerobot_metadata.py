@@ -94,6 +94,10 @@ def _require_caps(path: Path, metadata: Any) -> None:
 
 
 INDEX = "__index_level_0__"
+OUTCOME = "outcome"
+"""Column of meta/episodes with `success`, `failure` or `unknown`, as `robovlms export` writes it."""
+SUCCESS = "next.success"
+"""LeRobot's feature that is true in the last frame of an episode that succeeded."""
 FIELD = re.compile(r"\{(video_key|chunk_index|file_index|episode_chunk|episode_index)(?::0?\d{0,2}d?)?\}")
 """The fields in braces that a path of info.json may hold."""
 REMEDY = "Download the data set again."
@@ -191,7 +195,7 @@ def read_lines(path: Path) -> list[Mapping[str, Any]]:
     require_file(DataError, path, MAX_JSON_BYTES, "MAX_JSON_BYTES")
     with file_boundary(DataError, path, FILE_REMEDY):
         lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line ends
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             with file_boundary(DataError, f"{path}, line {number}", FILE_REMEDY):
@@ -231,7 +235,8 @@ def read_episodes(
     flaws: list[Flaw] = []
     for file in sorted((path / "meta" / "episodes").rglob("*.parquet")):
         try:
-            found = read_table(file, columns).to_pylist()
+            known = [OUTCOME] if OUTCOME in column_names(file) else []
+            found = read_table(file, [*columns, *known]).to_pylist()
         except InterruptedTableError as error:
             flaws.append(interruption_flaw(path, str(error), 0, ()))
             continue
@@ -268,6 +273,8 @@ def _own_files(path: Path, info: Mapping[str, Any], videos: Sequence[str]) -> li
 def _check_episode(file: Path, row: Mapping[str, Any], whole: Sequence[str]) -> None:
     """Raise DataError for a number of an episode that cannot be one."""
     for name, value in row.items():
+        if name == OUTCOME:
+            continue
         if name in whole and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise DataError(f"{file}: {name} = {printable(value)}: must be a whole number, 0 or more.")
         if name not in whole and (not isinstance(value, int | float) or not 0 <= value < 1e9):

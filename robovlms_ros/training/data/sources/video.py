@@ -1,8 +1,10 @@
-"""Single frames out of video files, by time, with PyAV (FFmpeg's libraries in a wheel)."""
+"""Single frames out of video files, by time, and video files of frames, with PyAV (FFmpeg's
+libraries in a wheel)."""
 
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,43 @@ class _Video:
             self._last = self._next
             self._next = None
         return self._last
+
+
+class VideoWriter:
+    """Writes the frames of one episode and camera as H.264, which any LeRobot decodes.
+
+    A key frame comes every second frame: training reads single frames. Raises DataError for frames
+    with an odd number of pixels, which H.264 cannot hold in 4:2:0.
+    """
+
+    def __init__(self, path: Path, rate_hz: Fraction, height: int, width: int) -> None:
+        import av
+
+        if height % 2 or width % 2:
+            raise DataError(f"{path}: images of {width} x {height} pixels: a video needs even numbers. Store the "
+                            "images in the tables instead: --images png.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(path), "w")
+        self._stream = self._container.add_stream("libx264", rate=rate_hz, options={"crf": "18", "g": "2"})
+        self._stream.width = width
+        self._stream.height = height
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.thread_count = 1
+        self._time_base = 1 / rate_hz
+        self._count = 0
+
+    def add(self, frames: NDArray[np.uint8]) -> None:
+        """Frames (n, H, W, 3) uint8 RGB, in order."""
+        import av
+
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = self._count
+            frame.time_base = self._time_base
+            self._container.mux(self._stream.encode(frame))
+            self._count += 1
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
