@@ -46,6 +46,6 @@ def run(args: argparse.Namespace) -> int:
     require_trainable(flaws)
     for flaw in flaws:
         print(f"note: {flaw.where}: {flaw.text}")
-    export = LeRobotExport(source, job.config, load_robot(robot).name if robot else "", args.images)
+    export = LeRobotExport(source, job.config, Path(robot).stem if robot else "", args.images)
     export.write(args.lerobot)
     return 0

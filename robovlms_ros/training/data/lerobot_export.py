@@ -40,7 +40,8 @@ COUNTERS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "in
 
 
 class LeRobotExport:
-    """Writes one folder. robot_type: the name that the data set carries.
+    """Writes one folder. robot_type: the name that the data set carries; by default the
+    source's.
 
     images: `video` is H.264, which loses a little; `png` stores every image whole in the tables.
     Interventions and success are written where some episode of the source has them.
@@ -57,12 +58,12 @@ class LeRobotExport:
             sizes = {name: STATE_SIZES.get(name, config.proprioception.joints) for name in config.proprioception.names}
             self._names["observation.state"] = [
                 f"{name}_{k}" if size > 1 else name for name, size in sizes.items() for k in range(size)]
-        self._robot_type = robot_type
         self._images = images
         marked = [source.arrays(i) for i in range(len(source))]
         self._flags = [name for name, known in (
             (SUCCESS, any(arrays.outcome != UNKNOWN for arrays in marked)),
             ("intervention", any(arrays.takeover is not None for arrays in marked))) if known]
+        self._robot_type = robot_type or next((arrays.robot_type for arrays in marked if arrays.robot_type), "")
         self._tasks = list(dict.fromkeys(arrays.instruction for arrays in marked))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._totals: dict[str, Running] = {}

@@ -11,6 +11,7 @@ from typing import Any
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.training.data.episodes import DataError, EpisodeSource, Joined, require_action
+from robovlms_ros.training.data.resampling import at_policy_rate
 from robovlms_ros.training.data.selection import read_selections
 from robovlms_ros.training.data.sources.bag import BagSource
 from robovlms_ros.training.data.sources.calvin import CalvinSource
@@ -74,11 +75,10 @@ def _open_all(
 
 
 def _open(kind: str, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> EpisodeSource:
-    if kind == "lerobot":
-        return LeRobotSource(path, config, mapping)
-    if kind == "calvin":
-        return CalvinSource(path, config, mapping)
-    return BagSource.open(path, config, mapping)
+    if kind == "bag":
+        return BagSource.open(path, config, mapping)
+    reader = LeRobotSource if kind == "lerobot" else CalvinSource
+    return at_policy_rate(reader(path, config, mapping), config, str(path))
 
 
 def detect_format(path: Path) -> str:

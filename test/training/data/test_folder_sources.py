@@ -214,7 +214,7 @@ def test_damaged_lines_of_version_2_are_named(tmp_path):
 
 def test_lerobot_refusals(tmp_path):
     root = write_lerobot(tmp_path / "set")
-    with pytest.raises(ConfigError, match=r"step_duration = 0.05 s.*10 Hz: must be 0.1"):
+    with pytest.raises(ConfigError, match=r"step_duration = 0.05 s.*10 Hz: must be 0.08 s or more"):
         open_sources([root], config(0.05), LEROBOT)
     with pytest.raises(DataError, match=r"camera 'front'; image features there: observation.images.static"):
         open_sources([root], config(0.1, ("static", "front")), LEROBOT)

@@ -76,10 +76,6 @@ class CalvinSource:
         self._action = config.action
         self._proprioception = config.proprioception
         self._rotation = data.rotation
-        step = config.action.step_duration
-        if abs(step * data.rate_hz - 1) > 0.01:
-            raise ConfigError(f"action.step_duration = {step:g} s, {path} was recorded at {data.rate_hz:g} Hz: must be "
-                              f"{1 / data.rate_hz:.4g} (or set data.calvin.rate_hz).")
         self._key = self._action_key(config)
         self._spans, self._instructions = self._episodes(data)
         self._origins = _united(self._spans)

@@ -122,10 +122,6 @@ class LeRobotSource:
         self._states = config.proprioception
         self._info = read_info(path)
         self.rate_hz = float(self._info["fps"])
-        step = config.action.step_duration
-        if abs(step * self.rate_hz - 1) > 0.01:
-            raise ConfigError(f"action.step_duration = {step:g} s, {path} was recorded at {self.rate_hz:g} Hz: must be "
-                              f"{1 / self.rate_hz:.4g}. Its actions are from frame to frame.")
         self._features: dict[str, Any] = self._info["features"]
         self._keys = {name: self._camera(name) for name in config.cameras}
         self._columns(config)
