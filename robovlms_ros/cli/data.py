@@ -12,6 +12,8 @@ from typing import Any
 
 from robovlms_ros.core.schema import require
 
+MARKED = ("success", "failure", "unknown")
+
 
 def stats(parser: argparse.ArgumentParser) -> None:
     """Episodes by recording, mark and instruction; how long a person drove."""
@@ -23,8 +25,8 @@ def filter_(parser: argparse.ArgumentParser) -> None:
     _reads(parser)
     _writes(parser)
     add = parser.add_argument
-    add("--outcome", nargs="+", default=[], choices=("success", "failure", "unknown"), help="one of these marks")
-    add("--instruction", metavar="PATTERN", help="as in a shell: 'lift * cube', in any case of letters")
+    add("--outcome", nargs="+", default=[], choices=MARKED, help="one of these marks")
+    add("--instruction", metavar="PATTERN", help="as in a shell, in any case: 'lift * cube'")
     add("--interventions", action="store_true", help="a person took over")
 
 
@@ -33,42 +35,50 @@ def split_(parser: argparse.ArgumentParser) -> None:
     _reads(parser)
     _writes(parser)
     add = parser.add_argument
-    add("--held", type=Path, required=True, metavar="FILE", help="selection of the episodes that are held back")
+    add("--held", type=Path, required=True, metavar="FILE", help="selection of the held episodes")
     add("--fraction", type=float, default=0.1, help="share that is held back (default 0.1)")
     add("--seed", type=int, default=0, help="of the draw (default 0)")
 
 
 def merge(parser: argparse.ArgumentParser) -> None:
     """One selection of several: an episode is in it that is in one of them."""
-    parser.add_argument("data", type=Path, nargs="+", metavar="PATH", help="selections and recordings")
+    _data(parser)
     _writes(parser)
 
 
 OPTIONS = {"stats": stats, "filter": filter_, "split": split_, "merge": merge}
-COMMANDS = {name: ("data", (options.__doc__ or "").partition(".")[0]) for name, options in OPTIONS.items()}
+COMMANDS = {
+    name: ("data", (options.__doc__ or "").partition(".")[0]) for name, options in OPTIONS.items()
+}
 DEFAULT = "stats"
 
 
+def _data(parser: argparse.ArgumentParser) -> None:
+    kinds = "recordings and selections"
+    parser.add_argument("data", type=Path, nargs="+", metavar="PATH", help=kinds)
+
+
 def _reads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, nargs="+", metavar="PATH", help="recordings and selections")
-    parser.add_argument("--config", required=True, help="a YAML file, or a name in config/train: how to read them")
+    _data(parser)
+    parser.add_argument("--config", required=True, help="training YAML, or a name in config/train")
 
 
 def _writes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="selection to write (.yaml)")
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="FILE", help="selection to write (.yaml)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one of the commands; returns 0. Raises DataError and ConfigError."""
+    from robovlms_ros.training.data import selection
     from robovlms_ros.training.data.episodes import split
-    from robovlms_ros.training.data.selection import read_selections, require_new, select, write_selection
 
     for name in ("output", "held"):
         if hasattr(args, name):
-            require_new(getattr(args, name))
-    chosen = read_selections(args.data)
+            selection.require_new(getattr(args, name))
+    chosen = selection.read_selections(args.data)
     if not hasattr(args, "config"):
-        write_selection(args.output, chosen)
+        selection.write_selection(args.output, chosen)
         print(f"{args.output}: {len(chosen)} recordings")
         return 0
     source = _open(args)
@@ -81,10 +91,11 @@ def run(args: argparse.Namespace) -> int:
         parts[args.output], parts[args.held] = split(source, args.fraction, args.seed)
     else:
         parts[args.output] = tuple(i for i in range(len(source)) if _fits(args, source.arrays(i)))
-    selections = {file: select(chosen, source, set(kept).__contains__) for file, kept in parts.items()}
-    for file, selection in selections.items():
-        write_selection(file, selection)
-        print(f"{file}: {len({source.origin(i) for i in parts[file]})} episodes of {len(selection)} recordings")
+    for file, kept in parts.items():
+        found = selection.select(chosen, source, set(kept).__contains__)
+        selection.write_selection(file, found)
+        episodes = len({source.origin(i) for i in kept})
+        print(f"{file}: {episodes} episodes of {len(found)} recordings")
     return 0
 
 
@@ -105,7 +116,8 @@ def _fits(args: argparse.Namespace, arrays: Any) -> bool:
     fits = not args.outcome or arrays.outcome in args.outcome
     if args.instruction is not None:
         fits = fits and fnmatch(arrays.instruction.lower(), args.instruction.lower())
-    return fits and (not args.interventions or (arrays.takeover is not None and bool((arrays.takeover == 0).any())))
+    person = arrays.takeover is not None and bool((arrays.takeover == 0).any())
+    return fits and (person or not args.interventions)
 
 
 def _print_stats(chosen: Any, source: Any) -> None:
@@ -114,13 +126,14 @@ def _print_stats(chosen: Any, source: Any) -> None:
     episodes: dict[str, list[Any]] = {}
     for i in range(len(source)):
         episodes.setdefault(source.origin(i), []).append(source.arrays(i))
-    rows: list[list[Any]] = [["recording", "episodes", "minutes", "success", "failure", "unknown", "by a person, s"]]
+    rows: list[list[Any]] = [["recording", "episodes", "minutes", *MARKED, "by a person, s"]]
     for path, names in by_recording(chosen, source).items():
         pieces = [piece for name in names for piece in episodes[name]]
         marks = Counter(episodes[name][0].outcome for name in names)
-        person = sum(int((piece.takeover == 0).sum()) for piece in pieces if piece.takeover is not None)
+        driven = [piece.takeover == 0 for piece in pieces if piece.takeover is not None]
+        person = sum(int(flags.sum()) for flags in driven)
         minutes = sum(map(len, pieces)) / source.rate_hz / 60
-        rows.append([path, len(names), f"{minutes:.2f}", *(marks[mark] for mark in rows[0][3:6]),
+        rows.append([path, len(names), f"{minutes:.2f}", *(marks[mark] for mark in MARKED),
                      f"{person / source.rate_hz:.1f}"])
     print(table(rows))
     words = Counter(pieces[0].instruction for pieces in episodes.values())

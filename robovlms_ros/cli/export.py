@@ -2,10 +2,10 @@
 
     robovlms export BAGS... --config train.yaml --lerobot FOLDER
 
-The configuration says what to read, as for `robovlms train --data`: cameras, the `action` block, the
-state (`proprioception`) and the `data` block. Bags without `proprioception` give the joint positions
-and the gripper's opening as `observation.state`. Interventions and success are written where the
-recordings have them.
+The configuration defines the content, as for `robovlms train --data`: cameras, the `action` block,
+the state (`proprioception`) and the `data` block. Bags without `proprioception` give the joint
+positions and the gripper's opening as `observation.state`. Interventions and success are written
+where the recordings have them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `robovlms export`."""
     add = parser.add_argument
-    add("data", type=Path, nargs="+", metavar="PATH", help="rosbags, LeRobot or CALVIN folders, selections")
+    add("data", type=Path, nargs="+", metavar="PATH", help="recordings and selections")
     add("--config", required=True, help="a YAML file, or a name in config/train")
     add("--lerobot", type=Path, required=True, metavar="FOLDER", help="folder to make")
     add("--images", choices=("video", "png"), default="video",

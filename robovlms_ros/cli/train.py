@@ -106,4 +106,4 @@ def _inspect(job: "Run", args: argparse.Namespace) -> int:
 
 
 def _missing_data() -> Exception:
-    return ConfigError("--data is missing: name rosbags, LeRobot folders or CALVIN folders to train on.")
+    return ConfigError("--data is missing: name rosbags, LeRobot or CALVIN folders to train on.")

@@ -253,7 +253,7 @@ def test_lerobot_lines_of_version_2(tmp_path, name):
     info = json.loads((root / "meta/info.json").read_text())
     (root / "meta/info.json").write_text(json.dumps({**info, "codebase_version": "v2.1"}))
     (root / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "go"}\n')
-    (root / "meta/episodes.jsonl").write_text('{"episode_index": 0, "tasks": ["go"], "length": 5}\n')
+    (root / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length": 5}\n')
     outcomes = run(root / name, lambda: read_folder(root, 1 / FPS, LEROBOT))
     assert sum(outcomes.values()) == MUTATIONS
 

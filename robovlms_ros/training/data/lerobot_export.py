@@ -35,8 +35,8 @@ BLOCK = 64
 """Steps whose images are in memory at a time."""
 EVERY_PIXEL = 4
 """Rows and columns of an image of which one takes part in the statistics."""
-COUNTERS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64",
-            "task_index": "int64"}
+COUNTERS = {"timestamp": "float32"} | dict.fromkeys(
+    ("frame_index", "episode_index", "index", "task_index"), "int64")
 
 
 class LeRobotExport:
@@ -48,22 +48,25 @@ class LeRobotExport:
     """
 
     def __init__(
-        self, source: EpisodeSource, config: PolicyConfig, robot_type: str = "", images: Stored = "video"
+        self, source: EpisodeSource, config: PolicyConfig, robot_type: str = "",
+        images: Stored = "video",
     ) -> None:
         assert config.action is not None
         self._source = source
         self._rate = _whole(source.rate_hz)
         self._names = {"action": list(config.action.names)}
-        if config.proprioception is not None:
-            sizes = {name: STATE_SIZES.get(name, config.proprioception.joints) for name in config.proprioception.names}
+        state = config.proprioception
+        if state is not None:
+            sizes = {name: STATE_SIZES.get(name, state.joints) for name in state.names}
             self._names["observation.state"] = [
-                f"{name}_{k}" if size > 1 else name for name, size in sizes.items() for k in range(size)]
+                f"{name}_{k}" if size > 1 else name
+                for name, size in sizes.items() for k in range(size)]
         self._images = images
         marked = [source.arrays(i) for i in range(len(source))]
         self._flags = [name for name, known in (
             (SUCCESS, any(arrays.outcome != UNKNOWN for arrays in marked)),
             ("intervention", any(arrays.takeover is not None for arrays in marked))) if known]
-        self._robot_type = robot_type or next((arrays.robot_type for arrays in marked if arrays.robot_type), "")
+        self._robot_type = robot_type or max(arrays.robot_type for arrays in marked)
         self._tasks = list(dict.fromkeys(arrays.instruction for arrays in marked))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._totals: dict[str, Running] = {}
@@ -72,7 +75,7 @@ class LeRobotExport:
         """Write `folder`, which appears once it is whole. Raises DataError, also for a folder that
         exists."""
         if folder.exists():
-            raise DataError(f"{folder}: exists already, nothing is written over it. Name a new folder.")
+            raise DataError(f"{folder}: exists already, it is not written over. Name a new folder.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part_", dir=folder.parent))
         try:
@@ -98,36 +101,45 @@ class LeRobotExport:
         path.parent.mkdir(parents=True)
         parquet.write_table(pa.Table.from_pylist(rows), path)
         # pandas reads the instructions as the table's index, which lerobot looks them up by
+        kinds = (("task_index", "int64", "int64"), ("task", "unicode", "object"))
         index = {"index_columns": ["task"], "column_indexes": [], "columns": [
-            {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
-            for name, kind, numpy in (("task_index", "int64", "int64"), ("task", "unicode", "object"))]}
-        tasks = pa.table({"task_index": pa.array(range(len(self._tasks)), pa.int64()), "task": self._tasks})
-        parquet.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(index)}), root / "meta/tasks.parquet")
-        write_json(root / "meta/stats.json", {name: self._summary(name, total) for name, total in self._totals.items()})
+            {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": stored}
+            | {"metadata": None} for name, kind, stored in kinds]}
+        numbers = pa.array(range(len(self._tasks)), pa.int64())
+        tasks = pa.table({"task_index": numbers, "task": self._tasks})
+        tasks = tasks.replace_schema_metadata({"pandas": json.dumps(index)})
+        parquet.write_table(tasks, root / "meta/tasks.parquet")
+        totals = {name: self._summary(name, total) for name, total in self._totals.items()}
+        write_json(root / "meta/stats.json", totals)
         write_json(root / "meta/info.json", self._info(begin))
         return begin
 
     def _info(self, frames: int) -> dict[str, Any]:
         count = len(self._source)
         features: dict[str, Any] = {}
+        video = self._images == "video"
         for key, (height, width) in self._shapes.items():
-            features[key] = {"dtype": "video" if self._images == "video" else "image", "shape": [height, width, 3],
+            features[key] = {"dtype": "video" if video else "image", "shape": [height, width, 3],
                              "names": ["height", "width", "channels"]}
-            if self._images == "video":
+            if video:
                 features[key]["info"] = {
-                    "video.height": height, "video.width": width, "video.codec": "h264", "video.pix_fmt": "yuv420p",
-                    "video.is_depth_map": False, "video.fps": self._rate, "video.channels": 3, "has_audio": False}
+                    "video.height": height, "video.width": width, "video.channels": 3,
+                    "video.fps": self._rate, "video.codec": "h264", "video.pix_fmt": "yuv420p",
+                    "video.is_depth_map": False, "has_audio": False}
         for key, names in self._names.items():
             features[key] = {"dtype": "float32", "shape": [len(names)], "names": names}
         for key, kind in {**dict.fromkeys(self._flags, "bool"), **COUNTERS}.items():
             features[key] = {"dtype": kind, "shape": [1], "names": None}
-        return {"codebase_version": "v3.0", "robot_type": self._robot_type or None, "total_episodes": count,
-                "total_frames": frames, "total_tasks": len(self._tasks), "chunks_size": FILES_PER_CHUNK,
-                "data_files_size_in_mb": 100, "video_files_size_in_mb": 200, "fps": self._rate,
+        return {"codebase_version": "v3.0", "robot_type": self._robot_type or None,
+                "total_episodes": count, "total_frames": frames, "total_tasks": len(self._tasks),
+                "chunks_size": FILES_PER_CHUNK, "data_files_size_in_mb": 100,
+                "video_files_size_in_mb": 200, "fps": self._rate,
                 "splits": {"train": f"0:{count}"}, "data_path": DATA_PATH,
-                "video_path": VIDEO_PATH if self._images == "video" else None, "features": features}
+                "video_path": VIDEO_PATH if video else None, "features": features}
 
-    def _write_episode(self, root: Path, number: int, begin: int, arrays: EpisodeArrays) -> dict[str, Any]:
+    def _write_episode(
+        self, root: Path, number: int, begin: int, arrays: EpisodeArrays
+    ) -> dict[str, Any]:
         """Write its files; returns its row of meta/episodes."""
         import pyarrow as pa
         import pyarrow.parquet as parquet
@@ -142,12 +154,13 @@ class LeRobotExport:
             values = numbers[key]
             assert values is not None
             if not np.isfinite(values).all():
-                raise DataError(f"{arrays.source}: a number of {key} is not finite. Exclude the episode.")
+                raise DataError(f"{arrays.source}: {key} is not finite. Exclude the episode.")
             self._count(statistics, key, values)
             flat = pa.array(values.astype(np.float32).reshape(-1))
             columns[key] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         person = np.zeros(length, dtype=bool) if arrays.takeover is None else arrays.takeover == 0
-        flags = {SUCCESS: (steps == length - 1) & (arrays.outcome == "success"), "intervention": person}
+        succeeded = (steps == length - 1) & (arrays.outcome == "success")
+        flags = {SUCCESS: succeeded, "intervention": person}
         columns |= {name: flags[name] for name in self._flags}
         pictures = self._write_images(root, number, place, arrays, statistics)
         columns |= {key: pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -160,7 +173,8 @@ class LeRobotExport:
         path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(pa.table(columns), path)
         row: dict[str, Any] = {
-            "episode_index": number, "tasks": [arrays.instruction], "length": length, OUTCOME: arrays.outcome,
+            "episode_index": number, "tasks": [arrays.instruction], "length": length,
+            OUTCOME: arrays.outcome,
             "dataset_from_index": begin, "dataset_to_index": begin + length,
             "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
         row |= {f"data/{name}": value for name, value in place.items()}
@@ -173,7 +187,8 @@ class LeRobotExport:
         return row
 
     def _write_images(
-        self, root: Path, number: int, place: dict[str, int], arrays: EpisodeArrays, statistics: dict[str, Running]
+        self, root: Path, number: int, place: dict[str, int], arrays: EpisodeArrays,
+        statistics: dict[str, Running],
     ) -> dict[str, list[dict[str, Any]]]:
         """Write the videos, or return the PNGs by feature."""
         writers: dict[str, VideoWriter] = {}
@@ -184,18 +199,22 @@ class LeRobotExport:
                 key = f"observation.images.{camera}"
                 size = frames.shape[1:3]
                 if self._shapes.setdefault(key, size) != size:
-                    raise DataError(f"{arrays.source}: images of '{camera}' are {size}, those of an earlier episode "
-                                    f"{self._shapes[key]}: must be of one size (height, width). Export them apart.")
+                    raise DataError(
+                        f"{arrays.source}: images of '{camera}' are {size}, those of an earlier "
+                        f"episode {self._shapes[key]}: must be of one size (height, width). Export "
+                        "them apart.")
                 if self._images == "png":
-                    names = (f"frame-{step:06d}.png" for step in steps)
                     pictures.setdefault(key, []).extend(
-                        {"bytes": _png(frame), "path": name} for frame, name in zip(frames, names, strict=True))
+                        {"bytes": _png(frame), "path": f"frame-{step:06d}.png"}
+                        for frame, step in zip(frames, steps, strict=True))
                 else:
                     if key not in writers:
                         path = root / VIDEO_PATH.format(video_key=key, **place)
-                        writers[key] = VideoWriter(path, Fraction(self._rate).limit_denominator(1000), *size)
+                        rate = Fraction(self._rate).limit_denominator(1000)
+                        writers[key] = VideoWriter(path, rate, *size)
                     writers[key].add(frames)
-                self._count(statistics, key, frames[:, ::EVERY_PIXEL, ::EVERY_PIXEL].reshape(-1, 3) / 255)
+                sample = frames[:, ::EVERY_PIXEL, ::EVERY_PIXEL].reshape(-1, 3)
+                self._count(statistics, key, sample / 255)
         for writer in writers.values():
             writer.close()
         return pictures
@@ -207,9 +226,11 @@ class LeRobotExport:
     def _summary(self, key: str, found: Running) -> dict[str, Any]:
         """The statistics of a feature as LeRobot stores them: of an image (3, 1, 1), in 0 to 1."""
         numbers = {"min": found.low, "max": found.high, "mean": found.mean, "std": found.std}
-        numbers |= {f"q{round(100 * q):02d}": found.quantile(q) for q in (0.01, 0.1, 0.5, 0.9, 0.99)}
+        for q in (0.01, 0.1, 0.5, 0.9, 0.99):
+            numbers[f"q{round(100 * q):02d}"] = found.quantile(q)
         shape = (-1, 1, 1) if key in self._shapes else (-1,)
-        return {**{name: values.reshape(shape).tolist() for name, values in numbers.items()}, "count": [found.count]}
+        lists = {name: values.reshape(shape).tolist() for name, values in numbers.items()}
+        return lists | {"count": [found.count]}
 
 
 def _whole(rate: float) -> float | int:

@@ -50,7 +50,8 @@ def open_sources(
             log(f"{path}: {kind}, {len(source)} episodes")
             for note in source.notes:
                 log(f"  {note}")
-    exclude = (*(mapping.get("exclude") or ()), *(name for names in chosen.values() for name in sorted(names)))
+    left_out = sorted(name for names in chosen.values() for name in names)
+    exclude = (*(mapping.get("exclude") or ()), *left_out)
     joined = Joined(sources, exclude, tuple(mapping.get("accept") or ()))
     if log is not None:
         for note in joined.notes[sum(len(source.notes) for source in sources):]:
@@ -84,7 +85,7 @@ def _open(kind: str, path: Path, config: PolicyConfig, mapping: Mapping[str, Any
 def detect_format(path: Path) -> str:
     """`lerobot`, `calvin` or `bag`, by what lies in the folder. Raises DataError."""
     if not path.exists():
-        raise DataError(f"{path}: does not exist. Give a rosbag, a LeRobot folder or a CALVIN folder.")
+        raise DataError(f"{path}: does not exist. Give a rosbag, a LeRobot or a CALVIN folder.")
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
     if (path / "ep_start_end_ids.npy").is_file() or any(path.glob("lang_*/auto_lang_ann.npy")):
@@ -94,6 +95,6 @@ def detect_format(path: Path) -> str:
         return "bag"
     have = ", ".join(names[:8]) or "nothing"
     raise DataError(
-        f"{path}: neither a rosbag (metadata.yaml, *.mcap, *.db3) nor a LeRobot folder (meta/info.json) nor a "
-        f"CALVIN folder (ep_start_end_ids.npy); it holds {have}."
+        f"{path}: neither a rosbag (metadata.yaml, *.mcap, *.db3) nor a LeRobot folder "
+        f"(meta/info.json) nor a CALVIN folder (ep_start_end_ids.npy); it holds {have}."
     )

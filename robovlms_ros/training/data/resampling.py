@@ -7,6 +7,7 @@ was in force at the end of a step. Rosbags are not resampled here: their reader 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,19 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import ActionChunk, RobotState
 from robovlms_ros.evaluation.replay.steps import steps_of_chunk, steps_of_targets
 from robovlms_ros.evaluation.replay.tracks import pose_between
-from robovlms_ros.training.data.episodes import Array, DataError, EpisodeArrays, EpisodeSource, Flaw, Images
+from robovlms_ros.training.data.episodes import (
+    Array,
+    DataError,
+    EpisodeArrays,
+    EpisodeSource,
+    Flaw,
+    Images,
+)
 
 SAME = 0.01
 """Relative difference of two rates that count as one."""
 SLOWEST = 0.8
-"""Recorded frames for each of the policy's steps, at least: else most of its images are repeated."""
+"""Recorded frames for each of the policy's steps, at least: else most images are repeated."""
 EDGE = 1e-6  # steps: rates such as 30 and 1 / 0.0333 differ by rounding
 
 
@@ -35,8 +43,9 @@ class Resampled:
         recorded = source.rate_hz
         self._frames = step * recorded
         if self._frames < SLOWEST:
-            raise ConfigError(f"action.step_duration = {step:g} s, {where} was recorded at {recorded:g} Hz: must be "
-                              f"{SLOWEST / recorded:.4g} s or more, for {SLOWEST:g} recorded frames a step.")
+            raise ConfigError(
+                f"action.step_duration = {step:g} s, {where} was recorded at {recorded:g} Hz: "
+                f"must be {SLOWEST / recorded:.4g} s or more, for {SLOWEST:g} frames a step.")
         self._source = source
         self._spec = dataclasses.replace(config.action.spec, composition="chained")
         self.rate_hz = 1 / step
@@ -46,8 +55,10 @@ class Resampled:
         self.dropped: Mapping[str, str] = source.dropped
         how = "added up along their path" if self._spec.space.endswith("_delta") else "interpolated"
         self.notes: Sequence[str] = (
-            *source.notes, f"resampled from {recorded:.4g} to {self.rate_hz:.4g} Hz: images and states nearest in "
-            f"time, at most {500 / recorded:.0f} ms away, actions {how}, the gripper as in force at a step's end")
+            *source.notes,
+            f"resampled from {recorded:.4g} to {self.rate_hz:.4g} Hz: images and states nearest in "
+            f"time, at most {500 / recorded:.0f} ms away, actions {how}, the gripper as in force "
+            "at a step's end")
 
     def __len__(self) -> int:
         return len(self._source)
@@ -68,23 +79,29 @@ class Resampled:
     def arrays(self, i: int) -> EpisodeArrays:
         arrays = self._source.arrays(i)
         rows = self._nearest(i)
-        stamps = np.interp(np.arange(len(rows)) * self._frames, np.arange(len(arrays)), arrays.stamps_ns)
-        chosen = {name: None if values is None else values[rows] for name, values in (
-            ("proprioception", arrays.proprioception), ("takeover", arrays.takeover), ("poses", arrays.poses),
-            ("openings", arrays.openings))}
+        places = np.arange(len(rows)) * self._frames
+        stamps = np.interp(places, np.arange(len(arrays)), arrays.stamps_ns)
+        chosen: dict[str, Any] = {}
+        for name in ("proprioception", "takeover", "poses", "openings"):
+            values = getattr(arrays, name)
+            chosen[name] = None if values is None else values[rows]
         return dataclasses.replace(arrays, stamps_ns=np.round(stamps).astype(np.int64),
                                    actions=self._actions(arrays, len(rows)), **chosen)
 
     def _actions(self, arrays: EpisodeArrays, count: int) -> Array:
         """(count, D) the actions of the steps."""
         if not np.isfinite(arrays.actions).all():
-            raise DataError(f"{arrays.source}: an action is not finite. Repair the recording, or exclude the episode.")
+            raise DataError(f"{arrays.source}: an action is not finite. Exclude the episode.")
         start = RobotState(0, np.zeros(arrays.actions.shape[1] - 1), None, np.eye(4))
-        path = steps_of_chunk(ActionChunk(0, arrays.actions, self._spec, arrays.instruction, "recorded"), start)
+        chunk = ActionChunk(0, arrays.actions, self._spec, arrays.instruction, "recorded")
+        path = steps_of_chunk(chunk, start)
         targets = path.joints if path.poses is None else path.poses  # of the recorded rows
         assert targets is not None
-        ends = np.arange(1, count + 1) * self._frames  # a step's end, in recorded frames; row t ends at t + 1
-        if self._spec.space.endswith("_delta"):  # the path begins where the arm was at the first frame
+        # the steps' ends, in recorded frames; row t ends at t + 1
+        ends = np.arange(1, count + 1) * self._frames
+        in_force = np.clip(np.ceil(ends - EDGE).astype(np.int64) - 1, 0, len(arrays) - 1)
+        if self._spec.space.endswith("_delta"):
+            # the path begins where the arm was at the first frame
             first = start.positions if path.poses is None else start.eef_pose
             targets = np.concatenate([np.asarray(first)[None], targets])
         else:
@@ -98,9 +115,9 @@ class Resampled:
         else:
             sampled = np.stack([pose_between(targets[a], targets[b], s)
                                 for a, b, s in zip(low, high, share, strict=True)])
-        in_force = np.ceil(np.arange(1, count + 1) * self._frames - EDGE).astype(np.int64) - 1
-        gripper = arrays.actions[np.clip(in_force, 0, len(arrays) - 1), -1]
-        return steps_of_targets(self._spec, start, sampled, np.ones(count, dtype=bool), gripper).values
+        known = np.ones(count, dtype=bool)
+        gripper = arrays.actions[in_force, -1]
+        return steps_of_targets(self._spec, start, sampled, known, gripper).values
 
     def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
         return self._source.images(i, self._nearest(i)[np.asarray(steps, dtype=np.int64)])

@@ -69,11 +69,13 @@ def require_new(file: Path) -> None:
 def write_selection(file: Path, chosen: Mapping[Path, Iterable[str]]) -> None:
     """Write a new selection. Raises DataError for no recording."""
     if not chosen:
-        raise DataError(f"{file}: no episode was selected, nothing is written. `robovlms data stats` shows the marks.")
+        raise DataError(f"{file}: no episode was selected, nothing is written. "
+                        "`robovlms data stats` shows the marks.")
     recordings = []
     for path, names in chosen.items():
         short = sorted(name.removeprefix(f"{path}, ") for name in names)
-        recordings.append({"path": os.path.relpath(path, file.parent)} | ({"exclude": short} if short else {}))
+        entry = {"path": os.path.relpath(path, file.parent)}
+        recordings.append(entry | ({"exclude": short} if short else {}))
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("x", encoding="utf-8") as stream:
         yaml.safe_dump({"recordings": recordings}, stream, sort_keys=False)
@@ -95,8 +97,8 @@ def by_recording(chosen: Mapping[Path, set[str]], source: EpisodeSource) -> dict
     names: dict[Path, set[str]] = {path: set() for path in chosen}
     for i in range(len(source)):
         origin = source.origin(i)
-        # the longest: a path may be the beginning of another
-        names[max((path for path in chosen if origin.startswith(f"{path}, ")), key=lambda p: len(str(p)))].add(origin)
+        within = [path for path in chosen if origin.startswith(f"{path}, ")]
+        names[max(within, key=lambda path: len(str(path)))].add(origin)
     return names
 
 
@@ -104,4 +106,5 @@ def table(rows: Sequence[Sequence[object]]) -> str:
     """Aligned columns, the first to the left."""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in texts)
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in texts)
+    return "\n".join(map("  ".join, lines))

@@ -1,7 +1,9 @@
 """Episodes recorded at another rate than the policy's steps.
 
-- Absolute targets of a straight motion lie on it at the policy's steps; the gripper is what was in force.
-- Deltas, in base and tool axes, lead along the path that the recorded deltas describe, to the same places.
+- Absolute targets of a straight motion lie on it at the policy's steps; the gripper is what was in
+  force.
+- Deltas, in base and tool axes, lead along the path that the recorded deltas describe, to the same
+  places.
 - Images, states and stamps are those nearest in time; no step leads beyond the recording.
 - The same rate is left alone; frames that are too slow are refused with the rate that would fit.
 """
@@ -24,8 +26,14 @@ class Frames:
     def __init__(self, actions, rate):
         self.rate_hz = rate
         stamps = np.round(np.arange(len(actions)) * NANOSECONDS / rate).astype(np.int64)
-        self._arrays = EpisodeArrays(stamps, actions, np.arange(len(actions), dtype=float)[:, None], "go", "one",
-                                     takeover=np.full(len(actions), np.inf))
+        self._arrays = EpisodeArrays(
+            stamps,
+            actions,
+            np.arange(len(actions), dtype=float)[:, None],
+            "go",
+            "one",
+            takeover=np.full(len(actions), np.inf),
+        )
 
     def __len__(self):
         return 1
@@ -54,19 +62,34 @@ def test_absolute_targets_lie_on_the_motion(bags):
     assert np.array_equal(arrays.actions[:, 7], np.ceil(ends * 30 - 1e-6) / 30 > 0.5)
     assert np.allclose(np.diff(arrays.stamps_ns), NANOSECONDS / 20, atol=2)
     shown = source.images(0, range(len(arrays)))["static"][:, 0, 0, 0]
-    assert np.array_equal(shown, arrays.proprioception[:, 0]) and len(arrays.takeover) == len(arrays)
+    assert np.array_equal(shown, arrays.proprioception[:, 0]) and len(arrays.takeover) == len(
+        arrays
+    )
     assert np.abs(shown / 30 - np.arange(len(arrays)) / 20).max() <= 0.5 / 30 + 1e-9
-    assert any("resampled from 30 to 20 Hz: images and states nearest" in note for note in source.notes)
+    assert any(
+        "resampled from 30 to 20 Hz: images and states nearest" in note for note in source.notes
+    )
 
 
 @pytest.mark.parametrize("frame", ["base", "tool"])
 @pytest.mark.parametrize(("rate", "every", "steps"), [(30.0, 3, 2), (60.0, 3, 1), (16.0, 4, 5)])
 def test_deltas_lead_to_the_same_places(bags, frame, rate, every, steps):
     rng = np.random.default_rng(5)
-    actions = np.column_stack([rng.normal(size=(48, 3)) / 100, rng.normal(size=(48, 3)) / 20, np.ones(48)])
-    settings = bags.config(action={"space": "eef_delta", "frame": frame, "rotation": "euler_xyz_extrinsic",
-                                   "composition": "chained", "step_duration": 0.05, "gripper": {"open_value": 1},
-                                   "units": {"translation": 1.0, "rotation": 1.0}}, action_head={"action_dim": 7})
+    actions = np.column_stack(
+        [rng.normal(size=(48, 3)) / 100, rng.normal(size=(48, 3)) / 20, np.ones(48)]
+    )
+    settings = bags.config(
+        action={
+            "space": "eef_delta",
+            "frame": frame,
+            "rotation": "euler_xyz_extrinsic",
+            "composition": "chained",
+            "step_duration": 0.05,
+            "gripper": {"open_value": 1},
+            "units": {"translation": 1.0, "rotation": 1.0},
+        },
+        action_head={"action_dim": 7},
+    )
     source = at_policy_rate(Frames(actions, rate), settings, "here")
     start = np.eye(4)
 
@@ -76,13 +99,22 @@ def test_deltas_lead_to_the_same_places(bags, frame, rate, every, steps):
     recorded, resampled = path(actions), path(source.arrays(0).actions)
     whole = len(resampled) // steps
     assert whole >= 10 and (len(resampled) + 1) / 20 > 46 / rate
-    assert np.allclose(resampled[steps - 1::steps][:whole], recorded[every - 1::every][:whole], atol=1e-9)
+    assert np.allclose(
+        resampled[steps - 1 :: steps][:whole], recorded[every - 1 :: every][:whole], atol=1e-9
+    )
 
 
 def test_joint_deltas_add_up(bags):
     actions = np.column_stack([np.full((30, 7), 0.01), np.zeros(30)])
-    settings = bags.config(action={**bags.config().action.__dict__, "space": "joint_delta", "units": {"joint": 1.0},
-                                   "gripper": {"open_value": 1}, "normalization": []})
+    settings = bags.config(
+        action={
+            **bags.config().action.__dict__,
+            "space": "joint_delta",
+            "units": {"joint": 1.0},
+            "gripper": {"open_value": 1},
+            "normalization": [],
+        }
+    )
     arrays = at_policy_rate(Frames(actions, 30.0), settings, "here").arrays(0)
     assert len(arrays) == 20 and np.allclose(arrays.actions[:, :7], 0.015)
 
@@ -91,7 +123,10 @@ def test_the_same_rate_is_left_alone_and_slow_frames_are_refused(bags):
     actions = np.column_stack([np.zeros((9, 7)), np.ones(9)])
     same = Frames(actions, 20.02)
     assert at_policy_rate(same, bags.config(), "here") is same
-    with pytest.raises(ConfigError, match=r"step_duration = 0.05 s, here was recorded at 10 Hz: must be 0.08 s or more"):
+    with pytest.raises(
+        ConfigError,
+        match=r"step_duration = 0.05 s, here was recorded at 10 Hz: must be 0.08 s or more",
+    ):
         at_policy_rate(Frames(actions, 10.0), bags.config(), "here")
     one = at_policy_rate(Frames(actions[:1], 30.0), bags.config(), "here")
     assert one.length(0) == len(one.arrays(0)) == 1

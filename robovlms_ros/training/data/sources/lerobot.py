@@ -247,8 +247,9 @@ class LeRobotSource:
         """A file of the episode. Version 2 calls the numbers of chunk and file otherwise."""
         chunk = episode[f"{part}/chunk_index"]
         file = episode[f"{part}/file_index"]
-        return path_inside(self.path, name, self._info.get(name), chunk_index=chunk, file_index=file,
-                           episode_chunk=chunk, episode_index=file, **fields)
+        fields |= {"chunk_index": chunk, "file_index": file}
+        fields |= {"episode_chunk": chunk, "episode_index": file}
+        return path_inside(self.path, name, self._info.get(name), **fields)
 
     def _is_video(self, key: str) -> bool:
         return bool(self._features[key]["dtype"] == "video")
@@ -357,7 +358,9 @@ class LeRobotSource:
         stamps = np.round(seconds * NANOSECONDS).astype(np.int64)
         proprioception = self._proprioception(table, i) if self._states else None
         takeover = None
-        outcome = str(self._episodes[i].get(OUTCOME, UNKNOWN))
+        outcome = self._episodes[i].get(OUTCOME)
+        if outcome not in ("success", "failure"):  # other tools leave it empty
+            outcome = UNKNOWN
         if SUCCESS in flags and self._matrix(table, SUCCESS, i).any():
             outcome = "success"
         if data.intervention in flags:

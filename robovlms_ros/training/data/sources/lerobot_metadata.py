@@ -1,4 +1,4 @@
-"""Metadata of a LeRobot data set of version 2 or 3: description, tasks, episodes, and the paths in it.
+"""Metadata of a LeRobot data set of version 2 or 3: description, tasks, episodes, and paths in it.
 
 Version 3 keeps tasks and episodes in Parquet files, read with pyarrow. Version 2 keeps them in JSON
 Lines and each episode in files of its own: its episodes become rows as version 3 has them.
@@ -95,10 +95,12 @@ def _require_caps(path: Path, metadata: Any) -> None:
 
 INDEX = "__index_level_0__"
 OUTCOME = "outcome"
-"""Column of meta/episodes with `success`, `failure` or `unknown`, as `robovlms export` writes it."""
+"""Column of meta/episodes with `success`, `failure` or `unknown`, of `robovlms export`."""
 SUCCESS = "next.success"
 """LeRobot's feature that is true in the last frame of an episode that succeeded."""
-FIELD = re.compile(r"\{(video_key|chunk_index|file_index|episode_chunk|episode_index)(?::0?\d{0,2}d?)?\}")
+FIELD = re.compile(
+    r"\{(video_key|chunk_index|file_index|episode_chunk|episode_index)(?::0?\d{0,2}d?)?\}"
+)
 """The fields in braces that a path of info.json may hold."""
 REMEDY = "Download the data set again."
 
@@ -115,9 +117,10 @@ def path_inside(root: Path, name: str, pattern: Any, **fields: Any) -> Path:
     if fields:
         rest = FIELD.sub("", pattern)
         if "{" in rest or "}" in rest:
-            raise DataError(f"{root}: {name} = {printable(pattern)}: only {{video_key}}, {{chunk_index:03d}}, "
-                            "{file_index:03d}, {episode_chunk:03d} and {episode_index:06d} may stand in braces, with a "
-                            "width below 100.")
+            raise DataError(
+                f"{root}: {name} = {printable(pattern)}: only {{video_key}}, {{chunk_index:03d}}, "
+                "{file_index:03d}, {episode_chunk:03d} and {episode_index:06d} are allowed in "
+                "braces, with a width below 100.")
         with file_boundary(DataError, f"{root}: {name} = {printable(pattern)}", REMEDY):
             filled = pattern.format(**fields)
     parts = re.split(r"[/\\]", filled)
@@ -171,8 +174,9 @@ def read_info(path: Path) -> dict[str, Any]:
         raise DataError(f"{file}: not LeRobot's description of a dataset (no codebase_version).")
     version = str(info["codebase_version"])
     if not version.startswith(("v2.", "v3.")):
-        raise DataError(f"{path}: LeRobot dataset of version {printable(version)}: must be v2 or v3. The lerobot "
-                        "package has a converter for each older version, named convert_dataset_v*.py.")
+        raise DataError(
+            f"{path}: LeRobot dataset of version {printable(version)}: must be v2 or v3. The "
+            "lerobot package has a converter for each older version, named convert_dataset_v*.py.")
     missing = [name for name in ("fps", "features", "data_path") if name not in info]
     if missing:
         raise DataError(f"{file}: no '{missing[0]}'.")
@@ -201,7 +205,8 @@ def read_lines(path: Path) -> list[Mapping[str, Any]]:
             with file_boundary(DataError, f"{path}, line {number}", FILE_REMEDY):
                 row = from_json(line)
             if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: {printable(row)}: must be an object in braces.")
+                place = f"{path}, line {number}"
+                raise DataError(f"{place}: {printable(row)}: must be an object in braces.")
             rows.append(row)
     return rows
 
@@ -255,8 +260,8 @@ def _own_files(path: Path, info: Mapping[str, Any], videos: Sequence[str]) -> li
     file = path / "meta" / "episodes.jsonl"
     size = info.get("chunks_size", 1000)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise DataError(f"{path / 'meta' / 'info.json'}: chunks_size = {printable(size)}: must be a whole number, 1 or "
-                        "more.")
+        raise DataError(f"{path / 'meta' / 'info.json'}: chunks_size = {printable(size)}: must be "
+                        "a whole number, 1 or more.")
     rows: list[dict[str, Any]] = []
     for line in read_lines(file):
         row: dict[str, Any] = {name: line.get(name) for name in ("episode_index", "length")}

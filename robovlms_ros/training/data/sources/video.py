@@ -139,11 +139,12 @@ class VideoWriter:
         import av
 
         if height % 2 or width % 2:
-            raise DataError(f"{path}: images of {width} x {height} pixels: a video needs even numbers. Store the "
-                            "images in the tables instead: --images png.")
+            raise DataError(f"{path}: images of {width} x {height} pixels: a video needs even "
+                            "numbers. Store the images in the tables instead: --images png.")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(path), "w")
-        self._stream = self._container.add_stream("libx264", rate=rate_hz, options={"crf": "18", "g": "2"})
+        options = {"crf": "18", "g": "2"}
+        self._stream = self._container.add_stream("libx264", rate=rate_hz, options=options)
         self._stream.width = width
         self._stream.height = height
         self._stream.pix_fmt = "yuv420p"
