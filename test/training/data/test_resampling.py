@@ -21,9 +21,13 @@ from robovlms_ros.training.data.resampling import at_policy_rate
 class Frames:
     """One episode of numbered frames at a rate."""
 
-    cameras, flaws, accept, notes, dropped = ("static",), (), (), ("a note",), {}
+    cameras = ("static",)
+    flaws = ()
+    accept = ()
+    notes = ("a note",)
 
     def __init__(self, actions, rate):
+        self.dropped = {}
         self.rate_hz = rate
         stamps = np.round(np.arange(len(actions)) * NANOSECONDS / rate).astype(np.int64)
         self._arrays = EpisodeArrays(
