@@ -45,8 +45,9 @@ class FaultArm(Node):
     silent_camera: name of a camera that publishes nothing; empty for none.
     controller: the controller's node, to be spun and destroyed beside this one.
     frozen: True stops the joints where they are, whatever the controller commands.
-    received: the number of commands that have arrived. delayed: s by which this process itself took
-        up a command later than a real-time machine would, the longest. Its clock is published on /clock where
+    received: the number of commands that have arrived. delayed: s that the
+        machine delayed a command, the longest: from the publisher to the arrival, and until it was
+        taken up. Its clock is published on /clock where
         `simulated_time` is true.
     """
 
@@ -166,9 +167,10 @@ class FaultArm(Node):
         arrived_ns = info["received_timestamp"]
         with self._lock:
             self.received += 1
+            late_ns = arrived_ns - info["source_timestamp"]
             if self._times:
-                late_ns = self._system_at(self._times[-1]) - arrived_ns
-                self.delayed = max(self.delayed, late_ns / NANOSECONDS)
+                late_ns = max(late_ns, self._system_at(self._times[-1]) - arrived_ns)
+            self.delayed = max(self.delayed, late_ns / NANOSECONDS)
             self._inbox.append((arrived_ns, message))
 
     def _on_gripper(self, message: JointTrajectory) -> None:

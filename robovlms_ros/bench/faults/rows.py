@@ -33,7 +33,7 @@ class FaultRow:
     Everything but the time to rest includes the recovery. outside: rad beyond the position limits,
     commanded or measured. rest_allowed: the longest time to rest; NaN unless the motion must rest.
     standstill: the longest time at rest before the fault was mended. delayed: the longest time by
-        which the benchmark itself took up a command late.
+        which the machine delayed a command on its way.
     """
 
     fault: str
