@@ -185,12 +185,12 @@ def test_an_inactive_controller_by_the_controller_manager(make_graph):
     )
     from rclpy.node import Node
 
-    from robovlms_ros.ros.controllers.controller_presence import ACTIVITY_QOS
+    from robovlms_ros.ros.graph import LATCHED
 
     graph = make_graph()
     manager = Node("controller_manager", namespace=graph.namespace)
     publisher = manager.create_publisher(
-        messages.ControllerManagerActivity, "~/activity", ACTIVITY_QOS
+        messages.ControllerManagerActivity, "~/activity", LATCHED
     )
 
     def publish(number, label):

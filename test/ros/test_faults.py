@@ -113,13 +113,13 @@ def test_another_clients_goal_on_the_same_controller(graph):
     from action_msgs.msg import GoalStatus, GoalStatusArray
     from rclpy.node import Node
 
-    from robovlms_ros.ros.graph import STATUS_QOS
+    from robovlms_ros.ros.graph import LATCHED
 
     graph.run()
     second = Node("move_group", namespace=graph.namespace)
     controller = graph.arm.robot.controller.topic.rpartition("/")[0]
     status = second.create_publisher(
-        GoalStatusArray, f"{controller}/follow_joint_trajectory/_action/status", STATUS_QOS
+        GoalStatusArray, f"{controller}/follow_joint_trajectory/_action/status", LATCHED
     )
     try:
         goal = GoalStatus(status=GoalStatus.STATUS_EXECUTING)
