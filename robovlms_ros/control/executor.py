@@ -70,7 +70,7 @@ MARGIN_NS = 5_000_000
 """The part of a message's lead that is left for the way to the controller."""
 
 LONGEST_LEAD_NS = 200_000_000
-"""The longest lead of a message that is computed again."""
+"""The longest lead of a chunk's message that is computed again."""
 
 STOP_ATTEMPTS = 3
 
@@ -386,7 +386,7 @@ class ChunkExecutor:
                 return self._admitted(command, now_ns)
             self.scheduler.resume(running)
             now_ns += spent_ns
-            lead_ns = min(2 * spent_ns + lead_ns, LONGEST_LEAD_NS)
+            lead_ns += 2 * spent_ns  # without an upper bound: a late stop is better than none
         raise CommandRejected(
             f"the stop took {spent_ns / 1e6:.0f} ms to compute and would arrive too late; the running "
             "motion ends at rest by itself. Relieve the machine."

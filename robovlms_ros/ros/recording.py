@@ -227,19 +227,20 @@ def _spin(
     node: RecordingNode, executor: SingleThreadedExecutor, options: RecordingOptions,
     log: Callable[[str], None], console: RecordingConsole | None, ended: list[int],
 ) -> None:
-    begin = heard = shown = polled = time.monotonic()
+    begin = heard = shown = polled = looked = time.monotonic()
     first = options.topics[0]
     last = 0
-    patient = True
     warned: set[str] = set()
     recorder = node.recorder
     while not ended and (options.duration <= 0 or time.monotonic() - begin < options.duration):
         executor.spin_once(timeout_sec=0.1)
         now = time.monotonic()
-        if patient and now - begin > PATIENCE:
-            patient = False
+        if now - looked > PATIENCE:
+            looked = now
             for text in _absences(node, options):
-                log(f"WARNING: {text}")
+                if text not in warned:  # a near name may be discovered later
+                    warned.add(text)
+                    log(f"WARNING: {text}")
         if recorder.failure is not None:
             return
         if now - polled > KEY_PERIOD:
