@@ -26,7 +26,7 @@ import pytest
 
 pytestmark = pytest.mark.ros
 
-COMMAND = (sys.executable, "-m", "robovlms_ros.cli", "record")
+COMMAND = (sys.executable, "-X", "faulthandler", "-m", "robovlms_ros.cli", "record")
 CONTROL_C = b"\x03"
 
 
@@ -62,7 +62,12 @@ class Terminal:
         return not termios.tcgetattr(self._slave)[3] & termios.ICANON
 
     def wait(self):
-        code = self.process.wait(60)
+        try:
+            code = self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # its threads' stacks
+            self._reader.join(10)
+            pytest.fail(f"it has not ended: {self.text[-4000:]}")
         self._reader.join(30)
         return code
 
