@@ -1,19 +1,16 @@
 """Calibrated fp8 scales beside a checkpoint's weights: `fp8_scales.json`."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from robovlms_ros.checkpoints.weights import CheckpointError
+from robovlms_ros.checkpoints.weights import CheckpointError, weights_digest
 from robovlms_ros.core.structured_text import write_json
 
 log = logging.getLogger(__name__)
 SCALES = "fp8_scales.json"
 FORMAT = 1
-BLOCKS = 64
-BLOCK = 1 << 16
 
 
 def write_scales(weights: Path, largest: Mapping[str, float], images: int) -> Path:
@@ -22,7 +19,7 @@ def write_scales(weights: Path, largest: Mapping[str, float], images: int) -> Pa
     path = weights.parent / SCALES
     content = {
         "format": FORMAT,
-        "weights": fingerprint(weights),
+        "weights": weights_digest(weights),
         "images": images,
         "largest_inputs": dict(largest),
     }
@@ -46,26 +43,9 @@ def read_scales(weights: Path) -> dict[str, float]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         remedy = "Write it anew with `robovlms calibrate`, or remove it."
         raise CheckpointError(f"{path}: not a file of fp8 scales: {error}. {remedy}") from error
-    if content.get("weights") != fingerprint(weights):
+    if content.get("weights") != weights_digest(weights):
         log.warning(
             "%s was calibrated for other weights and is not used: run `robovlms calibrate`.", path
         )
         return {}
     return largest
-
-
-def fingerprint(weights: Path) -> str:
-    """SHA-256 of the file's size and of up to BLOCKS blocks that are spread over it; of all shards
-    where it is an index of them."""
-    digest = hashlib.sha256()
-    shards = (
-        sorted(weights.parent.glob("*.safetensors")) if weights.suffix == ".json" else [weights]
-    )
-    for shard in shards:
-        size = shard.stat().st_size
-        digest.update(str(size).encode())
-        with shard.open("rb") as file:
-            for i in range(BLOCKS):
-                file.seek(max(size - BLOCK, 0) * i // (BLOCKS - 1))
-                digest.update(file.read(BLOCK))
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from robovlms_ros.checkpoints.weights import weight_files
+from robovlms_ros.checkpoints.weights import weights_digest
 from robovlms_ros.config.policy import PolicyConfig
 
 PARTS = ("weights", "statistics", "action convention", "controller convention")
@@ -29,7 +29,7 @@ def identity(name: str, config: PolicyConfig, weights: Path | None = None) -> st
     if config.proprioception is not None:
         convention["state"] = asdict(config.proprioception)
         statistics["state"] = [convention["state"].pop(each) for each in ("mean", "std")]
-    parts = ["" if weights is None else _weights(weights), _hash(statistics), _hash(convention), ""]
+    parts = ["" if weights is None else weights_digest(weights)[:DIGITS], _hash(statistics), _hash(convention), ""]
     return f"{name}@{'-'.join(parts)}"
 
 
@@ -55,14 +55,6 @@ def difference(recorded: str, present: str) -> str:
 def _parts(policy_id: str) -> list[str]:
     found = policy_id.rpartition("@")[2].split("-") if "@" in policy_id else []
     return found if len(found) == len(PARTS) else []
-
-
-def _weights(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in weight_files(path):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:DIGITS]
 
 
 def _controller(robot: Any) -> str:

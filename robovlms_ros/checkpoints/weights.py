@@ -6,6 +6,7 @@ may come from
 any generation of transformers: `canonical` brings file and module to the same names.
 """
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -192,6 +193,15 @@ def weight_files(path: Path) -> list[Path]:
     if not path.name.endswith(".index.json"):
         return [path]
     return [path.parent / name for name in sorted(set(_shard_table(path).values()))]
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of the weights' files, in hexadecimal digits. Raises CheckpointError."""
+    digest = hashlib.sha256()
+    for file in weight_files(path):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _shard_table(index: Path) -> dict[str, str]:

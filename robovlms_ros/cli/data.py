@@ -121,22 +121,25 @@ def _fits(args: argparse.Namespace, arrays: Any) -> bool:
 
 
 def _print_stats(chosen: Any, source: Any) -> None:
-    from robovlms_ros.training.data.selection import by_recording, table
+    from robovlms_ros.core.text_table import aligned
+    from robovlms_ros.training.data.selection import by_recording
 
     episodes: dict[str, list[Any]] = {}
     for i in range(len(source)):
         episodes.setdefault(source.origin(i), []).append(source.arrays(i))
-    rows: list[list[Any]] = [["recording", "episodes", "minutes", *MARKED, "by a person, s"]]
+    rows = []
     for path, names in by_recording(chosen, source).items():
         pieces = [piece for name in names for piece in episodes[name]]
         marks = Counter(episodes[name][0].outcome for name in names)
         driven = [piece.takeover == 0 for piece in pieces if piece.takeover is not None]
         person = sum(int(flags.sum()) for flags in driven)
         minutes = sum(map(len, pieces)) / source.rate_hz / 60
-        rows.append([path, len(names), f"{minutes:.2f}", *(marks[mark] for mark in MARKED),
-                     f"{person / source.rate_hz:.1f}"])
-    print(table(rows))
+        rows.append([str(path), str(len(names)), f"{minutes:.2f}",
+                     *(str(marks[mark]) for mark in MARKED), f"{person / source.rate_hz:.1f}"])
+    header = ["recording", "episodes", "minutes", *MARKED, "by a person, s"]
+    print(aligned(header, rows, numbers=True))
     words = Counter(pieces[0].instruction for pieces in episodes.values())
-    print(table([["instruction", "episodes"], *words.most_common()]))
+    counts = [[text, str(count)] for text, count in words.most_common()]
+    print(aligned(["instruction", "episodes"], counts, numbers=True))
     for name, why in source.dropped.items():
         print(f"left out: {name}: {why}")

@@ -13,25 +13,11 @@ import torch
 
 from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
 from robovlms_ros.checkpoints.passport import PARTS, difference, identity, with_controller
-from robovlms_ros.config.policy import config_from_mapping
 from robovlms_ros.control.robot import load_robot
 
-CONFIG = {
-    "model": {"backbone": "paligemma", "history_length": 1, "action_chunk_size": 4},
-    "vlm": {"size": "tiny"},
-    "proprioception": {"names": ["gripper"], "mean": [0.5], "std": [0.2]},
-    "action": {
-        "space": "eef_delta",
-        "frame": "base",
-        "rotation": "rotation_vector",
-        "composition": "chained",
-        "step_duration": 0.05,
-        "units": {"translation": 1.0, "rotation": 1.0},
-        "gripper": {"open_value": 1},
-        "normalization": [{"method": "min_max", "low": [-0.1], "high": [0.1]}],
-    },
-}
-ACTION = {
+STATE = {"names": ["gripper"], "mean": [0.5], "std": [0.2]}
+NORMALIZATION = {"method": "min_max", "low": [-0.1], "high": [0.1]}
+CONVENTION = {
     "frame": "tool",
     "rotation": "euler_xyz_extrinsic",
     "composition": "from_observation",
@@ -43,9 +29,20 @@ ACTION = {
 }
 
 
-@pytest.fixture(scope="module")
-def policy():
-    return build_policy(config_from_mapping(CONFIG))
+@pytest.fixture
+def changed(make_config):
+    """A function: the configuration with other blocks."""
+
+    def make(action=None, proprioception=STATE, **blocks):
+        known = {"normalization": [NORMALIZATION], **(action or {})}
+        return make_config(action=known, proprioception=proprioception, **blocks)
+
+    return make
+
+
+@pytest.fixture
+def policy(changed):
+    return build_policy(changed())
 
 
 @pytest.fixture
@@ -53,15 +50,7 @@ def weights(policy, tmp_path):
     return save_policy(policy, tmp_path / "one") / "model.safetensors"
 
 
-def changed(**blocks):
-    return config_from_mapping({**CONFIG, **blocks})
-
-
-def action(**fields):
-    return changed(action={**CONFIG["action"], **fields})
-
-
-def test_each_field_has_its_part(policy, weights):
+def test_each_field_has_its_part(policy, weights, changed):
     robot = load_robot("panda")
     known = with_controller(identity("one", changed(), weights), robot)
     assert known.count("-") == len(PARTS) - 1
@@ -73,14 +62,14 @@ def test_each_field_has_its_part(policy, weights):
 
     assert sentence() == ""
     for config in (
-        action(normalization=[{"method": "min_max", "low": [-0.1], "high": [0.2]}]),
-        changed(proprioception={"names": ["gripper"], "mean": [0.6], "std": [0.2]}),
-        changed(proprioception={"names": ["gripper"], "mean": [0.5], "std": [0.3]}),
+        changed(action={"normalization": [{**NORMALIZATION, "high": [0.2]}]}),
+        changed(proprioception={**STATE, "mean": [0.6]}),
+        changed(proprioception={**STATE, "std": [0.3]}),
     ):
         assert "which has other statistics than two@" in sentence(config)
-    for name, value in ACTION.items():
-        assert "which has other action convention than" in sentence(action(**{name: value})), name
-    steps = changed(model={**CONFIG["model"], "action_chunk_size": 5})
+    for name, value in CONVENTION.items():
+        assert "which has other action convention than" in sentence(changed(action={name: value})), name
+    steps = changed(model={"action_chunk_size": 5})
     assert "other action convention than" in sentence(steps)
     for other in (
         replace(robot, eef_frame="tool0"),

@@ -9,7 +9,7 @@ neither copied nor changed.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,11 +100,3 @@ def by_recording(chosen: Mapping[Path, set[str]], source: EpisodeSource) -> dict
         within = [path for path in chosen if origin.startswith(f"{path}, ")]
         names[max(within, key=lambda path: len(str(path)))].add(origin)
     return names
-
-
-def table(rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns, the first to the left."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in texts)
-    return "\n".join(map("  ".join, lines))

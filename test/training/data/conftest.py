@@ -20,6 +20,9 @@ STEP_NS = NANOSECONDS // 20
 BEGIN = 1000 * NANOSECONDS
 HORIZON = 4
 MAPPING = {"bag": {"robot": "panda"}}
+ACTION = {"space": "joint_position", "frame": "base", "rotation": "rotation_vector", "composition": "chained",
+          "step_duration": 0.05, "units": {"joint": 1.0}, "gripper": {"open_value": 1},
+          "names": [*JOINTS, "gripper"]}
 
 
 def told(time_ns: int) -> np.ndarray:
@@ -142,9 +145,7 @@ def config(space: str = "joint_position", cameras: tuple[str, ...] = ("static",)
     return config_from_mapping({
         "model": {"backbone": "paligemma", "history_length": 2, "history_step": 0.05, "action_chunk_size": HORIZON},
         "action_head": {"action_dim": 8}, "cameras": list(cameras),
-        "action": {"space": space, "frame": "base", "rotation": "rotation_vector", "composition": "chained",
-                   "step_duration": 0.05, "units": {"joint": 1.0}, "gripper": {"open_value": 1},
-                   "names": [*JOINTS, "gripper"]},
+        "action": {**ACTION, "space": space},
         **blocks})
 
 

@@ -206,7 +206,7 @@ def test_the_last_mark_counts_and_a_flaw_of_a_discarded_episode_does_not(bags, t
 
 
 def test_marks_of_episodes_that_instructions_begin(bags, tmp_path):
-    """A policy's runs: the node publishes the outcome and nobody begins an episode by hand."""
+    """Runs of a policy: the node publishes outcomes, and no marker begins an episode."""
     def also(bag: Any, tick: int, now: int) -> None:
         if tick in (100, 250):
             bag.text("/episode", now, "success" if tick == 100 else "failure")

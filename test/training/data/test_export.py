@@ -162,17 +162,7 @@ def training(bags, tmp_path):
         "action_head": {"action_dim": 8},
         "cameras": ["static"],
         "data": {"bag": {"topics": {"commands": "/leader/joint_states"}}},
-        "action": {
-            "robot": "panda",
-            "space": "joint_position",
-            "frame": "base",
-            "rotation": "rotation_vector",
-            "composition": "chained",
-            "step_duration": 0.05,
-            "units": {"joint": 1.0},
-            "gripper": {"open_value": 1},
-            "names": [*bags.JOINTS, "gripper"],
-        },
+        "action": {**bags.ACTION, "robot": "panda"},
     }
     (tmp_path / "train.json").write_text(json.dumps(config))
     return ["--config", str(tmp_path / "train.json")]
@@ -189,7 +179,7 @@ def test_selections_by_marks(bags, tmp_path, training, capsys, monkeypatch):
 
     code, said = data("stats", bag, other, *training)
     assert code == 0
-    assert [line.split()[1:] for line in said.out.splitlines()[1:3]] == [
+    assert [line.split()[1:] for line in said.out.splitlines()[2:4]] == [
         ["3", "0.05", "1", "1", "1", "0.2"],
         ["1", "0.05", "0", "0", "1", "0.0"],
     ]

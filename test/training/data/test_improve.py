@@ -28,17 +28,7 @@ def command(bags, tmp_path):
         for i in range(3)
     ]
     normalization = {"method": "min_max", "low": [-3.0] * 7 + [0.0], "high": [3.0] * 7 + [1.0]}
-    action = {
-        "space": "joint_position",
-        "frame": "base",
-        "rotation": "rotation_vector",
-        "composition": "chained",
-        "step_duration": 0.05,
-        "units": {"joint": 1.0},
-        "gripper": {"open_value": 1},
-        "names": [*bags.JOINTS, "gripper"],
-        "normalization": [normalization],
-    }
+    action = {**bags.ACTION, "normalization": [normalization]}
     config = bags.config(
         action=action,
         action_head={"type": "lstm", "hidden_size": 16, "num_layers": 1, "action_dim": 8},
