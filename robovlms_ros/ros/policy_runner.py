@@ -710,16 +710,16 @@ class PolicyRunner:
         if self._arm is None:
             self._observer.on_command(decision.command)
             return
-        # The times of a replacement count from when it is sent.
-        sent_ns = self._now() if decision.command.shape == "replacement" else now_ns
-        self._send(decision.command, sent_ns)
+        self._send(decision.command, now_ns)
         self._moving = True
         if self._gripper is not None and decision.gripper is not None:
             self._gripper.update(decision.gripper)
 
     def _send(self, command: AdmittedCommand, now_ns: int) -> None:
         assert self._arm is not None
-        self._arm.send(command, now_ns)
+        # The times of a replacement count from when it is sent.
+        sent_ns = self._now() if command.shape == "replacement" else now_ns
+        self._arm.send(command, sent_ns)
         self._observer.on_command(command)
 
     def _forget_confirmation(self) -> None:

@@ -72,6 +72,8 @@ class ModelArm(Arm):
 
     name = "arm"
 
+    shape = "self_splice"
+
     def __init__(self, controller):
         self.controller = controller
         self.listening = 1

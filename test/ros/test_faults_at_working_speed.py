@@ -63,3 +63,20 @@ def test_the_arm_is_at_rest_after_the_fault(kind):
     before = np.abs(commands[round(1.6 / TICK)] - commands[round(1.6 / TICK) - 1]).max() / TICK
     assert before > 0.5
     assert np.abs(np.diff(commands[-50:], axis=0)).max() == 0.0
+
+
+def test_a_replacement_that_stops_counts_from_when_it_is_sent():
+    """Its computation takes 8 ms: a message by the time before them would shift the motion by them."""
+    sim = Simulation()
+    sim.run(1.5, [])
+    sim.arm.shape = "replacement"
+    smooth_stop = sim.executor.smooth_stop
+
+    def slow(now_ns, clock=None):
+        command = smooth_stop(now_ns, clock)
+        sim.offset_ns += 8_000_000
+        return command
+
+    sim.executor.smooth_stop = slow
+    sim.runner.pause(True)
+    assert sim.arm.stops[-1].sent_ns == sim.now()
