@@ -50,10 +50,9 @@ def read_run(path: Path, start: str | None = None) -> Run:
     `start`. Raises ConfigError, CheckpointError.
     """
     mapping = read_mapping(path)
-    own = mapping.pop("data", None)
     if "base" in mapping:
         mapping = expand(mapping, path.name, path.parent)
-    data = mapping.pop("data", None) if own is None else own
+    data = mapping.pop("data", None)
     data = {} if data is None else data
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path.name}: data = {data!r}: must be a mapping (docs/training_data.md).")

@@ -11,11 +11,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from robovlms_ros.bench.so101.picture import ArmPicture
 from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
 from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.resources import share_directory
+from robovlms_ros.core.schema import read_mapping
 from robovlms_ros.core.structured_text import write_json
 from robovlms_ros.core.types import NANOSECONDS, Array
 from robovlms_ros.training.data.episodes import EpisodeArrays, Flaw, Images
@@ -94,6 +97,20 @@ def write_calibration(path: Path) -> None:
     motors = {name: {"id": i + 1, "drive_mode": 0, "homing_offset": 0, "range_min": low, "range_max": high}
               for i, (name, (low, high)) in enumerate(CALIBRATION.items())}
     path.write_text(json.dumps(motors, indent=4), encoding="utf-8")
+
+
+def write_robot(folder: Path) -> Path:
+    """The shipped SO-101 with the made-up arm's calibration, and a driver whose zeros are not the
+    ranges' middles."""
+    write_calibration(folder / "my_arm.json")
+    shipped = share_directory() / "config" / "robots"
+    robot = read_mapping(shipped / "so101.yaml")
+    robot["description"]["file"] = str(shipped / "so101.urdf")
+    robot["gripper"] |= {"open_position": OPEN, "closed_position": CLOSED}
+    robot["lerobot"] = {"calibration": "my_arm.json", "zero": [DRIVER_ZERO]}
+    path = folder / "my_so101.yaml"
+    path.write_text(yaml.safe_dump(robot), encoding="utf-8")
+    return path
 
 
 class ScriptedRecording:

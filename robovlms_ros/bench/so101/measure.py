@@ -5,7 +5,6 @@ import argparse
 import os
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,17 @@ from robovlms_ros.bench.so101.episode import (
     CALIBRATION,
     CAMERA,
     CLOSED,
-    DRIVER_ZERO,
     INSTRUCTION,
     OPEN,
     SECONDS,
     START,
     scripted_episode,
-    write_calibration,
     write_folder,
+    write_robot,
 )
 from robovlms_ros.bench.so101.tracking import Tracking, distances, jaw_distance
 from robovlms_ros.control.robot import RobotSpec, load_robot
 from robovlms_ros.core.resources import share_directory
-from robovlms_ros.core.schema import read_mapping
 from robovlms_ros.core.structured_text import write_json
 from robovlms_ros.core.types import Array
 from robovlms_ros.ros.processes import isolated_environment
@@ -43,27 +40,20 @@ MORE_TIME = 1.4
 MOVING = 0.02  # rad/s
 
 
-def write_robot(folder: Path) -> Path:
-    """The shipped SO-101 with the made-up arm's calibration, and a driver whose zeros are not the
-    ranges' middles."""
-    write_calibration(folder / "my_arm.json")
-    shipped = share_directory() / "config" / "robots"
-    robot = read_mapping(shipped / "so101.yaml")
-    robot["description"]["file"] = str(shipped / "so101.urdf")
-    robot["gripper"] |= {"open_position": OPEN, "closed_position": CLOSED}
-    robot["lerobot"] = {"calibration": "my_arm.json", "zero": [DRIVER_ZERO]}
-    path = folder / "my_so101.yaml"
-    path.write_text(yaml.safe_dump(robot), encoding="utf-8")
-    return path
-
-
-def train(folder: Path, robot: Path, units: str, steps: int, config: str) -> Path:
-    """Train on the folder's only episode with the shipped configuration; returns the checkpoint."""
-    run = read_run(share_directory() / "config" / "train" / f"{config}.yaml")
-    training = replace(run.config.training, max_steps=steps, validation_fraction=0.0)
-    data = {**run.data, "lerobot": {"robot": str(robot), "units": units}}
-    run = replace(run, config=replace(run.config, training=training), data=data)
-    return train_on([folder / "episodes"], run, folder / "train", print)
+def train(folder: Path, robot: Path, units: str, steps: int) -> Path:
+    """Train on the folder's only episode with the shipped configuration and a smaller network;
+    returns the checkpoint."""
+    width = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**width, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 128, "initializer_range": 0.08}
+    settings = {
+        "base": str(share_directory() / "config" / "train" / "so101.yaml"),
+        "vlm": {"image_size": 48, "settings": {"text_config": text, "vision_config": {**width, "patch_size": 12}}},
+        "training": {"max_steps": steps, "validation_fraction": 0.0},
+        "data": {"lerobot": {"robot": str(robot), "units": units}},
+    }
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return train_on([folder / "episodes"], read_run(path), folder / "train", print)
 
 
 def drive(checkpoint: Path, robot: Path, work: Path) -> tuple[Array, Array, list[tuple[int, float]], int]:
@@ -128,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     if not (work / "episodes").exists():
         write_folder(work / "episodes", robot, args.units)
     print(f"{work}: a LeRobot folder in {args.units} of an arm with {len(CALIBRATION)} motors")
-    checkpoint = train(work, path, args.units, args.steps, "so101")
+    checkpoint = train(work, path, args.units, args.steps)
     tracking = judge(*drive(checkpoint, path, work), robot)
     print(tracking.table())
     print(f"beyond the limits: {1000 * tracking.beyond_limits:.0f} mrad; rejected commands: {tracking.rejected}; "

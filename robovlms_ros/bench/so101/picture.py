@@ -12,7 +12,7 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.types import Array
 
 SIZE = 96
-REACH = 0.5  # m, half the picture's width
+REACH = 0.5  # m, the picture's width
 COLORS = ((230, 70, 60), (240, 160, 40), (230, 220, 60), (90, 200, 90), (80, 160, 240), (190, 110, 230))
 BACKGROUND = (30, 34, 40)
 WIDTH = 4  # pixels
@@ -49,4 +49,4 @@ def _project(point: Array | tuple[float, float, float]) -> tuple[float, float]:
     x, y, z = point
     across = 0.55 * x - 0.85 * y
     up = 0.35 * x + 0.2 * y + 0.9 * z
-    return (SIZE / 2 * (1 + across / REACH), SIZE * (0.85 - 0.5 * up / REACH))
+    return (SIZE * (0.3 + across / REACH), SIZE * (0.85 - up / REACH))

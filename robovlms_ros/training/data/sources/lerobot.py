@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.control.lerobot_units import calibrated_ranges, motor_names
+from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.file_boundary import file_boundary
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.core.text_safety import printable
@@ -39,6 +41,7 @@ from robovlms_ros.training.data.sources.lerobot_data import (
     BOTH_READINGS,
     is_percent_or_degrees,
     read_block,
+    state_columns,
 )
 from robovlms_ros.training.data.sources.lerobot_metadata import (
     OUTCOME,
@@ -55,11 +58,14 @@ from robovlms_ros.training.data.sources.lerobot_metadata import (
     read_table,
     read_tasks,
 )
+from robovlms_ros.training.data.sources.tick_grid import grid_flaws, seen_units
 from robovlms_ros.training.data.sources.video import VideoFrames
 
 BEYOND = 0.25
 CLOCK_TOLERANCE = 0.005
 """s by which a timestamp may differ from frame_index / fps without a note."""
+STATE_EPISODES = 4
+"""Episodes whose states show the recording's unit."""
 LISTED = 8
 """Missing files that a message names."""
 
@@ -86,6 +92,7 @@ class LeRobotSource:
         self.robot_type = str(self._info.get("robot_type") or "")
         self._video = VideoFrames(0.5 / self.rate_hz)
         flaws += [*self._drop_without_video(videos), *self._drop_without_table(), *self._clock_flaws()]
+        flaws += self._grid_flaws(config)
         self.flaws: Sequence[Flaw] = flaws
         if not self._episodes:
             raise DataError(f"{path}: no episode can be read. " + " ".join(f"{flaw.text}." for flaw in flaws))
@@ -101,8 +108,34 @@ class LeRobotSource:
         if not is_percent_or_degrees(self.robot_type) or config.action.space.startswith("eef"):
             return []
         data = self._data
+        seen = ""
+        if data.state in self._features and self._episodes:
+            seen = seen_units(self._sample_of_states(), [str(i) for i in range(feature_width(
+                self.path, self._features, data.state))])
         return [f"LeRobot records the joints of {printable(self.robot_type)} as {BOTH_READINGS}; here scale = "
-                f"{list(data.scale)}, offset = {list(data.offset)}"]
+                f"{list(data.scale)}, offset = {list(data.offset)}",
+                *([f"the measured states are {seen}"] if seen else [])]
+
+    def _grid_flaws(self, config: PolicyConfig) -> list[Flaw]:
+        """Contradictions between the declared units and the measured states."""
+        data = self._data
+        if data.units == "si" or data.state not in self._features or not self._episodes:
+            return []
+        robot = load_robot(str(data.robot or config.action.robot))  # type: ignore[union-attr]
+        columns = state_columns(self._features, data, motor_names(robot), self.path)
+        states = self._sample_of_states()[:, columns]
+        return grid_flaws(states, motor_names(robot), data.units, calibrated_ranges(robot), str(self.path))
+
+    def _sample_of_states(self) -> Array:
+        """(N, width) recorded states of the first episodes that can be read."""
+        found = []
+        for i in range(min(len(self._episodes), STATE_EPISODES)):
+            try:
+                found.append(self._matrix(self._rows(i, [self._data.state]), self._data.state, i))
+            except DataError:
+                continue  # `arrays` raises it again, for the episode that is read
+        return np.concatenate(found) if found else np.empty((0, feature_width(
+            self.path, self._features, self._data.state)))
 
     def _drop_without_video(self, videos: Sequence[str]) -> list[Flaw]:
         """Leave out the episodes whose video files are missing; one flaw with the list."""

@@ -138,6 +138,14 @@ def _with_columns(
     return dataclasses.replace(data, proprioception=states)
 
 
+def state_columns(
+    features: Mapping[str, Any], data: LeRobotData, motors: Sequence[str], path: Path
+) -> list[int]:
+    """Columns of the motors in the states: as the block gives them, else by the motors' names."""
+    given = [*data.proprioception.get("joint_positions", ()), *data.proprioception.get("gripper", ())]
+    return given if len(given) == len(motors) else list(_columns_of(features, data.state, motors, path))
+
+
 def _columns_of(features: Mapping[str, Any], feature: str, motors: Sequence[str], path: Path) -> tuple[int, ...]:
     """The columns MOTOR.pos of a feature, in the order of the motors."""
     names = features[feature].get("names")
