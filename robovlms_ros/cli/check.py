@@ -79,9 +79,10 @@ def run(args: argparse.Namespace) -> int:
     report = inspect(find_checkpoint(args.checkpoint), config, situation)
     if robot is not None:
         description = None if args.description is None else Path(args.description)
-        found = (check_description(robot, description), check_collision(robot, description))
+        found = [check_description(robot, description), check_collision(robot, description)]
         calibration = check_calibration(robot)
-        found = found if calibration is None else (*found, calibration)
+        if calibration is not None:
+            found.append(calibration)
         report = replace(report, findings=(*report.findings, *found))
     if args.json:
         print(report.to_json())

@@ -35,15 +35,34 @@ class LeRobotBlock:
     sign: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
-        require(len(set(self.motors)) == len(self.motors), "lerobot.motors", self.motors, "named once each")
+        require(
+            len(set(self.motors)) == len(self.motors),
+            "lerobot.motors",
+            self.motors,
+            "named once each",
+        )
         allowed = all(sign in (-1, 1) for sign in self.sign)
-        require(allowed and len(self.sign) > 0, "lerobot.sign", self.sign, "1 or -1, for all motors or for each")
+        require(
+            allowed and len(self.sign) > 0,
+            "lerobot.sign",
+            self.sign,
+            "1 or -1, for all motors or for each",
+        )
         if self.zero != "middle":
             within = len(self.zero) > 0 and all(0 <= tick < TICKS for tick in self.zero)
-            require(within, "lerobot.zero", self.zero, f"`middle`, or ticks from 0 to {TICKS - 1}, for all motors "
-                    "or for each")
-            require(self.calibration is not None, "lerobot.zero", self.zero, "`middle` without `calibration`: a tick "
-                    "is related to LeRobot's numbers by the calibration file alone")
+            require(
+                within,
+                "lerobot.zero",
+                self.zero,
+                f"`middle`, or ticks from 0 to {TICKS - 1}, for all motors or for each",
+            )
+            require(
+                self.calibration is not None,
+                "lerobot.zero",
+                self.zero,
+                "`middle` without `calibration`: a tick "
+                "is related to LeRobot's numbers by the calibration file alone",
+            )
 
     def check_count(self, count: int) -> None:
         """Raise ConfigError unless every list fits `count` motors."""
@@ -51,8 +70,11 @@ class LeRobotBlock:
             values = getattr(self, name)
             allowed = (0, count) if name == "motors" else (1, count)
             if values != "middle" and len(values) not in allowed:
-                raise ConfigError(f"lerobot.{name} has {len(values)} values: must have {allowed[0]} or {count}, one "
-                                  "for each of `joints` and the gripper.")
+                raise ConfigError(
+                    f"lerobot.{name} has {len(values)} values: must have {allowed[0]} or {count}, "
+                    "one "
+                    "for each of `joints` and the gripper."
+                )
 
 
 @dataclass(frozen=True)
@@ -80,19 +102,29 @@ def _range_of(path: Path, table: Mapping[str, Any], motor: str) -> MotorRange:
     entry = table.get(motor)
     if not isinstance(entry, Mapping):
         raise ConfigError(
-            f"{path}: motor '{motor}' is missing; the file has {', '.join(map(str, table)) or 'none'}: must hold every "
-            f"motor of the robot.{did_you_mean(motor, map(str, table))} {AGAIN} Where its motors have other names "
-            "than the robot's joints, name them in the robot's YAML, `lerobot.motors`.")
+            f"{path}: motor '{motor}' is missing; the file has "
+            f"{', '.join(map(str, table)) or 'none'}: must hold every motor of the "
+            f"robot.{did_you_mean(motor, map(str, table))} {AGAIN} Where its motors have other "
+            "names "
+            "than the robot's joints, name them in the robot's YAML, `lerobot.motors`."
+        )
     ends = []
     for name in ("range_min", "range_max"):
         tick = entry.get(name)
         good = isinstance(tick, int) and not isinstance(tick, bool) and 0 <= tick < TICKS
-        require(good, f"{path}: {name} of '{motor}'", tick, f"a whole number from 0 to {TICKS - 1} (ticks). {AGAIN}")
+        require(
+            good,
+            f"{path}: {name} of '{motor}'",
+            tick,
+            f"a whole number from 0 to {TICKS - 1} (ticks). {AGAIN}",
+        )
         ends.append(int(tick))  # type: ignore[arg-type]
     low, high = ends
     if low >= high:
-        raise ConfigError(f"{path}: '{motor}' has range_min = {low} and range_max = {high}: range_min must be below "
-                          f"range_max. {AGAIN}")
+        raise ConfigError(
+            f"{path}: '{motor}' has range_min = {low} and range_max = {high}: range_min must be "
+            f"below range_max. {AGAIN}"
+        )
     mode = entry.get("drive_mode", 0)
     require(mode in (0, 1), f"{path}: drive_mode of '{motor}'", mode, "0 or 1")
     return MotorRange(low, high, mode == 1)

@@ -60,11 +60,15 @@ def recorded_units(robot: RobotSpec, units: Units) -> RecordedUnits:
     if ranges is None:
         if units == "percent":
             raise ConfigError(
-                f"robot '{robot.name}': lerobot.calibration is missing: percent of a joint's range are radians only "
-                "with the range. Copy LeRobot's file of this arm beside the robot's YAML and name it there "
-                "(`lerobot: {calibration: my_arm.json}`); LeRobot keeps it in "
-                "~/.cache/huggingface/lerobot/calibration/robots/so101_follower.")
-        return RecordedUnits(motors, sign[:count] * TICKS_PER_DEGREE * RADIANS_PER_TICK, np.zeros(count))
+                f"robot '{robot.name}': lerobot.calibration is missing: percent of a joint's range "
+                "are radians only "
+                "with the range. Copy LeRobot's file of this arm beside the robot's YAML and name "
+                "it there (`lerobot: {calibration: my_arm.json}`); LeRobot keeps it in "
+                "~/.cache/huggingface/lerobot/calibration/robots/so101_follower."
+            )
+        return RecordedUnits(
+            motors, sign[:count] * TICKS_PER_DEGREE * RADIANS_PER_TICK, np.zeros(count)
+        )
     zero = _zeros(robot, ranges, sign)
     ticks_per_number = np.array([_ticks_per_number(motor, units) for motor in ranges[:count]])
     middle = np.array([motor.middle for motor in ranges[:count]])
@@ -74,8 +78,10 @@ def recorded_units(robot: RobotSpec, units: Units) -> RecordedUnits:
     if robot.gripper is None:
         return RecordedUnits(motors, scale, offset)
     jaw = ranges[count]
-    ticks = [zero[count] + sign[count] * position / RADIANS_PER_TICK
-             for position in (robot.gripper.closed_position, robot.gripper.open_position)]
+    ticks = [
+        zero[count] + sign[count] * position / RADIANS_PER_TICK
+        for position in (robot.gripper.closed_position, robot.gripper.open_position)
+    ]
     percent = [WHOLE_PERCENT * (tick - jaw.low) / (jaw.high - jaw.low) for tick in ticks]
     if jaw.inverted:
         percent = [WHOLE_PERCENT - value for value in percent]
@@ -129,4 +135,3 @@ def _zeros(robot: RobotSpec, ranges: tuple[MotorRange, ...], sign: Array) -> Arr
 def _each(values: tuple[float, ...] | tuple[int, ...], count: int) -> Array:
     """One number for each motor."""
     return np.broadcast_to(np.array(values, dtype=np.float64), (count,)).copy()
-

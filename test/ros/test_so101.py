@@ -1,9 +1,13 @@
-"""A simulated SO-101 behind the node, with the recorded actions of a LeRobot folder as the policy's answers.
+"""A simulated SO-101 behind the node, with the recorded actions of a LeRobot folder as the policy's
+answers.
 
-- The policy's configuration, the robot and the calibration pass configure; the node takes five joints and a jaw.
-- Chunks read from percent of a calibrated arm drive the arm along the recorded path, in the driver's radians, within the
-  limits, and the jaw to the positions of the robot's YAML at the places of the recording.
-- The benchmark's judgement names a shifted zero, a turned sign, a missing and an early command of the gripper.
+- The policy's configuration, the robot and the calibration pass configure; the node takes five
+  joints and a jaw.
+- Chunks read from percent of a calibrated arm drive the arm along the recorded path, in the
+  driver's radians, within the limits, and the jaw to the positions of the robot's YAML at the
+  places of the recording.
+- The benchmark's judgement names a shifted zero, a turned sign, a missing and an early command of
+  the gripper.
 """
 
 import dataclasses
@@ -35,7 +39,8 @@ NEAR = 0.08  # rad
 
 
 class Replay:
-    """Answers with the recorded actions that follow the recorded state nearest to the arm's, never going back."""
+    """Answers with the recorded actions after the recorded state nearest to the arm's, never going
+    back."""
 
     def __init__(self, arrays):
         self.actions, self.states = arrays.actions, arrays.proprioception[:, :5]
@@ -65,7 +70,9 @@ def recorded(folder):
 
     run = read_run(share_directory() / "config/train/so101.yaml")
     data = {"lerobot": {"robot": str(folder / "my_so101.yaml"), "units": "percent"}}
-    source, _ = open_data([folder / "episodes"], dataclasses.replace(run, data=data), lambda line: None)
+    source, _ = open_data(
+        [folder / "episodes"], dataclasses.replace(run, data=data), lambda line: None
+    )
     config = with_statistics(run.config, compute_statistics(source, [0], run.config))
     return config, source.arrays(0)
 
@@ -81,8 +88,13 @@ def test_recorded_percent_drive_the_arm_along_the_recorded_path(ros, folder, rec
     checkpoint = save_policy(build_policy(config, seed=3), tmp_path / "policy")
     robot = str(folder / "my_so101.yaml")
     arm = functools.partial(FakeArm, robot=robot, cameras=(CAMERA,))
-    graph = Graph(checkpoint, robot=robot, make_arm=arm, cameras=[CAMERA],
-                  **{f"camera__{CAMERA}__topic": f"{CAMERA}/image_raw"})
+    graph = Graph(
+        checkpoint,
+        robot=robot,
+        make_arm=arm,
+        cameras=[CAMERA],
+        **{f"camera__{CAMERA}__topic": f"{CAMERA}/image_raw"},
+    )
     try:
         graph.activate()
         executed = []
@@ -91,9 +103,13 @@ def test_recorded_percent_drive_the_arm_along_the_recorded_path(ros, folder, rec
         with Injected(graph, replay):
             graph.run(INSTRUCTION)
             last = arrays.actions[-1, :5]
-            wait_for(lambda: replay.at > len(arrays.actions) - HORIZON and
-                     np.abs(graph.arm.positions - last).max() < 0.02,
-                     lambda: f"the end of the episode, it is at {replay.at}: {graph.listener.said()}")
+            wait_for(
+                lambda: (
+                    replay.at > len(arrays.actions) - HORIZON
+                    and np.abs(graph.arm.positions - last).max() < 0.02
+                ),
+                lambda: f"the end of the episode, it is at {replay.at}: {graph.listener.said()}",
+            )
         assert not graph.arm.rejected
         assert graph.listener.status.refusals == 0, graph.listener.said()
         spec = load_robot(robot)
@@ -121,7 +137,9 @@ def test_the_judgement_finds_what_is_wrong(folder):
     jaw = [(0, OPEN), (int(closes), CLOSED), (int(opens), OPEN)]
     good = judge(times, path, jaw, 0, robot)
     assert good.within and good.from_path < 0.05 and good.jaw < 0.05
-    assert not judge(times, path + [0, 0, 0.126, 0, 0], jaw, 0, robot).within  # the zero of an elbow
+    assert not judge(
+        times, path + np.array([0, 0, 0.126, 0, 0]), jaw, 0, robot
+    ).within  # the zero of an elbow
     assert not judge(times, path * [1, -1, 1, 1, 1], jaw, 0, robot).within
     assert judge(times, path, jaw[:2], 0, robot).jaw == float("inf")
     assert not judge(times, path, [jaw[0], (int(closes) - 200, CLOSED), jaw[2]], 0, robot).within

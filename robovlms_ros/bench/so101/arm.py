@@ -33,4 +33,6 @@ class DrawnArm(FaultArm):
         self.gripper_position += self._jaw_share * (self._jaw_goal - self.gripper_position)
 
     def _picture(self, camera: str) -> NDArray[np.uint8]:
-        return self._drawing.draw(self.positions, self.robot.gripper.opening(self.gripper_position))  # type: ignore[union-attr]
+        gripper = self.robot.gripper
+        assert gripper is not None
+        return self._drawing.draw(self.positions, gripper.opening(self.gripper_position))

@@ -31,18 +31,27 @@ TURN = 4096
 LAG = 0.05  # s, of the servos
 JAW_LAG = 0.12
 DRIVER_ZERO = 2048
-CALIBRATION = MappingProxyType({
-    "shoulder_pan": (745, 3391), "shoulder_lift": (866, 3160), "elbow_flex": (905, 3112),
-    "wrist_flex": (851, 3165), "wrist_roll": (0, 4095), "gripper": (2021, 3407),
-})
+CALIBRATION = MappingProxyType(
+    {
+        "shoulder_pan": (745, 3391),
+        "shoulder_lift": (866, 3160),
+        "elbow_flex": (905, 3112),
+        "wrist_flex": (851, 3165),
+        "wrist_roll": (0, 4095),
+        "gripper": (2021, 3407),
+    }
+)
 """Motor -> range_min, range_max of a made-up arm, whose middles differ from the driver's zero."""
 OPEN = 1.0  # rad
 CLOSED = -0.04
 START = (0.0, -1.0, 1.0, 0.8, 0.0)
 MOVES = (
-    (0.3, 2.5, (0.5, -0.2, 0.5, 0.9, 0.3)), (2.3, 3.6, (0.55, -0.12, 0.45, 0.95, 0.3)),
-    (3.4, 5.2, (0.1, -0.9, 0.9, 0.7, -0.2)), (5.0, 6.8, (-0.6, -0.3, 0.5, 0.9, -0.4)),
-    (6.6, 7.6, (-0.65, -0.25, 0.45, 0.9, -0.4)), (7.4, 9.0, (-0.3, -1.0, 1.0, 0.8, 0.0)),
+    (0.3, 2.5, (0.5, -0.2, 0.5, 0.9, 0.3)),
+    (2.3, 3.6, (0.55, -0.12, 0.45, 0.95, 0.3)),
+    (3.4, 5.2, (0.1, -0.9, 0.9, 0.7, -0.2)),
+    (5.0, 6.8, (-0.6, -0.3, 0.5, 0.9, -0.4)),
+    (6.6, 7.6, (-0.65, -0.25, 0.45, 0.9, -0.4)),
+    (7.4, 9.0, (-0.3, -1.0, 1.0, 0.8, 0.0)),
 )
 """Begin and end (s), and the configuration (rad) at the end."""
 JAW = ((0.0, OPEN), (2.9, CLOSED), (7.0, OPEN))
@@ -68,7 +77,9 @@ def scripted_episode() -> ScriptedEpisode:
         smooth = share**3 * (10 - 15 * share + 6 * share**2)
         arm += smooth[:, None] * (np.array(target) - here)
         here = np.array(target)
-    jaw = np.select([times >= since for since, _ in JAW[::-1]], [position for _, position in JAW[::-1]])
+    jaw = np.select(
+        [times >= since for since, _ in JAW[::-1]], [position for _, position in JAW[::-1]]
+    )
     commanded = np.column_stack([arm, jaw])
     measured = commanded.copy()
     share = 1 - np.exp(-1 / RATE / np.array([LAG] * 5 + [JAW_LAG]))
@@ -94,8 +105,16 @@ def as_recorded(radians: Array, units: str) -> Array:
 
 def write_calibration(path: Path) -> None:
     """LeRobot's calibration file of the made-up arm."""
-    motors = {name: {"id": i + 1, "drive_mode": 0, "homing_offset": 0, "range_min": low, "range_max": high}
-              for i, (name, (low, high)) in enumerate(CALIBRATION.items())}
+    motors = {
+        name: {
+            "id": i + 1,
+            "drive_mode": 0,
+            "homing_offset": 0,
+            "range_min": low,
+            "range_max": high,
+        }
+        for i, (name, (low, high)) in enumerate(CALIBRATION.items())
+    }
     path.write_text(json.dumps(motors, indent=4), encoding="utf-8")
 
 
@@ -117,7 +136,7 @@ class ScriptedRecording:
     """The scripted episode, repeated, as an episode source of LeRobot's numbers. See
     `EpisodeSource`."""
 
-    cameras = (CAMERA,)
+    cameras: tuple[str, ...] = (CAMERA,)
     rate_hz = float(RATE)
     flaws: Sequence[Flaw] = ()
     notes: Sequence[str] = ()
@@ -143,11 +162,15 @@ class ScriptedRecording:
         stamps = np.round(np.arange(self.length(i)) * NANOSECONDS / RATE).astype(np.int64)
         commanded = as_recorded(self._episode.commanded, self._units)
         measured = as_recorded(self._episode.measured, self._units)
-        return EpisodeArrays(stamps, commanded, measured, INSTRUCTION, self.origin(i), robot_type="so101_follower")
+        return EpisodeArrays(
+            stamps, commanded, measured, INSTRUCTION, self.origin(i), robot_type="so101_follower"
+        )
 
     def images(self, i: int, steps: Sequence[int] | NDArray[np.int64]) -> Images:
         jaw = np.clip((self._episode.measured[:, -1] - CLOSED) / (OPEN - CLOSED), 0.0, 1.0)
-        pictures = [self._picture.draw(self._episode.measured[t, :-1], float(jaw[t])) for t in steps]
+        pictures = [
+            self._picture.draw(self._episode.measured[t, :-1], float(jaw[t])) for t in steps
+        ]
         return {CAMERA: np.stack(pictures)}
 
 
@@ -164,9 +187,22 @@ def write_folder(folder: Path, robot: RobotSpec, units: str, episodes: int = 1) 
 
 def _recorded_as(names: list[str]) -> PolicyConfig:
     """A configuration that names the recorded numbers."""
-    action = {"space": "joint_position", "frame": "base", "rotation": "rotation_vector", "composition": "chained",
-              "step_duration": 1 / RATE, "units": {"joint": 1.0}, "names": names, "gripper": {"open_value": 1}}
-    return config_from_mapping({
-        "model": {"backbone": "paligemma", "history_length": 1, "action_chunk_size": 2}, "cameras": [CAMERA],
-        "action_head": {"action_dim": len(names)}, "action": action,
-        "proprioception": {"names": ["joint_positions", "gripper"], "joints": len(names) - 1}})
+    action = {
+        "space": "joint_position",
+        "frame": "base",
+        "rotation": "rotation_vector",
+        "composition": "chained",
+        "step_duration": 1 / RATE,
+        "units": {"joint": 1.0},
+        "names": names,
+        "gripper": {"open_value": 1},
+    }
+    return config_from_mapping(
+        {
+            "model": {"backbone": "paligemma", "history_length": 1, "action_chunk_size": 2},
+            "cameras": [CAMERA],
+            "action_head": {"action_dim": len(names)},
+            "action": action,
+            "proprioception": {"names": ["joint_positions", "gripper"], "joints": len(names) - 1},
+        }
+    )

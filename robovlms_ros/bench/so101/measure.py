@@ -43,11 +43,25 @@ MOVING = 0.02  # rad/s
 def train(folder: Path, robot: Path, units: str, steps: int) -> Path:
     """Train on the folder's only episode with the shipped configuration and a smaller network;
     returns the checkpoint."""
-    width = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**width, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 128, "initializer_range": 0.08}
+    width = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    text = {
+        **width,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.08,
+    }
     settings = {
         "base": str(share_directory() / "config" / "train" / "so101.yaml"),
-        "vlm": {"image_size": 48, "settings": {"text_config": text, "vision_config": {**width, "patch_size": 12}}},
+        "vlm": {
+            "image_size": 48,
+            "settings": {"text_config": text, "vision_config": {**width, "patch_size": 12}},
+        },
         "training": {"max_steps": steps, "validation_fraction": 0.0},
         "data": {"lerobot": {"robot": str(robot), "units": units}},
     }
@@ -56,16 +70,28 @@ def train(folder: Path, robot: Path, units: str, steps: int) -> Path:
     return train_on([folder / "episodes"], read_run(path), folder / "train", print)
 
 
-def drive(checkpoint: Path, robot: Path, work: Path) -> tuple[Array, Array, list[tuple[int, float]], int]:
+def drive(
+    checkpoint: Path, robot: Path, work: Path
+) -> tuple[Array, Array, list[tuple[int, float]], int]:
     """Let the policy drive the arm for the episode's time and a little more.
 
     Returns times (N,) s and measured joints (N, J) rad since the node's activation, the gripper's
     commands (index, rad), and the number of rejected trajectories.
     """
     parameters = work / "vla.yaml"
-    settings: dict[str, Any] = {"cameras": [CAMERA], f"camera.{CAMERA}.topic": f"{CAMERA}/image_raw"}
+    settings: dict[str, Any] = {
+        "cameras": [CAMERA],
+        f"camera.{CAMERA}.topic": f"{CAMERA}/image_raw",
+    }
     parameters.write_text(yaml.safe_dump({"/**": {"ros__parameters": settings}}), encoding="utf-8")
-    arguments = ("--params-file", str(parameters), "-p", f"checkpoint:={checkpoint}", "-p", f"robot:={robot}")
+    arguments = (
+        "--params-file",
+        str(parameters),
+        "-p",
+        f"checkpoint:={checkpoint}",
+        "-p",
+        f"robot:={robot}",
+    )
     os.environ.update(isolated_environment())
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
@@ -78,7 +104,9 @@ def drive(checkpoint: Path, robot: Path, work: Path) -> tuple[Array, Array, list
             stage.wait(lambda: arm.speed() > MOVING, "the first motion")
             time.sleep(MORE_TIME * SECONDS)
             times, _, measured, _ = arm.recorded(since)
-            jaw = [(index - since, position) for index, position in arm.jaw_commands if index >= since]
+            jaw = [
+                (index - since, position) for index, position in arm.jaw_commands if index >= since
+            ]
             return times - times[0], measured, jaw, len(arm.rejected)
         finally:
             stage.close()
@@ -99,14 +127,22 @@ def judge(
     opened = episode.commanded[:, -1] > middle
     changes = np.flatnonzero(np.diff(opened)) + 1
     recorded = [(path[t], bool(opened[t])) for t in changes]
-    executed = [(measured[min(index, len(measured) - 1)], position > middle) for index, position in jaw]
+    executed = [
+        (measured[min(index, len(measured) - 1)], position > middle) for index, position in jaw
+    ]
     while executed and executed[0][1] == bool(opened[0]):
         executed.pop(0)  # the first command repeats the state
     beyond = np.maximum(robot.lower() - measured, measured - robot.upper()).max()
     return Tracking(
-        float(off.max()), float(off.mean()), float(distances(path, every).max()),
-        float(np.abs(measured[-1] - path[-1]).max()), jaw_distance(executed, recorded),
-        float(max(beyond, 0.0)), rejected, float(times[-1]))
+        float(off.max()),
+        float(off.mean()),
+        float(distances(path, every).max()),
+        float(np.abs(measured[-1] - path[-1]).max()),
+        jaw_distance(executed, recorded),
+        float(max(beyond, 0.0)),
+        rejected,
+        float(times[-1]),
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,7 +157,9 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = train(work, path, args.units, args.steps)
     tracking = judge(*drive(checkpoint, path, work), robot)
     print(tracking.table())
-    print(f"beyond the limits: {1000 * tracking.beyond_limits:.0f} mrad; rejected commands: {tracking.rejected}; "
-          f"within: {tracking.within}")
+    print(
+        f"beyond the limits: {1000 * tracking.beyond_limits:.0f} mrad; rejected commands: "
+        f"{tracking.rejected}; within: {tracking.within}"
+    )
     write_json(args.json, {"units": args.units, "steps": args.steps, **tracking.as_json()})
     return 0 if tracking.within else 1

@@ -1,6 +1,7 @@
 """A camera's view of an arm without meshes: its links as lines, projected obliquely."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,14 @@ from robovlms_ros.core.types import Array
 
 SIZE = 96
 REACH = 0.5  # m, the picture's width
-COLORS = ((230, 70, 60), (240, 160, 40), (230, 220, 60), (90, 200, 90), (80, 160, 240), (190, 110, 230))
+COLORS = (
+    (230, 70, 60),
+    (240, 160, 40),
+    (230, 220, 60),
+    (90, 200, 90),
+    (80, 160, 240),
+    (190, 110, 230),
+)
 BACKGROUND = (30, 34, 40)
 WIDTH = 4  # pixels
 JAW = 5
@@ -26,25 +34,29 @@ class ArmPicture:
         assert robot.description_path is not None
         tree = load_tree(robot.description_path)
         frames = [*filter(None, map(tree.child_of, robot.joints)), robot.eef_frame]
-        self._links = [Kinematics.for_robot(dataclasses.replace(robot, eef_frame=frame)) for frame in frames]
+        self._links = [
+            Kinematics.for_robot(dataclasses.replace(robot, eef_frame=frame)) for frame in frames
+        ]
 
     def draw(self, positions: Array, opening: float) -> NDArray[np.uint8]:
         """(SIZE, SIZE, 3) of joint positions (J,) rad and the gripper's opening, which the jaw's
         color and width show."""
         picture = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
         canvas = ImageDraw.Draw(picture)
-        points = [(0.0, 0.0, 0.0), *(link.forward(positions)[:3, 3] for link in self._links)]
+        points = [np.zeros(3), *(link.forward(positions)[:3, 3] for link in self._links)]
         pixels = [_project(point) for point in points]
-        for k, (begin, end) in enumerate(zip(pixels[:-1], pixels[1:], strict=True)):
+        for k, (begin, end) in enumerate(pairwise(pixels)):
             canvas.line([begin, end], fill=COLORS[k % len(COLORS)], width=WIDTH)
         x, y = pixels[-1]
         half = 2 + JAW * opening
         shade = round(80 + 175 * opening)
-        canvas.ellipse([x - half, y - half, x + half, y + half], outline=(255, shade, shade), width=2)
+        canvas.ellipse(
+            [x - half, y - half, x + half, y + half], outline=(255, shade, shade), width=2
+        )
         return np.asarray(picture, dtype=np.uint8)
 
 
-def _project(point: Array | tuple[float, float, float]) -> tuple[float, float]:
+def _project(point: Array) -> tuple[float, float]:
     """Pixels of a point (m): seen from the front left and above."""
     x, y, z = point
     across = 0.55 * x - 0.85 * y

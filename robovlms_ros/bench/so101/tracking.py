@@ -37,8 +37,14 @@ class Tracking:
     @property
     def within(self) -> bool:
         """True where every bound is kept."""
-        return (self.from_path <= PATH_BOUND and self.left_out <= PATH_BOUND and self.end <= END_BOUND
-                and self.jaw <= JAW_BOUND and self.beyond_limits <= 0 and self.rejected == 0)
+        return (
+            self.from_path <= PATH_BOUND
+            and self.left_out <= PATH_BOUND
+            and self.end <= END_BOUND
+            and self.jaw <= JAW_BOUND
+            and self.beyond_limits <= 0
+            and self.rejected == 0
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The numbers, and whether they are within their bounds."""
@@ -53,8 +59,10 @@ class Tracking:
             ("at the end", self.end, END_BOUND),
             ("at the gripper's commands", self.jaw, JAW_BOUND),
         ]
-        lines = [(name, f"{1000 * value:.0f}", "" if bound is None else f"{1000 * bound:.0f}")
-                 for name, value, bound in rows]
+        lines = [
+            (name, f"{1000 * value:.0f}", "" if bound is None else f"{1000 * bound:.0f}")
+            for name, value, bound in rows
+        ]
         return aligned(("mrad", "measured", "bound"), lines, numbers=True)
 
 

@@ -60,14 +60,18 @@ class Summary:
 
 
 def check_data(
-    source: EpisodeSource, config: PolicyConfig, episodes: Sequence[int] | None = None, accept: Sequence[str] = (),
+    source: EpisodeSource,
+    config: PolicyConfig,
+    episodes: Sequence[int] | None = None,
+    accept: Sequence[str] = (),
     robot: RobotSpec | None = None,
 ) -> tuple[tuple[Flaw, ...], Summary]:
     """The flaws of the recordings and of their numbers, those that forbid training first, and the
     summary.
 
     accept: kinds of flaws that do not forbid training, besides those that the source accepts.
-    robot: its limits are compared with joint targets; None compares nothing. Reads no image; never raises for what is wrong with the data.
+    robot: its limits are compared with joint targets; None compares nothing. Reads no image; never
+        raises for what is wrong with the data.
     """
     require_action(config)
     assert config.action is not None
@@ -212,8 +216,12 @@ def _set_flaws(summary: Summary) -> Iterator[Flaw]:
         return
     still = summary.episodes - summary.gripper_moves
     if not summary.gripper_moves:
-        yield Flaw("gripper", "all episodes", "the gripper never opens or closes", "check the gripper's topic or "
-                   "column and its open and closed positions", refuse=True)
+        seen = ""
+        if summary.low is not None and summary.high is not None:
+            seen = (f": its opening goes from {summary.low[-1]:.2f} to {summary.high[-1]:.2f} of its stroke, and it is "
+                    "open above 0.5")
+        yield Flaw("gripper", "all episodes", f"the gripper never opens or closes{seen}", "check the gripper's topic "
+                   "or column and its open and closed positions", refuse=True)
     elif still:
         yield Flaw("gripper still", f"{still} of {summary.episodes} episodes", "the gripper never opens or closes "
                    "there", "is that the task?")

@@ -45,11 +45,20 @@ def joint_ranges(
     low, high: (D,) of the actions, SI.
     """
     joints = action.names[:-1]
-    if action.space != "joint_position" or robot is None or low is None or high is None or joints != robot.joints:
+    if (
+        action.space != "joint_position"
+        or robot is None
+        or low is None
+        or high is None
+        or joints != robot.joints
+    ):
         return ()
     return tuple(
-        JointRange(joint, float(low[i]), float(high[i]), float(robot.lower()[i]), float(robot.upper()[i]))
-        for i, joint in enumerate(joints))
+        JointRange(
+            joint, float(low[i]), float(high[i]), float(robot.lower()[i]), float(robot.upper()[i])
+        )
+        for i, joint in enumerate(joints)
+    )
 
 
 def range_flaws(ranges: Sequence[JointRange], robot: str) -> Iterator[Flaw]:
@@ -58,11 +67,14 @@ def range_flaws(ranges: Sequence[JointRange], robot: str) -> Iterator[Flaw]:
     for found in ranges:
         if found.excess:
             yield Flaw(
-                "limits", "all episodes",
-                f"'{found.joint}' goes from {found.low:.3f} to {found.high:.3f} rad, the limits of robot '{robot}' are "
-                f"{found.lower:.3f} to {found.upper:.3f}",
-                "check unit, sign and calibration (docs/so101.md); if the arm does go there, widen limits in the "
-                "robot's YAML", refuse=found.excess > JOINT_SLACK)
+                "limits",
+                "all episodes",
+                f"'{found.joint}' goes from {found.low:.3f} to {found.high:.3f} rad, the limits of "
+                f"robot '{robot}' are {found.lower:.3f} to {found.upper:.3f}",
+                "check unit, sign and calibration (docs/so101.md); if the arm does go there, widen "
+                "limits in the robot's YAML",
+                refuse=found.excess > JOINT_SLACK,
+            )
 
 
 def range_lines(ranges: Sequence[JointRange]) -> list[str]:

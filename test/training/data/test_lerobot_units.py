@@ -1,14 +1,18 @@
 """LeRobot's degrees and percent of an SO-101 in the radians of its driver.
 
-- Both units, with a driver whose zeros are not the ranges' middles, are within half a tick of the motion that was
-  recorded; so are states, an inverted motor, a driver that counts the other way, and columns in another order.
-- Degrees need no calibration where the driver's zeros are in the middle; the gripper takes its whole range then.
+- Both units, with a driver whose zeros are not the ranges' middles, are within half a tick of the
+  motion that was recorded; so are states, an inverted motor, a driver that counts the other way,
+  and columns in another order.
+- Degrees need no calibration where the driver's zeros are in the middle; the gripper takes its
+  whole range then.
 - With `zero: middle` the gripper is closed at 0 percent, whatever its ticks.
-- The measured states' grid of ticks contradicts the wrong unit and the calibration of another arm; numbers on no grid
-  contradict nothing.
-- Errors name value, place, what is allowed and the remedy: a missing motor, an empty range, ticks that are none, a
-  missing file, other joint names, percent without a calibration, a scale beside units, another action space.
-- --inspect shows the range of each joint beside the limits, and names a joint beyond them; training on it is refused.
+- The measured states' grid of ticks contradicts the wrong unit and the calibration of another
+  arm; numbers on no grid contradict nothing.
+- Errors name value, place, what is allowed and the remedy: a missing motor, an empty range, ticks
+  that are none, a missing file, other joint names, percent without a calibration, a scale beside
+  units, another action space.
+- --inspect shows the range of each joint beside the limits, and names a joint beyond them;
+  training on it is refused.
 - The preflight names planning limits beyond the calibrated range, and the driver's zeros.
 """
 
@@ -106,7 +110,10 @@ def test_an_inverted_motor_and_a_driver_that_counts_the_other_way(arm, tmp_path)
 
     straight = load_robot(arm / "my_so101.yaml")
     bent = load_robot(changed_robot(arm, tmp_path, turn, invert))
-    for units, inverted in (("percent", -1.0), ("degrees", 1.0)):  # LeRobot's degrees ignore drive_mode
+    for units, inverted in (
+        ("percent", -1.0),
+        ("degrees", 1.0),
+    ):  # LeRobot's degrees ignore drive_mode
         a = recorded_units(straight, units)
         b = recorded_units(bent, units)
         assert np.allclose(b.scale, a.scale * [1, -1, inverted, 1, 1])
@@ -131,7 +138,9 @@ def test_the_gripper_is_closed_at_its_lower_end_with_the_zero_in_the_middle(arm,
     numbers = recorded_units(load_robot(changed_robot(arm, tmp_path, middle)), "percent")
     low, high = CALIBRATION["gripper"]
     assert numbers.gripper_closed == pytest.approx(0.0, abs=1e-9)
-    assert numbers.gripper_open == pytest.approx(100 * (OPEN - CLOSED) * 4096 / (2 * np.pi) / (high - low))
+    assert numbers.gripper_open == pytest.approx(
+        100 * (OPEN - CLOSED) * 4096 / (2 * np.pi) / (high - low)
+    )
     assert np.allclose(numbers.offset, 0.0)
 
 
@@ -144,7 +153,9 @@ def test_columns_are_found_by_name(arm, tmp_path):
     order = [5, 2, 0, 4, 1, 3]
     for feature in ("action", "observation.state"):
         names = info["features"][feature]["names"]
-        info["features"][feature]["names"] = {"motors": [names[i] for i in order]}  # as version 2 writes it
+        info["features"][feature]["names"] = {
+            "motors": [names[i] for i in order]
+        }  # as version 2 writes it
     (folder / "meta/info.json").write_text(json.dumps(info))
     for path in folder.glob("data/*/*.parquet"):
         rows = pq.read_table(path).to_pylist()
@@ -165,7 +176,9 @@ def test_the_wrong_unit_is_refused_by_the_grid_of_ticks(arm):
         ("degrees", "percent", "elbow_flex are percent of a range of 2207 ticks"),
         ("percent", "degrees", "elbow_flex are degrees"),
     ):
-        source = open_data([arm / folder], run_of(arm / "my_so101.yaml", units), lambda line: None)[0]
+        source = open_data([arm / folder], run_of(arm / "my_so101.yaml", units), lambda line: None)[
+            0
+        ]
         flaw = next(flaw for flaw in source.flaws if flaw.kind == "calibration")
         assert flaw.refuse and text in flaw.text and f"set units: {folder}" in flaw.remedy
     assert not read(arm, "percent").flaws and not read(arm, "degrees").flaws
@@ -188,36 +201,80 @@ def test_numbers_on_no_grid_have_no_unit():
     states = rng.uniform(-90, 90, (300, 6))
     assert percent_width(states[:, 0], jaw=False) is None
     assert seen_units(states, [*CALIBRATION]) == ""
-    assert seen_units(as_recorded(np.cumsum(rng.uniform(0, 0.01, (300, 6)), axis=0), "degrees"),
-                      [*CALIBRATION]) == "degrees"
+    assert (
+        seen_units(
+            as_recorded(np.cumsum(rng.uniform(0, 0.01, (300, 6)), axis=0), "degrees"),
+            [*CALIBRATION],
+        )
+        == "degrees"
+    )
 
 
-@pytest.mark.parametrize(("calibration", "message"), [
-    (lambda t: t.pop("elbow_flex"), r"my_arm.json: motor 'elbow_flex' is missing; the file has shoulder_pan, .*must "
-     r"hold every motor.*Calibrate the arm again.*`lerobot.motors`"),
-    (lambda t: t.update(elbow=t.pop("elbow_flex")), r"motor 'elbow_flex' is missing.*Did you mean 'elbow'\?"),
-    (lambda t: t["wrist_flex"].update(range_max=851), r"'wrist_flex' has range_min = 851 and range_max = 851: range_min "
-     r"must be below range_max. Calibrate"),
-    (lambda t: t["gripper"].update(range_min=5000), r"range_min of 'gripper' = 5000: must be a whole number from 0 to "
-     "4095"),
-    (lambda t: t["gripper"].update(range_min="low"), r"range_min of 'gripper' = 'low': must be a whole number"),
-    (lambda t: t["shoulder_pan"].update(drive_mode=2), r"drive_mode of 'shoulder_pan' = 2: must be 0 or 1"),
-])
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (
+            lambda t: t.pop("elbow_flex"),
+            r"my_arm.json: motor 'elbow_flex' is missing; the file has shoulder_pan, .*must "
+            r"hold every motor.*Calibrate the arm again.*`lerobot.motors`",
+        ),
+        (
+            lambda t: t.update(elbow=t.pop("elbow_flex")),
+            r"motor 'elbow_flex' is missing.*Did you mean 'elbow'\?",
+        ),
+        (
+            lambda t: t["wrist_flex"].update(range_max=851),
+            r"'wrist_flex' has range_min = 851 and range_max = 851: range_min "
+            r"must be below range_max. Calibrate",
+        ),
+        (
+            lambda t: t["gripper"].update(range_min=5000),
+            r"range_min of 'gripper' = 5000: must be a whole number from 0 to "
+            "4095",
+        ),
+        (
+            lambda t: t["gripper"].update(range_min="low"),
+            r"range_min of 'gripper' = 'low': must be a whole number",
+        ),
+        (
+            lambda t: t["shoulder_pan"].update(drive_mode=2),
+            r"drive_mode of 'shoulder_pan' = 2: must be 0 or 1",
+        ),
+    ],
+)
 def test_a_calibration_that_does_not_fit_is_refused(arm, tmp_path, calibration, message):
     path = changed_robot(arm, tmp_path, keep, calibration)
     with pytest.raises(ConfigError, match=message):
         load_robot(path)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda r: r["lerobot"].update(calibration="other.json"), r"other.json: cannot be read"),
-    (lambda r: r["lerobot"].update(zero=[2048, 2048]), r"lerobot.zero has 2 values: must have 1 or 6"),
-    (lambda r: r["lerobot"].update(zero=[9000]), r"lerobot.zero = .*9000.*must be `middle`, or ticks from 0 to 4095"),
-    (lambda r: r["lerobot"].update(sign=[0]), r"lerobot.sign = .*must be 1 or -1"),
-    (lambda r: r["lerobot"].update(motors=["a", "b"]), r"lerobot.motors has 2 values: must have 0 or 6"),
-    (lambda r: r.update(lerobot={"zero": [2048]}), r"lerobot.zero = .*`middle` without `calibration`"),
-    (lambda r: r["lerobot"].update(calibraton="x"), r"unknown key 'calibraton'.*Did you mean 'calibration'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["lerobot"].update(calibration="other.json"), r"other.json: cannot be read"),
+        (
+            lambda r: r["lerobot"].update(zero=[2048, 2048]),
+            r"lerobot.zero has 2 values: must have 1 or 6",
+        ),
+        (
+            lambda r: r["lerobot"].update(zero=[9000]),
+            r"lerobot.zero = .*9000.*must be `middle`, or ticks from 0 to 4095",
+        ),
+        (lambda r: r["lerobot"].update(sign=[0]), r"lerobot.sign = .*must be 1 or -1"),
+        (
+            lambda r: r["lerobot"].update(motors=["a", "b"]),
+            r"lerobot.motors has 2 values: must have 0 or 6",
+        ),
+        (
+            lambda r: r.update(lerobot={"zero": [2048]}),
+            r"lerobot.zero = .*`middle` without `calibration`",
+        ),
+        (
+            lambda r: r["lerobot"].update(calibraton="x"),
+            r"unknown key 'calibraton'.*Did you mean 'calibration'",
+        ),
+    ],
+)
 def test_a_block_that_does_not_fit_is_refused(arm, tmp_path, change, message):
     path = changed_robot(arm, tmp_path, change)
     with pytest.raises(ConfigError, match=message):
@@ -225,19 +282,39 @@ def test_a_block_that_does_not_fit_is_refused(arm, tmp_path, change, message):
 
 
 def test_declarations_that_do_not_fit_are_refused(arm, tmp_path):
-    with pytest.raises(ConfigError, match=r"robot 'so101': lerobot.calibration is missing.*~/.cache/huggingface"):
+    with pytest.raises(
+        ConfigError, match=r"robot 'so101': lerobot.calibration is missing.*~/.cache/huggingface"
+    ):
         read(arm, "percent", "so101")
-    with pytest.raises(ConfigError, match=r"data.lerobot.scale and units = 'percent' declare the same twice"):
+    with pytest.raises(
+        ConfigError, match=r"data.lerobot.scale and units = 'percent' declare the same twice"
+    ):
         read(arm, "percent", scale=[0.01])
-    with pytest.raises(ConfigError, match=r"data.lerobot.gripper_open and units = 'percent' declare the same twice"):
+    with pytest.raises(
+        ConfigError, match=r"data.lerobot.gripper_open and units = 'percent' declare the same twice"
+    ):
         read(arm, "percent", gripper_open=50.0)
-    renamed = changed_robot(arm, tmp_path, lambda r: r.update(joints=[f"{j}_joint" for j in r["joints"]]),
-                            lambda t: t.update({f"{j}_joint": entry for j, entry in list(t.items())}))
-    with pytest.raises(DataError, match=r"'action' has no column 'shoulder_pan_joint.pos'.*`lerobot.motors`"):
+    renamed = changed_robot(
+        arm,
+        tmp_path,
+        lambda r: r.update(joints=[f"{j}_joint" for j in r["joints"]]),
+        lambda t: t.update({f"{j}_joint": entry for j, entry in list(t.items())}),
+    )
+    with pytest.raises(
+        DataError, match=r"'action' has no column 'shoulder_pan_joint.pos'.*`lerobot.motors`"
+    ):
         read(arm, "percent", renamed)
-    named = changed_robot(arm, tmp_path, lambda r: (
-        r.update(joints=[f"{j}_joint" for j in r["joints"]]), r["lerobot"].update(motors=[*CALIBRATION])))
-    assert np.array_equal(read(arm, "percent", named).arrays(0).actions, read(arm, "percent").arrays(0).actions)
+    named = changed_robot(
+        arm,
+        tmp_path,
+        lambda r: (
+            r.update(joints=[f"{j}_joint" for j in r["joints"]]),
+            r["lerobot"].update(motors=[*CALIBRATION]),
+        ),
+    )
+    assert np.array_equal(
+        read(arm, "percent", named).arrays(0).actions, read(arm, "percent").arrays(0).actions
+    )
 
 
 def test_inspection_shows_ranges_beside_limits(arm, tmp_path, capsys):
@@ -245,7 +322,15 @@ def test_inspection_shows_ranges_beside_limits(arm, tmp_path, capsys):
     shipped = share_directory() / "config/train/so101.yaml"
     block = {"robot": str(arm / "my_so101.yaml"), "units": "percent"}
     config.write_text(yaml.safe_dump({"base": str(shipped), "data": {"lerobot": block}}))
-    command = ["train", "--config", str(config), "--data", str(arm / "percent"), "--inspect", "--output"]
+    command = [
+        "train",
+        "--config",
+        str(config),
+        "--data",
+        str(arm / "percent"),
+        "--inspect",
+        "--output",
+    ]
     assert main([*command, str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     row = next(line.split() for line in text.splitlines() if line.startswith("shoulder_lift "))
@@ -264,7 +349,10 @@ def test_a_wrong_sign_leaves_the_limits_and_is_named(arm, tmp_path):
     flaws, summary = check_data(source, run.config, robot=robot_of(run))
     assert [flaw.kind for flaw in flaws if flaw.refuse] == ["limits"]
     assert summary.ranges[2].excess > 0.4
-    with pytest.raises(DataError, match=r"'elbow_flex' goes from -\d.* the limits of robot 'so101' are -0.500 to 1.69"):
+    with pytest.raises(
+        DataError,
+        match=r"'elbow_flex' goes from -\d.* the limits of robot 'so101' are -0.500 to 1.69",
+    ):
         require_trainable(flaws)
 
 

@@ -17,10 +17,10 @@ from robovlms_ros.training.data.episodes import DataError
 SUFFIX = ".pos"
 """Of LeRobot's names of joint columns."""
 BOTH_READINGS = (
-    "degrees or as percent of each joint's range, -100..100: the robot's use_degrees while recording decides, true by "
-    "default since LeRobot 0.4.4. Declare it (`data: {lerobot: {units: degrees}}` or `percent`, docs/so101.md), or "
-    "give numbers: degrees (scale 0.017453), percent (scale (upper - lower) / 200, offset (upper + lower) / 2, with the "
-    "ends of the range in rad)"
+    "degrees or as percent of each joint's range, -100..100: the robot's use_degrees while "
+    "recording decides, true by default since LeRobot 0.4.4. Declare it (`data: {lerobot: {units: "
+    "degrees}}` or `percent`, docs/so101.md), or give numbers: degrees (scale 0.017453), percent "
+    "(scale (upper - lower) / 200, offset (upper + lower) / 2, with the ends of the range in rad)"
 )
 """The two units of SO-100 and SO-101 recordings."""
 
@@ -62,12 +62,19 @@ class LeRobotData:
 
     def __post_init__(self) -> None:
         if self.gripper_closed == self.gripper_open:
-            raise ConfigError(f"data.lerobot: gripper_closed and gripper_open are both {self.gripper_open:g}: must "
-                              "differ.")
+            raise ConfigError(
+                f"data.lerobot: gripper_closed and gripper_open are both {self.gripper_open:g}: "
+                "must "
+                "differ."
+            )
         for name in ("scale", "offset"):
             numbers = getattr(self, name)
-            require(len(numbers) > 0 and all(math.isfinite(x) for x in numbers), f"data.lerobot.{name}", numbers,
-                    "one finite number, or one for each joint")
+            require(
+                len(numbers) > 0 and all(math.isfinite(x) for x in numbers),
+                f"data.lerobot.{name}",
+                numbers,
+                "one finite number, or one for each joint",
+            )
         require(all(self.scale), "data.lerobot.scale", self.scale, "other than 0")
 
 
@@ -89,12 +96,19 @@ def read_block(
     if data.units == "si":
         return data, []
     assert config.action is not None
-    require(config.action.space == "joint_position", "data.lerobot.units", data.units,
-            f"si with action.space = '{config.action.space}'; joint units are for joint_position")
+    require(
+        config.action.space == "joint_position",
+        "data.lerobot.units",
+        data.units,
+        f"si with action.space = '{config.action.space}'; joint units are for joint_position",
+    )
     name = data.robot or config.action.robot
     if name is None:
-        raise ConfigError(f"data.lerobot.units = '{data.units}' without data.lerobot.robot: the robot's YAML relates "
-                          "these numbers to radians. Give a name (so101) or a YAML, or set action.robot.")
+        raise ConfigError(
+            f"data.lerobot.units = '{data.units}' without data.lerobot.robot: the robot's YAML "
+            "relates "
+            "these numbers to radians. Give a name (so101) or a YAML, or set action.robot."
+        )
     robot = load_robot(name)
     numbers = recorded_units(robot, data.units)
     declared = ["scale", "offset"]
@@ -102,29 +116,44 @@ def read_block(
         declared += ["gripper_closed", "gripper_open"]
     twice = [key for key in declared if key in mapping]
     if twice:
-        raise ConfigError(f"data.lerobot.{twice[0]} and units = '{data.units}' declare the same twice: remove "
-                          f"{', '.join(twice)}, or set units to si.")
+        raise ConfigError(
+            f"data.lerobot.{twice[0]} and units = '{data.units}' declare the same twice: remove "
+            f"{', '.join(twice)}, or set units to si."
+        )
     resolved = _with_numbers(data, numbers, mapping)
     resolved = _with_columns(resolved, numbers.motors, mapping, config, features, path)
     return resolved, _notes(resolved, numbers, name, robot.lerobot.calibration)
 
 
-def _with_numbers(data: LeRobotData, numbers: RecordedUnits, mapping: Mapping[str, Any]) -> LeRobotData:
-    ends = {"gripper_closed": numbers.gripper_closed, "gripper_open": numbers.gripper_open}
-    open_ends = {key: value for key, value in ends.items() if key not in mapping}
-    return dataclasses.replace(data, scale=tuple(numbers.scale.tolist()), offset=tuple(numbers.offset.tolist()),
-                               **open_ends)
+def _with_numbers(
+    data: LeRobotData, numbers: RecordedUnits, mapping: Mapping[str, Any]
+) -> LeRobotData:
+    closed = data.gripper_closed if "gripper_closed" in mapping else numbers.gripper_closed
+    opened = data.gripper_open if "gripper_open" in mapping else numbers.gripper_open
+    return dataclasses.replace(
+        data,
+        scale=tuple(numbers.scale.tolist()),
+        offset=tuple(numbers.offset.tolist()),
+        gripper_closed=closed,
+        gripper_open=opened,
+    )
 
 
 def _with_columns(
-    data: LeRobotData, motors: Sequence[str], mapping: Mapping[str, Any], config: PolicyConfig,
-    features: Mapping[str, Any], path: Path,
+    data: LeRobotData,
+    motors: Sequence[str],
+    mapping: Mapping[str, Any],
+    config: PolicyConfig,
+    features: Mapping[str, Any],
+    path: Path,
 ) -> LeRobotData:
     """Columns by the motors' names, where the block does not give them."""
     arm_dims = config.action_head.action_dim - 1
     if len(motors) != arm_dims + 1:
-        raise ConfigError(f"action_head.action_dim = {arm_dims + 1}: must be {len(motors)}, the motors of the robot "
-                          f"({', '.join(motors)}).")
+        raise ConfigError(
+            f"action_head.action_dim = {arm_dims + 1}: must be {len(motors)}, the motors of the "
+            f"robot ({', '.join(motors)})."
+        )
     if "arm" not in mapping and data.action in features:
         columns = _columns_of(features, data.action, motors, path)
         data = dataclasses.replace(data, arm=columns[:-1], gripper=columns[-1])
@@ -142,11 +171,20 @@ def state_columns(
     features: Mapping[str, Any], data: LeRobotData, motors: Sequence[str], path: Path
 ) -> list[int]:
     """Columns of the motors in the states: as the block gives them, else by the motors' names."""
-    given = [*data.proprioception.get("joint_positions", ()), *data.proprioception.get("gripper", ())]
-    return given if len(given) == len(motors) else list(_columns_of(features, data.state, motors, path))
+    given = [
+        *data.proprioception.get("joint_positions", ()),
+        *data.proprioception.get("gripper", ()),
+    ]
+    return (
+        given
+        if len(given) == len(motors)
+        else list(_columns_of(features, data.state, motors, path))
+    )
 
 
-def _columns_of(features: Mapping[str, Any], feature: str, motors: Sequence[str], path: Path) -> tuple[int, ...]:
+def _columns_of(
+    features: Mapping[str, Any], feature: str, motors: Sequence[str], path: Path
+) -> tuple[int, ...]:
     """The columns MOTOR.pos of a feature, in the order of the motors."""
     names = features[feature].get("names")
     if isinstance(names, Mapping):  # {"motors": [...]}, as version 2 has it
@@ -157,14 +195,19 @@ def _columns_of(features: Mapping[str, Any], feature: str, motors: Sequence[str]
         column = f"{motor}{SUFFIX}"
         if column not in names:
             raise DataError(
-                f"{path}: '{feature}' has no column '{column}'.{did_you_mean(column, names)} Its columns: "
-                f"{', '.join(names) or 'without names'}. Set `lerobot.motors` in the robot's YAML to the motors' names, "
-                "or data.lerobot.arm and .gripper to the columns; numbers in radians have units: si.")
+                f"{path}: '{feature}' has no column '{column}'.{did_you_mean(column, names)} Its "
+                f"columns: {', '.join(names) or 'without names'}. Set `lerobot.motors` in the "
+                "robot's YAML to the motors' names, "
+                "or data.lerobot.arm and .gripper to the columns; numbers in radians have units: "
+                "si."
+            )
         columns.append(names.index(column))
     return tuple(columns)
 
 
-def _notes(data: LeRobotData, numbers: RecordedUnits, robot: str, calibration: str | None) -> list[str]:
+def _notes(
+    data: LeRobotData, numbers: RecordedUnits, robot: str, calibration: str | None
+) -> list[str]:
     """One line for each motor."""
     source = f"calibration {calibration}" if calibration else "no calibration needed"
     lines = [f"units: {data.units}, by robot '{robot}' ({source})"]
@@ -173,6 +216,9 @@ def _notes(data: LeRobotData, numbers: RecordedUnits, robot: str, calibration: s
         low, high = (scale * end + offset for end in ends)
         lines.append(f"{motor}: {ends[0]:g} is {low:.3f} rad, {ends[1]:g} is {high:.3f} rad")
     if len(numbers.motors) > len(data.scale):
-        lines.append(f"{numbers.motors[-1]}: closed at {data.gripper_closed:.1f}, open at {data.gripper_open:.1f} "
-                     "percent of its range")
+        lines.append(
+            f"{numbers.motors[-1]}: closed at {data.gripper_closed:.1f}, open at "
+            f"{data.gripper_open:.1f} "
+            "percent of its range"
+        )
     return lines

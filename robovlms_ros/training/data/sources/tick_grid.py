@@ -1,8 +1,8 @@
 """Units of a recording of bus servos, seen in its numbers: a motor is read in whole ticks.
 
 LeRobot's degrees are 360 / 4095 a tick, about the middle of a range of whole ticks; its percent are
-200 / width a tick (100 / width of a gripper), with the calibrated range's width. Measured states lie
-on one of these grids, and so show their unit and the width; commands of a leader arm do not.
+200 / width a tick (100 / width of a gripper), with the calibrated range's width. Measured states
+lie on one of these grids, and so show their unit and the width; commands of a leader arm do not.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,11 @@ def _enough(numbers: Array) -> bool:
 
 
 def grid_flaws(
-    states: Array, motors: Sequence[str], units: str, ranges: Sequence[MotorRange] | None, where: str
+    states: Array,
+    motors: Sequence[str],
+    units: str,
+    ranges: Sequence[MotorRange] | None,
+    where: str,
 ) -> list[Flaw]:
     """Flaws of a declaration that the measured states contradict; none where they are on no grid.
 
@@ -64,8 +68,16 @@ def grid_flaws(
         found = _contradiction(numbers, jaw, units, None if ranges is None else ranges[i], motor)
         if found:
             texts.setdefault(found[1], []).append(found[0])
-    return [Flaw("calibration", where, f"data.lerobot.units = '{units}', but the measured states of {', '.join(parts)}",
-                 remedy, refuse=True) for remedy, parts in texts.items()]
+    return [
+        Flaw(
+            "calibration",
+            where,
+            f"data.lerobot.units = '{units}', but the measured states of {', '.join(parts)}",
+            remedy,
+            refuse=True,
+        )
+        for remedy, parts in texts.items()
+    ]
 
 
 def _contradiction(
@@ -90,9 +102,12 @@ def _contradiction(
     width = percent_width(numbers, jaw)
     if width is None:
         return None
-    return (f"{motor} are percent of a range of {width} ticks, not of {expected} as in the calibration file",
-            "give the calibration that was in use while recording: this one is of another arm, or the arm was "
-            "calibrated since")
+    return (
+        f"{motor} are percent of a range of {width} ticks, not of {expected} as in the calibration "
+        "file",
+        "give the calibration that was in use while recording: this one is of another arm, or the "
+        "arm was calibrated since",
+    )
 
 
 def seen_units(states: Array, motors: Sequence[str]) -> str:
@@ -102,5 +117,7 @@ def seen_units(states: Array, motors: Sequence[str]) -> str:
         return "degrees"
     widths = {motors[i]: percent_width(states[:, i], False) for i in arm}
     if arm and all(widths.values()):
-        return "percent of ranges of " + ", ".join(f"{width} ticks ({motor})" for motor, width in widths.items())
+        return "percent of ranges of " + ", ".join(
+            f"{width} ticks ({motor})" for motor, width in widths.items()
+        )
     return ""
