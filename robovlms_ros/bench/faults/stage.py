@@ -36,13 +36,17 @@ class BenchFailed(RoboVLMsError):
 
 @dataclass(frozen=True)
 class PolicyProcess:
-    """Process of a policy node: module, ROS arguments, instruction."""
+    """Process of a policy node: module, ROS arguments, instruction.
+
+    patience: s that a condition may take.
+    """
 
     module: str = "robovlms_ros.bench.faults.policy_node"
     arguments: tuple[str, ...] = (
         "-p", "checkpoint:=demo", "-p", "robot:=panda", "-p", "resume_instruction:=true",
     )  # fmt: skip
     instruction: str = "lift the red cube"
+    patience: float = PATIENCE
 
 
 class FaultStage(Node):
@@ -183,12 +187,13 @@ class FaultStage(Node):
             self._second = None
 
     def wait(self, condition: Callable[[], Any], awaited: str) -> None:
-        """Wait for a condition. Raises BenchFailed after PATIENCE seconds."""
-        end = time.monotonic() + PATIENCE
+        """Wait for a condition. Raises BenchFailed after the policy's patience."""
+        patience = self._policy.patience
+        end = time.monotonic() + patience
         while not condition():
             if time.monotonic() > end:
                 raise BenchFailed(
-                    f"waited {PATIENCE:.0f} s for {awaited}; the node is {self.status.state}: {self.status.detail}"
+                    f"waited {patience:.0f} s for {awaited}; the node is {self.status.state}: {self.status.detail}"
                 )
             time.sleep(0.005)
 

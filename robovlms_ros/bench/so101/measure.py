@@ -38,6 +38,7 @@ from robovlms_ros.training.runs import read_run, train_on
 MORE_TIME = 1.4
 """Times the episode's duration that the arm is given."""
 MOVING = 0.02  # rad/s
+CONFIGURE_TIME = 300.0  # s, on a machine that runs other things
 
 
 def train(folder: Path, robot: Path, units: str, steps: int) -> Path:
@@ -84,19 +85,13 @@ def drive(
         f"camera.{CAMERA}.topic": f"{CAMERA}/image_raw",
     }
     parameters.write_text(yaml.safe_dump({"/**": {"ros__parameters": settings}}), encoding="utf-8")
-    arguments = (
-        "--params-file",
-        str(parameters),
-        "-p",
-        f"checkpoint:={checkpoint}",
-        "-p",
-        f"robot:={robot}",
-    )
+    named = (f"checkpoint:={checkpoint}", f"robot:={robot}", "resume_instruction:=true")
+    arguments = ("--params-file", str(parameters), *(part for pair in named for part in ("-p", pair)))
     os.environ.update(isolated_environment())
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         arm = DrawnArm(load_robot(robot), np.array(START))
-        policy = PolicyProcess("robovlms_ros.ros.vla_node", arguments, INSTRUCTION)
+        policy = PolicyProcess("robovlms_ros.ros.vla_node", arguments, INSTRUCTION, CONFIGURE_TIME)
         stage = FaultStage(work, False, arm, policy)
         try:
             stage.start_node()
