@@ -3,6 +3,8 @@
 - Both units, with a driver whose zeros are not the ranges' middles, are within half a tick of the
   motion that was recorded; so are states, an inverted motor, a driver that counts the other way,
   and columns in another order.
+- A bag of the driver's radians and the folder of the same motion are the same training data: the
+  bag's mapping is that of `robovlms eval` and the node.
 - Degrees need no calibration where the driver's zeros are in the middle; the gripper takes its
   whole range then.
 - With `zero: middle` the gripper is closed at 0 percent, whatever its ticks.
@@ -30,9 +32,12 @@ pytest.importorskip("pinocchio")
 
 from robovlms_ros.bench.so101.episode import (
     CALIBRATION,
+    CAMERA,
     CLOSED,
     DRIVER_ZERO,
+    INSTRUCTION,
     OPEN,
+    RATE,
     as_recorded,
     scripted_episode,
     write_folder,
@@ -44,6 +49,7 @@ from robovlms_ros.control.preflight import check_calibration
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.training.data.checks import check_data, require_trainable
 from robovlms_ros.training.data.episodes import DataError
 from robovlms_ros.training.data.sources.tick_grid import percent_width, seen_units
@@ -376,3 +382,45 @@ def test_the_shipped_robot_and_configuration_fit_each_other():
     assert run.config.action.names == robot.motor_joints
     assert run.config.action.robot == robot.name
     assert Path(robot.description_path).is_file()
+
+
+def write_bag(bags, path):
+    """The scripted episode as a bag of the driver: radians, a leader's set points, 30 Hz."""
+    episode = scripted_episode()
+    kind = "sensor_msgs/msg/JointState"
+    with bags.Script(path) as bag:
+        bag.text("/instruction", bags.BEGIN, INSTRUCTION)
+        for t in range(len(episode.commanded)):
+            now = bags.BEGIN + t * NANOSECONDS // RATE
+            for topic, rows in (
+                ("/joint_states", episode.measured),
+                ("/leader/joint_states", episode.commanded),
+            ):
+                bag._write(
+                    topic,
+                    kind,
+                    now,
+                    header=bag._header(now),
+                    name=[*CALIBRATION],
+                    position=rows[t],
+                    velocity=np.empty(0),
+                    effort=np.empty(0),
+                )
+            bag.image(f"/{CAMERA}/image_raw", now)
+    return path
+
+
+def test_a_bag_of_the_driver_and_a_folder_of_lerobot_are_the_same_data(arm, bags, tmp_path):
+    run = run_of(arm / "my_so101.yaml", "percent")
+    block = {"robot": str(arm / "my_so101.yaml")}
+    topics = {"commands": "/leader/joint_states"}
+    run = replace(run, data={**run.data, "bag": {**block, "topics": topics}})
+    bag = write_bag(bags, tmp_path / "bag")
+    driver = open_data([bag], run, lambda line: None)[0].arrays(0)
+    folder = open_data([arm / "percent"], run, lambda line: None)[0].arrays(0)
+    count = len(driver)
+    assert count > 250
+    assert np.abs(driver.actions[:, :5] - folder.actions[:count, :5]).max() < HALF_A_TICK
+    assert np.abs(driver.proprioception[:, :5] - folder.proprioception[:count, :5]).max() < 2e-3
+    assert np.array_equal(driver.actions[:, 5] > 0.5, folder.actions[:count, 5] > 0.5)
+    assert driver.instruction == folder.instruction
