@@ -28,13 +28,13 @@ KEY = "train"
 @dataclass(frozen=True)
 class Run:
     """Content of a training file. folder: where files that it names are looked up. start:
-    `--from`. keep_images: of the `data` block."""
+    `--from`. keep_images: of the `data` block; the folder of the files, or True for in memory."""
 
     config: PolicyConfig
     data: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     start: str | None = None
-    keep_images: bool = False
+    keep_images: bool | Path = False
 
 
 def is_plan(path: Path) -> bool:
@@ -60,9 +60,18 @@ def read_run(path: Path, start: str | None = None) -> Run:
         mapping = {"base": str(_config_of(Path(str(start))).resolve()), **mapping}
     data = dict(data)
     keep = data.pop("keep_images", False)
-    if not isinstance(keep, bool):
-        raise ConfigError(f"{path.name}: data.keep_images = {keep!r}: must be true or false.")
-    return Run(config_from_mapping(mapping, path.name, path.parent), data, path.parent, start, keep)
+    config = config_from_mapping(mapping, path.name, path.parent)
+    if isinstance(keep, str) and keep:
+        if config.vlm.image_size is None:
+            raise ConfigError(
+                f"{path.name}: data.keep_images = {keep!r} needs vlm.image_size, the pixels a side "
+                "of the images in the files. `robovlms check` prints a model's own size."
+            )
+        keep = path.parent / keep
+    elif not isinstance(keep, bool):
+        raise ConfigError(f"{path.name}: data.keep_images = {keep!r}: must be true, false or a "
+                          "folder's path.")
+    return Run(config, data, path.parent, start, keep)
 
 
 def _config_of(checkpoint: Path) -> Path:
@@ -127,7 +136,10 @@ def train_on(
     recorded = source.policies
     training = run.config.training
     if run.keep_images:
-        source = KeptImages(source, run.config.vlm.image_size)
+        folder = run.keep_images if isinstance(run.keep_images, Path) else None
+        source = KeptImages(source, run.config.vlm.image_size, folder)
+        if folder is not None:
+            source.write(run.data.get("jobs", 1), log)
     habit = None
     if training.hindsight is not None:
         source = HindsightSource(source, training.hindsight, training.seed)

@@ -102,8 +102,16 @@ def test_the_shipped_files_for_recordings_are_whole(name):
     run.config.require_runnable()
 
 
-def test_keep_images_is_a_flag(tmp_path):
+def test_keep_images_is_a_flag_or_a_folder_beside_the_file(tmp_path):
     path = tmp_path / "train.yaml"
-    path.write_text("model: {backbone: paligemma}\ndata: {keep_images: 3}\n")
-    with pytest.raises(ConfigError, match="keep_images = 3"):
+    for value in ("3", "''", "[a]"):
+        path.write_text(f"model: {{backbone: paligemma}}\ndata: {{keep_images: {value}}}\n")
+        with pytest.raises(ConfigError, match="keep_images = .*true, false or a folder's path"):
+            read_run(path)
+    path.write_text("model: {backbone: paligemma}\ndata: {keep_images: kept}\n")
+    with pytest.raises(ConfigError, match=r"keep_images = 'kept' needs vlm\.image_size"):
         read_run(path)
+    path.write_text(
+        "model: {backbone: paligemma}\nvlm: {image_size: 224}\ndata: {keep_images: kept}\n"
+    )
+    assert read_run(path).keep_images == tmp_path / "kept"

@@ -220,11 +220,13 @@ class EpochSampler(Sampler[int]):
         return iter(order[self.done :].tolist())
 
 
-def build_loader(policy: VLAPolicy, data: Dataset, sampler: Sampler[int] | Sequence[int]) -> DataLoader:
-    """Batches of `data` in the sampler's order, decoded and squashed in `training.workers`
-    processes."""
-    training = policy.config.training
-    collate = Collate(policy.config, policy.vlm.image_size)
+def build_loader(
+    config: PolicyConfig, size: int, data: Dataset, sampler: Sampler[int] | Sequence[int]
+) -> DataLoader:
+    """Batches of `data` in the sampler's order, decoded and squashed to `size` pixels a side in
+    `training.workers` processes."""
+    training = config.training
+    collate = Collate(config, size)
     together = isinstance(data, LookWindows)
     return DataLoader(
         data,

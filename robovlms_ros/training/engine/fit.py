@@ -76,9 +76,11 @@ class Engine(Trainer):
             states.recover_folder(folder / name)
         require_windows(train, validation)
         self.sampler = EpochSampler(len(cast(Sized, train)), config.training.seed)
-        loaders = [build_loader(policy, train, self.sampler)]
+        size = policy.vlm.image_size
+        loaders = [build_loader(config, size, train, self.sampler)]
         if validation is not None:
-            loaders.append(build_loader(policy, validation, range(len(cast(Sized, validation)))))
+            windows = range(len(cast(Sized, validation)))
+            loaders.append(build_loader(config, size, validation, windows))
         super().__init__(
             objective or Objective(policy),
             config.training,
