@@ -17,8 +17,10 @@ import torch
 
 from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
 from robovlms_ros.config.robovlms_import import expand
-from robovlms_ros.core.schema import ConfigError, read_mapping
+from robovlms_ros.core.schema import ConfigError, read_mapping, require
 from robovlms_ros.models.vla_policy import VLAPolicy
+from robovlms_ros.training.data.mixture import read_mixture, window_shares
+from robovlms_ros.training.data.selection import by_recording, read_selections
 
 RANDOM = "random"
 KEY = "train"
@@ -28,13 +30,15 @@ KEY = "train"
 @dataclass(frozen=True)
 class Run:
     """Content of a training file. folder: where files that it names are looked up. start:
-    `--from`. keep_images: of the `data` block; the folder of the files, or True for in memory."""
+    `--from`. keep_images: of the `data` block; the folder of the files, or True for in memory.
+    mixture: of the `data` block."""
 
     config: PolicyConfig
     data: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     start: str | None = None
     keep_images: bool | Path = False
+    mixture: Mapping[str, float] = field(default_factory=dict)
 
 
 def is_plan(path: Path) -> bool:
@@ -71,7 +75,11 @@ def read_run(path: Path, start: str | None = None) -> Run:
     elif not isinstance(keep, bool):
         raise ConfigError(f"{path.name}: data.keep_images = {keep!r}: must be true, false or a "
                           "folder's path.")
-    return Run(config, data, path.parent, start, keep)
+    where = f"{path.name}: data.mixture"
+    mixture = read_mixture(data.pop("mixture", None), where)
+    require(not mixture or config.training.hindsight is None, where, mixture,
+            "left out with training.hindsight, which learns frames under several instructions")
+    return Run(config, data, path.parent, start, keep, mixture)
 
 
 def _config_of(checkpoint: Path) -> Path:
@@ -165,10 +173,15 @@ def train_on(
         log("weight: frames; " + "; ".join(f"{w:g}: {n}" for w, n in sorted(weights.items())))
     if isinstance(source, HindsightSource):
         train = LookWindows(source, train)
+    shares = None
+    if run.mixture:
+        recordings = by_recording(read_selections(paths), source)
+        shares = window_shares(train, source, recordings, run.mixture)
     validation = WindowDataset(source, held, config) if held else None
     files = {"statistics.json": json.dumps(statistics.as_table(KEY), indent=1)}
     objective = None if training.hindsight is None else HindsightObjective(policy, habit)
-    return fit(policy, train, validation, config, output, files=files, objective=objective)
+    return fit(policy, train, validation, config, output, files=files, objective=objective,
+               shares=shares)
 
 
 def open_data(paths: Sequence[Path], run: Run, log: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:

@@ -102,6 +102,23 @@ def test_the_shipped_files_for_recordings_are_whole(name):
     run.config.require_runnable()
 
 
+@pytest.mark.parametrize("family", ["paligemma", "kosmos"])
+def test_the_shipped_files_for_full_sizes_step_128_windows(family):
+    """Adapters on one GPU; every weight but the words' on eight."""
+    from robovlms_ros.core.resources import find
+
+    adapters = read_run(find(f"lora_{family}", "config/train"))
+    whole = read_run(find(f"full_{family}", "config/train"))
+    for run, processes in ((adapters, 1), (whole, 8)):
+        training = run.config.training
+        assert run.config.model.backbone == family and run.config.vlm.size == "full"
+        assert training.batch_size * training.accumulation * processes == 128
+        assert training.precision == "bfloat16" and training.gradient_checkpointing
+        assert run.keep_images == find("lora_paligemma", "config/train").parent / "kept_images"
+    assert adapters.config.training.lora.rank == 64
+    assert whole.config.training.lora is None and whole.config.training.freeze == ("word_embedding",)
+
+
 def test_keep_images_is_a_flag_or_a_folder_beside_the_file(tmp_path):
     path = tmp_path / "train.yaml"
     for value in ("3", "''", "[a]"):
