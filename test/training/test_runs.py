@@ -1,7 +1,8 @@
 """`robovlms train` from a YAML file.
 
 - Weights come from a checkpoint, from the pretrained VLM that is named, or are new; all in float32.
-- A file without a model takes the rest from the checkpoint; a `data` block is kept apart; unknown keys are refused.
+- A file without a model takes the rest from the checkpoint; a `data` block is kept apart; unknown
+  keys are refused.
 - A plan for the simulated arm and a configuration are told apart; what is missing is named.
 """
 

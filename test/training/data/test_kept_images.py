@@ -1,8 +1,8 @@
 """Images kept in memory or in files.
 
 - Both give the squashed images of the source, in the order of the steps, also in another process.
-- Files are written once and read by the next run; those of another recording under the same name, and of
-  other images, are written again.
+- Files are written once and read by the next run; those of another recording under the same name,
+  and of other images, are written again.
 - A full disk, a folder that cannot be made and a damaged file are named; no half file stays.
 """
 

@@ -1,8 +1,11 @@
 """Shares of data sets, and data sets by their names on the hub.
 
-- Patterns share what is drawn by their numbers, whatever the sizes; windows of one pattern are drawn alike.
-- A recording without a pattern or with two, a pattern without recordings, and shares that are none are refused.
-- A data set OWNER/NAME is found where lerobot records, in its download cache and in the hub's; the newest counts.
+- Patterns share what is drawn by their numbers, whatever the sizes; windows of one pattern are
+  drawn alike.
+- A recording without a pattern or with two, a pattern without recordings, and shares that are none
+  are refused.
+- A data set OWNER/NAME is found where lerobot records, in its download cache and in the hub's; the
+  newest counts.
 """
 
 import os

@@ -1,9 +1,10 @@
 """`robovlms train --data` on rosbags, from the command line to a checkpoint that answers.
 
-- Statistics of the training episodes are in the checkpoint, with their unit; a second call goes on, a third has nothing
-  to do; fine-tuning from the checkpoint keeps its normalisation.
+- Statistics of the training episodes are in the checkpoint, with their unit; a second call goes on,
+  a third has nothing to do; fine-tuning from the checkpoint keeps its normalisation.
 - Images kept in files train as decoded ones; `bench loader` measures both.
-- Data that would train badly, and a split that cannot be made, are refused before anything is trained.
+- Data that would train badly, and a split that cannot be made, are refused before anything is
+  trained.
 """
 
 import json

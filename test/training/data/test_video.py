@@ -1,7 +1,8 @@
-"""Videos as LeRobot records them by default (AV1), read by the process itself and by a DataLoader's workers.
+"""Videos as LeRobot records them by default (AV1), read by the process itself and by a DataLoader's
+workers.
 
-- A worker that is forked from a process with an open video reads too: it must not close what it inherited, whose
-  decoder's threads exist in the parent alone.
+- A worker that is forked from a process with an open video reads too: it must not close what it
+  inherited, whose decoder's threads exist in the parent alone.
 """
 
 from pathlib import Path

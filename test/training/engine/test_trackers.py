@@ -1,7 +1,9 @@
 """Trackers beside TensorBoard: real ones are optional, so these runs have modules in their place.
 
-- A run starts one of each tracker with its settings, sends every tenth step and each epoch, and ends it.
-- A run that goes on keeps its identity. A tracker that is not installed or does not start is named with the remedy.
+- A run starts one of each tracker with its settings, sends every tenth step and each epoch, and
+  ends it.
+- A run that goes on keeps its identity. A tracker that is not installed or does not start is named
+  with the remedy.
 """
 
 import sys
