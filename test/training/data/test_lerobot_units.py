@@ -98,8 +98,11 @@ def keep(robot):
 
 @pytest.mark.parametrize("units", UNITS)
 def test_recorded_numbers_are_the_drivers_radians(arm, units):
-    arrays = read(arm, units).arrays(0)
+    source = read(arm, units)
+    arrays = source.arrays(0)
     episode = scripted_episode()
+    pose = next(note for note in source.notes if "first frame's state" in note)
+    assert "shoulder_lift -1.000, elbow_flex 1.000" in pose
     assert np.abs(arrays.actions[:, :5] - episode.commanded[:, :5]).max() < HALF_A_TICK
     assert np.abs(arrays.proprioception[:, :5] - episode.measured[:, :5]).max() < HALF_A_TICK
     jaw = np.clip((episode.commanded[:, 5] - CLOSED) / (OPEN - CLOSED), 0.0, 1.0)

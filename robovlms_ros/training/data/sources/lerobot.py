@@ -92,7 +92,10 @@ class LeRobotSource:
         self.robot_type = str(self._info.get("robot_type") or "")
         self._video = VideoFrames(0.5 / self.rate_hz)
         flaws += [*self._drop_without_video(videos), *self._drop_without_table(), *self._clock_flaws()]
-        flaws += self._grid_flaws(config)
+        if self._data.units != "si":
+            found, pose = self._compare_states(config)
+            flaws += found
+            unit_notes += pose
         self.flaws: Sequence[Flaw] = flaws
         if not self._episodes:
             raise DataError(f"{path}: no episode can be read. " + " ".join(f"{flaw.text}." for flaw in flaws))
@@ -116,15 +119,23 @@ class LeRobotSource:
                 f"{list(data.scale)}, offset = {list(data.offset)}",
                 *([f"the measured states are {seen}"] if seen else [])]
 
-    def _grid_flaws(self, config: PolicyConfig) -> list[Flaw]:
-        """Contradictions between the declared units and the measured states."""
+    def _compare_states(self, config: PolicyConfig) -> tuple[list[Flaw], list[str]]:
+        """Contradictions between the declared units and the measured states, and a note of the pose
+        in which the recording begins."""
         data = self._data
-        if data.units == "si" or data.state not in self._features or not self._episodes:
-            return []
+        if data.state not in self._features or not self._episodes:
+            return [], []
         robot = load_robot(str(data.robot or config.action.robot))  # type: ignore[union-attr]
-        columns = state_columns(self._features, data, motor_names(robot), self.path)
-        states = self._sample_of_states()[:, columns]
-        return grid_flaws(states, motor_names(robot), data.units, calibrated_ranges(robot), str(self.path))
+        motors = motor_names(robot)
+        states = self._sample_of_states()[:, state_columns(self._features, data, motors, self.path)]
+        flaws = grid_flaws(states, motors, data.units, calibrated_ranges(robot), str(self.path))
+        if not len(states):
+            return flaws, []
+        begin = self._in_si(states[0, : len(robot.joints)])
+        angles = zip(robot.joints, begin, strict=True)
+        pose = ", ".join(f"{joint} {angle:.3f}" for joint, angle in angles)
+        note = f"the first frame's state is {pose} rad: the driver's joint_states in that pose"
+        return flaws, [note]
 
     def _sample_of_states(self) -> Array:
         """(N, width) recorded states of the first episodes that can be read."""
