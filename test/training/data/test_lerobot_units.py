@@ -205,6 +205,23 @@ def test_the_calibration_of_another_arm_is_refused(arm, tmp_path):
     assert "gripper are percent of a range of 1386 ticks, not of 1486" in flaw.text
 
 
+def test_states_without_names_are_not_compared(arm, tmp_path):
+    folder = tmp_path / "percent"
+    write_folder(folder, load_robot(arm / "my_so101.yaml"), "percent")
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["features"]["observation.state"]["names"] = None
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    run = run_of(arm / "my_so101.yaml", "percent")
+    with pytest.raises(DataError, match=r"'observation.state' has no column 'shoulder_pan.pos'"):
+        open_data([folder], run, lambda line: None)
+    blind = replace(run, config=replace(run.config, proprioception=None))
+    source = open_data([folder], blind, lambda line: None)[0]
+    assert any("were not compared with the units" in note for note in source.notes)
+    columns = {"joint_positions": [9, 1, 2, 3, 4], "gripper": [5]}
+    with pytest.raises(ConfigError, match=r"joint_positions = \[9, 1, 2, 3, 4\]: .* has 6 columns"):
+        read(tmp_path, "percent", arm / "my_so101.yaml", proprioception=columns).arrays(0)
+
+
 def test_numbers_on_no_grid_have_no_unit():
     rng = np.random.default_rng(0)
     states = rng.uniform(-90, 90, (300, 6))

@@ -127,7 +127,14 @@ class LeRobotSource:
             return [], []
         robot = load_robot(str(data.robot or config.action.robot))  # type: ignore[union-attr]
         motors = motor_names(robot)
-        states = self._sample_of_states()[:, state_columns(self._features, data, motors, self.path)]
+        try:
+            columns = state_columns(self._features, data, motors, self.path)
+        except DataError as error:
+            return [], [f"the measured states were not compared with the units: {error}"]
+        states = self._sample_of_states()
+        if max(columns) >= states.shape[1]:
+            return [], []  # `_proprioception` raises it, with the columns
+        states = states[:, columns]
         flaws = grid_flaws(states, motors, data.units, calibrated_ranges(robot), str(self.path))
         if not len(states):
             return flaws, []
