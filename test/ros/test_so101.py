@@ -6,6 +6,7 @@ answers.
 - Chunks read from percent of a calibrated arm drive the arm along the recorded path, in the
   driver's radians, within the limits, and the jaw to the positions of the robot's YAML at the
   places of the recording.
+- An arm that lies beyond its planning limits, as without torque, moves back within them.
 - The benchmark's judgement names a shifted zero, a turned sign, a missing and an early command of
   the gripper.
 """
@@ -123,6 +124,48 @@ def test_recorded_percent_drive_the_arm_along_the_recorded_path(ros, folder, rec
         while jaw and jaw[0] == pytest.approx(OPEN):
             jaw.pop(0)  # it is open already
         assert jaw == pytest.approx([CLOSED, OPEN])
+    finally:
+        graph.close()
+
+
+def test_the_arm_leaves_a_rest_pose_beyond_its_limits(ros, folder, recorded, tmp_path):
+    from fake_arm import FakeArm
+    from fake_policies import Injected
+    from ros_graph import Graph, wait_for
+
+    from robovlms_ros.checkpoints.checkpoint import build_policy, save_policy
+
+    checkpoint = save_policy(build_policy(recorded[0], seed=3), tmp_path / "policy")
+    robot = str(folder / "my_so101.yaml")
+    arm = functools.partial(FakeArm, robot=robot, cameras=(CAMERA,))
+    graph = Graph(
+        checkpoint,
+        robot=robot,
+        make_arm=arm,
+        cameras=[CAMERA],
+        **{f"camera__{CAMERA}__topic": f"{CAMERA}/image_raw"},
+    )
+    rest = np.array([0.0, -1.77, 1.69, 1.2, 0.0])  # as the servos lie without torque
+    goal = np.array([0.0, -1.5, 1.4, 1.0, 0.0])
+
+    def rise(original, observation):
+        share = np.linspace(0.0, 1.0, HORIZON)[:, None]
+        here = observation.state.positions
+        rows = here + share * np.clip(goal - here, -0.3, 0.3)
+        chunk = original(observation)
+        return dataclasses.replace(chunk, values=np.column_stack([rows, np.ones(HORIZON)]))
+
+    try:
+        graph.activate()
+        wait_for(lambda: graph.node._inputs.measured() is not None, "a joint state")
+        graph.put_arm(rest)
+        with Injected(graph, rise):
+            graph.run(INSTRUCTION)
+            wait_for(
+                lambda: np.abs(graph.arm.positions - goal).max() < 0.05,
+                lambda: f"the goal, it is at {graph.arm.positions}: {graph.listener.said()}",
+            )
+        assert not graph.arm.rejected
     finally:
         graph.close()
 
