@@ -76,8 +76,8 @@ def test_nothing_evaluated_is_not_a_pass(bag, setting):
 
 def test_discarded_episodes_are_named(part, tmp_path, capsys):
     names = ["a cup", "<b>"]
-    left_out = [{"name": name, "reason": "it was discarded", "images": 15, "begin_ns": 1, "end_ns": 2}
-                for name in names]
+    common = {"reason": "it was discarded", "images": 15, "begin_ns": 1, "end_ns": 2}
+    left_out = [{"name": name, **common} for name in names]
     command.finish([{**part, "left_out": left_out}], [SimpleNamespace(
         config=EvaluationConfig(), part=tmp_path / "part.json", bag=tmp_path)], tmp_path)
     lines = ["2 of its episodes left out:", "'a cup' (15 images): it was discarded"]

@@ -154,8 +154,8 @@ def evaluate_bag(
             lines.append("instructions: " + "; ".join(inputs.instructions))
         return {
             "bag": str(path), "label": label, "topics": lines, "notes": notes, "images": replay.images,
-            "lost": dict(inputs.lost), "episodes": replay.episodes, "left_out": list(map(asdict, inputs.left_out)),
-            "instructions": list(inputs.instructions),
+            "lost": dict(inputs.lost), "episodes": replay.episodes,
+            "left_out": list(map(asdict, inputs.left_out)), "instructions": list(inputs.instructions),
             "results": {name: None if result is None else result.as_json() for name, result in results.items()},
             "reference": _reference_words(mapping),
         }
@@ -269,7 +269,9 @@ def recorded_stamps(path: Path, topics: TopicsConfig) -> frozenset[int]:
 def part_key(path: Path, checkpoints: Sequence[str], config: EvaluationConfig, extra: Mapping[str, Any]) -> str:
     """Key of a finished bag's result: it changes with the bag, the weights and the
     settings."""
-    facts = [PARTS, str(path.resolve()), *(_stat(p) for p in _files(path)), asdict(config), dict(extra)]
+    facts = [
+        PARTS, str(path.resolve()), *(_stat(p) for p in _files(path)), asdict(config), dict(extra),
+    ]
     for checkpoint in checkpoints:
         facts += [checkpoint, *(_stat(p) for p in _files(Path(checkpoint)))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -430,7 +430,9 @@ class BagObservations:
         return Restart(now_ns, reason, self._episode, forget, jump)
 
 
-def discarded_episodes(path: Path, mapping: TopicMapping, robot: RobotSpec, instruction: str = "") -> frozenset[int]:
+def discarded_episodes(
+    path: Path, mapping: TopicMapping, robot: RobotSpec, instruction: str = ""
+) -> frozenset[int]:
     """`discarded` of BagObservations: the episodes of a bag whose last mark is DISCARD.
 
     A mark may follow its episode at any time, and another one may replace it: the marks of the
@@ -439,8 +441,10 @@ def discarded_episodes(path: Path, mapping: TopicMapping, robot: RobotSpec, inst
     if mapping.episodes is None:
         return frozenset()
     outcomes: dict[int, str] = {}
-    marks = TopicMapping({}, None, mapping.instruction, None, None, None, None, None, mapping.episodes,
-                         status=mapping.status)
+    marks = TopicMapping(
+        cameras={}, joint_states=None, instruction=mapping.instruction, commands=None,
+        command_kind=None, gripper_commands=None, command_lead=None, chunks=None,
+        episodes=mapping.episodes, status=mapping.status)
     with Bag(path) as bag:
         observations = BagObservations(bag, marks, robot, None, ("none",), instruction)
         for event in observations.events():

@@ -117,7 +117,8 @@ def left_out_lines(bag: Mapping[str, Any]) -> list[str]:
     episodes = bag["left_out"]
     if not episodes:
         return []
-    lines = [f"'{episode['name']}' ({episode['images']} images): {episode['reason']}" for episode in episodes]
+    lines = [f"'{episode['name']}' ({episode['images']} images): {episode['reason']}"
+             for episode in episodes]
     return [f"{len(episodes)} of its episodes left out:", *lines]
 
 
