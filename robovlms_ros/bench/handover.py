@@ -20,13 +20,15 @@ from geometry_msgs.msg import TwistStamped
 from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 
+from robovlms_ros.control.camera_check import image_digest
 from robovlms_ros.control.collision_model import load_collision_model
 from robovlms_ros.control.controller_types import OneJointTrajectory
 from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.faults import SafetyMonitorConfig
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.motion_guard import AdmittedCommand
 from robovlms_ros.control.robot import load_robot
-from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig, image_digest
+from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.trajectory_controller_model import TrajectoryController
 from robovlms_ros.core.statistics import wilson_interval

@@ -21,7 +21,8 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from robovlms_ros.control.executor import build_executor
-from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
+from robovlms_ros.control.faults import SafetyMonitorConfig
+from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.core.structured_text import write_json
 from robovlms_ros.core.text_table import aligned
 from robovlms_ros.core.types import ActionChunk, ActionSpec, Observation, RoboVLMsError

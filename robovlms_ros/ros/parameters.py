@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robovlms_ros.control.controller_types import ROS_NAME, check_ros_name
+from robovlms_ros.control.faults import PermissionConfig, SafetyMonitorConfig
 from robovlms_ros.control.robot import FORMER_GATE_KEYS, GateConfig
-from robovlms_ros.control.safety_monitor import PermissionConfig, SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError, current_names, did_you_mean, parameter

@@ -13,11 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from robovlms_ros.control.executor import AT_COMMAND, REST_SPEED, ChunkExecutor, Decision
+from robovlms_ros.control.faults import Action
+from robovlms_ros.control.interfaces import ObservationSource
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.motion_guard import AdmittedCommand, CommandRejected
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.control.safety_gate import Verdict
-from robovlms_ros.control.safety_monitor import Action, ObservationSource, SafetyMonitor
+from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.control.schedule import ScheduleRefused
 from robovlms_ros.control.shadow import Disagreement, ShadowComparison
 from robovlms_ros.core.text_safety import without_numbers

@@ -22,6 +22,7 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
 from robovlms_ros.control.executor import ChunkExecutor, build_executor
+from robovlms_ros.control.faults import FAULTS
 from robovlms_ros.control.joy_mapping import load_joy_mapping
 from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.core.schema import ConfigError
@@ -63,12 +64,6 @@ if TYPE_CHECKING:
     from robovlms_ros.models.vla_policy import VLAPolicy
 
 TICK_RATE = 20.0
-FAULTS = (
-    "robot_may_not_move", "image_stale", "image_frozen", "camera_clock", "joint_states_stale",
-    "joint_states_implausible", "no_instruction", "instruction_refused", "inference_late",
-    "inference_died", "controller_absent", "controller_shared", "controller_reference",
-    "controller_not_following", "arm_not_following", "clock_jumped",
-)
 
 
 class VLANode(PlainLifecycleNode):

@@ -18,8 +18,9 @@ from robovlms_ros.bench.faults.rows import (
     time_to_rest,
 )
 from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.faults import SafetyMonitorConfig
 from robovlms_ros.control.robot import load_robot
-from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
+from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.control.scheduler import HOLD_NS
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
