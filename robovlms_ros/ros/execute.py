@@ -195,7 +195,7 @@ class ExecuteServer:
             limits = self._limits
             if limits is None:
                 return f"the node is {self._node.lifecycle_state}, not active."
-            if self._runner is not None and self._runner.person_drives:
+            if self._runner is not None and self._runner.person.drives:
                 return "a person drives: call ~/hand_back first."
             if self._running is not None and not goal.preempt:
                 return "another goal runs. Cancel it, or set preempt to replace it."

@@ -83,6 +83,13 @@ class NodeStatus:
     reaction: Latencies = field(default_factory=Latencies)
     inference: Latencies = field(default_factory=Latencies)
 
+    def set_state(self, state: str, detail: str) -> None:
+        """Enter a state; the same complaint with another number is no change."""
+        same_detail = without_numbers(detail) == without_numbers(self.detail)
+        if state != self.state or not same_detail:
+            self.state = state
+            self.detail = detail
+
     def change_key(self) -> tuple[object, ...]:
         """Fields whose change is published at once."""
         return (

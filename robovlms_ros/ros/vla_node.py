@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import rclpy
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
@@ -29,6 +29,7 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RoboVLMsError
 from robovlms_ros.inference.worker import InferenceWorker
+from robovlms_ros.ros.command_sender import CommandInterfaces
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.decision_publisher import DecisionPublisher
@@ -53,7 +54,7 @@ from robovlms_ros.ros.loading import (
 )
 from robovlms_ros.ros.observation_subscriber import ObservationSubscriber
 from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
+from robovlms_ros.ros.policy_runner import PolicyRunner
 from robovlms_ros.ros.preview_publisher import PreviewPublisher
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus, StatusPublisher
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from robovlms_ros.models.vla_policy import VLAPolicy
 
 TICK_RATE = 20.0
+ResponseT = TypeVar("ResponseT", Trigger.Response, SetBool.Response, MarkOutcome.Response)
 
 
 class VLANode(PlainLifecycleNode):
@@ -361,15 +363,22 @@ class VLANode(PlainLifecycleNode):
         self._execute.end(Result.HUMAN_TOOK_OVER, "~/take_over")
         self._reporter.publish_on_change()
 
-    def _on_confirm(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        runner = self._runner
-        if runner is None or self.lifecycle_state != "active":
-            response.message = f"the node is {self.lifecycle_state}, not active"
-        else:
-            response.message = runner.confirm()
-        response.success = not response.message
+    def _respond(self, response: ResponseT, problem: str, done: str = "") -> ResponseT:
+        """problem: the reason why it was not done, empty where it was."""
+        response.success = not problem
+        response.message = problem or done
         self._reporter.publish_on_change()
         return response
+
+    def _active_runner(self) -> PolicyRunner | None:
+        return self._runner if self.lifecycle_state == "active" else None
+
+    def _not_active(self) -> str:
+        return f"the node is {self.lifecycle_state}, not active"
+
+    def _on_confirm(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        runner = self._active_runner()
+        return self._respond(response, self._not_active() if runner is None else runner.confirm())
 
     def _on_robot_may_move(self, message: Bool) -> None:
         with self._parts:
@@ -386,22 +395,20 @@ class VLANode(PlainLifecycleNode):
         self, request: MarkOutcome.Request, response: MarkOutcome.Response
     ) -> MarkOutcome.Response:
         allowed = (request.SUCCESS, request.FAILURE)
-        if request.outcome in allowed:
-            note = f"~/mark_outcome: {request.note}" if request.note else "~/mark_outcome"
-            response.success = self._mark(request.outcome, note)
-            response.message = "" if response.success else "no instruction is in force"
-        else:
+        note = f"~/mark_outcome: {request.note}" if request.note else "~/mark_outcome"
+        problem = ""
+        if request.outcome not in allowed:
             given = printable(request.outcome)
-            response.message = f"outcome = '{given}': must be one of {', '.join(allowed)}."
-        return response
+            problem = f"outcome = '{given}': must be one of {', '.join(allowed)}."
+        elif not self._mark(request.outcome, note):
+            problem = "no instruction is in force"
+        return self._respond(response, problem)
 
     def _mark(self, outcome: str, note: str) -> bool:
         """End the instruction in force as a success or failure; False where there is none."""
-        runner = self._runner
+        runner = self._active_runner()
         inputs = self._inputs
-        if runner is None or inputs is None or self.lifecycle_state != "active":
-            return False
-        if not inputs.instruction:
+        if runner is None or inputs is None or not inputs.instruction:
             return False
         reason = Result.SUCCEEDED if outcome == Result.SUCCESS else Result.FAILED
         text = f"marked as {outcome} ({note})"
@@ -418,19 +425,14 @@ class VLANode(PlainLifecycleNode):
         with self._parts:
             runner = self._runner
             other = self._shadow_worker
-            response.message = "the node is not active"
-            if runner is not None:
-                response.message = runner.switch_policy()
-            response.success = not response.message
-            if response.success:
+            problem = "the node is not active" if runner is None else runner.switch_policy()
+            if not problem:
                 assert other is not None and self._worker is not None
                 self._shadow_worker = self._worker
                 self._worker = other
                 self._take_policy(self._loaded[other])
-                response.message = f"{self._report.policy_id} commands the arm"
-                self._reporter.log_edge(f"~/switch_policy: {response.message}")
-        self._reporter.publish_on_change()
-        return response
+                self._reporter.log_edge(f"~/switch_policy: {self._report.policy_id} commands the arm")
+        return self._respond(response, problem, f"{self._report.policy_id} commands the arm")
 
     def _on_chunk(self, chunk: ActionChunk, worker: InferenceWorker) -> None:
         runner = self._runner
@@ -509,19 +511,14 @@ class VLANode(PlainLifecycleNode):
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._runner is not None:
             self._runner.reset("reset")
-        response.success = True
-        response.message = "history, plan and what was in flight are forgotten"
-        self._reporter.publish_on_change()
-        return response
+        return self._respond(response, "", "history, plan and what was in flight are forgotten")
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        response.success = self._runner is not None and self.lifecycle_state == "active"
-        if response.success:
-            assert self._runner is not None
-            self._runner.pause(request.data)
-        response.message = "" if response.success else f"the node is {self.lifecycle_state}, not active"
-        self._reporter.publish_on_change()
-        return response
+        runner = self._active_runner()
+        if runner is None:
+            return self._respond(response, self._not_active())
+        runner.pause(request.data)
+        return self._respond(response, "")
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         self.get_logger().warning("the clock jumped back or changed: starting afresh")

@@ -92,7 +92,7 @@ def test_the_way_back_ends_early(end):
     sim = Simulation()
 
     def interrupt(sim):
-        assert sim.runner._returning
+        assert sim.runner._sender.returning
         if end == "pause":
             sim.runner.pause(True)
         elif end == "deactivate":
