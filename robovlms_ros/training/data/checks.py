@@ -57,7 +57,7 @@ class Summary:
 
 
 def check_data(
-    source: EpisodeSource, config: PolicyConfig, episodes: Sequence[int] | None = None, accept: Sequence[str] = ()
+    source: EpisodeSource, config: PolicyConfig, accept: Sequence[str] = ()
 ) -> tuple[tuple[Flaw, ...], Summary]:
     """The flaws of the recordings and of their numbers, those that forbid training first, and the
     summary.
@@ -74,7 +74,7 @@ def check_data(
     running = Running()
     intervals = []
     sample = []
-    for i in range(len(source)) if episodes is None else episodes:
+    for i in range(len(source)):
         try:
             arrays = source.arrays(i)
         except DataError as error:
