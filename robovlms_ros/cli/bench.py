@@ -18,6 +18,7 @@ COMMANDS = {
     "ik": ("robovlms_ros.bench.inverse_kinematics", "inverse kinematics of a whole chunk"),
     "collision": ("robovlms_ros.bench.collision", "collision check against the simulator's contacts"),
     "eval": ("robovlms_ros.bench.evaluation", "bag evaluation in blocks against frame by frame"),
+    "loader": ("robovlms_ros.bench.loader", "training's loader against plain decoding"),
 }
 
 
@@ -181,6 +182,25 @@ def evaluation(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def loader(parser: argparse.ArgumentParser) -> None:
+    """Rate of training's loader on your recordings, images a second, against plain decoding of
+    every image once and in order by as many processes.
+
+    Rows: decoding, the files of `data.keep_images: FOLDER` (in a temporary folder), windows at
+    random of the recordings, the same of the files. Each rate is that of a second pass. Exit code 1
+    when the loader on the files gives less than --at-least of plain decoding.
+    """
+    add = parser.add_argument
+    add("--data", type=Path, nargs="+", required=True, metavar="PATH", help="recordings")
+    add("--config", default="from_recordings",
+        help="training YAML, or a name in config/train (default from_recordings)")
+    add("--image-size", type=int, metavar="PIXELS", help="default: the file's vlm.image_size")
+    add("--workers", type=int, default=2, help="processes that decode (default 2)")
+    add("--windows", type=int, default=512, help="windows of a pass (default 512)")
+    add("--at-least", type=float, default=0.7, help="of plain decoding (default 0.7)")
+    _json(parser)
+
+
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
 
@@ -188,4 +208,5 @@ def _json(parser: argparse.ArgumentParser) -> None:
 OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "policy": policy, "plot": plot, "stream": stream, "node": node, "faults": faults,
     "handover": handover, "ik": ik, "collision": collision, "eval": evaluation,
+    "loader": loader,
 }

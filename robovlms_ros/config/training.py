@@ -174,6 +174,7 @@ class TrainingConfig:
         makes places as loud as pixels and the action token not zero, for towers of a few layers.
     threads: parts of a batch that are computed side by side on a CPU, each on a core.
     workers: processes that decode images. save_every: steps of the optimiser between saved states.
+    trackers: where the run's numbers go beside its folder.
     """
 
     batch_size: int = 128
@@ -205,6 +206,7 @@ class TrainingConfig:
     validation_fraction: float = 0.1
     workers: int = 2
     save_every: int = 500
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
 
     def __post_init__(self) -> None:
         where = "training"

@@ -17,8 +17,10 @@ import torch
 
 from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
 from robovlms_ros.config.robovlms_import import expand
-from robovlms_ros.core.schema import ConfigError, read_mapping
+from robovlms_ros.core.schema import ConfigError, read_mapping, require
 from robovlms_ros.models.vla_policy import VLAPolicy
+from robovlms_ros.training.data.mixture import read_mixture, window_shares
+from robovlms_ros.training.data.selection import by_recording, read_selections
 
 RANDOM = "random"
 KEY = "train"
@@ -28,13 +30,15 @@ KEY = "train"
 @dataclass(frozen=True)
 class Run:
     """Content of a training file. folder: where files that it names are looked up. start:
-    `--from`. keep_images: of the `data` block."""
+    `--from`. keep_images: of the `data` block; the folder of the files, or True for in memory.
+    mixture: of the `data` block."""
 
     config: PolicyConfig
     data: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     start: str | None = None
-    keep_images: bool = False
+    keep_images: bool | Path = False
+    mixture: Mapping[str, float] = field(default_factory=dict)
 
 
 def is_plan(path: Path) -> bool:
@@ -60,9 +64,22 @@ def read_run(path: Path, start: str | None = None) -> Run:
         mapping = {"base": str(_config_of(Path(str(start))).resolve()), **mapping}
     data = dict(data)
     keep = data.pop("keep_images", False)
-    if not isinstance(keep, bool):
-        raise ConfigError(f"{path.name}: data.keep_images = {keep!r}: must be true or false.")
-    return Run(config_from_mapping(mapping, path.name, path.parent), data, path.parent, start, keep)
+    config = config_from_mapping(mapping, path.name, path.parent)
+    if isinstance(keep, str) and keep:
+        if config.vlm.image_size is None:
+            raise ConfigError(
+                f"{path.name}: data.keep_images = {keep!r} needs vlm.image_size, the pixels a side "
+                "of the images in the files. `robovlms check` prints a model's own size."
+            )
+        keep = path.parent / keep
+    elif not isinstance(keep, bool):
+        raise ConfigError(f"{path.name}: data.keep_images = {keep!r}: must be true, false or a "
+                          "folder's path.")
+    where = f"{path.name}: data.mixture"
+    mixture = read_mixture(data.pop("mixture", None), where)
+    require(not mixture or config.training.hindsight is None, where, mixture,
+            "left out with training.hindsight, which learns frames under several instructions")
+    return Run(config, data, path.parent, start, keep, mixture)
 
 
 def _config_of(checkpoint: Path) -> Path:
@@ -127,7 +144,10 @@ def train_on(
     recorded = source.policies
     training = run.config.training
     if run.keep_images:
-        source = KeptImages(source, run.config.vlm.image_size)
+        folder = run.keep_images if isinstance(run.keep_images, Path) else None
+        source = KeptImages(source, run.config.vlm.image_size, folder)
+        if folder is not None:
+            source.write(run.data.get("jobs", 1), log)
     habit = None
     if training.hindsight is not None:
         source = HindsightSource(source, training.hindsight, training.seed)
@@ -153,10 +173,15 @@ def train_on(
         log("weight: frames; " + "; ".join(f"{w:g}: {n}" for w, n in sorted(weights.items())))
     if isinstance(source, HindsightSource):
         train = LookWindows(source, train)
+    shares = None
+    if run.mixture:
+        recordings = by_recording(read_selections(paths), source)
+        shares = window_shares(train, source, recordings, run.mixture)
     validation = WindowDataset(source, held, config) if held else None
     files = {"statistics.json": json.dumps(statistics.as_table(KEY), indent=1)}
     objective = None if training.hindsight is None else HindsightObjective(policy, habit)
-    return fit(policy, train, validation, config, output, files=files, objective=objective)
+    return fit(policy, train, validation, config, output, files=files, objective=objective,
+               shares=shares)
 
 
 def open_data(paths: Sequence[Path], run: Run, log: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """`robovlms train` from a YAML file.
 
 - Weights come from a checkpoint, from the pretrained VLM that is named, or are new; all in float32.
-- A file without a model takes the rest from the checkpoint; a `data` block is kept apart; unknown keys are refused.
+- A file without a model takes the rest from the checkpoint; a `data` block is kept apart; unknown
+  keys are refused.
 - A plan for the simulated arm and a configuration are told apart; what is missing is named.
 """
 
@@ -102,8 +103,33 @@ def test_the_shipped_files_for_recordings_are_whole(name):
     run.config.require_runnable()
 
 
-def test_keep_images_is_a_flag(tmp_path):
+@pytest.mark.parametrize("family", ["paligemma", "kosmos"])
+def test_the_shipped_files_for_full_sizes_step_128_windows(family):
+    """Adapters on one GPU; every weight but the words' on eight."""
+    from robovlms_ros.core.resources import find
+
+    adapters = read_run(find(f"lora_{family}", "config/train"))
+    whole = read_run(find(f"full_{family}", "config/train"))
+    for run, processes in ((adapters, 1), (whole, 8)):
+        training = run.config.training
+        assert run.config.model.backbone == family and run.config.vlm.size == "full"
+        assert training.batch_size * training.accumulation * processes == 128
+        assert training.precision == "bfloat16" and training.gradient_checkpointing
+        assert run.keep_images == find("lora_paligemma", "config/train").parent / "kept_images"
+    assert adapters.config.training.lora.rank == 64
+    assert whole.config.training.lora is None and whole.config.training.freeze == ("word_embedding",)
+
+
+def test_keep_images_is_a_flag_or_a_folder_beside_the_file(tmp_path):
     path = tmp_path / "train.yaml"
-    path.write_text("model: {backbone: paligemma}\ndata: {keep_images: 3}\n")
-    with pytest.raises(ConfigError, match="keep_images = 3"):
+    for value in ("3", "''", "[a]"):
+        path.write_text(f"model: {{backbone: paligemma}}\ndata: {{keep_images: {value}}}\n")
+        with pytest.raises(ConfigError, match="keep_images = .*true, false or a folder's path"):
+            read_run(path)
+    path.write_text("model: {backbone: paligemma}\ndata: {keep_images: kept}\n")
+    with pytest.raises(ConfigError, match=r"keep_images = 'kept' needs vlm\.image_size"):
         read_run(path)
+    path.write_text(
+        "model: {backbone: paligemma}\nvlm: {image_size: 224}\ndata: {keep_images: kept}\n"
+    )
+    assert read_run(path).keep_images == tmp_path / "kept"

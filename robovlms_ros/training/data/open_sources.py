@@ -1,16 +1,14 @@
 """Recordings on disk as one episode source: the format of each folder is detected, its reader opens
 it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.training.data.episodes import DataError, EpisodeSource, Joined, require_action
+from robovlms_ros.training.data.processes import in_processes
 from robovlms_ros.training.data.resampling import at_policy_rate
 from robovlms_ros.training.data.selection import read_selections
 from robovlms_ros.training.data.sources.bag import BagSource
@@ -43,8 +41,9 @@ def open_sources(
     chosen = read_selections(paths)
     kinds = {path: detect_format(path) for path in chosen}
     tasks = [(kind, path, config, dict(mapping.get(kind) or {})) for path, kind in kinds.items()]
+    opened = in_processes(_open, tasks, mapping.get("jobs", 1))
     sources = []
-    for (kind, path, *_), source in zip(tasks, _open_all(tasks, mapping.get("jobs", 1)), strict=True):
+    for (kind, path, *_), source in zip(tasks, opened, strict=True):
         sources.append(source)
         if log is not None:
             log(f"{path}: {kind}, {len(source)} episodes")
@@ -57,22 +56,6 @@ def open_sources(
         for note in joined.notes[sum(len(source.notes) for source in sources):]:
             log(note)
     return joined
-
-
-def _open_all(
-    tasks: Sequence[tuple[str, Path, PolicyConfig, dict[str, Any]]], jobs: Any
-) -> Iterator[EpisodeSource]:
-    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
-        raise ConfigError(f"data.jobs = {jobs!r}: must be a whole number, 1 or more.")
-    if min(jobs, len(tasks)) == 1:
-        yield from (_open(*task) for task in tasks)
-        return
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(_open, *zip(*tasks, strict=True))
-        except BrokenProcessPool as error:
-            raise DataError("a process that read the data was killed, most likely for memory: set data.jobs below "
-                            f"{jobs}.") from error
 
 
 def _open(kind: str, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> EpisodeSource:

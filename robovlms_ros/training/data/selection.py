@@ -17,6 +17,7 @@ import yaml
 
 from robovlms_ros.core.schema import ConfigError, build, read_mapping
 from robovlms_ros.training.data.episodes import DataError, EpisodeSource
+from robovlms_ros.training.data.hub_cache import NAME, cached_dataset
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -42,11 +43,13 @@ class Selection:
 def read_selections(paths: Iterable[str | Path]) -> Chosen:
     """Recordings, and those of selections among `paths`, in order.
 
-    A recording that is named twice loses the episodes that all of its entries leave out. Raises
-    ConfigError.
+    A path that does not exist may be a downloaded data set's OWNER/NAME. A recording that is named
+    twice loses the episodes that all of its entries leave out. Raises ConfigError, DataError.
     """
     chosen: Chosen = {}
     for path in map(Path, paths):
+        if not path.exists() and NAME.fullmatch(str(path)):
+            path = cached_dataset(str(path))
         entries = {path: set[str]()}
         if path.suffix in SUFFIXES and path.is_file():
             selection = build(Selection, read_mapping(path), str(path))

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -202,11 +203,18 @@ def action_tokens(policy: VLAPolicy, instructions: Sequence[str], actions: Tenso
 
 class EpochSampler(Sampler[int]):
     """An epoch's order, from the seed and the epoch alone; `begin` has the epoch, and how many are
-    done already."""
+    done already.
 
-    def __init__(self, length: int, seed: int):
+    shares: (length,) probabilities; an epoch is then `length` draws, in which an index may be
+    absent and another one repeated. None: every index once.
+    """
+
+    def __init__(
+        self, length: int, seed: int, shares: NDArray[np.float64] | None = None
+    ) -> None:
         self.length = length
         self.seed = seed
+        self.shares = shares
         self.epoch = self.done = 0
 
     def begin(self, epoch: int, done: int) -> None:
@@ -216,15 +224,21 @@ class EpochSampler(Sampler[int]):
         return self.length - self.done
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.shares is None:
+            order = rng.permutation(self.length)
+        else:
+            order = rng.choice(self.length, self.length, p=self.shares)
         return iter(order[self.done :].tolist())
 
 
-def build_loader(policy: VLAPolicy, data: Dataset, sampler: Sampler[int] | Sequence[int]) -> DataLoader:
-    """Batches of `data` in the sampler's order, decoded and squashed in `training.workers`
-    processes."""
-    training = policy.config.training
-    collate = Collate(policy.config, policy.vlm.image_size)
+def build_loader(
+    config: PolicyConfig, size: int, data: Dataset, sampler: Sampler[int] | Sequence[int]
+) -> DataLoader:
+    """Batches of `data` in the sampler's order, decoded and squashed to `size` pixels a side in
+    `training.workers` processes."""
+    training = config.training
+    collate = Collate(config, size)
     together = isinstance(data, LookWindows)
     return DataLoader(
         data,

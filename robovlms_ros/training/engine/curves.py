@@ -1,28 +1,40 @@
-"""A run's numbers while it runs: two CSV files, TensorBoard where installed, a progress bar with
-the time left."""
+"""A run's numbers while it runs: two CSV files, TensorBoard where installed, the trackers of
+`training.trackers`, a progress bar with the time left."""
 
 import csv
 import logging
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from robovlms_ros.training.engine.batches import TrainingError
 
 log = logging.getLogger(__name__)
 STEPS = "curve.csv"
 EPOCHS = "validation.csv"
-TENSORBOARD_EVERY = 10
+SCALARS_EVERY = 10
+"""Steps from one value of TensorBoard and of trackers to the next."""
+PROJECT = "robovlms_ros"
+TRACKER_ID = "tracker_id.txt"
 
 
 class Curves:
     """Rows up to `step` are kept, later ones (of a run that was killed) dropped. Does nothing
     unless `active`.
 
-    total: steps of the run. bar: shows the progress, with the time left.
+    total: steps of the run. bar: shows the progress, with the time left. trackers: see
+    `start_trackers`, settings: what they store of the run.
     """
 
-    def __init__(self, folder: Path, step: int, total: int, active: bool, bar: bool = True):
+    def __init__(
+        self, folder: Path, step: int, total: int, active: bool, bar: bool = True,
+        trackers: Sequence[str] = (), settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.active = active
         self._writer: Any = None
+        self._trackers: list[Any] = []
         self._bar: Any = None
         if not active:
             return
@@ -31,6 +43,7 @@ class Curves:
             rows = read_rows(folder / name)
             write_rows(folder / name, [row for row in rows if int(row["step"]) <= step])
         self._writer = _tensorboard(folder / "tensorboard", step)
+        self._trackers = start_trackers(trackers, folder, settings or {})
         if bar:
             from tqdm import tqdm
 
@@ -49,7 +62,7 @@ class Curves:
                 f"loss {values['loss']:.4f}, arm {values['arm']:.4f}", refresh=False
             )
             self._bar.update()
-        if step % TENSORBOARD_EVERY == 0:
+        if step % SCALARS_EVERY == 0:
             self._scalars("train", step, values)
 
     def validation(self, step: int, epoch: int, values: dict[str, float]) -> None:
@@ -61,16 +74,21 @@ class Curves:
         self._scalars("validation", step, values)
 
     def close(self) -> None:
-        """End the progress bar and TensorBoard's file."""
+        """End the progress bar, TensorBoard's file and the trackers' runs."""
         if self._bar is not None:
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
+        for tracker in self._trackers:
+            tracker.finish()
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+        named = {f"{group}/{name}": value for name, value in values.items()}
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+            for name, value in named.items():
+                self._writer.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(named, step=step)
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
@@ -80,6 +98,43 @@ def _tensorboard(folder: Path, step: int) -> Any:
         log.info("no TensorBoard here (`pip install tensorboard`): the curves are in %s", folder.parent)
         return None
     return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def start_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[Any]:
+    """A run of each tracker (`wandb`, `trackio`), by accelerate; one that was begun in `folder`
+    goes on.
+
+    Raises TrainingError for a tracker that is not installed or does not start.
+    """
+    if not names:
+        return []
+    from accelerate.tracking import TrackioTracker, WandBTracker
+
+    file = folder / TRACKER_ID
+    if not file.exists():
+        file.write_text(secrets.token_hex(4))
+    identity = file.read_text().strip()
+    run = f"{folder.name}-{identity}"
+    started = []
+    for name in names:
+        try:
+            if name == "wandb":
+                tracker = WandBTracker(
+                    PROJECT, id=identity, name=run, resume="allow", dir=str(folder)
+                )
+            else:
+                tracker = TrackioTracker(PROJECT, name=run, resume="allow")
+            tracker.start()
+            tracker.store_init_configuration(dict(settings))
+        except ImportError as error:
+            raise TrainingError(
+                f"training.trackers: {name} is not installed ({error}): `pip install {name}`, or "
+                "leave it out. The CSV files and TensorBoard need neither."
+            ) from error
+        except Exception as error:  # a tracker raises its own kinds: no network, no account
+            raise TrainingError(f"training.trackers: {name} does not start: {error}") from error
+        started.append(tracker)
+    return started
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ Several processes, GPUs, FSDP 2 and mixed precision are `accelerate launch`'s co
 a run that was killed goes on to the same losses.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -38,27 +40,28 @@ from robovlms_ros.training.engine.trainer import Trainer, seed_step
 
 log = logging.getLogger(__name__)
 # What may differ when a run goes on: none of it changes what was computed so far.
-FREE = ("epochs", "max_steps", "workers", "save_every", "gradient_checkpointing")
+FREE = ("epochs", "max_steps", "workers", "save_every", "gradient_checkpointing", "trackers")
 Reported = Callable[[int, dict[str, float]], None]
 
 
 def fit(
     policy: VLAPolicy, train: Dataset, validation: Dataset | None, config: PolicyConfig, folder: Path,
     on_step: Reported | None = None, files: dict[str, str] | None = None,
-    objective: Objective | None = None,
+    objective: Objective | None = None, shares: NDArray[np.float64] | None = None,
 ) -> Path:
     """Train `policy` in place, or go on with the run in `folder`; returns the checkpoint's folder.
 
     train, validation: map-style data sets of windows (see `batches`). on_step: called with every
     step of the optimiser. objective: of `policy`; None is RoboVLMs'. files: name -> text, written
-    beside every checkpoint's weights (statistics). In mixed precision, matrices that do not train
+    beside every checkpoint's weights (statistics). shares: of the windows of `train`, see
+    `batches.EpochSampler`. In mixed precision, matrices that do not train
     are left rounded (`devices.hold_frozen`): load the checkpoint to run it.
 
     Raises TrainingError, ConfigError.
     """
     with torch.random.fork_rng(devices=[]):
         return Engine(policy, train, validation, config, Path(folder), on_step, files or {},
-                      objective).run()
+                      objective, shares).run()
 
 
 class Engine(Trainer):
@@ -67,6 +70,7 @@ class Engine(Trainer):
     def __init__(
         self, policy: VLAPolicy, train: Dataset, validation: Dataset | None, config: PolicyConfig, folder: Path,
         on_step: Reported | None, files: dict[str, str], objective: Objective | None = None,
+        shares: NDArray[np.float64] | None = None,
     ):
         policy.config = config
         self.config = config
@@ -75,10 +79,12 @@ class Engine(Trainer):
         for name in ("checkpoint", "last"):
             states.recover_folder(folder / name)
         require_windows(train, validation)
-        self.sampler = EpochSampler(len(cast(Sized, train)), config.training.seed)
-        loaders = [build_loader(policy, train, self.sampler)]
+        self.sampler = EpochSampler(len(cast(Sized, train)), config.training.seed, shares)
+        size = policy.vlm.image_size
+        loaders = [build_loader(config, size, train, self.sampler)]
         if validation is not None:
-            loaders.append(build_loader(policy, validation, range(len(cast(Sized, validation)))))
+            windows = range(len(cast(Sized, validation)))
+            loaders.append(build_loader(config, size, validation, windows))
         super().__init__(
             objective or Objective(policy),
             config.training,
@@ -95,7 +101,14 @@ class Engine(Trainer):
         self.total = min(planned, self.training.max_steps or planned)
         if self.step:
             log.info("going on at step %d of %d in %s", self.step, self.total, folder)
-        self.curves = Curves(folder, self.step, self.total, self.accelerator.is_main_process)
+        self.curves = Curves(
+            folder,
+            self.step,
+            self.total,
+            self.accelerator.is_main_process,
+            trackers=config.training.trackers,
+            settings=self.setup(),
+        )
 
     def setup(self) -> dict[str, Any]:
         """The configuration without what may differ (`FREE`), the number of windows and that of
@@ -103,9 +116,12 @@ class Engine(Trainer):
         mapping = config_to_mapping(self.config)
         training = mapping.pop("training")
         kept = {f"training.{k}": v for k, v in training.items() if k not in FREE}
+        shares = self.sampler.shares
+        drawn = {} if shares is None else {"shares": hashlib.sha256(shares.tobytes()).hexdigest()}
         return {
             **mapping,
             **kept,
+            **drawn,
             "windows": self.sampler.length,
             "processes": self.accelerator.num_processes,
         }

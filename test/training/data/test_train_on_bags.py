@@ -1,8 +1,10 @@
 """`robovlms train --data` on rosbags, from the command line to a checkpoint that answers.
 
-- Statistics of the training episodes are in the checkpoint, with their unit; a second call goes on, a third has nothing
-  to do; fine-tuning from the checkpoint keeps its normalisation.
-- Data that would train badly, and a split that cannot be made, are refused before anything is trained.
+- Statistics of the training episodes are in the checkpoint, with their unit; a second call goes on,
+  a third has nothing to do; fine-tuning from the checkpoint keeps its normalisation.
+- Images kept in files train as decoded ones; `bench loader` measures both.
+- Data that would train badly, and a split that cannot be made, are refused before anything is
+  trained.
 """
 
 import json
@@ -53,6 +55,38 @@ def test_bags_become_a_checkpoint(recorded, tmp_path, capsys, caplog):
     assert main(["train", "--config", str(finer), "--from", str(place), "--data", str(paths[0]), str(paths[1]),
                  *output]) == 0
     assert load_config(tmp_path / "finer" / "checkpoint" / "config.yaml").action.normalization[0] == norm
+
+
+def test_images_in_files_train_as_decoded_ones(recorded, tmp_path, capsys):
+    """Two processes write the files; the losses are those of decoding."""
+    path, paths = recorded
+    text = yaml.safe_load(path.read_text())
+    text["vlm"]["image_size"] = 28
+    curves = []
+    kept = {"keep_images": "images"}
+    for name, more in (("decoded", {}), ("kept", {**kept, "jobs": 2}), ("again", kept)):
+        path.write_text(yaml.safe_dump({**text, "data": {**text["data"], **more}}))
+        output = tmp_path / name
+        command = ["train", "--config", str(path), "--data", *map(str, paths), "--output", str(output)]
+        assert main(command) == 0
+        rows = (output / "curve.csv").read_text().splitlines()
+        curves.append([row.split(",")[:3] for row in rows])
+    assert "images: 3 of 3 episodes are in" in capsys.readouterr().out
+    assert len(list((tmp_path / "images").iterdir())) == 3
+    assert curves[0] == curves[1] == curves[2]
+
+
+def test_the_loaders_rate_is_measured(recorded, tmp_path, capsys):
+    path, paths = recorded
+    file = tmp_path / "loader.json"
+    command = ["bench", "loader", "--config", str(path), "--data", *map(str, paths), "--json", str(file)]
+    assert main(command) == 1
+    assert "--image-size = 0: must be pixels a side" in capsys.readouterr().err
+    options = ["--image-size", "6", "--windows", "16", "--workers", "1", "--at-least", "0"]
+    assert main([*command, *options]) == 0
+    found = json.loads(file.read_text())
+    assert len(found["ratio"]) == 4 and min(found["images_per_second"].values()) > 0
+    assert "3 episodes, 1 cameras" in capsys.readouterr().out
 
 
 def test_what_cannot_be_trained_on_is_refused_first(bags, recorded, tmp_path, capsys):

@@ -19,6 +19,11 @@ OPEN_FILES = 8
 AHEAD = 2.0  # s: a frame that is no further ahead is decoded up to, a further one is sought
 
 
+_inherited: list[Any] = []
+"""Open files of the process that this one was forked from. A decoder's threads do not exist here:
+to close it would wait for them for ever."""
+
+
 class VideoFrames:
     """Reads frames of many files and keeps a few of them open; a forked or unpickled copy begins
     with none.
@@ -41,6 +46,7 @@ class VideoFrames:
         """(n, H, W, 3) RGB, the frames shown at these times (s, as the file counts). Raises
         DataError."""
         if self._process != os.getpid():
+            _inherited.append(self._open)
             self.__init__(self._tolerance)  # type: ignore[misc]
         order = np.argsort(times, kind="stable")
         frames: list[NDArray[np.uint8] | None] = [None] * len(times)
@@ -80,8 +86,10 @@ class _Video:
         if pixels > MAX_IMAGE_PIXELS:
             raise DataError(f"{path}: {self._stream.width} x {self._stream.height} pixels a frame by its header, at "
                             f"most {MAX_IMAGE_PIXELS} are decoded (MAX_IMAGE_PIXELS).")
-        # One thread: the DataLoader's workers are the parallel ones.
+        # One thread: the DataLoader's workers are the parallel ones. dav1d, which decodes AV1, goes
+        # by the number alone.
         self._stream.thread_type = "NONE"
+        self._stream.codec_context.thread_count = 1
         self._frames: Any = None
         self._last: Any = None
         self._next: Any = None
