@@ -11,7 +11,6 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from robovlms_ros.control.controller_types import ROS_NAME, check_ros_name
@@ -500,11 +499,7 @@ def _literal(value: Value) -> str:
     return str(value)
 
 
-def write_files(root: Path) -> None:
-    """Write config/vla.yaml and docs/parameters.md below the root of a checkout."""
-    (root / "config" / "vla.yaml").write_text(to_yaml(), encoding="utf-8")
-    (root / "docs" / "parameters.md").write_text(to_markdown(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    write_files(resources.share_directory())
+    share = resources.share_directory()
+    (share / "config" / "vla.yaml").write_text(to_yaml(), encoding="utf-8")
+    (share / "docs" / "parameters.md").write_text(to_markdown(), encoding="utf-8")
