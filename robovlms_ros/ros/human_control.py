@@ -29,7 +29,7 @@ from robovlms_ros.msg import ControlSource, PolicyStatus
 from robovlms_ros.ros.graph import LATCHED, NEWEST_ONLY
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.messages import from_time, to_time
-from robovlms_ros.ros.person_control import Plan
+from robovlms_ros.ros.person_control import PersonControl, Plan
 from robovlms_ros.ros.policy_runner import PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
@@ -84,9 +84,8 @@ class HumanControl:
 
     def publish_source(self) -> None:
         """Publish who commands the arm, where that has changed."""
-        runner = self._runner()
         source = ControlSource.HOLD
-        if runner is not None and runner.person.drives:
+        if self._person() is not None:
             source = ControlSource.HUMAN
         elif self._report.state == PolicyStatus.RUNNING:
             source = ControlSource.POLICY
@@ -144,9 +143,9 @@ class HumanControl:
         self._command(plan)
 
     def _on_joy(self, message: Joy) -> None:
-        runner = self._runner()
+        person = self._person()
         mapping = self.joy
-        if mapping is None or runner is None or not runner.person.drives:
+        if mapping is None or person is None:
             self._joy_held = False
             return
         try:
@@ -165,7 +164,7 @@ class HumanControl:
 
             self._command(plan)
         if self._joy_held and not held:
-            runner.person.stop("the joystick was released")
+            person.stop("the joystick was released")
         self._joy_held = held
 
     def _on_gripper(self, message: Float64) -> None:
@@ -224,28 +223,28 @@ class HumanControl:
 
         self._command(plan)
 
-    def _command(self, plan: Plan) -> None:
+    def _person(self) -> PersonControl | None:
+        """The person's control; None while no person drives."""
         runner = self._runner()
-        if runner is None or not runner.person.drives:
-            return
-        reason = runner.person.command(plan)
-        if reason:
-            self._refuse(reason)
+        return runner.person if runner is not None and runner.person.drives else None
+
+    def _command(self, plan: Plan) -> None:
+        person = self._person()
+        if person is not None:
+            self._refuse(person.command(plan))
 
     def _gripper(self) -> GripperBase | None:
         runner = self._runner()
         return None if runner is None or runner.robot is None else runner.robot.gripper
 
     def _move_gripper(self, opening: float) -> None:
-        runner = self._runner()
-        if runner is None or not runner.person.drives:
-            return
-        reason = runner.person.move_gripper(opening)
-        if reason:
-            self._refuse(reason)
+        person = self._person()
+        if person is not None:
+            self._refuse(person.move_gripper(opening))
 
     def _refuse(self, reason: str) -> None:
-        self._log(f"a person's command was refused: {reason}")
+        if reason:
+            self._log(f"a person's command was refused: {reason}")
 
 
 def _matrix(message: PoseStamped) -> np.ndarray:

@@ -130,7 +130,6 @@ class OptimizedInference(ReferenceInference):
             self._window.clear()
 
     def seal(self) -> None:
-        """See Shared."""
         self._shared.seal()
 
     def step(
@@ -229,7 +228,6 @@ class OptimizedInference(ReferenceInference):
         window: int,
         timer: Timer = no_timer,
     ) -> Tensor:
-        """See ReferenceInference."""
         if not self.quantized and not {"prompt_cache", "last_layer_action_only"} & set(self.parts):
             return super().features(visual, tokens, state, window, timer)
         vlm = self.policy.vlm
