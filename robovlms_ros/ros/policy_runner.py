@@ -291,15 +291,14 @@ class PolicyRunner:
         """Hand a frame to the policy, unless it is from before the last start or reset."""
         # Without the lock, which a chunk holds during its inverse kinematics: the camera would be
         # kept waiting.
-        if not self._active or self._report.state == PAUSED or observation.stamp_ns < self._not_before_ns:
-            return
-        self._workers.submit(observation)
+        if self._acts and observation.stamp_ns >= self._not_before_ns:
+            self._workers.submit(observation)
 
     def tick(self) -> None:
         """Work that is due by time alone: faults, gripper, upsampled commands. Call at 20 Hz or
         more."""
         with self._lock:
-            if not self._active or self._report.state == PAUSED:
+            if not self._acts:
                 return
             now = self._now()
             if self._executor is not None:
@@ -336,6 +335,11 @@ class PolicyRunner:
                 self._arm.tick(now)
 
     @property
+    def _acts(self) -> bool:
+        """True while active and not paused."""
+        return self._active and self._report.state != PAUSED
+
+    @property
     def _held_state(self) -> str:
         """The state during a fault: an arm that never ran goes on waiting."""
         return HOLDING if self._report.state == RUNNING else self._report.state
@@ -363,7 +367,7 @@ class PolicyRunner:
         worker: the one that it comes from; None for that of the policy that commands the arm.
         """
         with self._lock:
-            if not self._active or self._report.state == PAUSED or chunk.stamp_ns < self._not_before_ns:
+            if not self._acts or chunk.stamp_ns < self._not_before_ns:
                 return
             if chunk.instruction != self._observations.instruction:
                 return
@@ -388,20 +392,23 @@ class PolicyRunner:
 
     def on_error(self, error: Exception) -> None:
         """Inference failed. Called by the worker's thread."""
-        text = str(error) if isinstance(error, RoboVLMsError) else f"{type(error).__name__}: {error}"
-        refused = isinstance(error, InstructionRefused)
+        text = str(error)
+        if not isinstance(error, RoboVLMsError):
+            text = f"{type(error).__name__}: {error}"
         with self._lock:
-            if self._active and self._report.state != PAUSED:
-                if refused:
-                    self._monitor.instruction_refused(text)
-                else:
-                    self._monitor.inference_failed(text)
-                if self.person.drives:
-                    return
-                self._refuse(f"instruction refused: {text}" if refused else f"inference failed: {text}")
-                # The detail stays that of the worst fault, which the next tick would put there
-                # again.
-                self._report.set_state(HOLDING, self._reaction(self._now())[1])
+            if not self._acts:
+                return
+            if isinstance(error, InstructionRefused):
+                self._monitor.instruction_refused(text)
+                text = f"instruction refused: {text}"
+            else:
+                self._monitor.inference_failed(text)
+                text = f"inference failed: {text}"
+            if self.person.drives:
+                return
+            self._refuse(text)
+            # The detail stays that of the worst fault, which the next tick would put there again.
+            self._report.set_state(HOLDING, self._reaction(self._now())[1])
 
     def _execute(self, chunk: ActionChunk) -> None:
         now = self._now()
