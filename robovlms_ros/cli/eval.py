@@ -116,7 +116,7 @@ def evaluation_config(args: argparse.Namespace) -> Any:
 
 def finish(parts: list[dict[str, Any]], jobs: Sequence[Any], output: Path) -> int:
     """Write report.json, report.html, chunks.csv and the annotated bags; print the answer."""
-    from robovlms_ros.evaluation.report.build import build_report
+    from robovlms_ros.evaluation.report.build import build_report, left_out_lines
     from robovlms_ros.evaluation.report.html import render
 
     report = build_report(parts, jobs[0].config.thresholds)
@@ -126,7 +126,7 @@ def finish(parts: list[dict[str, Any]], jobs: Sequence[Any], output: Path) -> in
     written = ["report.html", "report.json", *_collect(jobs, output)]
     for bag in report["bags"]:
         print(f"\n{bag['bag']}: {bag['images']} observations, {len(bag['episodes'])} episodes")
-        for line in [*bag["topics"], *bag["notes"]]:
+        for line in [*bag["topics"], *bag["notes"], *left_out_lines(bag)]:
             print(f"  {line}")
     print("\n" + "\n".join(report["answer"]) + f"\n\nwritten to {output}: {', '.join(written)}")
     return 0 if report["pass"] else MISSED

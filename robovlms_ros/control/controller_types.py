@@ -136,6 +136,24 @@ class FollowJointTrajectory(ArmController):
         check_range("controller.goal_time_tolerance", self.goal_time_tolerance, 0.0, 60.0, "s")
 
 
+def state_topic(spec: object) -> str | None:
+    """Name of the topic on which a joint_trajectory_controller publishes its state; None for
+    blocks of other controllers, and for one whose command name has no namespace.
+
+    spec: a robot's `controller` or `gripper`.
+    """
+    if not isinstance(spec, JointTrajectory | FollowJointTrajectory | OneJointTrajectory):
+        return None
+    given = getattr(spec, "state_topic", None)
+    if given is not None:
+        return str(given)
+    command = spec.action if isinstance(spec, FollowJointTrajectory) else spec.topic
+    node = getattr(spec, "node", None)
+    # The namespace of the command is the controller's name, by the convention of ros2_control.
+    controller = command.rpartition("/")[0] if node in (None, ANY_NODE) else node
+    return f"{controller}/controller_state" if controller else None
+
+
 @dataclass(frozen=True)
 class ServoTwist(ArmController):
     """MoveIt Servo by twist (geometry_msgs/TwistStamped).

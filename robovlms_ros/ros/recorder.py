@@ -4,7 +4,8 @@ undecoded.
 Messages are stamped with the node's clock, so that a run in simulated time replays in simulated
 time. Topics that are not there yet are subscribed as they appear, as `ros2 bag record` does.
 
-A topic that cannot be recorded is left out with the reason. A disk that runs full ends the
+A controller's state is sampled: its publisher sends one in every control cycle. A topic that cannot
+be recorded is left out with the reason. A disk that runs full ends the
 recording while there is room to close the bag. Messages that are lost on the way are counted by the
 publisher's sequence numbers, images that a camera left out by their stamps.
 """
@@ -23,13 +24,17 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
+from rclpy.subscription import Subscription
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS
-from robovlms_ros.evaluation.bags.mapping import IMAGES
+from robovlms_ros.evaluation.bags.mapping import CONTROLLER_STATE, IMAGES
 from robovlms_ros.evaluation.bags.types import typestore
+from robovlms_ros.ros.graph import NEWEST_ONLY
+from robovlms_ros.ros.message_definitions import register_installed
+from robovlms_ros.ros.spinning import QUIET_SUBSCRIPTION, PolledGroup, take_newest
 
 MIN_FREE_BYTES = 64 * 2**20
 """Free space that a recording leaves on its disk: enough to close the bag."""
@@ -55,6 +60,11 @@ DRIVER = (
     "resolution or rate, let the driver publish the compressed transport, fix the exposure time, or "
     "give the camera a USB controller of its own."
 )
+
+SAMPLED = (CONTROLLER_STATE,)
+"""Types of which at most one message is recorded in each SAMPLE_PERIOD. A controller publishes up
+to 1000 a second; a callback each would cost the images their time."""
+SAMPLE_PERIOD = 0.01
 
 FOREVER = QosTime(9223372036, 854775807)
 
@@ -171,6 +181,7 @@ class BagRecorder:
         self._published: list[tuple[str, bytes]] = []
         self.cameras: dict[str, CameraLoss] = {}
         self._subscriptions: dict[str, object] = {}
+        self._sampled: dict[str, Subscription] = {}
         self._closed = False
         self.counts: dict[str, int] = {}
 
@@ -190,8 +201,10 @@ class BagRecorder:
                 # rosbags, the import and rclpy raise a kind each; the others go on
                 except Exception as error:
                     reason = f"{type(error).__name__}: {error}"
-                    self._refuse(topic, f"its type {types[0]} cannot be recorded here ({reason})."
-                                        " Install its message package, or record this topic with `ros2 bag record`.")
+                    package = types[0].partition("/")[0]
+                    self._refuse(topic, f"its type {types[0]} cannot be recorded here ({reason}). "
+                                        f"Install {package}, its message package, or record this "
+                                        "topic with `ros2 bag record`.")
             if topic in self.losses and len(offers) > 1:
                 self.losses[topic].several = True
 
@@ -201,8 +214,12 @@ class BagRecorder:
 
     def _subscribe(self, topic: str, type_name: str, qos: QoSProfile) -> None:
         kind = message_class(type_name)
+        register_installed(self._store, type_name)
         self._connect(topic, type_name, qos)
         losses = self.losses[topic] = LossCount()
+        if type_name in SAMPLED:
+            self._subscribe_sampled(topic, kind)
+            return
         if type_name in IMAGES:
             self.cameras[topic] = CameraLoss(self._now_ns())
         camera = self.cameras.get(topic)
@@ -219,6 +236,24 @@ class BagRecorder:
                 self._write(topic, serialized)
 
         self._subscriptions[topic] = self._node.create_subscription(kind, topic, write, qos, raw=True)
+
+    def _subscribe_sampled(self, topic: str, kind: type) -> None:
+        if not self._sampled:
+            self._node.create_timer(SAMPLE_PERIOD, self._sample)
+        subscription = self._node.create_subscription(
+            kind, topic, lambda message: None, NEWEST_ONLY, raw=True, callback_group=PolledGroup(),
+            event_callbacks=QUIET_SUBSCRIPTION)
+        self._subscriptions[topic] = self._sampled[topic] = subscription
+
+    def _sample(self) -> None:
+        """Write the newest message of each sampled topic, where one has come since the last
+        call."""
+        if self._closed or self.failure is not None:
+            return
+        for topic, subscription in self._sampled.items():
+            serialized = take_newest(subscription)
+            if serialized is not None:
+                self._write(topic, serialized)
 
     def _connect(self, topic: str, type_name: str, qos: QoSProfile) -> None:
         if topic not in self._connections:

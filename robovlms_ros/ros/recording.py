@@ -22,6 +22,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
+from robovlms_ros.control.controller_types import state_topic
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.types import NANOSECONDS, RoboVLMsError
 from robovlms_ros.evaluation.bags.mapping import GRIPPER_GOALS, STRING
@@ -66,12 +67,14 @@ class RecordingOptions:
 
 
 def topics_of(parameters: NodeParameters, namespace: str = "", node: str = "vla_node") -> tuple[str, ...]:
-    """Topics of a node with these parameters: cameras, joint states, instruction,
-    commands, chunks, status."""
+    """Topics of a node with these parameters: cameras, joint states, instruction, commands, states
+    of trajectory controllers, chunks, status."""
     robot = load_robot(parameters.robot)
     suffix = {"raw": "", "compressed": "/compressed"}
     cameras = [camera.topic + suffix[camera.transport] for camera in parameters.cameras]
-    commands = [getattr(part, "topic", None) for part in (robot.controller, robot.gripper)]
+    parts = (robot.controller, robot.gripper)
+    commands = [getattr(part, "topic", None) for part in parts]
+    commands += [state_topic(part) for part in parts]
     own = ["action_chunk", "status", *OF_PERSON]
     if hasattr(robot.gripper, "action"):
         own.append(GRIPPER_GOALS.lstrip("/"))

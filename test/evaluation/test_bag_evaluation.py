@@ -57,6 +57,27 @@ def test_recorded_trajectories_that_are_the_policys(tools, setting, tmp_path):
     assert late["gripper_accuracy"] < 1.0
 
 
+def test_a_controllers_reference_whoever_commanded_it(tools, setting, controller_states, tmp_path):
+    topic = "/panda_arm_controller/controller_state"
+    with tools.BagWriter(tmp_path / "bag") as bag:
+        bag.instruction("go", tools.BEGIN_NS)
+        for tick in range(400):
+            now = tools.BEGIN_NS + tick * NANOSECONDS // 100
+            if tick % 2 == 0:
+                message = controller_states.of(bag.store).message(
+                    bag.header(now), tools.JOINTS, tools.motion(now))
+                bag.write(topic, controller_states.KIND, now + 4_000_000, message)
+            # The arm lags its command.
+            bag.joints(now, positions=tools.motion(now - NANOSECONDS // 10))
+            if tick % 5 == 0:
+                bag.image("/static/image_raw", now)
+    session = tools.FakeSession(tools.follow())
+    results, result = evaluate(tmp_path / "bag", setting(("static",)), {"same": session})
+    assert result["reference"] == f"the commands recorded on {topic} (reference)"
+    assert results["same"].scored > 70
+    assert max(results["same"].sums.table(tools.SPEC.names)["mae"][:7]) < 1e-5
+
+
 def write_set_points(tools, path, kind, kinematics):
     """The motion as set points: sent at t, the place to be at t + one step."""
     step = NANOSECONDS // 20
@@ -333,21 +354,73 @@ def test_several_instructions_in_one_bag(tools, setting, tmp_path):
     assert [o.instruction for o in session.seen] == ["red"] * 20 + ["green"] * 20 + ["red"] * 20
 
 
-def test_marks_end_and_judge_episodes(tools, setting, tmp_path):
-    marks = {0: "one", 20: "success", 40: "two", 60: "end", 70: "discard"}
-    with tools.BagWriter(tmp_path / "bag") as bag:
+def write_marked(tools, path, marks, images=80, also=lambda bag, stamp: None):
+    """A bag at 20 Hz with texts on /episode before the image of that number. also: called for each
+    image."""
+    with tools.BagWriter(path) as bag:
         bag.instruction("go", tools.BEGIN_NS)
-        for i in range(80):
+        for i in range(images):
             now = tools.BEGIN_NS + i * NANOSECONDS // 20
             if i in marks:
                 bag.instruction(marks[i], now, "/episode")
             bag.joints(now)
             bag.image("/static/image_raw", now + 1)
+            also(bag, now + 1)
+    return path
+
+
+def test_marks_end_and_judge_episodes(tools, setting, tmp_path):
+    marks = {0: "one", 20: "success", 40: "two", 60: "end", 70: "failure"}
+    path = write_marked(tools, tmp_path / "bag", marks)
     session = tools.FakeSession(tools.follow())
-    _, result = evaluate(tmp_path / "bag", setting(("static",)), {"a": session})
+    _, result = evaluate(path, setting(("static",)), {"a": session})
     episodes = [(e["images"], e["mark"]) for e in result["episodes"]]
-    assert episodes == [(20, "success"), (20, "discard")] and len(session.seen) == 40
+    assert episodes == [(20, "success"), (20, "failure")] and len(session.seen) == 40
     assert any("40 times: images between the end of an episode" in note for note in result["notes"])
+    assert result["left_out"] == []
+
+
+def test_discarded_episodes_are_left_out(tools, setting, tmp_path):
+    marks = {0: "one", 20: "success", 25: "two", 40: "end", 50: "discard",
+             55: "three", 65: "discard", 70: "success"}
+    path = write_marked(tools, tmp_path / "bag", marks)
+    session = tools.FakeSession(tools.follow())
+    results, result = evaluate(path, setting(("static",)), {"a": session}, output=tmp_path)
+    evaluated = [(e["images"], e["mark"]) for e in result["episodes"]]
+    assert evaluated == [(20, "success"), (10, "success")]
+    assert result["left_out"] == [{
+        "name": "two", "reason": "it was discarded", "images": 15,
+        "begin_ns": tools.BEGIN_NS + 25 * NANOSECONDS // 20 + 1,
+        "end_ns": tools.BEGIN_NS + 39 * NANOSECONDS // 20 + 1}]
+    stamps = [round((o.stamp_ns - tools.BEGIN_NS) * 20 / NANOSECONDS) for o in session.seen]
+    assert stamps == [*range(20), *range(55, 65)]
+    assert results["a"].chunks == 30
+    assert len((tmp_path / "bag.csv").read_text().splitlines()) == 31
+
+
+def test_recorded_chunks_of_discarded_episodes_are_left_out(tools, setting, tmp_path):
+    from robovlms_ros.evaluation.bags.chunks import CHUNK, message_of_chunk
+
+    def write_chunk(bag, stamp):
+        if CHUNK not in bag.connections:
+            bag.connections[CHUNK] = bag.writer.add_connection(
+                "/vla_node/action_chunk", CHUNK, typestore=bag.store)
+        chunk = ActionChunk(stamp, np.zeros((tools.HORIZON, 8)), tools.SPEC, "go", "live")
+        # Published 60 ms later: the last one of an episode is recorded in the next.
+        data = message_of_chunk(bag.store, chunk, "panda_link0")
+        bag.writer.write(bag.connections[CHUNK], stamp + 60_000_000, data)
+
+    marks = {0: "one", 40: "two", 60: "discard", 61: "three"}
+    path = write_marked(tools, tmp_path / "bag", marks, also=write_chunk)
+    results, _ = evaluate(path, setting(("static",)), {"recorded": None})
+    # The last one lies after the last joint state.
+    assert results["recorded"].chunks == 80 - 20 - 1
+
+
+def test_a_bag_of_discarded_episodes_alone(tools, setting, tmp_path):
+    path = write_marked(tools, tmp_path / "bag", {0: "one", 70: "discard"})
+    _, result = evaluate(path, setting(("static",)), {"a": tools.FakeSession(tools.follow())})
+    assert result["notes"][0] == "nothing was evaluated: its episodes were discarded."
 
 
 def test_compressed_images(tools, setting, tmp_path):

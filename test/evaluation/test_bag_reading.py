@@ -180,9 +180,10 @@ def test_goals_of_a_gripper_action_are_the_gripper_commands():
     robot = load_robot("ur5e")
     bag = SimpleNamespace(topics={"/a/vla_node/gripper_command": mapping.JOINT_STATE,
                                   "/a/joint_states": mapping.JOINT_STATE})
-    assert mapping._gripper(bag, robot, None) == "/a/vla_node/gripper_command"
+    assert mapping._gripper(bag, robot, None, []) == "/a/vla_node/gripper_command"
     assert mapping._joint_states(bag, robot, []) == "/a/joint_states"
-    assert mapping._commands(bag, mapping.TopicsConfig(), robot, "/a/joint_states") == (None, None)
+    commands = mapping._commands(bag, mapping.TopicsConfig(), robot, "/a/joint_states", [])
+    assert commands == (None, None)
     track = CommandTrack("joint_trajectory", robot, 0)
     goal = SimpleNamespace(name=[robot.gripper.joint], position=[robot.gripper.closed_position])
     track.add_gripper(goal, 1000)
@@ -208,4 +209,5 @@ def test_a_person_and_a_shadow_are_neither_the_arm_nor_the_policy():
     assert mapping._first(bag, mapping.CHUNK) == "/vla_node/action_chunk"
     robot = SimpleNamespace(controller=None, gripper=None, joints=())
     assert mapping._joint_states(bag, robot, []) == "/arm/joint_states"
-    assert mapping._commands(bag, mapping.TopicsConfig(), robot, "/arm/joint_states") == (None, None)
+    commands = mapping._commands(bag, mapping.TopicsConfig(), robot, "/arm/joint_states", [])
+    assert commands == (None, None)

@@ -74,6 +74,20 @@ def test_nothing_evaluated_is_not_a_pass(bag, setting):
     assert "Nothing was evaluated" in render(report)
 
 
+def test_discarded_episodes_are_named(part, tmp_path, capsys):
+    names = ["a cup", "<b>"]
+    common = {"reason": "it was discarded", "images": 15, "begin_ns": 1, "end_ns": 2}
+    left_out = [{"name": name, **common} for name in names]
+    command.finish([{**part, "left_out": left_out}], [SimpleNamespace(
+        config=EvaluationConfig(), part=tmp_path / "part.json", bag=tmp_path)], tmp_path)
+    lines = ["2 of its episodes left out:", "'a cup' (15 images): it was discarded"]
+    printed = capsys.readouterr().out
+    assert all(f"  {line}\n" in printed for line in lines)
+    assert json.loads((tmp_path / "report.json").read_text())["bags"][0]["left_out"] == left_out
+    page = (tmp_path / "report.html").read_text()
+    assert "2 of its episodes left out" in page and "a cup" in page and "&lt;b&gt;" in page
+
+
 def test_thresholds():
     bounds = with_overrides(EvaluationThresholds(min_cosine=0.5), ["max-distance=0.02", "max_refused=0"])
     assert misses({"distance": 0.03, "cosine": 0.6, "refused": None}, bounds) == [

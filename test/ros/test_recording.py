@@ -1,6 +1,7 @@
 """A recording goes on beside topics that it cannot take, ends before the disk is full with a bag
-that reads, counts the messages that were lost on the way and the images that a camera left out, and
-writes its own markers once.
+that reads, counts the messages that were lost on the way and the images that a camera left out,
+writes its own markers once, and samples the state of trajectory controllers, whose type it defines
+as the installed package does.
 """
 
 import pytest
@@ -57,20 +58,110 @@ def publish_until(node, publishers, recorder, spin, condition, what):
     spin(step, what)
 
 
-def test_a_type_that_rosbags_does_not_know_is_left_out(recorded, tmp_path, monkeypatch):
+def test_a_type_that_rosbags_does_not_know_is_recorded_as_installed(
+        recorded, tmp_path, monkeypatch):
     from rosbags.typesys import Stores, get_typestore
     from std_msgs.msg import String
 
     import robovlms_ros.ros.recorder as module
+    from robovlms_ros.evaluation.bags.reader import Bag
 
     node, make, spin = recorded
     monkeypatch.setattr(module, "typestore", lambda: get_typestore(Stores.EMPTY))
     recorder = make(("/recording_test/words",))
     publisher = node.create_publisher(String, "words", 10)
+    publish_until(node, [publisher], recorder, spin,
+                  lambda: recorder.counts.get("/recording_test/words"), "a message")
+    recorder.close()
+    with Bag(tmp_path / "bag") as bag:
+        assert {bag.decode(raw).data for raw in bag.messages()} == {"words"}
+        assert bag.embedded == {"std_msgs/msg/String"}
+
+
+def test_a_type_without_a_definition_is_left_out(recorded, tmp_path, monkeypatch):
+    from rosbags.typesys import Stores, get_typestore
+    from std_msgs.msg import String
+
+    import robovlms_ros.ros.recorder as module
+
+    def fail(*_):
+        raise FileNotFoundError("no definition of std_msgs/msg/String")
+
+    node, make, spin = recorded
+    monkeypatch.setattr(module, "typestore", lambda: get_typestore(Stores.EMPTY))
+    monkeypatch.setattr(module, "register_installed", fail)
+    recorder = make(("/recording_test/words",))
+    publisher = node.create_publisher(String, "words", 10)
     publish_until(node, [publisher], recorder, spin, lambda: recorder.refused, "the refusal")
     assert "std_msgs/msg/String cannot be recorded here" in recorder.refused["/recording_test/words"]
+    assert "Install std_msgs, its message package" in recorder.refused["/recording_test/words"]
     recorder.close()
     assert messages_in(tmp_path / "bag") == []
+
+
+def test_definitions_of_installed_types_are_those_of_ros(ros):
+    from rosbags.typesys import Stores, get_typestore
+
+    from robovlms_ros.ros.message_definitions import register_installed
+
+    store = get_typestore(Stores.EMPTY)
+    kind = "trajectory_msgs/msg/JointTrajectory"
+    register_installed(store, kind)
+    assert store.hash_rihs01(kind) == get_typestore(Stores.ROS2_JAZZY).hash_rihs01(kind)
+
+
+def test_a_controllers_state_is_sampled(recorded, tmp_path, monkeypatch):
+    from std_msgs.msg import Int32
+
+    import robovlms_ros.ros.recorder as module
+    from robovlms_ros.evaluation.bags.reader import Bag
+
+    node, make, spin = recorded
+    monkeypatch.setattr(module, "SAMPLED", ("std_msgs/msg/Int32",))
+    monkeypatch.setattr(module, "SAMPLE_PERIOD", 0.2)
+    recorder = make(("/recording_test/state",))
+    publisher = node.create_publisher(Int32, "state", 10)
+    sent = []
+
+    def step():
+        recorder.discover()
+        for _ in range(5):
+            sent.append(len(sent))
+            publisher.publish(Int32(data=sent[-1]))
+        return recorder.counts.get("/recording_test/state", 0) >= 3
+
+    spin(step, "samples")
+    assert recorder.state_of("/recording_test/state") == "" and recorder.loss_warnings() == {}
+    recorder.close()
+    with Bag(tmp_path / "bag") as bag:
+        numbers = [bag.decode(raw).data for raw in bag.messages()]
+    assert numbers == sorted(set(numbers)) and len(numbers) < len(sent) / 2
+
+
+def test_a_controllers_state_over_dds(recorded, tmp_path):
+    messages = pytest.importorskip("control_msgs.msg", reason="control_msgs is not installed")
+    from trajectory_msgs.msg import JointTrajectoryPoint
+
+    from robovlms_ros.evaluation.bags.reader import Bag
+    from robovlms_ros.evaluation.replay.tracks import reference_of
+
+    kind = messages.JointTrajectoryControllerState
+    node, make, spin = recorded
+    topic = "/recording_test/arm/controller_state"
+    recorder = make((topic,))
+    publisher = node.create_publisher(kind, topic, 10)
+    reference = JointTrajectoryPoint(positions=[0.25, -1.5])
+
+    def step():
+        recorder.discover()
+        publisher.publish(kind(joint_names=["a", "b"], reference=reference))
+        return recorder.counts.get(topic, 0) >= 3
+
+    spin(step, "states")
+    recorder.close()
+    with Bag(tmp_path / "bag") as bag:
+        assert all(list(reference_of(bag.decode(raw))) == [0.25, -1.5] for raw in bag.messages())
+        assert bag.notes == []
 
 
 @pytest.fixture
@@ -237,3 +328,26 @@ def test_goals_of_a_gripper_action_are_among_the_topics():
              for robot in ("ur5e", "panda")}
     assert "/a/vla_node/gripper_command" in found["ur5e"]
     assert "/a/vla_node/gripper_command" not in found["panda"]
+
+
+def test_states_of_trajectory_controllers_are_among_the_topics():
+    from robovlms_ros.cli.eval_setup import read_parameters
+    from robovlms_ros.control.controller_types import (
+        FollowJointTrajectory,
+        JointTrajectory,
+        ServoTwist,
+        state_topic,
+    )
+    from robovlms_ros.ros.recording import topics_of
+
+    found = topics_of(read_parameters(None, {"robot": "panda"}), "a")
+    assert "/a/panda_arm_controller/controller_state" in found
+    assert "/a/gripper_controller/controller_state" in found
+    by_action = FollowJointTrajectory("follow_joint_trajectory", "arm/follow_joint_trajectory")
+    assert state_topic(by_action) == "arm/controller_state"
+    assert state_topic(FollowJointTrajectory("follow_joint_trajectory", "moves/arm", node="left")) \
+        == "left/controller_state"
+    assert state_topic(JointTrajectory("joint_trajectory", "commands")) is None
+    named = JointTrajectory("joint_trajectory", "commands", state_topic="state")
+    assert state_topic(named) == "state"
+    assert state_topic(ServoTwist("servo_twist")) is None

@@ -5,12 +5,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from robovlms_ros.control.controller_types import (
+    FollowJointTrajectory,
+    JointTrajectory,
+    state_topic,
+)
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.observations.images import AS_SENT, Encoding, only_raw
 
-CommandKind = Literal["joint_trajectory", "twist", "pose", "joint_state", "float64_array", "action_chunk"]
+CommandKind = Literal[
+    "joint_trajectory", "twist", "pose", "joint_state", "float64_array", "action_chunk", "reference"
+]
+SET_POINTS: tuple[CommandKind, ...] = ("pose", "joint_state", "float64_array")
+"""Kinds whose command is to be reached one step after it was sent."""
 
 Stamps = Literal["header", "bag"]
 """Time of an image: the sender's stamp, or the bag's reception."""
@@ -20,6 +29,7 @@ JOINT_STATE = "sensor_msgs/msg/JointState"
 STRING = "std_msgs/msg/String"
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 ARRAY = "std_msgs/msg/Float64MultiArray"
+CONTROLLER_STATE = "control_msgs/msg/JointTrajectoryControllerState"
 CHUNK = "robovlms_ros/msg/ActionChunk"
 STATUS = "robovlms_ros/msg/PolicyStatus"
 CONTROL_SOURCE = "robovlms_ros/msg/ControlSource"
@@ -28,6 +38,7 @@ CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 KINDS: dict[str, CommandKind] = {
     TRAJECTORY: "joint_trajectory", "geometry_msgs/msg/TwistStamped": "twist", "geometry_msgs/msg/PoseStamped": "pose",
     JOINT_STATE: "joint_state", ARRAY: "float64_array", CHUNK: "action_chunk",
+    CONTROLLER_STATE: "reference",
 }
 PEEK_BYTES = 64 << 20
 GRIPPER_GOALS = "/gripper_command"
@@ -43,9 +54,9 @@ class TopicsConfig:
         where the gripper has its own.
     command_lead: s before a step's time at which its recorded set point was sent; None is one step
         for set points (a command sent now is what to reach one step later), 0 for trajectories,
-        twists and chunks, which know their own time. chunks: recorded ActionChunks, for their
-        timing and for comparing. episodes: markers of `robovlms record`. tf: use it for the tool's
-        motion where joint states are absent.
+        twists, chunks and a controller's reference, which know their own time.
+    chunks: recorded ActionChunks, for their timing and for comparing. episodes: markers of
+        `robovlms record`. tf: use it for the tool's motion where joint states are absent.
     """
 
     cameras: dict[str, str] = field(default_factory=dict)
@@ -116,8 +127,8 @@ def detect(
     instruction = given.instruction or _by_name(bag, STRING, ("instruction", "task", "prompt", "language"))
     episodes = given.episodes or _by_name(bag, STRING, ("episode",))
     chunks = given.chunks or _first(bag, CHUNK)
-    commands, kind = _commands(bag, given, robot, joints)
-    gripper = given.gripper_commands or _gripper(bag, robot, commands)
+    commands, kind = _commands(bag, given, robot, joints, lines)
+    gripper = given.gripper_commands or _gripper(bag, robot, commands, lines)
     tf = tuple(topic for topic, kind_ in bag.topics.items() if kind_ == TF)
     info = _camera_info(bag, found[cameras[0]]) if tf and cameras else None
     tf = tf if joints is None or info else ()
@@ -270,7 +281,7 @@ def _of_type(bag: Bag, kinds: Sequence[str]) -> list[str]:
 
 
 def _commands(
-    bag: Bag, given: TopicsConfig, robot: RobotSpec, joints: str | None
+    bag: Bag, given: TopicsConfig, robot: RobotSpec, joints: str | None, lines: list[str]
 ) -> tuple[str | None, CommandKind | None]:
     if given.commands == "motion":
         return None, None
@@ -283,11 +294,21 @@ def _commands(
             )
         return given.commands, kind
     configured = getattr(robot.controller, "topic", None)
-    for topic in _of_type(bag, tuple(KINDS)):
-        if configured and topic.endswith(f"/{configured.lstrip('/')}"):
-            return topic, KINDS[bag.topics[topic]]
+    named = next((topic for topic in _of_type(bag, tuple(KINDS))
+                  if configured and topic.endswith(f"/{configured.lstrip('/')}")), None)
+    state = _state(bag, state_topic(robot.controller), robot.joints, lines)
+    if state is not None and isinstance(robot.controller, JointTrajectory | FollowJointTrajectory):
+        if named is not None:
+            lines.append(
+                f"{state} holds the controller's commands, whoever sent them; {named} holds "
+                "trajectories alone, no goals of an action: "
+                f"`topics: {{commands: {named}}}` takes them instead"
+            )
+        return state, "reference"
+    if named is not None:
+        return named, KINDS[bag.topics[named]]
     for type_name, kind in KINDS.items():
-        if type_name == CHUNK:
+        if type_name in (CHUNK, CONTROLLER_STATE):
             continue  # recorded chunks are a policy's own output: compared with only on request
         for topic in _of_type(bag, (type_name,)):
             if topic == joints:
@@ -297,7 +318,34 @@ def _commands(
             if type_name == ARRAY and topic.endswith(_gripper_suffix(robot)):
                 continue
             return topic, kind
-    return None, None
+    return (None, None) if state is None else (state, "reference")
+
+
+def _state(bag: Bag, configured: str | None, joints: Sequence[str], lines: list[str]) -> str | None:
+    """The topic of a trajectory controller's state that names the joints, the configured one first;
+    None without one that holds messages."""
+    unreadable = unreadable_states(bag)
+    if unreadable:
+        lines += [unreadable] if unreadable not in lines else []
+        return None
+    topics = _of_type(bag, (CONTROLLER_STATE,))
+    suffix = f"/{configured.lstrip('/')}" if configured else ""
+    topics.sort(key=lambda topic: not (suffix and topic.endswith(suffix)))
+    for topic in topics:
+        if set(joints) <= set(_joint_names(bag, topic) or ()):
+            return topic
+    return None
+
+
+def unreadable_states(bag: Bag) -> str:
+    """A sentence about topics of controllers' states that cannot be decoded; empty without any."""
+    topics = _of_type(bag, (CONTROLLER_STATE,))
+    if not topics or CONTROLLER_STATE in bag.types.fielddefs:
+        return ""
+    return (
+        f"{', '.join(topics)} cannot be read: the bag holds no definition of {CONTROLLER_STATE}. "
+        "Record into MCAP, which holds one."
+    )
 
 
 def _gripper_suffix(robot: RobotSpec) -> str:
@@ -305,12 +353,16 @@ def _gripper_suffix(robot: RobotSpec) -> str:
     return f"/{topic.lstrip('/')}" if topic else GRIPPER_GOALS
 
 
-def _gripper(bag: Bag, robot: RobotSpec, commands: str | None) -> str | None:
+def _gripper(bag: Bag, robot: RobotSpec, commands: str | None, lines: list[str]) -> str | None:
     if robot.gripper is None:
         return None
     suffix = _gripper_suffix(robot)
     topics = sorted(t for t, kind in bag.topics.items() if kind in KINDS and t != commands)
-    return next((topic for topic in topics if topic.endswith(suffix)), None)
+    named = next((topic for topic in topics if topic.endswith(suffix)), None)
+    configured = state_topic(robot.gripper)
+    if configured is None or (named is not None and (bag.counts is None or bag.counts.get(named))):
+        return named
+    return _state(bag, configured, (robot.gripper.joint,), lines) or named
 
 
 def bag_description(bag: Path, topic: str) -> str:

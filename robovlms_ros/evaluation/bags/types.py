@@ -30,7 +30,7 @@ def difference(kind: str, found: Typestore, known: Typestore) -> str | None:
                 return f"{name} has no field '{field}'"
             if _plain(have[field]) != _plain(description):
                 return f"field '{field}' of {name} is of another type"
-            waiting += _names(description)
+            waiting += names_in(description)
     return None
 
 
@@ -48,7 +48,7 @@ def lacking(kinds: Iterable[str], found: Typestore, known: Typestore) -> dict[st
         if name not in found.fielddefs and name in known.fielddefs:
             needed[name] = known.fielddefs[name]
         fields = _fields(found, name) or _fields(known, name)
-        waiting += [inner for _, description in fields for inner in _names(description)]
+        waiting += [inner for _, description in fields for inner in names_in(description)]
     return needed
 
 
@@ -68,12 +68,12 @@ def _plain(description: Any) -> Any:
     return (int(node), _plain(inner), length if node == Nodetype.ARRAY else 0)
 
 
-def _names(description: Any) -> list[str]:
+def names_in(description: Any) -> list[str]:
     """The message types in a field's type."""
     node, value = description
     if node == Nodetype.NAME:
         return [value]
-    return [] if node == Nodetype.BASE else _names(value[0])
+    return [] if node == Nodetype.BASE else names_in(value[0])
 
 
 def typestore(distribution: Stores = Stores.ROS2_JAZZY) -> Typestore:

@@ -32,11 +32,13 @@ from robovlms_ros.evaluation.bags.reader import Bag, BagError, RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.executor import CachedKinematics, executor_factory
 from robovlms_ros.evaluation.replay.loop import Perturbations, Replay, Runner, Schedule, Subject
-from robovlms_ros.evaluation.replay.observations import BagObservations
+from robovlms_ros.evaluation.replay.observations import BagObservations, discarded_episodes
 from robovlms_ros.evaluation.replay.results import Row
 from robovlms_ros.evaluation.replay.scoring import Scorer
 from robovlms_ros.evaluation.report.build import EvaluationThresholds
 
+PARTS = 2
+"""Changes with the content of a filed result."""
 COLUMNS = ("bag", "policy", "episode", "sequence", "stamp_ns", "instruction", "distance", "distance_end", "steps_known")
 
 
@@ -128,7 +130,8 @@ def evaluate_bag(
             setting.camera_tolerance if config.camera_tolerance is None else config.camera_tolerance,
             setting.state_tolerance if config.joint_states_tolerance is None else config.joint_states_tolerance,
             everything=annotator is not None, max_instruction=setting.max_instruction, calibration=given,
-            stamps=config.stamps, encodings=encodings)
+            stamps=config.stamps, encodings=encodings,
+            discarded=discarded_episodes(path, mapping, setting.robot, config.instruction))
         rows = _RowWriter(output / f"{label}.csv" if output is not None else None, str(path))
         runners = _runners(subjects, setting, kinematics, mapping, rows.write)
         for runner in runners:
@@ -151,7 +154,8 @@ def evaluate_bag(
             lines.append("instructions: " + "; ".join(inputs.instructions))
         return {
             "bag": str(path), "label": label, "topics": lines, "notes": notes, "images": replay.images,
-            "lost": dict(inputs.lost), "episodes": replay.episodes, "instructions": list(inputs.instructions),
+            "lost": dict(inputs.lost), "episodes": replay.episodes,
+            "left_out": list(map(asdict, inputs.left_out)), "instructions": list(inputs.instructions),
             "results": {name: None if result is None else result.as_json() for name, result in results.items()},
             "reference": _reference_words(mapping),
         }
@@ -202,6 +206,7 @@ def _notes(replay: Replay, inputs: BagObservations, bag: Bag) -> list[str]:
     if replay.images == 0:
         total = sum((bag.counts or {}).values())
         why = "the bag holds no messages" if bag.counts is not None and total == 0 else \
+            "its episodes were discarded" if any(episode.images for episode in inputs.left_out) else \
             "no image came together with joint states and an instruction"
         if not inputs.instruction:
             why += "; there is no instruction: give one with --instruction"
@@ -264,7 +269,9 @@ def recorded_stamps(path: Path, topics: TopicsConfig) -> frozenset[int]:
 def part_key(path: Path, checkpoints: Sequence[str], config: EvaluationConfig, extra: Mapping[str, Any]) -> str:
     """Key of a finished bag's result: it changes with the bag, the weights and the
     settings."""
-    facts = [str(path.resolve()), *(_stat(p) for p in _files(path)), asdict(config), dict(extra)]
+    facts = [
+        PARTS, str(path.resolve()), *(_stat(p) for p in _files(path)), asdict(config), dict(extra),
+    ]
     for checkpoint in checkpoints:
         facts += [checkpoint, *(_stat(p) for p in _files(Path(checkpoint)))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

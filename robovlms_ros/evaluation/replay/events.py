@@ -11,6 +11,8 @@ DISCARD = "discard"
 MARKS = ("end", "success", "failure", DISCARD)
 """Texts of episode markers that end an episode, or judge the one that has ended. Any other text
 begins one."""
+DISCARDED = "it was discarded"
+"""Reason why an episode is neither trained on nor evaluated."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Restart:
     plan as well (a pause, a clock jump). jump: earlier records hold no information about
     follows (a clock jump, an arm put elsewhere).
     mark: one of MARKS, of the episodes from number `since` on; empty where something else restarts.
+    A mark that `judges` replaces the outcome that they had.
     """
 
     now_ns: int
@@ -76,6 +79,33 @@ class Restart:
     jump: bool = False
     mark: str = ""
     since: int = 0
+
+    @property
+    def judges(self) -> bool:
+        """True for a mark that gives episodes an outcome."""
+        return self.mark not in ("", "end")
+
+
+@dataclass
+class LeftOut:
+    """An episode that is not evaluated. name: the text of the message that began it. begin_ns,
+    end_ns: stamps of its first and its last image."""
+
+    name: str
+    reason: str
+    images: int = 0
+    begin_ns: int = 0
+    end_ns: int = 0
+
+    def add(self, stamp_ns: int) -> None:
+        """Count an image."""
+        self.begin_ns = min(self.begin_ns, stamp_ns) if self.images else stamp_ns
+        self.end_ns = max(self.end_ns, stamp_ns)
+        self.images += 1
+
+    def covers(self, stamp_ns: int) -> bool:
+        """True for a stamp among its images'."""
+        return self.images > 0 and self.begin_ns <= stamp_ns <= self.end_ns
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from robovlms_ros.evaluation.replay.executor import LatencySimulation
 from robovlms_ros.evaluation.replay.observations import BagObservations
 from robovlms_ros.evaluation.replay.results import SubjectResult
 from robovlms_ros.evaluation.replay.scoring import Scorer
-from robovlms_ros.evaluation.replay.tracks import Answer, CommandTrack, MotionTrack, Tracks
+from robovlms_ros.evaluation.replay.tracks import Answer, Tracks
 
 
 class ReplaySession(Protocol):
@@ -265,16 +265,8 @@ class Replay:
         self._label = label
         self._annotate = annotate
         mapping = inputs.mapping
-        robot = inputs.robot
         step = next((r.subject.spec.step_duration for r in runners if r.subject.spec), 0.05)
-        commands = None
-        if mapping.commands is not None and mapping.command_kind != "action_chunk":
-            assert mapping.command_kind is not None
-            lead = mapping.command_lead
-            if lead is None:
-                lead = step if mapping.command_kind in ("pose", "joint_state", "float64_array") else 0.0
-            commands = CommandTrack(mapping.command_kind, robot, round(lead * NANOSECONDS))
-        self._tracks = Tracks(MotionTrack(), commands, {}, mapping.command_kind == "action_chunk")
+        self._tracks = Tracks.of(mapping, inputs.robot, step)
         self._rng = np.random.default_rng(schedule.seed)
         self._last_ns = -1
         self._images = 0
@@ -318,7 +310,7 @@ class Replay:
             # A new instruction reaches the session with its next observation; the plan under way
             # goes on.
             runner.reset(event.forget, event.forget or event.jump)
-        if event.mark and event.mark != "end":
+        if event.judges:
             for episode in self.episodes:
                 if episode["index"] >= event.since:
                     episode["mark"] = event.mark

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,13 @@ from robovlms_ros.evaluation.bags.mapping import Stamps, TopicMapping
 from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
 from robovlms_ros.evaluation.replay.calibration import Calibration, RecordedCamera, TransformTree
 from robovlms_ros.evaluation.replay.events import (
+    DISCARD,
+    DISCARDED,
     MARKS,
     CommandEvent,
     Event,
     JointStateEvent,
+    LeftOut,
     ObservationEvent,
     RawMessageEvent,
     RecordedChunkEvent,
@@ -88,11 +92,14 @@ class BagObservations:
         so; transport delays stay in the times.
     calibration: of the reference camera; None takes the bag's own camera_info and TF.
     encodings: camera -> encoding of its raw images, in place of the messages' own.
+    discarded: when the bag received the messages that begin episodes to leave out, ns; 0 is the
+        bag's beginning.
     decode: function of an image message and its `encoding` (None for the message's own); returns
         the pixels or their substitute; raises ObservationError for an unusable message.
     lost: reasons why messages or observations could not be used, with counts.
     notes: what is unusual about the bag's clocks, one sentence each.
     policies: ids of the policies whose chunks were recorded, in order.
+    left_out: the discarded episodes, in order.
     """
 
     bag: Bag
@@ -109,10 +116,12 @@ class BagObservations:
     calibration: Calibration | None = None
     stamps: Stamps = "header"
     encodings: Mapping[str, str] = field(default_factory=dict)
+    discarded: frozenset[int] = frozenset()
     lost: Counter[str] = field(default_factory=Counter)
     instructions: list[str] = field(default_factory=list)
     policies: dict[str, None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._frames = FrameSync(self.cameras, self.camera_tolerance)
@@ -125,6 +134,10 @@ class BagObservations:
         self._episode = 0
         self._begun = 0  # number of the episode that a marker or an instruction began
         self._over = False  # a mark ended it
+        self._log_ns = 0  # of the present message
+        self.begun_ns = 0  # of the message that began the episode
+        if self.begun_ns in self.discarded:
+            self.left_out.append(LeftOut("the bag's beginning", DISCARDED))
         self._has_begin_markers = False
         self._echoed = ""
         self._paused = False
@@ -144,6 +157,7 @@ class BagObservations:
                 self.lost["the bag's clock jumped back; what comes after is another episode, judged by itself"] += 1
                 yield self._restart(raw.to_ns, "the bag's clock jumped back", jump=True)
                 continue
+            self._log_ns = raw.log_ns
             if self.everything:
                 yield RawMessageEvent(raw)
             if raw.topic in topics:
@@ -227,7 +241,8 @@ class BagObservations:
             try:
                 chunk = chunk_of_message(message)
                 self.policies[chunk.policy_id] = None
-                yield RecordedChunkEvent(now_ns, chunk)
+                if not any(episode.covers(chunk.stamp_ns) for episode in self.left_out):
+                    yield RecordedChunkEvent(now_ns, chunk)
             except (RoboVLMsError, AttributeError, TypeError, ValueError) as error:
                 # A bag carries its own definition of the message, of any release of this package.
                 self.lost[f"{topic}: {printable(error)}"] += 1
@@ -283,6 +298,9 @@ class BagObservations:
             return
         if self._over:
             self.lost["images between the end of an episode and the next one's beginning"] += 1
+            return
+        if self.begun_ns in self.discarded:
+            self.left_out[-1].add(stamp_ns)
             return
         try:
             state = self.state_at(stamp_ns)
@@ -359,9 +377,16 @@ class BagObservations:
         self._over = text in MARKS
         if self._over:
             return replace(restart, mark=text, since=self._begun)
-        self._begun = self._episode
+        self._begin(text)
         self._has_begin_markers = True
         return restart
+
+    def _begin(self, name: str) -> None:
+        """Make the present message the beginning of the episode that the next marks judge."""
+        self._begun = self._episode
+        self.begun_ns = self._log_ns
+        if self.begun_ns in self.discarded:
+            self.left_out.append(LeftOut(name, DISCARDED))
 
     def _on_instruction(self, text: str, now_ns: int) -> Iterator[Event]:
         # Where markers begin episodes, an instruction after a mark precedes the next marker.
@@ -379,7 +404,7 @@ class BagObservations:
         if not first:
             yield self._restart(now_ns, f"instruction: {text}", forget=False)
         if not self._has_begin_markers:
-            self._begun = self._episode
+            self._begin(text)
             self._over = False
 
     def _on_status(self, message: Any, now_ns: int) -> Iterator[Event]:
@@ -403,3 +428,26 @@ class BagObservations:
             self._newest = None
         self._episode += 1
         return Restart(now_ns, reason, self._episode, forget, jump)
+
+
+def discarded_episodes(
+    path: Path, mapping: TopicMapping, robot: RobotSpec, instruction: str = ""
+) -> frozenset[int]:
+    """`discarded` of BagObservations: the episodes of a bag whose last mark is DISCARD.
+
+    A mark may follow its episode at any time, and another one may replace it: the marks of the
+    whole bag are read before its images. instruction: as for BagObservations.
+    """
+    if mapping.episodes is None:
+        return frozenset()
+    outcomes: dict[int, str] = {}
+    marks = TopicMapping(
+        cameras={}, joint_states=None, instruction=mapping.instruction, commands=None,
+        command_kind=None, gripper_commands=None, command_lead=None, chunks=None,
+        episodes=mapping.episodes, status=mapping.status)
+    with Bag(path) as bag:
+        observations = BagObservations(bag, marks, robot, None, ("none",), instruction)
+        for event in observations.events():
+            if isinstance(event, Restart) and event.judges:
+                outcomes[observations.begun_ns] = event.mark
+    return frozenset(begun_ns for begun_ns, mark in outcomes.items() if mark == DISCARD)

@@ -4,7 +4,8 @@ Measured motion comes from joint states or TF, commanded motion from the command
 (pose, joint state, array) holds from its sending until the next one; a policy's step is compared
 with the set point sent `lead` seconds before the step's time, one step by default: a command sent
 now is to be reached one step later. Trajectories and chunks carry their own times, twists are
-integrated from the measured pose.
+integrated from the measured pose. The reference in a trajectory controller's state is the command
+at its stamp, linear between messages.
 """
 
 import bisect
@@ -23,7 +24,7 @@ from robovlms_ros.control.planner import EEF_SPACES
 from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.rotations import matrix_from_quaternion, matrix_from_vector, pose_of, vector_from_matrix
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, Array, RobotState
-from robovlms_ros.evaluation.bags.mapping import CommandKind
+from robovlms_ros.evaluation.bags.mapping import SET_POINTS, CommandKind, TopicMapping
 from robovlms_ros.evaluation.replay.calibration import Calibration
 from robovlms_ros.evaluation.replay.steps import Steps, step_times, steps_of_chunk, steps_of_targets
 from robovlms_ros.observations.joint_states import stamp_of
@@ -189,6 +190,7 @@ class CommandTrack:
         self._read: dict[str, Callable[[Any, int], None]] = {
             "joint_trajectory": self._trajectory, "twist": self._twist, "pose": self._pose,
             "joint_state": self._joint_state, "float64_array": self._array,
+            "reference": self._reference,
         }
 
     @property
@@ -215,8 +217,8 @@ class CommandTrack:
             self.unusable += 1
 
     def add_gripper(self, message: Any, log_ns: int) -> None:
-        """Take one message of the gripper's command topic: trajectory, joint state or array with
-        its position."""
+        """Take one message of the gripper's command topic: trajectory, joint state, array or
+        controller state with its position."""
         gripper = self._robot.gripper
         if gripper is None:
             return
@@ -224,6 +226,9 @@ class CommandTrack:
             position = message.points[-1].positions[0] if message.points else None
         elif hasattr(message, "position"):
             position = dict(zip(message.name, message.position, strict=False)).get(gripper.joint)
+        elif hasattr(message, "joint_names"):
+            reference = reference_of(message)
+            position = dict(zip(message.joint_names, reference, strict=False)).get(gripper.joint)
         else:
             position = message.data[0] if len(message.data) else None
         if position is None:
@@ -243,6 +248,13 @@ class CommandTrack:
         if positions.ndim != 2 or not len(positions):
             raise ValueError("no points")
         self._plans.append((log_ns, Plan(times, positions, velocities)))
+
+    def _reference(self, message: Any, log_ns: int) -> None:
+        order = [list(message.joint_names).index(joint) for joint in self._robot.joints]
+        positions = reference_of(message)[order]
+        if not np.isfinite(positions).all():
+            raise ValueError("not finite")
+        self._held.add(_time(message, log_ns), positions)
 
     def _twist(self, message: Any, log_ns: int) -> None:
         linear = message.twist.linear
@@ -283,8 +295,9 @@ class CommandTrack:
         """The targets in force for each time, for motion that starts from `start`."""
         if self.kind == "twist":
             return self._integrated(times, start)
-        rows = [self._plan_at(int(t)) if self.kind == "joint_trajectory" else self._held_at(int(t) - self._lead)
-                for t in times]
+        timed = {"joint_trajectory": self._plan_at, "reference": self._reference_at}
+        at = timed.get(self.kind, self._held_at)
+        rows = [at(int(t)) for t in times]
         shape = (4, 4) if self.kind == "pose" else (len(self._robot.joints),)
         stacked = np.stack([np.full(shape, np.nan) if row is None else row for row in rows])
         valid = np.array([row is not None for row in rows])
@@ -301,7 +314,11 @@ class CommandTrack:
                 return plan(time_ns) if time_ns <= plan.times[-1] + STALE_NS else None
         return None
 
+    def _reference_at(self, time_ns: int) -> Array | None:
+        return _between(self._held, time_ns - self._lead)
+
     def _held_at(self, time_ns: int) -> Array | None:
+        time_ns -= self._lead
         found = self._held.before(time_ns)
         return None if found is None or time_ns - found[0] > self._lasts_ns(found[0]) else found[1]
 
@@ -334,6 +351,16 @@ class CommandTrack:
             poses.append(pose.copy())
             valid.append(newest is not None and now - newest[0] <= self._lasts_ns(newest[0]))
         return Targets(None, np.stack(poses), np.array(valid))
+
+
+def reference_of(message: Any) -> Array:
+    """(J,) the positions that a JointTrajectoryControllerState commands; empty without any.
+
+    ROS 2 distributions before Humble name the field `desired`; Humble has both.
+    """
+    found = (getattr(message, name, None) for name in ("reference", "desired"))
+    positions = (point.positions for point in found if point is not None)
+    return np.asarray(next((row for row in positions if len(row)), ()), dtype=np.float64)
 
 
 def _time(message: Any, log_ns: int) -> int:
@@ -375,6 +402,19 @@ class Tracks:
     commands: CommandTrack | None
     chunks: dict[int, ActionChunk]
     by_chunks: bool = False
+
+    @classmethod
+    def of(cls, mapping: TopicMapping, robot: RobotSpec, step_duration: float) -> "Tracks":
+        """Empty tracks for a bag's topics. step_duration: s, the lead of set points that are given
+        none."""
+        kind = mapping.command_kind
+        commands = None
+        if mapping.commands is not None and kind is not None and kind != "action_chunk":
+            lead = mapping.command_lead
+            if lead is None:
+                lead = step_duration if kind in SET_POINTS else 0.0
+            commands = CommandTrack(kind, robot, round(lead * NANOSECONDS))
+        return cls(MotionTrack(), commands, {}, kind == "action_chunk")
 
     def reference(self, answer: Answer, kinematics: Kinematics | None) -> Steps | None:
         """The recorded steps for an answer's times; None when nothing is known or the spaces cannot

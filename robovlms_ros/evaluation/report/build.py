@@ -102,13 +102,24 @@ def build_report(parts: Sequence[Mapping[str, Any]], thresholds: EvaluationThres
     comparisons = [_compare(a, b) for a, b in pairs if comparable(a, b)]
     report: dict[str, Any] = {
         "bags": [{key: part[key] for key in ("bag", "label", "topics", "notes", "images", "lost", "episodes",
-                                              "instructions", "reference")} for part in parts],
+                                              "left_out", "instructions", "reference")} for part in parts],
         "policies": policies, "comparisons": comparisons, "thresholds": dataclasses.asdict(thresholds),
         "missed": {name: texts for name, texts in missed.items() if texts},
         "pass": not any(missed.values()),
     }
     report["answer"] = _answer(report)
     return report
+
+
+def left_out_lines(bag: Mapping[str, Any]) -> list[str]:
+    """The episodes of a bag of the report that were not evaluated: their number, and a line for
+    each."""
+    episodes = bag["left_out"]
+    if not episodes:
+        return []
+    lines = [f"'{episode['name']}' ({episode['images']} images): {episode['reason']}"
+             for episode in episodes]
+    return [f"{len(episodes)} of its episodes left out:", *lines]
 
 
 def comparable(a: SubjectResult, b: SubjectResult) -> bool:

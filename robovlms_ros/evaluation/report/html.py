@@ -6,6 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from robovlms_ros.evaluation.report import drawing
+from robovlms_ros.evaluation.report.build import left_out_lines
 from robovlms_ros.evaluation.report.drawing import PALETTE, RECORDED, Line, Points, chart
 from robovlms_ros.evaluation.report.pages import page
 
@@ -38,6 +39,7 @@ def render(report: Mapping[str, Any], title: str = "Bag evaluation") -> str:
         title=title,
         report=report,
         policies=policies,
+        left_out=[left_out_lines(bag) for bag in report["bags"]],
         kinds=list(kinds.values()),
         mood="bad" if report["missed"] else "good" if bounds else "",
         misses=[f"{name}: {text}" for name, texts in report["missed"].items() for text in texts],

@@ -19,7 +19,7 @@ from robovlms_ros.core.schema import ConfigError, build
 from robovlms_ros.core.types import NANOSECONDS, ObservationError
 from robovlms_ros.evaluation.bags.mapping import bag_description
 from robovlms_ros.evaluation.bags.reader import Bag
-from robovlms_ros.evaluation.replay.events import DISCARD
+from robovlms_ros.evaluation.replay.events import DISCARD, DISCARDED
 from robovlms_ros.evaluation.replay.steps import step_times
 from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.observations.images import to_rgb
@@ -175,7 +175,7 @@ class BagSource:
 
 def _outcome_text(outcome: str) -> str:
     if outcome == DISCARD:
-        return "it was discarded"
+        return DISCARDED
     return f"its outcome is {outcome}, which data.bag.outcomes leaves out"
 
 

@@ -26,10 +26,10 @@ from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, Observ
 from robovlms_ros.evaluation.bags.mapping import (
     BagCamera,
     Stamps,
-    TopicMapping,
     TopicsConfig,
     detect,
     encodings_of,
+    unreadable_states,
 )
 from robovlms_ros.evaluation.bags.reader import Bag, ClockJump, RawMessage
 from robovlms_ros.evaluation.replay.events import (
@@ -43,7 +43,7 @@ from robovlms_ros.evaluation.replay.events import (
 )
 from robovlms_ros.evaluation.replay.observations import BagObservations
 from robovlms_ros.evaluation.replay.steps import step_times
-from robovlms_ros.evaluation.replay.tracks import Answer, CommandTrack, Held, MotionTrack, Tracks
+from robovlms_ros.evaluation.replay.tracks import Answer, Held, Tracks, reference_of
 from robovlms_ros.observations.images import check_pixels, image_to_rgb
 from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.training.data.episodes import UNKNOWN, Array, DataError, Flaw, time_to_takeover
@@ -143,6 +143,8 @@ def numbers_of(message: Any) -> Array:
         return np.concatenate([np.asarray(p.positions, dtype=np.float64) for p in message.points] or [np.empty(0)])
     if hasattr(message, "position"):
         return np.asarray(message.position, dtype=np.float64)
+    if hasattr(message, "joint_names"):
+        return reference_of(message)
     if hasattr(message, "twist"):
         parts = (message.twist.linear, message.twist.angular)
         return np.array([getattr(part, axis) for part in parts for axis in "xyz"])
@@ -226,7 +228,7 @@ class BagReader:
                 raise DataError(self._no_commands(bag))
             self.topics = mapping.cameras
             self._cameras = {topic: name for name, topic in mapping.cameras.items()}
-            self._tracks = self._make_tracks(mapping)
+            self._tracks = Tracks.of(mapping, self.robot, self.spec.step_duration)
             self._human = mapping.human
             data = self.data
             self.encodings = encodings_of(bag, mapping, data.camera, "data.bag.camera")
@@ -258,20 +260,10 @@ class BagReader:
         have = ", ".join(sorted(bag.topics)) or "none"
         return (
             f"{self.path}: no topic with commands for {self.robot.name} was recorded, so nothing says what the arm was "
-            f"told; topics there: {have}. Record the controller's command topic (`robovlms record` does), name it in "
-            "`data: {bag: {topics: {commands: TOPIC}}}`, or train on the motion that followed with `commands: motion`."
+            f"told; topics there: {have}. Record the controller's command topic or its `controller_state` "
+            "(`robovlms record` does), name it in `data: {bag: {topics: {commands: TOPIC}}}`, or train on the motion "
+            f"that followed with `commands: motion`. {unreadable_states(bag)}".rstrip()
         )
-
-    def _make_tracks(self, mapping: TopicMapping) -> Tracks:
-        commands = None
-        if mapping.commands is not None and mapping.command_kind != "action_chunk":
-            assert mapping.command_kind is not None
-            lead = mapping.command_lead
-            if lead is None:
-                set_point = mapping.command_kind in ("pose", "joint_state", "float64_array")
-                lead = self.spec.step_duration if set_point else 0.0
-            commands = CommandTrack(mapping.command_kind, self.robot, round(lead * NANOSECONDS))
-        return Tracks(MotionTrack(), commands, {}, mapping.command_kind == "action_chunk")
 
     def _look(self, raw: RawMessage, message: Any, encoding: str | None) -> Picture:
         """Check an image as far as that is quick, and store its position."""
@@ -359,7 +351,7 @@ class BagReader:
         return (now_ns - (self._begin_ns or now_ns)) / NANOSECONDS
 
     def _restart(self, event: Restart) -> None:
-        if event.mark and event.mark != "end":
+        if event.judges:
             for recorded in self.recorded:
                 if recorded.number >= event.since:
                     recorded.outcome = event.mark
