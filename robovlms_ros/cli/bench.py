@@ -15,6 +15,7 @@ COMMANDS = {
     "node": ("robovlms_ros.bench.node", "time that the ROS node adds to a step"),
     "faults": ("robovlms_ros.bench.faults.measure", "faults through the graph at working speed"),
     "handover": ("robovlms_ros.bench.handover", "take-overs by a scripted person in episodes"),
+    "so101": ("robovlms_ros.bench.so101.measure", "an SO-101 from a LeRobot folder to a moving arm"),
     "ik": ("robovlms_ros.bench.inverse_kinematics", "inverse kinematics of a whole chunk"),
     "collision": ("robovlms_ros.bench.collision", "collision check against the simulator's contacts"),
     "eval": ("robovlms_ros.bench.evaluation", "bag evaluation in blocks against frame by frame"),
@@ -131,6 +132,22 @@ def handover(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def so101(parser: argparse.ArgumentParser) -> None:
+    """An SO-101 from a LeRobot folder to a moving arm: units, signs, rate and gripper end to end.
+
+    Writes a LeRobot folder with one scripted episode of a made-up arm, trains config/train/so101 on
+    it until it is known by heart, and lets the node drive a simulated SO-101. Exit code 1 when the
+    motion leaves the episode's path by more than its bounds.
+    """
+    add = parser.add_argument
+    add("--units", choices=("percent", "degrees"), default="percent",
+        help="of the recording (default percent)")
+    add("--steps", type=int, default=1500, help="of the training (default 1500)")
+    add("--output", type=Path, metavar="FOLDER",
+        help="keep everything there; a second run goes on (default: a temporary folder)")
+    _json(parser)
+
+
 def ik(parser: argparse.ArgumentParser) -> None:
     """Inverse kinematics of a whole chunk: time, reach and error, on paths that the arm can follow.
 
@@ -207,6 +224,6 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "policy": policy, "plot": plot, "stream": stream, "node": node, "faults": faults,
-    "handover": handover, "ik": ik, "collision": collision, "eval": evaluation,
+    "handover": handover, "so101": so101, "ik": ik, "collision": collision, "eval": evaluation,
     "loader": loader,
 }

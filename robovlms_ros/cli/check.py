@@ -54,7 +54,7 @@ def _cameras(given: str | None, node: "NodeParameters | None") -> tuple[str, ...
 def run(args: argparse.Namespace) -> int:
     from robovlms_ros.checkpoints.preflight import Situation, inspect
     from robovlms_ros.cli.eval_setup import read_parameters
-    from robovlms_ros.control.preflight import check_collision, check_description
+    from robovlms_ros.control.preflight import check_calibration, check_collision, check_description
     from robovlms_ros.control.robot import load_robot
     from robovlms_ros.ros.loading import find_device
 
@@ -79,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
     report = inspect(find_checkpoint(args.checkpoint), config, situation)
     if robot is not None:
         description = None if args.description is None else Path(args.description)
-        found = (check_description(robot, description), check_collision(robot, description))
+        found = [check_description(robot, description), check_collision(robot, description)]
+        calibration = check_calibration(robot)
+        if calibration is not None:
+            found.append(calibration)
         report = replace(report, findings=(*report.findings, *found))
     if args.json:
         print(report.to_json())

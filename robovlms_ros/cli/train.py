@@ -95,12 +95,12 @@ def _run_plan(path: Path, args: argparse.Namespace) -> int:
 
 def _inspect(job: "Run", args: argparse.Namespace) -> int:
     from robovlms_ros.training.data.inspection import inspect_data
-    from robovlms_ros.training.runs import open_data
+    from robovlms_ros.training.runs import open_data, robot_of
 
     if not args.data:
         raise _missing_data()
     source, accept = open_data(args.data, job, print)
-    findings = inspect_data(source, job.config, args.output, accept)
+    findings = inspect_data(source, job.config, args.output, accept, robot_of(job))
     print("\n".join(findings.lines()), f"page: {findings.page}", sep="\n")
     return 0 if findings.ok else 1
 

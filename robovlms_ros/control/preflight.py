@@ -6,7 +6,11 @@ from robovlms_ros.checkpoints.preflight import Finding
 from robovlms_ros.control.collision_model import load_collision_model
 from robovlms_ros.control.description.shapes import CollisionGeometryError
 from robovlms_ros.control.kinematics import Kinematics, KinematicsError
+from robovlms_ros.control.lerobot_units import calibrated_limits, zero_ticks
 from robovlms_ros.control.robot import RobotSpec
+
+CALIBRATION_SLACK = 0.02
+"""rad by which a planning limit may lie beyond a calibrated range without a warning."""
 
 
 def check_description(robot: RobotSpec, description: str | Path | None = None) -> Finding:
@@ -64,3 +68,27 @@ def check_collision(robot: RobotSpec, description: str | Path | None = None) -> 
         link, excess = max(model.errors.items(), key=lambda item: item[1])
         text += f"; solids extend up to {1e3 * excess:.0f} mm beyond the meshes ({link})"
     return Finding("ok", "collision", text)
+
+
+def check_calibration(robot: RobotSpec) -> Finding | None:
+    """Compare the planning limits with the ranges of LeRobot's calibration, where the robot's YAML
+    names one."""
+    ends = calibrated_limits(robot)
+    zeros = zero_ticks(robot)
+    if ends is None or zeros is None:
+        return None
+    ticks = ", ".join(f"{motor} {tick:.0f}" for motor, tick in zeros.items())
+    text = f"{robot.lerobot.calibration}; the driver has to report 0 rad at tick {ticks}"
+    beyond = [
+        f"{joint} (limits {lower:.3f} to {upper:.3f}, calibrated {low:.3f} to {high:.3f} rad)"
+        for joint, lower, upper, low, high in zip(
+            robot.joints, robot.lower(), robot.upper(), *ends, strict=True)
+        if lower < low - CALIBRATION_SLACK or upper > high + CALIBRATION_SLACK
+    ]
+    if not beyond:
+        return Finding("ok", "calibration", text)
+    text += (
+        f". The servos stop at the ends of their calibrated ranges, before the limits of {', '.join(beyond)}: tighten "
+        "limits in the robot's YAML, or the arm will be held for not following there"
+    )
+    return Finding("warning", "calibration", text)

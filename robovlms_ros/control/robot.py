@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from robovlms_ros.control.collision_config import CollisionConfig, WorldBody
 from robovlms_ros.control.controller_types import ArmController, Gripper, check_ros_name
+from robovlms_ros.control.lerobot_block import LeRobotBlock, read_calibration
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError, build, current_names, read_mapping, require
 
@@ -158,6 +159,7 @@ class RobotSpec:
     posture_gain: 0 to 1, the part of the way to `home` that a redundant arm takes per step without
         moving its tool.
     collision, world: the gate's collision check, and the bodies around the robot.
+    lerobot: LeRobot's numbers of this arm.
     folder: where the YAML lies; set by `load_robot`.
     """
 
@@ -178,6 +180,7 @@ class RobotSpec:
     max_latency: float = 1.0
     collision: CollisionConfig = field(default_factory=CollisionConfig)
     world: tuple[WorldBody, ...] = ()
+    lerobot: LeRobotBlock = field(default_factory=LeRobotBlock)
     folder: Path = field(default=Path("."), compare=False)
 
     def __post_init__(self) -> None:
@@ -194,6 +197,7 @@ class RobotSpec:
         self._check_limits()
         if self.gripper is not None:
             require(self.gripper.joint not in self.joints, "gripper.joint", self.gripper.joint, "no joint of the arm")
+        self.lerobot.check_count(len(self.motor_joints))
         names = [body.name for body in self.world]
         repeated = sorted({name for name in names if names.count(name) > 1})
         require(not repeated, "world: name", repeated, "unique")
@@ -217,6 +221,11 @@ class RobotSpec:
     def description_path(self) -> Path | None:
         """The URDF or MJCF file, or None when the description comes from a topic."""
         return None if self.description.file is None else (self.folder / self.description.file).resolve()
+
+    @property
+    def motor_joints(self) -> tuple[str, ...]:
+        """The joints that have a motor: the arm's, then the gripper's."""
+        return self.joints if self.gripper is None else (*self.joints, self.gripper.joint)
 
     @property
     def collision_scope(self) -> Literal["none", "self", "all"]:
@@ -244,6 +253,8 @@ def load_robot(name_or_path: str | Path) -> RobotSpec:
             f"{path}: description.file = {robot.description.file!r}: no such file ({robot.description_path}). "
             "Give a URDF or MJCF path relative to the YAML, or `topic: robot_description`."
         )
+    if robot.lerobot.calibration is not None:
+        read_calibration(robot.folder / robot.lerobot.calibration, robot.lerobot.motors or robot.motor_joints)
     return robot
 
 

@@ -17,6 +17,7 @@ import torch
 
 from robovlms_ros.config.policy import PolicyConfig, config_from_mapping
 from robovlms_ros.config.robovlms_import import expand
+from robovlms_ros.control.robot import RobotSpec, load_robot
 from robovlms_ros.core.schema import ConfigError, read_mapping, require
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.data.mixture import read_mixture, window_shares
@@ -53,10 +54,9 @@ def read_run(path: Path, start: str | None = None) -> Run:
     `start`. Raises ConfigError, CheckpointError.
     """
     mapping = read_mapping(path)
-    own = mapping.pop("data", None)
     if "base" in mapping:
         mapping = expand(mapping, path.name, path.parent)
-    data = mapping.pop("data", None) if own is None else own
+    data = mapping.pop("data", None)
     data = {} if data is None else data
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path.name}: data = {data!r}: must be a mapping (docs/training_data.md).")
@@ -125,7 +125,6 @@ def train_on(
     raises.
     """
     from robovlms_ros.checkpoints.passport import difference, identity, with_controller
-    from robovlms_ros.control.robot import load_robot
     from robovlms_ros.training.data.checks import check_data, require_trainable
     from robovlms_ros.training.data.episodes import split
     from robovlms_ros.training.data.hindsight import HindsightSource, LookWindows
@@ -136,7 +135,8 @@ def train_on(
     from robovlms_ros.training.engine.hindsight_objective import HindsightObjective
 
     source, accept = open_data(paths, run, log)
-    flaws, _ = check_data(source, run.config, accept=accept)
+    robot = robot_of(run)
+    flaws, _ = check_data(source, run.config, accept=accept, robot=robot)
     for flaw in flaws:
         if not flaw.refuse:
             log(f"note: {flaw.where}: {flaw.text}")
@@ -161,10 +161,8 @@ def train_on(
     present = policy.identity
     if run.start in (None, RANDOM):
         present = identity(present, config)
-    assert config.action is not None
-    robot = run.data.get("bag", {}).get("robot") or config.action.robot
     if robot is not None:
-        present = with_controller(present, load_robot(robot))
+        present = with_controller(present, robot)
     for text in filter(None, (difference(old, present) for old in recorded)):
         log(f"note: {text}")
     train: Any = WindowDataset(source, learned, config, moments=moments)
@@ -182,6 +180,16 @@ def train_on(
     objective = None if training.hindsight is None else HindsightObjective(policy, habit)
     return fit(policy, train, validation, config, output, files=files, objective=objective,
                shares=shares)
+
+
+def robot_of(run: Run) -> RobotSpec | None:
+    """The robot of the recordings, as the `data` block or the action names it. Raises
+    ConfigError."""
+    blocks = (run.data.get(kind) or {} for kind in ("bag", "lerobot"))
+    name = next(filter(None, (block.get("robot") for block in blocks)), None)
+    if name is None and run.config.action is not None:
+        name = run.config.action.robot
+    return None if name is None else load_robot(name)
 
 
 def open_data(paths: Sequence[Path], run: Run, log: Callable[[str], None]) -> tuple[Any, tuple[str, ...]]:

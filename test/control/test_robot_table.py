@@ -7,6 +7,7 @@ from pathlib import Path
 from robovlms_ros.control import controller_types
 from robovlms_ros.control.collision_config import CollisionConfig, WorldBody
 from robovlms_ros.control.controller_types import Gripper
+from robovlms_ros.control.lerobot_block import LeRobotBlock
 from robovlms_ros.control.robot import (
     Box,
     Description,
@@ -21,10 +22,11 @@ TABLE = Path(__file__).parents[2] / "docs" / "robot_yaml.md"
 BLOCKS = {
     "": RobotSpec, "description": Description, "limits": JointLimits, "limits.workspace": Box,
     "gate": GateConfig, "ik": IKSettings, "collision": CollisionConfig, "world[]": WorldBody,
+    "lerobot": LeRobotBlock,
 }
 BLOCK_KEYS = {
     "description", "limits", "workspace", "gate", "ik", "collision", "world", "controller",
-    "gripper",
+    "gripper", "lerobot",
 }
 
 

@@ -44,7 +44,7 @@ GENERATED = ("robovlms_ros.action", "robovlms_ros.msg", "robovlms_ros.srv")
 # Programs outside the ROS layer that are ROS nodes themselves, or run the node's own objects.
 NODES = (
     "robovlms_ros.sim.nodes", "robovlms_ros.bench.node", "robovlms_ros.bench.faults",
-    "robovlms_ros.bench.handover",
+    "robovlms_ros.bench.handover", "robovlms_ros.bench.so101.arm", "robovlms_ros.bench.so101.measure",
 )
 
 BLOCKED_IMPORT = """

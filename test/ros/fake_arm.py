@@ -25,7 +25,8 @@ PERIOD_NS = 40_000_000  # of the joint states; the cameras' is four times that
 
 
 class FakeArm(Node):
-    """A Panda that does exactly as its controller commands, with two cameras of noise. `quirks` bend what it publishes.
+    """A Panda (or `robot`) that does exactly as its controller commands, with cameras of noise. `quirks` bend what it
+    publishes.
 
     quirks: what (static, wrist, jpeg: the wrist's camera compressed, joint_states) -> function from the message to the
         message to send, or None.
@@ -33,21 +34,22 @@ class FakeArm(Node):
     stuck: the joints stay where they are; the controller goes on.
     controller: the controller's node, to be spun beside this one.
     active: False as a controller that is inactive: it keeps its subscription and drops commands.
-    set_point: the controller's last command.
+    set_point: the controller's last command. jaw: the gripper's position, which commands leave as it is.
     clock_ns: simulated time, published on /clock and used for stamps; None is the system's clock.
     commands: (when it was published, ns of the system's clock; the message).
     """
 
-    def __init__(self, namespace="", joint_states="joint_states"):
+    def __init__(self, namespace="", joint_states="joint_states", robot="panda", cameras=("static", "wrist")):
         super().__init__("fake_arm", namespace=namespace)
-        self.robot = load_robot("panda")
+        self.robot = load_robot(robot)
+        self.jaw = self.robot.gripper.open_position
         self.quirks = {}
         self.commands, self.gripper_commands, self.rejected = [], [], []
         self.clock_ns = None
         self.frozen = False
         self.stuck = False
         self.active = True
-        self.controller = Node("panda_arm_controller", namespace=namespace)
+        self.controller = Node(self.robot.controller.topic.rpartition("/")[0], namespace=namespace)
         self._reports = None
         self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
         self._controller = TrajectoryController(self.robot.joints)
@@ -57,7 +59,7 @@ class FakeArm(Node):
         self._updated_ns = 0
         self._states = self.create_publisher(JointState, joint_states, 10)
         self._images = {name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
-                        for name in ("static", "wrist")}
+                        for name in cameras}
         self._jpeg = self.create_publisher(CompressedImage, "wrist/image_raw/compressed", qos_profile_sensor_data)
         self._rng = np.random.default_rng(0)
         self._hearing = None
@@ -132,7 +134,7 @@ class FakeArm(Node):
         if self._reports is not None and self.active:
             self._report(now)
         state = JointState(name=[*self.robot.joints, self.robot.gripper.joint],
-                           position=[*self.positions.tolist(), 0.04], velocity=[*self.velocities.tolist(), 0.0])
+                           position=[*self.positions.tolist(), self.jaw], velocity=[*self.velocities.tolist(), 0.0])
         self._send(self._states, "joint_states", state, now)
         self._ticks += 1
         if self._ticks % 4 == 0:

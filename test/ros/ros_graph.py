@@ -166,7 +166,7 @@ class Graph:
     wait_for = staticmethod(wait_for)
     answer = staticmethod(answer)
 
-    def __init__(self, checkpoint, node="vla", joint_states="joint_states", **values):
+    def __init__(self, checkpoint, node="vla", joint_states="joint_states", make_arm=FakeArm, **values):
         from robovlms_ros.ros.vla_node import VLANode
 
         Graph.count += 1
@@ -174,7 +174,7 @@ class Graph:
         given = {"checkpoint": str(checkpoint), "dry_run": False, **PATIENT, **values}
         arguments = ["--ros-args", "-r", f"__ns:=/{namespace}"]
         self.node = VLANode(node, parameter_overrides=parameters(**given), cli_args=arguments)
-        self.arm = FakeArm(namespace, joint_states)
+        self.arm = make_arm(namespace, joint_states)
         self.sent = []  # (the node's time when it decided, ns; the command)
         self.listener = Listener(node, namespace)
         others = Spinner(self.arm, self.arm.controller, self.listener)

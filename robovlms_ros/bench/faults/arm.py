@@ -1,22 +1,23 @@
-"""A Panda without physics for the fault benchmark: real messages, the model of
-joint_trajectory_controller, recorded.
+"""An arm without physics for benchmarks: real messages, the model of joint_trajectory_controller,
+recorded.
 
 Its joints follow the controller's command with a first-order lag. Hooks bend what it publishes.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.robot import RobotSpec, load_robot
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
     TrajectoryRejected,
@@ -36,11 +37,14 @@ DELAY = 0.03
 """s: control runs so far behind the clock, with each message at its time of arrival, as a real-time
 machine would."""
 SIZE = 96
+CAMERAS = ("static", "wrist")
 
 
 class FaultArm(Node):
-    """See the module's docstring.
+    """See the module's docstring. robot: with a trajectory controller for its arm and its gripper.
 
+    cameras: names; their pictures are noise, unless a derived class draws them (`_picture`). start:
+        (J,) rad; None is the robot's home.
     joint_hook, image_hook: applied to each message before it is published; None publishes nothing.
     silent_camera: name of a camera that publishes nothing; empty for none.
     controller: the controller's node, to be spun and destroyed beside this one.
@@ -51,10 +55,15 @@ class FaultArm(Node):
         `simulated_time` is true.
     """
 
-    def __init__(self, simulated_time: bool = False) -> None:
+    def __init__(
+        self, simulated_time: bool = False, robot: RobotSpec | None = None, cameras: Sequence[str] = CAMERAS,
+        start: Array | None = None,
+    ) -> None:
         super().__init__("fault_arm")
-        self.controller = Node("panda_arm_controller")
-        self.robot = load_robot("panda")
+        self.robot = robot or load_robot("panda")
+        topic = self.robot.controller.topic  # type: ignore[union-attr]
+        self.controller = Node(topic.rpartition("/")[0])
+        self.gripper_position = self.robot.gripper.open_position  # type: ignore[union-attr]
         self.joint_hook: JointHook = lambda message: message
         self.image_hook: ImageHook = lambda message: message
         self.silent_camera = ""
@@ -68,7 +77,7 @@ class FaultArm(Node):
         self.delayed = 0.0
         self.gripper_closes_s = 0.0
         self._controller = TrajectoryController(self.robot.joints)
-        self.positions: Array = np.array(self.robot.home)
+        self.positions: Array = np.array(self.robot.home if start is None else start)
         self._inbox: list[tuple[int, JointTrajectory]] = []
         self._lock = threading.Lock()
         self._times: list[float] = []
@@ -78,7 +87,7 @@ class FaultArm(Node):
         self._states = self.create_publisher(JointState, "joint_states", 10)
         self._cameras = {
             name: self.create_publisher(Image, f"{name}/image_raw", qos_profile_sensor_data)
-            for name in ("static", "wrist")
+            for name in cameras
         }
         self._clock = self.create_publisher(Clock, "/clock", 10)
         self._pixels = np.random.default_rng(0)
@@ -199,7 +208,7 @@ class FaultArm(Node):
         with self._lock:
             while self._inbox and self._inbox[0][0] <= self._system_at(now):
                 self._accept(self._inbox.pop(0)[1], clock_ns)
-            command = self._controller.update(clock_ns, PERIOD_NS, self.positions, np.zeros(7))[0]
+            command = self._controller.update(clock_ns, PERIOD_NS, self.positions, np.zeros_like(self.positions))[0]
             if not self.frozen:
                 share = 1 - np.exp(-PERIOD / LAG)
                 self.positions = self.positions + (command - self.positions) * share
@@ -219,7 +228,7 @@ class FaultArm(Node):
             self._clock.publish(Clock(clock=to_time(self.now_ns())))
         if count % STATES_EVERY == 0:
             names = [*self.robot.joints, self.robot.gripper.joint]  # type: ignore[union-attr]
-            state = JointState(name=names, position=[*self.positions.tolist(), 0.04])
+            state = JointState(name=names, position=[*self.positions.tolist(), self.gripper_position])
             state.header.stamp = stamp
             bent = self.joint_hook(state)
             if bent is not None:
@@ -229,8 +238,12 @@ class FaultArm(Node):
                 if name == self.silent_camera:
                     continue
                 image = Image(width=SIZE, height=SIZE, encoding="rgb8", step=3 * SIZE)
-                image.data = self._pixels.integers(0, 256, 3 * SIZE * SIZE, dtype=np.uint8).tobytes()
+                image.data = self._picture(name).tobytes()
                 image.header.stamp = stamp
                 changed = self.image_hook(image)
                 if changed is not None:
                     publisher.publish(changed)
+
+    def _picture(self, camera: str) -> NDArray[np.uint8]:
+        """(SIZE, SIZE, 3) the camera's next picture."""
+        return self._pixels.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)

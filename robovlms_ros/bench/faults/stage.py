@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,30 @@ class BenchFailed(RoboVLMsError):
     """The graph did not come to the state that a fault needs."""
 
 
-class FaultStage(Node):
-    """The arm, the node's process and a client of the node's services."""
+@dataclass(frozen=True)
+class PolicyProcess:
+    """Process of a policy node: module, ROS arguments, instruction.
 
-    def __init__(self, logs: Path, simulated_time: bool) -> None:
+    patience: s that a condition may take.
+    """
+
+    module: str = "robovlms_ros.bench.faults.policy_node"
+    arguments: tuple[str, ...] = (
+        "-p", "checkpoint:=demo", "-p", "robot:=panda", "-p", "resume_instruction:=true",
+    )  # fmt: skip
+    instruction: str = "lift the red cube"
+    patience: float = PATIENCE
+
+
+class FaultStage(Node):
+    """The arm, the node's process and a client of the node's services. It ends the arm."""
+
+    def __init__(
+        self, logs: Path, simulated_time: bool, arm: FaultArm | None = None, policy: PolicyProcess | None = None
+    ) -> None:
         super().__init__("fault_bench")
-        self.arm = FaultArm(simulated_time)
+        self.arm = arm or FaultArm(simulated_time)
+        self._policy = policy or PolicyProcess()
         self._logs = logs
         self._starts = 0
         self.status = PolicyStatus()
@@ -73,17 +92,16 @@ class FaultStage(Node):
         # one's.
         self.wait(lambda: self.status.state == "unconfigured", "the node's first status")
         self.change_state(self._change, Transition.TRANSITION_CONFIGURE)
-        self.instruct("lift the red cube")
+        self.instruct(self._policy.instruction)
         self.change_state(self._change, Transition.TRANSITION_ACTIVATE)
 
     def _child(self, name: str, remaps: Sequence[str]) -> Child:
         arguments = [
-            "--ros-args", *remaps, "-p", "checkpoint:=demo", "-p", "robot:=panda", "-p", "dry_run:=false",
+            "--ros-args", *remaps, *self._policy.arguments, "-p", "dry_run:=false",
             "-p", f"use_sim_time:={str(self.arm.simulated_time).lower()}",
             "-p", "speed_scaling_ramp:=0.2", "-p", "watchdog.following_time:=2.0",
-            "-p", "resume_instruction:=true",
         ]  # fmt: skip
-        return Child(name, "robovlms_ros.bench.faults.policy_node", arguments, self._logs / f"{name}.log", {})
+        return Child(name, self._policy.module, arguments, self._logs / f"{name}.log", {})
 
     def change_state(self, client: Any, transition: int) -> None:
         """Request a transition. Raises BenchFailed where it is refused."""
@@ -169,12 +187,13 @@ class FaultStage(Node):
             self._second = None
 
     def wait(self, condition: Callable[[], Any], awaited: str) -> None:
-        """Wait for a condition. Raises BenchFailed after PATIENCE seconds."""
-        end = time.monotonic() + PATIENCE
+        """Wait for a condition. Raises BenchFailed after the policy's patience."""
+        patience = self._policy.patience
+        end = time.monotonic() + patience
         while not condition():
             if time.monotonic() > end:
                 raise BenchFailed(
-                    f"waited {PATIENCE:.0f} s for {awaited}; the node is {self.status.state}: {self.status.detail}"
+                    f"waited {patience:.0f} s for {awaited}; the node is {self.status.state}: {self.status.detail}"
                 )
             time.sleep(0.005)
 

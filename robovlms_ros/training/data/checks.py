@@ -9,6 +9,7 @@ import numpy as np
 
 from robovlms_ros.config.action import ActionConfig
 from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.training.data.episodes import (
     Array,
@@ -18,7 +19,8 @@ from robovlms_ros.training.data.episodes import (
     Flaw,
     require_action,
 )
-from robovlms_ros.training.data.sources.lerobot import BOTH_READINGS, is_percent_or_degrees
+from robovlms_ros.training.data.joint_ranges import JointRange, joint_ranges, range_flaws
+from robovlms_ros.training.data.sources.lerobot_data import BOTH_READINGS, is_percent_or_degrees
 from robovlms_ros.training.data.statistics import Running
 
 STILL = {"m": 1e-3, "rad": 2e-3}
@@ -39,7 +41,7 @@ class Summary:
     episode.
 
     gripper_moves: episodes in which it opens or closes. rate_hz: measured, the median over all
-        steps.
+        steps. ranges: of joint targets against the robot's limits, where both are known.
     """
 
     names: tuple[str, ...]
@@ -54,16 +56,21 @@ class Summary:
     high: Array | None = None
     mean: Array | None = None
     std: Array | None = None
+    ranges: tuple[JointRange, ...] = ()
 
 
 def check_data(
-    source: EpisodeSource, config: PolicyConfig, accept: Sequence[str] = ()
+    source: EpisodeSource,
+    config: PolicyConfig,
+    accept: Sequence[str] = (),
+    robot: RobotSpec | None = None,
 ) -> tuple[tuple[Flaw, ...], Summary]:
     """The flaws of the recordings and of their numbers, those that forbid training first, and the
     summary.
 
-    accept: kinds of flaws that do not forbid training, besides those that the source accepts. Reads
-    no image; never raises for what is wrong with the data.
+    accept: kinds of flaws that do not forbid training, besides those that the source accepts.
+    robot: its limits are compared with joint targets; None compares nothing. Reads no image; never
+        raises for what is wrong with the data.
     """
     require_action(config)
     assert config.action is not None
@@ -97,6 +104,9 @@ def check_data(
         summary.mean = running.mean
         summary.std = running.std
     flaws += _set_flaws(summary)
+    if robot is not None:
+        summary.ranges = joint_ranges(action, summary.low, summary.high, robot)
+        flaws += range_flaws(summary.ranges, robot.name)
     return in_order(flaws, (*source.accept, *accept)), summary
 
 
@@ -205,8 +215,12 @@ def _set_flaws(summary: Summary) -> Iterator[Flaw]:
         return
     still = summary.episodes - summary.gripper_moves
     if not summary.gripper_moves:
-        yield Flaw("gripper", "all episodes", "the gripper never opens or closes", "check the gripper's topic or "
-                   "column and its open and closed positions", refuse=True)
+        seen = ""
+        if summary.low is not None and summary.high is not None:
+            seen = (f": its opening goes from {summary.low[-1]:.2f} to {summary.high[-1]:.2f} of its stroke, and it is "
+                    "open above 0.5")
+        yield Flaw("gripper", "all episodes", f"the gripper never opens or closes{seen}", "check the gripper's topic "
+                   "or column and its open and closed positions", refuse=True)
     elif still:
         yield Flaw("gripper still", f"{still} of {summary.episodes} episodes", "the gripper never opens or closes "
                    "there", "is that the task?")

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.evaluation.report.drawing import bars
 from robovlms_ros.evaluation.report.pages import page
 from robovlms_ros.training.data.checks import Summary, check_data, in_order
 from robovlms_ros.training.data.episodes import DataError, EpisodeSource, Flaw
+from robovlms_ros.training.data.joint_ranges import HEADINGS, range_lines
 
 SHEET_EPISODES = 12
 SHEET_FRAMES = 5
@@ -46,6 +48,7 @@ class Findings:
         """The answer in words, one line for each flaw."""
         return [
             facts(self.summary),
+            *range_lines(self.summary.ranges),
             *(
                 f"{'REFUSED' if f.refuse else 'note'}: {f.where}: {f.text} ({f.remedy})"
                 for f in self.flaws
@@ -54,12 +57,13 @@ class Findings:
 
 
 def inspect_data(
-    source: EpisodeSource, config: PolicyConfig, folder: Path, accept: Sequence[str] = ()
+    source: EpisodeSource, config: PolicyConfig, folder: Path, accept: Sequence[str] = (),
+    robot: RobotSpec | None = None,
 ) -> Findings:
     """Check the numbers, look at images of some episodes, and write `inspection.html` into
-    `folder`."""
+    `folder`. robot: see `check_data`."""
     accept = (*source.accept, *accept)
-    flaws, summary = check_data(source, config, accept=accept)
+    flaws, summary = check_data(source, config, accept=accept, robot=robot)
     chosen = np.unique(
         np.linspace(0, len(source) - 1, min(SAMPLED, len(source))).round().astype(int)
     )
@@ -79,6 +83,8 @@ def inspect_data(
         picture_width=PICTURE,
         histograms=histograms,
         ranges=ranges,
+        joint_headings=HEADINGS,
+        joint_ranges=[found.row() for found in summary.ranges],
         lengths=_lengths(summary),
         instructions=summary.instructions.most_common(MOST_INSTRUCTIONS),
         notes=source.notes,

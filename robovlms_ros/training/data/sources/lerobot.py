@@ -12,10 +12,7 @@ timestamps serve the checks of gaps.
 """
 
 import io
-import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robovlms_ros.config.policy import PolicyConfig
+from robovlms_ros.control.lerobot_units import calibrated_ranges, motor_names
+from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.file_boundary import file_boundary
-from robovlms_ros.core.schema import ConfigError, build, did_you_mean, require
+from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.observations.images import check_pixels
@@ -37,6 +36,12 @@ from robovlms_ros.training.data.episodes import (
     Flaw,
     Images,
     time_to_takeover,
+)
+from robovlms_ros.training.data.sources.lerobot_data import (
+    BOTH_READINGS,
+    is_percent_or_degrees,
+    read_block,
+    state_columns,
 )
 from robovlms_ros.training.data.sources.lerobot_metadata import (
     OUTCOME,
@@ -53,67 +58,22 @@ from robovlms_ros.training.data.sources.lerobot_metadata import (
     read_table,
     read_tasks,
 )
+from robovlms_ros.training.data.sources.tick_grid import grid_flaws, seen_units
 from robovlms_ros.training.data.sources.video import VideoFrames
 
 BEYOND = 0.25
 CLOCK_TOLERANCE = 0.005
 """s by which a timestamp may differ from frame_index / fps without a note."""
+STATE_EPISODES = 4
+"""Episodes whose states show the recording's unit."""
 LISTED = 8
 """Missing files that a message names."""
-BOTH_READINGS = (
-    "degrees (scale 0.017453) or as percent of each joint's range, -100..100 (scale (upper - lower) / 200, offset "
-    "(upper + lower) / 2, in rad); the calibration in use while recording decides"
-)
-"""The two units of SO-100 and SO-101 recordings."""
-
-
-@dataclass(frozen=True)
-class LeRobotData:
-    """The `data.lerobot` block of a training YAML.
-
-    cameras: the policy's camera name -> feature; by default the feature whose last part has that
-        name.
-    action: the feature with the recorded actions, in the policy's `action.space`. arm, gripper: its
-        columns; by default the last is the gripper's and the others the arm's.
-    scale, offset: of the arm, one number for all columns or one each: SI value = scale * recorded
-        number + offset. Degrees: scale 0.017453, offset 0. Percent of a joint's range, -100..100:
-        scale (upper - lower) / 200, offset (upper + lower) / 2, with the ends of the range in rad.
-    gripper_closed, gripper_open: recorded numbers of a closed and an open gripper.
-    intervention: the feature that is true where a person drives, for `training.corrections`; read
-        where it exists.
-    state: the feature with the measured state; proprioception: name -> its columns, for the names
-        that the policy takes. Joint positions take `scale` and `offset`, the gripper its own
-        numbers, poses are metres and radians.
-    """
-
-    cameras: dict[str, str] = field(default_factory=dict)
-    action: str = "action"
-    arm: tuple[int, ...] = ()
-    gripper: int = -1
-    scale: tuple[float, ...] = (1.0,)
-    offset: tuple[float, ...] = (0.0,)
-    gripper_closed: float = 0.0
-    gripper_open: float = 1.0
-    intervention: str = "intervention"
-    state: str = "observation.state"
-    proprioception: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.gripper_closed == self.gripper_open:
-            raise ConfigError(f"data.lerobot: gripper_closed and gripper_open are both {self.gripper_open:g}: must "
-                              "differ.")
-        for name in ("scale", "offset"):
-            numbers = getattr(self, name)
-            require(len(numbers) > 0 and all(math.isfinite(x) for x in numbers), f"data.lerobot.{name}", numbers,
-                    "one finite number, or one for each joint")
-        require(all(self.scale), "data.lerobot.scale", self.scale, "other than 0")
 
 
 class LeRobotSource:
     """The episodes of one dataset folder. See `EpisodeSource`. Raises DataError and ConfigError."""
 
     def __init__(self, path: Path, config: PolicyConfig, mapping: Mapping[str, Any]) -> None:
-        self._data = build(LeRobotData, mapping, "data.lerobot")
         assert config.action is not None
         self.path = path
         self.cameras = config.cameras
@@ -123,6 +83,7 @@ class LeRobotSource:
         self._info = read_info(path)
         self.rate_hz = float(self._info["fps"])
         self._features: dict[str, Any] = self._info["features"]
+        self._data, unit_notes = read_block(mapping, config, self._features, path)
         self._keys = {name: self._camera(name) for name in config.cameras}
         self._columns(config)
         self._tasks = read_tasks(path, self._info)
@@ -131,6 +92,10 @@ class LeRobotSource:
         self.robot_type = str(self._info.get("robot_type") or "")
         self._video = VideoFrames(0.5 / self.rate_hz)
         flaws += [*self._drop_without_video(videos), *self._drop_without_table(), *self._clock_flaws()]
+        if self._data.units != "si":
+            found, pose = self._compare_states(config)
+            flaws += found
+            unit_notes += pose
         self.flaws: Sequence[Flaw] = flaws
         if not self._episodes:
             raise DataError(f"{path}: no episode can be read. " + " ".join(f"{flaw.text}." for flaw in flaws))
@@ -138,7 +103,7 @@ class LeRobotSource:
                                      f"actions: {self._data.action}, {self.rate_hz:g} Hz, robot "
                                      f"{printable(self.robot_type) or 'not named'}, LeRobot "
                                      f"{printable(self._info['codebase_version'])}",
-                                     *self._unit_note(config))
+                                     *(unit_notes or self._unit_note(config)))
 
     def _unit_note(self, config: PolicyConfig) -> list[str]:
         """Both readings of the numbers of an arm that LeRobot records in either."""
@@ -146,8 +111,49 @@ class LeRobotSource:
         if not is_percent_or_degrees(self.robot_type) or config.action.space.startswith("eef"):
             return []
         data = self._data
+        seen = ""
+        if data.state in self._features and self._episodes:
+            seen = seen_units(self._sample_of_states(), [str(i) for i in range(feature_width(
+                self.path, self._features, data.state))])
         return [f"LeRobot records the joints of {printable(self.robot_type)} as {BOTH_READINGS}; here scale = "
-                f"{list(data.scale)}, offset = {list(data.offset)}"]
+                f"{list(data.scale)}, offset = {list(data.offset)}",
+                *([f"the measured states are {seen}"] if seen else [])]
+
+    def _compare_states(self, config: PolicyConfig) -> tuple[list[Flaw], list[str]]:
+        """Contradictions between the declared units and the measured states, and a note of the pose
+        in which the recording begins."""
+        data = self._data
+        if data.state not in self._features or not self._episodes:
+            return [], []
+        robot = load_robot(str(data.robot or config.action.robot))  # type: ignore[union-attr]
+        motors = motor_names(robot)
+        try:
+            columns = state_columns(self._features, data, motors, self.path)
+        except DataError as error:
+            return [], [f"the measured states were not compared with the units: {error}"]
+        states = self._sample_of_states()
+        if max(columns) >= states.shape[1]:
+            return [], []  # `_proprioception` raises it, with the columns
+        states = states[:, columns]
+        flaws = grid_flaws(states, motors, data.units, calibrated_ranges(robot), str(self.path))
+        if not len(states):
+            return flaws, []
+        begin = self._in_si(states[0, : len(robot.joints)])
+        angles = zip(robot.joints, begin, strict=True)
+        pose = ", ".join(f"{joint} {angle:.3f}" for joint, angle in angles)
+        note = f"the first frame's state is {pose} rad: the driver's joint_states in that pose"
+        return flaws, [note]
+
+    def _sample_of_states(self) -> Array:
+        """(N, width) recorded states of the first episodes that can be read."""
+        found = []
+        for i in range(min(len(self._episodes), STATE_EPISODES)):
+            try:
+                found.append(self._matrix(self._rows(i, [self._data.state]), self._data.state, i))
+            except DataError:
+                continue  # `arrays` raises it again, for the episode that is read
+        return np.concatenate(found) if found else np.empty((0, feature_width(
+            self.path, self._features, self._data.state)))
 
     def _drop_without_video(self, videos: Sequence[str]) -> list[Flaw]:
         """Leave out the episodes whose video files are missing; one flaw with the list."""
@@ -377,10 +383,12 @@ class LeRobotSource:
         data = self._data
         opening = (numbers - data.gripper_closed) / (data.gripper_open - data.gripper_closed)
         if np.mean((opening < -BEYOND) | (opening > 1 + BEYOND)) > 0.05:
+            remedy = "set data.lerobot.gripper_closed and .gripper_open"
+            if data.units != "si":
+                remedy = "set closed_position and open_position of the gripper in the robot's YAML (docs/so101.md)"
             raise DataError(
                 f"{self.path}: the gripper's numbers go from {numbers.min():g} to {numbers.max():g}, closed is said to "
-                f"be {data.gripper_closed:g} and open {data.gripper_open:g}: set data.lerobot.gripper_closed and "
-                ".gripper_open."
+                f"be {data.gripper_closed:g} and open {data.gripper_open:g}: {remedy}."
             )
         return np.clip(opening, 0.0, 1.0)
 
@@ -431,9 +439,3 @@ class LeRobotSource:
         except Exception as error:  # damaged bytes raise anything in a decoder
             reason = printable(str(error), 200).rstrip(".")
             raise DataError(f"{self.origin(i)}: an image of '{key}' does not decode: {reason}.") from error
-
-
-def is_percent_or_degrees(robot_type: str) -> bool:
-    """True for the arms that LeRobot records in degrees or in percent of their range, as the
-    recording chose."""
-    return re.search(r"so[-_ ]?10[01]", robot_type.lower()) is not None

@@ -1,0 +1,1 @@
+"""An SO-101 from a LeRobot folder to a moving arm."""
