@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.ros, pytest.mark.alone]
+pytestmark = pytest.mark.ros
 
 STAGES = ("in_ms", "out_ms", "command_ms", "library_ms", "library_alone_ms")
 

@@ -19,7 +19,7 @@ from rosbags.highlevel import AnyReader
 from robovlms_ros.cli.main import main
 from robovlms_ros.sim.closed_loop import EpisodeResult
 
-pytestmark = [pytest.mark.ros, pytest.mark.alone]
+pytestmark = pytest.mark.ros
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ pytest.importorskip("rclpy")
 from robovlms_ros.bench.faults.rows import FaultRow, judge, longest_standstill, time_to_rest
 from robovlms_ros.control.robot import load_robot
 
-pytestmark = [pytest.mark.ros, pytest.mark.alone]
+pytestmark = pytest.mark.ros
 
 PANDA = load_robot("panda")
 PERIOD = 0.005
