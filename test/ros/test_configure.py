@@ -52,6 +52,7 @@ CASES = {
 }
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize("case", CASES)
 def test_refuses(make_graph, case):
     values, says = CASES[case]
@@ -61,6 +62,7 @@ def test_refuses(make_graph, case):
     assert not graph.arm.commands
 
 
+@pytest.mark.untimed
 def test_cameras_that_do_not_fit_are_refused_before_the_weights_are_read(make_graph, tiny_checkpoint, tmp_path):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
     weights = folder / "model.safetensors"
@@ -97,6 +99,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize("case", DAMAGE)
 def test_refuses_a_damaged_checkpoint(make_graph, broken, case):
     damage, says = DAMAGE[case]
@@ -105,6 +108,7 @@ def test_refuses_a_damaged_checkpoint(make_graph, broken, case):
     assert says in refused(graph)
 
 
+@pytest.mark.untimed
 def test_can_be_configured_again_after_setting_it_right(make_graph, tiny_checkpoint):
     from rclpy.lifecycle import TransitionCallbackReturn
     from rclpy.parameter import Parameter

@@ -148,6 +148,7 @@ def test_former_keys_of_a_robots_gate(make_robot, caplog):
 
 
 @pytest.mark.ros
+@pytest.mark.untimed
 def test_a_node_accepts_former_names(ros):
     from rclpy.node import Node
     from rclpy.parameter import Parameter
@@ -174,6 +175,7 @@ def test_a_node_accepts_former_names(ros):
 
 
 @pytest.mark.ros
+@pytest.mark.untimed
 def test_a_node_given_both_names_reports_it_until_one_is_set(ros):
     from rclpy.node import Node
     from rclpy.parameter import Parameter

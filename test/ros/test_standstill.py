@@ -15,8 +15,6 @@ pytest.importorskip("rclpy")
 
 from fault_simulation import HOME, PANDA, START_NS, TICK, Simulation
 
-pytestmark = pytest.mark.ros
-
 AT = 1.7  # s: four joints are at working speed
 
 
