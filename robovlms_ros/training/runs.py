@@ -61,7 +61,10 @@ def read_run(path: Path, start: str | None = None) -> Run:
     own = mapping.pop("data", None)
     if "base" in mapping:
         mapping = expand(mapping, path.name, path.parent)
-    data = mapping.pop("data", None) if own is None else own
+    of_base = mapping.pop("data", None)
+    data = of_base if own is None else own
+    if isinstance(own, Mapping) and isinstance(of_base, Mapping):
+        data = {**of_base, **own}
     data = {} if data is None else data
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path.name}: data = {data!r}: must be a mapping (docs/training_data.md).")

@@ -87,6 +87,16 @@ def test_unknown_keys_are_refused(make_training_config, tmp_path):
         read_run(write(tmp_path / "c.yaml", {**mapping, "topics": {"cameras": {"wrist": "/a"}}}))
 
 
+def test_a_data_block_is_laid_on_the_bases(tmp_path):
+    path = write(tmp_path / "train.yaml", {
+        "base": str(share_directory() / "config" / "train" / "from_recordings.yaml"),
+        "data": {"jobs": 3, "bag": {"instruction": "lift the cube"}},
+    })
+    run = read_run(path)
+    assert run.keep_images and run.data["jobs"] == 3
+    assert run.data["bag"]["instruction"] == "lift the cube"
+
+
 def test_a_robots_file_gives_the_policy_its_name(make_training_config, tmp_path):
     from robovlms_ros.core.resources import find
 
