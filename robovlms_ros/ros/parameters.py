@@ -398,11 +398,23 @@ def check_cameras(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ConfigError, with the nearest name, for a parameter that the node does not have."""
+    """Raise ConfigError, with the nearest name, for a parameter that the node does not have.
+
+    A parameter of a camera that `cameras` does not name is reported as that.
+    """
     known = tuple(known)
     for name in names:
-        if name not in known:
-            raise ConfigError(f"unknown parameter '{name}'.{did_you_mean(name, known)}")
+        if name in known:
+            continue
+        prefix, _, rest = name.partition(".")
+        camera, _, fact = rest.partition(".")
+        others = sorted({k.split(".")[1] for k in known if k.startswith("camera.")})
+        if prefix == "camera" and fact and camera not in others:
+            raise ConfigError(
+                f"parameters camera.{camera}.*: `cameras` names {', '.join(others)} and not "
+                f"'{camera}'. Add it there, or remove these lines."
+            )
+        raise ConfigError(f"unknown parameter '{name}'.{did_you_mean(name, known)}")
 
 
 def of_this_release(given: Mapping[str, Any], warn: Callable[[str], None]) -> dict[str, Any]:

@@ -47,6 +47,9 @@ CASES = {
     "unknown device": ({"device": "cuda:77"}, "device = 'cuda:77'"),
     "camera missing": ({"cameras": ["static", "side"]},
                        r"the policy takes the cameras static, wrist; parameter cameras = .* lacks 'wrist'"),
+    "lines of a camera that is not named":
+        ({"cameras": ["static"], "camera__wrist__topic": "a", "camera__wrist__transport": "raw"},
+         r"^(?!.*wrist\.\*.*wrist\.\*).*`cameras` names static and not 'wrist'"),
     "bad camera name": ({"cameras": ["static image"]}, "letters, digits and underscores"),
     "long default instruction": ({"instruction": "lift " * 200}, "999 characters"),
 }

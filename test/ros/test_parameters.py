@@ -109,6 +109,14 @@ def test_unknown_name():
         check_known(["dry_run", "dry_rum"], [p.name for p in expand(["static"])])
 
 
+def test_lines_of_a_camera_that_is_not_named():
+    says = r"camera\.static\.\*: `cameras` names wrist and not 'static'\. Add it there, or remove"
+    with pytest.raises(ConfigError, match=says):
+        check_known(["camera.static.topic"], [p.name for p in expand(["wrist"])])
+    with pytest.raises(ConfigError, match=r"unknown parameter 'camera\.wrist\.topik'\. Did you mean"):
+        check_known(["camera.wrist.topik"], [p.name for p in expand(["wrist"])])
+
+
 @pytest.mark.parametrize(("values", "says"), [
     ({"camera.wrist.transport": "compressed", "camera.wrist.topic": "wrist/image_raw/compressed"},
      "appends /compressed itself. Give the base topic, 'wrist/image_raw'"),
