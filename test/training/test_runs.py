@@ -85,7 +85,7 @@ def test_unknown_keys_are_refused(make_training_config, tmp_path):
         read_run(write(tmp_path / "b.yaml", {**mapping, "data": "bags"}))
 
 
-@pytest.mark.parametrize("name", ["", "_llava", "_kosmos", "_qwen", "_smolvlm"])
+@pytest.mark.parametrize("name", ["", "_llava", "_kosmos", "_qwen", "_smolvlm", "_flamingo"])
 def test_the_shipped_files_for_recordings_are_whole(name):
     """All families learn by one recipe, at a size that fits into 8 MB at half precision."""
     from robovlms_ros.core.resources import find
