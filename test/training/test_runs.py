@@ -110,7 +110,7 @@ def test_a_robots_file_gives_the_policy_its_name(make_training_config, tmp_path)
     assert run.data["bag"] == bag
 
 
-@pytest.mark.parametrize("name", ["", "_llava", "_kosmos", "_qwen", "_smolvlm"])
+@pytest.mark.parametrize("name", ["", "_llava", "_kosmos", "_qwen", "_smolvlm", "_flamingo"])
 def test_the_shipped_files_for_recordings_are_whole(name):
     """All families learn by one recipe, at a size that fits into 8 MB at half precision."""
     from robovlms_ros.core.resources import find
