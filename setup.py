@@ -44,7 +44,7 @@ FLEET = [*EVAL, "ray>=2.9"]
 TRAIN = [*REPORTS, "accelerate>=1.10", "av>=14", "mcap>=1.2", "peft>=0.17", "pyarrow>=17",
          "rosbags>=0.11", "tensorboard", "tqdm"]
 DOCS = ["myst-parser", "sphinx"]
-DEV = ["hypothesis", "lxml", "mypy", "pytest", "ruff", "types-PyYAML"]
+DEV = ["hypothesis", "lxml", "mypy", "pytest", "pytest-xdist", "ruff", "types-PyYAML"]
 
 setup(
     name=PACKAGE,

@@ -1,14 +1,38 @@
-"""Environment of every test: a ROS graph of this run's own, and threads that do not fight for the processors."""
+"""Environment of every test: a ROS graph of this process's own, and one thread per process."""
 
+import fcntl
 import os
+import tempfile
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 from rosbags.typesys import get_types_from_msg
 
-# Another run on the same machine or network would otherwise answer this run's services. 1 to 101 keep clear of the
-# ports that Linux hands out to other programs. Set before the first rclpy.init of this process and its children.
-os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 101))
+
+def reserve_domain() -> tuple[int, IO[str]]:
+    """A ROS domain that no other test process of this machine has, and the file that locks it.
+
+    1 to 101 are clear of the ports that Linux gives to other programs.
+    """
+    for offset in range(101):
+        domain = 1 + (os.getpid() + offset) % 101
+        try:
+            file = (Path(tempfile.gettempdir()) / f"robovlms_ros_test_domain_{domain}").open("w")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # locked by another process, or another user's file
+            continue
+        return domain, file
+    raise RuntimeError("ROS domains 1 to 101: each is reserved by a test run. Set ROS_DOMAIN_ID.")
+
+
+# Another run on the same machine would otherwise answer this run's services. A worker of
+# pytest-xdist inherits its parent's domain and takes one of its own. Set before the first
+# rclpy.init of this process and its children.
+if "PYTEST_XDIST_WORKER" in os.environ or "ROS_DOMAIN_ID" not in os.environ:
+    domain, domain_file = reserve_domain()
+    os.environ["ROS_DOMAIN_ID"] = str(domain)
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -21,7 +21,8 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from robovlms_ros.control.executor import build_executor
-from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
+from robovlms_ros.control.faults import SafetyMonitorConfig
+from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.core.structured_text import write_json
 from robovlms_ros.core.text_table import aligned
 from robovlms_ros.core.types import ActionChunk, ActionSpec, Observation, RoboVLMsError
@@ -30,6 +31,7 @@ from robovlms_ros.models.image_processor import SIGLIP_MEAN, SIGLIP_STD, ImagePr
 from robovlms_ros.msg import ActionChunk as ActionChunkMsg
 from robovlms_ros.observations import images as conversion
 from robovlms_ros.ros import observation_subscriber as inputs_module
+from robovlms_ros.ros.command_sender import CommandInterfaces, DecisionObserver
 from robovlms_ros.ros.controllers.base import Context
 from robovlms_ros.ros.controllers.trajectory_topic import JointTrajectoryArm
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
@@ -37,7 +39,7 @@ from robovlms_ros.ros.loading import PoseFiller, load_body
 from robovlms_ros.ros.messages import chunk_to_message, to_time
 from robovlms_ros.ros.observation_subscriber import ObservationSubscriber
 from robovlms_ros.ros.parameters import defaults, from_values
-from robovlms_ros.ros.policy_runner import CommandInterfaces, DecisionObserver, PolicyRunner
+from robovlms_ros.ros.policy_runner import PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER, SteadyExecutor, share_the_interpreter
 from robovlms_ros.ros.status import NodeStatus
 

@@ -2,7 +2,8 @@
 machine?
 
 It refuses what the node's configure refuses, as far as that needs no ROS; --params reads the node's
-own parameters.
+own parameters. Without a checkpoint the robot alone is checked: `robovlms check --robot
+my_arm.yaml`.
 
 Exit code 0: it may run (warnings are printed); 1: it is refused, or --strict and there are
 warnings.
@@ -23,8 +24,8 @@ MARKS = {"ok": "  ok ", "warning": "WARN ", "error": "ERROR"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="folder in our format, a published .pt or .safetensors file, or demo, the "
-                        "shipped one")
+    parser.add_argument("checkpoint", nargs="?", help="folder in our format, a published .pt or .safetensors file, or "
+                        "demo, the shipped one; without one the robot alone is checked")
     parser.add_argument("--config", help="the training run's JSON or a YAML, if it does not lie beside the checkpoint")
     parser.add_argument("--params", metavar="FILE", help="the node's parameters (vla.yaml): robot, "
                         "cameras, config, device, backbone, instruction; options have precedence")
@@ -52,16 +53,23 @@ def _cameras(given: str | None, node: "NodeParameters | None") -> tuple[str, ...
 
 
 def run(args: argparse.Namespace) -> int:
-    from robovlms_ros.checkpoints.preflight import Situation, inspect
+    from robovlms_ros.checkpoints.preflight import PreflightReport, Situation, inspect
     from robovlms_ros.cli.eval_setup import read_parameters
     from robovlms_ros.control.preflight import check_calibration, check_collision, check_description
     from robovlms_ros.control.robot import load_robot
     from robovlms_ros.ros.loading import find_device
 
+    if args.checkpoint == "random":
+        raise ConfigError(
+            "checkpoint 'random': random weights have no files to check. Leave it out: `robovlms check --robot YAML` "
+            "checks the robot alone; the node's configure checks the rest."
+        )
     node = None if args.params is None else read_parameters(Path(args.params), {})
     name = args.robot or (None if node is None else node.robot)
     if args.description is not None and name is None:
         raise ConfigError("--description belongs to a robot: give --robot as well.")
+    if args.checkpoint is None and name is None:
+        raise ConfigError("nothing to check: give a checkpoint, a robot (--robot or --params), or both.")
     robot = load_robot(name) if name else None
     situation = Situation(
         robot,
@@ -76,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
     config = args.config
     if config is None and node is not None and node.config:
         config = find(node.config, "config/backbones")
-    report = inspect(find_checkpoint(args.checkpoint), config, situation)
+    if args.checkpoint is None:
+        report = PreflightReport("", ())
+    else:
+        report = inspect(find_checkpoint(args.checkpoint), config, situation)
     if robot is not None:
         description = None if args.description is None else Path(args.description)
         found = [check_description(robot, description), check_collision(robot, description)]

@@ -162,7 +162,10 @@ def read_parameters(path: Path | None, overrides: Mapping[str, Any]) -> NodePara
     given["dry_run"] = True  # nothing moves here, so random weights may be evaluated
     cameras = node_parameters.check_cameras(given.get("cameras") or node_parameters.CAMERAS)
     known = node_parameters.defaults(cameras)
-    node_parameters.check_known(given, [*known, "use_sim_time"])
+    try:
+        node_parameters.check_known(given, [*known, "use_sim_time"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     given.pop("use_sim_time", None)
     return node_parameters.from_values({**known, **given, "cameras": list(cameras)})
 

@@ -1,11 +1,12 @@
 """Train a policy, on recordings or in the simulated arm.
 
-    robovlms train --config FILE --data PATHS...   rosbags, LeRobot folders, CALVIN folders
-    robovlms train --config FILE --data PATHS... --inspect     look at the data, train nothing
-    robovlms train --config FILE --dry-run         how much memory it takes, without weights and
-    data robovlms train --config demo                   record in the simulated arm, clone, let the
-    policy drive and correct robovlms train --config tasks --no-ground-truth            the same,
-    from what a real robot records alone
+    robovlms train --config FILE --data PATHS...             rosbags, LeRobot or CALVIN folders
+    robovlms train --config FILE --data PATHS... --inspect   look at the data, train nothing
+    robovlms train --config FILE --dry-run                   memory, without weights and data
+    robovlms train --config demo                             plan: record in the simulated arm,
+                                                             clone, let the policy drive, correct
+    robovlms train --config tasks --no-ground-truth          the same without the simulator's
+                                                             knowledge, as a real robot records
 
 Everything goes into --output and is resumable: run the same command again after an interruption.
 The result is OUTPUT/checkpoint, a folder that the node loads. Several GPUs: `accelerate launch -m
@@ -81,7 +82,7 @@ def _run_plan(path: Path, args: argparse.Namespace) -> int:
     if args.data or args.start or args.inspect or args.dry_run:
         raise ConfigError(
             f"{path.name} is a plan that records its own demonstrations: --data, --from, --inspect and --dry-run are "
-            "for a policy's configuration (docs/training.md)."
+            "for a policy's configuration. Name it with --config, as --config from_recordings (docs/training.md)."
         )
     plan = load_plan(path)
     if args.no_ground_truth:

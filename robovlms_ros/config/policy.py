@@ -204,9 +204,14 @@ class PolicyConfig:
 
 def load_config(path: str | Path) -> PolicyConfig:
     """The policy configuration in a YAML or JSON file: the tutorial's, ours, or a RoboVLMs training
-    run's."""
+    run's.
+
+    The block `data` of a training file names recordings, which are no part of the policy.
+    """
     path = Path(path)
-    return config_from_mapping(read_mapping(path), path.name, path.parent)
+    mapping = expand(read_mapping(path), path.name, path.parent)
+    policy = {key: value for key, value in mapping.items() if key != "data"}
+    return config_from_mapping(policy, path.name, path.parent)
 
 
 def config_from_mapping(data: Mapping[str, Any], where: str = "config", folder: Path | None = None) -> PolicyConfig:

@@ -62,6 +62,11 @@ def expand(data: Mapping[str, Any], where: str, folder: Path | None, depth: int 
             )
         path = Path(str(data["base"]))
         path = path if folder is None else folder / path
+        if not path.exists():
+            raise ConfigError(
+                f"{where}: base = {data['base']!r}: no such file ({path.absolute()}). Give its path from the folder "
+                "of the file that names it, or an absolute one."
+            )
         base = read_mapping(path)
         if data.get("profile") is not None:
             base = {**base, "profile": data["profile"]}

@@ -13,6 +13,8 @@ from robovlms_ros.control.collision import Clearance, CollisionChecker, Sweep
 from robovlms_ros.control.collision_solids import CollisionModel
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.control.stops import rests_before
+from robovlms_ros.control.tool_checks import ToolChecks
 from robovlms_ros.control.trajectory import (
     SEPARATION_NS,
     TOLERANCE,
@@ -25,7 +27,6 @@ from robovlms_ros.control.trajectory import (
     followed_by,
     limit,
     relaxed,
-    rests_before,
     violations,
 )
 from robovlms_ros.control.trajectory_shape import bridgeable, bridged, takeover_times
@@ -33,9 +34,6 @@ from robovlms_ros.core.types import NANOSECONDS, Array, RobotState, TrajectoryCo
 
 ARRIVAL_NS = 5_000_000  # execution of the previous command before a message reaches the controller
 STEP = 2e-4  # rad: the largest step from what was sent before that passes
-WORKSPACE_TOLERANCE = 1e-3  # m
-EEF_SPEED_TOLERANCE = 0.05
-SAMPLE_NS = 25_000_000  # between samples of the tool's path
 
 
 def malformed(command: TrajectoryCommand, robot: RobotSpec) -> str | None:
@@ -101,63 +99,6 @@ def discontinuity(curve: Spline, before: Spline, times_ns: NDArray[np.int64], ki
         return []
     text = f"it starts {step:.4f} rad and {change.max():.3f} rad/s off the commanded motion"
     return [Violation("continuity", text, np.inf)]
-
-
-@dataclass(frozen=True)
-class ToolPath:
-    """Tool positions along a curve: (N, 3), m, and the seconds between them."""
-
-    places: Array
-    seconds: float
-
-
-class ToolChecks:
-    """Checks of the tool along a curve: its speed and its workspace. Without kinematics both go
-    unchecked."""
-
-    def __init__(self, robot: RobotSpec, kinematics: Kinematics | None) -> None:
-        self._limit = robot.limits.eef_speed
-        self._box = robot.limits.workspace
-        self._kinematics = kinematics
-
-    def path(self, curve: Spline) -> ToolPath | None:
-        """The tool's path along a curve; None without kinematics."""
-        if self._kinematics is None:
-            return None
-        length_ns = int(curve.end_ns - curve.times_ns[0])
-        count = max(1, -(-length_ns // SAMPLE_NS))
-        times_ns = np.linspace(curve.times_ns[0], curve.end_ns, count + 1).astype(np.int64)
-        return ToolPath(self._kinematics.tool_positions(curve(times_ns)[0]), length_ns / NANOSECONDS / count)
-
-    def speed_ratio(self, path: ToolPath | None) -> float:
-        """The tool's greatest speed as a multiple of its limit; 0 without kinematics."""
-        if path is None:
-            return 0.0
-        return float(np.linalg.norm(np.diff(path.places, axis=0), axis=1).max() / path.seconds / self._limit)
-
-    def too_fast(self, path: ToolPath | None) -> list[Violation]:
-        """The tool's speed above its limit."""
-        ratio = self.speed_ratio(path)
-        if ratio <= 1 + EEF_SPEED_TOLERANCE:
-            return []
-        text = f"the tool would move at {ratio * self._limit:.2f} m/s, its limit is {self._limit} m/s"
-        return [Violation("eef_speed", text, ratio)]
-
-    def outside(self, path: ToolPath | None, measured: RobotState | None = None) -> str | None:
-        """Violations of the tool's box; from outside (measured, or the path's start) it may
-        only come nearer."""
-        if self._box is None or self._kinematics is None or path is None:
-            return None
-        places = path.places
-        if measured is not None:
-            places = np.concatenate([self._kinematics.tool_positions(measured.positions[None]), places])
-        out = np.maximum(np.array(self._box.lower) - places, places - np.array(self._box.upper)).max(axis=1)
-        worst = int(np.argmax(out))
-        if out[worst] <= max(0.0, out[0]) + WORKSPACE_TOLERANCE:
-            return None
-        x, y, z = places[worst]
-        box = f"{self._box.lower} to {self._box.upper}"
-        return f"the tool would leave the workspace: ({x:.3f}, {y:.3f}, {z:.3f}) m, box {box}"
 
 
 FIRST_SPEED_SCALING = 0.05  # where the ramp begins, so that the first chunk already moves

@@ -13,19 +13,16 @@ import numpy as np
 
 from robovlms_ros.control.robot import JointLimits
 from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
+from robovlms_ros.control.stops import come_to_rest, move_slowly, shortest_stop, stop_within
 from robovlms_ros.control.trajectory import (
     Array,
     JointBounds,
     Spline,
     Stamps,
     bounds_of,
-    come_to_rest,
     curve_of,
     cut,
     followed_by,
-    move_slowly,
-    shortest_stop,
-    stop_within,
 )
 from robovlms_ros.control.trajectory_shape import bridgeable, bridged
 from robovlms_ros.core.types import (

@@ -43,7 +43,7 @@ def shipped_policy(backbone: str) -> str:
     return backbone if own.is_dir() else "demo"
 
 
-def find(name_or_path: str | Path, folder: str, suffix: str = ".yaml") -> Path:
+def find(name_or_path: str | Path, folder: str) -> Path:
     """A file the user named: the stem of a shipped file in `folder` (`panda` in `config/robots`),
     or a path.
 
@@ -51,11 +51,11 @@ def find(name_or_path: str | Path, folder: str, suffix: str = ".yaml") -> Path:
     latter. Raises RoboVLMsError with the shipped names when it is neither.
     """
     shipped = share_directory() / folder
-    candidate = shipped / f"{name_or_path}{suffix}"
+    candidate = shipped / f"{name_or_path}.yaml"
     if candidate.is_file():
         return candidate
     path = Path(name_or_path).expanduser()
     if path.exists():
         return path
-    names = ", ".join(sorted(p.stem for p in shipped.glob(f"*{suffix}"))) or "none"
+    names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml"))) or "none"
     raise RoboVLMsError(f"'{name_or_path}' is neither an existing path nor one of the shipped {folder}: {names}.")

@@ -8,12 +8,13 @@ import numpy as np
 Z95 = 1.959963984540054
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927); (0, 1) when nothing
-    was tried."""
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927); (0, 1) when
+    nothing was tried."""
     if trials == 0:
         return 0.0, 1.0
     p = successes / trials
+    z = Z95
     centre = p + z * z / (2 * trials)
     spread = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials

@@ -33,29 +33,32 @@ def without_numbers(text: str) -> str:
     return re.sub(r"[0-9.]+", "", text)
 
 
-class RepeatFilter:
-    """Passes each text once per `period` seconds, numbers aside, so that repeated problems cost no
-    log volume.
+REPEAT_PERIOD = 10.0
+REPEATS_KEPT = 64
 
-    Thread-safe. The last `keep` texts are kept. The caller's clock may jump back: the next text
-    then passes.
+
+class RepeatFilter:
+    """Passes each text once per REPEAT_PERIOD seconds, numbers aside, so that repeated problems
+    cost no log volume.
+
+    Thread-safe. The last REPEATS_KEPT texts are kept. The caller's clock may jump back: the next
+    text then passes.
     """
 
-    def __init__(self, period: float = 10.0, keep: int = 64) -> None:
-        self._period = period
-        self._keep = keep
+    def __init__(self) -> None:
         self._passed: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
     def passes(self, text: str, now: float) -> bool:
-        """True where the text was not passed within the last `period` seconds. now: s."""
+        """True where the text was not passed within the last REPEAT_PERIOD seconds. now:
+        s."""
         key = without_numbers(text)
         with self._lock:
             last = self._passed.get(key)
-            if last is not None and 0 <= now - last < self._period:
+            if last is not None and 0 <= now - last < REPEAT_PERIOD:
                 return False
             self._passed[key] = now
             self._passed.move_to_end(key)
-            while len(self._passed) > self._keep:
+            while len(self._passed) > REPEATS_KEPT:
                 self._passed.popitem(last=False)
             return True

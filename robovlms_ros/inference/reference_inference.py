@@ -1,5 +1,5 @@
-"""The stages of one inference, as a session calls them. Here the plain ones; `fast/runner.py` has
-the others."""
+"""The stages of one inference, as a session calls them. Here the plain ones; `optimized/` has the
+others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -45,6 +45,8 @@ class ReferenceInference:
     """Every stage as training runs it. Holds nothing of a session: any number may share one."""
 
     name = "plain"
+    bucket = 1
+    """Text lengths are rounded up to a multiple of it."""
 
     def __init__(self, policy: VLAPolicy, reason: str = "not asked for the fast path"):
         self.policy = policy
@@ -98,11 +100,6 @@ class ReferenceInference:
 
     def seal(self) -> None:
         """Nothing is recorded for a shape that comes from now on."""
-
-    @property
-    def bucket(self) -> int:
-        """Text lengths are rounded up to a multiple of it."""
-        return 1
 
     def answer(self, window: Sequence[Encoded], timer: Timer = no_timer) -> HeadOutput:
         """The head over frames whose features are there (history `post`); the newest frame's chunk

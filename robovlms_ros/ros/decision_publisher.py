@@ -14,9 +14,9 @@ from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import ActionChunk, TrajectoryCommand
 from robovlms_ros.msg import ActionChunk as ActionChunkMsg
 from robovlms_ros.msg import ChunkVerdict
+from robovlms_ros.ros.command_sender import DecisionObserver
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.messages import chunk_to_message, to_time, trajectory_to_message
-from robovlms_ros.ros.policy_runner import DecisionObserver
 from robovlms_ros.ros.preview_publisher import PreviewPublisher
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT

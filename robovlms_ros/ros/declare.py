@@ -93,7 +93,8 @@ class DeclaredParameters:
         """The values in force. Raises ConfigError, all problems of what the node was given in one
         text."""
         if self._problems:
-            raise ConfigError(" ".join(str(error) for error in self._problems.values()))
+            texts = dict.fromkeys(str(error) for error in self._problems.values())
+            raise ConfigError(" ".join(texts))
         return from_values({name: self._node.get_parameter(name).value for name in self._table})
 
     def _replace_former(self, parameters: list[RosParameter]) -> list[RosParameter]:

@@ -1,4 +1,5 @@
-"""The action `~/execute`: one instruction, executed until it is done, with the reason of its end.
+"""The action `~/execute`: one instruction, executed until it is done, with the reason of its end;
+and the marks that end any instruction: `~/mark_outcome`, `success`.
 
 A goal ends by a rule, a mark, its duration, its client, another goal, a fault or the node's
 deactivation. Every end but a preemption is a smooth stop, after which no instruction is in force.
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from std_msgs.msg import Bool, String
 
 from robovlms_ros.action import ExecuteInstruction
 from robovlms_ros.control.done_rules import DoneDetector, DoneRules, parse_done_rules
@@ -22,7 +24,9 @@ from robovlms_ros.msg import PolicyStatus
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.observation_subscriber import check_instruction
 from robovlms_ros.ros.policy_runner import PolicyRunner
+from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
+from robovlms_ros.srv import MarkOutcome
 
 Goal = ExecuteInstruction.Goal
 Result = ExecuteInstruction.Result
@@ -61,7 +65,7 @@ class ExecuteServer:
     """Serves `~/execute`; goals are accepted between `open` and `close` only. Thread-safe.
 
     begin: called with a new goal's instruction, which replaces the one in force. log: called with
-    a line for the log.
+    a line for the log. changed: called after a mark.
     """
 
     def __init__(
@@ -71,12 +75,14 @@ class ExecuteServer:
         now: Callable[[], int],
         begin: Callable[[str], None],
         log: Callable[[str], None],
+        changed: Callable[[], None],
     ) -> None:
         self._node = node
         self._report = report
         self._now = now
         self._begin = begin
         self._log = log
+        self._changed = changed
         self._lock = threading.RLock()
         self._running: Execution | None = None
         self._limits: ExecuteLimits | None = None
@@ -92,6 +98,13 @@ class ExecuteServer:
             cancel_callback=lambda handle: CancelResponse.ACCEPT,
         )
         self._clients = f"{node.resolve_service_name('~/execute')}/_action/send_goal"
+
+        group = node.work_group
+        self._outcomes = node.create_publisher(String, "episode", 10, event_callbacks=QUIET_PUBLISHER)
+        node.create_subscription(Bool, "success", self._on_success, 10, callback_group=group)
+        node.create_service(
+            MarkOutcome, "~/mark_outcome", self._on_mark_outcome, callback_group=group
+        )
 
     def open(self, runner: PolicyRunner, limits: ExecuteLimits) -> None:
         """Accept goals, which the runner executes."""
@@ -124,6 +137,38 @@ class ExecuteServer:
                 self._runner.end_instruction(f"~/execute {reason}: {message}")
             self._finish(reason, message, outcome)
             return True
+
+    def _on_success(self, message: Bool) -> None:
+        if message.data:
+            self._mark(MarkOutcome.Request.SUCCESS, "the success topic")
+
+    def _on_mark_outcome(
+        self, request: MarkOutcome.Request, response: MarkOutcome.Response
+    ) -> MarkOutcome.Response:
+        allowed = (request.SUCCESS, request.FAILURE)
+        if request.outcome in allowed:
+            note = f"~/mark_outcome: {request.note}" if request.note else "~/mark_outcome"
+            response.success = self._mark(request.outcome, note)
+            response.message = "" if response.success else "no instruction is in force"
+        else:
+            given = printable(request.outcome)
+            response.message = f"outcome = '{given}': must be one of {', '.join(allowed)}."
+        return response
+
+    def _mark(self, outcome: str, note: str) -> bool:
+        """End the instruction in force as a success or failure; False where there is none."""
+        with self._lock:
+            instruction = self._report.instruction
+            if self._runner is None or not instruction:
+                return False
+            reason = Result.SUCCEEDED if outcome == Result.SUCCESS else Result.FAILED
+            text = f"marked as {outcome} ({note})"
+            if not self.end(reason, text, outcome):
+                self._log(f"instruction '{printable(instruction)}' {text}")
+                self._runner.end_instruction(text)
+        self._outcomes.publish(String(data=outcome))
+        self._changed()
+        return True
 
     def tick(
         self,
@@ -195,7 +240,7 @@ class ExecuteServer:
             limits = self._limits
             if limits is None:
                 return f"the node is {self._node.lifecycle_state}, not active."
-            if self._runner is not None and self._runner.person_drives:
+            if self._runner is not None and self._runner.person.drives:
                 return "a person drives: call ~/hand_back first."
             if self._running is not None and not goal.preempt:
                 return "another goal runs. Cancel it, or set preempt to replace it."

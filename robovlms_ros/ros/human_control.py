@@ -12,6 +12,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from robovlms_ros.control.controller_types import GripperBase
 from robovlms_ros.control.joy_mapping import JoyMapping, JoyRefused
+from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.person_commands import (
     in_robot_order,
     joints_of_pose,
@@ -28,6 +29,7 @@ from robovlms_ros.msg import ControlSource, PolicyStatus
 from robovlms_ros.ros.graph import LATCHED, NEWEST_ONLY
 from robovlms_ros.ros.lifecycle import PlainLifecycleNode
 from robovlms_ros.ros.messages import from_time, to_time
+from robovlms_ros.ros.person_control import PersonControl, Plan
 from robovlms_ros.ros.policy_runner import PolicyRunner
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus
@@ -82,9 +84,8 @@ class HumanControl:
 
     def publish_source(self) -> None:
         """Publish who commands the arm, where that has changed."""
-        runner = self._runner()
         source = ControlSource.HOLD
-        if runner is not None and runner.person_drives:
+        if self._person() is not None:
             source = ControlSource.HUMAN
         elif self._report.state == PolicyStatus.RUNNING:
             source = ControlSource.POLICY
@@ -135,16 +136,16 @@ class HumanControl:
         angular = twist.angular
         values = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
 
-        def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
+        def plan(start: RobotState, robot: RobotSpec, kinematics: Kinematics | None) -> JointPlan:
             frame = _frame(message.header.frame_id, robot)
-            return plan_twist(values, frame, start, runner.kinematics, robot)
+            return plan_twist(values, frame, start, kinematics, robot)
 
         self._command(plan)
 
     def _on_joy(self, message: Joy) -> None:
-        runner = self._runner()
+        person = self._person()
         mapping = self.joy
-        if mapping is None or runner is None or not runner.person_drives:
+        if mapping is None or person is None:
             self._joy_held = False
             return
         try:
@@ -158,12 +159,12 @@ class HumanControl:
             self._move_gripper(opening)
         if held and self._is_due():
 
-            def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
-                return plan_twist(values, mapping.frame, start, runner.kinematics, robot)
+            def plan(start: RobotState, robot: RobotSpec, kinematics: Kinematics | None) -> JointPlan:
+                return plan_twist(values, mapping.frame, start, kinematics, robot)
 
             self._command(plan)
         if self._joy_held and not held:
-            runner.person_stop("the joystick was released")
+            person.stop("the joystick was released")
         self._joy_held = held
 
     def _on_gripper(self, message: Float64) -> None:
@@ -174,11 +175,11 @@ class HumanControl:
             return
         now = self._now()
 
-        def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
+        def plan(start: RobotState, robot: RobotSpec, kinematics: Kinematics | None) -> JointPlan:
             if _frame(message.header.frame_id, robot) != "base":
                 raise PlanRefused(f"a pose must be in {robot.base_frame}, or its frame_id empty.")
             pose = _matrix(message)
-            target = joints_of_pose(pose, start, runner.kinematics, robot)
+            target = joints_of_pose(pose, start, kinematics, robot)
             return self._plan_target(target, now, start, robot)
 
         self._command(plan)
@@ -189,7 +190,7 @@ class HumanControl:
         now = self._now()
         names = list(message.name)
 
-        def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
+        def plan(start: RobotState, robot: RobotSpec, kinematics: Kinematics | None) -> JointPlan:
             target = in_robot_order(names, message.position, robot)
             return self._plan_target(target, now, start, robot)
 
@@ -209,7 +210,7 @@ class HumanControl:
         return plan_target(target, previous, start, robot)
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
-        def plan(start: RobotState, runner: PolicyRunner, robot: RobotSpec) -> JointPlan:
+        def plan(start: RobotState, robot: RobotSpec, kinematics: Kinematics | None) -> JointPlan:
             points = message.points
             names = message.joint_names
             seconds = np.array([from_time(p.time_from_start) / NANOSECONDS for p in points])
@@ -222,30 +223,28 @@ class HumanControl:
 
         self._command(plan)
 
-    def _command(
-        self, plan: Callable[[RobotState, PolicyRunner, RobotSpec], JointPlan]
-    ) -> None:
+    def _person(self) -> PersonControl | None:
+        """The person's control; None while no person drives."""
         runner = self._runner()
-        if runner is None or not runner.person_drives:
-            return
-        reason = runner.person_command(lambda start, robot: plan(start, runner, robot))
-        if reason:
-            self._refuse(reason)
+        return runner.person if runner is not None and runner.person.drives else None
+
+    def _command(self, plan: Plan) -> None:
+        person = self._person()
+        if person is not None:
+            self._refuse(person.command(plan))
 
     def _gripper(self) -> GripperBase | None:
         runner = self._runner()
         return None if runner is None or runner.robot is None else runner.robot.gripper
 
     def _move_gripper(self, opening: float) -> None:
-        runner = self._runner()
-        if runner is None or not runner.person_drives:
-            return
-        reason = runner.person_gripper(opening)
-        if reason:
-            self._refuse(reason)
+        person = self._person()
+        if person is not None:
+            self._refuse(person.move_gripper(opening))
 
     def _refuse(self, reason: str) -> None:
-        self._log(f"a person's command was refused: {reason}")
+        if reason:
+            self._log(f"a person's command was refused: {reason}")
 
 
 def _matrix(message: PoseStamped) -> np.ndarray:

@@ -12,9 +12,10 @@ import numpy as np
 
 from robovlms_ros.control.collision_model import load_collision_model
 from robovlms_ros.control.collision_solids import CollisionModel
+from robovlms_ros.control.executor import ChunkExecutor, build_executor
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.robot import RobotSpec, load_robot
-from robovlms_ros.control.schedule import horizon_shortfall, latency_excess
+from robovlms_ros.control.schedule import ScheduleConfig, horizon_shortfall, latency_excess
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import (
@@ -53,6 +54,12 @@ class RobotModel:
     robot: RobotSpec
     make_kinematics: Callable[..., Kinematics] | None
     collision: CollisionModel | None = None
+
+    def executor(self, schedule: ScheduleConfig) -> ChunkExecutor | None:
+        """The robot's executor; None for a robot that is not commanded."""
+        if self.robot.controller.type == "chunk_only" or self.make_kinematics is None:
+            return None
+        return build_executor(self.robot, self.make_kinematics(), schedule, self.collision)
 
 
 @dataclass(frozen=True)

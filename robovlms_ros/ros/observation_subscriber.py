@@ -17,8 +17,9 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
+from robovlms_ros.control.camera_check import image_digest
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.safety_monitor import SafetyMonitor, image_digest
+from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.core.text_safety import RepeatFilter, printable, without_numbers
 from robovlms_ros.core.types import NANOSECONDS, Observation, ObservationError, RobotState
 from robovlms_ros.observations.camera_sync import FrameSet, FrameSync, SyncedFrame

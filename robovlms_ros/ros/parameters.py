@@ -11,12 +11,11 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from robovlms_ros.control.controller_types import ROS_NAME, check_ros_name
+from robovlms_ros.control.faults import PermissionConfig, SafetyMonitorConfig
 from robovlms_ros.control.robot import FORMER_GATE_KEYS, GateConfig
-from robovlms_ros.control.safety_monitor import PermissionConfig, SafetyMonitorConfig
 from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.core import resources
 from robovlms_ros.core.schema import ConfigError, current_names, did_you_mean, parameter
@@ -399,11 +398,23 @@ def check_cameras(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ConfigError, with the nearest name, for a parameter that the node does not have."""
+    """Raise ConfigError, with the nearest name, for a parameter that the node does not have.
+
+    A parameter of a camera that `cameras` does not name is reported as that.
+    """
     known = tuple(known)
     for name in names:
-        if name not in known:
-            raise ConfigError(f"unknown parameter '{name}'.{did_you_mean(name, known)}")
+        if name in known:
+            continue
+        prefix, _, rest = name.partition(".")
+        camera, _, fact = rest.partition(".")
+        others = sorted({k.split(".")[1] for k in known if k.startswith("camera.")})
+        if prefix == "camera" and fact and camera not in others:
+            raise ConfigError(
+                f"parameters camera.{camera}.*: `cameras` names {', '.join(others)} and not "
+                f"'{camera}'. Add it there, or remove these lines."
+            )
+        raise ConfigError(f"unknown parameter '{name}'.{did_you_mean(name, known)}")
 
 
 def of_this_release(given: Mapping[str, Any], warn: Callable[[str], None]) -> dict[str, Any]:
@@ -500,11 +511,7 @@ def _literal(value: Value) -> str:
     return str(value)
 
 
-def write_files(root: Path) -> None:
-    """Write config/vla.yaml and docs/parameters.md below the root of a checkout."""
-    (root / "config" / "vla.yaml").write_text(to_yaml(), encoding="utf-8")
-    (root / "docs" / "parameters.md").write_text(to_markdown(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    write_files(resources.share_directory())
+    share = resources.share_directory()
+    (share / "config" / "vla.yaml").write_text(to_yaml(), encoding="utf-8")
+    (share / "docs" / "parameters.md").write_text(to_markdown(), encoding="utf-8")

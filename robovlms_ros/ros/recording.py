@@ -222,7 +222,7 @@ def record(
     own = {name for name in counts if name.rsplit("/", 1)[-1] in (EPISODE, CONFIGURATION)}
     if not any(count for name, count in counts.items() if name not in own):
         clock = ", and that somebody publishes /clock" if options.use_sim_time else ""
-        raise RoboVLMsError(f"nothing was recorded: nobody was heard. Check --namespace and ROS_DOMAIN_ID{clock}.")
+        raise RoboVLMsError(f"nothing was recorded: no message came. Check --namespace and ROS_DOMAIN_ID{clock}.")
     return counts
 
 

@@ -57,6 +57,7 @@ class Latencies:
 class NodeStatus:
     """The facts behind a status, kept by whoever knows them. Stamps in ns, 0 for never.
 
+    history_step: s between the frames of the training; None for a policy without a history.
     speed_scaling: the part of the speed limits in use now; NaN where there is no gate. clearance:
     the nearest bodies along the newest command and their distances, empty without a check.
     """
@@ -70,6 +71,7 @@ class NodeStatus:
     dry_run: bool = True
     history: tuple[int, int] = (0, 0)
     history_every: int = 1
+    history_step: float | None = None
     chunks: int = 0
     refusals: int = 0
     speed_scaling: float = math.nan
@@ -82,6 +84,26 @@ class NodeStatus:
     clearance: str = ""
     reaction: Latencies = field(default_factory=Latencies)
     inference: Latencies = field(default_factory=Latencies)
+
+    def set_state(self, state: str, detail: str) -> None:
+        """Enter a state; the same complaint with another number is no change."""
+        same_detail = without_numbers(detail) == without_numbers(self.detail)
+        if state != self.state or not same_detail:
+            self.state = state
+            self.detail = detail
+
+    def falls_behind(self) -> str:
+        """Reason for the history to fall behind the rate of training, empty for none."""
+        spent = self.inference.percentile(50)
+        step = self.history_step
+        every = self.history_every
+        if step is None or not spent > every * step:
+            return ""
+        thinned = f", thinned out to one in {every}" if every > 1 else ""
+        return (
+            f"an inference takes {spent:.3f} s (p50), the policy was trained on a frame every "
+            f"{step:.3f} s{thinned}"
+        )
 
     def change_key(self) -> tuple[object, ...]:
         """Fields whose change is published at once."""

@@ -12,22 +12,24 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import rclpy
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.subscription import Subscription
-from std_msgs.msg import Bool, String
+from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
-from robovlms_ros.control.executor import ChunkExecutor, build_executor
+from robovlms_ros.control.executor import ChunkExecutor
+from robovlms_ros.control.faults import FAULTS
 from robovlms_ros.control.joy_mapping import load_joy_mapping
 from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, RoboVLMsError
 from robovlms_ros.inference.worker import InferenceWorker
+from robovlms_ros.ros.command_sender import CommandInterfaces
 from robovlms_ros.ros.controllers.base import Arm, Context, Gripper
 from robovlms_ros.ros.controllers.table import make_arm, make_gripper
 from robovlms_ros.ros.decision_publisher import DecisionPublisher
@@ -52,23 +54,16 @@ from robovlms_ros.ros.loading import (
 )
 from robovlms_ros.ros.observation_subscriber import ObservationSubscriber
 from robovlms_ros.ros.parameters import NodeParameters
-from robovlms_ros.ros.policy_runner import CommandInterfaces, PolicyRunner
+from robovlms_ros.ros.policy_runner import PolicyRunner
 from robovlms_ros.ros.preview_publisher import PreviewPublisher
-from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 from robovlms_ros.ros.status import TEXT_LIMIT, NodeStatus, StatusPublisher
-from robovlms_ros.srv import MarkOutcome
 
 if TYPE_CHECKING:
     from robovlms_ros.inference.session import PolicySession
     from robovlms_ros.models.vla_policy import VLAPolicy
 
 TICK_RATE = 20.0
-FAULTS = (
-    "robot_may_not_move", "image_stale", "image_frozen", "camera_clock", "joint_states_stale",
-    "joint_states_implausible", "no_instruction", "instruction_refused", "inference_late",
-    "inference_died", "controller_absent", "controller_shared", "controller_reference",
-    "controller_not_following", "arm_not_following", "clock_jumped",
-)
+ResponseT = TypeVar("ResponseT", Trigger.Response, SetBool.Response)
 
 
 class VLANode(PlainLifecycleNode):
@@ -77,7 +72,6 @@ class VLANode(PlainLifecycleNode):
     def __init__(self, name: str = "vla_node", **options: object) -> None:
         super().__init__(name, **options)
         self._report = NodeStatus()
-        self._history_step: float | None = None
         self._own_end = ""
         # Timers run while a transition in another thread takes apart what they use.
         self._parts = threading.RLock()
@@ -95,25 +89,21 @@ class VLANode(PlainLifecycleNode):
         self._tick_timer: rclpy.timer.Timer | None = None
         self._permissions: Subscription | None = None
         self._declared = DeclaredParameters(self, self._locked, self._on_live_change)
-        self._outcomes = self.create_publisher(String, "episode", 10, event_callbacks=QUIET_PUBLISHER)
         for kind, name, callback in (
             (Trigger, "reset", self._on_reset),
             (SetBool, "pause", self._on_pause),
-            (MarkOutcome, "mark_outcome", self._on_mark_outcome),
             (Trigger, "confirm", self._on_confirm),
             (Trigger, "switch_policy", self._on_switch_policy),
         ):
             self.create_service(kind, f"~/{name}", callback, callback_group=self.work_group)
-        self.create_subscription(
-            Bool, "success", self._on_success, 10, callback_group=self.work_group
-        )
         # Reports go on while simulated time is paused; decisions use the node's clock alone.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._reporter = StatusPublisher(self, self._report, self._watched, self._steady)
         self._previews = PreviewPublisher(self, self._steady)
         self._decisions = DecisionPublisher(self, self._previews)
         self._execute = ExecuteServer(
-            self, self._report, self.now_ns, self._set_instruction, self._reporter.log_edge
+            self, self._report, self.now_ns, self._set_instruction, self._reporter.log_edge,
+            self._reporter.publish_on_change,
         )
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
         self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
@@ -222,7 +212,7 @@ class VLANode(PlainLifecycleNode):
         """The policy that commands the arm, for status and diagnostics."""
         self._policy = loaded.policy
         self._session = loaded.session
-        self._history_step = loaded.history_step
+        self._report.history_step = loaded.history_step
         self._report.policy_id = loaded.policy.identity
 
     def _connect_arm(self, parameters: NodeParameters) -> None:
@@ -234,7 +224,7 @@ class VLANode(PlainLifecycleNode):
             context = Context(self, body.robot, self._inputs.measured, kinematics)
             self._arm = make_arm(context)
             self._gripper = make_gripper(context)
-        self._executor = _executor(body, parameters)
+        self._executor = body.executor(parameters.schedule)
         interfaces = CommandInterfaces(
             self._executor, self._arm, self._gripper, parameters.schedule.lead, parameters.confirm
         )
@@ -366,15 +356,22 @@ class VLANode(PlainLifecycleNode):
         self._execute.end(Result.HUMAN_TOOK_OVER, "~/take_over")
         self._reporter.publish_on_change()
 
-    def _on_confirm(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        runner = self._runner
-        if runner is None or self.lifecycle_state != "active":
-            response.message = f"the node is {self.lifecycle_state}, not active"
-        else:
-            response.message = runner.confirm()
-        response.success = not response.message
+    def _respond(self, response: ResponseT, problem: str, done: str = "") -> ResponseT:
+        """problem: the reason why it was not done, empty where it was."""
+        response.success = not problem
+        response.message = problem or done
         self._reporter.publish_on_change()
         return response
+
+    def _active_runner(self) -> PolicyRunner | None:
+        return self._runner if self.lifecycle_state == "active" else None
+
+    def _not_active(self) -> str:
+        return f"the node is {self.lifecycle_state}, not active"
+
+    def _on_confirm(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        runner = self._active_runner()
+        return self._respond(response, self._not_active() if runner is None else runner.confirm())
 
     def _on_robot_may_move(self, message: Bool) -> None:
         with self._parts:
@@ -383,59 +380,20 @@ class VLANode(PlainLifecycleNode):
                 self._runner.tick()  # the next tick would come up to 50 ms later
         self._reporter.publish_on_change()
 
-    def _on_success(self, message: Bool) -> None:
-        if message.data:
-            self._mark(MarkOutcome.Request.SUCCESS, "the success topic")
-
-    def _on_mark_outcome(
-        self, request: MarkOutcome.Request, response: MarkOutcome.Response
-    ) -> MarkOutcome.Response:
-        allowed = (request.SUCCESS, request.FAILURE)
-        if request.outcome in allowed:
-            note = f"~/mark_outcome: {request.note}" if request.note else "~/mark_outcome"
-            response.success = self._mark(request.outcome, note)
-            response.message = "" if response.success else "no instruction is in force"
-        else:
-            given = printable(request.outcome)
-            response.message = f"outcome = '{given}': must be one of {', '.join(allowed)}."
-        return response
-
-    def _mark(self, outcome: str, note: str) -> bool:
-        """End the instruction in force as a success or failure; False where there is none."""
-        runner = self._runner
-        inputs = self._inputs
-        if runner is None or inputs is None or self.lifecycle_state != "active":
-            return False
-        if not inputs.instruction:
-            return False
-        reason = Result.SUCCEEDED if outcome == Result.SUCCESS else Result.FAILED
-        text = f"marked as {outcome} ({note})"
-        if not self._execute.end(reason, text, outcome):
-            self._reporter.log_edge(f"instruction '{printable(inputs.instruction)}' {text}")
-            runner.end_instruction(text)
-        self._outcomes.publish(String(data=outcome))
-        self._reporter.publish_on_change()
-        return True
-
     def _on_switch_policy(
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
         with self._parts:
             runner = self._runner
             other = self._shadow_worker
-            response.message = "the node is not active"
-            if runner is not None:
-                response.message = runner.switch_policy()
-            response.success = not response.message
-            if response.success:
+            problem = "the node is not active" if runner is None else runner.switch_policy()
+            if not problem:
                 assert other is not None and self._worker is not None
                 self._shadow_worker = self._worker
                 self._worker = other
                 self._take_policy(self._loaded[other])
-                response.message = f"{self._report.policy_id} commands the arm"
-                self._reporter.log_edge(f"~/switch_policy: {response.message}")
-        self._reporter.publish_on_change()
-        return response
+                self._reporter.log_edge(f"~/switch_policy: {self._report.policy_id} commands the arm")
+        return self._respond(response, problem, f"{self._report.policy_id} commands the arm")
 
     def _on_chunk(self, chunk: ActionChunk, worker: InferenceWorker) -> None:
         runner = self._runner
@@ -496,37 +454,22 @@ class VLANode(PlainLifecycleNode):
                 watched["inputs"] = self._inputs.problem(self.now_ns()) or ""
                 watched |= dict.fromkeys(FAULTS, "")
                 watched |= {fault.name.split()[0]: fault.text for fault in self._monitor.present}
-                watched["history_rate"] = self._falls_behind()
+                watched["history_rate"] = self._report.falls_behind()
             if self._arm is not None:
                 watched["controller"] = self._arm.problem() or self._arm.absence()
         return watched
 
-    def _falls_behind(self) -> str:
-        """Reason for the history to fall behind the rate of training, empty for none."""
-        spent = self._report.inference.percentile(50)
-        step = self._history_step
-        every = self._report.history_every
-        if step is None or not spent > every * step:
-            return ""
-        thinned = f", thinned out to one in {every}" if every > 1 else ""
-        return f"an inference takes {spent:.3f} s (p50), the policy was trained on a frame every {step:.3f} s{thinned}"
-
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._runner is not None:
             self._runner.reset("reset")
-        response.success = True
-        response.message = "history, plan and what was in flight are forgotten"
-        self._reporter.publish_on_change()
-        return response
+        return self._respond(response, "", "history, plan and what was in flight are forgotten")
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        response.success = self._runner is not None and self.lifecycle_state == "active"
-        if response.success:
-            assert self._runner is not None
-            self._runner.pause(request.data)
-        response.message = "" if response.success else f"the node is {self.lifecycle_state}, not active"
-        self._reporter.publish_on_change()
-        return response
+        runner = self._active_runner()
+        if runner is None:
+            return self._respond(response, self._not_active())
+        runner.pause(request.data)
+        return self._respond(response, "")
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         self.get_logger().warning("the clock jumped back or changed: starting afresh")
@@ -539,13 +482,6 @@ class VLANode(PlainLifecycleNode):
 def _check_random(policy: "VLAPolicy | None", parameters: NodeParameters) -> None:
     if policy is not None and policy.is_random and not parameters.dry_run:
         raise ConfigError("the policy's weights are random: dry_run must be true.")
-
-
-def _executor(body: RobotModel, parameters: NodeParameters) -> ChunkExecutor | None:
-    robot = body.robot
-    if robot.controller.type == "chunk_only" or body.make_kinematics is None:
-        return None
-    return build_executor(robot, body.make_kinematics(), parameters.schedule, body.collision)
 
 
 def _free_memory() -> None:

@@ -13,6 +13,7 @@ from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
 
 SCALE = 3
 CAPTION_HEIGHT = 28
+FRAME_PERIOD = 0.1
 
 
 @dataclass
@@ -28,19 +29,19 @@ class EpisodeRecording:
     chunk_stamps: list[int] = field(default_factory=list)
 
 
-def write_gif(path: Path, recordings: Sequence[EpisodeRecording], frame_period: float = 0.1) -> None:
-    """Both cameras side by side with the instruction as caption, one frame each `frame_period` s of
+def write_gif(path: Path, recordings: Sequence[EpisodeRecording]) -> None:
+    """Both cameras side by side with the instruction as caption, one frame each FRAME_PERIOD s of
     the run."""
-    pictures = [picture for recording in recordings for picture in _pictures(recording, frame_period)]
+    pictures = [picture for recording in recordings for picture in _pictures(recording)]
     if not pictures:
         raise ValueError(f"{path}: no frame was recorded, there is nothing to show.")
     # Median cut alone spends the palette on the table and leaves little for the cubes, which are a
     # few pixels each.
     palette = [picture.quantize(256, kmeans=3, dither=Image.Dither.NONE) for picture in pictures]
-    palette[0].save(path, save_all=True, append_images=palette[1:], duration=round(frame_period * 1000), loop=0)
+    palette[0].save(path, save_all=True, append_images=palette[1:], duration=round(FRAME_PERIOD * 1000), loop=0)
 
 
-def _pictures(recording: EpisodeRecording, frame_period: float) -> list[Image.Image]:
+def _pictures(recording: EpisodeRecording) -> list[Image.Image]:
     cameras = [frames for frames in recording.frames.values() if frames]
     if not cameras:
         return []
@@ -48,7 +49,7 @@ def _pictures(recording: EpisodeRecording, frame_period: float) -> list[Image.Im
     begin = max(s[0] for s in stamps)
     end = min(s[-1] for s in stamps)
     pictures = []
-    for time in np.arange(begin, end + 1, int(frame_period * NANOSECONDS)):
+    for time in np.arange(begin, end + 1, int(FRAME_PERIOD * NANOSECONDS)):
         nearest = [frames[int(np.abs(s - time).argmin())][1] for frames, s in zip(cameras, stamps, strict=True)]
         pictures.append(_side_by_side(nearest, recording.caption))
     return pictures

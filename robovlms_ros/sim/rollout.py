@@ -116,16 +116,14 @@ class ClosedLoop:
         executor: ChunkExecutor,
         gripper: OneJointTrajectory,
         settings: EpisodeSettings | None = None,
-        disturb: Callable[[ActionChunk, RolloutFrame], ActionChunk] | None = None,
-        on_frame: Callable[[RolloutFrame], None] | None = None,
     ) -> None:
         self.world = world
         self.kinematics = kinematics
         self.executor = executor
         self._gripper = gripper
         self.settings = settings or EpisodeSettings()
-        self.disturb = disturb
-        self.on_frame = on_frame
+        self.disturb: Callable[[ActionChunk, RolloutFrame], ActionChunk] | None = None
+        self.on_frame: Callable[[RolloutFrame], None] | None = None
         self.on_decision: Callable[[ActionChunk, Decision], None] | None = None
 
     def run(self, agent: Agent, instructions: Sequence[tuple[float, str]], rng: np.random.Generator) -> Outcome:

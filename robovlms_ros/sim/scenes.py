@@ -126,13 +126,12 @@ def evaluate_task(
     task: str,
     agent: Agent | str | Path | None,
     seeds: Sequence[int],
-    condition: TaskCondition | None = None,
     **settings: Any,
 ) -> list[TaskEpisode]:
     """One episode per seed, in this process. agent: a policy's session or its checkpoint; None
     is the scripted expert. task: of `base`; the two cubes have an episode per instruction.
     settings: fields of BenchSettings."""
-    chosen = BenchSettings(conditions={AS_TRAINED: condition or TaskCondition()}, **settings)
+    chosen = BenchSettings(**settings)
     if isinstance(agent, str | Path):
         chosen = replace(chosen, checkpoint=str(agent))
         agent = None

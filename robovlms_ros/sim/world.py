@@ -89,7 +89,6 @@ class SimWorld:
     seed: of the first scene, as in `reset`.
     blank_cameras: every image is black.
     image_size: pixels, width and height.
-    interpolate_from_desired_state: the arm controller's option, off by default as there.
     task: whose scenes to set up; `all` draws one of the tabletop tasks by the seed.
     looks: bounds of light, colours and cameras. obstacles: how many objects without a name; None
     draws it by the task's rule. Both are of the tabletop tasks.
@@ -103,7 +102,6 @@ class SimWorld:
         seed: int = 0,
         blank_cameras: bool = False,
         image_size: int = 96,
-        interpolate_from_desired_state: bool = False,
         task: str = CUBES,
         looks: SceneAppearance | None = None,
         obstacles: int | None = None,
@@ -112,7 +110,7 @@ class SimWorld:
         self.image_size = image_size
         self.looks = looks or SceneAppearance()
         self.obstacles = obstacles
-        self.arm_controller = TrajectoryController(ARM_JOINTS, interpolate_from_desired_state)
+        self.arm_controller = TrajectoryController(ARM_JOINTS)
         self.gripper_controller = TrajectoryController((FINGER_JOINT,))
         self.time_ns = START_NS
         self._renderer: CameraRenderer | None = None

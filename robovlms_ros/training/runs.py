@@ -26,6 +26,8 @@ from robovlms_ros.training.data.selection import by_recording, read_selections
 RANDOM = "random"
 KEY = "train"
 """The name of a run's own statistics in its statistics.json."""
+PLACES = {"topics": "data.bag", "bag": "data", "lerobot": "data", "calvin": "data"}
+"""Keys that readers of an evaluation YAML write at the top of a file -> their block."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def read_run(path: Path, start: str | None = None) -> Run:
     `start`. Raises ConfigError, CheckpointError.
     """
     mapping = read_mapping(path)
+    for key, place in PLACES.items():
+        require(key not in mapping, f"{path.name}: {key}", mapping.get(key), f"in the block `{place}`")
     if "base" in mapping:
         mapping = expand(mapping, path.name, path.parent)
     data = mapping.pop("data", None)
@@ -65,6 +69,7 @@ def read_run(path: Path, start: str | None = None) -> Run:
     data = dict(data)
     keep = data.pop("keep_images", False)
     config = config_from_mapping(mapping, path.name, path.parent)
+    config, data = _with_robots_name(config, data)
     if isinstance(keep, str) and keep:
         if config.vlm.image_size is None:
             raise ConfigError(
@@ -80,6 +85,23 @@ def read_run(path: Path, start: str | None = None) -> Run:
     require(not mixture or config.training.hindsight is None, where, mixture,
             "left out with training.hindsight, which learns frames under several instructions")
     return Run(config, data, path.parent, start, keep, mixture)
+
+
+def _with_robots_name(
+    config: PolicyConfig, data: dict[str, Any]
+) -> tuple[PolicyConfig, dict[str, Any]]:
+    """A path as `action.robot` becomes the bags' robot, and its name the policy's: the preflight
+    compares names."""
+    robot = None if config.action is None else config.action.robot
+    if robot is None or Path(robot).suffix not in (".yaml", ".yml"):
+        return config, data
+    bag = data.get("bag") or {}
+    if not isinstance(bag, Mapping):
+        return config, data  # `open_data` refuses it
+    assert config.action is not None
+    action = dataclasses.replace(config.action, robot=load_robot(robot).name)
+    named = {**data, "bag": {"robot": robot, **bag}}
+    return dataclasses.replace(config, action=action), named
 
 
 def _config_of(checkpoint: Path) -> Path:

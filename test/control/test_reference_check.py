@@ -4,7 +4,7 @@ right; another motion is found, alternating ones too; the end of it is a referen
 import numpy as np
 import pytest
 
-from robovlms_ros.control.reference_check import ReferenceDetector, window_stamps
+from robovlms_ros.control.controller_check import ReferenceDetector, window_stamps
 from robovlms_ros.core.types import NANOSECONDS, RobotState
 
 PERIOD = 0.05

@@ -8,13 +8,10 @@ and one that pauses.
 import numpy as np
 import pytest
 
-from robovlms_ros.control.reference_check import window_stamps
-from robovlms_ros.control.safety_monitor import (
-    PermissionConfig,
-    SafetyMonitor,
-    SafetyMonitorConfig,
-    image_digest,
-)
+from robovlms_ros.control.camera_check import image_digest
+from robovlms_ros.control.controller_check import window_stamps
+from robovlms_ros.control.faults import PermissionConfig, SafetyMonitorConfig
+from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.control.standstill import JointSample
 from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.core.types import NANOSECONDS, RobotState
@@ -30,7 +27,7 @@ class Bench:
         self.now_ns = START
         self.monitor = SafetyMonitor(SafetyMonitorConfig(), ("static", "wrist"), START)
         self.monitor.instruction("lift the red cube")
-        self.monitor.controller("")
+        self.monitor.controller.absence = ""
         self.q, self.frame = np.zeros(2), 0
         self.silent, self.frozen, self.joints, self.offset_ns = set(), set(), True, 0
 
@@ -168,12 +165,12 @@ def test_faults_are_ordered_by_severity_then_by_appearance(bench):
     bench.tick()
     bench.silent, bench.joints = {"static", "wrist"}, False
     bench.tick(10)
-    bench.monitor.controller("nobody listens to arm/joint_trajectory")
+    bench.monitor.controller.absence = "nobody listens to arm/joint_trajectory"
     bench.tick()
     names = [fault.name for fault in bench.report.faults]
     assert names == [
         "controller_absent", "no_instruction", "image_stale static", "image_stale wrist", "joint_states_stale"]
-    bench.monitor.controller("")
+    bench.monitor.controller.absence = ""
     bench.monitor.instruction("lift the cube")
     bench.tick()
     bench.monitor.instruction("")
@@ -207,19 +204,19 @@ def test_a_dead_inference(bench):
 
 
 def test_an_absent_controller(bench):
-    bench.monitor.controller("nobody listens to arm/joint_trajectory")
+    bench.monitor.controller.absence = "nobody listens to arm/joint_trajectory"
     bench.tick()
     bench.expect("controller_absent", "cease_commands", "nobody listens to arm/joint_trajectory")
-    bench.monitor.controller("")
+    bench.monitor.controller.absence = ""
     bench.expect_recovered("controller_absent")
 
 
 def test_a_controller_that_does_not_follow(bench):
     for _ in range(6):
-        bench.monitor.following("elbow", -0.4, bench.now_ns)
+        bench.monitor.controller.following("elbow", -0.4, bench.now_ns)
         bench.tick()
     bench.expect("controller_not_following", "smooth_stop", "elbow is 0.400 rad from its command, allowed 0.3 rad")
-    bench.monitor.following("elbow", 0.1, bench.now_ns)
+    bench.monitor.controller.following("elbow", 0.1, bench.now_ns)
     bench.expect_recovered("controller_not_following")
 
 
@@ -228,9 +225,9 @@ def refer(bench, ticks, off=0.0, others=(), commanded=True):
     commanded at all."""
     for _ in range(ticks):
         state = RobotState(bench.now_ns, np.array([0.0, off]))
-        bench.monitor.commanders("arm/joint_trajectory", others, bench.now_ns)
+        bench.monitor.controller.commanders("arm/joint_trajectory", others, bench.now_ns)
         still = np.zeros((len(window_stamps(0)), 2)) if commanded else None
-        bench.monitor.reference(state, still, ("shoulder", "elbow"), bench.now_ns)
+        bench.monitor.controller.reference(state, still, ("shoulder", "elbow"), bench.now_ns)
         bench.tick()
 
 
@@ -261,7 +258,7 @@ def test_the_sender_of_another_motion_is_named_after_it_is_gone(bench):
 def test_a_reference_that_is_no_longer_reported_is_no_fault(bench):
     refer(bench, 1)
     refer(bench, 4, off=0.3)
-    bench.monitor.reference(None, None, (), bench.now_ns)
+    bench.monitor.controller.reference(None, None, (), bench.now_ns)
     bench.expect_recovered("controller_reference")
 
 
@@ -338,7 +335,7 @@ def test_a_paused_clock_is_no_fault(bench):
 
 def test_activation_starts_afresh_and_the_strongest_action_wins(bench):
     bench.silent, bench.joints = {"static", "wrist"}, False
-    bench.monitor.controller("nobody listens to arm/joint_trajectory")
+    bench.monitor.controller.absence = "nobody listens to arm/joint_trajectory"
     report = bench.tick(10)
     assert {fault.action for fault in report.faults} == {"smooth_stop", "cease_commands"}
     assert report.action == "cease_commands"
@@ -348,7 +345,7 @@ def test_activation_starts_afresh_and_the_strongest_action_wins(bench):
         "image_stale wrist",
         "joint_states_stale",
     ]
-    bench.monitor.controller("")
+    bench.monitor.controller.absence = ""
     bench.monitor.reset(bench.now_ns)
     assert bench.monitor.check(bench.now_ns).faults == ()
 

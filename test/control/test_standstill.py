@@ -159,7 +159,8 @@ def test_after_a_standstill_less_suffices_until_the_arm_moves():
 
 
 def test_zero_motion_turns_it_off():
-    from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
+    from robovlms_ros.control.faults import SafetyMonitorConfig
+    from robovlms_ros.control.safety_monitor import SafetyMonitor
 
     monitor = SafetyMonitor(SafetyMonitorConfig(standstill_motion=0.0), (), 0)
     for tick in range(200):

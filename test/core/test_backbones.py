@@ -5,17 +5,19 @@
 - positions on three axes equal transformers' own;
 - every backbone has the required attributes; all faults of one that has not are listed in one message;
 - a padded row of a batch computes what it computes alone; `last_column` (RoboVLMs) does not;
+- Flamingo's resampler and cross attention take sizes, which are checked and saved;
 - histories that a family cannot have, remote-code families, old Qwen and unknown names are refused by name.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from robovlms_ros.checkpoints.checkpoint import build_policy
+from robovlms_ros.checkpoints.checkpoint import build_policy, load_policy, save_policy
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.core.registry import BACKBONES, resolve
 from robovlms_ros.core.schema import ConfigError
@@ -239,3 +241,32 @@ def test_cameras_must_match(make_config: MakeConfig) -> None:
     policy = build_policy(make_config())
     with pytest.raises(BackboneError, match=r"static.*wrist|wrist.*static"):
         policy.vlm.encode_frames({"static": torch.zeros(1, 3, 28, 28), "wrist": torch.zeros(1, 3, 28, 28)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"perceiver": {"deep": 1}}, r"vlm.settings.perceiver: unknown key 'deep'.*depth"),
+        ({"cross_attention": {"heads": 0}}, r"cross_attention.heads = 0: must be a whole number above 0"),
+        ({"perceiver": 3}, r"perceiver = 3: must be a mapping with depth, dim_head, heads, num_latents"),
+    ],
+)
+def test_flamingos_sizes_are_checked(
+    make_config: MakeConfig, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_policy(make_config("flamingo", vlm={"settings": settings}))
+
+
+def test_flamingo_takes_sizes(make_config: MakeConfig, tmp_path: Path) -> None:
+    """They are in the checkpoint; what is left out is OpenFlamingo's."""
+    sizes = {"perceiver": {"depth": 1, "num_latents": 5}, "cross_attention": {"heads": 2}}
+    policy = build_policy(make_config("flamingo", vlm={"settings": sizes}), seed=1)
+    save_policy(policy, tmp_path / "saved")
+    for made in (policy, load_policy(tmp_path / "saved")):
+        backbone = made.vlm.backbone
+        assert len(backbone.perceiver.layers) == 1
+        assert len(backbone.perceiver.latents) == 5
+        gated = [layer.gated_cross_attn_layer.attn for layer in backbone.decoder_layers]
+        assert {attention.heads for attention in gated} == {2}
+        assert {attention.to_q.out_features for attention in gated} == {2 * 64}

@@ -110,6 +110,21 @@ def test_reads_back_equal(make_config: Callable[..., PolicyConfig], tmp_path: Pa
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_a_training_file_is_a_policys_configuration(tmp_path):
+    """The node and `robovlms check` take it as it is: the recordings are no part of the policy."""
+    policy = yaml.safe_dump({"model": {"backbone": "paligemma"}})
+    (tmp_path / "policy.yaml").write_text(policy)
+    (tmp_path / "train.yaml").write_text(policy + "data: {keep_images: true}\n")
+    assert load_config(tmp_path / "train.yaml") == load_config(tmp_path / "policy.yaml")
+
+
+def test_a_base_that_is_not_there(tmp_path):
+    (tmp_path / "train.yaml").write_text("base: config/backbones/paligemma.yaml\n")
+    says = r"train.yaml: base = 'config/backbones/paligemma.yaml': no such file \(/.*Give its path"
+    with pytest.raises(ConfigError, match=says):
+        load_config(tmp_path / "train.yaml")
+
+
 def test_training_run_json(tmp_path: Path) -> None:
     config = config_from_mapping(REFERENCE, "run.json")
     assert config.cameras == ("static", "wrist") and config.model.padding == "last_column"

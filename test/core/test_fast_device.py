@@ -34,12 +34,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robovlms_ros.bench.policy.variants import predict_together
 from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.inference.optimized import optimized_inference
+from robovlms_ros.inference.optimized import optimized_inference, shared_stages
 from robovlms_ros.inference.optimized.cuda_graphs import SHAPES_KEPT, CudaGraphCallable, host_syncs
 from robovlms_ros.inference.optimized.fused_projections import JoinedLinear, fused_tower
-from robovlms_ros.inference.optimized.optimized_inference import Shared
 from robovlms_ros.inference.optimized.options import PARTS, FastPathOptions
 from robovlms_ros.inference.optimized.quantization import Fp8Linear, largest_inputs, quantized_tower
+from robovlms_ros.inference.optimized.shared_stages import Shared
 from robovlms_ros.inference.optimized.verification import (
     EXACT,
     FP8,
@@ -392,17 +392,17 @@ def test_stages_are_compiled_once(make_config: MakeConfig, monkeypatch) -> None:
 
 def test_quantised_weights_are_made_once(make_config: MakeConfig, monkeypatch) -> None:
     made = []
-    quantize = optimized_inference.quantized_tower
+    quantize = shared_stages.quantized_tower
     monkeypatch.setattr(
-        optimized_inference, "quantized_tower", lambda *args: made.append(1) or quantize(*args)
+        shared_stages, "quantized_tower", lambda *args: made.append(1) or quantize(*args)
     )
     policy = helpers.lively(make_config(**TWO))
     options = FastPathOptions(quantize="fp8")
     for change in ({}, {"batch_cameras": False}):
         PolicySession(policy, fast=replace(options, **change))
-        optimized_inference.release_stages(policy, weights=False)
+        shared_stages.release_stages(policy, weights=False)
     assert made == [1]
-    optimized_inference.release_stages(policy)
+    shared_stages.release_stages(policy)
     PolicySession(policy, fast=options)
     assert made == [1, 1], "a refused variant does not live as long as the policy"
 
@@ -434,7 +434,7 @@ def test_a_calibrated_policy(make_config: MakeConfig, fused: bool) -> None:
             session.predict_action_chunk(observation)
     policy.fp8_scales = largest
     options = FastPathOptions(quantize="fp8", fused_weights=fused)
-    tower = optimized_inference.tower_of(policy, fused, "fp8")
+    tower = shared_stages.tower_of(policy, fused, "fp8")
     layers = [m for m in tower.modules() if isinstance(m, Fp8Linear)]
     assert layers and all(layer.input_scale is not None for layer in layers)
     assert 0 < helpers.largest_difference(policy, options, FRAMES[:3]) < FP8.difference

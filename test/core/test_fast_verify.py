@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from robovlms_ros.config.policy import PolicyConfig
-from robovlms_ros.inference.optimized import optimized_inference
+from robovlms_ros.inference.optimized import shared_stages
 from robovlms_ros.inference.optimized.options import FastPathOptions
 from robovlms_ros.inference.optimized.verification import (
     EXACT,
@@ -72,8 +72,8 @@ def test_an_open_session_is_verified_and_keeps_one_set_of_weights(make_config: M
 
 
 def break_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    run = optimized_inference.Shared.read
-    monkeypatch.setattr(optimized_inference.Shared, "read", lambda self, *args: change(run(self, *args)))
+    run = shared_stages.Shared.read
+    monkeypatch.setattr(shared_stages.Shared, "read", lambda self, *args: change(run(self, *args)))
 
 
 @pytest.mark.parametrize("change", ["scaled", "nan", "fails"])

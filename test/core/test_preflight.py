@@ -118,6 +118,18 @@ def test_the_description_is_loaded(folder: Path, tmp_path: Path, capsys: pytest.
     assert "give --robot as well" in capsys.readouterr().err
 
 
+def test_a_robot_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first check of a new arm needs no policy."""
+    pytest.importorskip("pinocchio", reason="pinocchio is not installed")
+    assert main(["check", "--robot", "ur5e"]) == 0
+    shown = capsys.readouterr().out
+    assert "  ok  description:" in shown and "checkpoint" not in shown
+    assert main(["check"]) == 1
+    assert "give a checkpoint, a robot (--robot or --params), or both" in capsys.readouterr().err
+    assert main(["check", "random", "--robot", "ur5e"]) == 1
+    assert "random weights have no files to check. Leave it out" in capsys.readouterr().err
+
+
 def test_a_description_of_a_topic(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pinocchio", reason="pinocchio is not installed")
     path = tmp_path / "panda.yaml"

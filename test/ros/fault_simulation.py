@@ -18,8 +18,9 @@ from robovlms_ros.bench.faults.rows import (
     time_to_rest,
 )
 from robovlms_ros.control.executor import build_executor
+from robovlms_ros.control.faults import SafetyMonitorConfig
 from robovlms_ros.control.robot import load_robot
-from robovlms_ros.control.safety_monitor import SafetyMonitor, SafetyMonitorConfig
+from robovlms_ros.control.safety_monitor import SafetyMonitor
 from robovlms_ros.control.scheduler import HOLD_NS
 from robovlms_ros.control.trajectory_controller_model import (
     TrajectoryController,
@@ -34,10 +35,11 @@ from robovlms_ros.core.types import (
     RobotState,
 )
 from robovlms_ros.observations.joint_states import ImplausibleJointState, JointPlausibility, JointStateBuffer
+from robovlms_ros.ros.command_sender import CommandInterfaces, DecisionObserver
 from robovlms_ros.ros.controllers.base import Arm, Context
 from robovlms_ros.ros.controllers.trajectory_topic import OneJointTrajectoryGripper
 from robovlms_ros.ros.messages import from_time
-from robovlms_ros.ros.policy_runner import CommandInterfaces, DecisionObserver, PolicyRunner
+from robovlms_ros.ros.policy_runner import PolicyRunner
 from robovlms_ros.ros.status import NodeStatus
 
 PANDA = load_robot("panda")

@@ -47,11 +47,15 @@ CASES = {
     "unknown device": ({"device": "cuda:77"}, "device = 'cuda:77'"),
     "camera missing": ({"cameras": ["static", "side"]},
                        r"the policy takes the cameras static, wrist; parameter cameras = .* lacks 'wrist'"),
+    "lines of a camera that is not named":
+        ({"cameras": ["static"], "camera__wrist__topic": "a", "camera__wrist__transport": "raw"},
+         r"^(?!.*wrist\.\*.*wrist\.\*).*`cameras` names static and not 'wrist'"),
     "bad camera name": ({"cameras": ["static image"]}, "letters, digits and underscores"),
     "long default instruction": ({"instruction": "lift " * 200}, "999 characters"),
 }
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize("case", CASES)
 def test_refuses(make_graph, case):
     values, says = CASES[case]
@@ -61,6 +65,7 @@ def test_refuses(make_graph, case):
     assert not graph.arm.commands
 
 
+@pytest.mark.untimed
 def test_cameras_that_do_not_fit_are_refused_before_the_weights_are_read(make_graph, tiny_checkpoint, tmp_path):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
     weights = folder / "model.safetensors"
@@ -97,6 +102,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize("case", DAMAGE)
 def test_refuses_a_damaged_checkpoint(make_graph, broken, case):
     damage, says = DAMAGE[case]
@@ -105,6 +111,7 @@ def test_refuses_a_damaged_checkpoint(make_graph, broken, case):
     assert says in refused(graph)
 
 
+@pytest.mark.untimed
 def test_can_be_configured_again_after_setting_it_right(make_graph, tiny_checkpoint):
     from rclpy.lifecycle import TransitionCallbackReturn
     from rclpy.parameter import Parameter

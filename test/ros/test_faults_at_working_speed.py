@@ -17,8 +17,6 @@ pytest.importorskip("rclpy")
 from fault_kinds import KINDS, STAYS_AT_REST, UNDETECTED, frozen_values, mended
 from fault_simulation import TICK, Simulation
 
-pytestmark = pytest.mark.ros
-
 DRAWS = 5 * len(KINDS)
 PARTS = 5
 SEED = 20261129

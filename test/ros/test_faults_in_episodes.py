@@ -29,8 +29,6 @@ from recorded_episodes import BEFORE, ReplayedPolicy, load_episodes
 from robovlms_ros.bench.faults.measure import PLAN, WORKING_SPEED
 from robovlms_ros.core.types import NANOSECONDS
 
-pytestmark = pytest.mark.ros
-
 DRAWS = 500
 PARTS = 10
 SEED = 20261130

@@ -107,7 +107,7 @@ def test_a_twist_and_the_way_back(live, person):
     assert person.call("take_over").success
     assert not person.call("take_over").success
     live.wait_for(lambda: person.sources[-1] == "human", "the source")
-    kinematics = live.node._runner.kinematics
+    kinematics = live.node._runner._executor.kinematics
     start = kinematics.forward(live.arm.positions.copy())[0, 3]
     live.wait_for(
         lambda: kinematics.forward(live.arm.positions.copy())[0, 3] > start + 0.02, "the motion"
@@ -188,7 +188,7 @@ def pose_at(matrix, frame=""):
 def test_a_stream_of_poses(live, person):
     live.run()
     begin = len(live.sent)
-    kinematics = live.node._runner.kinematics
+    kinematics = live.node._runner._executor.kinematics
     goal = kinematics.forward(live.arm.positions.copy())
     goal[:3, 3] += (0.03, 0.03, 0.0)
 
@@ -238,7 +238,7 @@ def test_a_joystick(live, person):
     live.held("waiting", "a person drives")  # the deadman button is not pressed
     openings = len(live.arm.gripper_commands)
     begin = len(live.sent)
-    kinematics = live.node._runner.kinematics
+    kinematics = live.node._runner._executor.kinematics
     start = kinematics.forward(live.arm.positions.copy())[2, 3]
     person.make = joy(["deadman"], z=0.6)
     live.wait_for(

@@ -3,7 +3,7 @@
 import pytest
 from interface_table import running, table
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.untimed]
 
 OF_EVERY_NODE = (
     "rosout", "parameter_events", "parameters", "parameter", "type_description", "transition_event",

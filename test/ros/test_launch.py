@@ -138,7 +138,7 @@ def test_an_unknown_argument_is_refused(launch, file, given, nearest):
     assert f"launch argument '{given}' does not exist. Did you mean '{nearest}'?" in launched.output
 
 
-@pytest.mark.parametrize("backbone", ["llava", "smolvlm"])
+@pytest.mark.parametrize("backbone", ["flamingo", "smolvlm"])
 def test_a_backbone_alone_runs_the_shipped_policy(launch, world, backbone):
     arm, listener = world
     launched = launch(

@@ -109,6 +109,14 @@ def test_unknown_name():
         check_known(["dry_run", "dry_rum"], [p.name for p in expand(["static"])])
 
 
+def test_lines_of_a_camera_that_is_not_named():
+    says = r"camera\.static\.\*: `cameras` names wrist and not 'static'\. Add it there, or remove"
+    with pytest.raises(ConfigError, match=says):
+        check_known(["camera.static.topic"], [p.name for p in expand(["wrist"])])
+    with pytest.raises(ConfigError, match=r"unknown parameter 'camera\.wrist\.topik'\. Did you mean"):
+        check_known(["camera.wrist.topik"], [p.name for p in expand(["wrist"])])
+
+
 @pytest.mark.parametrize(("values", "says"), [
     ({"camera.wrist.transport": "compressed", "camera.wrist.topic": "wrist/image_raw/compressed"},
      "appends /compressed itself. Give the base topic, 'wrist/image_raw'"),
@@ -148,6 +156,7 @@ def test_former_keys_of_a_robots_gate(make_robot, caplog):
 
 
 @pytest.mark.ros
+@pytest.mark.untimed
 def test_a_node_accepts_former_names(ros):
     from rclpy.node import Node
     from rclpy.parameter import Parameter
@@ -174,6 +183,7 @@ def test_a_node_accepts_former_names(ros):
 
 
 @pytest.mark.ros
+@pytest.mark.untimed
 def test_a_node_given_both_names_reports_it_until_one_is_set(ros):
     from rclpy.node import Node
     from rclpy.parameter import Parameter

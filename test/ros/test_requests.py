@@ -63,6 +63,7 @@ def plain(ros):
         node.close()
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize("state", STATES)
 def test_every_transition_id_in_every_state(plain, state):
     for number in (*range(10), 10, 30, 40, 50, 60, 99, 255):
@@ -75,6 +76,7 @@ def test_every_transition_id_in_every_state(plain, state):
         graph.close()
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize("state", STATES)
 def test_every_label_in_every_state(plain, state):
     graph = plain()
@@ -88,6 +90,7 @@ def test_every_label_in_every_state(plain, state):
     assert graph.node.lifecycle_state == state
 
 
+@pytest.mark.untimed
 def test_a_label_that_fits_is_carried_out(plain):
     graph = plain()
     for label, state in (("configure", "inactive"), ("activate", "active"), ("deactivate", "inactive"),
@@ -96,6 +99,7 @@ def test_a_label_that_fits_is_carried_out(plain):
         assert graph.node.lifecycle_state == state
 
 
+@pytest.mark.untimed
 def test_a_trigger_that_does_not_fit_fails(plain):
     node = plain().node
     assert not node.change_state("activate")
@@ -122,6 +126,7 @@ def renamed_private_method(monkeypatch):
         monkeypatch.setattr(LifecycleNodeMixin, f"trigger_{label}", method)
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize("private", ["present", "renamed"])
 def test_transitions_need_no_private_method_of_rclpy(plain, monkeypatch, private):
     if private == "renamed":
@@ -137,6 +142,7 @@ def test_transitions_need_no_private_method_of_rclpy(plain, monkeypatch, private
     assert not graph.change(1)
 
 
+@pytest.mark.untimed
 def test_a_state_machine_that_raises_is_answered(plain, monkeypatch):
     graph = plain()
 
@@ -221,6 +227,7 @@ def requests():
                SetParametersAtomically.Request(parameters=[item, item]))
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize("state", STATES)
 def test_every_service_answers_in_every_state(asked, state):
     graph, call = asked
@@ -235,6 +242,7 @@ def test_every_service_answers_in_every_state(asked, state):
     assert graph.node.get_parameter("checkpoint").value == before
 
 
+@pytest.mark.untimed
 def test_use_sim_time_is_refused_unless_unconfigured(asked):
     from rcl_interfaces.srv import SetParameters
 
@@ -289,6 +297,7 @@ def test_a_busy_callback_does_not_delay_the_clock(make_graph):
         graph.node.destroy_timer(timer)
 
 
+@pytest.mark.untimed
 def test_modules_are_indexed_before_the_first_log(tmp_path, monkeypatch):
     import importlib
     import inspect

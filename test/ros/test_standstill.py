@@ -15,8 +15,6 @@ pytest.importorskip("rclpy")
 
 from fault_simulation import HOME, PANDA, START_NS, TICK, Simulation
 
-pytestmark = pytest.mark.ros
-
 AT = 1.7  # s: four joints are at working speed
 
 
@@ -92,7 +90,7 @@ def test_the_way_back_ends_early(end):
     sim = Simulation()
 
     def interrupt(sim):
-        assert sim.runner._returning
+        assert sim.runner._sender.returning
         if end == "pause":
             sim.runner.pause(True)
         elif end == "deactivate":

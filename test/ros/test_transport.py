@@ -11,6 +11,8 @@ import pytest
 
 from robovlms_ros.core.resources import share_directory
 
+pytestmark = pytest.mark.ros
+
 RAW_IMAGE = 640 * 480 * 3
 PROFILE = share_directory() / "config" / "fastdds.xml"
 SIZES = """

@@ -83,9 +83,34 @@ def test_unknown_keys_are_refused(make_training_config, tmp_path):
         read_run(write(tmp_path / "a.yaml", {**mapping, "dta": {}}))
     with pytest.raises(ConfigError, match="data = 'bags': must be a mapping"):
         read_run(write(tmp_path / "b.yaml", {**mapping, "data": "bags"}))
+    with pytest.raises(ConfigError, match=r"topics = .*must be in the block `data\.bag`"):
+        read_run(write(tmp_path / "c.yaml", {**mapping, "topics": {"cameras": {"wrist": "/a"}}}))
 
 
-@pytest.mark.parametrize("name", ["", "_llava", "_kosmos", "_qwen", "_smolvlm"])
+def test_a_data_block_is_laid_on_the_bases(tmp_path):
+    path = write(tmp_path / "train.yaml", {
+        "base": str(share_directory() / "config" / "train" / "from_recordings.yaml"),
+        "data": {"jobs": 3, "bag": {"instruction": "lift the cube"}},
+    })
+    run = read_run(path)
+    assert run.keep_images and run.data["jobs"] == 3
+    assert run.data["bag"]["instruction"] == "lift the cube"
+
+
+def test_a_robots_file_gives_the_policy_its_name(make_training_config, tmp_path):
+    from robovlms_ros.core.resources import find
+
+    robot = str(find("ur5e", "config/robots"))
+    mapping = config_to_mapping(make_training_config())
+    mapping["action"]["robot"] = robot
+    run = read_run(write(tmp_path / "a.yaml", mapping))
+    assert run.config.action.robot == "ur5e" and run.data["bag"] == {"robot": robot}
+    bag = {"robot": "panda", "instruction": "lift"}
+    run = read_run(write(tmp_path / "b.yaml", {**mapping, "data": {"bag": bag}}))
+    assert run.data["bag"] == bag
+
+
+@pytest.mark.parametrize("name", ["", "_llava", "_kosmos", "_qwen", "_smolvlm", "_flamingo"])
 def test_the_shipped_files_for_recordings_are_whole(name):
     """All families learn by one recipe, at a size that fits into 8 MB at half precision."""
     from robovlms_ros.core.resources import find

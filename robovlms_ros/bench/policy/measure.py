@@ -31,8 +31,8 @@ from robovlms_ros.bench.policy.variants import (
     options_of,
     recorded,
 )
-from robovlms_ros.inference.optimized.optimized_inference import release_stages
 from robovlms_ros.inference.optimized.quantization import largest_inputs
+from robovlms_ros.inference.optimized.shared_stages import release_stages
 from robovlms_ros.inference.optimized.verification import Verifier, frames_to_verify
 from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.models.vla_policy import VLAPolicy

@@ -269,21 +269,24 @@ def busy_share(step: Callable[[], object], p50: float, device: torch.device) -> 
     return spent * 1e-6 / p50
 
 
-def measure_ceilings(device: torch.device, dtypes: tuple[str, ...], repeats: int = 5) -> Ceilings:
-    """Ceilings of this machine now: the best of `repeats` large products of random matrices per
+REPEATS = 5
+
+
+def measure_ceilings(device: torch.device, dtypes: tuple[str, ...]) -> Ceilings:
+    """Ceilings of this machine now: the best of REPEATS large products of random matrices per
     dtype, and of as many copies of a block that no cache holds."""
     on_gpu = device.type != "cpu"
     side = 8192 if on_gpu else 1024
-    rates = {name: _matrix_rate(device, getattr(torch, name), side, repeats) for name in dtypes if name != FP8}
+    rates = {name: _matrix_rate(device, getattr(torch, name), side) for name in dtypes if name != FP8}
     if FP8 in dtypes and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
-        rates[FP8] = _fp8_rate(device, side, repeats)
+        rates[FP8] = _fp8_rate(device, side)
     block = torch.empty((1 << 32) if on_gpu else (1 << 27), dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(block).fill_(2)
-    best = min(seconds(lambda: target.copy_(block), device) for _ in range(repeats))
+    best = min(seconds(lambda: target.copy_(block), device) for _ in range(REPEATS))
     return Ceilings(rates, 2 * block.numel() / best)
 
 
-def _fp8_rate(device: torch.device, side: int, repeats: int) -> float:
+def _fp8_rate(device: torch.device, side: int) -> float:
     a, b = (torch.randn(side, side, device=device).to(torch.float8_e4m3fn) for _ in range(2))
     scale = torch.ones(side, 1, device=device)
 
@@ -291,10 +294,11 @@ def _fp8_rate(device: torch.device, side: int, repeats: int) -> float:
         torch._scaled_mm(a, b.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True)
 
     product()
-    return 2 * side**3 / min(seconds(product, device) for _ in range(repeats))
+    return 2 * side**3 / min(seconds(product, device) for _ in range(REPEATS))
 
 
-def _matrix_rate(device: torch.device, dtype: torch.dtype, side: int, repeats: int) -> float:
+def _matrix_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    repeats = REPEATS
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     if device.type == "cpu" and seconds(lambda: torch.mm(a[:64], b), device) > 0.25:
         # a processor without arithmetic of this kind

@@ -210,7 +210,8 @@ def _cameras(bag: Bag, given: Mapping[str, str], names: Sequence[str], lines: li
             have = ", ".join(images) or "none"
             raise BagError(
                 f"{bag.path}: no image topic for the policy's camera '{name}'; image topics there: {have}. "
-                f"Say which it is: `topics: {{cameras: {{{name}: TOPIC}}}}` in the YAML, or --camera {name}=TOPIC."
+                f"Name it: `topics: {{cameras: {{{name}: TOPIC}}}}`, in a training file below `data: {{bag: ...}}`, in "
+                f"an evaluation YAML at the top; `robovlms eval` also takes --camera {name}=TOPIC."
             )
         found[name] = named[0]
         lines.append(f"camera '{name}': {named[0]} (detected)")

@@ -111,7 +111,6 @@ class LSTMWindow(HeadWindow):
         self._grids: list[_Grid] = []
 
     def clear(self) -> None:
-        """See HeadWindow."""
         self._grids.clear()
         self.description = NO_FRAME
 
@@ -120,7 +119,6 @@ class LSTMWindow(HeadWindow):
         return next((grid for grid in reversed(self._grids) if grid.is_before(window)), None)
 
     def answer(self, window: Sequence[Encoded]) -> HeadOutput:
-        """See HeadWindow."""
         for grid in self._grids:
             if grid.is_for(window):
                 assert grid.output is not None
@@ -160,7 +158,6 @@ class AnswerFirstLSTM(LSTMWindow):
         self._longest = frames
 
     def finish(self) -> None:
-        """See HeadWindow."""
         for grid in self._grids:
             self._settle(grid)
 
@@ -238,7 +235,6 @@ class OneStepLSTM(LSTMWindow):
         return self._advance(before, window[-1], len(window))
 
     def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
-        """See HeadWindow."""
         grid = self._empty() if len(window) == 1 else self._before(window)
         if grid is None or grid.hidden is None or grid.cell is None:
             return None
@@ -247,7 +243,6 @@ class OneStepLSTM(LSTMWindow):
     def accept(
         self, window: Sequence[Encoded], output: HeadOutput, outputs: tuple[Tensor, ...]
     ) -> HeadOutput:
-        """See HeadWindow."""
         before = None if len(window) == 1 else self._before(window)
         start = 0
         if before is not None:
@@ -377,11 +372,9 @@ class NewestAlone(HeadWindow):
         self.step_function = partial(fc_answer, head)
 
     def step_inputs(self, window: Sequence[Encoded]) -> tuple[Tensor, ...] | None:
-        """See HeadWindow."""
         return ()
 
     def answer(self, window: Sequence[Encoded]) -> HeadOutput:
-        """See HeadWindow."""
         feature = window[-1].feature
         assert feature is not None
         return HeadOutput(*fc_answer(self._head, feature))
@@ -437,13 +430,11 @@ class GPTWindow(HeadWindow):
         return output
 
     def clear(self) -> None:
-        """See HeadWindow."""
         self._frames: tuple[Encoded, ...] = ()
         self._past: list[tuple[Tensor, Tensor]] = []
         self.description = NO_FRAME
 
     def answer(self, window: Sequence[Encoded]) -> HeadOutput:
-        """See HeadWindow."""
         known = len(self._frames)
         grows = len(window) == known + 1 and all(a is b for a, b in zip(self._frames, window, strict=False))
         if grows:

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from robovlms_ros.core.types import Observation
-from robovlms_ros.inference.optimized.optimized_inference import release_stages
 from robovlms_ros.inference.optimized.options import (
     FastPathOptions,
     options_for,
     steps_down,
 )
+from robovlms_ros.inference.optimized.shared_stages import release_stages
 from robovlms_ros.inference.session import PolicySession
 from robovlms_ros.models.vla_policy import VLAPolicy
 

@@ -2,20 +2,24 @@
 encoder-decoder pattern)."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robovlms_ros.core.schema import ConfigError, did_you_mean
 from robovlms_ros.models.backbones.base import BaseRoboVLM, part
 from robovlms_ros.models.backbones.flamingo_model import (
+    CROSS_ATTENTION,
+    PERCEIVER,
     FlamingoConfig,
     FlamingoModel,
     Media,
     attending,
 )
-from robovlms_ros.models.backbones.hf_config import merge_settings, raw_config
+from robovlms_ros.models.backbones.hf_config import check_sizes, merge_settings, raw_config
 from robovlms_ros.models.backbones.sequence import TokenSequence
 from robovlms_ros.models.backbones.spec import BackboneSpec
 from robovlms_ros.models.tokenization import TEMPLATES
@@ -80,12 +84,15 @@ class RoboFlamingo(BaseRoboVLM):
         if vocab_size is not None:
             data["text_config"]["vocab_size"] = vocab_size
         text = dict(data["text_config"])
-        parts = {
+        given: dict[str, Any] = {
             "text_config": AutoConfig.for_model(text.pop("model_type", "mpt"), **text),
             "vision_config": AutoConfig.for_model("clip_vision_model", **_without_type(data["vision_config"])),
+            "perceiver": _sizes(data, "perceiver", PERCEIVER),
+            "cross_attention": _sizes(data, "cross_attention", CROSS_ATTENTION),
         }
-        numbers = {k: int(data[k]) for k in ("cross_attn_every_n_layers", "media_column") if k in data}
-        return FlamingoConfig(**parts, **numbers)
+        numbers = ("cross_attn_every_n_layers", "media_column")
+        given |= {name: int(data[name]) for name in numbers if name in data}
+        return FlamingoConfig(**given)
 
     def build_model(self) -> nn.Module:
         return FlamingoModel(self.hf_config, self.config.vlm.attention)
@@ -121,6 +128,21 @@ def _complete(data: dict[str, Any]) -> dict[str, Any]:
     if "text_config" not in data:
         data = {"text_config": data}
     return {"vision_config": dict(CLIP_L14), "cross_attn_every_n_layers": 1, "media_column": 0, **data}
+
+
+def _sizes(data: Mapping[str, Any], name: str, usual: Mapping[str, int]) -> dict[str, int]:
+    """The block `name` of `data` laid on the usual sizes. Raises ConfigError, BackboneError."""
+    given = data.get(name, {})
+    place = f"vlm.settings.{name}"
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{place} = {given!r}: must be a mapping with {', '.join(usual)}.")
+    for key, value in given.items():
+        if key not in usual:
+            raise ConfigError(f"{place}: unknown key '{key}'.{did_you_mean(key, usual)}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{place}.{key} = {value!r}: must be a whole number above 0.")
+    check_sizes(given, place)
+    return {**usual, **given}
 
 
 def _without_type(data: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ carries a gated cross attention that runs before it.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,16 +17,23 @@ from torch import Tensor, nn
 
 from robovlms_ros.models.perceiver import GatedCrossAttention, PerceiverResampler
 
+PERCEIVER = {"depth": 6, "dim_head": 64, "heads": 8, "num_latents": 64}
+CROSS_ATTENTION = {"dim_head": 64, "heads": 8}
+"""OpenFlamingo's sizes of the resampler and of every gated cross attention."""
+
 
 @dataclass
 class FlamingoConfig:
     """text_config, vision_config: transformers' (MPT or LLaMA, CLIP vision). media_column: where
-    the prompt's image token lies; columns before it attend to no image."""
+    the prompt's image token lies; columns before it attend to no image. perceiver, cross_attention:
+    sizes, with the keys of PERCEIVER and CROSS_ATTENTION."""
 
     text_config: Any
     vision_config: Any
     cross_attn_every_n_layers: int = 1
     media_column: int = 0
+    perceiver: Mapping[str, int] = field(default_factory=lambda: dict(PERCEIVER))
+    cross_attention: Mapping[str, int] = field(default_factory=lambda: dict(CROSS_ATTENTION))
 
     def get_text_config(self) -> Any:
         return self.text_config
@@ -34,7 +41,8 @@ class FlamingoConfig:
     def to_dict(self) -> dict[str, Any]:
         parts = {"text_config": self.text_config.to_dict(), "vision_config": self.vision_config.to_dict()}
         numbers = {"cross_attn_every_n_layers": self.cross_attn_every_n_layers, "media_column": self.media_column}
-        return {"model_type": "open_flamingo", **parts, **numbers}
+        sizes = {"perceiver": dict(self.perceiver), "cross_attention": dict(self.cross_attention)}
+        return {"model_type": "open_flamingo", **parts, **numbers, **sizes}
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ class FlamingoModel(nn.Module):
         vision = copy.deepcopy(config.vision_config)
         text = copy.deepcopy(config.text_config)
         self.vision_encoder = CLIPVisionModel._from_config(vision, attn_implementation=attention)
-        self.perceiver = PerceiverResampler(vision.hidden_size)
+        self.perceiver = PerceiverResampler(vision.hidden_size, **config.perceiver)
         # MPT's mask handling is written for eager attention alone.
         implementation = "eager" if text.model_type == "mpt" else attention
         self.lang_encoder = AutoModelForCausalLM.from_config(text, attn_implementation=implementation)
@@ -125,7 +133,11 @@ class FlamingoModel(nn.Module):
                 layer.attn = QKNormAttention(layer.attn)
         every = config.cross_attn_every_n_layers
         for i, layer in enumerate(layers):
-            gated = GatedCrossAttention(text.hidden_size, vision.hidden_size) if (i + 1) % every == 0 else None
+            gated = None
+            if (i + 1) % every == 0:
+                gated = GatedCrossAttention(
+                    text.hidden_size, vision.hidden_size, **config.cross_attention
+                )
             layers[i] = FlamingoLayer(layer, gated)
 
     @property

@@ -12,10 +12,10 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 from robovlms_ros.control.controller_types import GripperBase
+from robovlms_ros.control.interfaces import CommandedArm
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.motion_guard import AdmittedCommand, AdmittedOpening
 from robovlms_ros.control.robot import RobotSpec
-from robovlms_ros.control.safety_monitor import CommandedArm
 from robovlms_ros.core.types import RobotState, RoboVLMsError, TrajectoryShape
 from robovlms_ros.ros.spinning import QUIET_PUBLISHER
 

@@ -108,10 +108,10 @@ class SimArmNode(Node):
     controller: the node of its arm's controller, to be spun and destroyed beside this one.
     """
 
-    def __init__(self, world: SimWorld | None = None, **options: object) -> None:
+    def __init__(self, **options: object) -> None:
         super().__init__("sim_arm", **options)  # type: ignore[arg-type]
         self._declare()
-        self._world = world or self._make_world()
+        self._world = self._make_world()
         self._factor = float(self._get("real_time_factor"))
         self._publish_clock = bool(self._get("publish_clock"))
         if not self._publish_clock and self._factor != 1.0:

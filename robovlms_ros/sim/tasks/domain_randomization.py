@@ -37,10 +37,10 @@ PLAIN = SceneAppearance(0.0, 0.0, 0.0, 1, 0.0, 0.0)
 class Painter:
     """Changes one model's looks; every change starts from the model as it was given."""
 
-    def __init__(self, model: mujoco.MjModel, cameras: tuple[str, ...] = ("static", WRIST_CAMERA)) -> None:
+    def __init__(self, model: mujoco.MjModel) -> None:
         self._model = model
         self._table = model.geom("table_visual").id
-        self._cameras = [model.camera(name).id for name in cameras]
+        self._cameras = [model.camera(name).id for name in ("static", WRIST_CAMERA)]
         self._as_built = {
             name: getattr(model, name).copy()
             for name in ("light_pos", "light_diffuse", "geom_rgba", "geom_matid", "cam_pos", "cam_quat")

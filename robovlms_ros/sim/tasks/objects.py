@@ -26,6 +26,7 @@ HEIGHT = {"cube": 0.040, "can": 0.044, "ball": 0.044}
 RADIUS = {"cube": 0.0283, "can": 0.020, "ball": 0.022}
 """Largest horizontal distance of a point of it from its axis (m)."""
 PLATE_RADIUS = 0.05
+PLATE_MARGIN = 0.01
 TABLE_Z = -0.112
 """Height of the table's surface in the robot's base frame (m)."""
 
@@ -112,11 +113,11 @@ class TableTruth:
     def released(self, name: str) -> bool:
         return self.opening > self.things[name].grip + RELEASED
 
-    def on_plate(self, name: str, plate: str, margin: float = 0.01) -> bool:
-        """True if it lies within the plate, `margin` from its rim."""
+    def on_plate(self, name: str, plate: str) -> bool:
+        """True if it lies within the plate, PLATE_MARGIN from its rim."""
         thing = self.things[name]
         apart = float(np.hypot(*(thing.position[:2] - self.plates[plate][:2])))
-        return apart < PLATE_RADIUS - margin and thing.height < 0.01
+        return apart < PLATE_RADIUS - PLATE_MARGIN and thing.height < 0.01
 
     def stacked(self, upper: str, lower: str) -> bool:
         """True if one rests on the other."""

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from robovlms_ros.core.schema import ConfigError, require
 from robovlms_ros.core.statistics import wilson_interval
+from robovlms_ros.core.structured_text import write_json
 from robovlms_ros.sim.closed_loop import summarise
 from robovlms_ros.sim.scenes import EASY_TIME_LIMIT, BenchSettings, Scene, run_scenes
 from robovlms_ros.sim.tasks import evaluate
@@ -46,15 +47,8 @@ def add_time(folder: Path, done: Work, seconds: Mapping[str, float]) -> None:
     for name, count in asdict(done).items():
         old = kept.get(name, {"count": 0, "seconds": 0.0})
         kept[name] = {"count": old["count"] + count, "seconds": old["seconds"] + seconds.get(name, 0.0)}
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, kept)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write the file and its folder; a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def rates(folders: Iterable[Path]) -> dict[str, float]:
@@ -286,6 +280,7 @@ def run(
                 [episode for each in done[scene.task] for episode in each]
             )
             row = summarise(results, evaluate.AIMS[scene.task])[0]
+            (folder / name).mkdir(parents=True, exist_ok=True)
             write_json(folder / name / f"{scene.task}.json", row.as_json())
     times.append(now())
     if left != Work():

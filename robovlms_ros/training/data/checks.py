@@ -10,6 +10,7 @@ import numpy as np
 from robovlms_ros.config.action import ActionConfig
 from robovlms_ros.config.policy import PolicyConfig
 from robovlms_ros.control.robot import RobotSpec
+from robovlms_ros.core.text_safety import printable
 from robovlms_ros.core.types import NANOSECONDS
 from robovlms_ros.training.data.episodes import (
     Array,
@@ -62,7 +63,6 @@ class Summary:
 def check_data(
     source: EpisodeSource,
     config: PolicyConfig,
-    episodes: Sequence[int] | None = None,
     accept: Sequence[str] = (),
     robot: RobotSpec | None = None,
 ) -> tuple[tuple[Flaw, ...], Summary]:
@@ -82,7 +82,7 @@ def check_data(
     running = Running()
     intervals = []
     sample = []
-    for i in range(len(source)) if episodes is None else episodes:
+    for i in range(len(source)):
         try:
             arrays = source.arrays(i)
         except DataError as error:
@@ -108,6 +108,7 @@ def check_data(
     if robot is not None:
         summary.ranges = joint_ranges(action, summary.low, summary.high, robot)
         flaws += range_flaws(summary.ranges, robot.name)
+    flaws += _word_flaws(summary, config.vlm.vocabulary)
     return in_order(flaws, (*source.accept, *accept)), summary
 
 
@@ -209,6 +210,17 @@ def _groups(action: ActionConfig) -> list[tuple[list[int], str, str]]:
     if action.space.startswith("eef"):
         return [([0, 1, 2], "m", "translation"), ([3, 4, 5], "rad", "rotation")]
     return [(list(range(len(action.names) - 1)), "rad", "arm's joints")]
+
+
+def _word_flaws(summary: Summary, vocabulary: Sequence[str]) -> Iterator[Flaw]:
+    """A note about words of the instructions that a word-level tokenizer lacks: training refuses
+    them where the prompt does not add them."""
+    words = dict.fromkeys(word for text in summary.instructions for word in text.replace("?", " ").split())
+    missing = [word for word in words if word not in vocabulary]
+    if vocabulary and missing:
+        names = printable(", ".join(repr(word) for word in missing))
+        yield Flaw("words", "all episodes", f"vlm.vocabulary lacks {names}", "list every word of the instructions "
+                   "there, upper and lower case as recorded")
 
 
 def _set_flaws(summary: Summary) -> Iterator[Flaw]:

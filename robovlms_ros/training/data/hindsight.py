@@ -85,23 +85,26 @@ def idle(arrays: EpisodeArrays) -> NDArray[np.bool_]:
     return ~(moves | turns | grips)
 
 
+HABIT_WIDTH = 128
+
+
 class Habit(nn.Module):
     """From `relative` (N, 7) to the chunk (N, n, D), its arm in units of `scale` (D - 1,), the
     gripper's logit last."""
 
-    def __init__(self, horizon: int, scale: Array, width: int = 128) -> None:
+    def __init__(self, horizon: int, scale: Array) -> None:
         super().__init__()
         dims = len(scale) + 1
         self.shape = (horizon, dims)
         self.scale = scale
         self.layers = nn.Sequential(
-            nn.Linear(13, width),
+            nn.Linear(13, HABIT_WIDTH),
             nn.GELU(),
-            nn.Linear(width, width),
+            nn.Linear(HABIT_WIDTH, HABIT_WIDTH),
             nn.GELU(),
-            nn.Linear(width, width),
+            nn.Linear(HABIT_WIDTH, HABIT_WIDTH),
             nn.GELU(),
-            nn.Linear(width, horizon * dims),
+            nn.Linear(HABIT_WIDTH, horizon * dims),
         )
 
     def forward(self, seen: Tensor) -> Tensor:

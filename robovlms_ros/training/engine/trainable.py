@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robovlms_ros.config.training import LoraConfig, TrainingConfig
+from robovlms_ros.models.backbones.base import BaseRoboVLM
+from robovlms_ros.models.perceiver import GatedCrossAttention, PerceiverResampler
 from robovlms_ros.models.vla_policy import VLAPolicy
 from robovlms_ros.training.engine.batches import TrainingError
 
@@ -52,7 +54,8 @@ def initialise(policy: VLAPolicy, seed: int) -> None:
 
     SigLIP's own position embeddings have a seventh of the norm of what a white table adds to every
     patch. Where another tower's weights are smaller than SigLIP's, they are scaled to its norms.
-    Kosmos-2 projects image features of unit norm, which its latent queries would drown.
+    Kosmos-2 projects image features of unit norm, which its latent queries would drown. Flamingo's
+    gates are closed at first, and its latents would drown the image that they attend to.
     """
     generator = torch.Generator().manual_seed(seed)
     vlm = policy.vlm
@@ -64,13 +67,23 @@ def initialise(policy: VLAPolicy, seed: int) -> None:
                 parameter.mul_(4.0)
             elif name.endswith("image_to_text_projection.dense.weight"):
                 parameter.mul_(parameter.shape[1] ** 0.5)
+            elif name.endswith(("attn_gate", "ff_gate")):
+                parameter.fill_(1.0)
+            elif name.endswith("perceiver.latents"):
+                parameter.mul_(0.1)
             elif name.endswith("action_token"):
                 parameter.copy_(0.08 * words * torch.randn(parameter.shape, generator=generator))
-        for module in vlm.vision_tower.modules():
+        for module in (m for part in _image_parts(vlm) for m in part.modules()):
             if isinstance(module, nn.Linear):
                 xavier = (2.0 / (module.in_features + module.out_features)) ** 0.5
                 _raise_norm(module.weight, xavier)
         vlm.word_embedding.weight.mul_(words)
+
+
+def _image_parts(vlm: BaseRoboVLM) -> list[nn.Module]:
+    """The vision tower, and Flamingo's modules between it and the words."""
+    between = (PerceiverResampler, GatedCrossAttention)
+    return [vlm.vision_tower, *(m for m in vlm.modules() if isinstance(m, between))]
 
 
 def _raise_norm(weight: Tensor, usual: float) -> None:

@@ -29,6 +29,28 @@ def test_refused_with_the_reason(bags, tmp_path, written, cameras, message):
     assert str(path) in str(error.value)
 
 
+def test_a_gripper_that_the_joint_states_name_otherwise(bags, tmp_path):
+    """Unknown parts of the actions are named, with the joint that the robot's YAML expects."""
+    import yaml
+
+    from robovlms_ros.core.resources import find
+    from robovlms_ros.core.schema import read_mapping
+
+    panda = find("panda", "config/robots")
+    other = read_mapping(panda)
+    other["gripper"]["joint"] = "robotiq_85_left_knuckle_joint"
+    other["description"]["file"] = str(panda.parent / "panda.urdf")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    path = bags.write(tmp_path / "bag", 2.0)
+    mapping = {"bag": {**bags.MAPPING["bag"], "robot": str(tmp_path / "other.yaml")}}
+    says = "no joint state names the gripper's joint 'robotiq_85_left_knuckle_joint'.*gripper.joint"
+    with pytest.raises(DataError, match=says):
+        open_sources([path], bags.config(), mapping)
+    says = r"data\.bag\.robot: 'nowhere' is neither.*path of your robot's YAML"
+    with pytest.raises(ConfigError, match=says):
+        open_sources([path], bags.config(), {"bag": {**bags.MAPPING["bag"], "robot": "nowhere"}})
+
+
 def test_flaws_that_forbid_training(bags, tmp_path):
     def also(bag: Any, tick: int, now: int) -> None:
         if tick == 52:

@@ -266,6 +266,13 @@ def test_what_would_train_badly_is_refused(kind):
     require_trainable(accepted)
 
 
+def test_words_that_the_vocabulary_lacks_are_noted():
+    words = config(vlm={"size": "tiny", "vocabulary": ["do", "0"]})
+    (flaw,) = [flaw for flaw in check_data(Source(), words)[0] if flaw.kind == "words"]
+    assert flaw.text == "vlm.vocabulary lacks '1', '2'" and not flaw.refuse
+    assert not [flaw for flaw in check_data(Source(), config())[0] if flaw.kind == "words"]
+
+
 def test_degrees_and_short_episodes():
     joints = {"space": "joint_position", "units": {"joint": 1.0}, "normalization": []}
     degrees = Source(change=lambda _, a: replace(a, actions=np.column_stack(

@@ -5,6 +5,7 @@
 - LoRA: the policy answers as before until it is trained; the base stays; merged into the saved checkpoint it answers
   the same; the adapters lie beside it; nothing to adapt is refused by name.
 - Gradient checkpointing computes the layers twice and the same gradients.
+- Small initial weights: images reach the action feature of every family at once.
 - Training JSON of a RoboVLMs run and our YAML name the same settings; wrong ones are refused.
 """
 
@@ -21,7 +22,7 @@ from robovlms_ros.core.schema import ConfigError
 from robovlms_ros.training.engine.batches import Collate, TrainingError, model_batch
 from robovlms_ros.training.engine.fit import fit
 from robovlms_ros.training.engine.objective import Objective
-from robovlms_ros.training.engine.trainable import count, prepare
+from robovlms_ros.training.engine.trainable import count, initialise, prepare
 
 BACKBONES = ["paligemma", "kosmos", "flamingo", "llava", "qwen", "smolvlm"]
 
@@ -196,3 +197,19 @@ def test_nothing_left_to_train_is_refused(make_training_config, make_windows, tm
     config = make_training_config(action_head=block, vlm={"vocabulary": []}, training={"freeze": ["backbone"]})
     with pytest.raises(TrainingError, match="nothing is left to train"):
         fit(build_policy(config), make_windows(config), None, config, tmp_path)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_images_reach_a_new_small_policy(make_training_config, backbone):
+    """Flamingo's own gates are closed, and an image then changes nothing."""
+    policy = build_policy(make_training_config(backbone), seed=1)
+    initialise(policy, 1)
+    vlm = policy.vlm
+    size = vlm.image_size
+    generator = torch.Generator().manual_seed(2)
+    frames = torch.randn(2, 3, size, size, generator=generator)
+    words = policy.tokenize(["lift the red cube"] * 2)
+    with torch.no_grad():
+        visual = vlm.encode_frames({name: frames for name in policy.config.cameras})
+        first, second = vlm.forward_features(visual, words["input_ids"], words["attention_mask"])
+    assert (first - second).abs().mean() > 1e-3 * first.abs().mean()

@@ -16,7 +16,7 @@ from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.planner import EEF_SPACES
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.schema import ConfigError, build
-from robovlms_ros.core.types import NANOSECONDS, ObservationError
+from robovlms_ros.core.types import NANOSECONDS, ObservationError, RoboVLMsError
 from robovlms_ros.evaluation.bags.mapping import bag_description
 from robovlms_ros.evaluation.bags.reader import Bag
 from robovlms_ros.evaluation.replay.events import DISCARD, DISCARDED
@@ -25,7 +25,7 @@ from robovlms_ros.inference.proprioception import state_vector
 from robovlms_ros.observations.images import to_rgb
 from robovlms_ros.observations.joint_states import stamp_of
 from robovlms_ros.training.data.episodes import DataError, EpisodeArrays, Flaw, Images
-from robovlms_ros.training.data.sources.bag_episodes import BagData, BagReader, Piece, Recorded
+from robovlms_ros.training.data.sources.bag_episodes import BagData, BagFrame, BagReader, Piece, Recorded
 
 OPEN_BAGS = 8
 RUN_NS = NANOSECONDS
@@ -98,7 +98,11 @@ class BagSource:
         if name is None:
             raise ConfigError("data.bag.robot is missing: joint names, tool and gripper of a bag are those of a robot. "
                               "Give a name (panda) or a YAML, or set action.robot.")
-        robot = load_robot(name)
+        try:
+            robot = load_robot(name)
+        except RoboVLMsError as error:
+            raise ConfigError(f"{'action' if data.robot is None else 'data.bag'}.robot: {error} Give the path of your "
+                              "robot's YAML as data.bag.robot.") from error
         states = config.proprioception.names if config.proprioception else ()
         posed = config.action.space in EEF_SPACES or any(state.startswith("eef") for state in states)
         kinematics = None
@@ -114,11 +118,7 @@ class BagSource:
         kept_ones = [recorded for recorded in reader.recorded if recorded.origin not in left]
         episodes = [episode for recorded in kept_ones for episode in _episodes(reader, recorded)]
         if kept_ones and not episodes:
-            raise DataError(
-                f"{path}: {sum(len(p.frames) for r in reader.recorded for p in r.pieces)} images, but none is followed "
-                "by a command that says what the arm and its gripper were told. Was the command topic silent? Its "
-                "clock another than the cameras'?"
-            )
+            raise DataError(_unknown_actions(reader))
         reader.notes += [f"{count} times: {reason}" for reason, count in reader.lost.items()]
         kept = {episode.origin for episode in episodes}
         dropped = left | {recorded.origin: f"no {reader.horizon} steps in a row of it are known"
@@ -225,7 +225,10 @@ def _episode(reader: BagReader, recorded: Recorded, piece: Piece, first: int, en
         try:
             states = np.stack([state_vector(config.proprioception, f.state) for f in frames]).astype(np.float64)
         except ObservationError as error:
-            raise DataError(f"{recorded.origin}: {error} Record it, or leave it out of proprioception.") from error
+            place = _without_opening(reader, frames) if "gripper" in config.proprioception.names else ""
+            raise DataError(
+                f"{recorded.origin}: {error}{place} Record it, or leave it out of proprioception."
+            ) from error
     poses = [f.state.eef_pose for f in frames if f.state.eef_pose is not None]
     openings = [f.state.gripper for f in frames if f.state.gripper is not None]
     stamps = np.array([f.stamp_ns for f in frames], dtype=np.int64)
@@ -238,6 +241,34 @@ def _episode(reader: BagReader, recorded: Recorded, piece: Piece, first: int, en
     places = {camera: np.array([(f.images[camera].log_ns, f.images[camera].stamp_ns) for f in frames], dtype=np.int64)
               for camera in config.cameras}
     return BagEpisode(recorded.origin, arrays, places)
+
+
+def _unknown_actions(reader: BagReader) -> str:
+    """The reason why no frame of the bag has a known action."""
+    frames = [frame for recorded in reader.recorded for piece in recorded.pieces for frame in piece.frames]
+    gripper = reader.robot.gripper
+    if gripper is not None and reader.gripper_commands is None and all(frame.state.gripper is None for frame in frames):
+        return (
+            f"{reader.path}: the gripper's part of every action is unknown: no topic holds gripper commands, and no "
+            f"joint state names the gripper's joint '{gripper.joint}'. Set `gripper.joint` in the YAML of robot "
+            f"'{reader.robot.name}' to the name in joint_states, record these joint states, or name the commands in "
+            "`data: {bag: {topics: {gripper_commands: TOPIC}}}`."
+        )
+    return (
+        f"{reader.path}: {len(frames)} images, but none is followed by a command that says what the arm and its "
+        "gripper were told. Was the command topic silent? Its clock another than the cameras'?"
+    )
+
+
+def _without_opening(reader: BagReader, frames: Sequence[BagFrame]) -> str:
+    """The number of frames that no joint state of the gripper precedes, empty without one."""
+    without = sum(frame.state.gripper is None for frame in frames)
+    if not without or reader.robot.gripper is None:
+        return ""
+    return (
+        f" {without} of its {len(frames)} images precede every joint state that names the gripper's joint "
+        f"'{reader.robot.gripper.joint}' (`gripper.joint` in the YAML of robot '{reader.robot.name}')."
+    )
 
 
 def _require_frames(reader: BagReader) -> None:
@@ -270,7 +301,8 @@ def _require_frames(reader: BagReader) -> None:
         reasons = "; ".join(f"{count} times: {reason}" for reason, count in reader.lost.items())
         if not len(reference):
             reasons = "the image topics hold no usable image. " + reasons
-        raise DataError(f"{path}: no step to train on. {reasons or 'It holds no images.'} Is the instruction missing "
+        reasons = f"{reasons.rstrip('. ')}." if reasons else "It holds no images."
+        raise DataError(f"{path}: no step to train on. {reasons} Is the instruction missing "
                         "(`data: {bag: {instruction: TEXT}}`), were joint states recorded?")
 
 

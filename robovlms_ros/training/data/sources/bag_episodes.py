@@ -227,6 +227,7 @@ class BagReader:
             if mapping.commands is None and self.data.topics.commands != "motion":
                 raise DataError(self._no_commands(bag))
             self.topics = mapping.cameras
+            self.gripper_commands = mapping.gripper_commands
             self._cameras = {topic: name for name, topic in mapping.cameras.items()}
             self._tracks = Tracks.of(mapping, self.robot, self.spec.step_duration)
             self._human = mapping.human
