@@ -427,8 +427,7 @@ class PolicyRunner:
         waits = self._sender.next_waits
         if waits and not self._observations.speed().max() <= REST_SPEED:
             return  # a chunk that waits begins where the arm rests
-        measured = self._observations.measured()
-        if measured is None:
+        if self._observations.measured() is None:
             self._refuse_chunk(chunk, _refused("no joint states have come."))
             return
         state = self._observations.state_at(chunk.stamp_ns)
@@ -436,7 +435,10 @@ class PolicyRunner:
         # Inverse kinematics may take longer than the lead: the message is timed by the clock after
         # it.
         now = self._now()
-        measured = self._observations.measured() or measured
+        measured = self._observations.measured()
+        if measured is None:
+            self._refuse_chunk(chunk, _refused("no joint states have come."))
+            return
         decision = self._sender.decide(chunk, state, measured, now, plan, commit=not waits)
         if decision.command is None:
             self._refuse_chunk(chunk, decision)
