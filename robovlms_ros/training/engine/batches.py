@@ -5,6 +5,7 @@ A window is a mapping: `images` camera -> (W, H, W', 3) uint8, oldest frame firs
 see `training.data.windows`.
 """
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -238,6 +239,8 @@ def build_loader(
     """Batches of `data` in the sampler's order, decoded and squashed to `size` pixels a side in
     `training.workers` processes."""
     training = config.training
+    if training.workers > 0:
+        gc.collect()  # not in a forked process, see `_keep_inherited`
     collate = Collate(config, size)
     together = isinstance(data, LookWindows)
     return DataLoader(
@@ -247,7 +250,14 @@ def build_loader(
         collate_fn=collate.looks if together else collate,
         num_workers=training.workers,
         persistent_workers=training.workers > 0,
+        worker_init_fn=_keep_inherited,
     )
+
+
+def _keep_inherited(worker: int) -> None:
+    """Never collect what this process was forked with: a decoder's threads, which its end waits
+    for, exist in the parent alone."""
+    gc.freeze()
 
 
 def require_windows(train: Dataset, validation: Dataset | None) -> None:
