@@ -56,7 +56,7 @@ class CameraCheck:
         camera = f"camera {self._name}"
         max_age = self._config.max_age
         if (now_ns - self._arrived_ns) / NANOSECONDS > max_age:
-            state = "stopped" if self.arrived else "has not spoken"
+            state = "stopped" if self.arrived else "sent no image yet"
             text = f"{camera} {state}: no image for more than {max_age} s (max_age). Check it."
             yield Fault(f"image_stale {self._name}", text)
             return

@@ -72,8 +72,7 @@ class LeRobotBlock:
             if values != "middle" and len(values) not in allowed:
                 raise ConfigError(
                     f"lerobot.{name} has {len(values)} values: must have {allowed[0]} or {count}, "
-                    "one "
-                    "for each of `joints` and the gripper."
+                    "one for each of `joints` and the gripper."
                 )
 
 
@@ -105,8 +104,7 @@ def _range_of(path: Path, table: Mapping[str, Any], motor: str) -> MotorRange:
             f"{path}: motor '{motor}' is missing; the file has "
             f"{', '.join(map(str, table)) or 'none'}: must hold every motor of the "
             f"robot.{did_you_mean(motor, map(str, table))} {AGAIN} Where its motors have other "
-            "names "
-            "than the robot's joints, name them in the robot's YAML, `lerobot.motors`."
+            "names than the robot's joints, name them in the robot's YAML, `lerobot.motors`."
         )
     ends = []
     for name in ("range_min", "range_max"):

@@ -61,8 +61,7 @@ def recorded_units(robot: RobotSpec, units: Units) -> RecordedUnits:
         if units == "percent":
             raise ConfigError(
                 f"robot '{robot.name}': lerobot.calibration is missing: percent of a joint's range "
-                "are radians only "
-                "with the range. Copy LeRobot's file of this arm beside the robot's YAML and name "
+                "are radians only with the range. Copy LeRobot's file of this arm beside the robot's YAML and name "
                 "it there (`lerobot: {calibration: my_arm.json}`); LeRobot keeps it in "
                 "~/.cache/huggingface/lerobot/calibration/robots/so101_follower."
             )

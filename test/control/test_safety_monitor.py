@@ -80,7 +80,7 @@ def test_a_camera_that_never_speaks():
     bench = Bench()
     bench.silent = {"static"}
     bench.tick(6)
-    bench.expect("image_stale static", "smooth_stop", "has not spoken")
+    bench.expect("image_stale static", "smooth_stop", "sent no image yet")
 
 
 def test_a_frozen_camera(bench):

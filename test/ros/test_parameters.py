@@ -15,6 +15,7 @@ import yaml
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.resources import share_directory
 from robovlms_ros.core.schema import ConfigError
+from robovlms_ros.ros.parameter_files import to_markdown, to_yaml
 from robovlms_ros.ros.parameters import (
     PARAMETERS,
     NodeParameters,
@@ -23,20 +24,18 @@ from robovlms_ros.ros.parameters import (
     expand,
     from_values,
     of_this_release,
-    to_markdown,
-    to_yaml,
 )
 
 
 def test_shipped_yaml_is_written_from_the_table():
     shipped = (share_directory() / "config" / "vla.yaml").read_text(encoding="utf-8")
-    assert shipped == to_yaml(), "run: python -m robovlms_ros.ros.parameters"
+    assert shipped == to_yaml(), "run: python -m robovlms_ros.ros.parameter_files"
     assert yaml.safe_load(shipped)["/**"]["ros__parameters"] == defaults()
 
 
 def test_the_page_is_written_from_the_table():
     page = (share_directory() / "docs" / "parameters.md").read_text(encoding="utf-8")
-    assert page == to_markdown(), "run: python -m robovlms_ros.ros.parameters"
+    assert page == to_markdown(), "run: python -m robovlms_ros.ros.parameter_files"
     assert all(f"| `{p.name}` |" in page and f"- `{p.name}`: " in page for p in PARAMETERS)
 
 

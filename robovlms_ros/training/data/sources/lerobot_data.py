@@ -64,8 +64,7 @@ class LeRobotData:
         if self.gripper_closed == self.gripper_open:
             raise ConfigError(
                 f"data.lerobot: gripper_closed and gripper_open are both {self.gripper_open:g}: "
-                "must "
-                "differ."
+                "must differ."
             )
         for name in ("scale", "offset"):
             numbers = getattr(self, name)
@@ -106,8 +105,7 @@ def read_block(
     if name is None:
         raise ConfigError(
             f"data.lerobot.units = '{data.units}' without data.lerobot.robot: the robot's YAML "
-            "relates "
-            "these numbers to radians. Give a name (so101) or a YAML, or set action.robot."
+            "relates these numbers to radians. Give a name (so101) or a YAML, or set action.robot."
         )
     robot = load_robot(name)
     numbers = recorded_units(robot, data.units)
