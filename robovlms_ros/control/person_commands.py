@@ -4,7 +4,9 @@ Four kinds: a velocity of the tool, a target pose of the tool, target joint posi
 trajectory. No clock is read.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,11 +31,15 @@ STEP = 0.05
 TWIST_STEPS = 6
 """A velocity is continued for 0.3 s; without another one the arm comes to rest."""
 
-TARGET_STEPS = 5
-"""A target's motion is continued for 0.25 s: later points would overshoot a person who stops."""
+FOLLOWING = 0.2
+"""s in which a target is reached at least: streamed at 10 Hz or faster, they make one motion, which
+is two thirds of this behind."""
 
 STREAM_GAP = 0.2
-"""s: two targets further apart are no stream, and have no velocity."""
+"""s: two targets further apart are no stream."""
+
+ACCELERATION_SHARE = 0.8
+"""Part of the acceleration limits that a motion to a target uses."""
 
 
 def plan_twist(
@@ -76,30 +82,55 @@ def joints_of_pose(
 
 
 def plan_target(
-    target: Array, previous: tuple[int, Array] | None, start: RobotState, robot: RobotSpec
+    target: Array, previous_ns: int | None, start: RobotState, robot: RobotSpec
 ) -> JointPlan:
-    """The plan of streamed target positions (J,), rad, from a state, at its stamp, on.
+    """The plan of streamed target positions (J,), rad, from a state, at its stamp, to rest there.
 
-    previous: arrival (ns) and positions of the target before; its difference is the velocity.
-    Raises PlanRefused for a target further than max_start_jump from the state: a leader arm must be
-    brought to the arm first.
+    A cubic in each joint: the next target replaces it on the way, the last one is not passed.
+    previous_ns: arrival of the target before. Raises PlanRefused for a target further than
+    max_start_jump from the state, in a stream twice that, for the arm is behind: a leader arm must
+    be brought to the arm first.
     """
-    now_ns = start.stamp_ns
-    away = np.abs(target - start.positions)
-    joint = int(np.argmax(away))
-    if not away[joint] <= robot.max_start_jump:
+    begin_ns = start.stamp_ns
+    streamed = previous_ns is not None and 0 < begin_ns - previous_ns <= STREAM_GAP * NANOSECONDS
+    allowed = robot.max_start_jump * (2 if streamed else 1)
+    distance = target - start.positions
+    joint = int(np.argmax(np.abs(distance)))
+    if not abs(distance[joint]) <= allowed:
         raise PlanRefused(
-            f"{robot.joints[joint]}'s target is {away[joint]:.2f} rad from the arm, allowed is "
-            f"max_start_jump = {robot.max_start_jump:g} rad. Bring the leader to the arm first."
+            f"{robot.joints[joint]}'s target is {abs(distance[joint]):.2f} rad from the arm, "
+            f"allowed is {allowed:g} rad (max_start_jump = {robot.max_start_jump:g}, twice that in "
+            "a stream). Bring the leader to the arm first."
         )
-    velocity = np.zeros_like(target)
-    if previous is not None:
-        seconds = (now_ns - previous[0]) / NANOSECONDS
-        if 0.0 < seconds <= STREAM_GAP:
-            velocity = (target - previous[1]) / seconds
-    after = STEP * np.arange(1, TARGET_STEPS + 1, dtype=np.float64)
-    positions = target + np.outer(after - STEP, velocity)
-    return _joint_plan(now_ns, after, positions, np.tile(velocity, (TARGET_STEPS, 1)), robot)
+    seconds = _time_to_rest(distance, start.velocities, robot)
+    steps = math.ceil(seconds / STEP)
+    after = seconds / steps * np.arange(steps + 1)
+    left = 1.0 - np.linspace(0.0, 1.0, steps + 1)[:, None]  # of the way's time
+    passed = 1.0 - left
+    # Hermite's cubic from (-distance, velocity) to (0, 0).
+    speed = start.velocities * seconds
+    positions = target + left**2 * (passed * speed - (1.0 + 2.0 * passed) * distance)
+    velocities = left * ((1.0 - 3.0 * passed) * start.velocities + 6.0 * passed * distance / seconds)
+    plan = _joint_plan(begin_ns, after, positions, velocities, robot)
+    return replace(plan, smooth=True)
+
+
+def _time_to_rest(distance: Array, velocity: Array, robot: RobotSpec) -> float:
+    """Shortest time (s), from FOLLOWING on, of cubics over distances (J,) from velocities (J,) to
+    rest, within the speed limits and ACCELERATION_SHARE of the acceleration limits."""
+    acceleration = ACCELERATION_SHARE * np.asarray(robot.limits.acceleration)
+    speed = np.maximum(robot.limits.velocity, np.abs(velocity))
+    seconds = FOLLOWING
+    while True:
+        begin = 6.0 * distance / seconds**2 - 4.0 * velocity / seconds
+        end = 2.0 * velocity / seconds - 6.0 * distance / seconds**2
+        # The speed's extreme inside lies where the acceleration, linear in time, passes 0.
+        share = np.divide(begin, begin - end, out=np.zeros_like(begin), where=begin * end < 0.0)
+        fastest = np.abs(velocity + share * seconds * begin / 2.0)
+        largest = np.maximum(np.abs(begin), np.abs(end))
+        if np.all(largest <= acceleration) and np.all(fastest <= speed):
+            return seconds
+        seconds *= 1.1
 
 
 def plan_trajectory(

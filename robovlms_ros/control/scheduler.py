@@ -394,7 +394,7 @@ class ChunkScheduler:
         """The plan's steps as a curve that begins at the observation's stamp, one step before the
         first."""
         curve = Spline(plan.times_ns, plan.positions, plan.velocities)
-        if self.config.strategy == "blend":
+        if self.config.strategy == "blend" and not plan.smooth:
             curve = within_acceleration(curve, self._bounds.acceleration)
         if stamp_ns >= plan.times_ns[0]:
             return curve

@@ -142,6 +142,7 @@ class JointPlan:
     times_ns: (N,) int64, absolute, strictly increasing.
     positions, velocities: (N, J) float64 in the robot's joint order.
     gripper: (N,) opening 0 to 1, or None.
+    smooth: made within the acceleration limits; its corners are not rounded.
     """
 
     times_ns: NDArray[np.int64]
@@ -149,6 +150,7 @@ class JointPlan:
     velocities: Array
     gripper: Array | None = None
     chunk: ActionChunk | None = field(default=None, compare=False)
+    smooth: bool = False
 
 
 TrajectoryShape = Literal["self_splice", "replacement"]

@@ -59,7 +59,7 @@ class HumanControl:
         self._runner = runner
         self._on_taken = on_taken
         self._log = log
-        self._target: tuple[int, np.ndarray] | None = None
+        self._target_ns: int | None = None
         self._streamed_ns = 0
         self._joy_held = False
         self.joy: JoyMapping | None = None
@@ -104,7 +104,7 @@ class HumanControl:
         response.message = "the node is not active" if runner is None else runner.take_over()
         response.success = not response.message
         if response.success:
-            self._target = None
+            self._target_ns = None
             self._log("a person drives: ~/take_over")
             self._on_taken()
         self.publish_source()
@@ -205,9 +205,9 @@ class HumanControl:
     def _plan_target(
         self, target: np.ndarray, now_ns: int, start: RobotState, robot: RobotSpec
     ) -> JointPlan:
-        previous = self._target
-        self._target = (now_ns, target)
-        return plan_target(target, previous, start, robot)
+        previous_ns = self._target_ns
+        self._target_ns = now_ns
+        return plan_target(target, previous_ns, start, robot)
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
         def plan(start: RobotState, robot: RobotSpec, kinematics: Kinematics | None) -> JointPlan:

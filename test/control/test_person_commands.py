@@ -1,7 +1,8 @@
 """A person's commands as plans: tool velocities, streamed targets, trajectories.
 
 - A twist moves the tool along its axis, in the base's or the tool's axes; the plan is 0.3 s long.
-- A stream of targets has its velocity; a first target, or one after a gap, has none.
+- A target is reached at rest, within the limits of speed and acceleration; a stream of targets is
+  one motion, and one that ends, at any speed, does not pass its last target.
 - A pose becomes the joint target whose tool is there; one out of reach is refused.
 - A far target, a missing joint, values that are not finite and times that do not increase are
   refused.
@@ -20,6 +21,8 @@ from robovlms_ros.control.person_commands import (
 )
 from robovlms_ros.control.planner import PlanRefused
 from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.scheduler import ChunkScheduler
+from robovlms_ros.control.trajectory import Spline, extremes
 from robovlms_ros.core.types import NANOSECONDS, RobotState
 
 PANDA = load_robot("panda")
@@ -61,17 +64,41 @@ def test_a_pose(kinematics):
         joints_of_pose(pose, START, None, PANDA)
 
 
-def test_a_stream_of_targets():
-    target = HOME + 0.01
-    alone = plan_target(target, None, START, PANDA)
-    np.testing.assert_allclose(alone.positions, np.tile(target, (5, 1)))
-    assert not alone.velocities.any()
-    previous = (START.stamp_ns - NANOSECONDS // 10, HOME)
-    stream = plan_target(target, previous, START, PANDA)
-    np.testing.assert_allclose(stream.velocities, 0.1)
-    np.testing.assert_allclose(stream.positions[-1], target + 0.1 * 0.2)
-    late = (START.stamp_ns - NANOSECONDS, HOME)
-    assert not plan_target(target, late, START, PANDA).velocities.any()
+def test_a_target_is_reached_at_rest():
+    distance = 0.19 * np.array([1.0, -1.0, 0.5, 0.0, 0.1, 1e-3, -0.5])
+    for velocity in (np.zeros(7), np.full(7, 0.5), -distance):
+        start = RobotState(START.stamp_ns, HOME, velocity)
+        plan = plan_target(HOME + distance, None, start, PANDA)
+        np.testing.assert_allclose(plan.positions[0], HOME)
+        np.testing.assert_allclose(plan.velocities[0], velocity)
+        np.testing.assert_allclose(plan.positions[-1], HOME + distance)
+        assert not plan.velocities[-1].any()
+        largest = extremes(Spline(plan.times_ns, plan.positions, plan.velocities))
+        assert (largest.speed <= np.array(PANDA.limits.velocity)).all()
+        assert (largest.acceleration <= np.array(PANDA.limits.acceleration)).all()
+
+
+@pytest.mark.parametrize("period", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize("speed", [0.1, 0.5, 1.0])
+def test_a_stream_of_targets_ends_at_its_last(speed, period):
+    scheduler = ChunkScheduler(PANDA.joints, limits=PANDA.limits)
+    direction = np.array([1.0, -1.0, 0.5, 0.0, -0.5, 1.0, 1.0])
+    state = START
+    previous_ns = None
+    speeds = []
+    for count in range(1, round(1.0 / period) + 1):
+        target = HOME + count * period * speed * direction
+        scheduler.update(plan_target(target, previous_ns, state, PANDA), state.stamp_ns, state)
+        previous_ns = state.stamp_ns
+        now_ns = previous_ns + round(period * NANOSECONDS)
+        positions, velocities = scheduler.commanded(now_ns)
+        speeds.append(velocities[0])
+        state = RobotState(now_ns, positions, velocities)
+    settled = np.array(speeds[len(speeds) // 2 :])
+    assert np.ptp(settled) < 0.2 * speed
+    way = [scheduler.commanded(now_ns + ms * 10**6)[0] - target for ms in range(1500)]
+    assert np.max(way * np.sign(direction)) < 1e-4
+    np.testing.assert_allclose(way[-1], 0.0, atol=1e-4)
 
 
 def test_a_far_target():
@@ -79,6 +106,16 @@ def test_a_far_target():
     far[3] += PANDA.max_start_jump + 0.1
     with pytest.raises(PlanRefused, match="panda_joint4.*max_start_jump"):
         plan_target(far, None, START, PANDA)
+    with pytest.raises(PlanRefused, match="panda_joint4.*max_start_jump"):
+        plan_target(far, START.stamp_ns - NANOSECONDS, START, PANDA)
+    streamed_ns = START.stamp_ns - NANOSECONDS // 50
+    plan = plan_target(far, streamed_ns, START, PANDA)
+    np.testing.assert_allclose(plan.positions[-1], far)
+    far[3] += PANDA.max_start_jump
+    with pytest.raises(PlanRefused, match="in a stream"):
+        plan_target(far, streamed_ns, START, PANDA)
+    with pytest.raises(PlanRefused, match="nan rad from the arm"):
+        plan_target(far * np.nan, streamed_ns, START, PANDA)
 
 
 def test_a_trajectory():
