@@ -102,15 +102,16 @@ def plan_target(
             f"allowed is {allowed:g} rad (max_start_jump = {robot.max_start_jump:g}, twice that in "
             "a stream). Bring the leader to the arm first."
         )
-    seconds = _time_to_rest(distance, start.velocities, robot)
+    velocity = np.zeros_like(target) if start.velocities is None else start.velocities
+    seconds = _time_to_rest(distance, velocity, robot)
     steps = math.ceil(seconds / STEP)
-    after = seconds / steps * np.arange(steps + 1)
+    after = np.linspace(0.0, seconds, steps + 1, dtype=np.float64)
     left = 1.0 - np.linspace(0.0, 1.0, steps + 1)[:, None]  # of the way's time
     passed = 1.0 - left
     # Hermite's cubic from (-distance, velocity) to (0, 0).
-    speed = start.velocities * seconds
-    positions = target + left**2 * (passed * speed - (1.0 + 2.0 * passed) * distance)
-    velocities = left * ((1.0 - 3.0 * passed) * start.velocities + 6.0 * passed * distance / seconds)
+    ahead = passed * velocity * seconds - (1.0 + 2.0 * passed) * distance
+    positions = target + left**2 * ahead
+    velocities = left * ((1.0 - 3.0 * passed) * velocity + 6.0 * passed * distance / seconds)
     plan = _joint_plan(begin_ns, after, positions, velocities, robot)
     return replace(plan, smooth=True)
 
