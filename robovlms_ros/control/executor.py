@@ -1,9 +1,5 @@
 """One arm's chunks to commands: plan, schedule, gate, motion guard. Node, rollouts and bags all run
-it.
-
-A policy's opening per step becomes few gripper commands: hysteresis and a shortest time between
-changes.
-"""
+it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from robovlms_ros.control.collision_solids import CollisionModel
-from robovlms_ros.control.controller_types import GripperBase
 from robovlms_ros.control.description.shapes import CollisionGeometryError
+from robovlms_ros.control.gripper_schedule import GripperSwitch, OpeningSchedule
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.motion_guard import (
     AdmittedCommand,
@@ -27,41 +23,12 @@ from robovlms_ros.control.schedule import ScheduleConfig, ScheduleRefused
 from robovlms_ros.control.scheduler import ChunkScheduler
 from robovlms_ros.control.trajectory import Array, Spline, Stamps, curve_of, cut
 from robovlms_ros.core.types import (
-    NANOSECONDS,
     ActionChunk,
     JointPlan,
     RobotState,
     TrajectoryCommand,
     TrajectoryShape,
 )
-
-
-class GripperSwitch:
-    """Open or closed. A new side is taken beyond the gripper's thresholds, at most once per `dwell`
-    seconds."""
-
-    def __init__(self, gripper: GripperBase) -> None:
-        self._gripper = gripper
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the side: the next opening beyond a threshold decides it."""
-        self.opening: float | None = None
-        self._changed_ns = 0
-
-    def update(self, wanted: float, now_ns: int) -> float | None:
-        """The opening to command now, 1.0 or 0.0, for the policy's `wanted` 0 to 1; None until it
-        was ever decided."""
-        gripper = self._gripper
-        if gripper.close_below < wanted < gripper.open_above:
-            return self.opening
-        side = 1.0 if wanted >= gripper.open_above else 0.0
-        rested = self.opening is None or abs(now_ns - self._changed_ns) >= gripper.dwell * NANOSECONDS
-        if side != self.opening and rested:
-            self.opening = side
-            self._changed_ns = now_ns
-        return self.opening
-
 
 AT_COMMAND = 0.02
 """rad: an arm at rest this near to its last command is there, but for gravity and friction."""
@@ -124,7 +91,7 @@ class ChunkExecutor:
         self.gate = gate
         self.guard = guard
         self._switch = None if robot.gripper is None else GripperSwitch(robot.gripper)
-        self._plan: JointPlan | None = None
+        self._openings = OpeningSchedule(self.scheduler.config)
         self._resumed = False
         self.stop_conflict = ""
         """The collision that the last stop was changed for, or could not avoid; empty for none."""
@@ -155,7 +122,7 @@ class ChunkExecutor:
         """
         self.scheduler.forget_chunks()
         self.gate.reset_counts()
-        self._plan = None
+        self._openings.forget()
         self._resumed = True
         if self._switch is not None:
             self._switch.reset()
@@ -218,7 +185,7 @@ class ChunkExecutor:
         self.guard.record(decision.command, now_ns)
         self.scheduler.commit(decision.command)
         self.gate.resume(self.guard.commanded)
-        self._plan = plan
+        self._openings.add(plan)
         return replace(decision, gripper=self.gripper_at(now_ns))
 
     def _decide_in_time(
@@ -312,15 +279,15 @@ class ChunkExecutor:
         """The opening to be commanded at a time (not falling from call to call): 0 closed, 1 open,
         None undecided.
 
-        The step under way decides; after the last step its opening stays.
+        The recent chunks' steps under way decide (`OpeningSchedule`); after the newest one's last
+        step its opening stays.
         """
         if self._switch is None:
             return None
-        plan = self._plan
         opening = self._switch.opening
-        if plan is not None and plan.gripper is not None:
-            step = min(int(np.searchsorted(plan.times_ns, t_ns)), len(plan.gripper) - 1)
-            opening = self._switch.update(float(plan.gripper[step]), t_ns)
+        wanted = self._openings.wanted(t_ns)
+        if wanted is not None:
+            opening = self._switch.update(wanted, t_ns)
         return None if opening is None else self.guard.admit_opening(opening)
 
     def set_opening(self, opening: float, now_ns: int) -> AdmittedOpening | None:
@@ -376,7 +343,7 @@ class ChunkExecutor:
         CommandRejected where the stop itself breaks a limit, comes too late at every attempt, or
         the running plan's end is preferred: the last command then ends at rest by itself.
         """
-        self._plan = None
+        self._openings.forget()
         running = self.guard.commanded
         lead_ns = self.scheduler.lead_ns
         for _ in range(STOP_ATTEMPTS):

@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from robovlms_ros.control.executor import GripperSwitch, build_executor
+from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.motion_guard import CommandRejected
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.control.schedule import ScheduleRefused, latency_excess
@@ -141,18 +141,6 @@ def test_the_gripper_follows_the_step_under_way(executor, robot):
     assert executor.gripper_at(ns(5.1)) == 0.0
     executor.reset()
     assert executor.gripper_at(ns(5.2)) is None
-
-
-def test_gripper_changes_need_a_threshold_and_a_rest(robot):
-    switch = GripperSwitch(robot.gripper)
-    low, high, dwell = robot.gripper.close_below, robot.gripper.open_above, robot.gripper.dwell
-    middle = (low + high) / 2
-    assert switch.update(middle, 0) is None
-    assert switch.update(high, 0) == 1.0
-    assert switch.update(low + 0.01, ns(dwell)) == 1.0
-    assert switch.update(low, ns(dwell / 2)) == 1.0
-    assert switch.update(low, ns(dwell)) == 0.0
-    assert switch.update(middle, ns(2 * dwell)) == 0.0
 
 
 def test_a_stop_is_smooth_and_the_next_chunk_continues_from_it(executor, robot):

@@ -1,0 +1,122 @@
+"""Openings of chunks as gripper commands.
+
+- A closing that every chunk puts at its second or third step happens, and is not taken back.
+- A chunk that stays on one side decides alone; where the newest one changes sides, chunks count by
+  their age with the strategies that average, and the newest alone with the others.
+- Another instruction, a plan without openings and a clock that went back leave no older chunk.
+- The newest chunk's last opening stays.
+- A new side needs a threshold and a rest.
+"""
+
+import numpy as np
+import pytest
+
+from robovlms_ros.control.gripper_schedule import GripperSwitch, OpeningSchedule
+from robovlms_ros.control.robot import load_robot
+from robovlms_ros.control.schedule import ScheduleConfig
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan
+
+STEP = 0.05
+SPEC = ActionSpec("joint_position", "base", "rotation_vector", "chained", STEP)
+
+
+def ns(seconds):
+    return round(seconds * NANOSECONDS)
+
+
+def plan(stamp, opening, instruction="lift"):
+    """A plan of one joint at rest; opening: one value a step, or None."""
+    steps = 16 if opening is None else len(opening)
+    times_ns = ns(stamp) + np.round(np.arange(1, steps + 1) * STEP * NANOSECONDS).astype(np.int64)
+    still = np.zeros((steps, 1))
+    chunk = ActionChunk(ns(stamp), still, SPEC, instruction, "test")
+    return JointPlan(times_ns, still, still, None if opening is None else np.array(opening), chunk)
+
+
+def closing_at(step):
+    return np.where(np.arange(16) < step, 1.0, 0.0)
+
+
+def commands(strategy, step, latency=0.03):
+    """The gripper's sides over 2 s in which a chunk of each image closes at `step`."""
+    robot = load_robot("panda")
+    schedule = OpeningSchedule(ScheduleConfig(strategy=strategy))
+    switch = GripperSwitch(robot.gripper)
+    sides = []
+    for tick in range(200):
+        t = 1.0 + tick * 0.01
+        if tick % 5 == 0:
+            schedule.add(plan(t - latency, closing_at(step)))
+        sides.append(switch.update(schedule.wanted(ns(t)), ns(t)))
+    return sides
+
+
+@pytest.mark.parametrize("strategy", ["blend", "ensemble"])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_closing_that_is_always_ahead_happens_once(strategy, step):
+    sides = commands(strategy, step)
+    assert sides[0] == 1.0
+    assert sides[-1] == 0.0
+    assert np.count_nonzero(np.diff(sides)) == 1
+
+
+def test_the_newest_chunk_alone_never_closes_or_wavers():
+    assert set(commands("fade", 3)) == {1.0}
+    assert np.count_nonzero(np.diff(commands("fade", 1))) > 1
+
+
+def test_a_clear_intent_decides_alone():
+    schedule = OpeningSchedule(ScheduleConfig())
+    schedule.add(plan(1.0, np.zeros(16)))
+    schedule.add(plan(1.05, np.ones(16)))
+    assert schedule.wanted(ns(1.1)) == 1.0
+    schedule.add(plan(1.1, closing_at(2)))
+    assert schedule.wanted(ns(1.18)) < 1.0  # its second step
+    assert schedule.wanted(ns(1.22)) == 0.0  # closed from here on
+    assert schedule.wanted(ns(9.0)) == 0.0
+
+
+def test_a_chunk_counts_by_its_age():
+    schedule = OpeningSchedule(ScheduleConfig(memory=0.1))
+    schedule.add(plan(1.0, np.zeros(16)))
+    schedule.add(plan(1.1, closing_at(15)))
+    assert schedule.wanted(ns(1.2)) == pytest.approx(1 / (1 + np.exp(-1)))
+    schedule.add(plan(1.1, closing_at(15)))  # the same image's again
+    assert schedule.wanted(ns(1.2)) == pytest.approx(1 / (1 + np.exp(-1)))
+    assert schedule.wanted(ns(1.82)) == 1.0  # the first one is over
+    schedule.add(plan(0.5, closing_at(8)))  # a clock that went back
+    assert schedule.wanted(ns(0.55)) == 1.0
+
+
+@pytest.mark.parametrize("strategy", ["fade", "receding", "first"])
+def test_the_newest_alone(strategy):
+    schedule = OpeningSchedule(ScheduleConfig(strategy=strategy))
+    schedule.add(plan(1.0, np.zeros(16)))
+    schedule.add(plan(1.1, closing_at(15)))
+    assert schedule.wanted(ns(1.2)) == 1.0
+
+
+def test_older_chunks_that_do_not_count():
+    schedule = OpeningSchedule(ScheduleConfig())
+    assert schedule.wanted(ns(1.0)) is None
+    schedule.add(plan(1.0, np.zeros(16)))
+    schedule.add(plan(1.05, closing_at(15), "put it down"))
+    assert schedule.wanted(ns(1.1)) == 1.0
+    schedule.add(plan(1.1, None, "put it down"))  # a person's motion
+    assert schedule.wanted(ns(1.2)) is None
+    schedule.add(plan(1.2, np.zeros(16)))
+    schedule.forget()
+    assert schedule.wanted(ns(1.3)) is None
+
+
+def test_gripper_changes_need_a_threshold_and_a_rest():
+    robot = load_robot("panda")
+    switch = GripperSwitch(robot.gripper)
+    low, high, dwell = robot.gripper.close_below, robot.gripper.open_above, robot.gripper.dwell
+    middle = (low + high) / 2
+    assert switch.update(middle, 0) is None
+    assert switch.update(high, 0) == 1.0
+    assert switch.update(low + 0.01, ns(dwell)) == 1.0
+    assert switch.update(low, ns(dwell / 2)) == 1.0
+    assert switch.update(low, ns(dwell)) == 0.0
+    assert switch.update(middle, ns(2 * dwell)) == 0.0
