@@ -9,6 +9,8 @@ or all). --expert-only records nothing: it runs the expert of the tabletop tasks
 --recordings writes what a person with a real arm would have: one plain bag for each scene of the
 two cubes, with an episode for each sentence, the commands as they were sent by an operator who
 overshoots, hesitates and grasps again, and no ground truth. `robovlms train --data` takes them.
+With --checkpoint the policy drives first, and the operator takes over after 4 s: corrections, as
+`robovlms improve` and `training.corrections` take them.
 """
 
 import argparse
@@ -34,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --recordings: each scene for one of the two sentences, not for both",
     )
-    parser.add_argument("--checkpoint", type=Path, help="a policy that drives in the expert's place")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="a policy that drives in the expert's place; with --recordings, until it is relieved",
+    )
     parser.add_argument("--robot", default="panda", help="robot: a YAML file, or a name in config/robots")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
 
@@ -67,10 +73,8 @@ def _record_bags(args: argparse.Namespace) -> int:
     from robovlms_ros.sim.tasks.base import CUBES, TRAINING_SEEDS
     from robovlms_ros.sim.training.operator import record_recordings
 
-    for name in ("task", "checkpoint"):
-        given = getattr(args, name)
-        allowed = "left out with --recordings: an operator moves two cubes"
-        require(given in (None, CUBES), f"--{name}", given, allowed)
+    allowed = "left out with --recordings: an operator moves two cubes"
+    require(args.task in (None, CUBES), "--task", args.task, allowed)
     require(args.output is not None, "--output", args.output, "a folder for the bags")
     of_scene = 1 if args.unpaired else 2
     even = "even: each scene has two, or give --unpaired"
@@ -79,7 +83,9 @@ def _record_bags(args: argparse.Namespace) -> int:
     seeds = TRAINING_SEEDS[args.first : args.first + scenes]
     left = f"such that {scenes} training scenes are left"
     require(len(seeds) == scenes, "--first", args.first, left)
-    outcomes = record_recordings(args.output, seeds, of_scene == 2, args.robot, args.workers)
+    outcomes = record_recordings(
+        args.output, seeds, of_scene == 2, args.robot, args.workers, args.checkpoint
+    )
     done = sum(outcome.success for outcome in outcomes)
     print(f"{args.output}: {len(outcomes)} episodes recorded, {done} of them done")
     return 0

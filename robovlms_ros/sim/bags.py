@@ -17,6 +17,7 @@ from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
 from robovlms_ros.evaluation.bags.chunks import TRAJECTORY, message_of_command
 from robovlms_ros.evaluation.bags.types import typestore
 from robovlms_ros.sim.rollout import ClosedLoop, Outcome, RolloutFrame
+from robovlms_ros.sim.take_over import TakeOver
 from robovlms_ros.sim.world import FINGER_JOINT, SimWorld
 
 JOINT_PERIOD_NS = NANOSECONDS // 100
@@ -61,6 +62,14 @@ class SimulatedBag:
     def instruct(self, words: str) -> None:
         """A new instruction."""
         self._write(f"{NAMESPACE}/instruction", "std_msgs/msg/String", self._make("std_msgs/msg/String", data=words))
+
+    def control_source(self, person: bool) -> None:
+        """Who commands the arm from now on."""
+        kind = "robovlms_ros/msg/ControlSource"
+        header = self._header(self._world.time_ns)
+        source = "human" if person else "policy"
+        message = self._make(kind, header=header, source=source, since=header.stamp, reason="")
+        self._write(f"{NAMESPACE}/vla/control_source", kind, message)
 
     def close(self) -> None:
         """Finish the bag."""
@@ -130,6 +139,8 @@ def record_episodes(
     on_frame = loop.on_frame
     loop.world = bag  # type: ignore[assignment]
     loop.on_frame = bag.on_frame
+    if isinstance(agent, TakeOver):
+        agent.on_source = bag.control_source
     outcomes = []
     try:
         for seed, words in episodes:

@@ -31,6 +31,9 @@ FRAME_NS = round(STEP * NANOSECONDS)
 GRIPPER_TICKS = 10
 """Ticks between looks at the gripper's schedule (the node's timer)."""
 
+EXPERT = "expert"
+"""`policy_id` of the expert's chunks."""
+
 
 class Agent(Protocol):
     """Agent of an episode: a `PolicySession`, or the expert."""
@@ -97,7 +100,7 @@ class ExpertSession:
             meaning(observation.instruction), state.eef_pose, state.gripper
         ).chunk()
         self._count += 1
-        return ActionChunk(observation.stamp_ns, values, ACTION_SPEC, observation.instruction, "expert", self._count)
+        return ActionChunk(observation.stamp_ns, values, ACTION_SPEC, observation.instruction, EXPERT, self._count)
 
 
 class ClosedLoop:

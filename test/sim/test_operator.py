@@ -1,5 +1,7 @@
 """Recordings of the scripted operator: plain bags that `robovlms train --data` can read, drawn by
-the seed."""
+the seed; corrections where a policy drives first."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +11,17 @@ pytest.importorskip("robosuite")
 from rosbags.rosbag2 import Reader
 
 from robovlms_ros.cli.main import main
-from robovlms_ros.core.types import ActionChunk
+from robovlms_ros.core.types import NANOSECONDS, ActionChunk
 from robovlms_ros.sim.rollout import RolloutFrame
+from robovlms_ros.sim.take_over import PATIENCE
 from robovlms_ros.sim.tasks.expert import ACTION_SPEC
-from robovlms_ros.sim.training.operator import Operator
+from robovlms_ros.sim.tasks.language import INSTRUCTIONS
+from robovlms_ros.sim.training.operator import Operator, record_scene
 from robovlms_ros.sim.world import SimWorld
+from robovlms_ros.training.data.open_sources import open_sources
+from robovlms_ros.training.runs import read_run
+
+PACKAGE = Path(__file__).parents[2]
 
 
 def test_a_scene_is_one_bag_with_an_episode_for_each_sentence(tmp_path, capsys):
@@ -53,6 +61,42 @@ def test_a_scene_is_one_bag_with_an_episode_for_each_sentence(tmp_path, capsys):
 def test_an_odd_number_of_episodes_has_no_pairs(tmp_path, capsys):
     assert main(["demo-data", "--recordings", "--episodes", "3", "--output", str(tmp_path)]) != 0
     assert "--unpaired" in capsys.readouterr().err
+
+
+class Still:
+    """A policy that keeps the arm where it is."""
+
+    def reset(self):
+        pass
+
+    def observe(self, observation):
+        pass
+
+    def predict_action_chunk(self, observation):
+        values = np.zeros((16, 7))
+        values[:, 6] = 1.0
+        words = observation.instruction
+        return ActionChunk(observation.stamp_ns, values, ACTION_SPEC, words, "still", 0)
+
+
+def test_the_operator_relieves_a_policy(tmp_path):
+    world = SimWorld(1_000_000)
+    words = list(INSTRUCTIONS)
+    outcomes = record_scene(tmp_path / "bag", world, 1_000_000, words, policy=Still())
+    world.close()
+    assert all(outcome.success for outcome in outcomes)
+    assert min(outcome.time_to_success for outcome in outcomes) > PATIENCE
+    run = read_run(PACKAGE / "config/train/from_recordings.yaml")
+    source = open_sources([tmp_path / "bag"], run.config, run.data)
+    for index in range(len(words)):
+        arrays = source.arrays(index)
+        seconds = (arrays.stamps_ns - arrays.stamps_ns[0]) / NANOSECONDS
+        person = arrays.takeover == 0
+        begin = seconds[person][0]
+        assert person[seconds >= begin].all() and not person[seconds < begin].any()
+        assert PATIENCE <= begin < PATIENCE + 0.6  # a latency and the start of an episode
+        arm = np.linalg.norm(arrays.actions[..., :3], axis=-1)
+        assert arm[~person].max() < 1e-4 < arm[person].max()
 
 
 def test_the_operator_hesitates_and_wavers_by_the_seed():

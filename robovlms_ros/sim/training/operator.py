@@ -20,12 +20,16 @@ from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.types import ActionChunk
 from robovlms_ros.sim.bags import record_episodes
 from robovlms_ros.sim.rollout import (
+    EXPERT,
+    Agent,
     EpisodeSettings,
     ExpertSession,
     Outcome,
     RolloutFrame,
     build_loop,
 )
+from robovlms_ros.sim.scenes import load_agent
+from robovlms_ros.sim.take_over import TakeOver
 from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 from robovlms_ros.sim.training.demonstrations import Disturbance, random_start
 from robovlms_ros.sim.world import SimWorld
@@ -42,14 +46,15 @@ ELSEWHERE = 0.5
 
 
 class Operator(Disturbance):
-    """Chunks of the expert as a person would have commanded them."""
+    """Chunks of the expert as a person would have commanded them; a policy's as they are."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng.uniform(0, WAVER), SLIP, rng)
-        self._still = 0
         self._until_ns = 0
 
     def __call__(self, chunk: ActionChunk, frame: RolloutFrame) -> ActionChunk:
+        if chunk.policy_id != EXPERT:
+            return chunk
         chunk = super().__call__(chunk, frame)
         if chunk.stamp_ns >= self._until_ns and self._rng.uniform() < HESITATION:
             self._until_ns = chunk.stamp_ns + int(self._rng.uniform(0.2e9, 0.6e9))
@@ -62,12 +67,19 @@ class Operator(Disturbance):
 
 
 def record_recordings(
-    folder: Path, seeds: Sequence[int], paired: bool, robot: str = "panda", workers: int = 1
+    folder: Path,
+    seeds: Sequence[int],
+    paired: bool,
+    robot: str = "panda",
+    workers: int = 1,
+    checkpoint: Path | None = None,
 ) -> list[Outcome]:
     """`record_scenes` in several processes; the outcomes of what was missing."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [seeds[i::workers] for i in range(min(workers, len(seeds)))]
-    part = partial(record_scenes, folder, paired=paired, robot=robot)
+    part = partial(
+        record_scenes, folder, paired=paired, robot=robot, checkpoint=checkpoint
+    )
     if len(parts) == 1:
         return part(parts[0])
     with ProcessPoolExecutor(len(parts), multiprocessing.get_context("spawn")) as pool:
@@ -75,9 +87,17 @@ def record_recordings(
 
 
 def record_scene(
-    path: Path, world: SimWorld, seed: int, instructions: Sequence[str], robot: str = "panda"
+    path: Path,
+    world: SimWorld,
+    seed: int,
+    instructions: Sequence[str],
+    robot: str = "panda",
+    policy: Agent | None = None,
 ) -> list[Outcome]:
-    """Record one scene of the two cubes as one bag, an episode for each of the instructions."""
+    """Record one scene of the two cubes as one bag, an episode for each of the instructions.
+
+    policy: drives first, the operator takes over.
+    """
     settings = EpisodeSettings(latency=(0.03, 0.15), limit=12.0, linger=0.4)
     loop = build_loop(world, robot, settings)
     order = list(INSTRUCTIONS)
@@ -90,18 +110,26 @@ def record_scene(
             world.set_arm(positions, 1.0)
 
     episodes = [(seed, words) for words in instructions]
-    return record_episodes(path, loop, ExpertSession(world), load_robot(robot), episodes, begin)
+    agent: Agent = ExpertSession(world)
+    if policy is not None:
+        agent = TakeOver(policy, agent)
+    return record_episodes(path, loop, agent, load_robot(robot), episodes, begin)
 
 
 def record_scenes(
-    folder: Path, seeds: Sequence[int], paired: bool, robot: str = "panda"
+    folder: Path,
+    seeds: Sequence[int],
+    paired: bool,
+    robot: str = "panda",
+    checkpoint: Path | None = None,
 ) -> list[Outcome]:
     """Record scenes as `FOLDER/scene_SEED`, those that are missing; a bag is there whole or not.
 
     paired: each scene for each of the two sentences; otherwise an even seed's scene for the first,
-    an odd one's for the second.
+    an odd one's for the second. checkpoint: of a policy that drives first (`TakeOver`).
     """
     words = list(INSTRUCTIONS)
+    policy = None if checkpoint is None else load_agent(checkpoint)
     world = SimWorld(seeds[0])
     outcomes = []
     try:
@@ -112,7 +140,7 @@ def record_scenes(
                 continue
             part.parent.mkdir(parents=True, exist_ok=True)
             chosen = words if paired else [words[seed % 2]]
-            outcomes += record_scene(part, world, seed, chosen, robot)
+            outcomes += record_scene(part, world, seed, chosen, robot, policy)
             part.rename(bag)
     finally:
         world.close()
