@@ -55,7 +55,12 @@ def _cameras(given: str | None, node: "NodeParameters | None") -> tuple[str, ...
 def run(args: argparse.Namespace) -> int:
     from robovlms_ros.checkpoints.preflight import PreflightReport, Situation, inspect
     from robovlms_ros.cli.eval_setup import read_parameters
-    from robovlms_ros.control.preflight import check_calibration, check_collision, check_description
+    from robovlms_ros.control.preflight import (
+        check_calibration,
+        check_collision,
+        check_description,
+        check_gripper,
+    )
     from robovlms_ros.control.robot import load_robot
     from robovlms_ros.ros.loading import find_device
 
@@ -91,9 +96,8 @@ def run(args: argparse.Namespace) -> int:
     if robot is not None:
         description = None if args.description is None else Path(args.description)
         found = [check_description(robot, description), check_collision(robot, description)]
-        calibration = check_calibration(robot)
-        if calibration is not None:
-            found.append(calibration)
+        optional = (check_gripper(robot, description), check_calibration(robot))
+        found += [finding for finding in optional if finding is not None]
         report = replace(report, findings=(*report.findings, *found))
     if args.json:
         print(report.to_json())

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="B: a folder that is not there")
     parser.add_argument("--config", type=Path, help="training YAML (default: A's configuration)")
     parser.add_argument("--steps", type=int, help="in the place of training.max_steps")
-    parser.add_argument("--robot", default="panda", help="robot of the bags: a YAML, or a name")
+    parser.add_argument("--robot", help="robot of the bags: a YAML, or a name (default: A's own)")
     parser.add_argument("--task", default="cubes",
                         help="of scenes:N: cubes (the default), a tabletop task, or all")
     parser.add_argument("--worst", type=float, default=0.05, metavar="SHARE",
@@ -116,6 +116,10 @@ def run(args: argparse.Namespace) -> int:
     start = find_checkpoint(args.checkpoint)
     job = read_run(args.config or locate_config(start), str(start))
     data = dict(job.data)
+    of_bags = data.get("bag", {}).get("robot")
+    of_policy = None if job.config.action is None else job.config.action.robot
+    args.robot = args.robot or of_bags or of_policy
+    require(bool(args.robot), "--robot", args.robot, "given: the checkpoint names no robot")
     data["bag"] = {"robot": args.robot, **data.get("bag", {})}
     steps = args.steps or job.config.training.max_steps
     training = replace(job.config.training, max_steps=steps)

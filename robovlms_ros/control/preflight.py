@@ -4,6 +4,7 @@ from pathlib import Path
 
 from robovlms_ros.checkpoints.preflight import Finding
 from robovlms_ros.control.collision_model import load_collision_model
+from robovlms_ros.control.description.model import load_tree, place_of
 from robovlms_ros.control.description.shapes import CollisionGeometryError
 from robovlms_ros.control.kinematics import Kinematics, KinematicsError
 from robovlms_ros.control.lerobot_units import calibrated_limits, zero_ticks
@@ -35,6 +36,35 @@ def check_description(robot: RobotSpec, description: str | Path | None = None) -
     joints = ", ".join(kinematics.joints)
     frames = f"{robot.base_frame} to {robot.eef_frame}"
     return Finding("ok", "description", f"{source}: {joints} move {frames}")
+
+
+def check_gripper(robot: RobotSpec, description: str | Path | None = None) -> Finding | None:
+    """Look for the gripper's joint in the robot's description; None without a gripper or a readable
+    description.
+
+    description: the path or text of a URDF or MJCF in place of the robot's own.
+    """
+    source = robot.description_path if description is None else description
+    if robot.gripper is None or source is None:
+        return None
+    try:
+        tree = load_tree(source)
+    except KinematicsError:
+        return None  # `check_description` reports it
+    joints = [name for name, joint in tree.joints().items() if joint.moves]
+    joint = robot.gripper.joint
+    if joint in joints:
+        return Finding("ok", "gripper", f"{joint} is a joint of {place_of(source)}")
+    others = [name for name in joints if name not in robot.joints]
+    text = f"{place_of(source)} has no joint '{joint}' (gripper.joint)"
+    if not others:
+        return Finding("ok", "gripper", f"{text}, nor any other beside the arm's: not compared")
+    return Finding(
+        "warning",
+        "gripper",
+        f"{text}; beside the arm's it has {', '.join(others)}. The gripper's opening is read from "
+        "joint_states by that name",
+    )
 
 
 def check_collision(robot: RobotSpec, description: str | Path | None = None) -> Finding:

@@ -47,6 +47,8 @@ def command(bags, tmp_path):
         "improve",
         "--checkpoint",
         str(tmp_path / "old"),
+        "--robot",
+        "panda",
         "--data",
         *map(str, paths[:2]),
         "--gate",
