@@ -110,6 +110,7 @@ def prepare(job: EvaluationJob) -> tuple[Setting, list[Subject]]:
         parameters.max_instruction_length,
         {camera.name: camera.encoding for camera in parameters.cameras if camera.encoding},
         body.collision,
+        {camera.name: camera.topic for camera in parameters.cameras},
     )
     return setting, subjects
 

@@ -113,16 +113,23 @@ class TopicMapping:
 
 
 def detect(
-    bag: Bag, given: TopicsConfig, cameras: Sequence[str], robot: RobotSpec
+    bag: Bag,
+    given: TopicsConfig,
+    cameras: Sequence[str],
+    robot: RobotSpec,
+    subscribed: Mapping[str, str] | None = None,
 ) -> tuple[TopicMapping, list[str]]:
     """The mapping for a bag, and one line for each choice, detected ones marked as such.
+
+    subscribed: camera -> base topic of the node's parameters, of any namespace where it is
+    relative: it goes before a topic that is only named like the camera.
 
     Raises ConfigError for a topic that the bag does not hold, BagError when a camera cannot be
     found or distinguished.
     """
     _check_given(bag, given)
     lines: list[str] = []
-    found = _cameras(bag, given.cameras, cameras, lines)
+    found = _cameras(bag, given.cameras, cameras, subscribed or {}, lines)
     joints = given.joint_states or _joint_states(bag, robot, lines)
     instruction = given.instruction or _by_name(bag, STRING, ("instruction", "task", "prompt", "language"))
     episodes = given.episodes or _by_name(bag, STRING, ("episode",))
@@ -193,7 +200,13 @@ def _check_given(bag: Bag, given: TopicsConfig) -> None:
             raise ConfigError(f"topics.{name} = '{topic}': not in {bag.path}.{did_you_mean(topic, bag.topics)}")
 
 
-def _cameras(bag: Bag, given: Mapping[str, str], names: Sequence[str], lines: list[str]) -> dict[str, str]:
+def _cameras(
+    bag: Bag,
+    given: Mapping[str, str],
+    names: Sequence[str],
+    subscribed: Mapping[str, str],
+    lines: list[str],
+) -> dict[str, str]:
     images = [topic for topic, kind in bag.topics.items() if kind in IMAGES]
     # A raw image beats its compressed copy: it is what the camera saw.
     images.sort(key=lambda topic: (bag.topics[topic] != IMAGES[0], topic))
@@ -203,7 +216,12 @@ def _cameras(bag: Bag, given: Mapping[str, str], names: Sequence[str], lines: li
             found[name] = given[name]
             lines.append(f"camera '{name}': {given[name]}")
             continue
-        named = [topic for topic in images if name in topic.split("/")] or [topic for topic in images if name in topic]
+        base = subscribed.get(name, "")
+        named = (
+            [topic for topic in images if base and _is_topic(topic, base)]
+            or [topic for topic in images if name in topic.split("/")]
+            or [topic for topic in images if name in topic]
+        )
         if not named and len(names) == 1 and len({topic.removesuffix("/compressed") for topic in images}) == 1:
             named = images
         if not named:
@@ -216,6 +234,12 @@ def _cameras(bag: Bag, given: Mapping[str, str], names: Sequence[str], lines: li
         found[name] = named[0]
         lines.append(f"camera '{name}': {named[0]} (detected)")
     return found
+
+
+def _is_topic(topic: str, base: str) -> bool:
+    """True for the images of a base topic, raw or compressed; a relative one of any namespace."""
+    raw = topic.removesuffix("/compressed")
+    return raw == base if base.startswith("/") else raw.endswith(f"/{base}")
 
 
 def _joint_states(bag: Bag, robot: RobotSpec, lines: list[str]) -> str | None:

@@ -91,7 +91,8 @@ class Setting:
     """Settings that all bags share. cameras: of the policies, the reference first.
 
     tolerances: s, as the node's parameters. encodings: camera -> encoding of its raw images, as the
-    node's parameters; `config.camera` has precedence.
+    node's parameters; `config.camera` has precedence. camera_topics: camera -> base topic of the
+    node's parameters.
     """
 
     robot: RobotSpec
@@ -104,6 +105,7 @@ class Setting:
     max_instruction: int = 500
     encodings: Mapping[str, str] = field(default_factory=dict)
     collision: CollisionModel | None = None
+    camera_topics: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate_bag(
@@ -118,7 +120,9 @@ def evaluate_bag(
     config = setting.config
     label = path.stem
     with Bag(path) as bag:
-        mapping, lines = detect(bag, config.topics, setting.cameras, setting.robot)
+        mapping, lines = detect(
+            bag, config.topics, setting.cameras, setting.robot, setting.camera_topics
+        )
         encodings = _encodings(bag, mapping, setting)
         given = config.calibration.get(setting.cameras[0])
         _require_state(bag, mapping)
