@@ -91,7 +91,7 @@ class ChunkExecutor:
         self.gate = gate
         self.guard = guard
         self._switch = None if robot.gripper is None else GripperSwitch(robot.gripper)
-        self._openings = OpeningSchedule(self.scheduler.config)
+        self._openings = OpeningSchedule(self.scheduler.config, robot.gripper)
         self._resumed = False
         self.stop_conflict = ""
         """The collision that the last stop was changed for, or could not avoid; empty for none."""
@@ -294,9 +294,11 @@ class ChunkExecutor:
         """The side of the gripper for a person's opening, 0 closed to 1 open, by the same
         hysteresis and dwell; None without a gripper, and between the thresholds before the first.
 
-        Raises CommandRejected unless the opening is a number from 0 to 1.
+        It stays until the next chunk. Raises CommandRejected unless the opening is a number from 0
+        to 1.
         """
         wanted = self.guard.admit_opening(opening)
+        self._openings.forget()
         if self._switch is None:
             return None
         side = self._switch.update(wanted, now_ns)
