@@ -324,12 +324,13 @@ class ChunkExecutor:
         motion = None if self._resumed else self.guard.commanded
         return None if motion is None else motion(stamps_ns)[0]
 
-    def commanded_state(self, measured: RobotState, now_ns: int) -> RobotState:
-        """The arm as commanded now, without a pose; as measured where nothing is commanded."""
-        commanded = self.commanded(now_ns)
+    def commanded_state(self, measured: RobotState, t_ns: int) -> RobotState:
+        """The arm as commanded at a time, without a pose; where nothing is commanded, at rest as
+        measured."""
+        commanded = self.commanded(t_ns)
         if commanded is None:
-            return replace(measured, stamp_ns=now_ns, eef_pose=None)
-        return RobotState(now_ns, commanded[0], commanded[1])
+            return replace(measured, stamp_ns=t_ns, velocities=None, eef_pose=None)
+        return RobotState(t_ns, commanded[0], commanded[1])
 
     def smooth_stop(
         self, now_ns: int, clock: Callable[[], int] | None = None
