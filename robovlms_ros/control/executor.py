@@ -91,7 +91,7 @@ class ChunkExecutor:
         self.gate = gate
         self.guard = guard
         self._switch = None if robot.gripper is None else GripperSwitch(robot.gripper)
-        self._openings = OpeningSchedule(self.scheduler.config)
+        self._openings = OpeningSchedule(self.scheduler.config, robot.gripper)
         self._resumed = False
         self.stop_conflict = ""
         """The collision that the last stop was changed for, or could not avoid; empty for none."""
@@ -294,9 +294,11 @@ class ChunkExecutor:
         """The side of the gripper for a person's opening, 0 closed to 1 open, by the same
         hysteresis and dwell; None without a gripper, and between the thresholds before the first.
 
-        Raises CommandRejected unless the opening is a number from 0 to 1.
+        It stays until the next chunk. Raises CommandRejected unless the opening is a number from 0
+        to 1.
         """
         wanted = self.guard.admit_opening(opening)
+        self._openings.forget()
         if self._switch is None:
             return None
         side = self._switch.update(wanted, now_ns)
@@ -322,12 +324,13 @@ class ChunkExecutor:
         motion = None if self._resumed else self.guard.commanded
         return None if motion is None else motion(stamps_ns)[0]
 
-    def commanded_state(self, measured: RobotState, now_ns: int) -> RobotState:
-        """The arm as commanded now, without a pose; as measured where nothing is commanded."""
-        commanded = self.commanded(now_ns)
+    def commanded_state(self, measured: RobotState, t_ns: int) -> RobotState:
+        """The arm as commanded at a time, without a pose; where nothing is commanded, at rest as
+        measured."""
+        commanded = self.commanded(t_ns)
         if commanded is None:
-            return replace(measured, stamp_ns=now_ns, eef_pose=None)
-        return RobotState(now_ns, commanded[0], commanded[1])
+            return replace(measured, stamp_ns=t_ns, velocities=None, eef_pose=None)
+        return RobotState(t_ns, commanded[0], commanded[1])
 
     def smooth_stop(
         self, now_ns: int, clock: Callable[[], int] | None = None

@@ -40,15 +40,18 @@ class GripperSwitch:
 class OpeningSchedule:
     """The opening that the executed chunks want at a time.
 
-    A chunk that stays on one side decides alone: its intent is clear. In one that changes sides
-    the moment is uncertain: a policy that infers at every image may put the closing at its second
-    step again and again, and the newest chunk alone would never close. Then the recent chunks of
-    the instruction are averaged, by their age as for the arm, where the strategy averages (blend,
-    ensemble).
+    A chunk that stays on one side of the gripper's thresholds decides alone: its intent is clear.
+    In one that changes sides the moment is uncertain: a policy that infers at every image may put
+    the closing at its second step again and again, and the newest chunk alone would never close.
+    Then the policy's recent chunks of the instruction are averaged, by their age as for the arm,
+    where the strategy averages (blend, ensemble).
+
+    gripper: None for an arm without one; nothing is wanted then.
     """
 
-    def __init__(self, config: ScheduleConfig) -> None:
+    def __init__(self, config: ScheduleConfig, gripper: GripperBase | None) -> None:
         self._config = config
+        self._gripper = gripper
         self._plans: tuple[JointPlan, ...] = ()
 
     def forget(self) -> None:
@@ -57,7 +60,7 @@ class OpeningSchedule:
 
     def add(self, plan: JointPlan) -> None:
         """Count a plan that was sent; one without openings makes the others count no more."""
-        if plan.gripper is None:
+        if plan.gripper is None or self._gripper is None:
             self._plans = ()
             return
         kept = MEMORY_CHUNKS if self._config.strategy in ("blend", "ensemble") else 1
@@ -72,11 +75,13 @@ class OpeningSchedule:
         if not self._plans:
             return None
         newest = self._plans[-1]
-        assert newest.gripper is not None
+        assert newest.gripper is not None and self._gripper is not None
         step = _step(newest, t_ns)
-        opens = newest.gripper[step:] >= 0.5
-        if opens.all() or not opens.any():
-            return float(newest.gripper[step])
+        ahead = newest.gripper[step:]
+        closes = ahead.min() <= self._gripper.close_below
+        opens = ahead.max() >= self._gripper.open_above
+        if not (closes and opens):
+            return float(ahead[0])
         plans = [plan for plan in self._plans if t_ns <= plan.times_ns[-1]]
         openings = [plan.gripper[_step(plan, t_ns)] for plan in plans if plan.gripper is not None]
         return float(np.average(openings, weights=self._weights(plans)))
@@ -98,5 +103,9 @@ def _stamp(plan: JointPlan) -> int:
 
 
 def _precedes(old: JointPlan, new: JointPlan) -> bool:
-    same = old.chunk is None or new.chunk is None or old.chunk.instruction == new.chunk.instruction
-    return same and _stamp(old) < _stamp(new)
+    return _intent(old) == _intent(new) and _stamp(old) < _stamp(new)
+
+
+def _intent(plan: JointPlan) -> tuple[str, str] | None:
+    """Policy and instruction: a mean over two of them is the intent of neither."""
+    return None if plan.chunk is None else (plan.chunk.policy_id, plan.chunk.instruction)

@@ -81,18 +81,40 @@ def joints_of_pose(
     return found.positions[0]
 
 
-def plan_target(
-    target: Array, previous_ns: int | None, start: RobotState, robot: RobotSpec
-) -> JointPlan:
+class PersonTargets:
+    """Target positions that follow each other, each planned by `plan_target`.
+
+    The first one must be near the arm. A refused one neither begins a stream nor ends one.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream: the next target begins one."""
+        self._previous_ns: int | None = None
+
+    def plan(self, target: Array, now_ns: int, start: RobotState, robot: RobotSpec) -> JointPlan:
+        """The plan of a target (J,), rad, that arrived at now_ns. Raises as `plan_target`."""
+        previous_ns = self._previous_ns
+        streamed = (
+            previous_ns is not None and 0 < now_ns - previous_ns <= STREAM_GAP * NANOSECONDS
+        )
+        if streamed:
+            self._previous_ns = now_ns
+        plan = plan_target(target, streamed, start, robot)
+        self._previous_ns = now_ns
+        return plan
+
+
+def plan_target(target: Array, streamed: bool, start: RobotState, robot: RobotSpec) -> JointPlan:
     """The plan of streamed target positions (J,), rad, from a state, at its stamp, to rest there.
 
     A cubic in each joint: the next target replaces it on the way, the last one is not passed.
-    previous_ns: arrival of the target before. Raises PlanRefused for a target further than
-    max_start_jump from the state, in a stream twice that, for the arm is behind: a leader arm must
-    be brought to the arm first.
+    streamed: it follows another one. Raises PlanRefused for a target further than max_start_jump
+    from the state, in a stream twice that, for the arm is behind: a leader arm must be brought to
+    the arm first.
     """
-    begin_ns = start.stamp_ns
-    streamed = previous_ns is not None and 0 < begin_ns - previous_ns <= STREAM_GAP * NANOSECONDS
     allowed = robot.max_start_jump * (2 if streamed else 1)
     distance = target - start.positions
     joint = int(np.argmax(np.abs(distance)))
@@ -112,7 +134,7 @@ def plan_target(
     ahead = passed * velocity * seconds - (1.0 + 2.0 * passed) * distance
     positions = target + left**2 * ahead
     velocities = left * ((1.0 - 3.0 * passed) * velocity + 6.0 * passed * distance / seconds)
-    plan = _joint_plan(begin_ns, after, positions, velocities, robot)
+    plan = _joint_plan(start.stamp_ns, after, positions, velocities, robot)
     return replace(plan, smooth=True)
 
 

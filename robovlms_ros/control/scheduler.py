@@ -301,7 +301,10 @@ class ChunkScheduler:
                 f"the chunk's last step was due {late:.3f} s before it could start: inference takes longer than the "
                 "horizon covers. Use a longer horizon or a faster policy."
             )
-        steps = {"first": 1, "receding": self.config.execute_steps}.get(self.config.strategy, len(usable))
+        steps = len(usable)
+        if not plan.smooth:
+            at_most = {"first": 1, "receding": self.config.execute_steps}
+            steps = at_most.get(self.config.strategy, steps)
         knots_ns = _knots(splice_ns, plan.times_ns[usable[:steps]])
         future = self._join(running, self._tracks(plan, splice_ns), knots_ns)
         instruction = None if plan.chunk is None else plan.chunk.instruction

@@ -334,10 +334,12 @@ def limit(
         share = max(0.0, min(1.0, speed_scaling(begin_ns + step * STEP_NS)))
         fastest = max(abs(s) / max(share * joint[0], 1e-9) for s, joint in zip(slope, joints))
         speed = min(pace, max(0.0, min(1.0, 2.0 - lag / LAG)), 1.0 / max(1.0, fastest))
+        phase = min(phase + speed * GRID, float(count - 1))
+        # The slope at the step's end: a command that is replaced after one step must turn, too.
+        slope = slopes[int(phase)]
         moved = [advance(*each, speed, share) for each in zip(p, v, target, slope, joints)]
         p = [m[0] for m in moved]
         v = [m[1] for m in moved]
-        phase = min(phase + speed * GRID, float(count - 1))
         positions.append(p)
         velocities.append(v)
     while any(v) or len(positions) < 2:

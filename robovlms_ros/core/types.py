@@ -142,7 +142,8 @@ class JointPlan:
     times_ns: (N,) int64, absolute, strictly increasing.
     positions, velocities: (N, J) float64 in the robot's joint order.
     gripper: (N,) opening 0 to 1, or None.
-    smooth: made within the acceleration limits; its corners are not rounded.
+    smooth: made within the acceleration limits and to rest; its corners are not rounded, and it is
+        executed whole.
     """
 
     times_ns: NDArray[np.int64]

@@ -14,9 +14,9 @@ from robovlms_ros.control.controller_types import GripperBase
 from robovlms_ros.control.joy_mapping import JoyMapping, JoyRefused
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.person_commands import (
+    PersonTargets,
     in_robot_order,
     joints_of_pose,
-    plan_target,
     plan_trajectory,
     plan_twist,
 )
@@ -59,7 +59,7 @@ class HumanControl:
         self._runner = runner
         self._on_taken = on_taken
         self._log = log
-        self._target_ns: int | None = None
+        self._targets = PersonTargets()
         self._streamed_ns = 0
         self._joy_held = False
         self.joy: JoyMapping | None = None
@@ -104,7 +104,7 @@ class HumanControl:
         response.message = "the node is not active" if runner is None else runner.take_over()
         response.success = not response.message
         if response.success:
-            self._target_ns = None
+            self._targets.reset()
             self._log("a person drives: ~/take_over")
             self._on_taken()
         self.publish_source()
@@ -180,7 +180,7 @@ class HumanControl:
                 raise PlanRefused(f"a pose must be in {robot.base_frame}, or its frame_id empty.")
             pose = _matrix(message)
             target = joints_of_pose(pose, start, kinematics, robot)
-            return self._plan_target(target, now, start, robot)
+            return self._targets.plan(target, now, start, robot)
 
         self._command(plan)
 
@@ -192,7 +192,7 @@ class HumanControl:
 
         def plan(start: RobotState, robot: RobotSpec, kinematics: Kinematics | None) -> JointPlan:
             target = in_robot_order(names, message.position, robot)
-            return self._plan_target(target, now, start, robot)
+            return self._targets.plan(target, now, start, robot)
 
         self._command(plan)
         gripper = self._gripper()
@@ -201,13 +201,6 @@ class HumanControl:
             # `opening` would clip a value that is not a number.
             opening = gripper.opening(position) if math.isfinite(position) else position
             self._move_gripper(opening)
-
-    def _plan_target(
-        self, target: np.ndarray, now_ns: int, start: RobotState, robot: RobotSpec
-    ) -> JointPlan:
-        previous_ns = self._target_ns
-        self._target_ns = now_ns
-        return plan_target(target, previous_ns, start, robot)
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
         def plan(start: RobotState, robot: RobotSpec, kinematics: Kinematics | None) -> JointPlan:

@@ -91,7 +91,8 @@ class PersonControl:
                 return "no joint states have come"
             executor = self._interfaces.executor
             assert executor is not None
-            start = executor.commanded_state(measured, now)
+            # From here on a command may differ from the one before it.
+            start = executor.commanded_state(measured, now + executor.scheduler.lead_ns)
             try:
                 plan = plan_of(start, executor.robot, executor.kinematics)
             except RoboVLMsError as error:

@@ -16,8 +16,8 @@ from robovlms_ros.control.robot import RobotSpec
 from robovlms_ros.core.types import NANOSECONDS, TrajectoryCommand
 from robovlms_ros.evaluation.bags.chunks import TRAJECTORY, message_of_command
 from robovlms_ros.evaluation.bags.types import typestore
+from robovlms_ros.sim.relieved_policy import RelievedPolicy
 from robovlms_ros.sim.rollout import ClosedLoop, Outcome, RolloutFrame
-from robovlms_ros.sim.take_over import TakeOver
 from robovlms_ros.sim.world import FINGER_JOINT, SimWorld
 
 JOINT_PERIOD_NS = NANOSECONDS // 100
@@ -64,7 +64,7 @@ class SimulatedBag:
         self._write(f"{NAMESPACE}/instruction", "std_msgs/msg/String", self._make("std_msgs/msg/String", data=words))
 
     def control_source(self, person: bool) -> None:
-        """Who commands the arm from now on."""
+        """Write who commands the arm from now on. person: or the policy."""
         kind = "robovlms_ros/msg/ControlSource"
         header = self._header(self._world.time_ns)
         source = "human" if person else "policy"
@@ -139,7 +139,7 @@ def record_episodes(
     on_frame = loop.on_frame
     loop.world = bag  # type: ignore[assignment]
     loop.on_frame = bag.on_frame
-    if isinstance(agent, TakeOver):
+    if isinstance(agent, RelievedPolicy):
         agent.on_source = bag.control_source
     outcomes = []
     try:

@@ -143,6 +143,15 @@ def test_the_gripper_follows_the_step_under_way(executor, robot):
     assert executor.gripper_at(ns(5.2)) is None
 
 
+def test_a_persons_opening_stays_until_the_next_chunk(executor, robot):
+    assert executor.set_opening(0.5, ns(0.5)) is None
+    executor.on_chunk(chunk(robot, 1.0, reach(robot, 1.0)), at(robot, 1.0), at(robot, 1.1), ns(1.1))
+    assert executor.set_opening(0.0, ns(1.4)) == 0.0
+    assert executor.gripper_at(ns(1.8)) == 0.0
+    later = chunk(robot, 1.8, reach(robot, 1.8))
+    assert executor.on_chunk(later, at(robot, 1.8), at(robot, 1.9), ns(1.9)).gripper == 1.0
+
+
 def test_a_stop_is_smooth_and_the_next_chunk_continues_from_it(executor, robot):
     controller, commands, verdicts = TrajectoryController(robot.joints), [], []
     state = at(robot, 1.0)

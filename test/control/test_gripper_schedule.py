@@ -3,10 +3,14 @@
 - A closing that every chunk puts at its second or third step happens, and is not taken back.
 - A chunk that stays on one side decides alone; where the newest one changes sides, chunks count by
   their age with the strategies that average, and the newest alone with the others.
-- Another instruction, a plan without openings and a clock that went back leave no older chunk.
+- Sides are those of the gripper's thresholds.
+- Another instruction, another policy, a plan without openings and a clock that went back leave no
+  older chunk.
 - The newest chunk's last opening stays.
 - A new side needs a threshold and a rest.
 """
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk, ActionSpec, JointPlan
 
 STEP = 0.05
+GRIPPER = load_robot("panda").gripper
 SPEC = ActionSpec("joint_position", "base", "rotation_vector", "chained", STEP)
 
 
@@ -24,12 +29,12 @@ def ns(seconds):
     return round(seconds * NANOSECONDS)
 
 
-def plan(stamp, opening, instruction="lift"):
+def plan(stamp, opening, instruction="lift", policy_id="test"):
     """A plan of one joint at rest; opening: one value a step, or None."""
     steps = 16 if opening is None else len(opening)
     times_ns = ns(stamp) + np.round(np.arange(1, steps + 1) * STEP * NANOSECONDS).astype(np.int64)
     still = np.zeros((steps, 1))
-    chunk = ActionChunk(ns(stamp), still, SPEC, instruction, "test")
+    chunk = ActionChunk(ns(stamp), still, SPEC, instruction, policy_id)
     return JointPlan(times_ns, still, still, None if opening is None else np.array(opening), chunk)
 
 
@@ -39,9 +44,8 @@ def closing_at(step):
 
 def commands(strategy, step, latency=0.03):
     """The gripper's sides over 2 s in which a chunk of each image closes at `step`."""
-    robot = load_robot("panda")
-    schedule = OpeningSchedule(ScheduleConfig(strategy=strategy))
-    switch = GripperSwitch(robot.gripper)
+    schedule = OpeningSchedule(ScheduleConfig(strategy=strategy), GRIPPER)
+    switch = GripperSwitch(GRIPPER)
     sides = []
     for tick in range(200):
         t = 1.0 + tick * 0.01
@@ -66,7 +70,7 @@ def test_the_newest_chunk_alone_never_closes_or_wavers():
 
 
 def test_a_clear_intent_decides_alone():
-    schedule = OpeningSchedule(ScheduleConfig())
+    schedule = OpeningSchedule(ScheduleConfig(), GRIPPER)
     schedule.add(plan(1.0, np.zeros(16)))
     schedule.add(plan(1.05, np.ones(16)))
     assert schedule.wanted(ns(1.1)) == 1.0
@@ -77,7 +81,7 @@ def test_a_clear_intent_decides_alone():
 
 
 def test_a_chunk_counts_by_its_age():
-    schedule = OpeningSchedule(ScheduleConfig(memory=0.1))
+    schedule = OpeningSchedule(ScheduleConfig(memory=0.1), GRIPPER)
     schedule.add(plan(1.0, np.zeros(16)))
     schedule.add(plan(1.1, closing_at(15)))
     assert schedule.wanted(ns(1.2)) == pytest.approx(1 / (1 + np.exp(-1)))
@@ -90,18 +94,20 @@ def test_a_chunk_counts_by_its_age():
 
 @pytest.mark.parametrize("strategy", ["fade", "receding", "first"])
 def test_the_newest_alone(strategy):
-    schedule = OpeningSchedule(ScheduleConfig(strategy=strategy))
+    schedule = OpeningSchedule(ScheduleConfig(strategy=strategy), GRIPPER)
     schedule.add(plan(1.0, np.zeros(16)))
     schedule.add(plan(1.1, closing_at(15)))
     assert schedule.wanted(ns(1.2)) == 1.0
 
 
 def test_older_chunks_that_do_not_count():
-    schedule = OpeningSchedule(ScheduleConfig())
+    schedule = OpeningSchedule(ScheduleConfig(), GRIPPER)
     assert schedule.wanted(ns(1.0)) is None
     schedule.add(plan(1.0, np.zeros(16)))
     schedule.add(plan(1.05, closing_at(15), "put it down"))
     assert schedule.wanted(ns(1.1)) == 1.0
+    schedule.add(plan(1.08, closing_at(15)[::-1], "put it down", "another"))
+    assert schedule.wanted(ns(1.1)) == 0.0
     schedule.add(plan(1.1, None, "put it down"))  # a person's motion
     assert schedule.wanted(ns(1.2)) is None
     schedule.add(plan(1.2, np.zeros(16)))
@@ -109,10 +115,19 @@ def test_older_chunks_that_do_not_count():
     assert schedule.wanted(ns(1.3)) is None
 
 
+def test_sides_are_those_of_the_thresholds():
+    wide = dataclasses.replace(GRIPPER, close_below=0.7, open_above=0.9)
+    closes = np.where(np.arange(16) < 2, 1.0, 0.6)  # onto a thick object
+    for gripper, wanted in ((wide, 0.6 + 0.4 / (1 + np.exp(-0.1))), (GRIPPER, 1.0)):
+        schedule = OpeningSchedule(ScheduleConfig(memory=0.5), gripper)
+        schedule.add(plan(1.0, np.full(16, 0.6)))
+        schedule.add(plan(1.05, closes))
+        assert schedule.wanted(ns(1.1)) == pytest.approx(wanted)
+
+
 def test_gripper_changes_need_a_threshold_and_a_rest():
-    robot = load_robot("panda")
-    switch = GripperSwitch(robot.gripper)
-    low, high, dwell = robot.gripper.close_below, robot.gripper.open_above, robot.gripper.dwell
+    switch = GripperSwitch(GRIPPER)
+    low, high, dwell = GRIPPER.close_below, GRIPPER.open_above, GRIPPER.dwell
     middle = (low + high) / 2
     assert switch.update(middle, 0) is None
     assert switch.update(high, 0) == 1.0

@@ -2,17 +2,23 @@
 
 - A twist moves the tool along its axis, in the base's or the tool's axes; the plan is 0.3 s long.
 - A target is reached at rest, within the limits of speed and acceleration; a stream of targets is
-  one motion, and one that ends, at any speed, does not pass its last target.
+  one motion, and one that ends, at any speed and with any lead, does not pass its last target, also
+  where the gate clamps a joint.
 - A pose becomes the joint target whose tool is there; one out of reach is refused.
+- A target far from the arm begins no stream; in a stream the arm may be twice as far behind.
 - A far target, a missing joint, values that are not finite and times that do not increase are
   refused.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from robovlms_ros.control.executor import build_executor
 from robovlms_ros.control.kinematics import Kinematics
 from robovlms_ros.control.person_commands import (
+    PersonTargets,
     in_robot_order,
     joints_of_pose,
     plan_target,
@@ -21,7 +27,7 @@ from robovlms_ros.control.person_commands import (
 )
 from robovlms_ros.control.planner import PlanRefused
 from robovlms_ros.control.robot import load_robot
-from robovlms_ros.control.scheduler import ChunkScheduler
+from robovlms_ros.control.schedule import ScheduleConfig
 from robovlms_ros.control.trajectory import Spline, extremes
 from robovlms_ros.core.types import NANOSECONDS, RobotState
 
@@ -68,7 +74,7 @@ def test_a_target_is_reached_at_rest():
     distance = 0.19 * np.array([1.0, -1.0, 0.5, 0.0, 0.1, 1e-3, -0.5])
     for velocity in (np.zeros(7), np.full(7, 0.5), -distance):
         start = RobotState(START.stamp_ns, HOME, velocity)
-        plan = plan_target(HOME + distance, None, start, PANDA)
+        plan = plan_target(HOME + distance, False, start, PANDA)
         np.testing.assert_allclose(plan.positions[0], HOME)
         np.testing.assert_allclose(plan.velocities[0], velocity)
         np.testing.assert_allclose(plan.positions[-1], HOME + distance)
@@ -78,44 +84,93 @@ def test_a_target_is_reached_at_rest():
         assert (largest.acceleration <= np.array(PANDA.limits.acceleration)).all()
 
 
-@pytest.mark.parametrize("period", [0.02, 0.05, 0.1])
-@pytest.mark.parametrize("speed", [0.1, 0.5, 1.0])
-def test_a_stream_of_targets_ends_at_its_last(speed, period):
-    scheduler = ChunkScheduler(PANDA.joints, limits=PANDA.limits)
-    direction = np.array([1.0, -1.0, 0.5, 0.0, -0.5, 1.0, 1.0])
-    state = START
-    previous_ns = None
+def follow(robot, targets, period, lead=0.02, strategy="blend"):
+    """The executor after a stream of targets, its time, and the commanded speeds (N, J)."""
+    gate = dataclasses.replace(robot.gate, speed_scaling_ramp=0.0)
+    robot = dataclasses.replace(robot, gate=gate)
+    executor = build_executor(robot, None, ScheduleConfig(strategy=strategy, lead=lead))
+    stream = PersonTargets()
+    now_ns = START.stamp_ns
+    measured = RobotState(now_ns, np.array(robot.home))
     speeds = []
-    for count in range(1, round(1.0 / period) + 1):
-        target = HOME + count * period * speed * direction
-        scheduler.update(plan_target(target, previous_ns, state, PANDA), state.stamp_ns, state)
-        previous_ns = state.stamp_ns
-        now_ns = previous_ns + round(period * NANOSECONDS)
-        positions, velocities = scheduler.commanded(now_ns)
-        speeds.append(velocities[0])
-        state = RobotState(now_ns, positions, velocities)
-    settled = np.array(speeds[len(speeds) // 2 :])
+    for target in targets:
+        start = executor.commanded_state(measured, now_ns + executor.scheduler.lead_ns)
+        plan = stream.plan(target, now_ns, start, robot)
+        decision = executor.on_chunk(plan.chunk, start, measured, now_ns, plan=plan)
+        assert decision.command is not None, decision.verdict.reason
+        now_ns += round(period * NANOSECONDS)
+        positions, velocities = executor.commanded(now_ns)
+        measured = RobotState(now_ns, positions)
+        speeds.append(velocities)
+    return executor, now_ns, np.array(speeds)
+
+
+@pytest.mark.parametrize("period", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize(
+    ("speed", "lead"), [(0.1, 0.02), (0.5, 0.02), (1.0, 0.02), (0.3, 0.1), (0.3, 0.2)]
+)
+def test_a_stream_of_targets_ends_at_its_last(speed, lead, period):
+    direction = np.array([1.0, -1.0, 0.5, 0.0, -0.5, 1.0, 1.0])
+    counts = np.arange(1, round(1.0 / period) + 1)
+    targets = HOME + counts[:, None] * period * speed * direction
+    executor, end_ns, speeds = follow(PANDA, targets, period, lead)
+    settled = speeds[len(speeds) // 2 :, 0]
     assert np.ptp(settled) < 0.2 * speed
-    way = [scheduler.commanded(now_ns + ms * 10**6)[0] - target for ms in range(1500)]
+    way = executor.commanded_path(end_ns + np.arange(1500) * 10**6) - targets[-1]
     assert np.max(way * np.sign(direction)) < 1e-4
     np.testing.assert_allclose(way[-1], 0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["first", "receding", "ensemble", "fade"])
+def test_one_target_is_reached_with_every_strategy(strategy):
+    executor, end_ns, _ = follow(PANDA, [HOME + 0.15], 0.02, strategy=strategy)
+    last = executor.commanded(end_ns + NANOSECONDS)[0]
+    np.testing.assert_allclose(last, HOME + 0.15, atol=1e-4)
+
+
+@pytest.mark.parametrize("period", [0.02, 0.05])
+def test_a_joint_at_its_limit_lets_the_others_reach_their_targets(period):
+    robot = load_robot("so101")
+    home = np.array(robot.home)
+    upwards = 1.5 * np.arange(1, round(1.0 / period) + 1)[:, None] * period
+    beyond = home[1] - robot.limits.position_lower[1] + 0.01
+    targets = home + np.minimum(upwards, beyond) * np.array([1.0, -1.0, 0.5, 0.0, -0.5])
+    executor, end_ns, _ = follow(robot, targets, period)
+    way = executor.commanded_path(np.arange(START.stamp_ns, end_ns + NANOSECONDS, 10**7))
+    assert np.max(way[:, 0] - targets[-1, 0]) < 2e-3
+    np.testing.assert_allclose(way[-1, [0, 2, 3, 4]], targets[-1, [0, 2, 3, 4]], atol=1e-3)
 
 
 def test_a_far_target():
     far = HOME.copy()
     far[3] += PANDA.max_start_jump + 0.1
     with pytest.raises(PlanRefused, match="panda_joint4.*max_start_jump"):
-        plan_target(far, None, START, PANDA)
-    with pytest.raises(PlanRefused, match="panda_joint4.*max_start_jump"):
-        plan_target(far, START.stamp_ns - NANOSECONDS, START, PANDA)
-    streamed_ns = START.stamp_ns - NANOSECONDS // 50
-    plan = plan_target(far, streamed_ns, START, PANDA)
+        plan_target(far, False, START, PANDA)
+    plan = plan_target(far, True, START, PANDA)
     np.testing.assert_allclose(plan.positions[-1], far)
-    far[3] += PANDA.max_start_jump
+    farther = far.copy()
+    farther[3] += PANDA.max_start_jump
     with pytest.raises(PlanRefused, match="in a stream"):
-        plan_target(far, streamed_ns, START, PANDA)
+        plan_target(farther, True, START, PANDA)
     with pytest.raises(PlanRefused, match="nan rad from the arm"):
-        plan_target(far * np.nan, streamed_ns, START, PANDA)
+        plan_target(far * np.nan, True, START, PANDA)
+
+
+def test_a_far_target_begins_no_stream():
+    far = HOME.copy()
+    far[3] += PANDA.max_start_jump + 0.1
+    stream = PersonTargets()
+    times_ns = START.stamp_ns + np.arange(5) * NANOSECONDS // 50
+    for now_ns in times_ns:
+        with pytest.raises(PlanRefused, match="max_start_jump"):
+            stream.plan(far, now_ns, START, PANDA)
+    stream.plan(HOME, times_ns[-1] + 1, START, PANDA)
+    with pytest.raises(PlanRefused, match="in a stream"):
+        stream.plan(HOME + 1.0, times_ns[-1] + 2, START, PANDA)
+    stream.plan(far, times_ns[-1] + 3, START, PANDA)
+    for later_ns in (NANOSECONDS, -NANOSECONDS):  # a pause, a clock that went back
+        with pytest.raises(PlanRefused, match="max_start_jump"):
+            stream.plan(far, times_ns[-1] + later_ns, START, PANDA)
 
 
 def test_a_trajectory():

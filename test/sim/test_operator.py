@@ -12,8 +12,8 @@ from rosbags.rosbag2 import Reader
 
 from robovlms_ros.cli.main import main
 from robovlms_ros.core.types import NANOSECONDS, ActionChunk
+from robovlms_ros.sim.relieved_policy import PATIENCE
 from robovlms_ros.sim.rollout import RolloutFrame
-from robovlms_ros.sim.take_over import PATIENCE
 from robovlms_ros.sim.tasks.expert import ACTION_SPEC
 from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 from robovlms_ros.sim.training.operator import Operator, record_scene

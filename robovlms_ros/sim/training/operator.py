@@ -19,6 +19,7 @@ import numpy as np
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.types import ActionChunk
 from robovlms_ros.sim.bags import record_episodes
+from robovlms_ros.sim.relieved_policy import RelievedPolicy
 from robovlms_ros.sim.rollout import (
     EXPERT,
     Agent,
@@ -29,7 +30,6 @@ from robovlms_ros.sim.rollout import (
     build_loop,
 )
 from robovlms_ros.sim.scenes import load_agent
-from robovlms_ros.sim.take_over import TakeOver
 from robovlms_ros.sim.tasks.language import INSTRUCTIONS
 from robovlms_ros.sim.training.demonstrations import Disturbance, random_start
 from robovlms_ros.sim.world import SimWorld
@@ -112,7 +112,7 @@ def record_scene(
     episodes = [(seed, words) for words in instructions]
     agent: Agent = ExpertSession(world)
     if policy is not None:
-        agent = TakeOver(policy, agent)
+        agent = RelievedPolicy(policy, agent)
     return record_episodes(path, loop, agent, load_robot(robot), episodes, begin)
 
 
@@ -126,7 +126,7 @@ def record_scenes(
     """Record scenes as `FOLDER/scene_SEED`, those that are missing; a bag is there whole or not.
 
     paired: each scene for each of the two sentences; otherwise an even seed's scene for the first,
-    an odd one's for the second. checkpoint: of a policy that drives first (`TakeOver`).
+    an odd one's for the second. checkpoint: of a policy that drives first (`RelievedPolicy`).
     """
     words = list(INSTRUCTIONS)
     policy = None if checkpoint is None else load_agent(checkpoint)

@@ -9,7 +9,7 @@ PATIENCE = 4.0
 """s of an episode after which the person takes over; a policy that obeys needs 2 to 3."""
 
 
-class TakeOver:
+class RelievedPolicy:
     """The policy drives until an episode has lasted `patience` (s), then the person to its end.
 
     on_source: called with True when the person takes over, with False when an episode begins.
