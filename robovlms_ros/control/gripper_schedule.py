@@ -5,9 +5,8 @@ import numpy as np
 
 from robovlms_ros.control.controller_types import GripperBase
 from robovlms_ros.control.schedule import ScheduleConfig
+from robovlms_ros.control.scheduler import MEMORY_CHUNKS
 from robovlms_ros.core.types import NANOSECONDS, JointPlan
-
-MEMORY_CHUNKS = 8
 
 
 class GripperSwitch:
