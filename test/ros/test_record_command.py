@@ -40,9 +40,15 @@ class Terminal:
         self.text = ""
         self.process = subprocess.Popen(
             command, stdin=self._slave, stdout=self._slave, stderr=self._slave,
-            start_new_session=True, preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0))
+            start_new_session=True, preexec_fn=self._own_terminal)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @staticmethod
+    def _own_terminal():
+        ioctl(0, termios.TIOCSCTTY, 0)
+        # Tests that nohup started inherit it ignored, and a recording leaves it so.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     def _read(self):
         while self.process.poll() is None or select.select([self._master], [], [], 0.5)[0]:
