@@ -6,6 +6,7 @@ trajectory controllers.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from robovlms_ros.control.collision_model import load_collision_model
 from robovlms_ros.control.controller_types import OneJointTrajectory
 from robovlms_ros.control.executor import ChunkExecutor, Decision, build_executor
 from robovlms_ros.control.kinematics import Kinematics
+from robovlms_ros.control.motion_guard import CommandRejected
 from robovlms_ros.control.robot import load_robot
 from robovlms_ros.core.types import (
     NANOSECONDS,
@@ -215,7 +217,9 @@ class ClosedLoop:
         command = decision.command
         refused = command is None
         if refused and self.executor.commanded(now) is not None:
-            command = self.executor.smooth_stop(now)
+            # As in the node: where no stop is possible, the last command ends at rest by itself.
+            with suppress(CommandRejected):
+                command = self.executor.smooth_stop(now)
         if command is not None:
             self.world.arm_controller.accept(command, now)
         return int(refused)

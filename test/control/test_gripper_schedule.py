@@ -69,6 +69,32 @@ def test_the_newest_chunk_alone_never_closes_or_wavers():
     assert np.count_nonzero(np.diff(commands("fade", 1))) > 1
 
 
+@pytest.mark.parametrize(
+    ("strategy", "period", "late"),
+    [
+        ("fade", 0.1, 0.0),
+        ("blend", 0.05, 0.15),
+        ("blend", 0.1, 0.2),
+        ("ensemble", 0.05, 0.2),
+        ("ensemble", 0.1, 0.4),
+    ],
+)
+def test_an_opening_that_is_taken_back_is_late_by_the_average(strategy, period, late):
+    """An opening of 0.5 s that no chunk before its begin foresaw."""
+    schedule = OpeningSchedule(ScheduleConfig(strategy=strategy), GRIPPER)
+    opened = []
+    for tick in range(200):
+        t = tick * 0.01
+        if tick % round(period / 0.01) == 0:
+            steps = t + STEP * np.arange(1, 17)
+            # From 1.0 s on the chunks have it.
+            opening = np.where((t > 0.99) & (steps > 1.01) & (steps < 1.51), 1.0, 0.0)
+            schedule.add(plan(t, opening))
+        if schedule.wanted(ns(t)) >= GRIPPER.open_above:
+            opened.append(t)
+    assert opened[0] - 1.01 == pytest.approx(late, abs=0.06)
+
+
 def test_a_clear_intent_decides_alone():
     schedule = OpeningSchedule(ScheduleConfig(), GRIPPER)
     schedule.add(plan(1.0, np.zeros(16)))

@@ -7,10 +7,13 @@ import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from robovlms_ros.cli.main import main
+from robovlms_ros.control.motion_guard import CommandRejected
 from robovlms_ros.sim.closed_loop import EpisodeResult
+from robovlms_ros.sim.rollout import EpisodeSettings, ExpertSession, build_loop
 from robovlms_ros.sim.scenes import Bench, BenchSettings, EpisodeLog, LogError, Scene, identity_of, run_scenes
 from robovlms_ros.sim.tasks.evaluate import TaskEpisode, obedience, obedience_table, taken_instead
 from robovlms_ros.sim.tasks.language import Goal, instructions, is_unseen, meaning, paraphrase
@@ -169,3 +172,23 @@ def test_scenes_of_training_are_asked_for_by_name(tmp_path, capsys):
     for other in (["--task", "lift"], ["--task", "all", "--every-goal"]):
         assert main([*command, *other, "--training-scenes"]) == 1
         assert "--task all and without --every-goal" in capsys.readouterr().err
+
+
+def test_an_episode_goes_on_where_no_stop_is_possible(monkeypatch):
+    world = SimWorld(0, blank_cameras=True)
+    loop = build_loop(world, settings=EpisodeSettings(limit=1.0))
+    monkeypatch.setattr(loop, "disturb", lambda chunk, frame: lost(chunk))
+    stops = []
+
+    def lost(chunk):
+        return chunk if chunk.sequence < 3 else replace(chunk, values=chunk.values * np.nan)
+
+    def impossible(now_ns):
+        stops.append(now_ns)
+        raise CommandRejected("no stop is free")
+
+    monkeypatch.setattr(loop.executor, "smooth_stop", impossible)
+    words = "lift the red cube"
+    outcome = loop.run(ExpertSession(world), [(0.0, words)], np.random.default_rng(0))
+    world.close()
+    assert outcome.refusals == len(stops) > 0 and not outcome.success
